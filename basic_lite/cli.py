@@ -1,0 +1,241 @@
+"""The command ``basic-lite``: one function a command, each a few lines that call the code that does the work.
+
+Whatever is heavy (torch, pydantic) is imported inside the commands, so ``--help`` answers at once. Results go
+to stdout; notes and errors to stderr. Exit status: 0 done, 2 something the user can mend, 130 stopped by
+Ctrl-C; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` shows tracebacks of all errors.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from basic_lite import __version__
+from basic_lite.errors import Interrupted, UserError
+
+# Plain help text: rich markup would double the time `--help` takes.
+app = typer.Typer(
+    name="basic-lite",
+    help="Train LLaVA-style vision-language models with BASIC's losses on one graphics card.",
+    epilog="Start with `basic-lite demo`: a whole training in a few minutes, without GPU or download.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"basic-lite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, model configs and data, show the plan, and stop.")
+    ] = False,
+) -> None:
+    """Train one stage as a recipe says."""
+    from basic_lite.recipe import find_recipe, load_recipe
+
+    overrides = overrides or []
+    loaded = load_recipe(recipe, overrides)
+    if not Path(recipe).is_file():
+        note(f"using the shipped recipe {find_recipe(recipe)}")
+    if dry_run:
+        if resume:
+            raise UserError(
+                "--dry-run starts nothing, so there is nothing to --resume; leave one of the two out"
+            )
+        from basic_lite.tools.dry_run import dry_run as show_plan
+
+        show_plan(loaded)
+        return
+    from basic_lite.run import train as train_recipe
+
+    try:
+        train_recipe(loaded, resume=resume)
+    except Interrupted as stopped:
+        again = shlex.join(["basic-lite", "train", recipe, *overrides, "--resume"])
+        note(f"{stopped}; go on with: {again}" if stopped.checkpoint else str(stopped))
+        raise typer.Exit(130) from None
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="Questions with answers: LLaVA JSON or JSONL.", show_default=False)
+    ],
+    image_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the images; default: beside the data.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many questions.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Answer a file of questions and score the answers.
+
+    Greedy decoding; exact match, overall and by question type; predictions as JSON lines.
+    """
+    check_device(device)
+    from basic_lite.tools.evaluate import evaluate_run
+
+    evaluate_run(run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo's world and runs.")] = Path("runs", "demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the world, the weights and the order.")] = 0,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long).",
+        ),
+    ] = False,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."
+        ),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of --ablate.")] = 3,
+) -> None:
+    """Run both stages and an evaluation on a tiny world.
+
+    Needs no GPU and no download, and takes a few minutes on two CPU cores.
+    """
+    from basic_lite.demo.run import demo as run_demo
+
+    try:
+        run_demo(out, seed=seed, rebuild=rebuild, ablate=ablate, seeds=seeds)
+    except Interrupted:
+        note("stopped; the same command goes on with what is already made")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def chat(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Picture to ask about.", show_default=False)],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="One question; without it, questions are read until an empty line.", show_default=False
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Ask a trained model about a picture."""
+    check_device(device)
+    from basic_lite.tools.chat import chat as ask
+
+    ask(run, image, question, device)
+
+
+@app.command()
+def keys(
+    prefix: Annotated[
+        str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)
+    ] = "",
+) -> None:
+    """List every recipe key: type, default, what it does."""
+    from basic_lite.recipe import describe_keys, nearest_key
+
+    rows = describe_keys(prefix)
+    if not rows:
+        meant, _ = nearest_key(tuple(prefix.split(".")))
+        raise UserError(f"there is no recipe key or section {prefix!r}; the nearest is {meant!r}")
+    for row in rows:
+        default = row.default if row.default == "required" else f"default {row.default}"
+        print(f"{row.name}  ({row.type}; {default})\n    {row.doc}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device name before anything heavy is imported."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device!r} is none of auto, cpu, cuda")
+
+
+def note(text: str) -> None:
+    """A line for the reader that is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; the entry point of ``basic-lite`` and ``python -m basic_lite``."""
+    for stream in (sys.stdout, sys.stderr):
+        # A Windows console or a pipe in another encoding shows '?' for λ rather than stopping a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.exit(_status(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _status(arguments: list[str]) -> int:
+    debug = os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0")
+    try:
+        result = app(args=arguments, prog_name="basic-lite", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except UserError as error:
+        if debug:
+            raise
+        note(f"error: {error}")
+        return 2
+    except TyperException as error:
+        if debug:
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "basic-lite"
+        text = error.format_message()
+        note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        if debug:
+            raise
+        note("stopped")
+        return 130
+
+
+def _hint(command: str, text: str) -> str:
+    if command.endswith(" train") and "option" in text.lower():
+        return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
+    return ""

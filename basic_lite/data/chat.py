@@ -1,0 +1,146 @@
+"""A record as the model gets it: token ids, label mask, and the prompt of a generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from basic_lite.data.conversation import conversation
+from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.data.records import Record, Turn
+from basic_lite.data.templates import V1, OwnTemplate, Pieces, Plain, Template
+from basic_lite.data.tokens import IGNORE, Tokens
+
+__all__ = ["IGNORE", "ChatFormat", "Encoded"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample: ids and labels of the same length T (`IGNORE` where unsupervised), and its number of images.
+
+    ``cut`` is how many text tokens were cut off to fit `data.max_length`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    n_images: int
+    cut: int = 0
+
+
+class ChatFormat:
+    """Turns records into tokens. Picklable.
+
+    Args:
+        template: plain, v1, or tokenizer (`data.template`).
+        tokenizer: The LLM's.
+        image_token_id: Id that stands N times for each image.
+        tokens_per_image: N.
+
+    Raises:
+        UserError: the template and the tokenizer don't go together.
+    """
+
+    def __init__(
+        self, template: Literal["plain", "v1", "tokenizer"], tokenizer: Any, image_token_id: int, tokens_per_image: int
+    ) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        self.image_token_id = image_token_id
+        self.tokens_per_image = tokens_per_image
+        self._tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
+        kinds: dict[str, type[Plain] | type[V1] | type[OwnTemplate]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}
+        self._template: Template = kinds[template](self._tokens)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end an answer, for generation: the template's end of turn where that is one token, and eos."""
+        ids = self._tokens.encode([("a", False), (self._template.end_of_turn.strip(" "), True)])[1]
+        ending = [one for one in ids if one != IGNORE]
+        eos = self.tokenizer.eos_token_id
+        return sorted(set(ending if len(ending) == 1 else []) | ({eos} if eos is not None else set()))
+
+    def encode(self, record: Record, max_length: int) -> Encoded:
+        """Ids and labels of a record, at most ``max_length`` of them.
+
+        Image tokens are never cut; text is cut from the end, its labels with it.
+
+        Raises:
+            TooLong: the images and at least one supervised token don't fit.
+            NoSupervisedToken: it has no answer.
+            BadPlaceholders, BadRecord, TemplateRefused: the conversation can't be encoded.
+        """
+        try:
+            turns = conversation(record)
+            if not any(turn.role == "gpt" and turn.text.strip() for turn in turns):
+                raise NoSupervisedToken("it has no answer: no gpt turn with text after a human turn", "add one")
+            return self._fit(*self._encode(self._template.pieces(turns), record), max_length)
+        except RecordProblem as problem:
+            raise problem.at(record.place) from problem.__cause__
+
+    def prompt(self, record: Record) -> list[int]:
+        """Ids up to where the last answer starts, the same as in training, for generation.
+
+        A record that ends with a human turn is a question: the answer starts after it.
+        """
+        try:
+            turns = conversation(record, answered=False)
+            asked = turns[:-1] if turns[-1].role == "gpt" else turns
+            pieces = self._template.pieces([*asked, Turn("gpt", "a")])
+            # The last run of supervised pieces is the answer "a"; what is before it is the prompt.
+            while not pieces[-1][1]:
+                pieces.pop()
+            while pieces and pieces[-1][1]:
+                pieces.pop()
+            return self._encode(pieces, record)[0]
+        except RecordProblem as problem:
+            raise problem.at(record.place) from problem.__cause__
+
+    def reference(self, record: Record) -> str:
+        """The last answer: that of the last gpt turn, else the record's own ``answer``, else empty."""
+        last = next((turn for turn in reversed(record.turns) if turn.role != "system"), None)
+        if last is not None and last.role == "gpt":
+            # Turns of one role in a row are one.
+            return conversation(replace(record, images=(), turns=_without_images(record)), answered=False)[-1].text.strip()
+        return (record.answer or "").strip()
+
+    def _encode(self, pieces: Pieces, record: Record) -> tuple[list[int], list[int], int]:
+        ids, labels, images = self._tokens.encode(pieces)
+        if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
+            raise BadPlaceholders(
+                f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"
+            )
+        return ids, labels, images
+
+    def _fit(self, ids: list[int], labels: list[int], images: int, max_length: int) -> Encoded:
+        cut = len(ids) - max_length
+        if labels.count(IGNORE) == len(labels):
+            raise NoSupervisedToken("its answers have no token for this tokenizer", "correct the answers")
+        if cut <= 0:
+            return Encoded(ids, labels, images)
+        of_images = images * self.tokens_per_image
+        if of_images + 1 > max_length:
+            raise TooLong(
+                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one of text is more "
+                f"than data.max_length {max_length}",
+                "raise data.max_length, or set data.too_long: drop",
+            )
+        keep = [True] * len(ids)
+        left = cut
+        for n in range(len(ids) - 1, -1, -1):
+            if not left:
+                break
+            if ids[n] != self.image_token_id:
+                keep[n] = False
+                left -= 1
+        kept_labels = [label for label, kept in zip(labels, keep) if kept]
+        if all(label == IGNORE for label in kept_labels[1:]):
+            raise TooLong(
+                f"its prompt alone fills data.max_length {max_length} ({len(ids)} tokens, {of_images} of them of images): "
+                f"cut to fit, it has no supervised token left",
+                "raise data.max_length, or set data.too_long: drop",
+            )
+        return Encoded([one for one, kept in zip(ids, keep) if kept], kept_labels, images, cut)
+
+
+def _without_images(record: Record) -> tuple[Turn, ...]:
+    return tuple(Turn(turn.role, turn.text.replace("<image>", "")) if turn.role == "human" else turn for turn in record.turns)

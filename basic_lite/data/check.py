@@ -1,0 +1,213 @@
+"""The audit before step 0: every record read and tokenised, every problem named, all at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from basic_lite.data.chat import IGNORE, ChatFormat
+from basic_lite.data.images import check_image
+from basic_lite.data.problems import RecordProblem, TooLong
+from basic_lite.data.records import Records
+from basic_lite.errors import UserError
+from basic_lite.schema import DataSection
+
+Progress = Callable[[int, int], None]
+
+# Problems listed in a refusal; the rest is counted.
+_SHOWN = 20
+_CHUNK_RECORDS = 500
+# Below this, starting processes takes longer than it saves.
+_WORTH_PROCESSES = 20_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why one record can't be used. ``index`` is its 0-based position in `Records`."""
+
+    index: int
+    place: str
+    kind: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}; {self.mend}"
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the audit found. Arrays are of the kept records, in the order of ``kept``.
+
+    Attributes:
+        total: Records there are.
+        kept: Indices into `Records` of those that are used [n].
+        lengths: Tokens of each, image tokens included, after cutting [n].
+        supervised: Supervised tokens of each [n].
+        n_images: Images of each [n].
+        cut: Text tokens cut off each to fit `data.max_length` [n].
+        problems: Of the records that were dropped.
+    """
+
+    total: int
+    kept: np.ndarray
+    lengths: np.ndarray
+    supervised: np.ndarray
+    n_images: np.ndarray
+    cut: np.ndarray
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def has_image(self) -> np.ndarray:
+        """Whether each kept record has an image [n], for the sampler."""
+        return self.n_images > 0
+
+    def summary(self) -> list[str]:
+        """Lines for the log: what is used, what was dropped and why."""
+        n = len(self.kept)
+        lines = [
+            f"{n:,} of {self.total:,} records used: {int(self.has_image.sum()):,} with images "
+            f"({int(self.n_images.sum()):,}), {int((~self.has_image).sum()):,} text only",
+            f"{int(self.lengths.sum()):,} tokens, {int(self.supervised.sum()):,} of them supervised; "
+            f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
+        ]
+        if cut := int((self.cut > 0).sum()):
+            lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
+        if self.problems:
+            lines.append(f"{len(self.problems):,} records dropped:")
+            lines += _listing(self.problems)
+        return lines
+
+
+def check_data(
+    records: Records,
+    chat: ChatFormat,
+    section: DataSection,
+    *,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> DataReport:
+    """Read, tokenise and look at the images of all records, as `data` says.
+
+    Args:
+        processes: Worker processes; none: one a core for large data on Linux, else this one alone.
+        progress: Called now and then with (records done, records in all).
+
+    Raises:
+        UserError: a record can't be used and `data.bad_records` (`data.too_long` for length) is refuse; or no record
+            is left. Lists every problem up to 20, and counts them all.
+    """
+    total = len(records)
+    columns = np.zeros((4, total), dtype=np.int32)
+    problems: list[Problem] = []
+    job = _Job(records, chat, section.max_length, section.check_images)
+    ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
+    for done, (values, found) in zip(ranges, _results(job, ranges, total, processes)):
+        columns[:, done.start : done.stop] = values
+        problems += found
+        if progress is not None:
+            progress(done.stop, total)
+    refused = [one for one in problems if _policy(one, section) == "refuse"]
+    if refused:
+        raise UserError(_refusal(refused, total))
+    kept = np.setdiff1d(np.arange(total), np.array([one.index for one in problems], dtype=np.int64))
+    if not len(kept):
+        listing = "\n".join(_listing(problems))
+        raise UserError(f"not one of the {total:,} records can be used:\n{listing}\nCorrect data.train (or data.eval).")
+    lengths, supervised, n_images, cut = columns[:, kept]
+    return DataReport(total, kept, lengths, supervised, n_images, cut, problems)
+
+
+def _policy(problem: Problem, section: DataSection) -> str:
+    return section.too_long if problem.kind == TooLong.kind else section.bad_records
+
+
+def _listing(problems: list[Problem]) -> list[str]:
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    return lines + ([f"  … and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else [])
+
+
+def _refusal(problems: list[Problem], total: int) -> str:
+    kinds = sorted({problem.kind for problem in problems})
+    counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
+    keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
+    s = "s" * (total != 1)
+    return "\n".join(
+        [
+            f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
+            *_listing(problems),
+            f"Mend them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+        ]
+    )
+
+
+@dataclass
+class _Job:
+    records: Records
+    chat: ChatFormat
+    max_length: int
+    how: str
+
+    def __call__(self, indices: range) -> tuple[np.ndarray, list[Problem]]:
+        """Length, supervised tokens, images and cut tokens [4, n] of a range of records, and its problems."""
+        values = np.zeros((4, len(indices)), dtype=np.int32)
+        problems: list[Problem] = []
+        for column, index in enumerate(indices):
+            place = self.records.place(index)
+            try:
+                record = self.records[index]
+                place = record.place
+                encoded = self.chat.encode(record, self.max_length)
+                for image in record.images:
+                    check_image(image, self.how)  # type: ignore[arg-type]
+            except RecordProblem as problem:
+                problems.append(Problem(index, problem.place or place, problem.kind, problem.what, problem.mend))
+                continue
+            supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
+            values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
+        return values, problems
+
+
+# Handed to worker processes by fork: neither the records nor the tokenizer are pickled.
+_job: _Job | None = None
+
+
+def _start_worker() -> None:
+    # Ctrl-C goes to every process; the main one stops these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A fork inherits no threads, and records are tokenised one at a time.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _run(indices: range) -> tuple[np.ndarray, list[Problem]]:
+    assert _job is not None
+    return _job(indices)
+
+
+def _results(
+    job: _Job, ranges: list[range], total: int, processes: int | None
+) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+    """The job's result for each range, in order."""
+    global _job
+    if processes is None:
+        processes = (os.cpu_count() or 1) if total >= _WORTH_PROCESSES else 1
+    # Elsewhere than on Linux processes start empty, which costs more than it saves and needs a guarded main module.
+    if processes < 2 or sys.platform != "linux":
+        yield from map(job, ranges)
+        return
+    _job = job
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of fork beside threads; the workers only tokenise, one record at a time.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            with multiprocessing.get_context("fork").Pool(processes, _start_worker) as pool:
+                yield from pool.imap(_run, ranges)
+    finally:
+        _job = None

@@ -1,0 +1,53 @@
+"""Samples to a padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from basic_lite.data.tokens import IGNORE
+from basic_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads to the longest sample. Picklable.
+
+    Returns ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64 (labels `IGNORE` at padding; left out when no
+    sample has any, as for generation), and ``pixel_values`` [I, 3, h, w] float32 where I > 0: all images of row 0 in
+    the order of their placeholders, then those of row 1, and so on.
+    """
+
+    pad_token_id: int
+    padding_side: Literal["right", "left"] = "right"
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        size = (len(samples), longest)
+        batch = {
+            "input_ids": torch.full(size, self.pad_token_id, dtype=torch.int64),
+            "attention_mask": torch.zeros(size, dtype=torch.int64),
+        }
+        if any("labels" in sample for sample in samples):
+            batch["labels"] = torch.full(size, IGNORE, dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            length = len(sample["input_ids"])
+            where = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
+            batch["input_ids"][row, where] = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
+            batch["attention_mask"][row, where] = 1
+            if "labels" in sample:
+                batch["labels"][row, where] = torch.as_tensor(sample["labels"], dtype=torch.int64)
+        images = [sample["pixel_values"] for sample in samples if sample.get("pixel_values") is not None]
+        images = [one for one in images if len(one)]
+        if images:
+            shapes = {tuple(one.shape[1:]) for one in images}
+            if len(shapes) > 1:
+                raise UserError(
+                    f"the image processor gives images of different sizes ({', '.join(map(str, sorted(shapes)))}); it must "
+                    f"resize to one size: correct preprocessor_config.json of model.vision."
+                )
+            batch["pixel_values"] = torch.cat(images).to(torch.float32)
+        return batch

@@ -1,0 +1,91 @@
+"""A record's turns put in order, with a mark where each image goes.
+
+What published data holds, and what is done with it:
+
+- a gpt turn before the first human turn is dropped, as LLaVA-1.5 does;
+- turns of one role in a row become one, joined by a line break; blank human turns count as turns;
+- a system turn at the start is the system prompt; a later one joins the human turn after it;
+- a human turn at the end, which no answer follows, is dropped (it can't be learnt from), unless it holds an image;
+- in a human turn with one `<image>`, the image moves to the front, then a line break, as in LLaVA-1.5
+  (`preprocess_multimodal`); several images in one turn stay where they are in the text;
+- images without any `<image>` in the record go to the front of the first human turn;
+- `<image>` in a human turn is a placeholder always, so one without an image is a problem with a name; in a gpt or
+  system turn it is text, and never becomes an image token.
+"""
+
+from __future__ import annotations
+
+from basic_lite.data.problems import BadPlaceholders, BadRecord
+from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
+
+# Unicode noncharacters, reserved for a program's own use: no text has them, and no template strips them.
+IMAGE = "\ufdd0"
+BREAK = "\ufdd1"
+START = "\ufdd2"
+END = "\ufdd3"
+_FOREIGN = {ord(mark): "\ufffd" for mark in (IMAGE, BREAK, START, END)}
+
+
+def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
+    """The turns in order: at most one system turn, then human and gpt in alternation, `IMAGE` for each image.
+
+    Args:
+        answered: For training, ends with a gpt turn. False: a last human turn stays, for generation.
+
+    Raises:
+        BadPlaceholders: images and `<image>` don't fit together.
+        BadRecord: no human turn.
+    """
+    turns = [_marked(turn) for turn in record.turns]
+    if not any(turn.role == "human" for turn in turns):
+        raise BadRecord("it has no human turn", "give it a human turn before the gpt turn")
+    _check_counts(record, turns)
+    if record.images and not any(IMAGE in turn.text for turn in turns):
+        first = next(n for n, turn in enumerate(turns) if turn.role == "human")
+        rest = turns[first].text.strip()
+        turns[first] = Turn("human", IMAGE * len(record.images) + (f"\n{rest}" if rest else ""))
+    ordered = _alternating(turns)
+    if answered and ordered[-1].role == "human":
+        if IMAGE in ordered[-1].text:
+            raise BadPlaceholders("an image is in a last human turn that no gpt turn follows", "add the answer")
+        ordered.pop()
+    return ordered
+
+
+def _marked(turn: Turn) -> Turn:
+    text = turn.text.translate(_FOREIGN)
+    if turn.role != "human" or IMAGE_PLACEHOLDER not in text:
+        return Turn(turn.role, text)
+    text = text.replace(IMAGE_PLACEHOLDER, IMAGE)
+    if text.count(IMAGE) == 1:
+        rest = text.replace(IMAGE, "").strip()
+        text = f"{IMAGE}\n{rest}" if rest else IMAGE
+    return Turn("human", text)
+
+
+def _check_counts(record: Record, turns: list[Turn]) -> None:
+    places = sum(turn.text.count(IMAGE) for turn in turns)
+    images = len(record.images)
+    if places == images or not places:
+        return
+    what = f"its human turns have {places} <image> but it has {images or 'no'} image{'s' * (images != 1)}"
+    raise BadPlaceholders(what, "write <image> once for each image, or leave it out altogether")
+
+
+def _alternating(turns: list[Turn]) -> list[Turn]:
+    ordered: list[Turn] = []
+    pending = ""
+    for turn in turns:
+        roles = {one.role for one in ordered}
+        if turn.role == "system" and "human" in roles:
+            pending += turn.text + "\n"
+            continue
+        if turn.role == "gpt" and "human" not in roles:
+            continue
+        if turn.role == "human":
+            turn, pending = Turn("human", pending + turn.text), ""
+        if ordered and ordered[-1].role == turn.role:
+            ordered[-1] = Turn(turn.role, f"{ordered[-1].text}\n{turn.text}")
+        else:
+            ordered.append(turn)
+    return ordered

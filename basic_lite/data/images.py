@@ -1,0 +1,204 @@
+"""Images: find, decode, fit to a square, and hand to the vision encoder's own processor (PIL, no torchvision)."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from basic_lite.data.problems import BadImage
+from basic_lite.errors import UserError
+
+Fit = Literal["square", "pad"]
+
+# Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
+_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image of a record, not yet read: a path inside ``folder``, or bytes that came with the record.
+
+    Attributes:
+        name: The path as the record has it, or a description of where the bytes are; for messages.
+        folder: Image folder the path is relative to and may not leave.
+        blob: Encoded image bytes (or an Arrow scalar of them, so that nothing is copied before it is needed).
+    """
+
+    name: str
+    folder: str = ""
+    blob: Any = None
+
+    @staticmethod
+    def of_file(path: str | Path) -> ImageRef:
+        """A picture anywhere on disk, not part of a data set."""
+        path = Path(path).absolute()
+        return ImageRef(path.name, str(path.parent))
+
+
+@lru_cache(maxsize=65536)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _inside(root: str, path: str) -> bool:
+    return path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def locate(image: ImageRef, *, must_exist: bool = True) -> str:
+    """Absolute path of an image that lies in a file.
+
+    Raises:
+        BadImage: the path leaves the image folder (`..`, absolute, through a symbolic link), or there is no such file.
+    """
+    if "\0" in image.name or "://" in image.name:
+        raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
+    root = _real_folder(image.folder or ".")
+    path = os.path.normpath(os.path.join(root, image.name))
+    # The parent folder is resolved once for all the images in it; the file itself only where it is a link.
+    real = os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
+    try:
+        mode = os.lstat(real).st_mode
+        if stat.S_ISLNK(mode):
+            real = os.path.realpath(real)
+            mode = os.stat(real).st_mode
+    except (OSError, ValueError):
+        mode = 0
+    if not (_inside(root, path) and _inside(root, real)):
+        raise BadImage(
+            f"image {image.name!r} leaves the image folder {root}",
+            "move it inside, or set image_dir of this source to a folder that holds all its images",
+        )
+    if must_exist and not stat.S_ISREG(mode):
+        if mode:
+            raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
+        stem = os.path.splitext(real)[0]
+        other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
+        hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
+        raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
+    return real
+
+
+def open_image(image: ImageRef) -> Image.Image:
+    """Read and decode an image completely, upright (EXIF), as RGB.
+
+    Raises:
+        BadImage: missing, outside its folder, truncated or not an image.
+    """
+    if image.blob is None:
+        source: Any = locate(image)
+    else:
+        blob = image.blob.as_py() if hasattr(image.blob, "as_py") else image.blob
+        source = io.BytesIO(blob)
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            return to_rgb(_upright(opened))
+    # PIL's decoders raise whatever their format parser trips over (OSError, SyntaxError, struct.error, …).
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(source, io.BytesIO):
+            reason = reason.replace(repr(source), "the data")
+        raise BadImage(
+            f"image {image.name!r} can't be decoded ({reason})", "fetch it again, or leave the record out"
+        ) from error
+
+
+def check_image(image: ImageRef, how: Literal["open", "exists", "none"]) -> None:
+    """Look at an image as far as `data.check_images` says. Raises `BadImage`."""
+    if how == "open":
+        open_image(image)
+    elif image.blob is None:
+        locate(image, must_exist=how == "exists")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image) or image
+    # Damaged EXIF says nothing about the orientation; the pixels are fine.
+    except Exception:
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to RGB. Transparency is dropped as LLaVA drops it; 16-bit and float greys are scaled, not clipped."""
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = grey.max(initial=0.0)
+        # Which range was meant is not stored: unit floats, bytes, or 16 bit.
+        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0 if top <= 255 else 255.0 / 65535
+        return Image.fromarray((grey * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def mean_colour(image_processor: Any) -> tuple[int, int, int]:
+    """The processor's mean as 8-bit colour: what padding with it becomes after normalisation is about 0."""
+    mean = getattr(image_processor, "image_mean", None)
+    values = list(mean) if isinstance(mean, (list, tuple)) else [0.5 if mean is None else float(mean)] * 3
+    r, g, b = (int(value * 255) for value in values)
+    return r, g, b
+
+
+def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
+    """An RGB image made square, as `data.image_fit` says, before the processor resizes it.
+
+    square: resized, the aspect ratio is lost, nothing is cropped. pad: padded with the mean colour, the picture in
+    the middle (LLaVA-1.5's `expand2square`).
+    """
+    width, height = image.size
+    if width == height:
+        return image
+    if how == "pad":
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), mean_colour(image_processor))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square
+    size = dict(getattr(image_processor, "size", None) or {})
+    side = size.get("shortest_edge") or size.get("height") or max(width, height)
+    resample = getattr(image_processor, "resample", None)
+    return image.resize((side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample))
+
+
+def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: Fit) -> torch.Tensor:
+    """Pixel values [n, 3, h, w] float32 of a record's images, in their order. Raises `BadImage`."""
+    fitted = [fit(open_image(image), how, image_processor) for image in images]
+    out = [image_processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in fitted]
+    return torch.stack(out).to(torch.float32)
+
+
+def load_image_processor(name_or_folder: str | Path, **kwargs: Any) -> Any:
+    """The vision encoder's image processor, always its PIL version (torchvision's resizes differently).
+
+    Raises:
+        UserError: there is none at that place, or it has no PIL version.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(str(name_or_folder), backend="pil", **kwargs)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{name_or_folder}: no image processor can be loaded ({reason}). A folder needs preprocessor_config.json "
+            f"(or processor_config.json); correct model.vision or model.base."
+        ) from error
+    if getattr(processor, "backend", "pil") != "pil":
+        raise UserError(
+            f"{name_or_folder}: {type(processor).__name__} has no PIL version, which is what is used here so that "
+            f"torchvision is not needed; choose a CLIP or SigLIP encoder in model.vision."
+        )
+    return processor

@@ -1,0 +1,220 @@
+"""LLaVA JSON (one list) and JSONL (one record a line), read by position: the file is scanned once and mapped."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import mmap
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basic_lite.data.problems import shorten
+from basic_lite.errors import UserError
+from basic_lite.schema import SourceSection
+
+# Bytes read at once while scanning.
+_CHUNK = 1 << 24
+# Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
+_MARGIN = 4096
+_RECORD_KEYS = {"conversations", "conversation", "messages", "question", "image", "images"}
+_SPACE = " \t\r\n"
+
+
+class JsonSource:
+    """Rows of a LLaVA file. Holds 16 bytes a record; a row is parsed when it is asked for.
+
+    Whether it is a list or lines is seen from the first character, not from the name: both endings are used for both.
+    """
+
+    def __init__(self, section: SourceSection, root: Path) -> None:
+        assert section.path is not None
+        self.name = section.path
+        self.columns = dict(section.columns)
+        self.path = (root / section.path).expanduser()
+        if not self.path.exists():
+            raise UserError(f"{self.name}: there is no such file; correct `path` of this data source.")
+        if not self.path.is_file():
+            raise UserError(f"{self.name}: this is a folder, `path` must be a JSON or JSONL file.")
+        folder = (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
+        self.image_dir = str(folder.absolute())
+        flat = array("q")
+        for n, (start, end) in enumerate(_spans(self.path, self.name)):
+            if n == section.limit:
+                break
+            flat.extend((start, end))
+        self._spans = np.array(flat, dtype=np.int64).reshape(-1, 2)
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def row(self, index: int) -> Any:
+        """The record at a 0-based position, parsed anew each time."""
+        if self._map is None:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start, end = self._spans[index]
+        return json.loads(self._map[start:end].decode("utf-8"))
+
+
+def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
+    """Byte range of each record. Parses every one of them, so that what comes out is valid JSON.
+
+    Raises:
+        UserError: not UTF-8, broken JSON (line and column), or not a list of records.
+    """
+    reader = _Reader(path, name)
+    first = reader.skip_space()
+    if not first:
+        raise UserError(f"{name}: the file is empty; a LLaVA file is a list of records.")
+    if first == "[":
+        reader.at += 1
+        if reader.skip_space() == "]":
+            return
+        while True:
+            yield reader.value()[:2]
+            sign = reader.skip_space()
+            reader.at += 1
+            if sign == "]":
+                if rest := reader.skip_space():
+                    reader.fail(f"something follows the list ({rest!r} …)")
+                return
+            if sign != ",":
+                reader.at -= 1
+                reader.fail("a ',' or ']' belongs here" if sign else "the file ends inside the list; it was cut off")
+            if reader.skip_space() == "]":
+                reader.fail("a record belongs here, after the ','")
+    if first != "{":
+        reader.fail("a LLaVA file is a list of records, or one record a line; this is neither")
+    if path.suffix.lower() != ".jsonl":
+        value = reader.value()[2]
+        if not reader.skip_space() and not _RECORD_KEYS & set(value):
+            raise UserError(
+                f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list of "
+                f"records; write the list alone."
+            )
+    yield from _line_spans(path, name)
+
+
+def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
+    """Byte range of each line that isn't blank; each must be one value, so an error is named with its own line."""
+    with open(path, "rb") as file:
+        end = 0
+        for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                start, line = start + len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
+            if not line.strip():
+                continue
+            try:
+                json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{name}, line {number}: the file is not UTF-8 (byte {start + error.start}); save it as UTF-8."
+                ) from error
+            except json.JSONDecodeError as error:
+                raise _broken(name, number, error.colno, f"{error.msg} (one record a line)") from error
+            except RecursionError as error:
+                raise _broken(name, number, 1, "values are nested too deeply") from error
+            yield start, end
+
+
+def _broken(name: str, line: int, column: int, what: str) -> UserError:
+    return UserError(
+        f"{name}, line {line}, column {column}: broken JSON: {what}. Mend the file there "
+        f"(`python -m json.tool` checks it), or set `path` to another."
+    )
+
+
+class _Reader:
+    """Reads JSON values from a file piece by piece, knowing their byte positions."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.file = open(path, "rb")  # noqa: SIM115  closed with the reader
+        self.size = os.fstat(self.file.fileno()).st_size
+        head = self.file.read(4)
+        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{name}: the file is UTF-16; save it as UTF-8.")
+        # Byte position of text[0], and the line and column (1-based) it is at.
+        self.base = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        self.line = self.column = 1
+        self.file.seek(self.base)
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.json = json.JSONDecoder()
+        self.text, self.at, self.ended = "", 0, False
+        # A character position at or before `at`, and its byte position: counting on from there keeps a scan linear.
+        self._known = (0, self.base)
+
+    def _more(self) -> None:
+        """Forget what is read, append the next piece."""
+        self.base = self._byte(self.at)
+        self._move(self.text[: self.at])
+        where = self.file.tell()
+        # As much again as is held: a long record is not read over and over.
+        data = self.file.read(max(_CHUNK, len(self.text) - self.at))
+        self.ended = not data
+        try:
+            self.text = self.text[self.at :] + self.decoder.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            byte = where + error.start if data else self.size
+            raise UserError(f"{self.name}: the file is not UTF-8 (byte {byte}); save it as UTF-8.") from error
+        self.at = 0
+        self._known = (0, self.base)
+
+    def _byte(self, at: int) -> int:
+        known, byte = self._known
+        byte += at - known if self.text.isascii() else len(self.text[known:at].encode())
+        self._known = (at, byte)
+        return byte
+
+    def _move(self, text: str) -> None:
+        if lines := text.count("\n"):
+            self.line += lines
+            self.column = 1
+        self.column += len(text) - 1 - text.rfind("\n") if lines else len(text)
+
+    def skip_space(self) -> str:
+        """The next character that isn't white space, not consumed; empty at the end of the file."""
+        while True:
+            while self.at < len(self.text):
+                if (sign := self.text[self.at]) not in _SPACE:
+                    return sign
+                self.at += 1
+            if self.ended:
+                return ""
+            self._more()
+
+    def value(self) -> tuple[int, int, Any]:
+        """Byte range of the next value, and the value."""
+        while True:
+            try:
+                value, end = self.json.raw_decode(self.text, self.at)
+            except RecursionError:
+                self.fail("values are nested too deeply")
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _MARGIN
+                if self.ended or not cut:
+                    self.at = error.pos
+                    self.fail(error.msg if error.pos < len(self.text) else "the file ends inside a record")
+            else:
+                # A bare number at the end of what was read may go on in the next piece.
+                if end < len(self.text) or self.ended:
+                    break
+            self._more()
+        start = self._byte(self.at)
+        self.at = end
+        return start, self._byte(end), value
+
+    def fail(self, what: str) -> Any:
+        """Raise what is wrong at the current position."""
+        self._move(self.text[: self.at])
+        raise _broken(self.name, self.line, self.column, what)

@@ -1,0 +1,113 @@
+"""A recipe's data section, made ready: records read and checked, samples, order, batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.collate import Collator
+from basic_lite.data.dataset import SupervisedDataset
+from basic_lite.data.records import load_records
+from basic_lite.data.sampler import GroupedSampler
+from basic_lite.model.frontend import Frontend
+from basic_lite.schema import Recipe, SourceSection
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Training and held-out samples of a run, checked, with the order they come in."""
+
+    train: SupervisedDataset
+    report: DataReport
+    sampler: GroupedSampler
+    collator: Collator
+    eval: SupervisedDataset | None
+    eval_report: DataReport | None
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for the run folder, with every dropped record."""
+        out: dict[str, Any] = {"train": _counts(self.report)}
+        if self.eval_report is not None:
+            out["eval"] = _counts(self.eval_report)
+        return out
+
+    def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
+        """``count`` batches of ``size`` samples with images, the same ones at every call, held-out ones where there are any."""
+        data, report = (self.eval, self.eval_report) if self.eval is not None else (self.train, self.report)
+        assert report is not None
+        chosen = report.has_image.nonzero()[0]
+        if not len(chosen) or not count:
+            return []
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(chosen), generator=generator).tolist()[: count * size]
+        picked = [int(chosen[i]) for i in order]
+        groups = [picked[i : i + size] for i in range(0, len(picked), size)]
+        return [self.collator([data[i] for i in group]) for group in groups]
+
+
+def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say) -> Prepared:
+    """Read and check all data of a recipe.
+
+    Raises:
+        UserError: a source can't be read, or records can't be used and the recipe says refuse.
+    """
+    section = recipe.data
+    chat = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+
+    def checked(source: SourceSection | list[SourceSection], name: str) -> tuple[SupervisedDataset, DataReport]:
+        records = load_records(source, root=Path.cwd())
+        report = check_data(records, chat, section, progress=_progress(name))
+        for line in report.summary():
+            say(f"{name}: {line}")
+        data = SupervisedDataset(
+            records, chat, frontend.image_processor, section.image_fit, section.max_length, report.kept
+        )
+        return data, report
+
+    train, report = checked(section.train, "data.train")
+    held_out, eval_report = checked(section.eval, "data.eval") if section.eval is not None else (None, None)
+    sampler = GroupedSampler(
+        report.lengths,
+        report.has_image,
+        global_batch=recipe.training.global_batch,
+        micro_batch=recipe.training.micro_batch,
+        mode=section.group_by,
+        seed=recipe.seed,
+    )
+    collator = Collator(int(frontend.tokenizer.pad_token_id), section.padding_side)
+    return Prepared(train, report, sampler, collator, held_out, eval_report)
+
+
+def _progress(name: str) -> Callable[[int, int], None] | None:
+    """A counter that is rewritten on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{name}: checked {done:,} of {total:,} records", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _counts(report: DataReport) -> dict[str, Any]:
+    return {
+        "records": report.total,
+        "used": len(report.kept),
+        "with_images": int(report.has_image.sum()),
+        "tokens": int(report.lengths.sum()),
+        "supervised_tokens": int(report.supervised.sum()),
+        "longest": int(report.lengths.max(initial=0)),
+        "cut": int((report.cut > 0).sum()),
+        "dropped": [str(problem) for problem in report.problems],
+    }

@@ -1,0 +1,79 @@
+"""What can be wrong with one record, as exceptions that name the record, the reason and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from basic_lite.errors import UserError
+
+
+class RecordProblem(UserError):
+    """One record that can't be used.
+
+    Raised without a place by the code that finds it; whoever knows the record adds it with ``at``.
+    """
+
+    kind = "bad record"
+
+    def __init__(self, what: str, mend: str = "", place: str = "") -> None:
+        # A data loader's worker process sends an exception home as one string that holds its whole traceback, and
+        # builds it anew from that: only its last line is meant for the user.
+        if what.startswith("Caught ") and "\nOriginal Traceback" in what:
+            what = what.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
+        self.what, self.mend, self.place = what, mend, place
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        text = f"{self.place}: {self.what}" if self.place else self.what
+        return f"{text}; {self.mend}" if self.mend else text
+
+    def at(self, place: str) -> RecordProblem:
+        """The same problem with the place it was found at (the first one given stays)."""
+        return self if self.place else type(self)(self.what, self.mend, place)
+
+
+class BadRecord(RecordProblem):
+    """The record itself is not as LLaVA's or the messages format has it."""
+
+
+class BadImage(RecordProblem):
+    """An image that is missing, broken, or outside the image folder."""
+
+    kind = "bad image"
+
+
+class BadPlaceholders(RecordProblem):
+    """Images and `<image>` placeholders don't fit together."""
+
+    kind = "images and placeholders differ"
+
+
+class TemplateRefused(RecordProblem):
+    """The tokenizer's own chat template raised on this conversation, or its answers can't be found in what it wrote."""
+
+    kind = "refused by the chat template"
+
+
+class NoSupervisedToken(RecordProblem):
+    """Nothing in the record is an answer: training on it would teach nothing."""
+
+    kind = "no supervised token"
+
+
+class TooLong(RecordProblem):
+    """The record doesn't fit into `data.max_length`, even with its text cut."""
+
+    kind = "too long"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" (nearest: 'x')"`, or nothing when no known name is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (nearest: {found[0]!r})" if found else ""
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr` of a value, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,110 @@
+"""Order of the samples: like lengths together, one modality at a time, from a generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+# Global batches that are sorted by length together: enough to find like lengths, few enough to stay random.
+_POOL_BATCHES = 50
+
+
+class GroupedSampler(torch.utils.data.Sampler[int]):
+    """Indices of one epoch, ``global_batch`` after ``global_batch``, each micro-batch a slice of one.
+
+    The order follows from ``(seed, epoch)`` alone: the global generator is neither read nor changed, a resumed run sees
+    the same order, and so does a run with another ``micro_batch``.
+
+    Mode length: within pools of 50 global batches, samples are sorted by length (longest first) and cut into global
+    batches, which are then shuffled. modality_length: the same among samples with images and among those without, so
+    a global batch has one modality; what is left over of both (fewer than ``global_batch`` each) comes mixed at the end,
+    images first, so at most one micro-batch of an epoch holds both. none: a plain random order.
+
+    The global batch with the longest sample comes first: a run that lacks memory fails in its first step, not after
+    hours. Every sample comes once an epoch; the last global batch is smaller where the number isn't a multiple of it.
+
+    Args:
+        lengths: Tokens of each sample, after cutting.
+        has_image: Whether each sample has an image.
+        global_batch: Samples of one optimizer step.
+        micro_batch: Samples in memory at once; divides ``global_batch``. It changes nothing in the order.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        has_image: Sequence[bool] | np.ndarray,
+        *,
+        global_batch: int,
+        micro_batch: int = 1,
+        mode: Literal["modality_length", "length", "none"] = "modality_length",
+        seed: int = 0,
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.has_image = np.asarray(has_image, dtype=bool)
+        if len(self.lengths) != len(self.has_image):
+            raise ValueError(f"{len(self.lengths)} lengths but {len(self.has_image)} has_image")
+        if global_batch < 1 or micro_batch < 1 or global_batch % micro_batch:
+            raise ValueError(f"micro_batch {micro_batch} does not divide global_batch {global_batch}")
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.mode, self.seed, self.epoch = mode, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration has."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch).tolist())
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All indices [n] in the order of an epoch."""
+        # Hashed, so that epoch 1 of seed 0 has nothing to do with epoch 0 of seed 1.
+        state = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(state % 2**63)
+        if self.mode == "none" or not len(self):
+            return torch.randperm(len(self), generator=generator).numpy()
+        everything = np.arange(len(self))
+        if self.mode == "length":
+            groups = [everything]
+        else:
+            groups = [everything[self.has_image], everything[~self.has_image]]
+        batches: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        for group in groups:
+            whole, left = self._batches(group, generator)
+            batches += whole
+            rest.append(left)
+        # The left-overs of both modalities: perhaps one more whole global batch, then the smaller last one.
+        mixed = np.concatenate(rest)
+        if len(mixed) >= self.global_batch:
+            batches.append(mixed[: self.global_batch])
+            mixed = mixed[self.global_batch :]
+        order = [batches[n] for n in torch.randperm(len(batches), generator=generator).tolist()]
+        if order:
+            longest = max(range(len(order)), key=lambda n: self.lengths[order[n]].max())
+            order.insert(0, order.pop(longest))
+        return np.concatenate([*order, mixed])
+
+    def _batches(self, group: np.ndarray, generator: torch.Generator) -> tuple[list[np.ndarray], np.ndarray]:
+        """A group's whole global batches, and what is left over, both longest first."""
+        shuffled = group[torch.randperm(len(group), generator=generator).numpy()]
+        whole = len(shuffled) // self.global_batch * self.global_batch
+        if whole:
+            # The longest sample is never left over: the first step must be the one that needs most memory.
+            first = int(self.lengths[shuffled].argmax())
+            shuffled[[0, first]] = shuffled[[first, 0]]
+        batches: list[np.ndarray] = []
+        pool = _POOL_BATCHES * self.global_batch
+        for start in range(0, whole, pool):
+            ordered = self._longest_first(shuffled[start : min(start + pool, whole)])
+            batches += np.split(ordered, len(ordered) // self.global_batch)
+        return batches, self._longest_first(shuffled[whole:])
+
+    def _longest_first(self, indices: np.ndarray) -> np.ndarray:
+        return indices[np.argsort(-self.lengths[indices], kind="stable")]

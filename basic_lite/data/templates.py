@@ -1,0 +1,209 @@
+"""The three prompt formats, each as pieces (marked text, supervised?).
+
+Supervised is an answer together with the token that ends it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from basic_lite.data.conversation import END, IMAGE, START
+from basic_lite.data.problems import TemplateRefused
+from basic_lite.data.records import Turn
+from basic_lite.data.tokens import Tokens
+from basic_lite.errors import UserError
+
+Pieces = list[tuple[str, bool]]
+
+# LLaVA-1.5's `conv_vicuna_v1` (haotian-liu/LLaVA, llava/conversation.py), used by its `--version v1`.
+V1_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
+
+
+class Template(Protocol):
+    """A prompt format."""
+
+    end_of_turn: str
+
+    def pieces(self, turns: list[Turn]) -> Pieces:
+        """Pieces of a conversation that ends with a gpt turn.
+
+        Blank answers are not supervised. An unsupervised piece, possibly empty, stands before each answer.
+        """
+        ...
+
+
+class Plain:
+    """LLaVA's format for projector pre-training: the images, then each answer and a line break; no other text.
+
+    Tokenizers without a line break (word-level ones) get the end-of-text token in its place.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.end_of_turn = "\n" if tokens.raw("a\n") != tokens.raw("a") else _eos(tokens, "plain")
+
+    def pieces(self, turns: list[Turn]) -> Pieces:
+        images = sum(turn.text.count(IMAGE) for turn in turns)
+        answers = [turn.text for turn in turns if turn.role == "gpt"]
+        pieces: Pieces = [(IMAGE * images, False)]
+        for text in answers:
+            pieces.append(("", False))
+            # Apart, so that the line break never joins a full stop into one token that generation doesn't stop at.
+            pieces.append((self.tokens.harmless(text), bool(text.strip())))
+            pieces.append((self.end_of_turn, bool(text.strip())))
+        return pieces
+
+
+class V1:
+    """Vicuna's format as LLaVA-1.5 trains: `system USER: question ASSISTANT: answer</s>USER: …`."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.end_of_turn = _eos(tokens, "v1")
+
+    def pieces(self, turns: list[Turn]) -> Pieces:
+        pieces: Pieces = []
+        prompt = V1_SYSTEM + " "
+        for turn in turns:
+            text = self.tokens.harmless(turn.text)
+            if turn.role == "system":
+                prompt = text + " "
+            elif turn.role == "human":
+                prompt += f"USER: {text} ASSISTANT:"
+            else:
+                pieces += [(prompt, False), (f" {text}{self.end_of_turn}", bool(text.strip()))]
+                prompt = ""
+        return pieces
+
+
+def _eos(tokens: Tokens, template: str) -> str:
+    eos = tokens.tokenizer.eos_token
+    if not eos or tokens.raw(eos) != [tokens.tokenizer.eos_token_id]:
+        raise UserError(
+            f"data.template {template} ends each answer with the end-of-text token, and this tokenizer has none; "
+            f"set its eos_token, or data.template: tokenizer."
+        )
+    return str(eos)
+
+
+class OwnTemplate:
+    """The tokenizer's chat template. Answers are found by `{% generation %}` where it has that, else by marks.
+
+    The marks stand around each answer while the template is rendered. That they changed nothing is verified for each
+    record: without them, the text must be the same as rendered without them.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        try:
+            self.source = str(tokens.tokenizer.get_chat_template())
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                "data.template is tokenizer, but this tokenizer has no chat template; set data.template: v1, or plain."
+            ) from error
+        self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
+        self.in_parts = False
+        self.end_of_turn, self.lead = "", ""
+        self._probe()
+
+    def _probe(self) -> None:
+        """Learn from a small dialogue how the template ends an answer; raise if its answers can't be found."""
+        dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
+        try:
+            text, ranges = self._render(dialogue, marked=True)
+            if "question" not in text:
+                # Templates of multimodal models want a list of parts where those of LLMs want a string.
+                self.in_parts = True
+                text, ranges = self._render(dialogue, marked=True)
+            prompt, _ = self._render(dialogue[:1], marked=True, generation=True)
+        except TemplateRefused as error:
+            raise UserError(f"the tokenizer's chat template can't be used: {error.what}; {_MEND}.") from error
+        if "question" not in text or text.count(START) != 1 or text.count(END) != 1:
+            raise UserError(f"the tokenizer's chat template does not write out what it is given; {_MEND}.")
+        if self.tracked and not ranges:
+            raise UserError(f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}.")
+        before, rest = text.split(START)
+        tail = rest.split(END)[1]
+        special = self.tokens.leading_special.match(tail)
+        self.end_of_turn = special.group() if special else tail.rstrip() or tail
+        if not self.end_of_turn:
+            raise UserError(
+                f"the tokenizer's chat template writes nothing after an answer, so the model would never learn to "
+                f"stop; {_MEND}."
+            )
+        # Space before an answer that the prompt of a generation does not have is the model's to write.
+        if before.startswith(prompt) and before[len(prompt) :].isspace():
+            self.lead = before[len(prompt) :]
+
+    def pieces(self, turns: list[Turn]) -> Pieces:
+        harmless = [Turn(turn.role, self.tokens.harmless(turn.text)) for turn in turns]
+        text, ranges = self._render(harmless, marked=False)
+        if self.tracked:
+            return _from_ranges(text, ranges)
+        marked, _ = self._render(harmless, marked=True)
+        if marked.replace(START, "").replace(END, "") != text:
+            raise TemplateRefused(
+                "the chat template changes an answer's text, so which tokens are the answer can't be determined", _MEND
+            )
+        return self._from_marks(marked)
+
+    def _from_marks(self, text: str) -> Pieces:
+        pieces: Pieces = []
+        prompt, *answers = text.split(START)
+        for answer in answers:
+            inside, _, after = answer.partition(END)
+            if self.lead and prompt.endswith(self.lead):
+                prompt, inside = prompt[: -len(self.lead)], self.lead + inside
+            ending = self.end_of_turn if after.startswith(self.end_of_turn) else ""
+            if not ending and (special := self.tokens.leading_special.match(after)):
+                ending = special.group()
+            pieces += [(prompt, False), (inside + ending, True)]
+            prompt = after[len(ending) :]
+        return [*pieces, (prompt, False)]
+
+    def _render(
+        self, turns: list[Turn], *, marked: bool, generation: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        names = {"human": "user", "gpt": "assistant", "system": "system"}
+        messages: list[dict[str, Any]] = []
+        for turn in turns:
+            # Space around an answer carries nothing, and templates differ in whether they strip it.
+            text = turn.text.strip() if turn.role == "gpt" else turn.text
+            if marked and turn.role == "gpt" and text:
+                text = START + text + END
+            content: Any = [{"type": "text", "text": text}] if self.in_parts else text
+            messages.append({"role": names[turn.role], "content": content})
+        variables: dict[str, Any] = dict(self.tokens.tokenizer.special_tokens_map)
+        # Llama 3's template writes today's date unless it is given one; a resumed run must see the same text.
+        variables["date_string"] = "26 Jul 2024"
+        try:
+            texts, ranges = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.source,
+                return_assistant_tokens_mask=self.tracked,
+                add_generation_prompt=generation,
+                **variables,
+            )
+        # A template is a program: it raises jinja's errors, and those of whatever it calls.
+        except Exception as error:
+            raise TemplateRefused(
+                f"the tokenizer's chat template refuses this conversation ({' '.join(str(error).split())})",
+                "change its turns (some templates take no system turn), or set data.template: v1",
+            ) from error
+        return texts[0], ranges[0] if self.tracked else []
+
+
+def _from_ranges(text: str, ranges: list[tuple[int, int]]) -> Pieces:
+    pieces: Pieces = []
+    done = 0
+    for start, end in ranges:
+        pieces += [(text[done:start], False), (text[start:end], True)]
+        done = end
+    return [*pieces, (text[done:], False)]

@@ -1,0 +1,26 @@
+"""The exceptions that are meant for the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend: says what was found, why it can't work, and which key or command mends it.
+
+    The command line prints the text alone, without a traceback, and exits with status 2.
+    """
+
+
+class Interrupted(Exception):
+    """A run that was stopped on purpose (Ctrl-C, SIGTERM) after it saved its state; not an error.
+
+    The command line says so in one line with the command that goes on, and exits with status 130.
+
+    Args:
+        checkpoint: folder of the checkpoint written, or None where the run stopped before its first step.
+    """
+
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        super().__init__(f"stopped, saved in {checkpoint}" if checkpoint else "stopped before the first step")
+        self.checkpoint = checkpoint

@@ -1,0 +1,220 @@
+"""Recipes: read strictly, overridden from the command line, checked as a whole, written back.
+
+    load_recipe("recipes/7b_qlora.yaml", ["training.micro_batch=2"]) -> Recipe
+
+Everything wrong is reported at once: broken overrides, unknown and duplicate keys, wrong types, missing
+keys and impossible combinations, each with file, line, column, key path and the nearest valid key or value.
+The keys are in ``schema.py``; what checks them in ``recipe_check.py`` (each key) and ``combinations.py``
+(keys together). No torch here: reading a recipe is instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from basic_lite import combinations
+from basic_lite.errors import UserError
+from basic_lite.recipe_check import Checker
+from basic_lite.recipe_keys import KeyDoc, describe_keys, nearest_key
+from basic_lite.schema import Recipe
+from basic_lite.yaml_places import (
+    Document,
+    KeyPath,
+    Place,
+    Problem,
+    plain,
+    read_document,
+    read_override,
+    write_yaml,
+)
+
+__all__ = [
+    "KeyDoc",
+    "check_recipe",
+    "describe_keys",
+    "dump_recipe",
+    "find_recipe",
+    "load_recipe",
+    "nearest_key",
+    "shipped_recipe",
+    "shipped_recipes",
+]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply ``key.path=value`` overrides, and check everything.
+
+    A name that is no file here but a shipped recipe's (``recipes/7b_qlora.yaml``, ``7b_qlora``) is that one.
+
+    Raises:
+        UserError: with every problem found, each on a line of its own: place, key path, what and mend.
+    """
+    path = find_recipe(path)
+    document = read_document(_read_text(path), str(path))
+    problems = document.problems
+    overridden = _apply_overrides(document, overrides)
+    if document.values is None:
+        return _refuse(path, problems + overridden)
+    problems += overridden
+    checker = Checker(document)
+    checked = checker.section(Recipe, document.values, ())
+    problems += checker.problems
+    for keys, message in combinations.findings(checked):
+        written = next((key for key in keys if tuple(key.split(".")) in document.places), keys[0])
+        problems.append(Problem(document.place_of(tuple(written.split("."))), keys[0], message))
+    if problems:
+        return _refuse(path, problems)
+    return Recipe.model_validate(checked)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse impossible combinations in a recipe built in Python; :func:`load_recipe` has done it already.
+
+    Raises:
+        UserError: with every combination found.
+    """
+    found = combinations.findings(recipe.model_dump())
+    if found:
+        raise UserError(
+            "\n".join([f"the recipe {recipe.name!r} can't work:", *(f"  {k[0]}: {m}" for k, m in found)])
+        )
+
+
+def _refuse(path: Path, problems: Iterable[Problem]) -> Recipe:
+    unique = sorted(set(problems), key=lambda problem: (problem.place, problem.key))
+    count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
+    raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"the recipe {path} is not a text file in UTF-8 (line {line}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"the recipe {path} can't be read: {error.strerror or error}") from None
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file a user means: the path itself, or the shipped recipe of that name.
+
+    Raises:
+        UserError: there is neither; names the nearest recipe there is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_recipes()}
+    by_name = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
+    if by_name and not path.exists() and path.stem in shipped:
+        return shipped[path.stem]
+    beside = path if path.is_dir() else path.parent
+    known = sorted(beside.glob("*.y*ml")) if beside.is_dir() else []
+    known += [Path("recipes", file.name) for file in shipped.values()]
+    what = "is a folder, not a recipe file" if path.is_dir() else "doesn't exist"
+    near = get_close_matches(path.stem, [file.stem for file in known], 1, 0.0)
+    best = next(file for file in known if file.stem == near[0]) if near else None
+    hint = f"; the nearest is {best}" if best else ""
+    raise UserError(f"the recipe {path} {what}{hint}\nShipped recipes: {', '.join(sorted(shipped))}")
+
+
+def _apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Write overrides into the document's values, the last of a key wins; returns what is wrong with them."""
+    problems = []
+    for number, text in enumerate(overrides, start=1):
+        place = Place.on_command_line(number)
+        dotted, equals, value_text = text.partition("=")
+        path = tuple(dotted.strip().split("."))
+        if not equals or not all(path):
+            what = (
+                "only one recipe can be trained at a time"
+                if text.endswith((".yaml", ".yml"))
+                else "expected key.path=value"
+            )
+            problems.append(Problem(place, "", f"{what}, found {text!r}; for example training.micro_batch=2"))
+            continue
+        try:
+            value = read_override(value_text)
+        except ValueError as error:
+            problems.append(Problem(place, dotted, f"{value_text!r} is {error}"))
+            continue
+        if document.values is not None:
+            problems += _override(document, path, value, place)
+    return problems
+
+
+def _override(document: Document, path: KeyPath, value: Any, place: Place) -> Iterator[Problem]:
+    assert document.values is not None
+    holder: Any = document.values
+    for depth, part in enumerate(path):
+        here, last = path[: depth + 1], depth == len(path) - 1
+        above = ".".join(path[:depth])
+        if isinstance(holder, list):
+            if not part.isascii() or not part.isdigit() or int(part) >= len(holder):
+                entries = f"0 to {len(holder) - 1}" if holder else "none"
+                message = f"`{above}` is a list here; name one of its entries ({entries}), as in {above}.0"
+                yield Problem(place, ".".join(path), message)
+                return
+            slot: Any = int(part)
+        elif isinstance(holder, dict):
+            slot = part
+            if holder.get(part) is None and not last:
+                holder[part] = {}
+            if part not in holder or last or not holder[part]:
+                document.keys[here] = place
+        else:
+            yield Problem(
+                place,
+                ".".join(path),
+                f"`{above}` holds {plain(holder)}, not keys, so nothing can be set in it",
+            )
+            return
+        if not last:
+            holder = holder[slot]
+            continue
+        holder[slot] = value
+        for known in [*document.keys, *document.places]:
+            if known[: len(path)] == path:
+                document.keys.pop(known, None)
+                document.places.pop(known, None)
+        document.keys[path] = document.places[path] = place
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML that :func:`load_recipe` reads back to an equal one."""
+    return write_yaml(recipe.model_dump())
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipe files of the package: beside it in a source tree, in ``share`` when installed."""
+    beside = Path(__file__).resolve().parent.parent / "recipes"
+    if (beside.parent / "pyproject.toml").is_file():
+        return sorted(beside.glob("*.yaml"))
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        installed = files("basic-lite") or []
+    except PackageNotFoundError:
+        installed = []
+    found = [Path(str(file.locate())) for file in installed if file.parts[-3:-1] == ("basic-lite", "recipes")]
+    return sorted(file.resolve() for file in found if file.suffix == ".yaml")
+
+
+def shipped_recipe(name: str) -> Path:
+    """Path of a shipped recipe by its name (``7b_qlora``, with or without ``.yaml``).
+
+    Raises:
+        UserError: no recipe of that name is shipped; lists those that are.
+    """
+    for path in shipped_recipes():
+        if path.stem == name.removesuffix(".yaml"):
+            return path
+    raise UserError(
+        f"no recipe {name!r} is shipped; there are: {', '.join(p.stem for p in shipped_recipes())}"
+    )

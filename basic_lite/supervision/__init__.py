@@ -1,0 +1,11 @@
+"""BASIC itself: taps in the LLM's shallow layers → target v̂ and weights a → DAS and SDS.
+
+Method: arXiv 2508.06895. Nothing here asserts that it helps: the refinement curve measures whether v̂ is better than v.
+"""
+
+from basic_lite.supervision.losses import SupervisionLosses
+from basic_lite.supervision.refinement import RefinementCurve, refinement_curve
+from basic_lite.supervision.supervision import Supervision
+from basic_lite.supervision.taps import Capture
+
+__all__ = ["Capture", "RefinementCurve", "Supervision", "SupervisionLosses", "refinement_curve"]

@@ -1,0 +1,130 @@
+"""The attention seam: the model's own attention, bit for bit, with a watcher beside it.
+
+transformers looks an attention function up by name at every call. While the seam is open, the LLM's config names one of
+ours, which hands queries and keys to the watcher and then calls the function it stands for. Its mask function is registered
+under the same name: without one, transformers hands over no mask, and padding is silently attended to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from basic_lite.errors import UserError
+
+Watcher = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
+
+_PREFIX = "basic_lite_"
+_MEND = "set supervision.token_weights to a number (Σa, spread evenly), which reads no attention"
+
+# Attention modules being watched right now, and by whom. Empty outside an open seam.
+_watchers: dict[nn.Module, Watcher] = {}
+
+
+@contextmanager
+def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
+    """Let ``configs`` name the attention ``name`` for a while."""
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, old in zip(configs, before, strict=True):
+            config._attn_implementation = old
+
+
+def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        watcher = _watchers.get(module)
+        if watcher is not None:
+            watcher(module, query, key, options)
+        if original == "eager":
+            return _eager(module)(module, query, key, value, attention_mask, **options)
+        # flash-attention reads the name from the config again, and must find the one it knows.
+        with _named([module.config], original):
+            return ALL_ATTENTION_FUNCTIONS[original](module, query, key, value, attention_mask, **options)
+
+    return attention
+
+
+@contextmanager
+def watch_attention(language_model: nn.Module, layers: list[nn.Module], watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher(module, query, key, options)`` for each attention inside ``layers`` of ``language_model``.
+
+    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes (scaling,
+    sliding_window, softcap, …). Only the language model's configs are renamed, never the vision tower's.
+    """
+    configs = _attention_configs(language_model)
+    original = configs[0]._attn_implementation
+    name = _PREFIX + original
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _watched(original))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+    modules = [module for layer in layers for module in layer.modules()]
+    _watchers.update(dict.fromkeys(modules, watcher))
+    try:
+        with _named(configs, name):
+            yield
+    finally:
+        for module in modules:
+            _watchers.pop(module, None)
+
+
+def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Eager attention has no entry in transformers' table: each modelling file brings its own."""
+    files = [sys.modules[kind.__module__] for kind in type(module).__mro__]
+    function: Callable[..., tuple[Tensor, Tensor | None]] = next(
+        file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward")
+    )
+    return function
+
+
+def check_attention(language_model: nn.Module, count: int) -> None:
+    """Refuse, before a run starts, attention whose weights can't be recomputed from queries and keys.
+
+    Raises:
+        UserError: the first ``count`` layers use anything but causal full or sliding-window softmax attention, or an
+            implementation that no attention function can be put in front of.
+    """
+    config = _attention_configs(language_model)[0]
+    name = config._attn_implementation
+    if name != "eager" and (name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS):
+        raise UserError(
+            f"the LLM's attention {name!r} has no attention and mask function registered with transformers, so its weights "
+            f"can't be read; set model.attention to sdpa, eager or flash_attention_2, or {_MEND}"
+        )
+    kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {"full_attention", "sliding_attention"}
+    if kinds or not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        found = ", ".join(sorted(kinds)) or "attention that is not causal"
+        raise UserError(f"the LLM {type(language_model).__name__} uses {found}, whose weights can't be read; {_MEND}")
+
+
+def check_options(module: nn.Module, options: dict[str, Any]) -> None:
+    """Refuse options that change the softmax in a way attention mass doesn't know.
+
+    Raises:
+        UserError: attention sinks or a position bias.
+    """
+    odd = [name for name in ("s_aux", "sinks", "position_bias") if options.get(name) is not None]
+    if odd:
+        raise UserError(f"{type(module).__name__} adds {', '.join(odd)} to its attention, which can't be read; {_MEND}")
+
+
+def _attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:
+    """The distinct configs that the language model and its modules look their attention up in, the model's own first."""
+    found = {id(language_model.config): language_model.config}
+    for module in language_model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            found.setdefault(id(config), config)
+    return list(found.values())

@@ -1,0 +1,186 @@
+"""The one object a trainer talks to: open the taps around a forward, then ask for the losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+
+import torch
+from basic_lite_kernels.dispatch import KernelUnavailable, choose
+from torch import Tensor
+
+from basic_lite.errors import UserError
+from basic_lite.model.parts import Parts
+from basic_lite.schema import SupervisionSection
+from basic_lite.supervision.attention import check_attention
+from basic_lite.supervision.layout import find_layout
+from basic_lite.supervision.losses import SupervisionLosses, attention_masses, patch_weights, zero_with_graph
+from basic_lite.supervision.metrics import embedding_metrics, nearest_special_share
+from basic_lite.supervision.taps import Capture, TapPlan, open_taps
+from basic_lite.supervision.target import layer_weights, supervised_layers
+from basic_lite.supervision.vocabulary import Vocabulary
+
+
+class Supervision:
+    """DAS and SDS for one model, as the recipe's ``supervision`` section has them.
+
+    One micro-batch::
+
+        with supervision.capture(batch) as captured:
+            output = model(**batch)
+        losses = supervision.losses(captured)
+        (output.loss + λ1 * losses.das + λ2 * losses.sds).backward()
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: SupervisionSection,
+        *,
+        vocabulary_ids: Tensor,
+        kernels: str = "auto",
+        special_ids: Iterable[int] | Tensor = (),
+    ) -> None:
+        """
+        Args:
+            vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
+            kernels: the recipe's ``kernels``.
+            special_ids: ids of special and padding tokens, for ``nearest_special_share``.
+
+        Raises:
+            UserError: K out of range, a vocabulary table that can't be used, attention that can't be read, or kernels that
+                aren't there.
+        """
+        self.parts = parts
+        self.settings = settings
+        self.computes_das = settings.enabled and settings.direction != "off" and settings.lambda_das > 0
+        self.computes_sds = settings.enabled and settings.lambda_sds > 0
+        self.reads_attention = isinstance(settings.token_weights, str)
+        self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
+        self._vocabulary_ids = vocabulary_ids
+        self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64)
+        try:
+            choice = choose(kernels)  # type: ignore[arg-type]
+        except KernelUnavailable as error:
+            raise UserError(f"{error}; set kernels to auto or reference") from error
+        self.kernels = f"{choice.name} ({choice.reason})"
+        self.operations = choice.operations
+        self.plan = TapPlan(
+            parts=parts,
+            operations=choice.operations,
+            weights=layer_weights(settings.layer_weights, self.layers),
+            detach=settings.detach,
+            final_norm=settings.target_norm == "final",
+            attention=self.reads_attention,
+        )
+        if self.active:
+            _ = self.vocabulary
+            if self.reads_attention:
+                check_attention(parts.language_model, self.layers)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """E. Looked at at once where there is a loss to compute, else only when the refinement curve asks for it."""
+        return Vocabulary(
+            self.parts, self.settings.vocabulary, self._vocabulary_ids, image_token_id=self.parts.image_token_id
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any loss to compute. Where not, nothing is tapped and nothing need be added to the LM loss."""
+        return self.computes_das or self.computes_sds
+
+    @property
+    def needs_mean_mass(self) -> bool:
+        """Whether a step of several micro-batches needs a pass for the attention mass before it (``uniform``)."""
+        return self.active and self.settings.token_weights == "uniform"
+
+    def lambdas(self, step: int, total_steps: int) -> tuple[float, float]:
+        """(λ1, λ2) of optimizer step ``step`` (0-based), with warm-up from 0 and ``every_n_steps``; (0, 0): skip the taps."""
+        settings = self.settings
+        if not self.active or step % settings.every_n_steps:
+            return 0.0, 0.0
+        warmup = math.ceil(settings.warmup_ratio * total_steps)
+        share = min(1.0, step / warmup) if warmup else 1.0
+        return (
+            share * settings.lambda_das if self.computes_das else 0.0,
+            share * settings.lambda_sds if self.computes_sds else 0.0,
+        )
+
+    def capture(
+        self, batch: Mapping[str, Tensor], *, weights_only: bool = False
+    ) -> AbstractContextManager[Capture]:
+        """A context around one forward of the model on ``batch``; what it yields goes to ``losses`` or ``masses``.
+
+        Args:
+            weights_only: tap attention only, for ``masses`` of a pass before the step.
+        """
+        layout = find_layout(batch, self.parts.image_token_id, self.settings.text_queries)
+        if not self.active:
+            return nullcontext(Capture(layout))
+        return open_taps(self.plan, layout, embeddings=not weights_only)
+
+    def masses(self, captured: Capture) -> Tensor:
+        """Σ_i a_i as attention gives it, per sample with an image, [S] float32 (S may be 0)."""
+        if captured.layout.samples_with_image == 0:
+            return torch.zeros(0, device=captured.layout.positions.device)
+        _check_filled(captured, captured.mass)
+        return attention_masses(captured)
+
+    def losses(
+        self,
+        captured: Capture,
+        samples_with_image: int | None = None,
+        mean_mass: float | Tensor | None = None,
+        *,
+        detailed: bool = False,
+    ) -> SupervisionLosses:
+        """L_das and L_sds, before λ.
+
+        Args:
+            samples_with_image: of the whole accumulated step, so that micro-batches add up; None: of this batch.
+            mean_mass: mean of ``masses`` over the whole accumulated step, for ``token_weights: uniform``; None: of
+                this batch.
+            detailed: also ``nearest_special_share``, a search through the vocabulary for a few patches.
+
+        Returns:
+            Exact zeros with a graph for a batch without images and for a loss whose λ is 0.
+        """
+        zero = zero_with_graph(self.parts.projector)
+        layout = captured.layout
+        samples = layout.samples_with_image
+        if not self.active or samples == 0:
+            return SupervisionLosses(das=zero, sds=zero, samples=samples)
+        v, target = captured.v, captured.target
+        _check_filled(captured, v)
+        assert v is not None and target is not None
+        settings = self.settings
+        with torch.no_grad():
+            weights = patch_weights(captured, settings.token_weights, mean_mass)
+        divisor = samples if samples_with_image is None else samples_with_image
+        das = sds = zero
+        if self.computes_das:
+            das = self.operations.direction_loss(v, target, weights, settings.direction) / divisor
+        if self.computes_sds:
+            sds = (
+                self.operations.vocab_kl(
+                    v,
+                    target,
+                    self.vocabulary.table,
+                    weights,
+                    scale=self.vocabulary.scale / settings.temperature,
+                    excluded=self.vocabulary.excluded,
+                )
+                / divisor
+            )
+        metrics = embedding_metrics(v, target, weights, layout, self.vocabulary)
+        if detailed:
+            metrics["nearest_special_share"] = nearest_special_share(v, self.vocabulary, self.special_ids)
+        return SupervisionLosses(das=das, sds=sds, samples=samples, metrics=metrics)
+
+
+def _check_filled(captured: Capture, value: Tensor | None) -> None:
+    if not captured.closed or value is None:
+        raise RuntimeError("the capture is empty: run the model's forward inside `with supervision.capture(batch)` first")

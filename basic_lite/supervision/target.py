@@ -1,0 +1,45 @@
+"""Which layers make the target, and with what weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from basic_lite.errors import UserError
+
+LayerWeights = Literal["quadratic", "linear", "constant", "decreasing"]
+
+
+def supervised_layers(layers: int | float, total: int) -> int:
+    """K from the key ``supervision.layers``: a count (int) or a fraction of the LLM's ``total`` = L layers (float).
+
+    A fraction is rounded down, to one layer at least.
+
+    Raises:
+        UserError: K is not in 1..L.
+    """
+    if isinstance(layers, float):
+        if not 0 < layers <= 1:
+            raise UserError(
+                f"supervision.layers is {layers}, a fraction of the model's {total} layers, and must be above 0.0 and "
+                f"at most 1.0; for a count of layers write a whole number from 1 to {total} without a decimal point"
+            )
+        # Binary fractions fall short of decimal ones: 0.29 · 100 is 28.999…
+        return max(1, int(layers * total + 1e-9))
+    if not 1 <= layers <= total:
+        raise UserError(
+            f"supervision.layers is {layers}, but the model has {total} layers; set supervision.layers to a count "
+            f"from 1 to {total}, or to a fraction such as 0.5"
+        )
+    return layers
+
+
+def layer_weights(kind: LayerWeights, count: int) -> list[float]:
+    """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``, the paper's h² in reverse order."""
+    height = {
+        "quadratic": lambda h: h**2,
+        "linear": lambda h: h,
+        "constant": lambda h: 1,
+        "decreasing": lambda h: (count + 1 - h) ** 2,
+    }[kind]
+    raw = [height(h) for h in range(1, count + 1)]
+    return [w / sum(raw) for w in raw]

@@ -1,0 +1,401 @@
+"""The operations of BASIC in plain PyTorch: the specification that kernels are tested against, memory-lean enough to train with.
+
+Symbols: B batch · T sequence · M packed visual tokens · H attention heads · H_kv key heads · d head size · D hidden
+size · V vocabulary rows. Everything is accumulated in float32 whatever the inputs are (float64 inputs stay float64), with
+autocast off: bf16 logits make the SDS gradient 5 to 58 % wrong. Sources are sections of arXiv 2508.06895 (the method).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Rows are worked on in chunks of about this much scratch memory. Small next to a training step, large enough that a
+# chunk keeps a GPU busy.
+SCRATCH_BYTES = 8 * 2**20
+VOCAB_SCRATCH_BYTES = 192 * 2**20
+VOCAB_CHUNK_ROWS = 256
+ATTENTION_SCRATCH_ELEMENTS = 2**22
+
+# Below this |log p − log q| the direct form of a KL term loses its leading digits, and its series is exact to 2e-8.
+_SERIES_BELOW = 0.05
+
+
+def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
+    """Add one layer's share of the target: ``acc[i] += weight · hidden.view(B·T, D)[positions[i]]``.
+
+    Args:
+        acc: [M, D] float32, changed in place; None starts at zero.
+        hidden: [B, T, D], the residual stream after a decoder layer, any floating type.
+        positions: [M] int64, indices into the flattened B·T.
+        weight: w_h of this layer.
+
+    Returns:
+        acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph (target not
+        detached).
+
+    Peak extra bytes beyond ``acc``: SCRATCH_BYTES. With a graph: 8·M·D.
+    Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])  # [B·T, D]
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if torch.is_grad_enabled() and (flat.requires_grad or (acc is not None and acc.requires_grad)):
+        rows = flat.index_select(0, positions).to(dtype)
+        return rows * weight if acc is None else torch.add(acc, rows, alpha=weight)
+    if acc is None:
+        acc = torch.zeros(positions.numel(), flat.shape[1], dtype=dtype, device=hidden.device)
+    for start, stop in _row_chunks(positions.numel(), flat.shape[1] * flat.element_size(), SCRATCH_BYTES):
+        acc[start:stop].add_(flat.index_select(0, positions[start:stop]), alpha=weight)
+    return acc
+
+
+def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Literal["cosine", "mse"] = "cosine") -> Tensor:
+    """Directional alignment (DAS), summed over rows.
+
+    ``cosine``: Σ_i a_i ‖v_i/‖v_i‖ − v̂_i/‖v̂_i‖‖² = Σ_i a_i (2 − 2 cos θ_i), with
+    ∂/∂v_i = −2 a_i (v̂_i/‖v̂_i‖ − cos θ_i · v_i/‖v_i‖) / ‖v_i‖. A zero vector has no direction: its cosine counts as
+    0 (the term is 2 a_i) and its gradient is 0. ``mse``: Σ_i a_i mean_D (v_i − v̂_i)².
+
+    Args:
+        v: [M, D], the initial visual embeddings.
+        target: [M, D], v̂; gets a gradient only when it requires one.
+        weights: [M], a_i, constants.
+        kind: "cosine" or "mse".
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+
+    Peak extra bytes: 4·SCRATCH_BYTES forward; backward 4·M·D (the gradient itself) + 4·SCRATCH_BYTES.
+    Source: method section, direction alignment supervision; ``mse`` from the ablations.
+    """
+    if kind not in ("cosine", "mse"):
+        raise ValueError(f"direction_loss has no kind {kind!r}; it has 'cosine' and 'mse'")
+    return _DirectionLoss.apply(v, target, weights, kind)
+
+
+class _DirectionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, target: Tensor, weights: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(v, target, weights)
+        ctx.kind = kind
+        dtype = _compute_dtype(v, target)
+        total = torch.zeros((), dtype=torch.float64, device=v.device)
+        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 4):
+            x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
+            if kind == "mse":
+                distance = (x - y).square().mean(dim=1)
+            else:
+                distance = _unit_rows(x, y)[4]
+            total += (distance.double() * weights[start:stop].double()).sum()
+        return total.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        v, target, weights = ctx.saved_tensors
+        dtype = _compute_dtype(v, target)
+        dv = torch.empty_like(v) if ctx.needs_input_grad[0] else None
+        dtarget = torch.empty_like(target) if ctx.needs_input_grad[1] else None
+        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 4):
+            x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
+            a = (weights[start:stop].to(dtype) * grad).unsqueeze(1)  # [R, 1]
+            if ctx.kind == "mse":
+                difference = (x - y).mul_(a * (2 / x.shape[1]))
+                if dv is not None:
+                    dv[start:stop] = difference
+                if dtarget is not None:
+                    dtarget[start:stop] = -difference
+                continue
+            x, y, inverse_x, inverse_y, distance = _unit_rows(x, y)
+            # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses.
+            cosine = (1 - distance / 2).unsqueeze(1)
+            defined = ((inverse_x > 0) & (inverse_y > 0)).unsqueeze(1)
+            a = torch.where(defined, a, 0)
+            if dv is not None:
+                dv[start:stop] = (y - cosine * x).mul_(-2 * a * inverse_x.unsqueeze(1))
+            if dtarget is not None:
+                dtarget[start:stop] = (x - cosine * y).mul_(-2 * a * inverse_y.unsqueeze(1))
+        return dv, dtarget, None, None
+
+
+def _unit_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Unit rows of x and y [R, D], their 1/norm [R] (0 for a zero row), and ‖x/‖x‖ − y/‖y‖‖² [R] (2 with a zero row)."""
+    inverses = []
+    for rows in (x, y):
+        norm = torch.linalg.vector_norm(rows, dim=1)
+        inverses.append(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+    inverse_x, inverse_y = inverses
+    x, y = x * inverse_x.unsqueeze(1), y * inverse_y.unsqueeze(1)
+    distance = (x - y).square_().sum(dim=1)
+    distance = torch.where((inverse_x > 0) & (inverse_y > 0), distance, 2.0)
+    return x, y, inverse_x, inverse_y, distance
+
+
+def vocab_kl(
+    v: Tensor,
+    target: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    *,
+    scale: float = 1.0,
+    excluded: Tensor | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Semantic distribution loss (SDS): Σ_i a_i KL(p_i ‖ q_i), p = softmax(s v̂ Eᵀ), q = softmax(s v Eᵀ).
+
+    The gradient ∂/∂v_i = a_i s (q_i − p_i) E is made in the forward, chunk by chunk, so no [M, V] tensor exists at any
+    time. The table never gets a gradient. ``target`` gets one, a_i s Σ_w p_iw (log p_iw/q_iw − KL_i) E_w, where it requires it.
+
+    Args:
+        v: [M, D], the initial visual embeddings.
+        target: [M, D], v̂.
+        table: [V, D], any floating type; a slice of rows is read in place.
+        weights: [M], a_i, constants.
+        scale: s = factor by which the embedding module scales its rows / temperature.
+        excluded: [V] bool, rows that are no words; they get probability 0 on both sides.
+        chunk_rows: rows R in flight; None: VOCAB_CHUNK_ROWS, or fewer where they would not fit VOCAB_SCRATCH_BYTES.
+
+    Returns:
+        A scalar ≥ 0, float32 (float64 for float64 inputs); 0 where both sides agree.
+
+    Peak extra bytes: 4·M·D for the gradient + 10·R·V: two float32 logit buffers, and 2·R·V for table rows in float32
+    and the row arithmetic, done a block of the vocabulary at a time. Independent of M.
+    Source: method section, semantic distribution supervision.
+    """
+    gradients = tuple(torch.is_grad_enabled() and x.requires_grad for x in (v, target))
+    if chunk_rows is None:
+        chunk_rows = max(16, min(VOCAB_CHUNK_ROWS, VOCAB_SCRATCH_BYTES // (10 * max(1, table.shape[0]))))
+    return _VocabKL.apply(v, target, table, weights, scale, excluded, chunk_rows, gradients)
+
+
+class _VocabKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        target: Tensor,
+        table: Tensor,
+        weights: Tensor,
+        scale: float,
+        excluded: Tensor | None,
+        chunk_rows: int,
+        gradients: tuple[bool, bool],
+    ) -> Tensor:
+        dtype = _compute_dtype(v, target)
+        dv = torch.zeros_like(v, dtype=dtype) if gradients[0] else None
+        dtarget = torch.zeros_like(target, dtype=dtype) if gradients[1] else None
+        total = torch.zeros((), dtype=torch.float64, device=v.device)
+        rows = max(1, min(chunk_rows, v.shape[0]))
+        logits = torch.empty(2, rows, table.shape[0], dtype=dtype, device=v.device)
+        with torch.autocast(v.device.type, enabled=False):
+            for start in range(0, v.shape[0], rows):
+                chunk = slice(start, min(start + rows, v.shape[0]))
+                kl = _kl_rows(
+                    v[chunk].to(dtype),
+                    target[chunk].to(dtype),
+                    table,
+                    scale,
+                    excluded,
+                    logits[:, : chunk.stop - start],
+                    None if dv is None else dv[chunk],
+                    None if dtarget is None else dtarget[chunk],
+                )
+                total += (kl * weights[chunk].double()).sum()
+        # a_i goes on after the products, in full precision, never into the logits.
+        factor = (weights.to(dtype) * scale).unsqueeze(1)  # [M, 1]
+        ctx.dv = None if dv is None else dv.mul_(factor).to(v.dtype)
+        ctx.dtarget = None if dtarget is None else dtarget.mul_(factor).to(target.dtype)
+        return total.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dv = None if ctx.dv is None else ctx.dv * grad
+        dtarget = None if ctx.dtarget is None else ctx.dtarget * grad
+        return dv, dtarget, None, None, None, None, None, None
+
+
+def _kl_rows(
+    x: Tensor,
+    y: Tensor,
+    table: Tensor,
+    scale: float,
+    excluded: Tensor | None,
+    logits: Tensor,
+    dx: Tensor | None,
+    dy: Tensor | None,
+) -> Tensor:
+    """KL(softmax(s y Eᵀ) ‖ softmax(s x Eᵀ)) of R rows, [R] float64; adds (q − p) E to dx and its counterpart to dy.
+
+    With u = log p − log q, a row's KL is Σ p (u + e^{−u} − 1): the sum the definition has, plus Σ q − Σ p = 0. Every term
+    is ≥ 0, and a rounding error in the normalisers drops out to first order, so nearby x and y keep their digits.
+    """
+    z, z_target = logits[0], logits[1]  # [R, V] each
+    blocks = _vocabulary_blocks(x, table)
+    for start, stop in blocks:
+        words = table[start:stop].to(x.dtype)
+        for rows, out in ((x, z), (y, z_target)):
+            block = torch.mm(rows, words.T).mul_(scale)
+            if excluded is not None:
+                # Finite, so that differences of two excluded logits are 0 and not NaN.
+                block.masked_fill_(excluded[start:stop], torch.finfo(x.dtype).min / 4)
+            out[:, start:stop] = block
+    # With the row maximum taken off, what is left of the normaliser is at most log V and keeps its digits in float32.
+    lse, lse_target = (_log_sum_exp(logit.sub_(logit.amax(dim=1, keepdim=True)), blocks) for logit in (z, z_target))
+    offset = (lse_target - lse).to(x.dtype)  # [R, 1]
+    lse_target = lse_target.to(x.dtype)
+
+    kl = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    for start, stop in blocks:
+        p, u, difference = _p_u_difference(z[:, start:stop], z_target[:, start:stop], lse_target, offset)
+        if dx is not None:
+            dx.addmm_(difference, table[start:stop].to(x.dtype))
+        kl += _kl_terms(p, u, difference).sum(dim=1)
+    if dy is not None:
+        mean = kl.to(x.dtype).unsqueeze(1)
+        for start, stop in blocks:
+            p, u, _ = _p_u_difference(z[:, start:stop], z_target[:, start:stop], lse_target, offset)
+            dy.addmm_(u.sub_(mean).mul_(p), table[start:stop].to(x.dtype))
+    return kl
+
+
+def _p_u_difference(z: Tensor, z_target: Tensor, lse_target: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, u = log p − log q and q − p of a block, [R, W] each, exact to rounding however near or far p and q are.
+
+    q − p = −sign(u) · max(p, q) · (1 − e^{−|u|}): no difference of nearby numbers, no overflow.
+    """
+    u = (z_target - z).sub_(offset)
+    log_p = z_target - lse_target
+    larger = torch.neg(u).clamp_min_(0).add_(log_p).exp_()
+    difference = torch.abs(u).neg_().expm1_().mul_(larger)
+    difference.mul_(torch.sign(u, out=larger))
+    return log_p.exp_(), u, difference
+
+
+def _kl_terms(p: Tensor, u: Tensor, difference: Tensor) -> Tensor:
+    """p (u + e^{−u} − 1) of a block [R, W]; for small u by its series, where the direct form cancels."""
+    series = torch.mul(u, -1 / 120).add_(1 / 24).mul_(u).sub_(1 / 6).mul_(u).add_(0.5).mul_(u)
+    p.mul_(u)
+    series.mul_(p)
+    near = (u > -_SERIES_BELOW) & (u < _SERIES_BELOW)
+    return torch.where(near, series, p.add_(difference))
+
+
+def _log_sum_exp(z: Tensor, blocks: list[tuple[int, int]]) -> Tensor:
+    """log Σ exp over z [R, V], whose rows have maximum 0, as [R, 1] float64, without a copy of z."""
+    total = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)
+    for start, stop in blocks:
+        total += z[:, start:stop].exp().sum(dim=1, keepdim=True)
+    return total.log_()
+
+
+def _vocabulary_blocks(x: Tensor, table: Tensor) -> list[tuple[int, int]]:
+    """Blocks of W vocabulary rows, so that a block's table rows and six [R, W] scratch tensors take 2 bytes · R·V."""
+    (rows, width), size = x.shape, table.shape[0]
+    casts = 0 if table.dtype == x.dtype else 4 * width
+    block = max(1, 2 * rows * size // (casts + 26 * rows))
+    return [(start, min(start + block, size)) for start in range(0, size, block)]
+
+
+@torch.no_grad()
+def attention_mass(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    text_queries: Tensor,
+    visual: Tensor,
+    valid: Tensor,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    longest: int | None = None,
+    chunk_elements: int = ATTENTION_SCRATCH_ELEMENTS,
+) -> Tensor:
+    """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
+
+    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
+    every key the model itself would see: at or before the query, not padding, inside the sliding window.
+
+    Args:
+        query: [B, H, T, d], after position encoding, as the attention function gets it; strides are free.
+        key: [B, H_kv, T, d]; head h reads key head h // (H / H_kv), nothing is expanded.
+        scaling: s, the factor on the scores.
+        text_queries: [B, T] bool, the rows j that count.
+        visual: [B, T] bool, the columns i that count.
+        valid: [B, T] bool, False at padding, on either side.
+        sliding_window: keys further back than this many positions (the query's own included) are not seen; None: all are.
+        softcap: scores become c·tanh(score / c) where c is given.
+        longest: the most text queries a sample has, or more; None: looked up, which waits for the device.
+        chunk_elements: scores in flight at once.
+
+    Returns:
+        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no atomics.
+
+    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key head's group.
+    Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
+    """
+    B, H, T, d = query.shape
+    heads_kv = key.shape[1]
+    group = H // heads_kv
+    dtype = _compute_dtype(query, key)
+    mass = torch.zeros(B, T, dtype=dtype, device=query.device)
+    counted = text_queries & valid & visual.any(dim=1, keepdim=True)  # a sample without an image needs no row
+    if longest is None:
+        longest = int(counted.sum(dim=1).max())
+    # Counted rows first, in their order; the rest of a row list pads samples with less text and gets weight 0.
+    order = torch.argsort((~counted).to(torch.int8), dim=1, stable=True)
+    positions = torch.arange(T, device=query.device)
+
+    samples = max(1, min(B, chunk_elements // (heads_kv * T * max(d, group))))
+    key_heads = max(1, min(heads_kv, chunk_elements // (samples * T * max(d, group))))
+    row_step = max(1, chunk_elements // (samples * key_heads * group * T))
+    with torch.autocast(query.device.type, enabled=False):
+        for b in range(0, B, samples):
+            batch = slice(b, min(b + samples, B))
+            for h in range(0, heads_kv, key_heads):
+                heads = slice(h, min(h + key_heads, heads_kv))
+                keys = key[batch, heads].to(dtype).transpose(2, 3)  # [b, h, d, T]
+                queries = query[batch, heads.start * group : heads.stop * group]  # [b, h·g, T, d]
+                for r in range(0, longest, row_step):
+                    rows = order[batch, r : min(r + row_step, longest)]  # [b, R]
+                    used = counted[batch].gather(1, rows)
+                    seen = valid[batch].unsqueeze(1) & (positions <= rows.unsqueeze(2))  # [b, R, T]
+                    if sliding_window is not None:
+                        seen &= positions > rows.unsqueeze(2) - sliding_window
+                    mass[batch] += _column_sums(queries, keys, rows, used, seen, scaling, softcap)
+    return mass.mul_(visual & valid).div_(H)
+
+
+def _column_sums(
+    queries: Tensor, keys: Tensor, rows: Tensor, used: Tensor, seen: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention of the chosen rows summed over rows and heads: [b, T] from queries [b, h·g, T, d] and keys [b, h, d, T]."""
+    b, heads, d, T = keys.shape
+    group, R = queries.shape[1] // heads, rows.shape[1]
+    index = rows[:, None, :, None].expand(-1, queries.shape[1], -1, d)
+    chosen = queries.gather(2, index).to(keys.dtype).view(b, heads, group * R, d)
+    scores = torch.matmul(chosen, keys).mul_(scaling).view(b, heads, group, R, T)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    scores.masked_fill_(~seen[:, None, None], torch.finfo(scores.dtype).min)
+    scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    # Dividing by the row sum, leaving out rows that only pad, and summing over rows and heads is one product.
+    share = used[:, None, None, :].to(scores.dtype) / scores.sum(dim=-1)  # [b, h, g, R]
+    return torch.bmm(share.reshape(b, 1, -1), scores.view(b, -1, T)).squeeze(1)
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _row_chunks(rows: int, row_elements: int, scratch: int) -> Iterator[tuple[int, int]]:
+    step = max(1, scratch // max(1, row_elements))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)

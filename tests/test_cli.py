@@ -1,0 +1,259 @@
+"""The command line: what it answers, how fast, with which exit status, and never with a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite import __version__, cli
+from basic_lite.errors import Interrupted, UserError
+
+GOOD = (
+    "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
+)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; returns exit status, stdout, stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0), out, err
+
+    return run
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: Callable[..., Any]) -> None:
+    """Put ``function`` where the command imports it from, whatever that module is made of."""
+    stand_in_module = types.ModuleType(module)
+    setattr(stand_in_module, name, function)
+    monkeypatch.setitem(sys.modules, module, stand_in_module)
+
+
+# --- help ------------------------------------------------------------------------------------------------
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    listing = (
+        "import sys\nfrom basic_lite.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as stop: assert not stop.code\n"
+        "print('\\nIMPORTED', *sys.modules)"
+    )
+    result = python("-c", listing)
+    assert result.returncode == 0, result.stderr
+    assert "train" in result.stdout
+    imported = set(result.stdout.rpartition("IMPORTED")[2].split())
+    heavy = {"torch", "transformers", "numpy", "pydantic", "ruamel", "PIL", "datasets", "peft", "matplotlib"}
+    assert not heavy & imported
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = python("-m", "basic_lite", "--help")
+        seconds.append(time.perf_counter() - started)
+        assert result.returncode == 0, result.stderr
+    # 0.1 s on a quiet machine; the product's bound is 0.5 s, the rest is for a busy one.
+    assert min(seconds) < 1.5
+
+
+def test_module_and_function_say_the_same_version(run: Callable[..., tuple[int, str, str]]) -> None:
+    result = python("-m", "basic_lite", "--version")
+    assert result.stdout == f"basic-lite {__version__}\n"
+    assert run("--version") == (0, result.stdout, "")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["demo"], ["chat"], ["keys"]])
+def test_every_command_has_help(run: Callable[..., tuple[int, str, str]], command: list[str]) -> None:
+    for option in ("--help", "-h"):
+        code, out, err = run(*command, option)
+        assert (code, err) == (0, "")
+        assert out.startswith("Usage: basic-lite")
+    if not command:
+        assert run()[:2] == (0, out)
+
+
+# --- what the commands call ------------------------------------------------------------------------------
+
+
+def test_train_gives_recipe_overrides_and_resume(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    calls: list[Any] = []
+    stand_in(monkeypatch, "basic_lite.run", "train", lambda *a, **k: calls.append((a, k)))
+    assert run("train", recipe, "training.max_steps=3", "--resume", "name=other") == (0, "", "")
+    (((loaded,), keywords),) = calls
+    assert (loaded.name, loaded.training.max_steps, keywords) == ("other", 3, {"resume": True})
+
+
+def test_train_takes_a_shipped_recipe_and_says_so(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    stand_in(monkeypatch, "basic_lite.run", "train", lambda loaded, **_: seen.append(loaded))
+    code, _, err = run("train", "recipes/7b_qlora.yaml")
+    assert code == 0
+    assert "using the shipped recipe" in err
+    assert seen[0].name == "7b_qlora"
+
+
+def test_dry_run_trains_nothing(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    seen: list[Any] = []
+    stand_in(monkeypatch, "basic_lite.tools.dry_run", "dry_run", seen.append)
+    monkeypatch.setitem(sys.modules, "basic_lite.run", None)
+    assert run("train", recipe, "--dry-run")[0] == 0
+    assert seen[0].name == "run"
+    code, _, err = run("train", recipe, "--dry-run", "--resume")
+    assert code == 2
+    assert "--resume" in err
+
+
+def test_eval_demo_and_chat_hand_on_their_options(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def record(*arguments: Any, **keywords: Any) -> None:
+        calls.append((arguments, keywords))
+
+    stand_in(monkeypatch, "basic_lite.tools.evaluate", "evaluate_run", record)
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", record)
+    stand_in(monkeypatch, "basic_lite.tools.chat", "chat", record)
+    assert run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu")[0] == 0
+    assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
+    assert run("chat", "r", "i.png", "what?")[0] == 0
+    assert run("chat", "r", "i.png")[0] == 0
+    options = {"image_dir": None, "batch_size": 3, "out": None, "limit": 5, "device": "cpu"}
+    assert calls == [
+        ((Path("r"), Path("d.json")), options),
+        ((Path("o"),), {"seed": 2, "rebuild": False, "ablate": True, "seeds": 4}),
+        ((Path("r"), Path("i.png"), "what?", "auto"), {}),
+        ((Path("r"), Path("i.png"), None, "auto"), {}),
+    ]
+
+
+def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, everything, _ = run("keys")
+    assert code == 0
+    assert "training.micro_batch  (an integer of at least 1; default 1)" in everything
+    assert run("keys", "lora")[1] in everything
+    code, out, err = run("keys", "lroa")
+    assert (code, out) == (2, "")
+    assert "the nearest is 'lora" in err
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "Missing argument"),
+        (["train", "nothing.yaml"], "doesn't exist"),
+        (["train", "7b_qlor"], "the nearest is"),
+        (["train", "7b_qlora", "lora.rnk=3"], "did you mean `lora.rank`?"),
+        (["train", "7b_qlora", "other.yaml"], "only one recipe"),
+        (["train", "7b_qlora", "--training.lr", "3"], "key.path=value"),
+        (["train", "7b_qlora", "--lr=3"], "key.path=value"),
+        (["trian"], "'train'"),
+        (["eval", "run"], "--data"),
+        (["eval", "run", "--data", "d", "--batch", "0"], "--batch"),
+        (["eval", "run", "--data", "d", "--batch", "x"], "--batch"),
+        (["eval", "run", "--data", "d", "--device", "tpu"], "none of auto, cpu, cuda"),
+        (["demo", "--seeds", "0"], "--seeds"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_input_is_an_error_with_status_2(
+    run: Callable[..., tuple[int, str, str]], arguments: list[str], says: str
+) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert says in err
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_user_errors_of_the_work_itself(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    stand_in(monkeypatch, "basic_lite.run", "train", raising(UserError("no such model; change model.llm")))
+    assert run("train", recipe) == (2, "", "error: no such model; change model.llm\n")
+    monkeypatch.setenv("BASIC_LITE_DEBUG", "1")
+    with pytest.raises(UserError):
+        cli.main(["train", str(recipe)])
+
+
+def test_a_stopped_run_names_the_command_that_goes_on(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    stand_in(
+        monkeypatch, "basic_lite.run", "train", raising(Interrupted(Path("runs", "run", "checkpoint-7")))
+    )
+    code, out, err = run("train", recipe, "lora.targets=[q_proj, v_proj]")
+    assert (code, out) == (130, "")
+    assert str(Path("runs", "run", "checkpoint-7")) in err
+    assert f"basic-lite train {recipe} 'lora.targets=[q_proj, v_proj]' --resume" in err
+    stand_in(monkeypatch, "basic_lite.run", "train", raising(Interrupted()))
+    code, _, err = run("train", recipe)
+    assert code == 130
+    assert "--resume" not in err
+
+
+def test_control_c_is_no_traceback(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(KeyboardInterrupt()))
+    assert run("demo")[0] == 130
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["demo"])
+
+
+def test_output_survives_a_narrow_encoding(recipe: Path) -> None:
+    result = python("-m", "basic_lite", "keys", "supervision", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert result.returncode == 0, result.stderr
+    assert "supervision.lambda_das" in result.stdout

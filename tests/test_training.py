@@ -1,0 +1,344 @@
+"""The training loop: exact accumulation, exact resume, what is logged, saved, refused and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_run import log_of, quiet, steps_of, tiny_recipe, write_data
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from basic_lite.errors import Interrupted, UserError
+from basic_lite.run import train
+from basic_lite.train.trainer import BasicTrainer
+
+TERMS = ("loss", "lm", "das", "sds")
+# Supervision that is felt: with the paper's λ2 a wrong SDS would vanish in rounding.
+LOUD = {"supervision.lambda_das": 1.0, "supervision.lambda_sds": 1.0}
+
+
+def weights_of(bundle: Path) -> dict[str, torch.Tensor]:
+    state = load_file(bundle / "projector.safetensors")
+    adapter = bundle / "adapter" / "adapter_model.safetensors"
+    return state | (load_file(adapter) if adapter.exists() else {})
+
+
+def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
+    return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance: float) -> None:
+    a, b = weights_of(one), weights_of(other)
+    assert a.keys() == b.keys() and len(a) > 4
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def assert_same_terms(one: Path, other: Path, rel: float, names: tuple[str, ...] = TERMS) -> None:
+    a, b = steps_of(one), steps_of(other)
+    assert [line["step"] for line in a] == [line["step"] for line in b] and a
+    for left, right in zip(a, b, strict=True):
+        for name in names:
+            assert left[name] == pytest.approx(right[name], rel=rel, abs=1e-9), (name, left["step"])
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"supervision.token_weights": "uniform"},
+        {"supervision.token_weights": 0.5, "supervision.direction": "mse"},
+    ],
+    ids=["attention", "uniform", "fixed-mse"],
+)
+def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) -> None:
+    # Text-only samples and ragged lengths: means of means would differ.
+    write_data(tmp_path, 11, text_only=5)
+    base = {**LOUD, **switches, "training.global_batch": 8, "training.max_steps": 3, "data.group_by": "none"}
+    runs = [
+        run(tmp_path, {**base, "training.micro_batch": micro, "name": f"micro{micro}"}) for micro in (1, 2, 8)
+    ]
+    assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(runs[0]))
+    for other in runs[1:]:
+        assert_same_terms(runs[0], other, rel=2e-5)
+        # Adam's first steps are sign-like, so rounding of tiny gradients is magnified; the rate is 1e-3.
+        assert_same_weights(runs[0] / "final", other / "final", rtol=0, atol=5e-5)
+
+
+def test_same_recipe_same_run(tmp_path: Path) -> None:
+    one, other = run(tmp_path, {"name": "one", **LOUD}), run(tmp_path, {"name": "other", **LOUD})
+    assert_same_terms(one, other, rel=0)
+    assert_same_weights(one / "final", other / "final")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
+    # Dropout makes it a test of the generators too; six steps of four from twelve samples cross an epoch's end.
+    changes = {
+        **LOUD,
+        "lora.dropout": 0.3,
+        "training.max_steps": 7,
+        "training.save_every": 4,
+        "training.keep": 9,
+        "training.optimizer": optimizer,
+        "supervision.refinement_batches": 1,
+    }
+    whole = run(tmp_path, {**changes, "name": "whole"})
+    part = run(tmp_path, {**changes, "name": "part"})
+    # What a crash after step 5 leaves: the checkpoint of step 4, log lines beyond it, and half a line.
+    import shutil
+
+    shutil.rmtree(part / "final")
+    shutil.rmtree(part / "checkpoint-7")
+    lines = [line for line in (part / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 5]
+    (part / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    run(tmp_path, {**changes, "name": "part"}, resume=True)
+    assert [line["step"] for line in steps_of(part)] == list(range(1, 8))
+    assert_same_terms(whole, part, rel=0)
+    assert_same_weights(whole / "final", part / "final")
+
+
+def test_resume_may_change_the_micro_batch_but_not_the_rate(tmp_path: Path) -> None:
+    changes = {"training.max_steps": 4, "training.save_every": 2, "training.keep": 9}
+    part = run(tmp_path, changes)
+    import shutil
+
+    shutil.rmtree(part / "final")
+    shutil.rmtree(part / "checkpoint-4")
+    with pytest.raises(UserError, match=r"--resume.*\n.*training.learning_rate: 0.001 → 0.1"):
+        run(tmp_path, {**changes, "training.learning_rate": 0.1}, resume=True)
+    run(tmp_path, {**changes, "training.micro_batch": 1}, resume=True)
+    assert [line["step"] for line in steps_of(part)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_saves_and_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: int
+) -> None:
+    # One micro-batch a step: a second signal would stop at once.
+    changes = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
+    whole = run(tmp_path, {**changes, "name": "whole"})
+    real = BasicTrainer.training_step
+
+    def interrupting(self: BasicTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal_number)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BasicTrainer, "training_step", interrupting)
+        with pytest.raises(Interrupted) as stopped:
+            run(tmp_path, {**changes, "name": "part"})
+    assert stopped.value.checkpoint is not None and stopped.value.checkpoint.name == "checkpoint-3"
+    assert (stopped.value.checkpoint / "optimizer.pt").exists()
+    part = run(tmp_path, {**changes, "name": "part"}, resume=True)
+    assert_same_terms(whole, part, rel=0)
+    assert_same_weights(whole / "final", part / "final")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_zero_lambdas_are_no_supervision(tmp_path: Path) -> None:
+    off = run(tmp_path, {"name": "off", "supervision.enabled": False, "lora.dropout": 0.1})
+    zero = {"supervision.lambda_das": 0.0, "supervision.lambda_sds": 0.0}
+    both = run(tmp_path, {"name": "zero", **zero, "lora.dropout": 0.1})
+    other_stage = run(tmp_path, {"name": "stages", "supervision.stages": [1], "lora.dropout": 0.1})
+    for one in (both, other_stage):
+        assert_same_terms(off, one, rel=0, names=("loss", "lm"))
+        assert_same_weights(off / "final", one / "final")
+    on = run(tmp_path, {"name": "on", **LOUD, "lora.dropout": 0.1})
+    assert steps_of(on)[-1]["lm"] != steps_of(off)[-1]["lm"]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_lm_loss_of_every_step_is_transformers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    write_data(tmp_path, 9, text_only=3)
+    real = BasicTrainer.compute_loss
+    expected: dict[int, float] = {}
+
+    def compare(self: BasicTrainer, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
+        with torch.no_grad():
+            theirs = LlavaForConditionalGeneration.forward(
+                self.loaded.model, **inputs, num_items_in_batch=num_items_in_batch, use_cache=False
+            ).loss
+        step = self.state.global_step + 1
+        expected[step] = expected.get(step, 0.0) + float(theirs)
+        return real(self, model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)
+
+    monkeypatch.setattr(BasicTrainer, "compute_loss", compare)
+    folder = run(tmp_path, {**LOUD, "training.micro_batch": 1, "training.gradient_checkpointing": checkpointing})
+    for line in steps_of(folder):
+        assert line["lm"] == pytest.approx(expected[line["step"]], rel=1e-6)
+
+
+def test_stage_two_starts_from_stage_ones_projector(tmp_path: Path) -> None:
+    one = {"name": "one", "stage": 1, "lora.enabled": False, "data.template": "plain", "training.max_steps": 3}
+    first = run(tmp_path, one)
+    assert not (first / "final" / "adapter").exists()
+    two = {"name": "two", "model.projector": str(first), "training.max_steps": 1, "training.projector_learning_rate": 0.0}
+    second = run(tmp_path, two)
+    a, b = (load_file(folder / "final" / "projector.safetensors") for folder in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    fresh = run(tmp_path, {**two, "name": "fresh", "model.projector": None})
+    assert not torch.equal(a["linear_1.weight"], load_file(fresh / "final" / "projector.safetensors")["linear_1.weight"])
+
+
+def test_stage_one_with_text_only_batches_runs(tmp_path: Path) -> None:
+    write_data(tmp_path, 4, text_only=8)
+    changes = {"stage": 1, "lora.enabled": False, "training.max_steps": 6, "training.micro_batch": 4}
+    folder = run(tmp_path, changes)
+    assert len(steps_of(folder)) == 6
+    assert any("das" not in line or line["das"] == 0 for line in steps_of(folder))
+
+
+def test_a_part_without_gradient_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = BasicTrainer.training_step
+
+    def without_projector(self: BasicTrainer, *args: Any, **kwargs: Any) -> Any:
+        out = real(self, *args, **kwargs)
+        for parameter in self.loaded.parts.projector.linear_1.parameters():
+            parameter.grad = None
+        return out
+
+    monkeypatch.setattr(BasicTrainer, "training_step", without_projector)
+    with pytest.raises(UserError, match="projector linear_1: no gradient"):
+        run(tmp_path)
+
+
+def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    folder = run(tmp_path)
+    with pytest.raises(UserError, match=r"already holds a finished run of this recipe; choose another folder"):
+        run(tmp_path)
+    with pytest.raises(UserError, match=r"already holds another run \(its recipe differs: seed: 0 → 5"):
+        run(tmp_path, {"seed": 5})
+    again = train(tiny_recipe(tmp_path), resume=True, console=quiet())
+    assert again.steps == 4 and again.bundle == folder / "final"
+    other = tmp_path / "runs" / "photos"
+    other.mkdir()
+    (other / "cat.png").write_bytes(b"")
+    with pytest.raises(UserError, match="already holds other files and no run"):
+        run(tmp_path, {"name": "photos"})
+
+
+def test_a_mixed_bundle_is_refused(tmp_path: Path) -> None:
+    from basic_lite.train.bundle import load_trained, open_bundle
+
+    one, other = run(tmp_path, {"name": "one"}), run(tmp_path, {"name": "other", "seed": 1})
+    (one / "final" / "projector.safetensors").write_bytes((other / "final" / "projector.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"projector.safetensors was changed"):
+        load_trained(one, torch.device("cpu"))
+    (other / "final" / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is missing"):
+        open_bundle(other)
+    with pytest.raises(UserError, match="there is no folder"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_a_projector_for_another_model_is_refused(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", {"stage": 1, "lora.enabled": False})
+    from helpers_models import write_llm
+
+    write_llm(tmp_path / "b" / "llm", hidden_size=128)
+    from helpers_models import write_vision
+
+    write_vision(tmp_path / "b" / "vision")
+    with pytest.raises(UserError, match=r"model.projector: the projector in .* doesn't fit this model"):
+        run(tmp_path / "b", {"model.projector": str(first)})
+
+
+def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
+    """The adapter is in PEFT's layout: it loads on the plain LLaVA model, and gives the same logits."""
+    from peft import PeftModel
+
+    from basic_lite.model.llava import BasicLlavaForConditionalGeneration
+    from basic_lite.train.bundle import load_trained
+
+    folder = run(tmp_path, {"quantization.mode": "none", "training.learning_rate": 1e-2})
+    loaded, _ = load_trained(folder, torch.device("cpu"))
+    from basic_lite.model.load import load_base
+
+    base = load_base(tiny_recipe(tmp_path, {"quantization.mode": "none"}), torch.device("cpu"))
+    assert isinstance(base.model, BasicLlavaForConditionalGeneration)
+    base.parts.projector.load_state_dict(load_file(folder / "final" / "projector.safetensors"))
+    wrapped = PeftModel.from_pretrained(base.model, folder / "final" / "adapter").eval()
+    ids = torch.tensor([[5, 6, *[base.parts.image_token_id] * 4, 9, 10]])
+    pixels = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        ours = loaded.model(input_ids=ids, pixel_values=pixels).logits
+        theirs = wrapped(input_ids=ids, pixel_values=pixels).logits
+        plain = wrapped.disable_adapter()
+        with plain:
+            without = wrapped(input_ids=ids, pixel_values=pixels).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ours, without, atol=1e-4)
+
+
+def test_eight_bit_optimizer_keeps_the_projector_in_32_bit(tmp_path: Path) -> None:
+    from basic_lite.model.adapt import adapt, lora_parameters
+    from basic_lite.model.load import load_base
+    from basic_lite.train.optimizer import make_optimizer
+
+    recipe = tiny_recipe(tmp_path, {"lora.rank": 64, "training.optimizer": "adamw_8bit"})
+    loaded = load_base(recipe, torch.device("cpu"))
+    adapt(loaded.parts, recipe)
+    optimizer = make_optimizer(loaded.parts, recipe.training, torch.device("cpu"))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    projector = [optimizer.state[p]["state1"].dtype for p in loaded.parts.projector.parameters()]
+    assert set(projector) == {torch.float32}
+    big = [p for p in lora_parameters(loaded.model).values() if p.numel() >= 4096]
+    assert big and {optimizer.state[p]["state1"].dtype for p in big} == {torch.uint8}
+    with pytest.raises(UserError, match="training.optimizer is paged_adamw_8bit"):
+        make_optimizer(
+            loaded.parts, recipe.training.model_copy(update={"optimizer": "paged_adamw_8bit"}), torch.device("cpu")
+        )
+
+
+def test_log_holds_what_a_user_watches(tmp_path: Path) -> None:
+    write_data(tmp_path, 12)
+    data = {"path": str(tmp_path / "data.json"), "image_dir": str(tmp_path / "images")}
+    folder = run(
+        tmp_path,
+        {
+            "supervision.refinement_batches": 2,
+            "training.trackers": ["tensorboard"],
+            "data.eval": data,
+            "training.eval_every": 2,
+            "training.autocast": "bfloat16",
+        },
+    )
+    line = steps_of(folder)[-1]
+    for name in (*TERMS, "sum_a", "cos", "pairwise_cos", "norm_to_target", "norm_to_vocabulary", "nearest_special_share"):
+        assert isinstance(line[name], float), name
+    assert line["tokens_per_s"] > 0 and line["peak_memory_gib"] > 0 and 0 <= line["sum_a"] <= 1
+    assert {"lr_lora", "lr_projector"} <= line.keys()
+    assert line["loss"] == pytest.approx(line["lm"] + line["das"] + 0.01 * line["sds"], rel=1e-3)
+    curves = [entry for entry in log_of(folder) if "refinement" in entry]
+    assert [entry["step"] for entry in curves] == [0, 2, 4]
+    assert curves[0]["refinement"]["places"] == ["v", "h1", "h2", "h3", "h4", "target"]
+    assert [entry["step"] for entry in log_of(folder) if "eval_loss" in entry] == [2, 4]
+    assert list((folder / "tensorboard").iterdir())
+    shared = [path.suffix for path in (folder / "final").rglob("*") if path.is_file()]
+    assert set(shared) <= {".json", ".safetensors", ".jinja"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    changes = {"training.max_grad_norm": 0.0, "training.projector_learning_rate": 1e30, "training.max_steps": 9}
+    with pytest.raises(UserError, match=r"the loss is (nan|inf)|not finite"):
+        run(tmp_path, changes)
+
+
+def test_out_of_range_layers_are_refused_before_loading(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, {"supervision.layers": 9})
+    with pytest.raises(UserError, match=r"supervision.layers"):
+        train(recipe, console=quiet())
+    assert not (Path(recipe.output) / recipe.name).exists()
