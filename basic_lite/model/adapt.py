@@ -1,0 +1,89 @@
+"""What is trained: LoRA on the LLM by PEFT, the projector in float32 outside PEFT."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from basic_lite.errors import UserError
+from basic_lite.model.parts import Parts
+from basic_lite.schema import LoraSection, Recipe
+
+ADAPTER = "default"
+DECODER = "model.language_model.layers"
+TABLES = ("embed_tokens", "lm_head")
+
+
+def linear_names(parts: Parts) -> list[str]:
+    """Short names of the linear layers of the LLM's decoder layers, e.g. q_proj … down_proj."""
+    from bitsandbytes.nn import Linear4bit
+
+    found: dict[str, None] = {}
+    for name, module in parts.layers.named_modules():
+        if isinstance(module, nn.Linear | Linear4bit):
+            found[name.rsplit(".", 1)[-1]] = None
+    return list(found)
+
+
+def lora_config(section: LoraSection, names: Iterable[str]) -> LoraConfig:
+    """PEFT's configuration for the given short module names, on decoder layers only.
+
+    Raises:
+        UserError: a target is a vocabulary table, or no linear layer has its name.
+    """
+    names = list(names)
+    targets = names if section.targets == "all-linear" else list(section.targets)
+    for target in targets:
+        if target in TABLES:
+            raise UserError(
+                f"lora.targets names {target}, a vocabulary table: BASIC's target distribution is made with that table, "
+                "which must stay frozen. Take it out of lora.targets"
+            )
+        if target not in names:
+            raise UserError(
+                f"lora.targets names {target}, but the LLM's decoder layers have no such linear layer; they have "
+                f"{', '.join(names)}. Mend lora.targets, or use all-linear"
+            )
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=rf"{re.escape(DECODER)}\.\d+\..*\b({'|'.join(map(re.escape, targets))})",
+        task_type=None,
+    )
+
+
+def lora_parameters(model: LlavaForConditionalGeneration) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by full name."""
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def projector_parameters(parts: Parts) -> dict[str, nn.Parameter]:
+    """The projector's parameters by name within it."""
+    return dict(parts.projector.named_parameters())
+
+
+def adapt(parts: Parts, recipe: Recipe) -> None:
+    """Freeze everything, then make trainable what the recipe trains: the projector, and LoRA if it is enabled.
+
+    LoRA is injected in place (``peft.inject_adapter_in_model``), so no wrapper stands around the model, and the projector
+    stays what it is: PEFT's ``modules_to_save`` would train a copy of it.
+    """
+    model = parts.model
+    model.requires_grad_(False)
+    if recipe.lora.enabled:
+        inject_adapter_in_model(lora_config(recipe.lora, linear_names(parts)), model, adapter_name=ADAPTER)
+        dtype = getattr(torch, recipe.lora.dtype)
+        for parameter in lora_parameters(model).values():
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(True)
+    parts.projector.requires_grad_(True)
+    if recipe.training.gradient_checkpointing:
+        # On the LLM alone: the frozen tower has no backward. Re-entrant checkpointing would need inputs that require
+        # gradients and gives None gradients where they don't.
+        parts.language_model.gradient_checkpointing_enable({"use_reentrant": False})

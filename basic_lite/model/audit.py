@@ -1,0 +1,178 @@
+"""The part table: what was really loaded, compared with what the recipe says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from basic_lite.errors import UserError
+from basic_lite.model.parts import Parts
+from basic_lite.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table; ``bytes`` counts weights with their quantisation statistics."""
+
+    part: str
+    module: str
+    dtype: str
+    parameters: int
+    trainable: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    part: str
+    module: str
+    dtype: str
+    count: int
+    trainable: bool
+    bytes: int
+
+
+def _is_4bit(parameter: nn.Parameter) -> bool:
+    from bitsandbytes.nn import Params4bit
+
+    return isinstance(parameter, Params4bit)
+
+
+def parameter_count(parameter: nn.Parameter) -> int:
+    """Weights a parameter stands for; a 4-bit one packs two in a byte."""
+    if _is_4bit(parameter) and parameter.quant_state is not None:
+        return int(torch.Size(parameter.quant_state.shape).numel())
+    return parameter.numel()
+
+
+def parameter_bytes(parameter: nn.Parameter) -> int:
+    """Bytes of a parameter, with the block statistics of a 4-bit one."""
+    size = parameter.numel() * parameter.element_size()
+    if _is_4bit(parameter) and parameter.quant_state is not None:
+        for tensor in parameter.quant_state.as_dict(packed=True).values():
+            if isinstance(tensor, torch.Tensor):
+                size += tensor.numel() * tensor.element_size()
+    return size
+
+
+def _weights(parts: Parts) -> list[_Weight]:
+    groups: list[tuple[str, nn.Module]] = [
+        ("vision tower", parts.vision_tower),
+        ("projector", parts.projector),
+        ("embeddings", parts.embeddings),
+        ("head", parts.lm_head),
+        ("LLM", parts.language_model),
+    ]
+    rows: list[_Weight] = []
+    seen: set[int] = set()
+    for part, root in groups:
+        for module_name, module in root.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in seen:
+                    continue
+                seen.add(id(parameter))
+                rows.append(_row(part, root, module_name, module, name, parameter))
+    for name, parameter in parts.model.named_parameters():
+        if id(parameter) not in seen:
+            rows.append(_row("other", parts.model, name, parts.model, name, parameter))
+    return rows
+
+
+def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> _Weight:
+    is_lora = "lora_" in f"{path}.{name}"
+    kind = type(root).__name__ if part == "vision tower" else type(module).__name__
+    if part == "LLM":
+        linear = isinstance(module, nn.Linear)
+        part = "LoRA" if is_lora else "LLM norms" if not linear else "LLM linears" if name == "weight" else "LLM biases"
+    elif is_lora:
+        part = f"LoRA on {part}"
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    if _is_4bit(parameter):
+        nested = bool(parameter.quant_state is not None and parameter.quant_state.nested)
+        dtype = f"{parameter.quant_type}{' double' if nested else ''}"
+    return _Weight(part, kind, dtype, parameter_count(parameter), parameter.requires_grad, parameter_bytes(parameter))
+
+
+def audit(parts: Parts) -> list[Part]:
+    """The part table of a model, one row for each part × module class × dtype."""
+    groups: dict[tuple[str, str, str], list[_Weight]] = {}
+    for weight in _weights(parts):
+        groups.setdefault((weight.part, weight.module, weight.dtype), []).append(weight)
+    table = []
+    for (part, module, dtype), weights in groups.items():
+        table.append(
+            Part(
+                part=part,
+                module=module,
+                dtype=dtype,
+                parameters=sum(w.count for w in weights),
+                trainable=sum(w.count for w in weights if w.trainable),
+                bytes=sum(w.bytes for w in weights),
+            )
+        )
+    return table
+
+
+def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
+    """Refuse a model that isn't what the recipe says.
+
+    Raises:
+        UserError: names every part that differs, what was found and what was expected.
+    """
+    plain = str(dtype).removeprefix("torch.")
+    four_bit = f"nf4{' double' if recipe.quantization.double else ''}"
+    wanted_linears = four_bit if recipe.quantization.mode == "nf4" else plain
+    wrong: list[str] = []
+
+    def expect(part: Part, dtypes: set[str], trained: bool, why: str) -> None:
+        if part.dtype not in dtypes:
+            wrong.append(f"{part.part} ({part.module}) is {part.dtype}, expected {' or '.join(sorted(dtypes))}: {why}")
+        if part.trainable != (part.parameters if trained else 0):
+            state = f"{part.trainable:,} of {part.parameters:,} weights trainable"
+            wrong.append(f"{part.part} ({part.module}) has {state}, expected {'all' if trained else 'none'}: {why}")
+
+    for part in table:
+        match part.part:
+            case "projector":
+                expect(part, {"float32"}, True, "the projector is trained in full precision")
+            case "LLM linears":
+                expect(part, {wanted_linears}, False, f"quantization.mode is {recipe.quantization.mode}")
+            case "LoRA":
+                expect(part, {recipe.lora.dtype}, True, "lora.dtype")
+            case "LLM norms" | "LLM biases" | "embeddings" | "head" | "vision tower":
+                expect(part, {plain}, False, "model.dtype; never quantised, never trained")
+            case _:
+                wrong.append(f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part of the recipe")
+    present = Counter(part.part for part in table)
+    for name in ("projector", "LLM linears", "embeddings", "vision tower"):
+        if not present[name]:
+            wrong.append(f"there is no {name}")
+    if bool(present["LoRA"]) != recipe.lora.enabled:
+        wrong.append(f"lora.enabled is {str(recipe.lora.enabled).lower()}, but {present['LoRA']} LoRA rows were found")
+    if wrong:
+        raise UserError("the loaded model isn't what the recipe says:\n  - " + "\n  - ".join(wrong))
+
+
+def render(table: list[Part]) -> Table:
+    """The part table for a terminal."""
+    out = Table(title="parts", title_justify="left", header_style="bold")
+    for column, justify in (("part", "left"), ("class", "left"), ("dtype", "left")):
+        out.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("parameters", "trainable", "MiB"):
+        out.add_column(column, justify="right")
+    for row in table:
+        style = "green" if row.trainable else None
+        out.add_row(
+            row.part, row.module, row.dtype, f"{row.parameters:,}", f"{row.trainable:,}", f"{row.bytes / 2**20:,.2f}", style=style
+        )
+    total = [sum(getattr(r, field) for r in table) for field in ("parameters", "trainable", "bytes")]
+    out.add_section()
+    out.add_row("total", "", "", f"{total[0]:,}", f"{total[1]:,}", f"{total[2] / 2**20:,.2f}", style="bold")
+    return out

@@ -1,0 +1,191 @@
+"""What a model needs before its weights: configurations, tokenizer, image processor. A dry run gets by with these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from basic_lite.data.images import load_image_processor
+from basic_lite.errors import UserError
+from basic_lite.schema import ModelSection
+
+# model type → attribute that holds the vision part of its configuration
+VISION_TYPES = {
+    "clip": "vision_config",
+    "siglip": "vision_config",
+    "clip_vision_model": None,
+    "siglip_vision_model": None,
+}
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """Configuration, tokenizer and image processor of one model; ``config.image_token_id`` is the tokenizer's."""
+
+    config: LlavaConfig
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    tokens_per_image: int
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.config.image_token_id)
+
+    @property
+    def layer_count(self) -> int:
+        """L, decoder layers of the LLM."""
+        return int(self.config.text_config.num_hidden_layers)
+
+
+def load_frontend(section: ModelSection) -> Frontend:
+    """Read all but the weights of the model a recipe names.
+
+    Raises:
+        UserError: a checkpoint is missing, of a wrong kind, or its tokenizer lacks the image token.
+    """
+    if section.base is not None:
+        config = llava_config_of(section.base)
+        tokenizer = load_tokenizer(section.base, "model.base")
+        image_token_of_base(tokenizer, config, section)
+        select = config.vision_feature_select_strategy
+        images = load_image_processor(section.base)
+    else:
+        assert section.vision is not None and section.llm is not None
+        config = composed_config(section)
+        tokenizer = load_tokenizer(section.llm, "model.llm")
+        config.image_token_id = add_image_token(tokenizer, section.image_token)
+        select = section.vision_feature_select
+        images = load_image_processor(section.vision)
+    return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
+
+
+def read_config(name: str, key: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(not_loadable(name, key, error)) from error
+
+
+def vision_config_of(name: str) -> PreTrainedConfig:
+    """The vision part's configuration of a CLIP or SigLIP checkpoint."""
+    config = read_config(name, "model.vision")
+    if config.model_type not in VISION_TYPES:
+        raise UserError(
+            f"model.vision: {name} is a {config.model_type} checkpoint, not CLIP or SigLIP; name a vision encoder such "
+            "as openai/clip-vit-large-patch14-336"
+        )
+    inner = VISION_TYPES[config.model_type]
+    return config if inner is None else getattr(config, inner)
+
+
+def llm_config_of(name: str) -> PreTrainedConfig:
+    """The configuration of a causal LLM."""
+    config = read_config(name, "model.llm")
+    if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
+        hint = "; a LLaVA checkpoint belongs in model.base" if config.model_type == "llava" else ""
+        raise UserError(
+            f"model.llm: {name} is a {config.model_type} checkpoint, which already has a vision part or is no language "
+            f"model; name a text-only causal LLM{hint}"
+        )
+    return config
+
+
+def llava_config_of(name: str) -> LlavaConfig:
+    """The configuration of a llava-hf checkpoint."""
+    config = read_config(name, "model.base")
+    if config.model_type != "llava":
+        raise UserError(
+            f"model.base: {name} is a {config.model_type} checkpoint, not LLaVA in the llava-hf layout (model_type "
+            "llava); for an LLM alone use model.llm together with model.vision"
+        )
+    if not isinstance(config.vision_feature_layer, int):
+        raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
+    return config
+
+
+def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:
+    """N, visual tokens an image: patches, and the class token where it is kept."""
+    patches = (vision.image_size // vision.patch_size) ** 2
+    has_class_token = vision.model_type.startswith("clip")
+    return patches + (1 if has_class_token and select == "full" else 0)
+
+
+def feature_select(vision: PreTrainedConfig, select: str) -> str:
+    """transformers' ``vision_feature_select_strategy``: ``default`` drops the first token, which SigLIP doesn't have."""
+    return select if vision.model_type.startswith("clip") else "full"
+
+
+def composed_config(section: ModelSection) -> LlavaConfig:
+    """The LLaVA configuration that ``model.vision`` and ``model.llm`` make together (no weights are read)."""
+    assert section.vision is not None and section.llm is not None
+    vision, text = vision_config_of(section.vision), llm_config_of(section.llm)
+    if not -vision.num_hidden_layers - 1 <= section.vision_feature_layer <= vision.num_hidden_layers:
+        raise UserError(
+            f"model.vision_feature_layer is {section.vision_feature_layer}, but {section.vision} has "
+            f"{vision.num_hidden_layers} layers; -2 is the last but one"
+        )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=text.vocab_size,  # the real id is set once the tokenizer has one
+        projector_hidden_act="gelu",
+        vision_feature_layer=section.vision_feature_layer,
+        vision_feature_select_strategy=feature_select(vision, section.vision_feature_select),
+        image_seq_length=tokens_per_image(vision, section.vision_feature_select),
+        tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(not_loadable(name, key, error, what="tokenizer")) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked and never supervised, so any token does; unk keeps eos meaningful in listings.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
+    """Give the tokenizer of a fresh composition its image token; returns the id."""
+    if image_token not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(image_token))
+
+
+def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, section: ModelSection) -> int:
+    """The image token's id in an existing checkpoint.
+
+    Raises:
+        UserError: the tokenizer has no such token, or the checkpoint's configuration means another.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if section.image_token not in vocabulary:
+        named = tokenizer.convert_ids_to_tokens(config.image_token_id) if config.image_token_id < len(tokenizer) else None
+        hint = f"; its image token is {named!r}: set model.image_token" if named else ""
+        raise UserError(
+            f"the tokenizer of {section.base} has no token {section.image_token!r}, so images would have no place in "
+            f"the text{hint or '; take the checkpoint’s own tokenizer, or compose model.vision with model.llm'}"
+        )
+    token_id = vocabulary[section.image_token]
+    if token_id != config.image_token_id:
+        raise UserError(
+            f"{section.base}: the tokenizer's {section.image_token!r} has id {token_id}, the model's configuration says "
+            f"{config.image_token_id}; the two don't belong together"
+        )
+    return token_id
+
+
+def not_loadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = "the folder holds no readable one" if Path(name).is_dir() else "no such folder, and not found on the hub"
+    return (
+        f"{key}: can't read the {what} {name} ({where}): {first}\n"
+        f"  mend: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
+    )

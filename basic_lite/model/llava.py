@@ -1,0 +1,67 @@
+"""The model class that is trained: LLaVA with a float32 projector and a lean language-modelling loss.
+
+Module names are those of ``transformers.LlavaForConditionalGeneration``, so its checkpoints, PEFT adapters and
+merged exports fit without renaming.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
+
+from basic_lite.model.lm_loss import lm_loss
+
+
+class Float32Projector(LlavaMultiModalProjector):
+    """The two-layer projector, computed in float32 whatever autocast says.
+
+    BASIC compares its output with the LLM's refined embeddings; in bf16 that difference would drown in rounding.
+    """
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """[I, N, D_vision] any float type → [I, N, D] in the projector's own type."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return super().forward(image_features.to(self.linear_1.weight.dtype))
+
+
+class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA whose LM loss is computed on the labelled rows only, so [B, T, V] logits never exist in training."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.model.multi_modal_projector = Float32Projector(config)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:
+        """As the parent's; with ``labels`` [B, T] the output holds ``loss`` and no logits.
+
+        ``num_items_in_batch``: labelled tokens of the whole accumulated step, which the summed loss is divided by;
+        None: those of this batch. Equal to the parent's loss for the same arguments.
+        """
+        if labels is None:
+            return super().forward(input_ids=input_ids, **kwargs)
+        kwargs.setdefault("use_cache", False)
+        hidden = self.model(input_ids=input_ids, **kwargs).last_hidden_state  # [B, T, D]
+        labelled = labels[:, 1:] != -100  # token t is predicted from t - 1
+        loss = lm_loss(hidden[:, :-1][labelled], self.lm_head, labels[:, 1:][labelled], num_items_in_batch)
+        return LlavaCausalLMOutputWithPast(loss=loss)
+
+
+def freeze_in_no_grad(module: nn.Module) -> None:
+    """Freeze ``module`` and run its forward under ``no_grad``.
+
+    Freezing alone is not enough: hooks that make inputs require gradients (PEFT, checkpointing) would keep the
+    frozen tower's graph alive.
+    """
+    module.requires_grad_(False)
+    module.eval()
+    module.forward = torch.no_grad()(module.forward)

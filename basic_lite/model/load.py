@@ -1,0 +1,290 @@
+"""From names in a recipe to a model on the device: compose vision + LLM, or open a llava-hf checkpoint.
+
+Either way the result is one ``LlavaForConditionalGeneration`` with the LLM's linear layers in NF4 and nothing else
+quantised. Weights are read once and quantised as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import Frontend, load_frontend, not_loadable
+from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
+from basic_lite.model.parts import Parts, find_parts
+from basic_lite.schema import QuantizationSection, Recipe
+
+log = logging.getLogger(__name__)
+
+# Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
+TABLE_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what belongs to it."""
+
+    model: BasicLlavaForConditionalGeneration
+    parts: Parts
+    frontend: Frontend
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.frontend.tokenizer
+
+    @property
+    def vocabulary_ids(self) -> torch.Tensor:
+        """Ids [V'] that some token has, without the image token: the rows of E that mean something."""
+        rows = self.parts.embeddings.weight.shape[0]
+        ids = {i for i in self.tokenizer.get_vocab().values() if i < rows}
+        return torch.tensor(sorted(ids - {self.parts.image_token_id}))
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` → a device.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "training.device is cuda, but torch sees no GPU (torch.cuda.is_available() is false); install a CUDA build "
+            "of torch and check `nvidia-smi`, or set training.device=cpu"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if good else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = None) -> Loaded:
+    """The model of ``recipe`` before any adapter: all frozen, projector in float32.
+
+    Raises:
+        UserError: a checkpoint is missing, of a wrong kind, or lacks its image token.
+    """
+    frontend = frontend or load_frontend(recipe.model)
+    loader = _open_llava if recipe.model.base is not None else _compose
+    model = loader(recipe, frontend, pick_dtype(recipe.model.dtype, device), device)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    _settle_generation(model, frontend.tokenizer)
+    parts = find_parts(model)
+    freeze_in_no_grad(parts.vision_tower)
+    return Loaded(model, parts, frontend)
+
+
+def quantization_config(
+    section: QuantizationSection, dtype: torch.dtype, device: torch.device, skip: list[str]
+) -> BitsAndBytesConfig | None:
+    """bitsandbytes' configuration, or None. ``skip``: full names or suffixes of modules left alone."""
+    if section.mode == "none":
+        return None
+    compute = dtype if section.compute_dtype == "auto" else pick_dtype(section.compute_dtype, device)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=section.double,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
+    try:
+        model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(not_loadable(name, key, error)) from error
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(
+            f"{key}: {name} lacks {len(info['missing_keys'])} of the weights of {type(model).__name__} ({some}, …): it is "
+            "another kind of checkpoint than its configuration says, or the download is incomplete; fetch it again"
+        )
+    _keep_weights_unpacked(model)
+    return model
+
+
+def _load_kwargs(dtype: torch.dtype, device: torch.device, bnb: BitsAndBytesConfig | None) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    if bnb is not None:
+        kwargs["quantization_config"] = bnb
+    return kwargs
+
+
+def _compose(
+    recipe: Recipe, frontend: Frontend, dtype: torch.dtype, device: torch.device
+) -> BasicLlavaForConditionalGeneration:
+    """A vision encoder, a fresh projector and a causal LLM, put together."""
+    section, config = recipe.model, frontend.config
+    assert section.vision is not None and section.llm is not None
+    bnb = quantization_config(recipe.quantization, dtype, device, ["lm_head"])
+    kwargs = _load_kwargs(dtype, device, bnb)
+    llm = _from_pretrained(
+        AutoModelForCausalLM, section.llm, "model.llm", attn_implementation=section.attention, **kwargs
+    )
+    vision = _load_vision(section.vision, config.vision_config, dtype, device)
+    before = _probe_logits(llm, device)
+    _give_row(llm, frontend.image_token_id)
+    config.text_config = llm.config
+    with torch.device("meta"):
+        model = BasicLlavaForConditionalGeneration(config)
+    # Made on the CPU in float32 with torch's own initialisation of linear layers, which is LLaVA's.
+    projector = type(model.model.multi_modal_projector)(config).to(device)
+    _assemble(model, vision, getattr(llm, llm.base_model_prefix), llm.get_output_embeddings(), projector)
+    model.generation_config = llm.generation_config
+    _same_logits(before, _probe_logits(model, device), section.llm)
+    return model
+
+
+def _open_llava(
+    recipe: Recipe, frontend: Frontend, dtype: torch.dtype, device: torch.device
+) -> BasicLlavaForConditionalGeneration:
+    """An existing llava-hf checkpoint; its projector is read in float32."""
+    section = recipe.model
+    assert section.base is not None
+    # Names of modules are matched from the start of the full name, or as a suffix (transformers 5.x): a bare
+    # "vision_tower" matches neither and would leave the tower in 4 bit.
+    skip = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    bnb = quantization_config(recipe.quantization, dtype, device, skip)
+    kwargs = _load_kwargs(dtype, device, bnb)
+    source = _from_pretrained(
+        LlavaForConditionalGeneration, section.base, "model.base", attn_implementation=section.attention, **kwargs
+    )
+    config = source.config
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    with torch.device("meta"):
+        model = BasicLlavaForConditionalGeneration(config)
+    projector = type(model.model.multi_modal_projector)(config)
+    projector.load_state_dict(_projector_state(section.base))
+    inner = source.model
+    _assemble(model, inner.vision_tower, inner.language_model, source.lm_head, projector.to(device))
+    model.generation_config = source.generation_config
+    return model
+
+
+def _projector_state(name: str) -> dict[str, torch.Tensor]:
+    """The projector's weights of a llava-hf checkpoint in float32, straight from its safetensors files.
+
+    Taken from the loaded model they would have been rounded to ``model.dtype`` on the way.
+    """
+    marker = "multi_modal_projector."
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        shards = [SAFE_WEIGHTS_NAME]
+    else:
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted({shard for key, shard in weight_map.items() if marker in key})
+    state: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        path = cached_file(name, shard, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            raise UserError(
+                f"model.base: {name} has no {shard}: its weights are not in safetensors, or the download is incomplete; "
+                f"fetch it again: hf download {name}"
+            )
+        with safe_open(path, framework="pt") as tensors:
+            state |= {k.split(marker)[1]: tensors.get_tensor(k).float() for k in tensors.keys() if marker in k}  # noqa: SIM118
+    return state
+
+
+def _load_vision(name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    with torch.device("meta"):
+        cls = type(AutoModel.from_config(config))
+    return _from_pretrained(cls, name, "model.vision", config=config, **_load_kwargs(dtype, device, None))
+
+
+def _give_row(llm: Any, image_token_id: int) -> None:
+    """Make sure that the image token has a row in the embedding table and the head.
+
+    The row itself is never used, since the projector's output takes its place; but ids are looked up before that.
+    New rows get the mean of the others: in the head a zero row could win where all logits are negative.
+    """
+    rows = llm.get_input_embeddings().weight.shape[0]
+    if image_token_id < rows:
+        return
+    size = -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
+    llm.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for table in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
+            table[rows:] = table[:rows].float().mean(dim=0).to(table.dtype)
+    log.info("embedding table and head grew from %d to %d rows for the image token", rows, size)
+
+
+def _assemble(
+    model: BasicLlavaForConditionalGeneration, vision: nn.Module, language: nn.Module, head: nn.Module, projector: nn.Module
+) -> None:
+    model.model.vision_tower = vision
+    model.model.language_model = language
+    model.model.multi_modal_projector = projector
+    model.lm_head = head
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"weights were not loaded for {left[:5]}")
+
+
+def _settle_generation(model: BasicLlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The pad and end tokens that generation needs."""
+    generation = model.generation_config
+    generation.pad_token_id = tokenizer.pad_token_id
+    if generation.eos_token_id is None:
+        generation.eos_token_id = tokenizer.eos_token_id
+
+
+@torch.no_grad()
+def _probe_logits(model: Any, device: torch.device) -> torch.Tensor:
+    model.eval()
+    ids = torch.arange(3, 11, device=device)[None] % model.get_input_embeddings().weight.shape[0]
+    return model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
+    """The composed model must say on text what the LLM says.
+
+    Some families do something between the last hidden state and the logits (soft caps, logit scales), which LLaVA
+    doesn't: training against other logits than the LLM's own would quietly ruin it.
+    """
+    after = after[..., : before.shape[-1]]
+    error = (before - after).abs().max().item()
+    if not error <= 1e-3 * max(1.0, before.abs().max().item()):
+        raise UserError(
+            f"model.llm: {name} computes its logits in a way LLaVA's layout can't hold (they differ by {error:.3g} after "
+            "composition; a logit soft cap or scale, as in Gemma 2 or Cohere, would do that); choose another LLM"
+        )
+
+
+def _keep_weights_unpacked(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
+
+    Where the CPU has AVX512-BF16, the first forward in eval mode rewrites the weights into an inference-only format
+    (bitsandbytes 0.50, ``Linear4bit.forward``); training goes on after an evaluation, so that must not happen.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,51 @@
+"""Where things are in a LLaVA model: tower, projector, decoder layers, embeddings, head, image token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from basic_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The named parts of one model. They are references: LoRA is injected in place, so they stay valid."""
+
+    model: LlavaForConditionalGeneration
+    vision_tower: nn.Module
+    projector: nn.Module
+    language_model: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    embeddings: nn.Module
+    lm_head: nn.Module
+    image_token_id: int
+
+
+def find_parts(model: LlavaForConditionalGeneration) -> Parts:
+    """Name the parts of ``model``.
+
+    Raises:
+        UserError: the LLM is not a plain decoder (no ``layers``, ``norm`` or ``embed_tokens``).
+    """
+    language_model = model.model.language_model
+    lacking = [name for name in ("layers", "norm", "embed_tokens") if not hasattr(language_model, name)]
+    if lacking:
+        raise UserError(
+            f"the language model {type(language_model).__name__} has no {', '.join(lacking)}: BASIC taps the residual "
+            "stream of a plain decoder. Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM in model.llm"
+        )
+    return Parts(
+        model=model,
+        vision_tower=model.model.vision_tower,
+        projector=model.model.multi_modal_projector,
+        language_model=language_model,
+        layers=language_model.layers,
+        norm=language_model.norm,
+        embeddings=language_model.embed_tokens,
+        lm_head=model.lm_head,
+        image_token_id=model.config.image_token_id,
+    )

@@ -1,0 +1,1 @@
+"""What is not training: dry run, evaluation, asking a trained model."""

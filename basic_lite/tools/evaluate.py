@@ -1,0 +1,210 @@
+"""``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from basic_lite.data.images import ImageRef
+from basic_lite.data.records import Record, load_records
+from basic_lite.errors import UserError
+from basic_lite.model.load import Loaded, pick_device
+from basic_lite.schema import Recipe, SourceSection
+from basic_lite.tools.answer import answer, answer_length, chat_format, require_images_open
+from basic_lite.train.bundle import load_trained
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question. ``correct`` is None where the record has no reference answer."""
+
+    number: int
+    id: str
+    question_type: str
+    question: str
+    reference: str
+    prediction: str
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Predictions in the order of the data, and the exact-match share by question type (``all``: overall)."""
+
+    predictions: list[Prediction]
+    accuracy: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def normalise(text: str) -> str:
+    """What exact match compares: lower case, single spaces, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(".").rstrip()
+
+
+def evaluate(
+    loaded: Loaded,
+    recipe: Recipe,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 16,
+    shuffle_images: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Answer the last question of every record and score it.
+
+    Args:
+        shuffle_images: seed; each question is then asked about another record's images (those of a record with as many),
+            which shows how much the answers owe to the picture.
+    """
+    chat = chat_format(recipe, loaded)
+    references = [chat.reference(record) for record in records]
+    texts = answer(
+        loaded,
+        chat,
+        records,
+        image_fit=recipe.data.image_fit,
+        batch_size=batch_size,
+        max_new_tokens=answer_length(loaded, references),
+        images=None if shuffle_images is None else other_images(records, shuffle_images),
+        progress=progress,
+    )
+    predictions = [
+        Prediction(
+            number=record.number,
+            id=record.id,
+            question_type=record.question_type or "",
+            question=_last_question(record),
+            reference=reference,
+            prediction=text,
+            correct=normalise(text) == normalise(reference) if reference else None,
+        )
+        for record, reference, text in zip(records, references, texts, strict=True)
+    ]
+    return score(predictions)
+
+
+def score(predictions: list[Prediction]) -> EvalResult:
+    """Exact match by question type and overall, over the predictions that have a reference."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.correct is not None:
+            groups[ALL].append(prediction.correct)
+            if prediction.question_type:
+                groups[prediction.question_type].append(prediction.correct)
+    ordered = sorted(groups, key=lambda name: (name == ALL, name))
+    return EvalResult(
+        predictions,
+        {name: sum(groups[name]) / len(groups[name]) for name in ordered},
+        {name: len(groups[name]) for name in ordered},
+    )
+
+
+def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[ImageRef, ...]]:
+    """For each record the images of another one with as many images, and other ones wherever there are any."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[len(record.images)].append(index)
+    partner = list(range(len(records)))
+    generator = random.Random(seed)
+    for members in groups.values():
+        shuffled = members[:]
+        generator.shuffle(shuffled)
+        # Several questions may share a picture: walk on until the picture is another one.
+        for place, index in enumerate(shuffled):
+            for step in range(1, len(shuffled)):
+                candidate = shuffled[(place + step) % len(shuffled)]
+                if records[candidate].images != records[index].images:
+                    partner[index] = candidate
+                    break
+    return lambda index: records[partner[index]].images
+
+
+def _last_question(record: Record) -> str:
+    questions = [turn.text for turn in record.turns if turn.role == "human"]
+    return questions[-1] if questions else ""
+
+
+def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Table:
+    """A table of shares: a row for each question type, a column for each name."""
+    table = Table(header_style="bold")
+    table.add_column("question type")
+    table.add_column("n", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in counts:
+        if row == ALL:
+            table.add_section()
+        cells = [f"{values[row]:.3f}" if row in values else "–" for values in columns.values()]
+        table.add_row(row, str(counts[row]), *cells, style="bold" if row == ALL else None)
+    return table
+
+
+def evaluate_run(
+    run: Path,
+    data: Path,
+    *,
+    image_dir: Path | None = None,
+    batch_size: int = 16,
+    out: Path | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> EvalResult:
+    """Evaluate a run folder or bundle on a LLaVA file, print the table, write predictions and summary.
+
+    Raises:
+        UserError: no usable bundle, or bad data.
+    """
+    console = console or Console(highlight=False)
+    notes = Console(stderr=True, highlight=False)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
+    records = list(load_records(source, root=Path.cwd()))
+    if not records:
+        raise UserError(f"{data} holds no records, so there is nothing to evaluate")
+    require_images_open(records)
+    loaded, bundle = load_trained(run, pick_device(device))
+    bar = Progress(
+        TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes, transient=True
+    )
+    with bar:
+        task = bar.add_task("", total=len(records))
+        result = evaluate(
+            loaded, bundle.recipe, records, batch_size=batch_size, progress=lambda n: bar.advance(task, n)
+        )
+    target = out or _default_out(run, bundle.folder, data)
+    write_predictions(result, target)
+    if result.counts:
+        console.print(accuracy_table({"exact match": result.accuracy}, result.counts))
+    else:
+        console.print("the data has no reference answers, so nothing was scored")
+    console.print(f"predictions: {target}", soft_wrap=True)
+    return result
+
+
+def _default_out(run: Path, bundle: Path, data: Path) -> Path:
+    # A bundle's own folder stays as its manifest describes it.
+    folder = bundle.parent if run == bundle else run
+    return folder / f"predictions_{data.stem}_{bundle.name}.jsonl"
+
+
+def write_predictions(result: EvalResult, path: Path) -> None:
+    """One JSON object a prediction, and the summary beside it as ``.summary.json``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(vars(p), ensure_ascii=False) for p in result.predictions]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    summary: dict[str, Any] = {"exact_match": result.accuracy, "counts": result.counts}
+    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

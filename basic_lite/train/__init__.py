@@ -1,0 +1,1 @@
+"""The training loop: forward with taps open → losses → backward → checkpoint."""

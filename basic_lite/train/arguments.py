@@ -1,0 +1,83 @@
+"""A recipe's training section in transformers' words."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from basic_lite.errors import UserError
+from basic_lite.schema import Recipe
+
+
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Optimizer steps of a run over ``samples`` samples."""
+    if recipe.training.max_steps is not None:
+        return recipe.training.max_steps
+    per_epoch = math.ceil(samples / recipe.training.global_batch)
+    return max(1, math.ceil(per_epoch * recipe.training.epochs))
+
+
+def accumulation_of(recipe: Recipe) -> int:
+    """Micro-batches of one optimizer step on one process.
+
+    Raises:
+        UserError: the global batch doesn't divide over the processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, total = recipe.training.micro_batch, recipe.training.global_batch
+    if total % (micro * world):
+        raise UserError(
+            f"training.global_batch {total} doesn't divide into {world} processes × micro_batch {micro}; change "
+            "training.micro_batch or training.global_batch"
+        )
+    return total // (micro * world)
+
+
+def use_autocast(recipe: Recipe, device: torch.device) -> bool:
+    """bf16 autocast: where asked for, or (``auto``) where the GPU has it."""
+    if recipe.training.autocast == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return recipe.training.autocast == "bfloat16"
+
+
+def training_arguments(recipe: Recipe, folder: Path, device: torch.device, *, steps: int) -> TrainingArguments:
+    """``TrainingArguments`` of a run of ``steps`` optimizer steps."""
+    section = recipe.training
+    beta1, beta2 = section.betas
+    return TrainingArguments(
+        output_dir=str(folder),
+        run_name=recipe.name,
+        seed=recipe.seed,
+        use_cpu=device.type == "cpu",
+        max_steps=steps,
+        per_device_train_batch_size=section.micro_batch,
+        per_device_eval_batch_size=section.micro_batch,
+        gradient_accumulation_steps=accumulation_of(recipe),
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.scheduler,
+        warmup_steps=math.ceil(steps * section.warmup_ratio),
+        weight_decay=section.weight_decay,
+        adam_beta1=beta1,
+        adam_beta2=beta2,
+        max_grad_norm=section.max_grad_norm,
+        bf16=use_autocast(recipe, device),
+        eval_strategy="steps" if section.eval_every else "no",
+        eval_steps=section.eval_every,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=section.save_every,
+        save_total_limit=section.keep,
+        logging_steps=section.log_every,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[name for name in section.trackers if name != "tensorboard"],
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        dataloader_persistent_workers=recipe.data.workers > 0,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
