@@ -165,11 +165,6 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
         columns = v["columns"]
     except Unusable:
         return
-    if columns and given == ["path"]:
-        message = (
-            f"LLaVA JSON (`path`) has fixed names; {at}.columns is for hub, parquet and saved; remove it"
-        )
-        yield [f"{at}.columns", f"{at}.path"], message
     for name in columns:
         if name not in COLUMN_NAMES:
             near = get_close_matches(name, COLUMN_NAMES, 1, 0.0)[0]

@@ -10,6 +10,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from basic_lite.console import Say, quiet_libraries, speaker
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.model.adapt import adapt
@@ -46,9 +47,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     console = console or Console(stderr=True, highlight=False)
-    say = _speaker(console)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    say = speaker(console)
+    quiet_libraries()
 
     # The run folder first: nothing is loaded for a run that can't be written.
     folder = open_run_folder(recipe, resume=resume)
@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     return RunResult(folder.path, folder.final, state.global_step, state.log_history)
 
 
-def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Any) -> Loaded:
+def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Say) -> Loaded:
     """Base weights, an earlier stage's projector where the recipe names one, LoRA, and what trains."""
     before = open_bundle(Path(recipe.model.projector), "model.projector") if recipe.model.projector else None
     loaded = load_base(recipe, device, frontend)
@@ -122,7 +122,7 @@ def check_supervision(recipe: Recipe, frontend: Frontend) -> None:
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
 
 
-def supervise(recipe: Recipe, loaded: Loaded, say: Any) -> Supervision | None:
+def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
     """BASIC on this model, or None where the recipe has it off."""
     if not basic_is_on(recipe):
         say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
@@ -173,20 +173,13 @@ def build_trainer(
         if batches:
             trainer.add_callback(
                 RefinementLog(
-                    supervision, batches, loaded.tokenizer, log, _speaker(console), autocast=use_autocast(recipe, device)
+                    supervision, batches, loaded.tokenizer, log, speaker(console), autocast=use_autocast(recipe, device)
                 )
             )
     if "tensorboard" in recipe.training.trackers:
         trainer.add_callback(tensorboard(folder.path / "tensorboard"))
     trainer.progress = ProgressLine(console, recipe.name)
-    trainer.interruption = Interruption(_speaker(console))
+    trainer.interruption = Interruption(speaker(console))
     trainer.add_callback(trainer.progress)
     trainer.add_callback(trainer.interruption)
     return trainer
-
-
-def _speaker(console: Console) -> Any:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
-    return say

@@ -91,7 +91,7 @@ class SourceSection(Section):
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Column map of a `datasets` source, ours to theirs: "
+        description="Column map, ours to theirs, where the data has other names: "
         "id, image, conversations, question, answer, question_type.",
     )
     limit: int | None = Field(None, ge=1, description="Take only the first so many records.")

@@ -1,4 +1,4 @@
-"""Tiny random LLaVA models, batches that hold every awkward case, and BASIC computed the naive way in float64."""
+"""Tiny random LLaVA models, batches that hold every awkward case, and BASIC the naive way, in float64."""
 
 from __future__ import annotations
 
@@ -81,7 +81,12 @@ def tiny_llava(
     """A random model in float32, weights large enough that attention and logits are far from flat."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
     )
     config = LlavaConfig(
         vision_config=vision, text_config=llm_config(kind), image_token_id=IMAGE, image_seq_length=PATCHES,
@@ -101,7 +106,7 @@ def tiny_llava(
 
 
 def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0) -> dict[str, Tensor]:
-    """``full``: one image; two images; a text-only row; text only before the image's end (n = 0). ``text``: no image."""
+    """``full``: one image; two images; text only; no text after the image (n = 0). ``text``: no image."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(count: int) -> list[int]:
@@ -130,7 +135,11 @@ def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0
         fill = ([0] * pad, [0] * pad, [-100] * pad)
         for out, own, filler in zip((ids, mask, labels), row, fill, strict=True):
             out.append(filler + own if padding_side == "left" else own + filler)
-    batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+    batch = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+    }
     images = int((batch["input_ids"] == IMAGE).sum()) // PATCHES
     if images:
         batch["pixel_values"] = torch.randn(images, 3, 8, 8, generator=generator)
@@ -179,7 +188,7 @@ class Truth:
 
 
 def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], settings: SupervisionSection) -> Truth:
-    """From output_hidden_states and eager output_attentions, one sample without padding and one visual token at a time."""
+    """From output_hidden_states and eager output_attentions, one unpadded sample and token at a time."""
     exact = copy.deepcopy(model).double().eval()
     set_checkpointing(exact, False)
     exact.model.language_model.set_attn_implementation("eager")
@@ -208,7 +217,11 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
         pixels = batch["pixel_values"][image : image + images].double()
         image += images
         out = exact(
-            input_ids=ids[None], pixel_values=pixels, output_hidden_states=True, output_attentions=True, use_cache=False
+            input_ids=ids[None],
+            pixel_values=pixels,
+            output_hidden_states=True,
+            output_attentions=True,
+            use_cache=False,
         )
         after = [*out.hidden_states[1:LAYERS], seen["last"]]
         refined = []
@@ -260,7 +273,14 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     das_grad = torch.autograd.grad(das, parameters, retain_graph=True)
     sds_grad = torch.autograd.grad(sds, parameters)
     return Truth(
-        das.detach(), sds.detach(), weights, v_all.detach(), v_hat.detach(), masses, list(das_grad), list(sds_grad)
+        das.detach(),
+        sds.detach(),
+        weights,
+        v_all.detach(),
+        v_hat.detach(),
+        masses,
+        list(das_grad),
+        list(sds_grad),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -76,9 +77,6 @@ def test_readme_commands_and_recipes_exist(capsys: pytest.CaptureFixture[str]) -
 
 def test_wheel_holds_code_recipes_and_licence(tmp_path: Path) -> None:
     """Built from a copy with the build tools at hand, so nothing is fetched, nothing left in the tree."""
-    pytest.importorskip("setuptools", minversion="77", reason="building a wheel needs setuptools")
-    import shutil
-
     tree = tmp_path / "tree"
     ignore = shutil.ignore_patterns(
         "__pycache__", "*.egg-info", "build", "dist", "runs", ".*", "tests", "bench"

@@ -1,4 +1,4 @@
-"""The refinement curve against a naive count, and on a model whose visual embeddings are words by construction."""
+"""The refinement curve against a naive count, and on a model whose visual embeddings are words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_supervision import IMAGE, LAYERS, PATCHES, VOCAB, WORDS, build, inputs, tiny_batch, tiny_llava, word_ids
+from helpers_supervision import (
+    IMAGE,
+    LAYERS,
+    PATCHES,
+    VOCAB,
+    WORDS,
+    build,
+    inputs,
+    tiny_batch,
+    tiny_llava,
+    word_ids,
+)
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +32,7 @@ SHORT = {3: "a", 4: "12", 5: ".", 6: "of", 8: "狗"}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Ids 0..2 are special, a few are too short to count, 9 and 10 are one word in two spellings, the rest are words."""
+    """Ids 0..2 are special, a few too short to count, 9 and 10 one word in two spellings, the rest words."""
     names = {i: f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(WORDS)}
     names |= {0: "<pad>", 1: "<s>", 2: "</s>", IMAGE: "<image>", 9: "Tree", 10: "tree", **SHORT}
     base = Tokenizer(models.WordLevel({name: i for i, name in names.items()}, unk_token="<pad>"))
@@ -91,7 +102,9 @@ def test_every_place_matches_the_naive_count(
         for b, ids in enumerate(batch["input_ids"]):
             visual = ids == IMAGE
             if visual.any():
-                texts.append({tokenizer.decode([i]).casefold() for i in ids.tolist() if i > 2 and i not in (IMAGE, 3, 4, 5, 6)})
+                texts.append(
+                    {tokenizer.decode([i]).casefold() for i in ids.tolist() if i > 2 and i not in (IMAGE, 3, 4, 5, 6)}
+                )
                 near = [torch.cosine_similarity(s[b][visual][:, None], table[None], dim=2).argmax(1) for s in states]
                 found.append([[tokenizer.decode([words[i]]).casefold() for i in place] for place in near])
     for place in range(LAYERS + 2):

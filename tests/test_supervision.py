@@ -1,14 +1,14 @@
-"""The oracle: BASIC through the taps, in float32, against BASIC by the book, in float64. And what taps must not do."""
+"""The oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
 
 from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from basic_lite_kernels import reference
 from helpers_supervision import (
     IMAGE,
     LAYERS,
@@ -38,6 +38,7 @@ from basic_lite.supervision import Capture, Supervision, SupervisionLosses
 from basic_lite.supervision.losses import patch_weights
 from basic_lite.supervision.metrics import nearest_special_share
 from basic_lite.supervision.target import layer_weights, supervised_layers
+from basic_lite_kernels import reference
 
 torch.set_num_threads(1)
 
@@ -103,16 +104,20 @@ def test_oracle_for_every_switch(settings: dict[str, Any], checkpointing: bool) 
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "phi3", "gemma", "gemma2", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    # gemma2 caps its scores, which transformers' sdpa refuses.
+    [
+        *product(["llama", "mistral", "phi3", "gemma", "qwen2", "qwen3"], ["sdpa", "eager"]),
+        ("gemma2", "eager"),
+    ],
+)
 def test_oracle_for_every_llm(kind: str, attention: str, padding_side: str) -> None:
-    if (kind, attention) == ("gemma2", "sdpa"):
-        pytest.skip("transformers: sdpa has no softcap")
     assert_matches_oracle(tiny_llava(kind, attention=attention), tiny_batch(padding_side=padding_side), layers=3)
 
 
 def test_oracle_where_everything_is_small() -> None:
-    """Fresh models have nearly flat distributions and v close to v̂, where float32 differences lose their digits."""
+    """A fresh model: nearly flat distributions, v close to v̂, where float32 differences lose their digits."""
     model = tiny_llava()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -205,7 +210,10 @@ def test_a_lambda_of_zero_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert losses.sds.item() == 0.0 and losses.das.item() > 0
 
 
-@pytest.mark.parametrize("settings", [{"enabled": False}, {"lambda_das": 0.0, "lambda_sds": 0.0}, {"direction": "off", "lambda_sds": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"enabled": False}, {"lambda_das": 0.0, "lambda_sds": 0.0}, {"direction": "off", "lambda_sds": 0.0}],
+)
 def test_nothing_is_tapped_when_there_is_nothing_to_compute(settings: dict[str, Any]) -> None:
     model, batch = tiny_llava(), tiny_batch()
     supervision = build(model, **settings)
@@ -229,7 +237,9 @@ def hooks_and_names(model: Any) -> tuple[int, str, str]:
     )
 
 
-@pytest.mark.parametrize("kind,attention", [("llama", "sdpa"), ("llama", "eager"), ("mistral", "sdpa"), ("gemma2", "eager")])
+@pytest.mark.parametrize(
+    "kind,attention", [("llama", "sdpa"), ("llama", "eager"), ("mistral", "sdpa"), ("gemma2", "eager")]
+)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_taps_leave_no_trace(kind: str, attention: str, padding_side: str) -> None:
     model, batch = tiny_llava(kind, attention=attention), tiny_batch(padding_side=padding_side)
@@ -306,7 +316,7 @@ class Shapes(TorchDispatchMode):
 
 
 def test_no_map_no_logits_no_stack_of_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the taps and the losses make beyond the model's own tensors, with chunks small enough to matter."""
+    """What taps and losses make beyond the model's own tensors, with chunks small enough to matter."""
     model, batch = tiny_llava(), tiny_batch()
     T, M = batch["input_ids"].shape[1], int((batch["input_ids"] == IMAGE).sum())
     supervision = build(model)
@@ -319,7 +329,8 @@ def test_no_map_no_logits_no_stack_of_hidden_states(monkeypatch: pytest.MonkeyPa
     extra = tapped.made - plain.made
     assert extra, "the comparison sees something"
     assert not [s for s in extra if s[-2:] == (T, T)], "attention map"
-    assert not [s for s in extra if len(s) == 2 and s[0] >= M and s[1] > WIDTH and s != (VOCAB, WIDTH)], "[M, V]"
+    own = [(VOCAB, WIDTH), (WIDTH, supervision.vocabulary.rows)]  # E and its transpose, views both
+    assert not [s for s in extra if len(s) == 2 and s[0] >= M and s[1] > WIDTH and s not in own], "[M, V]"
     rows = [s for s in extra if s[-2:] == (M, WIDTH)]
     assert all(len(s) == 2 for s in rows), "stacked layers"
 
@@ -356,7 +367,7 @@ def test_bf16_hidden_states_and_float32_v(how: str) -> None:
 
 
 def test_flash_attention_keeps_its_name_and_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for flash-attn, which needs a GPU: it reads its name from the config and gets a [B, T] mask."""
+    """A stand-in for flash-attn, which needs a GPU: it reads its name from the config, its mask is [B, T]."""
     calls = []
 
     def flash(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:

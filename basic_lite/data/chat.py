@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from basic_lite.data.conversation import conversation
@@ -16,7 +16,7 @@ __all__ = ["IGNORE", "ChatFormat", "Encoded"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample: ids and labels of the same length T (`IGNORE` where unsupervised), and its number of images.
+    """One sample: ids and labels of the same length T (`IGNORE` where unsupervised), and how many images.
 
     ``cut`` is how many text tokens were cut off to fit `data.max_length`.
     """
@@ -41,19 +41,27 @@ class ChatFormat:
     """
 
     def __init__(
-        self, template: Literal["plain", "v1", "tokenizer"], tokenizer: Any, image_token_id: int, tokens_per_image: int
+        self,
+        template: Literal["plain", "v1", "tokenizer"],
+        tokenizer: Any,
+        image_token_id: int,
+        tokens_per_image: int,
     ) -> None:
         self.template = template
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
         self._tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
-        kinds: dict[str, type[Plain] | type[V1] | type[OwnTemplate]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}
+        kinds: dict[str, type[Plain] | type[V1] | type[OwnTemplate]] = {
+            "plain": Plain,
+            "v1": V1,
+            "tokenizer": OwnTemplate,
+        }
         self._template: Template = kinds[template](self._tokens)
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Tokens that end an answer, for generation: the template's end of turn where that is one token, and eos."""
+        """Tokens that end an answer: eos, and the template's end of turn where that is one token."""
         ids = self._tokens.encode([("a", False), (self._template.end_of_turn.strip(" "), True)])[1]
         ending = [one for one in ids if one != IGNORE]
         eos = self.tokenizer.eos_token_id
@@ -71,8 +79,6 @@ class ChatFormat:
         """
         try:
             turns = conversation(record)
-            if not any(turn.role == "gpt" and turn.text.strip() for turn in turns):
-                raise NoSupervisedToken("it has no answer: no gpt turn with text after a human turn", "add one")
             return self._fit(*self._encode(self._template.pieces(turns), record), max_length)
         except RecordProblem as problem:
             raise problem.at(record.place) from problem.__cause__
@@ -97,17 +103,20 @@ class ChatFormat:
 
     def reference(self, record: Record) -> str:
         """The last answer: that of the last gpt turn, else the record's own ``answer``, else empty."""
-        last = next((turn for turn in reversed(record.turns) if turn.role != "system"), None)
-        if last is not None and last.role == "gpt":
+        answers: list[str] = []
+        for turn in reversed([turn for turn in record.turns if turn.role != "system"]):
+            if turn.role != "gpt":
+                break
             # Turns of one role in a row are one.
-            return conversation(replace(record, images=(), turns=_without_images(record)), answered=False)[-1].text.strip()
-        return (record.answer or "").strip()
+            answers.insert(0, turn.text)
+        return ("\n".join(answers) if answers else record.answer or "").strip()
 
     def _encode(self, pieces: Pieces, record: Record) -> tuple[list[int], list[int], int]:
         ids, labels, images = self._tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
-                f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"
+                f"the chat template has written {images} of its {len(record.images)} images",
+                "set data.template: v1",
             )
         return ids, labels, images
 
@@ -120,8 +129,8 @@ class ChatFormat:
         of_images = images * self.tokens_per_image
         if of_images + 1 > max_length:
             raise TooLong(
-                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one of text is more "
-                f"than data.max_length {max_length}",
+                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one "
+                f"of text is more than data.max_length {max_length}",
                 "raise data.max_length, or set data.too_long: drop",
             )
         keep = [True] * len(ids)
@@ -132,15 +141,11 @@ class ChatFormat:
             if ids[n] != self.image_token_id:
                 keep[n] = False
                 left -= 1
-        kept_labels = [label for label, kept in zip(labels, keep) if kept]
+        kept_labels = [label for label, kept in zip(labels, keep, strict=True) if kept]
         if all(label == IGNORE for label in kept_labels[1:]):
             raise TooLong(
-                f"its prompt alone fills data.max_length {max_length} ({len(ids)} tokens, {of_images} of them of images): "
-                f"cut to fit, it has no supervised token left",
+                f"its prompt alone fills data.max_length {max_length} ({len(ids)} tokens, {of_images} of "
+                f"them of images): cut to fit, it has no supervised token left",
                 "raise data.max_length, or set data.too_long: drop",
             )
-        return Encoded([one for one, kept in zip(ids, keep) if kept], kept_labels, images, cut)
-
-
-def _without_images(record: Record) -> tuple[Turn, ...]:
-    return tuple(Turn(turn.role, turn.text.replace("<image>", "")) if turn.role == "human" else turn for turn in record.turns)
+        return Encoded([one for one, kept in zip(ids, keep, strict=True) if kept], kept_labels, images, cut)

@@ -79,7 +79,9 @@ class DataReport:
             f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
         ]
         if cut := int((self.cut > 0).sum()):
-            lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
+            lines.append(
+                f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)"
+            )
         if self.problems:
             lines.append(f"{len(self.problems):,} records dropped:")
             lines += _listing(self.problems)
@@ -101,15 +103,15 @@ def check_data(
         progress: Called now and then with (records done, records in all).
 
     Raises:
-        UserError: a record can't be used and `data.bad_records` (`data.too_long` for length) is refuse; or no record
-            is left. Lists every problem up to 20, and counts them all.
+        UserError: a record can't be used and `data.bad_records` (`data.too_long` for length) is refuse; or no
+            record is left. Lists the problems, up to 20, and counts them all.
     """
     total = len(records)
     columns = np.zeros((4, total), dtype=np.int32)
     problems: list[Problem] = []
     job = _Job(records, chat, section.max_length, section.check_images)
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
-    for done, (values, found) in zip(ranges, _results(job, ranges, total, processes)):
+    for done, (values, found) in zip(ranges, _results(job, ranges, total, processes), strict=True):
         columns[:, done.start : done.stop] = values
         problems += found
         if progress is not None:
@@ -120,7 +122,7 @@ def check_data(
     kept = np.setdiff1d(np.arange(total), np.array([one.index for one in problems], dtype=np.int64))
     if not len(kept):
         listing = "\n".join(_listing(problems))
-        raise UserError(f"not one of the {total:,} records can be used:\n{listing}\nCorrect data.train (or data.eval).")
+        raise UserError(f"not one of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
     lengths, supervised, n_images, cut = columns[:, kept]
     return DataReport(total, kept, lengths, supervised, n_images, cut, problems)
 
@@ -168,7 +170,9 @@ class _Job:
                 for image in record.images:
                     check_image(image, self.how)  # type: ignore[arg-type]
             except RecordProblem as problem:
-                problems.append(Problem(index, problem.place or place, problem.kind, problem.what, problem.mend))
+                problems.append(
+                    Problem(index, problem.place or place, problem.kind, problem.what, problem.mend)
+                )
                 continue
             supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
             values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
@@ -198,7 +202,7 @@ def _results(
     global _job
     if processes is None:
         processes = (os.cpu_count() or 1) if total >= _WORTH_PROCESSES else 1
-    # Elsewhere than on Linux processes start empty, which costs more than it saves and needs a guarded main module.
+    # Elsewhere than on Linux processes start empty: that costs more than it saves, and needs a guarded main.
     if processes < 2 or sys.platform != "linux":
         yield from map(job, ranges)
         return

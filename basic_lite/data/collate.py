@@ -16,9 +16,9 @@ from basic_lite.errors import UserError
 class Collator:
     """Pads to the longest sample. Picklable.
 
-    Returns ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64 (labels `IGNORE` at padding; left out when no
-    sample has any, as for generation), and ``pixel_values`` [I, 3, h, w] float32 where I > 0: all images of row 0 in
-    the order of their placeholders, then those of row 1, and so on.
+    Returns ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64 (labels `IGNORE` at padding; left
+    out when no sample has any, as for generation), and ``pixel_values`` [I, 3, h, w] float32 where I > 0: all
+    images of row 0 in the order of their placeholders, then those of row 1, and so on.
     """
 
     pad_token_id: int
@@ -46,8 +46,9 @@ class Collator:
             shapes = {tuple(one.shape[1:]) for one in images}
             if len(shapes) > 1:
                 raise UserError(
-                    f"the image processor gives images of different sizes ({', '.join(map(str, sorted(shapes)))}); it must "
-                    f"resize to one size: correct preprocessor_config.json of model.vision."
+                    f"the image processor gives images of different sizes "
+                    f"({', '.join(map(str, sorted(shapes)))}); it must resize to one size: correct "
+                    f"preprocessor_config.json of model.vision."
                 )
             batch["pixel_values"] = torch.cat(images).to(torch.float32)
         return batch

@@ -5,17 +5,18 @@ What published data holds, and what is done with it:
 - a gpt turn before the first human turn is dropped, as LLaVA-1.5 does;
 - turns of one role in a row become one, joined by a line break; blank human turns count as turns;
 - a system turn at the start is the system prompt; a later one joins the human turn after it;
-- a human turn at the end, which no answer follows, is dropped (it can't be learnt from), unless it holds an image;
+- a human turn at the end, which no answer follows, is dropped (nothing to learn); with an image, it is a
+  problem;
 - in a human turn with one `<image>`, the image moves to the front, then a line break, as in LLaVA-1.5
   (`preprocess_multimodal`); several images in one turn stay where they are in the text;
 - images without any `<image>` in the record go to the front of the first human turn;
-- `<image>` in a human turn is a placeholder always, so one without an image is a problem with a name; in a gpt or
-  system turn it is text, and never becomes an image token.
+- `<image>` in a human turn is a placeholder always, so one without an image is a problem with a name; in a
+  gpt or system turn it is text, and never becomes an image token.
 """
 
 from __future__ import annotations
 
-from basic_lite.data.problems import BadPlaceholders, BadRecord
+from basic_lite.data.problems import BadPlaceholders, BadRecord, NoSupervisedToken
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 
 # Unicode noncharacters, reserved for a program's own use: no text has them, and no template strips them.
@@ -35,6 +36,7 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
     Raises:
         BadPlaceholders: images and `<image>` don't fit together.
         BadRecord: no human turn.
+        NoSupervisedToken: for training, no answer.
     """
     turns = [_marked(turn) for turn in record.turns]
     if not any(turn.role == "human" for turn in turns):
@@ -45,9 +47,13 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
         rest = turns[first].text.strip()
         turns[first] = Turn("human", IMAGE * len(record.images) + (f"\n{rest}" if rest else ""))
     ordered = _alternating(turns)
+    if answered and not any(turn.role == "gpt" and turn.text.strip() for turn in ordered):
+        raise NoSupervisedToken("it has no answer: no gpt turn with text after a human turn", "add one")
     if answered and ordered[-1].role == "human":
         if IMAGE in ordered[-1].text:
-            raise BadPlaceholders("an image is in a last human turn that no gpt turn follows", "add the answer")
+            raise BadPlaceholders(
+                "an image is in a last human turn that no gpt turn follows", "add the answer"
+            )
         ordered.pop()
     return ordered
 

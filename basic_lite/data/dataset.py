@@ -49,7 +49,8 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """``input_ids`` and ``labels`` (lists of length T), and ``pixel_values`` [n, 3, h, w] where n > 0.
 
         Raises:
-            RecordProblem: (a `UserError`) names source, record number, and what is wrong, a broken image included.
+            RecordProblem: (a `UserError`) names source, record number, and what is wrong, a broken image
+            included.
         """
         record = self.record(index)
         encoded = self.chat.encode(record, self.max_length)

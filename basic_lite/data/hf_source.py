@@ -24,7 +24,8 @@ class DatasetsSource:
         self.columns = _columns(section.columns, dataset.column_names, self.name)
         if section.limit is not None:
             dataset = dataset.select(range(min(section.limit, len(dataset))))
-        # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded picture.
+        # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
+        # picture.
         self.dataset = dataset.select_columns(sorted(set(self.columns.values()))).with_format("arrow")
 
     def __len__(self) -> int:
@@ -67,8 +68,8 @@ def _open(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
 
     try:
         if section.hub:
-            name = f"{section.hub} [{section.split}]"
-            return datasets.load_dataset(section.hub, section.config, split=section.split), name, root
+            dataset = datasets.load_dataset(section.hub, section.config, split=section.split)
+            return dataset, f"{section.hub} [{section.split}]", root
         if section.parquet:
             files = sorted(glob.glob(str((root / section.parquet).expanduser()), recursive=True))
             if not files:
@@ -83,8 +84,8 @@ def _open(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
         if isinstance(dataset, Mapping):
             if section.split not in dataset:
                 raise UserError(
-                    f"{section.saved}: there is no split {section.split!r}{nearest(section.split, dataset)}; it has "
-                    f"{', '.join(dataset)}. Set `split` of this data source."
+                    f"{section.saved}: there is no split {section.split!r}{nearest(section.split, dataset)}; "
+                    f"it has {', '.join(dataset)}. Set `split` of this data source."
                 )
             dataset = dataset[section.split]
         return dataset, section.saved, path
@@ -95,18 +96,18 @@ def _open(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
         where = section.hub or section.parquet or section.saved
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{where}: the data set can't be read ({reason}). Correct hub, config, split, parquet or saved of this "
-            f"data source."
+            f"{where}: the data set can't be read ({reason}). Correct hub, config, split, parquet or saved "
+            f"of this data source."
         ) from error
 
 
 def _columns(asked: Mapping[str, str], present: list[str], name: str) -> dict[str, str]:
     """Our names to theirs: what the recipe maps, else the column that is there under a usual name."""
-    for ours, theirs in asked.items():
-        if theirs not in present:
+    for ours, wanted in asked.items():
+        if wanted not in present:
             raise UserError(
-                f"{name}: there is no column {theirs!r}{nearest(theirs, present)}; it has {', '.join(present)}. "
-                f"Correct columns.{ours} of this data source."
+                f"{name}: there is no column {wanted!r}{nearest(wanted, present)}; it has "
+                f"{', '.join(present)}. Correct columns.{ours} of this data source."
             )
     found = dict(asked)
     for ours, usual in COLUMNS.items():
@@ -114,8 +115,9 @@ def _columns(asked: Mapping[str, str], present: list[str], name: str) -> dict[st
             found[ours] = theirs
     if "conversations" not in found and "question" not in found:
         raise UserError(
-            f"{name}: none of its columns ({', '.join(present)}) is called {' or '.join(COLUMNS['conversations'])} "
-            f"or question; map one with columns.conversations, or with columns.question and columns.answer."
+            f"{name}: none of its columns ({', '.join(present)}) is called "
+            f"{' or '.join(COLUMNS['conversations'])} or question; map one with columns.conversations, "
+            f"or with columns.question and columns.answer."
         )
     # A map that names question and answer means those, even where a conversations column exists too.
     if "question" in asked and "conversations" not in asked:

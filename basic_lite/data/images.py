@@ -1,4 +1,4 @@
-"""Images: find, decode, fit to a square, and hand to the vision encoder's own processor (PIL, no torchvision)."""
+"""Images: find, decode, fit to a square, hand to the vision encoder's own processor (PIL, no torchvision)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
     """Absolute path of an image that lies in a file.
 
     Raises:
-        BadImage: the path leaves the image folder (`..`, absolute, through a symbolic link), or there is no such file.
+        BadImage: the path leaves the image folder (`..`, absolute, through a symbolic link), or there is no
+        such file.
     """
     if "\0" in image.name or "://" in image.name:
         raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
@@ -82,7 +83,11 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
             raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
         stem = os.path.splitext(real)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
-        hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
+        hint = (
+            f"there is {other!r} beside it; rename one of the two"
+            if other
+            else "fetch it, or correct image_dir"
+        )
         raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
     return real
 
@@ -129,7 +134,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB. Transparency is dropped as LLaVA drops it; 16-bit and float greys are scaled, not clipped."""
+    """Any PIL mode to RGB. Transparency is dropped, as in LLaVA; 16-bit and float greys are scaled."""
     if image.mode == "RGB":
         return image.copy()
     if image.mode.startswith("I;16"):
@@ -156,8 +161,8 @@ def mean_colour(image_processor: Any) -> tuple[int, int, int]:
 def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
     """An RGB image made square, as `data.image_fit` says, before the processor resizes it.
 
-    square: resized, the aspect ratio is lost, nothing is cropped. pad: padded with the mean colour, the picture in
-    the middle (LLaVA-1.5's `expand2square`).
+    square: resized, the aspect ratio is lost, nothing is cropped. pad: padded with the mean colour, the
+    picture in the middle (LLaVA-1.5's `expand2square`).
     """
     width, height = image.size
     if width == height:
@@ -170,7 +175,9 @@ def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
     size = dict(getattr(image_processor, "size", None) or {})
     side = size.get("shortest_edge") or size.get("height") or max(width, height)
     resample = getattr(image_processor, "resample", None)
-    return image.resize((side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample))
+    return image.resize(
+        (side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
+    )
 
 
 def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: Fit) -> torch.Tensor:
@@ -193,12 +200,12 @@ def load_image_processor(name_or_folder: str | Path, **kwargs: Any) -> Any:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name_or_folder}: no image processor can be loaded ({reason}). A folder needs preprocessor_config.json "
-            f"(or processor_config.json); correct model.vision or model.base."
+            f"{name_or_folder}: no image processor can be loaded ({reason}). A folder needs "
+            f"preprocessor_config.json (or processor_config.json); correct model.vision or model.base."
         ) from error
     if getattr(processor, "backend", "pil") != "pil":
         raise UserError(
-            f"{name_or_folder}: {type(processor).__name__} has no PIL version, which is what is used here so that "
-            f"torchvision is not needed; choose a CLIP or SigLIP encoder in model.vision."
+            f"{name_or_folder}: {type(processor).__name__} has no PIL version, which is what is used here so "
+            f"that torchvision is not needed; choose a CLIP or SigLIP encoder in model.vision."
         )
     return processor

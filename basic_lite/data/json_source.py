@@ -1,15 +1,14 @@
-"""LLaVA JSON (one list) and JSONL (one record a line), read by position: the file is scanned once and mapped."""
+"""LLaVA JSON (one list) and JSONL (one record a line), read by position: scanned once, then mapped."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import mmap
-import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from basic_lite.schema import SourceSection
 
 # Bytes read at once while scanning.
 _CHUNK = 1 << 24
-# Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
+# Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try
+# again.
 _MARGIN = 4096
 _RECORD_KEYS = {"conversations", "conversation", "messages", "question", "image", "images"}
 _SPACE = " \t\r\n"
@@ -28,7 +28,8 @@ _SPACE = " \t\r\n"
 class JsonSource:
     """Rows of a LLaVA file. Holds 16 bytes a record; a row is parsed when it is asked for.
 
-    Whether it is a list or lines is seen from the first character, not from the name: both endings are used for both.
+    Whether it is a list or lines is seen from the first character, not from the name: both endings are used
+    for both.
     """
 
     def __init__(self, section: SourceSection, root: Path) -> None:
@@ -40,7 +41,9 @@ class JsonSource:
             raise UserError(f"{self.name}: there is no such file; correct `path` of this data source.")
         if not self.path.is_file():
             raise UserError(f"{self.name}: this is a folder, `path` must be a JSON or JSONL file.")
-        folder = (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
+        folder = (
+            (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
+        )
         self.image_dir = str(folder.absolute())
         flat = array("q")
         for n, (start, end) in enumerate(_spans(self.path, self.name)):
@@ -71,14 +74,21 @@ def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
     Raises:
         UserError: not UTF-8, broken JSON (line and column), or not a list of records.
     """
-    reader = _Reader(path, name)
+    with open(path, "rb") as file:
+        lines = yield from _list_spans(_Reader(file, name), path, name)
+    if lines:
+        yield from _line_spans(path, name)
+
+
+def _list_spans(reader: _Reader, path: Path, name: str) -> Generator[tuple[int, int], None, bool]:
+    """Byte range of each record of a list. Returns whether it is no list, but may hold lines."""
     first = reader.skip_space()
     if not first:
         raise UserError(f"{name}: the file is empty; a LLaVA file is a list of records.")
     if first == "[":
         reader.at += 1
         if reader.skip_space() == "]":
-            return
+            return False
         while True:
             yield reader.value()[:2]
             sign = reader.skip_space()
@@ -86,10 +96,12 @@ def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
             if sign == "]":
                 if rest := reader.skip_space():
                     reader.fail(f"something follows the list ({rest!r} …)")
-                return
+                return False
             if sign != ",":
                 reader.at -= 1
-                reader.fail("a ',' or ']' belongs here" if sign else "the file ends inside the list; it was cut off")
+                reader.fail(
+                    "a ',' or ']' belongs here" if sign else "the file ends inside the list; it was cut off"
+                )
             if reader.skip_space() == "]":
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
@@ -98,14 +110,14 @@ def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
         value = reader.value()[2]
         if not reader.skip_space() and not _RECORD_KEYS & set(value):
             raise UserError(
-                f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list of "
-                f"records; write the list alone."
+                f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
+                f"of records; write the list alone."
             )
-    yield from _line_spans(path, name)
+    return True
 
 
 def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
-    """Byte range of each line that isn't blank; each must be one value, so an error is named with its own line."""
+    """Byte range of each line that isn't blank; each must be one value, so an error names its line."""
     with open(path, "rb") as file:
         end = 0
         for number, line in enumerate(file, 1):
@@ -115,10 +127,10 @@ def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
             if not line.strip():
                 continue
             try:
-                json.loads(line.decode("utf-8"))
+                json.loads(line.rstrip(b"\r\n").decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{name}, line {number}: the file is not UTF-8 (byte {start + error.start}); save it as UTF-8."
+                    f"{name}, line {number}: not UTF-8 (byte {start + error.start}); save the file as UTF-8."
                 ) from error
             except json.JSONDecodeError as error:
                 raise _broken(name, number, error.colno, f"{error.msg} (one record a line)") from error
@@ -137,10 +149,9 @@ def _broken(name: str, line: int, column: int, what: str) -> UserError:
 class _Reader:
     """Reads JSON values from a file piece by piece, knowing their byte positions."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
-        self.file = open(path, "rb")  # noqa: SIM115  closed with the reader
-        self.size = os.fstat(self.file.fileno()).st_size
+        self.file = file
         head = self.file.read(4)
         if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise UserError(f"{name}: the file is UTF-16; save it as UTF-8.")
@@ -151,24 +162,31 @@ class _Reader:
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.json = json.JSONDecoder()
         self.text, self.at, self.ended = "", 0, False
-        # A character position at or before `at`, and its byte position: counting on from there keeps a scan linear.
+        # A character position at or before `at`, and its byte position: counting on from there keeps a scan
+        # linear.
         self._known = (0, self.base)
 
     def _more(self) -> None:
         """Forget what is read, append the next piece."""
         self.base = self._byte(self.at)
         self._move(self.text[: self.at])
-        where = self.file.tell()
+        where = self.file.tell() - len(self.decoder.getstate()[0])
         # As much again as is held: a long record is not read over and over.
         data = self.file.read(max(_CHUNK, len(self.text) - self.at))
         self.ended = not data
         try:
             self.text = self.text[self.at :] + self.decoder.decode(data, final=self.ended)
         except UnicodeDecodeError as error:
-            byte = where + error.start if data else self.size
-            raise UserError(f"{self.name}: the file is not UTF-8 (byte {byte}); save it as UTF-8.") from error
+            raise self._not_utf8(where + error.start) from error
         self.at = 0
         self._known = (0, self.base)
+
+    def _not_utf8(self, byte: int) -> UserError:
+        self.file.seek(0)
+        line = 1 + sum(
+            self.file.read(min(_CHUNK, byte - start)).count(b"\n") for start in range(0, byte, _CHUNK)
+        )
+        return UserError(f"{self.name}, line {line}: not UTF-8 (byte {byte}); save the file as UTF-8.")
 
     def _byte(self, at: int) -> int:
         known, byte = self._known

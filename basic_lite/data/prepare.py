@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basic_lite.console import Say
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.collate import Collator
@@ -19,9 +20,6 @@ from basic_lite.data.records import load_records
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.model.frontend import Frontend
 from basic_lite.schema import Recipe, SourceSection
-
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Prepared:

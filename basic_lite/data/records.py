@@ -1,7 +1,7 @@
 """Records: one conversation with its images, whatever file or data set it came from.
 
-``load_records`` gives a sequence that reads a record when it is asked for: only offsets into the JSON file, or a
-memory-mapped Arrow table, are held, so 665k records cost a few MB.
+``load_records`` gives a sequence that reads a record when it is asked for: only offsets into the JSON file,
+or a memory-mapped Arrow table, are held, so 665k records cost a few MB.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Source(Protocol):
     """Rows of one data source, read one at a time."""
 
     name: str
-    columns: Mapping[str, str]
+    columns: dict[str, str]
     image_dir: str
 
     def __len__(self) -> int: ...
@@ -152,10 +152,13 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
             )
         for ours in one.columns:
             if ours not in COLUMNS:
-                raise UserError(f"columns: {ours!r} is none of ours, which are {', '.join(COLUMNS)} (ours: theirs).")
+                raise UserError(
+                    f"columns: {ours!r} is none of ours, which are {', '.join(COLUMNS)} (ours: theirs)."
+                )
         if one.image_dir is not None and not (root / one.image_dir).expanduser().is_dir():
             raise UserError(f"image_dir: there is no folder {one.image_dir}; correct it, or leave it out.")
-        sources.append(JsonSource(one, root) if one.path else DatasetsSource(one, root))
+        source: Source = JsonSource(one, root) if one.path else DatasetsSource(one, root)
+        sources.append(source)
     records = Records(sources)
     if not len(records):
         names = ", ".join(source.name for source in sources) or "data.train"
@@ -168,7 +171,9 @@ def record_of(row: Any, source: Source, number: int) -> Record:
     identity = ""
     try:
         if not isinstance(row, Mapping):
-            raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
+            raise BadRecord(
+                f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations"
+            )
         raw_id = _value(row, source.columns, "id")
         identity = "" if raw_id is None else str(raw_id)
         question_type = _value(row, source.columns, "question_type")
@@ -213,7 +218,7 @@ def _turns(row: Mapping[str, Any], columns: Mapping[str, str], answer: str | Non
     if isinstance(conversation, Mapping) and all(isinstance(v, (list, tuple)) for v in conversation.values()):
         # How older `datasets` store a list of objects: an object of lists.
         keys = list(conversation)
-        conversation = [dict(zip(keys, values)) for values in zip(*conversation.values())]
+        conversation = [dict(zip(keys, row, strict=True)) for row in zip(*conversation.values(), strict=True)]
     if conversation is None:
         question = _value(row, columns, "question")
         if question is None:
@@ -221,7 +226,9 @@ def _turns(row: Mapping[str, Any], columns: Mapping[str, str], answer: str | Non
         human = Turn("human", clean(_text(question, 1)))
         return (human,) if answer is None else (human, Turn("gpt", answer))
     if not isinstance(conversation, (list, tuple)):
-        raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
+        raise BadRecord(
+            f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list"
+        )
     if not conversation:
         raise BadRecord("its conversations are empty", "give it at least one human and one gpt turn")
     return tuple(_turn(turn, n) for n, turn in enumerate(conversation, 1))
@@ -229,12 +236,16 @@ def _turns(row: Mapping[str, Any], columns: Mapping[str, str], answer: str | Non
 
 def _turn(turn: Any, number: int) -> Turn:
     if not isinstance(turn, Mapping):
-        raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
+        raise BadRecord(
+            f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}'
+        )
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         what = "says not who speaks" if speaker is None else f"is from {shorten(speaker)}"
-        raise BadRecord(f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)")
+        raise BadRecord(
+            f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)"
+        )
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     return Turn(role, clean(_text(value, number)))
 
@@ -271,11 +282,15 @@ def _images(value: Any, image_dir: str) -> Iterator[ImageRef]:
         yield ImageRef(value, image_dir)
     elif isinstance(value, bytes):
         yield ImageRef("(image column)", blob=value)
-    elif isinstance(value, Mapping) and (value.get("bytes") is not None or isinstance(value.get("path"), str)):
+    elif isinstance(value, Mapping) and (
+        value.get("bytes") is not None or isinstance(value.get("path"), str)
+    ):
         name = value.get("path") if isinstance(value.get("path"), str) else None
         blob = value.get("bytes")
-        yield ImageRef(name or "(image column)", image_dir) if blob is None else ImageRef(
-            name or "(image column)", blob=blob
+        yield (
+            ImageRef(name or "(image column)", image_dir)
+            if blob is None
+            else ImageRef(name or "(image column)", blob=blob)
         )
     elif hasattr(value, "as_py"):
         yield ImageRef("(image column)", blob=value)
@@ -284,7 +299,7 @@ def _images(value: Any, image_dir: str) -> Iterator[ImageRef]:
 
 
 def clean(text: str) -> str:
-    """Text that every tokenizer takes: lone surrogates (half of a `\\ud83d\\ude00` pair in JSON) become U+FFFD."""
+    """Text that every tokenizer takes: lone surrogates (JSON can hold half of a pair) become U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

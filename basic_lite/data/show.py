@@ -18,12 +18,13 @@ IMAGE = "cyan"
 def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text:
     """Decoded tokens: supervised ones green, the rest dim, each run of image tokens as `<image>×576`.
 
-    Tokens are decoded run by run, with special tokens written out; a line break that is supervised shows as ⏎.
+    Tokens are decoded run by run, with special tokens written out; a line break that is supervised shows as
+    ⏎.
     """
     text = Text()
     kinds = [
         IMAGE if one == image_token_id else UNSUPERVISED if label == IGNORE else SUPERVISED
-        for one, label in zip(encoded.input_ids, encoded.labels)
+        for one, label in zip(encoded.input_ids, encoded.labels, strict=True)
     ]
     position = 0
     for style, run in groupby(kinds):
@@ -36,8 +37,14 @@ def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text
         words = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if style == SUPERVISED:
             words = words.replace("\n", "⏎\n")
-        if text and not text.plain[-1].isspace() and _starts_word(tokenizer, ids[0]) and not words.startswith(" "):
-            # Decoding a run alone loses the space before its first word, with SentencePiece and word-level tokenizers.
+        if (
+            text
+            and not text.plain[-1].isspace()
+            and _starts_word(tokenizer, ids[0])
+            and not words.startswith(" ")
+        ):
+            # Decoding a run alone loses the space before its first word, with SentencePiece and word-level
+            # tokenizers.
             words = " " + words
         text.append(words, style=style)
     return text

@@ -38,7 +38,8 @@ class Template(Protocol):
 
 
 class Plain:
-    """LLaVA's format for projector pre-training: the images, then each answer and a line break; no other text.
+    """LLaVA's format for projector pre-training: the images, then each answer and a line break; no other
+    text.
 
     Tokenizers without a line break (word-level ones) get the end-of-text token in its place.
     """
@@ -53,7 +54,8 @@ class Plain:
         pieces: Pieces = [(IMAGE * images, False)]
         for text in answers:
             pieces.append(("", False))
-            # Apart, so that the line break never joins a full stop into one token that generation doesn't stop at.
+            # Apart, so that the line break never joins a full stop into one token that generation doesn't
+            # stop at.
             pieces.append((self.tokens.harmless(text), bool(text.strip())))
             pieces.append((self.end_of_turn, bool(text.strip())))
         return pieces
@@ -85,17 +87,19 @@ def _eos(tokens: Tokens, template: str) -> str:
     eos = tokens.tokenizer.eos_token
     if not eos or tokens.raw(eos) != [tokens.tokenizer.eos_token_id]:
         raise UserError(
-            f"data.template {template} ends each answer with the end-of-text token, and this tokenizer has none; "
-            f"set its eos_token, or data.template: tokenizer."
+            f"data.template {template} ends each answer with the end-of-text token, and this tokenizer has "
+            f"none; set its eos_token, or data.template: tokenizer."
         )
     return str(eos)
 
 
 class OwnTemplate:
-    """The tokenizer's chat template. Answers are found by `{% generation %}` where it has that, else by marks.
+    """The tokenizer's chat template. Answers are found by `{% generation %}` where it has that, else by
+    marks.
 
-    The marks stand around each answer while the template is rendered. That they changed nothing is verified for each
-    record: without them, the text must be the same as rendered without them.
+    The marks stand around each answer while the template is rendered. That they changed nothing is verified
+    for each
+    record: every one is there, and the text without them is what is rendered without them.
     """
 
     def __init__(self, tokens: Tokens) -> None:
@@ -104,7 +108,8 @@ class OwnTemplate:
             self.source = str(tokens.tokenizer.get_chat_template())
         except (ValueError, AttributeError) as error:
             raise UserError(
-                "data.template is tokenizer, but this tokenizer has no chat template; set data.template: v1, or plain."
+                "data.template is tokenizer, but this tokenizer has no chat template; "
+                "set data.template: v1, or plain."
             ) from error
         self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
         self.in_parts = False
@@ -112,7 +117,7 @@ class OwnTemplate:
         self._probe()
 
     def _probe(self) -> None:
-        """Learn from a small dialogue how the template ends an answer; raise if its answers can't be found."""
+        """Learn from a small dialogue how the template ends an answer; see that answers can be found."""
         dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
         try:
             text, ranges = self._render(dialogue, marked=True)
@@ -126,15 +131,17 @@ class OwnTemplate:
         if "question" not in text or text.count(START) != 1 or text.count(END) != 1:
             raise UserError(f"the tokenizer's chat template does not write out what it is given; {_MEND}.")
         if self.tracked and not ranges:
-            raise UserError(f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}.")
+            raise UserError(
+                f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}."
+            )
         before, rest = text.split(START)
         tail = rest.split(END)[1]
         special = self.tokens.leading_special.match(tail)
         self.end_of_turn = special.group() if special else tail.rstrip() or tail
         if not self.end_of_turn:
             raise UserError(
-                f"the tokenizer's chat template writes nothing after an answer, so the model would never learn to "
-                f"stop; {_MEND}."
+                f"the tokenizer's chat template writes nothing after an answer, so the model would never "
+                f"learn to stop; {_MEND}."
             )
         # Space before an answer that the prompt of a generation does not have is the model's to write.
         if before.startswith(prompt) and before[len(prompt) :].isspace():
@@ -146,9 +153,12 @@ class OwnTemplate:
         if self.tracked:
             return _from_ranges(text, ranges)
         marked, _ = self._render(harmless, marked=True)
-        if marked.replace(START, "").replace(END, "") != text:
+        answers = sum(turn.role == "gpt" and bool(turn.text.strip()) for turn in turns)
+        whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * answers
+        if not whole or marked.replace(START, "").replace(END, "") != text:
             raise TemplateRefused(
-                "the chat template changes an answer's text, so which tokens are the answer can't be determined", _MEND
+                "the chat template changes an answer's text, so which tokens are the answer is unknown",
+                _MEND,
             )
         return self._from_marks(marked)
 

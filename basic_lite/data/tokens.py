@@ -1,8 +1,8 @@
-"""Token ids of a text that is cut into pieces, equal to those of the text in one go wherever no token crosses a cut.
+"""Token ids of a text that is cut into pieces, equal to those of the whole wherever no token crosses a cut.
 
-Cuts are at images and where an answer starts or ends, so labels are exact by construction, and a prompt has the same
-ids in training and in generation. Tokenizers whose first word differs from a later one (SentencePiece's dummy prefix) are
-given what stands before the piece, and its ids are taken off again.
+Cuts are at images and where an answer starts or ends, so labels are exact by construction, and a prompt has
+the same ids in training and in generation. Tokenizers whose first word differs from a later one
+(SentencePiece's dummy prefix) are given what stands before the piece, and its ids are taken off again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from basic_lite.errors import UserError
 
 IGNORE = -100
 
-# Stand before a piece that must not, or can't, be joined with what it really follows. The second is in no vocabulary
-# but as a byte, so it merges with nothing.
+# Stand before a piece that must not, or can't, be joined with what it really follows. The second is in no
+# vocabulary but as a byte, so it merges with nothing.
 _NEUTRAL = "\n"
 _APART = "\x01"
 _CACHED = 4096
 
 
 class Tokens:
-    """Encodes marked text: `IMAGE` becomes N image tokens, `BREAK` keeps its two sides from joining into one token.
+    """Encodes marked text: `IMAGE` becomes N image tokens, `BREAK` keeps its two sides apart.
 
     Args:
         tokenizer: A transformers tokenizer, fast or slow.
@@ -37,8 +37,8 @@ class Tokens:
         self.tokens_per_image = int(tokens_per_image)
         if self.tokens_per_image < 1 or self.image_token_id < 0:
             raise UserError(
-                f"image token id {image_token_id} with {tokens_per_image} tokens an image can't be; the tokenizer "
-                f"lacks the image token: set model.image_token, or correct model.base."
+                f"image token id {image_token_id} with {tokens_per_image} tokens an image can't be; the "
+                f"tokenizer lacks the image token: set model.image_token, or correct model.base."
             )
         self._cache: dict[tuple[str, str], list[int]] = {}
         self._heads: dict[str, list[int]] = {}
@@ -49,7 +49,9 @@ class Tokens:
             start = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
         # What the tokenizer itself puts at the start of a text.
         self.bos: list[int] = full[:start]
-        self.image_text = tokenizer.convert_ids_to_tokens(self.image_token_id) if self._in_vocabulary() else None
+        self.image_text = (
+            tokenizer.convert_ids_to_tokens(self.image_token_id) if self._in_vocabulary() else None
+        )
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in tokenizer.all_special_tokens}
         special |= {self.image_text} if self.image_text else set()
@@ -60,7 +62,9 @@ class Tokens:
         self._literal = re.compile(alternatives)
         self.leading_special = re.compile(rf"\s*(?:{alternatives})")
         # Whether a piece has other ids alone than after something.
-        self._positional = any(self.raw(_NEUTRAL + text) != self.raw(_NEUTRAL) + self.raw(text) for text in ("a", " a"))
+        self._positional = any(
+            self.raw(_NEUTRAL + text) != self.raw(_NEUTRAL) + self.raw(text) for text in ("a", " a")
+        )
         text = self.image_text
         if text is None or self.raw(text) != [self.image_token_id]:
             text = tokenizer.eos_token or tokenizer.bos_token or ""

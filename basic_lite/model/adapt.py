@@ -77,7 +77,9 @@ def adapt(parts: Parts, recipe: Recipe) -> None:
     model = parts.model
     model.requires_grad_(False)
     if recipe.lora.enabled:
-        inject_adapter_in_model(lora_config(recipe.lora, linear_names(parts)), model, adapter_name=ADAPTER)
+        on_meta = next(parts.layers.parameters()).is_meta
+        config = lora_config(recipe.lora, linear_names(parts))
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER, low_cpu_mem_usage=on_meta)
         dtype = getattr(torch, recipe.lora.dtype)
         for parameter in lora_parameters(model).values():
             parameter.data = parameter.data.to(dtype)
@@ -86,4 +88,8 @@ def adapt(parts: Parts, recipe: Recipe) -> None:
     if recipe.training.gradient_checkpointing:
         # On the LLM alone: the frozen tower has no backward. Re-entrant checkpointing would need inputs that require
         # gradients and gives None gradients where they don't.
-        parts.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model_of_layers = parts.language_model
+        enable = getattr(  # renamed within the range of versions
+            model_of_layers, "activation_checkpointing_enable", model_of_layers.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})

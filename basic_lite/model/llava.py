@@ -38,6 +38,8 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -47,10 +49,11 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         ``num_items_in_batch``: labelled tokens of the whole accumulated step, which the summed loss is divided by;
         None: those of this batch. Equal to the parent's loss for the same arguments.
         """
+        kwargs |= {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:
-            return super().forward(input_ids=input_ids, **kwargs)
+            return super().forward(**kwargs)
         kwargs.setdefault("use_cache", False)
-        hidden = self.model(input_ids=input_ids, **kwargs).last_hidden_state  # [B, T, D]
+        hidden = self.model(**kwargs).last_hidden_state  # [B, T, D]
         labelled = labels[:, 1:] != -100  # token t is predicted from t - 1
         loss = lm_loss(hidden[:, :-1][labelled], self.lm_head, labels[:, 1:][labelled], num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss)

@@ -220,6 +220,11 @@ def _load_vision(name: str, config: PreTrainedConfig, dtype: torch.dtype, device
     return _from_pretrained(cls, name, "model.vision", config=config, **_load_kwargs(dtype, device, None))
 
 
+def table_rows(rows: int, image_token_id: int) -> int:
+    """Rows of the embedding table once the image token has one."""
+    return rows if image_token_id < rows else -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
+
+
 def _give_row(llm: Any, image_token_id: int) -> None:
     """Make sure that the image token has a row in the embedding table and the head.
 
@@ -227,9 +232,9 @@ def _give_row(llm: Any, image_token_id: int) -> None:
     New rows get the mean of the others: in the head a zero row could win where all logits are negative.
     """
     rows = llm.get_input_embeddings().weight.shape[0]
-    if image_token_id < rows:
+    size = table_rows(rows, image_token_id)
+    if size == rows:
         return
-    size = -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
     llm.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for table in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):

@@ -1,6 +1,7 @@
 """BASIC itself: taps in the LLM's shallow layers → target v̂ and weights a → DAS and SDS.
 
-Method: arXiv 2508.06895. Nothing here asserts that it helps: the refinement curve measures whether v̂ is better than v.
+Method: arXiv 2508.06895. Nothing here asserts that it helps: the refinement curve measures whether v̂ is
+better than v.
 """
 
 from basic_lite.supervision.losses import SupervisionLosses

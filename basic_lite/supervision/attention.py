@@ -1,8 +1,9 @@
 """The attention seam: the model's own attention, bit for bit, with a watcher beside it.
 
-transformers looks an attention function up by name at every call. While the seam is open, the LLM's config names one of
-ours, which hands queries and keys to the watcher and then calls the function it stands for. Its mask function is registered
-under the same name: without one, transformers hands over no mask, and padding is silently attended to.
+transformers looks an attention function up by name at every call. While the seam is open, the LLM's config
+names one of ours, which hands queries and keys to the watcher and then calls the function it stands for. Its
+mask function is registered under the same name: without one, transformers hands over no mask, and padding is
+silently attended to.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
 
 def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         watcher = _watchers.get(module)
         if watcher is not None:
@@ -59,10 +65,11 @@ def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 @contextmanager
 def watch_attention(language_model: nn.Module, layers: list[nn.Module], watcher: Watcher) -> Iterator[None]:
-    """Call ``watcher(module, query, key, options)`` for each attention inside ``layers`` of ``language_model``.
+    """Call ``watcher(module, query, key, options)`` for each attention inside ``layers``.
 
-    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes (scaling,
-    sliding_window, softcap, …). Only the language model's configs are renamed, never the vision tower's.
+    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes
+    (scaling, sliding_window, softcap, …). Only the language model's configs are renamed, never the vision
+    tower's.
     """
     configs = _attention_configs(language_model)
     original = configs[0]._attn_implementation
@@ -93,17 +100,21 @@ def check_attention(language_model: nn.Module, count: int) -> None:
     """Refuse, before a run starts, attention whose weights can't be recomputed from queries and keys.
 
     Raises:
-        UserError: the first ``count`` layers use anything but causal full or sliding-window softmax attention, or an
-            implementation that no attention function can be put in front of.
+        UserError: the first ``count`` layers use anything but causal full or sliding-window softmax
+            attention, or an implementation that no attention function can be put in front of.
     """
     config = _attention_configs(language_model)[0]
     name = config._attn_implementation
     if name != "eager" and (name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS):
         raise UserError(
-            f"the LLM's attention {name!r} has no attention and mask function registered with transformers, so its weights "
-            f"can't be read; set model.attention to sdpa, eager or flash_attention_2, or {_MEND}"
+            f"the LLM's attention {name!r} has no attention and mask function registered with transformers, "
+            f"so its weights can't be read; set model.attention to sdpa, eager or flash_attention_2, "
+            f"or {_MEND}"
         )
-    kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {"full_attention", "sliding_attention"}
+    kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if kinds or not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         found = ", ".join(sorted(kinds)) or "attention that is not causal"
         raise UserError(f"the LLM {type(language_model).__name__} uses {found}, whose weights can't be read; {_MEND}")
@@ -121,7 +132,7 @@ def check_options(module: nn.Module, options: dict[str, Any]) -> None:
 
 
 def _attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:
-    """The distinct configs that the language model and its modules look their attention up in, the model's own first."""
+    """The distinct configs that the language model and its modules hold, the model's own first."""
     found = {id(language_model.config): language_model.config}
     for module in language_model.modules():
         config = getattr(module, "config", None)

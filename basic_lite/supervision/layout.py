@@ -15,7 +15,7 @@ TextQueries = Literal["all", "prompt", "response"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Token roles of one batch. Packed tensors list the visual tokens row by row, as the projector hands them over."""
+    """Token roles of one batch. Packed tensors list visual tokens row by row, as the projector gives them."""
 
     valid: Tensor  # [B, T] bool, not padding
     visual: Tensor  # [B, T] bool, image placeholders
@@ -43,8 +43,8 @@ class Layout:
 def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: TextQueries) -> Layout:
     """Read the roles from ``input_ids``, ``attention_mask`` and ``labels`` (each [B, T]).
 
-    Text tokens are those that are no padding, no image, and come after the sample's first visual token: only they can
-    attend to an image. ``prompt`` and ``response`` keep those without and with a label.
+    Text tokens are those that are no padding, no image, and come after the sample's first visual token: only
+    they can attend to an image. ``prompt`` and ``response`` keep those without and with a label.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")

@@ -13,10 +13,10 @@ from basic_lite.supervision.taps import Capture
 
 @dataclass(frozen=True)
 class SupervisionLosses:
-    """L_das and L_sds before λ, summed over the batch's samples and divided by the samples with an image of the whole step.
+    """L_das and L_sds before λ: sums over this batch's samples / samples with an image of the whole step.
 
-    ``metrics`` are detached scalars, means over this batch; empty where it has no image. ``samples`` counts this batch's
-    samples with an image, to weight them by.
+    ``metrics`` are detached scalars, means over this batch; empty where it has no image. ``samples`` counts
+    this batch's samples with an image, to weight them by.
     """
 
     das: Tensor
@@ -26,7 +26,7 @@ class SupervisionLosses:
 
 
 def attention_masses(capture: Capture) -> Tensor:
-    """Σ_i a_i of each sample with an image, [S] float32: mean over layers and text tokens of the attention mass."""
+    """Σ_i a_i of each sample with an image, [S] float32: its attention mass, mean over layers and text."""
     layout = capture.layout
     per_token = _attention_weights(capture)  # [B, T]
     return per_token.sum(dim=1)[layout.has_image]
@@ -37,8 +37,8 @@ def patch_weights(
 ) -> Tensor:
     """a_i, [M] float32, a constant.
 
-    ``attention``: what attention gives each token. ``uniform``: each of a sample's N tokens gets mean_mass / N; None means
-    the mean over this batch's samples. A number: Σ_i a_i, spread evenly. Padding gets 0.
+    ``attention``: what attention gives each token. ``uniform``: each of a sample's N tokens gets mean_mass /
+    N; None means the mean over this batch's samples. A number: Σ_i a_i, spread evenly. Padding gets 0.
     """
     layout = capture.layout
     if kind == "attention":
@@ -59,12 +59,10 @@ def _attention_weights(capture: Capture) -> Tensor:
 
 
 def zero_with_graph(module: nn.Module) -> Tensor:
-    """Exactly 0, with a graph to every trainable parameter of ``module`` (gradient 0, even where a weight isn't finite)."""
+    """Exactly 0, with a graph to every trainable parameter: gradient 0, even of infinite weights."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     device = next(module.parameters()).device
     zero = torch.zeros((), device=device)
     for parameter in parameters:
         zero = zero + parameter.flatten()[:0].sum(dtype=torch.float32)
     return zero
-
-

@@ -1,4 +1,4 @@
-"""What a run logs about the embeddings, to see a falling DAS apart from a collapse. Cheap: O(M·D), nothing [M, V]."""
+"""What a run logs about the embeddings, to tell a falling DAS from a collapse. O(M·D), nothing [M, V]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ SAMPLED_PATCHES = 64
 
 
 @torch.no_grad()
-def embedding_metrics(v: Tensor, target: Tensor, weights: Tensor, layout: Layout, vocabulary: Vocabulary) -> dict[str, Tensor]:
+def embedding_metrics(
+    v: Tensor, target: Tensor, weights: Tensor, layout: Layout, vocabulary: Vocabulary
+) -> dict[str, Tensor]:
     """Float32 scalars on the device, for v and v̂ [M, D] and a [M].
 
     - ``sum_a``: Σ_i a_i, mean over the samples with an image.
@@ -36,7 +38,10 @@ def embedding_metrics(v: Tensor, target: Tensor, weights: Tensor, layout: Layout
 
 
 def _pairwise_cosine(v: Tensor, inverse: Tensor, layout: Layout) -> Tensor:
-    """Mean over samples of the mean cosine of two different patches: (‖Σ u‖² − Σ ‖u‖²) / (N (N − 1)), u = v/‖v‖."""
+    """Mean over samples of the mean cosine of two different patches.
+
+    That is (‖Σ u‖² − Σ ‖u‖²) / (N (N − 1)) with u = v/‖v‖.
+    """
     samples = torch.arange(layout.patches.numel(), device=v.device).unsqueeze(1)
     # One product sums every sample's unit vectors: no [M, D] of them, no atomics.
     with torch.autocast(v.device.type, enabled=False):
@@ -52,7 +57,7 @@ def _pairwise_cosine(v: Tensor, inverse: Tensor, layout: Layout) -> Tensor:
 
 @torch.no_grad()
 def nearest_special_share(v: Tensor, vocabulary: Vocabulary, special_ids: Tensor) -> Tensor:
-    """Share of patches whose nearest word is a special or padding token, on at most SAMPLED_PATCHES evenly spaced ones."""
+    """Share of patches whose nearest word is a special token, on at most SAMPLED_PATCHES spread evenly."""
     chosen = torch.linspace(0, v.shape[0] - 1, min(SAMPLED_PATCHES, v.shape[0]), device=v.device).round().long()
     nearest = vocabulary.nearest(v.detach()[chosen])
     return torch.isin(nearest, special_ids.to(nearest.device)).float().mean()

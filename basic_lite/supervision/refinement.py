@@ -1,8 +1,9 @@
 """The refinement curve: does the LLM make visual embeddings more word-like, and is v̂ better than v?
 
-BASIC pays only where it is. The measure needs no labels: the share of visual tokens whose nearest word (cosine with E) occurs
-in the sample's own text, minus the same share against other samples' texts (the shuffled control: without it, words that
-every text has would count). Method: arXiv 2508.06895, analysis of visual embeddings; the measure is ours.
+BASIC pays only where it is. The measure needs no labels: the share of visual tokens whose nearest word
+(cosine with E) occurs in the sample's own text, minus the same share against other samples' texts (the
+shuffled control: without it, words that every text has would count). Method: arXiv 2508.06895, analysis of
+visual embeddings; the measure is ours.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ class RefinementCurve:
         }
 
     def warning(self) -> str | None:
-        """What to tell the user when v̂ is below v; None when it isn't, or when too few samples were seen to say."""
+        """What to tell the user when v̂ is below v; None when it isn't, or when too few samples were seen."""
         score = self.score
         if score is None or score[-1] >= score[0]:
             return None
         return (
-            f"BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than the "
-            f"projector's output v already does ({score[-1]:+.3f} against {score[0]:+.3f}, shuffled control subtracted, "
-            f"{self.patches} patches of {self.samples} samples). Supervision may harm; compare with supervision.enabled: "
-            f"false, or try other supervision.layers"
+            "BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than "
+            f"the projector's output v already does ({score[-1]:+.3f} against {score[0]:+.3f}, shuffled "
+            f"control subtracted; {self.patches} patches of {self.samples} samples). Supervision may harm: "
+            "compare with supervision.enabled: false, or try other supervision.layers"
         )
 
 
@@ -68,12 +69,13 @@ def refinement_curve(
 ) -> RefinementCurve:
     """Measure the curve on a few batches, streaming: hidden states are reduced to nearest words as they pass.
 
-    A sample's text is every token of it that is no padding, image or special token. Words are compared as text, tokens
-    being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a longer word each count.
-    Only pieces with three letters, or one letter of a script written without spaces, can match: punctuation, digits and
-    short pieces occur in every text and say nothing.
+    A sample's text is every token of it that is no padding, image or special token. Words are compared as
+    text, tokens being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a
+    longer word each count. Only pieces with three letters, or one letter of a script written without spaces,
+    can match: punctuation, digits and short pieces occur in every text and say nothing.
 
-    The model runs in evaluation mode, and each module's mode is put back; generators and gradients are not touched.
+    The model runs in evaluation mode, and each module's mode is put back; generators and gradients are not
+    touched.
 
     Args:
         batches: on the model's device; wrap the call in the autocast that the training uses.

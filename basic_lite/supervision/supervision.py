@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
-from basic_lite_kernels.dispatch import KernelUnavailable, choose
 from torch import Tensor
 
 from basic_lite.errors import UserError
@@ -21,6 +20,7 @@ from basic_lite.supervision.metrics import embedding_metrics, nearest_special_sh
 from basic_lite.supervision.taps import Capture, TapPlan, open_taps
 from basic_lite.supervision.target import layer_weights, supervised_layers
 from basic_lite.supervision.vocabulary import Vocabulary
+from basic_lite_kernels.dispatch import KernelUnavailable, choose
 
 
 class Supervision:
@@ -50,8 +50,8 @@ class Supervision:
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.
 
         Raises:
-            UserError: K out of range, a vocabulary table that can't be used, attention that can't be read, or kernels that
-                aren't there.
+            UserError: K out of range, a vocabulary table that can't be used, attention that can't be read, or
+                kernels that aren't there.
         """
         self.parts = parts
         self.settings = settings
@@ -82,23 +82,26 @@ class Supervision:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """E. Looked at at once where there is a loss to compute, else only when the refinement curve asks for it."""
+        """E. Checked at once where there is a loss to compute, else only when the refinement curve asks."""
         return Vocabulary(
-            self.parts, self.settings.vocabulary, self._vocabulary_ids, image_token_id=self.parts.image_token_id
+            self.parts,
+            self.settings.vocabulary,
+            self._vocabulary_ids,
+            image_token_id=self.parts.image_token_id,
         )
 
     @property
     def active(self) -> bool:
-        """Whether there is any loss to compute. Where not, nothing is tapped and nothing need be added to the LM loss."""
+        """Whether there is any loss to compute. If not, nothing is tapped or added."""
         return self.computes_das or self.computes_sds
 
     @property
     def needs_mean_mass(self) -> bool:
-        """Whether a step of several micro-batches needs a pass for the attention mass before it (``uniform``)."""
+        """Whether a step of several micro-batches needs a pass for its attention mass first (``uniform``)."""
         return self.active and self.settings.token_weights == "uniform"
 
     def lambdas(self, step: int, total_steps: int) -> tuple[float, float]:
-        """(λ1, λ2) of optimizer step ``step`` (0-based), with warm-up from 0 and ``every_n_steps``; (0, 0): skip the taps."""
+        """(λ1, λ2) of a 0-based optimizer step: warm-up from 0, ``every_n_steps``. (0, 0): skip the taps."""
         settings = self.settings
         if not self.active or step % settings.every_n_steps:
             return 0.0, 0.0
@@ -109,10 +112,8 @@ class Supervision:
             share * settings.lambda_sds if self.computes_sds else 0.0,
         )
 
-    def capture(
-        self, batch: Mapping[str, Tensor], *, weights_only: bool = False
-    ) -> AbstractContextManager[Capture]:
-        """A context around one forward of the model on ``batch``; what it yields goes to ``losses`` or ``masses``.
+    def capture(self, batch: Mapping[str, Tensor], *, weights_only: bool = False) -> AbstractContextManager[Capture]:
+        """A context around one forward on ``batch``; what it yields goes to ``losses`` or ``masses``.
 
         Args:
             weights_only: tap attention only, for ``masses`` of a pass before the step.
@@ -140,9 +141,10 @@ class Supervision:
         """L_das and L_sds, before λ.
 
         Args:
-            samples_with_image: of the whole accumulated step, so that micro-batches add up; None: of this batch.
-            mean_mass: mean of ``masses`` over the whole accumulated step, for ``token_weights: uniform``; None: of
-                this batch.
+            samples_with_image: of the whole accumulated step, so that micro-batches add up; None: of this
+                batch.
+            mean_mass: mean of ``masses`` over the whole accumulated step, for ``token_weights: uniform``;
+                None: of this batch.
             detailed: also ``nearest_special_share``, a search through the vocabulary for a few patches.
 
         Returns:
@@ -183,4 +185,6 @@ class Supervision:
 
 def _check_filled(captured: Capture, value: Tensor | None) -> None:
     if not captured.closed or value is None:
-        raise RuntimeError("the capture is empty: run the model's forward inside `with supervision.capture(batch)` first")
+        raise RuntimeError(
+            "the capture is empty: run the model's forward inside `with supervision.capture(batch)` first"
+        )

@@ -1,9 +1,9 @@
 """Taps: what one forward of the model leaves behind for the losses, gathered while it streams by.
 
-v is taken where the projector hands it over, v̂ is summed up layer by layer, attention is reduced to column sums. Neither
-hidden states nor attention maps are kept, so ``output_hidden_states`` and ``output_attentions`` are never needed.
-The taps close when the LLM's forward returns: under gradient checkpointing the layers and their attention run again in the
-backward, and must find them closed.
+v is taken where the projector hands it over, v̂ is summed up layer by layer, attention is reduced to column
+sums. Neither hidden states nor attention maps are kept, so ``output_hidden_states`` and ``output_attentions``
+are never needed. The taps close when the LLM's forward returns: under gradient checkpointing the layers and
+their attention run again in the backward, and must find them closed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TapPlan:
 
 @contextmanager
 def open_taps(plan: TapPlan, layout: Layout, *, embeddings: bool) -> Iterator[Capture]:
-    """A context around one forward of the model; what it yields is filled when the LLM's forward has returned.
+    """A context around one forward; what it yields is filled when the LLM's forward has returned.
 
     Args:
         embeddings: take v and v̂ (else only the attention mass).
@@ -104,7 +104,8 @@ def _keep_v(capture: Capture, out: Tensor) -> None:
 def _keep_layer(plan: TapPlan, capture: Capture, out: Any, weight: float) -> None:
     hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
     if not plan.detach:
-        # Only a reference: the gather waits until the LLM is done, outside of any region that checkpointing recomputes.
+        # Only a reference: the gather waits until the LLM is done, outside of any region that checkpointing
+        # recomputes.
         capture._residuals.append(hidden)
         return
     with torch.no_grad():
@@ -127,8 +128,8 @@ def _keep_mass(
     layout = capture.layout
     if query.shape[2] != layout.valid.shape[1] or key.shape[2] != layout.valid.shape[1]:
         raise RuntimeError(
-            f"the taps saw {query.shape[2]} queries and {key.shape[2]} keys for a batch of {layout.valid.shape[1]} tokens: "
-            "they watch whole sequences, not generation with a cache"
+            f"the taps saw {query.shape[2]} queries and {key.shape[2]} keys for a batch of "
+            f"{layout.valid.shape[1]} tokens: they watch whole sequences, not generation with a cache"
         )
     scaling = options.get("scaling")
     with torch.no_grad():
@@ -152,7 +153,7 @@ def _finish(plan: TapPlan, capture: Capture, embeddings: bool) -> None:
     if plan.attention and capture.attended != count:
         raise RuntimeError(
             f"{capture.attended} attention calls were seen in {count} layers: "
-            f"{type(plan.parts.language_model).__name__} doesn't compute attention through transformers' AttentionInterface"
+            f"{type(plan.parts.language_model).__name__} doesn't call transformers' AttentionInterface"
         )
     if embeddings:
         expected = capture.layout.positions.numel()

@@ -10,7 +10,7 @@ LayerWeights = Literal["quadratic", "linear", "constant", "decreasing"]
 
 
 def supervised_layers(layers: int | float, total: int) -> int:
-    """K from the key ``supervision.layers``: a count (int) or a fraction of the LLM's ``total`` = L layers (float).
+    """K from the key ``supervision.layers``: a count (int) or a fraction (float) of the LLM's L layers.
 
     A fraction is rounded down, to one layer at least.
 
@@ -20,21 +20,21 @@ def supervised_layers(layers: int | float, total: int) -> int:
     if isinstance(layers, float):
         if not 0 < layers <= 1:
             raise UserError(
-                f"supervision.layers is {layers}, a fraction of the model's {total} layers, and must be above 0.0 and "
-                f"at most 1.0; for a count of layers write a whole number from 1 to {total} without a decimal point"
+                f"supervision.layers is {layers}, a fraction of the model's {total} layers, and must be "
+                f"above 0.0 and at most 1.0; for a count write a whole number from 1 to {total}, no point"
             )
         # Binary fractions fall short of decimal ones: 0.29 · 100 is 28.999…
         return max(1, int(layers * total + 1e-9))
     if not 1 <= layers <= total:
         raise UserError(
-            f"supervision.layers is {layers}, but the model has {total} layers; set supervision.layers to a count "
-            f"from 1 to {total}, or to a fraction such as 0.5"
+            f"supervision.layers is {layers}, but the model has {total} layers; set supervision.layers to a "
+            f"count from 1 to {total}, or to a fraction such as 0.5"
         )
     return layers
 
 
 def layer_weights(kind: LayerWeights, count: int) -> list[float]:
-    """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``, the paper's h² in reverse order."""
+    """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``: h² in reverse order."""
     height = {
         "quadratic": lambda h: h**2,
         "linear": lambda h: h,

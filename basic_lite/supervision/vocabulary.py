@@ -16,8 +16,8 @@ SCRATCH_ELEMENTS = 2**24
 class Vocabulary:
     """Rows of E that are words: [V, D] read in place, never copied, never given a gradient.
 
-    ``input_embeddings``: what the LLM sees when a token is its input, so an embedding module that scales its rows (Gemma's)
-    counts scaled. ``lm_head``: the head's rows, raw.
+    ``input_embeddings``: what the LLM sees when a token is its input, so an embedding module that scales its
+    rows (Gemma's) counts scaled. ``lm_head``: the head's rows, raw.
     """
 
     def __init__(
@@ -28,8 +28,8 @@ class Vocabulary:
             ids: ids some token of the tokenizer has; the image token's doesn't count.
 
         Raises:
-            UserError: E is quantised, carries a LoRA or a trainable copy, is scaled unevenly, or has fewer rows than
-                the tokenizer has ids.
+            UserError: E is quantised, carries a LoRA or a trainable copy, is scaled unevenly, or has fewer
+                rows than the tokenizer has ids.
         """
         self._module: nn.Module = parts.lm_head if kind == "lm_head" else parts.embeddings
         weight = _plain_weight(self._module, kind)
@@ -37,8 +37,9 @@ class Vocabulary:
         self.ids = ids[ids != image_token_id]
         if self.ids.numel() == 0 or int(self.ids[-1]) >= weight.shape[0]:
             raise UserError(
-                f"the tokenizer has ids up to {int(ids.max()) if ids.numel() else 'none'}, the {kind} table has "
-                f"{weight.shape[0]} rows: tokenizer and LLM don't belong together; check model.llm or model.base"
+                f"the tokenizer has ids up to {int(ids.max()) if ids.numel() else 'none'}, the {kind} table "
+                f"has {weight.shape[0]} rows: tokenizer and LLM don't belong together; check model.llm or "
+                "model.base"
             )
         self.rows = int(self.ids[-1]) + 1
         excluded = torch.ones(self.rows, dtype=torch.bool)
@@ -50,14 +51,14 @@ class Vocabulary:
 
     @property
     def table(self) -> Tensor:
-        """[V, D] in the type it is stored in; V counts up to the highest used id. Rows are to be multiplied by ``scale``."""
+        """[V, D] as stored, up to the highest used id. Rows are to be multiplied by ``scale``."""
         weight = self._module.weight
         assert isinstance(weight, Tensor)
         return weight.detach()[: self.rows]
 
     @property
     def excluded(self) -> Tensor | None:
-        """[V] bool on the table's device: rows below the highest id that no token uses. None where there are none."""
+        """[V] bool: rows of ``table`` that no token uses. None where there are none."""
         if self._excluded is not None and self._excluded.device != self.table.device:
             self._excluded = self._excluded.to(self.table.device)
         return self._excluded
@@ -108,14 +109,16 @@ def _plain_weight(module: nn.Module, kind: str) -> Tensor:
     names = [name for name, _ in module.named_parameters()]
     if any("lora_" in name or "modules_to_save" in name or "trainable_tokens" in name for name in names):
         raise UserError(
-            f"LoRA on a vocabulary table: supervision.vocabulary is {kind}, and that module ({type(module).__name__}) has "
-            f"an adapter. BASIC's target distribution needs words that stay where they are; {mend}"
+            f"LoRA on a vocabulary table: supervision.vocabulary is {kind}, and that module "
+            f"({type(module).__name__}) has an adapter. BASIC's target distribution needs words that stay "
+            f"where they are; {mend}"
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or hasattr(weight, "quant_state"):
         raise UserError(
-            f"supervision.vocabulary is {kind}, and that table ({type(module).__name__}) is quantised: its rows can't be "
-            f"read. Load the model with the table unquantised, or set supervision.vocabulary to {other}"
+            f"supervision.vocabulary is {kind}, and that table ({type(module).__name__}) is quantised: "
+            "its rows can't be read. Load the model with the table unquantised, or set "
+            f"supervision.vocabulary to {other}"
         )
     return weight
 
@@ -128,12 +131,15 @@ def _embedding_scale(module: nn.Module, weight: Tensor, ids: Tensor) -> float:
     seen = module(probe).double()
     norm = stored.square().sum()
     if seen.shape != stored.shape or not bool(torch.isfinite(norm)) or float(norm) == 0:
-        raise UserError(f"the LLM's embedding table ({type(module).__name__}) can't be read row by row: zeros, NaN, or projected")
+        raise UserError(
+            f"the LLM's embedding table ({type(module).__name__}) can't be read row by row: it holds "
+            "zeros or NaN, or is projected; check model.llm"
+        )
     scale = float((seen * stored).sum() / norm)
     # bf16 rows rounded after scaling are off by up to 2^-8.
     if float((seen - scale * stored).norm()) > 0.01 * float(seen.norm()):
         raise UserError(
-            f"the LLM's embedding module ({type(module).__name__}) does more than scale its rows, so visual embeddings "
-            "can't be compared with them; set supervision.vocabulary to lm_head"
+            f"the LLM's embedding module ({type(module).__name__}) does more than scale its rows, so visual "
+            "embeddings can't be compared with them; set supervision.vocabulary to lm_head"
         )
     return scale

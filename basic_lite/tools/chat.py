@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import transformers
 
+from basic_lite.console import quiet_libraries
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
@@ -24,8 +24,7 @@ def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> 
     Raises:
         UserError: no usable bundle, or the picture can't be read.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     picture = ImageRef.of_file(image)
     try:
         check_image(picture, "open")

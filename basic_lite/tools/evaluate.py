@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from basic_lite.console import quiet_libraries
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, load_records
-from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.schema import Recipe, SourceSection
 from basic_lite.tools.answer import answer, answer_length, chat_format, require_images_open
@@ -169,12 +168,9 @@ def evaluate_run(
     """
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
     records = list(load_records(source, root=Path.cwd()))
-    if not records:
-        raise UserError(f"{data} holds no records, so there is nothing to evaluate")
     require_images_open(records)
     loaded, bundle = load_trained(run, pick_device(device))
     bar = Progress(

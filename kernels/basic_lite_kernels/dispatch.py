@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 
 def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
-    """Pick who computes ``capture_layer``, ``direction_loss``, ``vocab_kl`` and ``attention_mass``; logs what and why.
+    """Pick who computes the operations; log what was picked and why.
 
     Raises:
         KernelUnavailable: ``triton`` was asked for; this version has no Triton kernels.

@@ -1,8 +1,9 @@
-"""The operations of BASIC in plain PyTorch: the specification that kernels are tested against, memory-lean enough to train with.
+"""The operations of BASIC in plain PyTorch: the specification of the kernels, lean enough to train with.
 
-Symbols: B batch · T sequence · M packed visual tokens · H attention heads · H_kv key heads · d head size · D hidden
-size · V vocabulary rows. Everything is accumulated in float32 whatever the inputs are (float64 inputs stay float64), with
-autocast off: bf16 logits make the SDS gradient 5 to 58 % wrong. Sources are sections of arXiv 2508.06895 (the method).
+Symbols: B batch · T sequence · M packed visual tokens · H attention heads · H_kv key heads · d head size · D
+hidden size · V vocabulary rows. Everything is accumulated in float32 whatever the inputs are (float64 inputs
+stay float64), with autocast off: bf16 logits make the SDS gradient 5 to 58 % wrong. Sources are sections of
+arXiv 2508.06895 (the method).
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Rows are worked on in chunks of about this much scratch memory. Small next to a training step, large enough that a
-# chunk keeps a GPU busy.
+# Rows are worked on in chunks of about this much scratch memory. Small next to a training step, large enough
+# that a chunk keeps a GPU busy.
 SCRATCH_BYTES = 8 * 2**20
 VOCAB_SCRATCH_BYTES = 192 * 2**20
 VOCAB_CHUNK_ROWS = 256
+VOCAB_CHUNK_ELEMENTS = 2**18
 ATTENTION_SCRATCH_ELEMENTS = 2**22
 
-# Below this |log p − log q| the direct form of a KL term loses its leading digits, and its series is exact to 2e-8.
+# Below this |log p − log q| the direct form of a KL term loses its leading digits, and its series is exact to
+# 2e-8.
 _SERIES_BELOW = 0.05
 
 
@@ -35,8 +38,8 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
         weight: w_h of this layer.
 
     Returns:
-        acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph (target not
-        detached).
+        acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph
+        (target not detached).
 
     Peak extra bytes beyond ``acc``: SCRATCH_BYTES. With a graph: 8·M·D.
     Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
@@ -48,7 +51,8 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
         return rows * weight if acc is None else torch.add(acc, rows, alpha=weight)
     if acc is None:
         acc = torch.zeros(positions.numel(), flat.shape[1], dtype=dtype, device=hidden.device)
-    for start, stop in _row_chunks(positions.numel(), flat.shape[1] * flat.element_size(), SCRATCH_BYTES):
+    row_bytes = flat.shape[1] * (flat.element_size() + acc.element_size())  # gathered, and cast to add
+    for start, stop in _row_chunks(positions.numel(), row_bytes, SCRATCH_BYTES):
         acc[start:stop].add_(flat.index_select(0, positions[start:stop]), alpha=weight)
     return acc
 
@@ -57,8 +61,8 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Literal["co
     """Directional alignment (DAS), summed over rows.
 
     ``cosine``: Σ_i a_i ‖v_i/‖v_i‖ − v̂_i/‖v̂_i‖‖² = Σ_i a_i (2 − 2 cos θ_i), with
-    ∂/∂v_i = −2 a_i (v̂_i/‖v̂_i‖ − cos θ_i · v_i/‖v_i‖) / ‖v_i‖. A zero vector has no direction: its cosine counts as
-    0 (the term is 2 a_i) and its gradient is 0. ``mse``: Σ_i a_i mean_D (v_i − v̂_i)².
+    ∂/∂v_i = −2 a_i (v̂_i/‖v̂_i‖ − cos θ_i · v_i/‖v_i‖) / ‖v_i‖. A zero vector has no direction: its cosine
+    counts as 0 (the term is 2 a_i) and its gradient is 0. ``mse``: Σ_i a_i mean_D (v_i − v̂_i)².
 
     Args:
         v: [M, D], the initial visual embeddings.
@@ -69,7 +73,7 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Literal["co
     Returns:
         A scalar, float32 (float64 for float64 inputs).
 
-    Peak extra bytes: 4·SCRATCH_BYTES forward; backward 4·M·D (the gradient itself) + 4·SCRATCH_BYTES.
+    Peak extra bytes: SCRATCH_BYTES forward; backward 4·M·D (the gradient itself) + SCRATCH_BYTES.
     Source: method section, direction alignment supervision; ``mse`` from the ablations.
     """
     if kind not in ("cosine", "mse"):
@@ -84,7 +88,7 @@ class _DirectionLoss(torch.autograd.Function):
         ctx.kind = kind
         dtype = _compute_dtype(v, target)
         total = torch.zeros((), dtype=torch.float64, device=v.device)
-        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 4):
+        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 20):
             x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
             if kind == "mse":
                 distance = (x - y).square().mean(dim=1)
@@ -100,7 +104,7 @@ class _DirectionLoss(torch.autograd.Function):
         dtype = _compute_dtype(v, target)
         dv = torch.empty_like(v) if ctx.needs_input_grad[0] else None
         dtarget = torch.empty_like(target) if ctx.needs_input_grad[1] else None
-        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 4):
+        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 20):
             x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
             a = (weights[start:stop].to(dtype) * grad).unsqueeze(1)  # [R, 1]
             if ctx.kind == "mse":
@@ -111,10 +115,9 @@ class _DirectionLoss(torch.autograd.Function):
                     dtarget[start:stop] = -difference
                 continue
             x, y, inverse_x, inverse_y, distance = _unit_rows(x, y)
-            # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses.
+            # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses. With a zero row it is 0,
+            # and so is the gradient: 1/norm counts as 0.
             cosine = (1 - distance / 2).unsqueeze(1)
-            defined = ((inverse_x > 0) & (inverse_y > 0)).unsqueeze(1)
-            a = torch.where(defined, a, 0)
             if dv is not None:
                 dv[start:stop] = (y - cosine * x).mul_(-2 * a * inverse_x.unsqueeze(1))
             if dtarget is not None:
@@ -123,7 +126,7 @@ class _DirectionLoss(torch.autograd.Function):
 
 
 def _unit_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Unit rows of x and y [R, D], their 1/norm [R] (0 for a zero row), and ‖x/‖x‖ − y/‖y‖‖² [R] (2 with a zero row)."""
+    """Unit rows of x, y [R, D]; 1/norm [R], 0 for a zero row; squared distance [R], 2 with a zero row."""
     inverses = []
     for rows in (x, y):
         norm = torch.linalg.vector_norm(rows, dim=1)
@@ -147,8 +150,9 @@ def vocab_kl(
 ) -> Tensor:
     """Semantic distribution loss (SDS): Σ_i a_i KL(p_i ‖ q_i), p = softmax(s v̂ Eᵀ), q = softmax(s v Eᵀ).
 
-    The gradient ∂/∂v_i = a_i s (q_i − p_i) E is made in the forward, chunk by chunk, so no [M, V] tensor exists at any
-    time. The table never gets a gradient. ``target`` gets one, a_i s Σ_w p_iw (log p_iw/q_iw − KL_i) E_w, where it requires it.
+    The gradient ∂/∂v_i = a_i s (q_i − p_i) E is made in the forward, chunk by chunk, so no [M, V] tensor
+    exists at any time. The table never gets a gradient. ``target`` gets one, a_i s Σ_w p_iw (log p_iw/q_iw −
+    KL_i) E_w, where it requires it.
 
     Args:
         v: [M, D], the initial visual embeddings.
@@ -157,18 +161,20 @@ def vocab_kl(
         weights: [M], a_i, constants.
         scale: s = factor by which the embedding module scales its rows / temperature.
         excluded: [V] bool, rows that are no words; they get probability 0 on both sides.
-        chunk_rows: rows R in flight; None: VOCAB_CHUNK_ROWS, or fewer where they would not fit VOCAB_SCRATCH_BYTES.
+        chunk_rows: rows R in flight; None: VOCAB_CHUNK_ROWS, more of a small vocabulary, fewer of a large
+            one.
 
     Returns:
         A scalar ≥ 0, float32 (float64 for float64 inputs); 0 where both sides agree.
 
-    Peak extra bytes: 4·M·D for the gradient + 10·R·V: two float32 logit buffers, and 2·R·V for table rows in float32
-    and the row arithmetic, done a block of the vocabulary at a time. Independent of M.
-    Source: method section, semantic distribution supervision.
+    Peak extra bytes: 4·M·D for the gradient + 10·R·V (R ≥ 8): two float32 logit buffers, and 2·R·V in turn
+    for table rows cast to float32 and for row arithmetic, in blocks and tiles. The second part is independent
+    of M. Source: method section, semantic distribution supervision.
     """
     gradients = tuple(torch.is_grad_enabled() and x.requires_grad for x in (v, target))
     if chunk_rows is None:
-        chunk_rows = max(16, min(VOCAB_CHUNK_ROWS, VOCAB_SCRATCH_BYTES // (10 * max(1, table.shape[0]))))
+        most = max(VOCAB_CHUNK_ROWS, VOCAB_CHUNK_ELEMENTS // table.shape[0])
+        chunk_rows = max(16, min(most, VOCAB_SCRATCH_BYTES // (10 * table.shape[0])))
     return _VocabKL.apply(v, target, table, weights, scale, excluded, chunk_rows, gradients)
 
 
@@ -190,7 +196,7 @@ class _VocabKL(torch.autograd.Function):
         dtarget = torch.zeros_like(target, dtype=dtype) if gradients[1] else None
         total = torch.zeros((), dtype=torch.float64, device=v.device)
         rows = max(1, min(chunk_rows, v.shape[0]))
-        logits = torch.empty(2, rows, table.shape[0], dtype=dtype, device=v.device)
+        z, z_target = (torch.empty(rows, table.shape[0], dtype=dtype, device=v.device) for _ in range(2))
         with torch.autocast(v.device.type, enabled=False):
             for start in range(0, v.shape[0], rows):
                 chunk = slice(start, min(start + rows, v.shape[0]))
@@ -200,11 +206,11 @@ class _VocabKL(torch.autograd.Function):
                     table,
                     scale,
                     excluded,
-                    logits[:, : chunk.stop - start],
+                    (z[: chunk.stop - start], z_target[: chunk.stop - start]),
                     None if dv is None else dv[chunk],
                     None if dtarget is None else dtarget[chunk],
                 )
-                total += (kl * weights[chunk].double()).sum()
+                total += (kl.double() * weights[chunk].double()).sum()
         # a_i goes on after the products, in full precision, never into the logits.
         factor = (weights.to(dtype) * scale).unsqueeze(1)  # [M, 1]
         ctx.dv = None if dv is None else dv.mul_(factor).to(v.dtype)
@@ -225,80 +231,72 @@ def _kl_rows(
     table: Tensor,
     scale: float,
     excluded: Tensor | None,
-    logits: Tensor,
+    logits: tuple[Tensor, Tensor],
     dx: Tensor | None,
     dy: Tensor | None,
 ) -> Tensor:
-    """KL(softmax(s y Eᵀ) ‖ softmax(s x Eᵀ)) of R rows, [R] float64; adds (q − p) E to dx and its counterpart to dy.
+    """KL(softmax(s y Eᵀ) ‖ softmax(s x Eᵀ)) of R rows, [R].
 
-    With u = log p − log q, a row's KL is Σ p (u + e^{−u} − 1): the sum the definition has, plus Σ q − Σ p = 0. Every term
-    is ≥ 0, and a rounding error in the normalisers drops out to first order, so nearby x and y keep their digits.
+    Adds (q − p) E to dx and p (log p/q − KL) E to dy.
+    Three passes over two [R, V] buffers, the last two in place: logits, then what multiplies E, then the
+    products.
     """
-    z, z_target = logits[0], logits[1]  # [R, V] each
-    blocks = _vocabulary_blocks(x, table)
-    for start, stop in blocks:
-        words = table[start:stop].to(x.dtype)
-        for rows, out in ((x, z), (y, z_target)):
-            block = torch.mm(rows, words.T).mul_(scale)
-            if excluded is not None:
-                # Finite, so that differences of two excluded logits are 0 and not NaN.
-                block.masked_fill_(excluded[start:stop], torch.finfo(x.dtype).min / 4)
-            out[:, start:stop] = block
-    # With the row maximum taken off, what is left of the normaliser is at most log V and keeps its digits in float32.
-    lse, lse_target = (_log_sum_exp(logit.sub_(logit.amax(dim=1, keepdim=True)), blocks) for logit in (z, z_target))
-    offset = (lse_target - lse).to(x.dtype)  # [R, 1]
-    lse_target = lse_target.to(x.dtype)
-
-    kl = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    for start, stop in blocks:
-        p, u, difference = _p_u_difference(z[:, start:stop], z_target[:, start:stop], lse_target, offset)
+    z, z_target = logits
+    # Table rows of another type are cast a block at a time: 4·W·D bytes are at most 2·R·V.
+    step = table.shape[0] if table.dtype == x.dtype else max(1, x.shape[0] * table.shape[0] // (2 * x.shape[1]))
+    blocks = [slice(w, min(w + step, table.shape[0])) for w in range(0, table.shape[0], step)]
+    for block in blocks:
+        words = table[block].to(x.dtype)
+        torch.mm(x, words.T, out=z[:, block])
+        torch.mm(y, words.T, out=z_target[:, block])
+        del words  # before the next block is cast
+    kl = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
+    tile = max(1, 2 * x.shape[0] // 15)  # 15 bytes of scratch an element
+    for start in range(0, x.shape[0], tile):
+        rows = slice(start, start + tile)
+        kl[rows] = _kl_tile(z[rows], z_target[rows], scale, excluded)
+    for block in blocks:
+        words = table[block].to(x.dtype)
         if dx is not None:
-            dx.addmm_(difference, table[start:stop].to(x.dtype))
-        kl += _kl_terms(p, u, difference).sum(dim=1)
-    if dy is not None:
-        mean = kl.to(x.dtype).unsqueeze(1)
-        for start, stop in blocks:
-            p, u, _ = _p_u_difference(z[:, start:stop], z_target[:, start:stop], lse_target, offset)
-            dy.addmm_(u.sub_(mean).mul_(p), table[start:stop].to(x.dtype))
+            dx.addmm_(z[:, block], words)
+        if dy is not None:
+            dy.addmm_(z_target[:, block], words)
+        del words
     return kl
 
 
-def _p_u_difference(z: Tensor, z_target: Tensor, lse_target: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p, u = log p − log q and q − p of a block, [R, W] each, exact to rounding however near or far p and q are.
+def _kl_tile(z: Tensor, z_target: Tensor, scale: float, excluded: Tensor | None) -> Tensor:
+    """KL of rows of unscaled logits, [r]; z [r, V] becomes q − p, z_target becomes p (log p/q − KL).
 
-    q − p = −sign(u) · max(p, q) · (1 − e^{−|u|}): no difference of nearby numbers, no overflow.
+    With u = log p − log q a row's KL is Σ p (u + e^{−u} − 1): the sum that the definition has, plus Σ q − Σ p
+    = 0. Every term is ≥ 0, and a rounding error in the normalisers drops out to first order, so nearby p and
+    q keep their digits. Likewise q − p = −sign(u) · max(p, q) · (1 − e^{−|u|}) is no difference of nearby
+    numbers, and never overflows.
     """
-    u = (z_target - z).sub_(offset)
-    log_p = z_target - lse_target
-    larger = torch.neg(u).clamp_min_(0).add_(log_p).exp_()
-    difference = torch.abs(u).neg_().expm1_().mul_(larger)
-    difference.mul_(torch.sign(u, out=larger))
-    return log_p.exp_(), u, difference
+    normalisers = []
+    for logits in (z, z_target):
+        logits.mul_(scale)
+        if excluded is not None:
+            # Finite, so that the difference of two excluded logits is 0 and not NaN.
+            logits.masked_fill_(excluded, torch.finfo(z.dtype).min / 4)
+        # With the row's maximum taken off, the rest of the normaliser is at most log V and keeps its digits.
+        logits.sub_(logits.amax(dim=1, keepdim=True))
+        normalisers.append(logits.exp().sum(dim=1, keepdim=True, dtype=torch.float64).log())
+    offset = (normalisers[1] - normalisers[0]).to(z.dtype)  # [r, 1]
 
+    u = torch.sub(z_target, z).sub_(offset)
+    log_p = z_target.sub_(normalisers[1].to(z.dtype))
+    scratch = torch.neg(u).clamp_min_(0).add_(log_p).exp_()  # max(p, q)
+    torch.abs(u, out=z)
+    difference = z.neg_().expm1_().mul_(scratch).mul_(torch.sign(u, out=scratch))
+    p = log_p.exp_()
 
-def _kl_terms(p: Tensor, u: Tensor, difference: Tensor) -> Tensor:
-    """p (u + e^{−u} − 1) of a block [R, W]; for small u by its series, where the direct form cancels."""
-    series = torch.mul(u, -1 / 120).add_(1 / 24).mul_(u).sub_(1 / 6).mul_(u).add_(0.5).mul_(u)
-    p.mul_(u)
-    series.mul_(p)
+    p_u = torch.mul(p, u, out=scratch)
+    series = torch.mul(u, -1 / 120).add_(1 / 24).mul_(u).sub_(1 / 6).mul_(u).add_(0.5).mul_(u).mul_(p_u)
     near = (u > -_SERIES_BELOW) & (u < _SERIES_BELOW)
-    return torch.where(near, series, p.add_(difference))
-
-
-def _log_sum_exp(z: Tensor, blocks: list[tuple[int, int]]) -> Tensor:
-    """log Σ exp over z [R, V], whose rows have maximum 0, as [R, 1] float64, without a copy of z."""
-    total = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)
-    for start, stop in blocks:
-        total += z[:, start:stop].exp().sum(dim=1, keepdim=True)
-    return total.log_()
-
-
-def _vocabulary_blocks(x: Tensor, table: Tensor) -> list[tuple[int, int]]:
-    """Blocks of W vocabulary rows, so that a block's table rows and six [R, W] scratch tensors take 2 bytes · R·V."""
-    (rows, width), size = x.shape, table.shape[0]
-    casts = 0 if table.dtype == x.dtype else 4 * width
-    block = max(1, 2 * rows * size // (casts + 26 * rows))
-    return [(start, min(start + block, size)) for start in range(0, size, block)]
+    kl = torch.where(near, series, p_u.add_(difference), out=series).sum(dim=1)
+    p.mul_(u.sub_(kl.unsqueeze(1)))
+    return kl
 
 
 @torch.no_grad()
@@ -317,8 +315,9 @@ def attention_mass(
 ) -> Tensor:
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
-    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
-    every key the model itself would see: at or before the query, not padding, inside the sliding window.
+    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax
+    runs over every key the model itself would see: at or before the query, not padding, inside the sliding
+    window.
 
     Args:
         query: [B, H, T, d], after position encoding, as the attention function gets it; strides are free.
@@ -327,16 +326,19 @@ def attention_mass(
         text_queries: [B, T] bool, the rows j that count.
         visual: [B, T] bool, the columns i that count.
         valid: [B, T] bool, False at padding, on either side.
-        sliding_window: keys further back than this many positions (the query's own included) are not seen; None: all are.
+        sliding_window: keys further back than this many positions (the query's own included) are not seen;
+            None: all are.
         softcap: scores become c·tanh(score / c) where c is given.
         longest: the most text queries a sample has, or more; None: looked up, which waits for the device.
         chunk_elements: scores in flight at once.
 
     Returns:
-        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no atomics.
+        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no
+        atomics.
 
-    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key head's group.
-    Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
+    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key
+    head's group. Source: method section, weights of visual tokens; computed from queries and keys instead of
+    stored maps.
     """
     B, H, T, d = query.shape
     heads_kv = key.shape[1]
@@ -346,7 +348,8 @@ def attention_mass(
     counted = text_queries & valid & visual.any(dim=1, keepdim=True)  # a sample without an image needs no row
     if longest is None:
         longest = int(counted.sum(dim=1).max())
-    # Counted rows first, in their order; the rest of a row list pads samples with less text and gets weight 0.
+    # Counted rows first, in their order; the rest of a row list pads samples with less text and gets weight
+    # 0.
     order = torch.argsort((~counted).to(torch.int8), dim=1, stable=True)
     positions = torch.arange(T, device=query.device)
 
@@ -371,9 +374,18 @@ def attention_mass(
 
 
 def _column_sums(
-    queries: Tensor, keys: Tensor, rows: Tensor, used: Tensor, seen: Tensor, scaling: float, softcap: float | None
+    queries: Tensor,
+    keys: Tensor,
+    rows: Tensor,
+    used: Tensor,
+    seen: Tensor,
+    scaling: float,
+    softcap: float | None,
 ) -> Tensor:
-    """Attention of the chosen rows summed over rows and heads: [b, T] from queries [b, h·g, T, d] and keys [b, h, d, T]."""
+    """Attention of the chosen rows, summed over rows and heads, [b, T].
+
+    queries [b, h·g, T, d], keys [b, h, d, T], rows and used [b, R], seen [b, R, T].
+    """
     b, heads, d, T = keys.shape
     group, R = queries.shape[1] // heads, rows.shape[1]
     index = rows[:, None, :, None].expand(-1, queries.shape[1], -1, d)

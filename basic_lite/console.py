@@ -1,0 +1,26 @@
+"""What the libraries and the program say on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+Say = Callable[[str], None]
+
+
+def speaker(console: Console) -> Say:
+    """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def quiet_libraries() -> None:
+    """No loading bars and load reports of transformers: what they say, the part table says better."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,141 @@
+"""``basic-lite train RECIPE --dry-run``: all that needs neither weights nor a GPU, then stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from basic_lite.console import quiet_libraries, speaker
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.data.show import render_sample
+from basic_lite.model.audit import Part, render
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import pick_dtype
+from basic_lite.model.plan import planned_parts
+from basic_lite.run import basic_is_on, check_supervision
+from basic_lite.schema import Recipe
+from basic_lite.supervision.target import supervised_layers
+from basic_lite.train.arguments import accumulation_of, steps_of
+from basic_lite.train.run_folder import open_run_folder
+
+
+@dataclass(frozen=True)
+class BasicCost:
+    """What BASIC adds to one micro-batch, computed from shapes; bytes are the reference operations' stated peaks."""
+
+    layers: int
+    total_layers: int
+    visual_tokens: int
+    flops: float
+    step_flops: float
+    buffer_bytes: int
+
+    @property
+    def share(self) -> float:
+        """BASIC's floating-point operations by those of the forward and backward without it."""
+        return self.flops / self.step_flops if self.step_flops else 0.0
+
+
+def basic_cost(recipe: Recipe, frontend: Frontend, parts: list[Part], *, tokens: int, visual: int) -> BasicCost:
+    """BASIC's cost for one sample of ``tokens`` tokens, ``visual`` of them visual, times the micro-batch.
+
+    SDS is three products of M × D × V (two forward, one for the gradient); attention mass recomputes the scores of
+    the text rows in K layers; DAS and the taps are a few operations an element. The step without BASIC: 2 operations a
+    weight and token forward, 2 for the gradient of the activations, 2 more forward under checkpointing; the head on
+    labelled rows is left out.
+    """
+    text = frontend.config.text_config
+    hidden, vocabulary = text.hidden_size, text.vocab_size
+    k = supervised_layers(recipe.supervision.layers, frontend.layer_count)
+    m = visual * recipe.training.micro_batch
+    settings = recipe.supervision
+    flops = 0.0
+    if settings.lambda_sds > 0:
+        flops += 3 * 2.0 * m * hidden * vocabulary
+    if isinstance(settings.token_weights, str):
+        words = max(tokens - visual, 0)
+        flops += k * 2.0 * hidden * words * tokens * recipe.training.micro_batch
+    flops += (2 * k + 20) * m * hidden
+    weights = sum(p.parameters for p in parts if p.part in ("LLM linears", "LoRA"))
+    passes = 3 if recipe.training.gradient_checkpointing else 2
+    step = 2.0 * passes * weights * tokens * recipe.training.micro_batch
+    return BasicCost(k, frontend.layer_count, m, flops, step, 8 * m * hidden)
+
+
+def dry_run(recipe: Recipe, console: Console | None = None) -> None:
+    """Validate, read configurations and data, print what the run would be and one sample as the model gets it.
+
+    Raises:
+        UserError: whatever would stop the run before its weights are loaded.
+    """
+    console = console or Console(highlight=False)
+    quiet_libraries()
+    open_run_folder(recipe, resume=True)
+    frontend = load_frontend(recipe.model)
+    check_supervision(recipe, frontend)
+    data = prepare_data(recipe, frontend, say=speaker(console))
+    # Of the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
+    dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
+    parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
+    console.print(render(parts))
+    console.print(_facts(recipe, frontend, data, parts))
+    _show_sample(recipe, frontend, data, console)
+    console.print("dry run: nothing was loaded, nothing was written", style="dim")
+
+
+def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Table:
+    report, training = data.report, recipe.training
+    steps = steps_of(recipe, len(data.train))
+    samples = steps * training.global_batch
+    per_sample = float(report.lengths.mean())
+    rows: dict[str, Any] = {
+        "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
+        "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × {accumulation_of(recipe)} "
+        f"accumulated), {samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
+        "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest {int(report.lengths.max()):,}, "
+        f"limit {recipe.data.max_length:,})",
+        "tokens an image": f"{frontend.tokens_per_image}",
+        "learning rates": f"projector {training.projector_learning_rate:g}"
+        + (f", LoRA {training.learning_rate:g}" if recipe.lora.enabled else ""),
+    }
+    if basic_is_on(recipe):
+        images = report.n_images[report.has_image]
+        visual = round(float(images.mean()) * frontend.tokens_per_image) if len(images) else 0
+        length = round(float(report.lengths[report.has_image].mean())) if len(images) else 0
+        cost = basic_cost(recipe, frontend, parts, tokens=length, visual=visual)
+        settings = recipe.supervision
+        rows["BASIC adds"] = (
+            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; λ1 {settings.lambda_das:g} ({settings.direction}), "
+            f"λ2 {settings.lambda_sds:g}; {cost.share:.1%} of the step's operations and "
+            f"{cost.buffer_bytes / 2**20:.1f} MiB of buffers for {cost.visual_tokens:,} visual tokens (from shapes)"
+        )
+    else:
+        rows["BASIC adds"] = "nothing: it is off in this recipe"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Console) -> None:
+    """The first sample that has an image, or the first."""
+    with_image = data.report.has_image.nonzero()[0]
+    index = int(with_image[0]) if len(with_image) else 0
+    record = data.train.record(index)
+    encoded = data.train.chat.encode(record, recipe.data.max_length)
+    sample = data.train[index]
+    shape = tuple(sample["pixel_values"].shape) if "pixel_values" in sample else None
+    console.print()
+    console.print(
+        f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens"
+        + (f", images {shape}" if shape else ", no image")
+        + "): [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]"
+    )
+    console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
+    console.print()
