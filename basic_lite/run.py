@@ -12,7 +12,7 @@ from rich.console import Console
 
 from basic_lite.console import Say, quiet_libraries, speaker
 from basic_lite.data.prepare import Prepared, prepare_data
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted
 from basic_lite.model.adapt import adapt
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend

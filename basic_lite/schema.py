@@ -160,7 +160,7 @@ class SupervisionSection(Section):
     token_weights: Literal["attention", "uniform"] | float = Field(
         "attention",
         description="a_i. attention: attention mass [paper]; uniform: 1/N × the batch's mean mass "
-        "(one more forward under accumulation); or Σa as a fixed number, spread evenly.",
+        "(one more forward a step); or Σa as a fixed number, spread evenly.",
     )
     text_queries: Literal["all", "prompt", "response"] = Field(
         "all", description="Text tokens whose attention counts. [paper] all."

@@ -28,10 +28,44 @@ from transformers import (
     SiglipVisionModel,
 )
 
-WORDS = (
-    "a the red blue green cat dog square circle is what colour how many left right of one two three yes no in image "
-    "picture USER ASSISTANT : . , ? ! describe it there and"
-).split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "square",
+    "circle",
+    "is",
+    "what",
+    "colour",
+    "how",
+    "many",
+    "left",
+    "right",
+    "of",
+    "one",
+    "two",
+    "three",
+    "yes",
+    "no",
+    "in",
+    "image",
+    "picture",
+    "USER",
+    "ASSISTANT",
+    ":",
+    ".",
+    ",",
+    "?",
+    "!",
+    "describe",
+    "it",
+    "there",
+    "and",
+]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"

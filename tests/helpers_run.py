@@ -44,7 +44,7 @@ def write_data(folder: Path, count: int = 12, *, text_only: int = 0, captions: b
 
 
 def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama") -> Recipe:
-    """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once a folder."""
+    """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once."""
     if not (folder / "llm").exists():
         write_llm(folder / "llm", kind)
         write_vision(folder / "vision")

@@ -340,4 +340,4 @@ def test_render_sample() -> None:
         assert text.plain.count("<image>") == 1
         green = "".join(text.plain[s.start : s.end] for s in text.spans if "green" in str(s.style))
         assert green.split() in (["a", "red", "circle", "</s>"], ["a", "red", "circle</s>"])
-        assert "what is in the picture?" in text.plain
+        assert "what is in the picture? ASSISTANT: a red circle" in text.plain

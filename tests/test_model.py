@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 
 def recipe_for(model: dict[str, Any], **sections: Any) -> Recipe:
     sections.setdefault("training", {"gradient_checkpointing": True})
-    return Recipe.model_validate({"name": "t", "stage": 2, "model": model, "data": {"train": {"path": "x.json"}}, **sections})
+    return Recipe.model_validate(
+        {"name": "t", "stage": 2, "model": model, "data": {"train": {"path": "x.json"}}, **sections}
+    )
 
 
 def composed(tmp_path: Path, kind: str = "llama", vision: str = "clip", **sections: Any) -> tuple[Recipe, Loaded]:
@@ -54,7 +56,11 @@ def test_every_family_is_composed_quantised_and_trainable(tmp_path: Path, kind: 
     check_parts(table, recipe, torch.float32)
     assert isinstance(loaded.model, LlavaForConditionalGeneration)
     dtypes = {part.part: part.dtype for part in table}
-    assert dtypes["LLM linears"] == "nf4 double" and dtypes["vision tower"] == "float32" and dtypes["projector"] == "float32"
+    assert (
+        dtypes["LLM linears"] == "nf4 double"
+        and dtypes["vision tower"] == "float32"
+        and dtypes["projector"] == "float32"
+    )
     assert {p.part for p in table if p.trainable} == {"projector", "LoRA"}
 
     loaded.model.train()
@@ -167,8 +173,12 @@ def test_part_table_finds_a_quantised_head_and_a_frozen_projector(tmp_path: Path
     loaded.model.lm_head = loaded.parts.layers[0].self_attn.q_proj  # an NF4 layer in the head's place
     from basic_lite.model.parts import find_parts
 
-    with pytest.raises(UserError, match="LLM linears|head"):
-        check_parts(audit(find_parts(loaded.model)), recipe_for(recipe.model.model_dump(), lora={"enabled": True}), torch.float32)
+    with pytest.raises(UserError, match=r"LLM linears|head"):
+        check_parts(
+            audit(find_parts(loaded.model)),
+            recipe_for(recipe.model.model_dump(), lora={"enabled": True}),
+            torch.float32,
+        )
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_porj"])
@@ -180,7 +190,9 @@ def test_wrong_lora_targets_are_refused(tmp_path: Path, target: str) -> None:
 
 
 def test_lora_targets_by_name(tmp_path: Path) -> None:
-    recipe, loaded = composed(tmp_path, lora={"enabled": True, "rank": 2, "targets": ["q_proj", "v_proj"], "dtype": "bfloat16"})
+    recipe, loaded = composed(
+        tmp_path, lora={"enabled": True, "rank": 2, "targets": ["q_proj", "v_proj"], "dtype": "bfloat16"}
+    )
     adapt(loaded.parts, recipe)
     names = lora_parameters(loaded.model)
     assert len(names) == 4 * 2 * 2
@@ -227,4 +239,7 @@ def test_gradient_faults_are_named(tmp_path: Path) -> None:
         if ".q_proj." in name:
             parameter.grad.zero_()
     faults = gradient_faults(loaded.parts)
-    assert faults == ["projector linear_2: the gradient is not finite", "LoRA on q_proj: the gradient is zero everywhere"]
+    assert faults == [
+        "projector linear_2: the gradient is not finite",
+        "LoRA on q_proj: the gradient is zero everywhere",
+    ]

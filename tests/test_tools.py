@@ -45,9 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_answers_scores_and_writes(trained: Path) -> None:
     folder = trained.parent.parent
     console = quiet()
-    result = evaluate_run(
-        trained, folder / "data.json", image_dir=folder / "images", batch_size=5, console=console
-    )
+    result = evaluate_run(trained, folder / "data.json", image_dir=folder / "images", batch_size=5, console=console)
     assert result.counts == {"colour": 12, "all": 12}
     assert result.accuracy["all"] >= 0.9, [p.prediction for p in result.predictions]
     lines = [json.loads(x) for x in (trained / "predictions_data_final.jsonl").read_text().splitlines()]
@@ -64,9 +62,7 @@ def test_answers_depend_on_the_picture_not_on_the_batch(trained: Path) -> None:
     form = chat_format(bundle.recipe, loaded)
 
     def ask(size: int, images=None) -> list[str]:
-        return answer(
-            loaded, form, records, image_fit="pad", batch_size=size, max_new_tokens=8, images=images
-        )
+        return answer(loaded, form, records, image_fit="pad", batch_size=size, max_new_tokens=8, images=images)
 
     alone, together = ask(1), ask(12)  # questions differ in length: left padding must not show
     assert alone == together
@@ -93,7 +89,7 @@ def test_chat_answers_one_question_or_many(
 
 
 def test_eval_refuses_what_it_cannot_use(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.json"):
+    with pytest.raises(UserError, match=r"nowhere.json"):
         evaluate_run(trained, tmp_path / "nowhere.json", console=quiet())
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(UserError, match="not one record"):

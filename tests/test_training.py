@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_run import log_of, quiet, steps_of, tiny_recipe, write_data
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from basic_lite.errors import Interrupted, UserError
@@ -61,9 +61,7 @@ def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) 
     # Text-only samples and ragged lengths: means of means would differ.
     write_data(tmp_path, 11, text_only=5)
     base = {**LOUD, **switches, "training.global_batch": 8, "training.max_steps": 3, "data.group_by": "none"}
-    runs = [
-        run(tmp_path, {**base, "training.micro_batch": micro, "name": f"micro{micro}"}) for micro in (1, 2, 8)
-    ]
+    runs = [run(tmp_path, {**base, "training.micro_batch": micro, "name": f"micro{micro}"}) for micro in (1, 2, 8)]
     assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(runs[0]))
     for other in runs[1:]:
         assert_same_terms(runs[0], other, rel=2e-5)
@@ -163,7 +161,9 @@ def test_lm_loss_of_every_step_is_transformers_own(
     real = BasicTrainer.compute_loss
     expected: dict[int, float] = {}
 
-    def compare(self: BasicTrainer, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
+    def compare(
+        self: BasicTrainer, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any
+    ) -> Any:
         with torch.no_grad():
             theirs = LlavaForConditionalGeneration.forward(
                 self.loaded.model, **inputs, num_items_in_batch=num_items_in_batch, use_cache=False
@@ -182,12 +182,19 @@ def test_stage_two_starts_from_stage_ones_projector(tmp_path: Path) -> None:
     one = {"name": "one", "stage": 1, "lora.enabled": False, "data.template": "plain", "training.max_steps": 3}
     first = run(tmp_path, one)
     assert not (first / "final" / "adapter").exists()
-    two = {"name": "two", "model.projector": str(first), "training.max_steps": 1, "training.projector_learning_rate": 0.0}
+    two = {
+        "name": "two",
+        "model.projector": str(first),
+        "training.max_steps": 1,
+        "training.projector_learning_rate": 0.0,
+    }
     second = run(tmp_path, two)
     a, b = (load_file(folder / "final" / "projector.safetensors") for folder in (first, second))
     assert all(torch.equal(a[name], b[name]) for name in a)
     fresh = run(tmp_path, {**two, "name": "fresh", "model.projector": None})
-    assert not torch.equal(a["linear_1.weight"], load_file(fresh / "final" / "projector.safetensors")["linear_1.weight"])
+    assert not torch.equal(
+        a["linear_1.weight"], load_file(fresh / "final" / "projector.safetensors")["linear_1.weight"]
+    )
 
 
 def test_stage_one_with_text_only_batches_runs(tmp_path: Path) -> None:
@@ -297,7 +304,7 @@ def test_eight_bit_optimizer_keeps_the_projector_in_32_bit(tmp_path: Path) -> No
     assert set(projector) == {torch.float32}
     big = [p for p in lora_parameters(loaded.model).values() if p.numel() >= 4096]
     assert big and {optimizer.state[p]["state1"].dtype for p in big} == {torch.uint8}
-    with pytest.raises(UserError, match="training.optimizer is paged_adamw_8bit"):
+    with pytest.raises(UserError, match=r"training.optimizer is paged_adamw_8bit"):
         make_optimizer(
             loaded.parts, recipe.training.model_copy(update={"optimizer": "paged_adamw_8bit"}), torch.device("cpu")
         )
@@ -317,7 +324,15 @@ def test_log_holds_what_a_user_watches(tmp_path: Path) -> None:
         },
     )
     line = steps_of(folder)[-1]
-    for name in (*TERMS, "sum_a", "cos", "pairwise_cos", "norm_to_target", "norm_to_vocabulary", "nearest_special_share"):
+    for name in (
+        *TERMS,
+        "sum_a",
+        "cos",
+        "pairwise_cos",
+        "norm_to_target",
+        "norm_to_vocabulary",
+        "nearest_special_share",
+    ):
         assert isinstance(line[name], float), name
     assert line["tokens_per_s"] > 0 and line["peak_memory_gib"] > 0 and 0 <= line["sum_a"] <= 1
     assert {"lr_lora", "lr_projector"} <= line.keys()

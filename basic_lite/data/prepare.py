@@ -21,6 +21,7 @@ from basic_lite.data.sampler import GroupedSampler
 from basic_lite.model.frontend import Frontend
 from basic_lite.schema import Recipe, SourceSection
 
+
 @dataclass(frozen=True)
 class Prepared:
     """Training and held-out samples of a run, checked, with the order they come in."""
@@ -40,7 +41,7 @@ class Prepared:
         return out
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
-        """``count`` batches of ``size`` samples with images, the same ones at every call, held-out ones where there are any."""
+        """``count`` batches of ``size`` samples with images, always the same; held-out ones where there are any."""
         data, report = (self.eval, self.eval_report) if self.eval is not None else (self.train, self.report)
         assert report is not None
         chosen = report.has_image.nonzero()[0]

@@ -18,8 +18,7 @@ IMAGE = "cyan"
 def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text:
     """Decoded tokens: supervised ones green, the rest dim, each run of image tokens as `<image>×576`.
 
-    Tokens are decoded run by run, with special tokens written out; a line break that is supervised shows as
-    ⏎.
+    Special tokens are written out; a line break that is supervised shows as ⏎. Images in a row are one run.
     """
     text = Text()
     kinds = [
@@ -27,29 +26,28 @@ def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text
         for one, label in zip(encoded.input_ids, encoded.labels, strict=True)
     ]
     position = 0
+    before: list[int] = []
     for style, run in groupby(kinds):
         length = len(list(run))
         ids = encoded.input_ids[position : position + length]
         position += length
         if style == IMAGE:
             text.append(f"<image>×{length}", style=style)
+            before = []
             continue
-        words = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        words = _continued(tokenizer, before, ids)
+        before = ids[-1:]
         if style == SUPERVISED:
             words = words.replace("\n", "⏎\n")
-        if (
-            text
-            and not text.plain[-1].isspace()
-            and _starts_word(tokenizer, ids[0])
-            and not words.startswith(" ")
-        ):
-            # Decoding a run alone loses the space before its first word, with SentencePiece and word-level
-            # tokenizers.
-            words = " " + words
         text.append(words, style=style)
     return text
 
 
-def _starts_word(tokenizer: Any, token_id: int) -> bool:
-    token = str(tokenizer.convert_ids_to_tokens(token_id))
-    return token.startswith(("▁", "Ġ"))
+def _continued(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Text of tokens that stand after others: decoded alone, many lose the space before their first word."""
+
+    def decode(some: list[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    head, whole = decode(before), decode(before + ids)
+    return whole[len(head) :] if before and whole.startswith(head) else decode(ids)

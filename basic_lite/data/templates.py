@@ -94,12 +94,10 @@ def _eos(tokens: Tokens, template: str) -> str:
 
 
 class OwnTemplate:
-    """The tokenizer's chat template. Answers are found by `{% generation %}` where it has that, else by
-    marks.
+    """The tokenizer's chat template. Answers are found by `{% generation %}` where there is that, else by marks.
 
-    The marks stand around each answer while the template is rendered. That they changed nothing is verified
-    for each
-    record: every one is there, and the text without them is what is rendered without them.
+    The marks stand around each answer while the template is rendered. That they changed nothing is verified for
+    each record: every one is there, and the text without them is what is rendered without them.
     """
 
     def __init__(self, tokens: Tokens) -> None:

@@ -27,7 +27,7 @@ from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.run import train
 from basic_lite.schema import Recipe, SourceSection
 from basic_lite.tools.answer import answer, answer_length, chat_format
-from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate, other_images
+from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate
 from basic_lite.train.bundle import MANIFEST, load_trained, sha256
 from basic_lite.train.run_folder import differences, write_json
 
@@ -306,7 +306,8 @@ def _report(
     if any(curves.values()):
         console.print(refinement_table(curves))
         console.print(
-            "share of visual tokens whose nearest word is in the sample's own text, minus the same share against other\n"
+            "share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
+            "other\n"
             "samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
         )
     console.print(_times(phases))

@@ -41,7 +41,8 @@ def lora_config(section: LoraSection, names: Iterable[str]) -> LoraConfig:
     for target in targets:
         if target in TABLES:
             raise UserError(
-                f"lora.targets names {target}, a vocabulary table: BASIC's target distribution is made with that table, "
+                f"lora.targets names {target}, a vocabulary table: BASIC's target distribution is made with that "
+                f"table, "
                 "which must stay frozen. Take it out of lora.targets"
             )
         if target not in names:
@@ -71,7 +72,8 @@ def projector_parameters(parts: Parts) -> dict[str, nn.Parameter]:
 def adapt(parts: Parts, recipe: Recipe) -> None:
     """Freeze everything, then make trainable what the recipe trains: the projector, and LoRA if it is enabled.
 
-    LoRA is injected in place (``peft.inject_adapter_in_model``), so no wrapper stands around the model, and the projector
+    LoRA is injected in place (``peft.inject_adapter_in_model``), so no wrapper stands around the model, and the
+    projector
     stays what it is: PEFT's ``modules_to_save`` would train a copy of it.
     """
     model = parts.model

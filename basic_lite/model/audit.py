@@ -149,7 +149,9 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
             case "LLM norms" | "LLM biases" | "embeddings" | "head" | "vision tower":
                 expect(part, {plain}, False, "model.dtype; never quantised, never trained")
             case _:
-                wrong.append(f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part of the recipe")
+                wrong.append(
+                    f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part of the recipe"
+                )
     present = Counter(part.part for part in table)
     for name in ("projector", "LLM linears", "embeddings", "vision tower"):
         if not present[name]:
@@ -170,7 +172,13 @@ def render(table: list[Part]) -> Table:
     for row in table:
         style = "green" if row.trainable else None
         out.add_row(
-            row.part, row.module, row.dtype, f"{row.parameters:,}", f"{row.trainable:,}", f"{row.bytes / 2**20:,.2f}", style=style
+            row.part,
+            row.module,
+            row.dtype,
+            f"{row.parameters:,}",
+            f"{row.trainable:,}",
+            f"{row.bytes / 2**20:,.2f}",
+            style=style,
         )
     total = [sum(getattr(r, field) for r in table) for field in ("parameters", "trainable", "bytes")]
     out.add_section()

@@ -115,7 +115,7 @@ def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:
 
 
 def feature_select(vision: PreTrainedConfig, select: str) -> str:
-    """transformers' ``vision_feature_select_strategy``: ``default`` drops the first token, which SigLIP doesn't have."""
+    """``vision_feature_select_strategy``: ``default`` drops the first token, which SigLIP doesn't have."""
     return select if vision.model_type.startswith("clip") else "full"
 
 
@@ -167,7 +167,9 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
     """
     vocabulary = tokenizer.get_vocab()
     if section.image_token not in vocabulary:
-        named = tokenizer.convert_ids_to_tokens(config.image_token_id) if config.image_token_id < len(tokenizer) else None
+        named = (
+            tokenizer.convert_ids_to_tokens(config.image_token_id) if config.image_token_id < len(tokenizer) else None
+        )
         hint = f"; its image token is {named!r}: set model.image_token" if named else ""
         raise UserError(
             f"the tokenizer of {section.base} has no token {section.image_token!r}, so images would have no place in "
@@ -176,7 +178,8 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
     token_id = vocabulary[section.image_token]
     if token_id != config.image_token_id:
         raise UserError(
-            f"{section.base}: the tokenizer's {section.image_token!r} has id {token_id}, the model's configuration says "
+            f"{section.base}: the tokenizer's {section.image_token!r} has id {token_id}, the model's configuration "
+            f"says "
             f"{config.image_token_id}; the two don't belong together"
         )
     return token_id

@@ -35,7 +35,7 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         super().__init__(config)
         self.model.multi_modal_projector = Float32Projector(config)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,

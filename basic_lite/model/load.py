@@ -19,7 +19,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -123,7 +122,8 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(
-            f"{key}: {name} lacks {len(info['missing_keys'])} of the weights of {type(model).__name__} ({some}, …): it is "
+            f"{key}: {name} lacks {len(info['missing_keys'])} of the weights of {type(model).__name__} ({some}, …): "
+            f"it is "
             "another kind of checkpoint than its configuration says, or the download is incomplete; fetch it again"
         )
     _keep_weights_unpacked(model)
@@ -206,7 +206,8 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
         path = cached_file(name, shard, _raise_exceptions_for_missing_entries=False)
         if path is None:
             raise UserError(
-                f"model.base: {name} has no {shard}: its weights are not in safetensors, or the download is incomplete; "
+                f"model.base: {name} has no {shard}: its weights are not in safetensors, or the download is "
+                f"incomplete; "
                 f"fetch it again: hf download {name}"
             )
         with safe_open(path, framework="pt") as tensors:
@@ -243,7 +244,11 @@ def _give_row(llm: Any, image_token_id: int) -> None:
 
 
 def _assemble(
-    model: BasicLlavaForConditionalGeneration, vision: nn.Module, language: nn.Module, head: nn.Module, projector: nn.Module
+    model: BasicLlavaForConditionalGeneration,
+    vision: nn.Module,
+    language: nn.Module,
+    head: nn.Module,
+    projector: nn.Module,
 ) -> None:
     model.model.vision_tower = vision
     model.model.language_model = language
@@ -279,7 +284,8 @@ def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
     error = (before - after).abs().max().item()
     if not error <= 1e-3 * max(1.0, before.abs().max().item()):
         raise UserError(
-            f"model.llm: {name} computes its logits in a way LLaVA's layout can't hold (they differ by {error:.3g} after "
+            f"model.llm: {name} computes its logits in a way LLaVA's layout can't hold (they differ by {error:.3g} "
+            f"after "
             "composition; a logit soft cap or scale, as in Gemma 2 or Cohere, would do that); choose another LLM"
         )
 

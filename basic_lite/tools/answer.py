@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.images import Fit, ImageRef, pixels
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded
 from basic_lite.schema import Recipe
-from basic_lite.data.chat import ChatFormat
 
 
-def chat_format(recipe: Recipe, loaded: Loaded, template: str | None = None) -> ChatFormat:
+def chat_format(
+    recipe: Recipe, loaded: Loaded, template: Literal["plain", "v1", "tokenizer"] | None = None
+) -> ChatFormat:
     """The conversation format a model was trained with."""
     return ChatFormat(
         template or recipe.data.template,
@@ -31,7 +33,7 @@ def answer(
     chat: ChatFormat,
     records: Sequence[Record],
     *,
-    image_fit: str,
+    image_fit: Fit,
     batch_size: int,
     max_new_tokens: int,
     images: Callable[[int], tuple[ImageRef, ...]] | None = None,
@@ -88,7 +90,9 @@ def answer(
 
 def answer_length(loaded: Loaded, references: Sequence[str], *, default: int = 64, most: int = 512) -> int:
     """Tokens an answer may have: the longest reference and a margin; ``default`` where there is none."""
-    longest = max((len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references if text), default=0)
+    longest = max(
+        (len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references if text), default=0
+    )
     return min(most, longest + 8) if longest else default
 
 

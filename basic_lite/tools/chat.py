@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-
 from basic_lite.console import quiet_libraries
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem

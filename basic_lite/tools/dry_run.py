@@ -96,7 +96,8 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
         "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × {accumulation_of(recipe)} "
         f"accumulated), {samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
-        "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest {int(report.lengths.max()):,}, "
+        "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest "
+        "{int(report.lengths.max()):,}, "
         f"limit {recipe.data.max_length:,})",
         "tokens an image": f"{frontend.tokens_per_image}",
         "learning rates": f"projector {training.projector_learning_rate:g}"
@@ -109,7 +110,8 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         cost = basic_cost(recipe, frontend, parts, tokens=length, visual=visual)
         settings = recipe.supervision
         rows["BASIC adds"] = (
-            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; λ1 {settings.lambda_das:g} ({settings.direction}), "
+            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; λ1 {settings.lambda_das:g} "
+            f"({settings.direction}), "
             f"λ2 {settings.lambda_sds:g}; {cost.share:.1%} of the step's operations and "
             f"{cost.buffer_bytes / 2**20:.1f} MiB of buffers for {cost.visual_tokens:,} visual tokens (from shapes)"
         )

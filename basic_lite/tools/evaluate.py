@@ -64,8 +64,8 @@ def evaluate(
     """Answer the last question of every record and score it.
 
     Args:
-        shuffle_images: seed; each question is then asked about another record's images (those of a record with as many),
-            which shows how much the answers owe to the picture.
+        shuffle_images: seed; each question is then asked about another record's images (of a record with as
+            many), which shows how much the answers owe to the picture.
     """
     chat = chat_format(recipe, loaded)
     references = [chat.reference(record) for record in records]

@@ -126,7 +126,8 @@ def find_bundle(place: Path, key: str = "RUN") -> Path:
     if not place.exists():
         raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
     raise UserError(
-        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or this is "
+        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or "
+        f"this is "
         "not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
     )
 
@@ -153,9 +154,13 @@ def open_bundle(place: Path, key: str = "RUN") -> Bundle:
         files = dict(manifest["files"])
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} can't be read ({error}); the bundle is damaged, take another checkpoint") from error
+        raise UserError(
+            f"{folder / MANIFEST} can't be read ({error}); the bundle is damaged, take another checkpoint"
+        ) from error
     if version != FORMAT:
-        raise UserError(f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it")
+        raise UserError(
+            f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
+        )
     wrong = []
     for name, facts in files.items():
         path = folder / name
@@ -165,7 +170,8 @@ def open_bundle(place: Path, key: str = "RUN") -> Bundle:
             wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
     if wrong:
         raise UserError(
-            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be mixed; "
+            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be "
+            f"mixed; "
             "restore the files, or take another checkpoint"
         )
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
@@ -207,11 +213,15 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
     Raises:
         UserError: names or shapes differ from the adapter of this recipe.
     """
-    state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in _read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()}
+    state = {
+        name.removeprefix(PEFT_PREFIX): tensor
+        for name, tensor in _read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
+    }
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(
-            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, or other "
+            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
+            f"or other "
             "shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
         )
     set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)

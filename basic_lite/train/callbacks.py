@@ -67,8 +67,10 @@ class GradientCheck(TrainerCallback):
             raise UserError(
                 f"after the backward of step {state.global_step + 1} not every trainable part has a gradient:\n  - "
                 + "\n  - ".join(faults)
-                + "\nThe run is stopped: it would train less than the recipe says. A learning signal that is zero from the start "
-                "often means that labels are empty (see --dry-run); a non-finite one, a rate or type that is too coarse "
+                + "\nThe run is stopped: it would train less than the recipe says. A learning signal that is zero "
+                "from the start "
+                "often means that labels are empty (see --dry-run); a non-finite one, a rate or type that is too "
+                "coarse "
                 "(training.learning_rate, model.dtype)"
             )
         self._adapter_done = True

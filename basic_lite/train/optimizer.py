@@ -48,7 +48,8 @@ def make_optimizer(parts: Parts, section: TrainingSection, device: torch.device)
     paged = section.optimizer.startswith("paged_")
     if paged and device.type != "cuda":
         raise UserError(
-            f"training.optimizer is {section.optimizer}, which pages its state out of GPU memory, but the run is on the "
+            f"training.optimizer is {section.optimizer}, which pages its state out of GPU memory, but the run is on "
+            f"the "
             f"{device.type}; use adamw or adamw_8bit"
         )
     manager = bnb.optim.GlobalOptimManager.get_instance()

@@ -80,9 +80,7 @@ class ProgressLine(TrainerCallback):
             self._values = logs
         self._show(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % max(args.logging_steps, 1):
             self._show(state)
 

@@ -54,9 +54,7 @@ class RefinementLog(TrainerCallback):
         if state.global_step == 0:  # a resumed run has it in its log already
             self._measure(state)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._measure(state)
 
     def on_train_end(

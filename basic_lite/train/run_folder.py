@@ -87,7 +87,8 @@ def open_run_folder(recipe: Recipe, *, resume: bool) -> RunFolder:
         whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
         mend = "" if changed or finished else "go on with it by --resume, or "
         raise UserError(
-            f"the run folder {path} already holds {whose}; {mend}choose another folder with name=… or output=…, or delete it"
+            f"the run folder {path} already holds {whose}; {mend}choose another folder with name=… or output=…, or "
+            f"delete it"
         )
     if changed:
         raise UserError(

@@ -35,6 +35,7 @@ class BasicTrainer(Trainer):
 
     # The losses are already divided by the step's counts; the parent must not divide by the accumulation steps again.
     loss_is_scaled_for_ga = True
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -99,10 +100,8 @@ class BasicTrainer(Trainer):
         # Taken before the step: when the log line is written, the scheduler has moved on.
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         self._rates = {f"lr_{g['name']}": g["lr"] for g in groups if not g["name"].endswith("_bias")}
-        if self.supervision is not None and self.supervision.needs_mean_mass and len(batches) > 1:
-            self._mean_mass = self._measure_mean_mass(batches)
-        else:
-            self._mean_mass = None
+        uniform = self.supervision is not None and self.supervision.needs_mean_mass
+        self._mean_mass = self._measure_mean_mass(batches) if uniform and any(self._lambdas()) else None
         return batches, counts[0].clamp(min=1)
 
     def _has_image(self, batch: Batch) -> Tensor:
@@ -110,7 +109,10 @@ class BasicTrainer(Trainer):
 
     @torch.no_grad()
     def _measure_mean_mass(self, batches: list[Batch]) -> Tensor:
-        """The step's mean attention mass Σ_i a_i, for uniform token weights under accumulation: one more forward."""
+        """The step's mean attention mass Σ_i a_i, for uniform token weights: one more forward, without dropout.
+
+        Always measured this way, so that it is the same whatever the micro-batch and the number of processes.
+        """
         assert self.supervision is not None
         model = self.model_wrapped
         model.eval()
@@ -121,7 +123,10 @@ class BasicTrainer(Trainer):
                 model(**_without_labels(inputs))
             masses.append(self.supervision.masses(captured))
         model.train()
-        return torch.cat(masses).sum() / self._samples_with_image
+        total = torch.cat(masses).sum()
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        return total / self._samples_with_image
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class BasicTrainer(Trainer):
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         self.terms.add("lm", outputs.loss)
-        if supervision is not None:
+        if supervision is not None and captured is not None:
             losses = supervision.losses(
                 captured,
                 samples_with_image=self._samples_with_image,
@@ -188,8 +193,10 @@ class BasicTrainer(Trainer):
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device)
             if not all(torch.isfinite(torch.tensor(logs[name])) for name in ("loss", "lm")):
                 raise UserError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step} (lm {logs['lm']}); nothing was saved after the "
-                    "last checkpoint. Lower training.projector_learning_rate or training.learning_rate, or go on from the last "
+                    f"the loss is {logs['loss']} at step {self.state.global_step} (lm {logs['lm']}); nothing was "
+                    f"saved after the "
+                    "last checkpoint. Lower training.projector_learning_rate or training.learning_rate, or go on from "
+                    "the last "
                     "checkpoint with --resume"
                 )
         super().log(logs, start_time)
