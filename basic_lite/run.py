@@ -19,8 +19,9 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base, pick_device, pick_dtype
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
+from basic_lite.supervision.supervision import choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.arguments import steps_of, training_arguments, use_autocast
+from basic_lite.train.arguments import check_trackers, steps_of, training_arguments, use_autocast
 from basic_lite.train.bundle import open_bundle, restore_projector, save_bundle
 from basic_lite.train.callbacks import GradientCheck, Interruption, JsonLog, tensorboard
 from basic_lite.train.progress import ProgressLine
@@ -65,6 +66,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     transformers.set_seed(recipe.seed)
     frontend = load_frontend(recipe.model)
     check_supervision(recipe, frontend)
+    check_trackers(recipe)
     data = prepare_data(recipe, frontend, say=say)
 
     # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
@@ -94,7 +96,13 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     # The final bundle: adapter, projector, tokenizer, recipe, hashes.
     if trainer.is_world_process_zero():
         save_bundle(
-            folder.final, loaded.parts, loaded.tokenizer, recipe, step=state.global_step, total_steps=state.max_steps
+            folder.final,
+            loaded.parts,
+            loaded.tokenizer,
+            recipe,
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
         )
     say(f"{recipe.name}: {state.global_step} steps; the trained model is {folder.final}")
     return RunResult(folder.path, folder.final, state.global_step, state.log_history)
@@ -117,8 +125,9 @@ def basic_is_on(recipe: Recipe) -> bool:
 
 
 def check_supervision(recipe: Recipe, frontend: Frontend) -> None:
-    """Refuse an impossible number of supervised layers before weights are loaded."""
+    """Refuse an impossible number of supervised layers, or kernels that aren't there, before weights are loaded."""
     if basic_is_on(recipe):
+        choose_kernels(recipe.kernels)
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
 
 

@@ -38,14 +38,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_paths_that_stay_inside(folder: Path) -> None:
-    for name in ["sub/in.png", "./sub/../sub/in.png", "near.png", str(folder / "sub/in.png")]:
+    linked = ["link.png", "away/out.png", "near.png"]
+    for name in ["sub/in.png", "./sub/../sub/in.png", str(folder / "sub/in.png"), *linked]:
         assert Path(locate(ImageRef(name, str(folder)))).is_file()
     assert open_image(ImageRef.of_file(folder.parent / "out.png")).size == (8, 6)
     # The image folder may itself be a link.
     (folder.parent / "alias").symlink_to(folder)
-    assert locate(ImageRef("sub/in.png", str(folder.parent / "alias"))) == str(
-        (folder / "sub/in.png").resolve()
-    )
+    alias = folder.parent / "alias"
+    assert locate(ImageRef("sub/in.png", str(alias))) == str(alias / "sub/in.png")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,7 @@ def test_paths_that_stay_inside(folder: Path) -> None:
         "../out.png",
         "sub/../../out.png",
         "OUT",
-        "link.png",
-        "away/out.png",
+        "away/../../out.png",
         "../pics-more/x.png",
         "../missing.png",
         "..",

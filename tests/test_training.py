@@ -121,6 +121,7 @@ def test_interrupted_run_saves_and_goes_on_exactly(
 ) -> None:
     # One micro-batch a step: a second signal would stop at once.
     changes = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
+    before = signal.getsignal(signal_number)
     whole = run(tmp_path, {**changes, "name": "whole"})
     real = BasicTrainer.training_step
 
@@ -138,7 +139,7 @@ def test_interrupted_run_saves_and_goes_on_exactly(
     part = run(tmp_path, {**changes, "name": "part"}, resume=True)
     assert_same_terms(whole, part, rel=0)
     assert_same_weights(whole / "final", part / "final")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal_number) is before
 
 
 def test_zero_lambdas_are_no_supervision(tmp_path: Path) -> None:
@@ -357,3 +358,27 @@ def test_out_of_range_layers_are_refused_before_loading(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"supervision.layers"):
         train(recipe, console=quiet())
     assert not (Path(recipe.output) / recipe.name).exists()
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    """A run killed while saving goes on from the checkpoint before, and a changed optimizer state is refused."""
+    import shutil
+
+    changes = {"training.max_steps": 4, "training.save_every": 1, "training.keep": 9}
+    folder = run(tmp_path, changes)
+    shutil.rmtree(folder / "final")
+    manifest = json.loads((folder / "checkpoint-4" / "manifest.json").read_text())
+    for name in ("trainer_state.json", "optimizer.pt"):  # what has not been written when the bundle is
+        (folder / "checkpoint-4" / name).unlink()
+        del manifest["files"][name]
+    (folder / "checkpoint-4" / "manifest.json").write_text(json.dumps(manifest))
+    from basic_lite.train.bundle import checkpoints_of
+
+    assert [path.name for path in checkpoints_of(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    with (folder / "checkpoint-3" / "optimizer.pt").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(UserError, match=r"optimizer.pt was changed"):
+        run(tmp_path, changes, resume=True)
+    shutil.rmtree(folder / "checkpoint-3")
+    assert train(tiny_recipe(tmp_path, changes), resume=True, console=quiet()).steps == 4
+    assert [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4]

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_flash_attn_2_available
 
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend, not_loadable
@@ -87,6 +87,11 @@ def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = 
     Raises:
         UserError: a checkpoint is missing, of a wrong kind, or lacks its image token.
     """
+    if recipe.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "model.attention is flash_attention_2, but flash-attn isn't installed or finds no GPU: "
+            "pip install flash-attn --no-build-isolation, or set model.attention=sdpa"
+        )
     frontend = frontend or load_frontend(recipe.model)
     loader = _open_llava if recipe.model.base is not None else _compose
     model = loader(recipe, frontend, pick_dtype(recipe.model.dtype, device), device)

@@ -20,7 +20,19 @@ from basic_lite.supervision.metrics import embedding_metrics, nearest_special_sh
 from basic_lite.supervision.taps import Capture, TapPlan, open_taps
 from basic_lite.supervision.target import layer_weights, supervised_layers
 from basic_lite.supervision.vocabulary import Vocabulary
-from basic_lite_kernels.dispatch import KernelUnavailable, choose
+from basic_lite_kernels.dispatch import Choice, KernelUnavailable, choose
+
+
+def choose_kernels(kernels: str) -> Choice:
+    """Who computes the operations, and why.
+
+    Raises:
+        UserError: kernels that were asked for by name aren't there.
+    """
+    try:
+        return choose(kernels)  # type: ignore[arg-type]
+    except KernelUnavailable as error:
+        raise UserError(f"kernels: {error}; set kernels to auto or reference") from error
 
 
 class Supervision:
@@ -61,10 +73,7 @@ class Supervision:
         self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
         self._vocabulary_ids = vocabulary_ids
         self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64)
-        try:
-            choice = choose(kernels)  # type: ignore[arg-type]
-        except KernelUnavailable as error:
-            raise UserError(f"{error}; set kernels to auto or reference") from error
+        choice = choose_kernels(kernels)
         self.kernels = f"{choice.name} ({choice.reason})"
         self.operations = choice.operations
         self.plan = TapPlan(

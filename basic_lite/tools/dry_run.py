@@ -12,6 +12,7 @@ from rich.table import Table
 from basic_lite.console import quiet_libraries, speaker
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.data.show import render_sample
+from basic_lite.errors import UserError
 from basic_lite.model.audit import Part, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_dtype
@@ -74,7 +75,10 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     quiet_libraries()
-    open_run_folder(recipe, resume=True)
+    try:
+        open_run_folder(recipe, resume=False)
+    except UserError as error:  # the plan is worth seeing all the same
+        console.print(f"note: `train` would refuse to start: {error}", markup=False, soft_wrap=True)
     frontend = load_frontend(recipe.model)
     check_supervision(recipe, frontend)
     data = prepare_data(recipe, frontend, say=speaker(console))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -42,6 +43,15 @@ def use_autocast(recipe: Recipe, device: torch.device) -> bool:
     if recipe.training.autocast == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return recipe.training.autocast == "bfloat16"
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Refuse a tracker that isn't installed before anything is loaded."""
+    for name in recipe.training.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"training.trackers names {name}, which isn't installed: pip install {name}, or take it out of the list"
+            )
 
 
 def training_arguments(recipe: Recipe, folder: Path, device: torch.device, *, steps: int) -> TrainingArguments:

@@ -39,6 +39,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 PROJECTOR = "projector.safetensors"
 RECIPE = "recipe.json"
+TRAINER_STATE = "trainer_state.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
 PEFT_PREFIX = "base_model.model."
@@ -71,7 +72,14 @@ def sha256(path: Path) -> str:
 
 
 def save_bundle(
-    folder: Path, parts: Parts, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, step: int, total_steps: int
+    folder: Path,
+    parts: Parts,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    *,
+    step: int,
+    total_steps: int,
+    epoch: float = 0.0,
 ) -> None:
     """Write a bundle. The manifest comes last, so a bundle that was cut off has none and is refused."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,10 +105,28 @@ def save_bundle(
         "stage": recipe.stage,
         "step": step,
         "total_steps": total_steps,
+        # The order of an epoch follows from seed and epoch, so the next sample is found without replaying any.
+        "data": {"epoch": epoch, "samples": step * recipe.training.global_batch, "seed": recipe.seed},
         "models": {"base": recipe.model.base, "vision": recipe.model.vision, "llm": recipe.model.llm},
         "projector_shapes": {name: list(t.shape) for name, t in parts.projector.state_dict().items()},
-        "files": {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
+        "files": {name: _facts(folder / name) for name in files},
     }
+    _write_manifest(folder, manifest)
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Take a checkpoint's training state into its manifest; until then it isn't one that a run goes on from."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    state = [path for path in sorted(folder.iterdir()) if path.suffix in (".pt", ".pth") or path.name == TRAINER_STATE]
+    manifest["files"] |= {path.name: _facts(path) for path in state}
+    _write_manifest(folder, manifest)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     scratch = folder / f"{MANIFEST}.part"
     scratch.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch, folder / MANIFEST)
@@ -137,9 +163,16 @@ def checkpoints_of(run: Path) -> list[Path]:
     found = []
     for path in run.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and (path / MANIFEST).is_file():
+        if number.isdigit() and _is_sealed(path):
             found.append((int(number), path))
     return [path for _, path in sorted(found)]
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        return TRAINER_STATE in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def open_bundle(place: Path, key: str = "RUN") -> Bundle:

@@ -18,7 +18,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.losses import zero_with_graph
-from basic_lite.train.bundle import open_bundle, restore_adapter, restore_projector, save_bundle
+from basic_lite.train.bundle import open_bundle, restore_adapter, restore_projector, save_bundle, seal_checkpoint
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.terms import Terms
 
@@ -211,7 +211,13 @@ class BasicTrainer(Trainer):
             self.recipe,
             step=self.state.global_step,
             total_steps=self.state.max_steps,
+            epoch=self.state.epoch or 0.0,
         )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            seal_checkpoint(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         bundle = open_bundle(Path(resume_from_checkpoint), "--resume")
