@@ -136,14 +136,20 @@ def _prepare(out: Path, seed: int, rebuild: bool, phases: Phases) -> Place:
                 write_json(marker, {"seed": seed})
     with phases.phase("world"):
         world_folder = out / "world"
-        if (world_folder / "world.json").is_file():
-            phases.reused.add("world")
+        before = _written(world_folder / "world.json")
         try:
             world = write_world(world_folder, seed, progress=lambda line: console.print(line, markup=False))
         except FileExistsError as error:
             raise UserError(f"{error}; or choose another folder with --out") from error
+        if before is not None and before == _written(world_folder / "world.json"):
+            phases.reused.add("world")
         console.print(f"pictures and LLaVA JSON files in {world.folder}", soft_wrap=True)
     return Place(out, models, world, seed)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, ns; None: there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def run_stage(recipe: Recipe, console: Console) -> bool:
