@@ -13,7 +13,7 @@ def speaker(console: Console) -> Say:
     """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     return say
 

@@ -74,7 +74,7 @@ def answers_to(scene: Scene, question: str) -> set[str]:
         return {f"{ROWS[t.cell // 3]} {COLUMNS[t.cell % 3]}" for t in scene.things if t.shape == shape}
     if question.startswith("is there"):
         return {"yes" if any(t.shape == shape for t in scene.things) else "no"}
-    match = re.fullmatch(r"is the (\w+) at the left\?", question)
+    match = re.fullmatch(r"at the left, is there a (\w+)\?", question)
     assert match, question
     return {"yes" if t.cell % 3 == 0 else "no" for t in scene.things if t.shape == match.group(1)}
 

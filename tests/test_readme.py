@@ -68,3 +68,18 @@ def test_every_command_runs(
             cli.main(words[1:])
         output = capsys.readouterr()
         assert not stopped.value.code, f"{line}\n{output.err}"
+
+
+def test_data_example_is_valid() -> None:
+    from ruamel.yaml import YAML
+
+    from basic_lite.schema import DataSection
+
+    block = re.search(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert block
+    section = DataSection.model_validate(YAML(typ="safe").load(block[1])["data"])
+    assert isinstance(section.train, list) and section.train[1].columns == {
+        "image": "picture",
+        "question": "q",
+        "answer": "a",
+    }
