@@ -19,6 +19,7 @@ from rich.table import Table
 
 from basic_lite.console import quiet_libraries
 from basic_lite.data.records import Record, load_records
+from basic_lite.demo import ASSETS
 from basic_lite.demo.rebuild import rebuild as rebuild_models
 from basic_lite.demo.world import World, caption_f1, chance, write_world
 from basic_lite.errors import UserError
@@ -31,7 +32,6 @@ from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate
 from basic_lite.train.bundle import MANIFEST, load_trained, sha256
 from basic_lite.train.run_folder import differences, write_json
 
-ASSETS = Path(__file__).parent / "assets"
 EVAL_BATCH = 64
 CPU = torch.device("cpu")
 
@@ -109,6 +109,8 @@ def demo(
     """
     console = console or Console(highlight=False)
     quiet_libraries()
+    # As in the demo's recipes: so small a model is no faster on two threads, and sums come out the same anywhere.
+    torch.set_num_threads(1)
     phases = Phases(console)
     place = _prepare(out, seed, rebuild, phases)
     if ablate:
@@ -263,7 +265,7 @@ def _cached(
 def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> float:
     """Mean F1 of held-out captions, asked for as in stage 1."""
     records = place.records(place.world.eval_captions)
-    chat = chat_format(recipe, loaded, "plain")
+    chat = chat_format(recipe, loaded)
     references = [chat.reference(record) for record in records]
     texts = answer(
         loaded,
@@ -312,9 +314,8 @@ def _report(
     if any(curves.values()):
         console.print(refinement_table(curves))
         console.print(
-            "share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
-            "other\n"
-            "samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
+            "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
+            "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
         )
     console.print(_times(phases))
     run = place.out / "stage2"

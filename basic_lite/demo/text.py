@@ -103,6 +103,8 @@ def copying(rng: random.Random) -> Document:
     return [(f"<s>{words}\n", False), (f"{words}\n", True)]
 
 
+# How often each of QUESTION_TYPES is asked. Places are learnt last and need the most practice.
+_PRACTICE = (1, 1, 1, 3, 1, 5)
 _CONTENT_WORDS = [*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS]
 
 
@@ -115,7 +117,7 @@ def read_lesson(rng: random.Random, *, only_copies: bool = False) -> Document:
     scene = sample_scene(rng, held_out=False)
     kind = rng.choices(tuple(DESCRIPTIONS), (0.8, 0.2))[0]
     description = DESCRIPTIONS[kind](scene, rng)
-    if only_copies or rng.random() < 0.45:
+    if only_copies or rng.random() < 0.35:
         if rng.random() < (0.7 if only_copies else 0.15):
             return copying(rng)
         return retelling(scene, description, rng)
@@ -126,7 +128,7 @@ def read_lesson(rng: random.Random, *, only_copies: bool = False) -> Document:
     while len(turns) < wanted:
         if rng.random() < 0.1:
             turns.append((CAPTION_REQUEST, caption(scene)))
-        elif question := ask(scene, rng.choice(QUESTION_TYPES), rng):
+        elif question := ask(scene, rng.choices(QUESTION_TYPES, _PRACTICE)[0], rng):
             turns.append((question.text, question.answer))
             # It may name an object that is not there, which the next answer would be looked up from.
             if question.kind == "existence":

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # Any change that alters a written world must raise this number: folders of another version are written anew.
-WORLD_VERSION = 2
+WORLD_VERSION = 4
 
 IMAGE_SIZE = 48
 GRID = 3
@@ -45,7 +45,7 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "ring", "dia
 ROWS: tuple[str, ...] = ("top", "middle", "bottom")
 COLUMNS: tuple[str, ...] = ("left", "centre", "right")
 NUMBERS: tuple[str, ...] = ("one", "two", "three", "four")
-QUESTION_TYPES: tuple[str, ...] = ("colour", "shape", "count", "position", "existence", "left_of")
+QUESTION_TYPES: tuple[str, ...] = ("colour", "shape", "count", "position", "existence", "side")
 
 # Few one-object scenes: only 9 · 48 exist, so more would mean showing each of them many times.
 COUNT_WEIGHTS: tuple[float, ...] = (0.1, 0.3, 0.3, 0.3)
@@ -152,22 +152,16 @@ def ask(scene: Scene, kind: str, rng: random.Random, *, yes: bool | None = None)
         return Question(kind, f"is there a {shape}?", "yes" if wanted else "no")
     if kind == "shape":
         thing = _alone(things, lambda t: t.colour, rng)
-        return thing and Question(kind, f"what shape is the {thing.colour} object?", thing.shape)
-    if kind == "left_of":
-        shapes = Counter(t.shape for t in things)
-        alone = [t for t in things if shapes[t.shape] == 1]
-        ordered = [(a, b) for a in alone for b in alone if a.cell % GRID < b.cell % GRID]
-        if not ordered:
-            return None
-        first, second = rng.choice(ordered)
-        if not wanted:
-            first, second = second, first
-        return Question(kind, f"is the {first.shape} left of the {second.shape}?", "yes" if wanted else "no")
+        return Question(kind, f"what shape is the {thing.colour} object?", thing.shape) if thing else None
     thing = _alone(things, lambda t: t.shape, rng)
     if thing is None:
         return None
     if kind == "position":
         return Question(kind, f"where is the {thing.shape}?", thing.position)
+    if kind == "side":
+        if (thing.cell % GRID == 0) != wanted:
+            return None
+        return Question(kind, f"at the left, is there a {thing.shape}?", "yes" if wanted else "no")
     return Question(kind, f"what colour is the {thing.shape}?", thing.colour)
 
 
@@ -231,9 +225,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def _draw(
-    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int]
-) -> None:
+def _draw(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int]) -> None:
     box = (x - r, y - r, x + r, y + r)
     if shape == "circle":
         draw.ellipse(box, fill=fill)

@@ -53,7 +53,7 @@ class RefinementCurve:
     def warning(self) -> str | None:
         """What to tell the user when v̂ is below v; None when it isn't, or when too few samples were seen."""
         score = self.score
-        if score is None or score[-1] >= score[0]:
+        if score is None or round(score[-1], 3) >= round(score[0], 3):
             return None
         return (
             "BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than "
