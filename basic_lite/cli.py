@@ -55,14 +55,10 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)
-    ],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False
-        ),
+        typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     dry_run: Annotated[
@@ -78,9 +74,7 @@ def train(
         note(f"using the shipped recipe {find_recipe(recipe)}")
     if dry_run:
         if resume:
-            raise UserError(
-                "--dry-run starts nothing, so there is nothing to --resume; leave one of the two out"
-            )
+            raise UserError("--dry-run starts nothing, so there is nothing to --resume; leave one of the two out")
         from basic_lite.tools.dry_run import dry_run as show_plan
 
         show_plan(loaded)
@@ -95,21 +89,40 @@ def train(
         raise typer.Exit(130) from None
 
 
+@app.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
+    ] = None,
+    gpu: Annotated[float, typer.Option(help="Memory of the card in GiB.")] = 24.0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
+    ] = False,
+) -> None:
+    """Say how much memory a recipe needs, whether a card has it, and what to change.
+
+    Rehearses the training step from the models' configurations alone, in seconds and without a GPU.
+    """
+    from basic_lite.recipe import load_recipe
+    from basic_lite.tools.estimate import estimate as rehearse_and_show
+
+    rehearse_and_show(load_recipe(recipe, overrides or []), gpu_gib=gpu, measure=measure)
+
+
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
-    data: Annotated[
-        Path, typer.Option(help="Questions with answers: LLaVA JSON or JSONL.", show_default=False)
-    ],
-    image_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the images; default: beside the data.")
-    ] = None,
+    data: Annotated[Path, typer.Option(help="Questions with answers: LLaVA JSON or JSONL.", show_default=False)],
+    image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many questions.")] = None,
     device: Device = "auto",
+    template: Annotated[
+        str | None, typer.Option(help="plain, v1 or tokenizer; default: as the model was trained.")
+    ] = None,
 ) -> None:
     """Answer a file of questions and score the answers.
 
@@ -118,7 +131,16 @@ def evaluate(
     check_device(device)
     from basic_lite.tools.evaluate import evaluate_run
 
-    evaluate_run(run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device)
+    evaluate_run(
+        run,
+        data,
+        image_dir=image_dir,
+        batch_size=batch,
+        out=out,
+        limit=limit,
+        device=device,
+        template=template,
+    )
 
 
 @app.command()
@@ -134,9 +156,7 @@ def demo(
     ] = False,
     ablate: Annotated[
         bool,
-        typer.Option(
-            "--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."
-        ),
+        typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."),
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of --ablate.")] = 3,
 ) -> None:
@@ -159,9 +179,7 @@ def chat(
     image: Annotated[Path, typer.Argument(help="Picture to ask about.", show_default=False)],
     question: Annotated[
         str | None,
-        typer.Argument(
-            help="One question; without it, questions are read until an empty line.", show_default=False
-        ),
+        typer.Argument(help="One question; without it, questions are read until an empty line.", show_default=False),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -174,9 +192,7 @@ def chat(
 
 @app.command()
 def keys(
-    prefix: Annotated[
-        str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)
-    ] = "",
+    prefix: Annotated[str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)] = "",
 ) -> None:
     """List every recipe key: type, default, what it does."""
     from basic_lite.recipe import describe_keys, nearest_key

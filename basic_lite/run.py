@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from basic_lite.console import Say, quiet_libraries, speaker
 from basic_lite.data.prepare import Prepared, prepare_data
-from basic_lite.errors import Interrupted
+from basic_lite.errors import Interrupted, UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -21,11 +22,12 @@ from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.supervision import choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.arguments import check_trackers, steps_of, training_arguments, use_autocast
-from basic_lite.train.bundle import open_bundle, restore_projector, save_bundle
+from basic_lite.train.arguments import check_arguments, steps_of, training_arguments, use_autocast
+from basic_lite.train.bundle import open_bundle, save_bundle
 from basic_lite.train.callbacks import GradientCheck, Interruption, JsonLog, tensorboard
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.refinement import SAMPLES_PER_BATCH, RefinementLog
+from basic_lite.train.restore import require_same_model, restore_projector
 from basic_lite.train.run_folder import RunFolder, open_run_folder, write_json
 from basic_lite.train.trainer import BasicTrainer
 
@@ -47,7 +49,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         UserError: anything the user can mend, before step 0 wherever that is possible.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    console = console or Console(stderr=True, highlight=False)
+    # One process speaks and writes, the others of a launcher work.
+    console = console or Console(stderr=True, highlight=False, quiet=not is_main_process())
     say = speaker(console)
     quiet_libraries()
 
@@ -64,10 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     transformers.set_seed(recipe.seed)
-    frontend = load_frontend(recipe.model)
-    check_supervision(recipe, frontend)
-    check_trackers(recipe)
-    data = prepare_data(recipe, frontend, say=say)
+    frontend, data = preflight(recipe, device, say)
 
     # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
     loaded = load_for_training(recipe, device, frontend, say)
@@ -76,9 +76,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
     # BASIC's taps, and the trainer around them.
-    folder.begin(recipe)
-    write_json(folder.path / "parts.json", [part.to_dict() for part in table])
-    write_json(folder.path / "data.json", data.summary())
+    if is_main_process():
+        folder.begin(recipe)
+        write_json(folder.path / "parts.json", [part.to_dict() for part in table])
+        write_json(folder.path / "data.json", data.summary())
     supervision = supervise(recipe, loaded, say)
     trainer = build_trainer(recipe, loaded, data, supervision, folder, console)
 
@@ -103,32 +104,58 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             step=state.global_step,
             total_steps=state.max_steps,
             epoch=state.epoch or 0.0,
+            samples=trainer.samples_seen(),
         )
     say(f"{recipe.name}: {state.global_step} steps; the trained model is {folder.final}")
     return RunResult(folder.path, folder.final, state.global_step, state.log_history)
 
 
+def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:
+    """All that can be found wrong without weights; ``device`` None: of a machine that isn't this one (dry run).
+
+    Raises:
+        UserError: models, data or settings that can't make a run.
+    """
+    check_arguments(recipe, device)
+    frontend = load_frontend(recipe.model)
+    if basic_is_on(recipe):
+        choose_kernels(recipe.kernels)
+        supervised_layers(recipe.supervision.layers, frontend.layer_count)
+    if recipe.model.projector is not None:
+        earlier = open_bundle(Path(recipe.model.projector), "model.projector")
+        require_same_model(earlier, frontend.config, "model.projector")
+    data = prepare_data(recipe, frontend, say=say)
+    if not data.report.has_image.any():
+        raise UserError(
+            "no record of data.train has an image, so the projector would learn nothing; add records with images (a "
+            "text-only "
+            "LLM is better trained elsewhere)"
+        )
+    return frontend, data
+
+
 def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Say) -> Loaded:
     """Base weights, an earlier stage's projector where the recipe names one, LoRA, and what trains."""
-    before = open_bundle(Path(recipe.model.projector), "model.projector") if recipe.model.projector else None
     loaded = load_base(recipe, device, frontend)
-    if before is not None:
-        restore_projector(before, loaded.parts.projector)
-        say(f"projector from {before.folder} (stage {before.manifest['stage']}, step {before.step})")
+    if recipe.model.projector is not None:
+        earlier = open_bundle(Path(recipe.model.projector), "model.projector")
+        restore_projector(earlier, loaded.parts)
+        say(f"projector from {earlier.folder} (stage {earlier.manifest['stage']}, step {earlier.step})")
+        names = {k: v for k, v in earlier.manifest["models"].items() if v != getattr(recipe.model, k)}
+        if names:
+            say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
     adapt(loaded.parts, recipe)
     return loaded
+
+
+def is_main_process() -> bool:
+    """False in all but one of the processes that a launcher such as accelerate's starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def basic_is_on(recipe: Recipe) -> bool:
     """Whether this recipe's stage computes BASIC's losses."""
     return recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
-
-
-def check_supervision(recipe: Recipe, frontend: Frontend) -> None:
-    """Refuse an impossible number of supervised layers, or kernels that aren't there, before weights are loaded."""
-    if basic_is_on(recipe):
-        choose_kernels(recipe.kernels)
-        supervised_layers(recipe.supervision.layers, frontend.layer_count)
 
 
 def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
@@ -162,7 +189,7 @@ def build_trainer(
     """The trainer with its callbacks; shared by ``train`` and the tests."""
     device = pick_device(recipe.training.device)
     log = JsonLog(folder.log)
-    if folder.checkpoint is not None:
+    if folder.checkpoint is not None and is_main_process():
         log.keep_until(open_bundle(folder.checkpoint).step)
     checks = GradientCheck(loaded.parts)
     trainer = BasicTrainer(
@@ -185,7 +212,7 @@ def build_trainer(
                     supervision, batches, loaded.tokenizer, log, speaker(console), autocast=use_autocast(recipe, device)
                 )
             )
-    if "tensorboard" in recipe.training.trackers:
+    if "tensorboard" in recipe.training.trackers and is_main_process():
         trainer.add_callback(tensorboard(folder.path / "tensorboard"))
     trainer.progress = ProgressLine(console, recipe.name)
     trainer.interruption = Interruption(speaker(console))

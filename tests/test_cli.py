@@ -157,7 +157,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
     assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
     assert run("chat", "r", "i.png", "what?")[0] == 0
     assert run("chat", "r", "i.png")[0] == 0
-    options = {"image_dir": None, "batch_size": 3, "out": None, "limit": 5, "device": "cpu"}
+    options = {"image_dir": None, "batch_size": 3, "out": None, "limit": 5, "device": "cpu", "template": None}
     assert calls == [
         ((Path("r"), Path("d.json")), options),
         ((Path("o"),), {"seed": 2, "rebuild": False, "ablate": True, "seeds": 4}),

@@ -231,15 +231,54 @@ def test_a_checkpoint_without_its_weights_is_refused(tmp_path: Path) -> None:
 def test_gradient_faults_are_named(tmp_path: Path) -> None:
     recipe, loaded = composed(tmp_path, lora={"enabled": True, "rank": 2})
     adapt(loaded.parts, recipe)
-    assert len(gradient_faults(loaded.parts)) == 2 + 7  # nothing ran: both projector layers, seven kinds of linear
+    assert len(gradient_faults(loaded.parts)) == 2 + 4 * 7  # nothing ran: both projector layers, LoRA on 4 × 7 linears
     loaded.model(**a_batch(loaded)).loss.backward()
     assert gradient_faults(loaded.parts) == []
     loaded.parts.projector.linear_2.weight.grad.fill_(float("nan"))
     for name, parameter in lora_parameters(loaded.model).items():
-        if ".q_proj." in name:
+        if "layers.3.self_attn.q_proj." in name:
             parameter.grad.zero_()
-    faults = gradient_faults(loaded.parts)
-    assert faults == [
+    assert gradient_faults(loaded.parts) == [
         "projector linear_2: the gradient is not finite",
-        "LoRA on q_proj: the gradient is zero everywhere",
+        "LoRA on layers.3.self_attn.q_proj: the gradient is zero everywhere",
     ]
+
+
+def test_experts_that_stay_unquantised_are_refused(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    folder = write_llm(tmp_path / "llm")  # for its tokenizer
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        tie_word_embeddings=False,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    recipe = recipe_for({"llm": str(folder), "vision": str(write_vision(tmp_path / "vision"))})
+    loaded = load_base(recipe, CPU)
+    adapt(loaded.parts, recipe)
+    with pytest.raises(UserError, match="MixtralExperts"):
+        check_parts(audit(loaded.parts), recipe, torch.float32)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "config", "no decoder"])
+def test_damaged_and_foreign_checkpoints_are_named(tmp_path: Path, damage: str) -> None:
+    llm, vision = write_llm(tmp_path / "llm"), write_vision(tmp_path / "vision")
+    weights = llm / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "garbage":
+        weights.write_bytes(b"nothing of the kind" * 100)
+    elif damage == "config":
+        (llm / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=64)).save_pretrained(llm)
+    with pytest.raises(UserError, match=r"model\.llm"):
+        load_base(recipe_for({"llm": str(llm), "vision": str(vision)}), CPU)

@@ -20,7 +20,7 @@ from basic_lite.tools.answer import answer, chat_format
 from basic_lite.tools.chat import chat
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
-from basic_lite.train.bundle import load_trained
+from basic_lite.train.restore import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: 
     shown = stream.getvalue()
     plain = Console(file=io.StringIO(), width=160)
     plain.print(shown)
+    assert "{" not in shown
     for text in ("LLM linears", "nf4 double", "projector", "steps", "4 of 4 samples", "layers 1..2 of 4", "<image>×4"):
         assert text in shown, text
     assert "\x1b[1;32m" in shown  # supervised tokens in green
@@ -169,3 +170,51 @@ def test_planned_parts_are_the_loaded_ones(tmp_path: Path) -> None:
         ), name
         if name != "LLM linears":  # bitsandbytes' tables of 1 KiB a layer count only where layers are this tiny
             assert ours.bytes == part.bytes
+
+
+def test_a_caption_model_is_asked_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path, 6)
+    changes = {"stage": 1, "lora.enabled": False, "data.template": "plain", "training.max_steps": 1}
+    folder = train(tiny_recipe(tmp_path, changes), console=quiet()).folder
+    loaded, bundle = load_trained(folder, torch.device("cpu"))
+    record = load_records(
+        SourceSection(path=str(tmp_path / "data.json"), image_dir=str(tmp_path / "images")), root=Path.cwd()
+    )[0]
+    form = chat_format(bundle.recipe, loaded)
+    colour = loaded.tokenizer.convert_tokens_to_ids("colour")
+    assert colour in form.prompt(record)
+    assert colour not in chat_format(bundle.recipe, loaded, "plain").prompt(record)
+    chat(folder, tmp_path / "images" / "0.png", "what colour is it ?", "cpu")
+    assert "plain template" in capsys.readouterr().err
+
+
+def test_eval_refuses_an_output_that_cannot_be_written(trained: Path, tmp_path: Path) -> None:
+    folder = trained.parent.parent
+    with pytest.raises(UserError, match="--out"):
+        evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=tmp_path, console=quiet())
+
+
+def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
+    write_data(tmp_path, 6)
+    console = quiet()
+    recipe = tiny_recipe(tmp_path, {"model.projector": str(tmp_path / "nowhere")})
+    dry_run(recipe, console)
+    assert "train` would refuse to start: model.projector" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert not (Path(recipe.output) / recipe.name).exists()
+    with pytest.raises(UserError, match="mlflow"):
+        dry_run(tiny_recipe(tmp_path, {"training.trackers": ["mlflow"]}), console)
+    with pytest.raises(UserError, match="paged_adamw"):
+        dry_run(tiny_recipe(tmp_path, {"training.optimizer": "paged_adamw"}), console)
+
+
+def test_progress_shows_all_at_80_columns() -> None:
+    from basic_lite.train.progress import ProgressLine
+
+    values = {"loss": 12.345, "lm": 12.345, "das": 1.234, "sds": 123.456, "sum_a": 0.5, "cos": 0.9}
+    for width in (80, 160):
+        line = ProgressLine(Console(file=io.StringIO(), width=width, force_terminal=True), "7b_pretrain")
+        line._values = {**values, "tokens_per_s": 12345.0, "peak_memory_gib": 23.45}
+        shown = line.line(1234, 2180)
+        assert all(len(row) <= width for row in shown.plain.split("\n")), shown.plain
+        for text in ("tok/s 12,345", "GiB 23.45", "left", "Σa", "cos"):
+            assert text in shown.plain

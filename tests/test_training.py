@@ -75,10 +75,18 @@ def test_same_recipe_same_run(tmp_path: Path) -> None:
     assert_same_weights(one / "final", other / "final")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
-    # Dropout makes it a test of the generators too; six steps of four from twelve samples cross an epoch's end.
+@pytest.mark.parametrize(
+    ("optimizer", "workers", "evaluated"),
+    [("adamw", 0, False), ("adamw_8bit", 0, True), ("adamw", 1, True), ("adamw", 2, False)],
+)
+def test_resume_is_exact(tmp_path: Path, optimizer: str, workers: int, evaluated: bool) -> None:
+    # Dropout makes it a test of the generators too; seven steps of four from thirteen samples cross an epoch's end.
+    write_data(tmp_path, 13)
+    data = {"path": str(tmp_path / "data.json"), "image_dir": str(tmp_path / "images")}
     changes = {
+        "data.workers": workers,
+        "data.eval": data if evaluated else None,
+        "training.eval_every": 3 if evaluated else None,
         **LOUD,
         "lora.dropout": 0.3,
         "training.max_steps": 7,
@@ -100,6 +108,45 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     assert [line["step"] for line in steps_of(part)] == list(range(1, 8))
     assert_same_terms(whole, part, rel=0)
     assert_same_weights(whole / "final", part / "final")
+    losses = [[line["eval_loss"] for line in log_of(folder) if "eval_loss" in line] for folder in (whole, part)]
+    assert losses[0] == losses[1] and len(losses[0]) == (3 if evaluated else 0)
+
+
+def test_evaluation_changes_no_training_loss(tmp_path: Path) -> None:
+    data = {"path": str(write_data(tmp_path, 7)), "image_dir": str(tmp_path / "images")}
+    changes = {"lora.dropout": 0.3, "data.workers": 0, "data.train": data}
+    without = run(tmp_path, {**changes, "name": "without"})
+    evaluated = run(
+        tmp_path,
+        {**changes, "name": "with", "data.eval": data, "training.eval_every": 1, "supervision.refinement_batches": 1},
+    )
+    assert_same_terms(without, evaluated, rel=0)
+    assert [line["step"] for line in log_of(evaluated) if "eval_loss" in line] == [1, 2, 3, 4]
+
+
+def test_eval_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
+    """Whatever the batch size; here with answers of one to three words."""
+    data = {"path": str(write_data(tmp_path, 4, text_only=3)), "image_dir": str(tmp_path / "images")}
+    losses = []
+    for micro in (1, 2, 8):
+        changes = {"name": f"m{micro}", "data.eval": data, "training.eval_every": 1, "training.max_steps": 1}
+        changes |= {"training.projector_learning_rate": 1e-12, "training.global_batch": 8, "data.group_by": "none"}
+        folder = run(tmp_path, {**changes, "training.micro_batch": micro, "training.learning_rate": 1e-12})
+        losses += [line["eval_loss"] for line in log_of(folder) if "eval_loss" in line]
+    assert len(losses) == 3 and losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_log_lines_do_not_depend_on_where_a_run_was_resumed(tmp_path: Path) -> None:
+    import shutil
+
+    changes = {"training.max_steps": 4, "training.save_every": 2, "training.log_every": 3, "training.keep": 9}
+    whole = run(tmp_path, {**changes, "name": "whole"})
+    part = run(tmp_path, {**changes, "name": "part"})
+    shutil.rmtree(part / "final")
+    shutil.rmtree(part / "checkpoint-4")
+    run(tmp_path, {**changes, "name": "part"}, resume=True)
+    assert [line["step"] for line in steps_of(part)] == [3, 4]  # the last step is always there
+    assert_same_terms(whole, part, rel=0)
 
 
 def test_resume_may_change_the_micro_batch_but_not_the_rate(tmp_path: Path) -> None:
@@ -198,6 +245,24 @@ def test_stage_two_starts_from_stage_ones_projector(tmp_path: Path) -> None:
     )
 
 
+def test_text_only_data_is_refused(tmp_path: Path) -> None:
+    write_data(tmp_path, 0, text_only=8)
+    for changes in ({"stage": 1, "lora.enabled": False}, {}):
+        with pytest.raises(UserError, match=r"no record of data.train has an image"):
+            run(tmp_path, changes)
+
+
+def test_a_run_that_meets_no_image_does_not_pass_for_trained(tmp_path: Path) -> None:
+    from basic_lite.data.sampler import GroupedSampler
+
+    write_data(tmp_path, 1, text_only=15)
+    has_image = [True] + [False] * 15
+    samplers = [GroupedSampler([1] * 16, has_image, global_batch=4, mode="none", seed=seed) for seed in range(9)]
+    seed = next(seed for seed, sampler in enumerate(samplers) if 0 not in sampler.order(0)[:4])
+    with pytest.raises(UserError, match="none of the run's 1 steps had a sample with an image"):
+        run(tmp_path, {"training.max_steps": 1, "data.group_by": "none", "seed": seed})
+
+
 def test_stage_one_with_text_only_batches_runs(tmp_path: Path) -> None:
     write_data(tmp_path, 4, text_only=8)
     changes = {"stage": 1, "lora.enabled": False, "training.max_steps": 6, "training.micro_batch": 4}
@@ -236,7 +301,8 @@ def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mixed_bundle_is_refused(tmp_path: Path) -> None:
-    from basic_lite.train.bundle import load_trained, open_bundle
+    from basic_lite.train.bundle import open_bundle
+    from basic_lite.train.restore import load_trained
 
     one, other = run(tmp_path, {"name": "one"}), run(tmp_path, {"name": "other", "seed": 1})
     (one / "final" / "projector.safetensors").write_bytes((other / "final" / "projector.safetensors").read_bytes())
@@ -266,7 +332,7 @@ def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
     from peft import PeftModel
 
     from basic_lite.model.llava import BasicLlavaForConditionalGeneration
-    from basic_lite.train.bundle import load_trained
+    from basic_lite.train.restore import load_trained
 
     folder = run(tmp_path, {"quantization.mode": "none", "training.learning_rate": 1e-2})
     loaded, _ = load_trained(folder, torch.device("cpu"))
@@ -306,9 +372,8 @@ def test_eight_bit_optimizer_keeps_the_projector_in_32_bit(tmp_path: Path) -> No
     big = [p for p in lora_parameters(loaded.model).values() if p.numel() >= 4096]
     assert big and {optimizer.state[p]["state1"].dtype for p in big} == {torch.uint8}
     with pytest.raises(UserError, match=r"training.optimizer is paged_adamw_8bit"):
-        make_optimizer(
-            loaded.parts, recipe.training.model_copy(update={"optimizer": "paged_adamw_8bit"}), torch.device("cpu")
-        )
+        run(tmp_path, {"training.optimizer": "paged_adamw_8bit", "name": "paged"})
+    assert run(tmp_path, {"training.optimizer": "adamw", "name": "paged"})  # a refusal leaves the folder free
 
 
 def test_log_holds_what_a_user_watches(tmp_path: Path) -> None:
@@ -344,7 +409,47 @@ def test_log_holds_what_a_user_watches(tmp_path: Path) -> None:
     assert [entry["step"] for entry in log_of(folder) if "eval_loss" in entry] == [2, 4]
     assert list((folder / "tensorboard").iterdir())
     shared = [path.suffix for path in (folder / "final").rglob("*") if path.is_file()]
-    assert set(shared) <= {".json", ".safetensors", ".jinja"}
+    assert set(shared) == {".json", ".safetensors"}
+    manifest = json.loads((folder / "final" / "manifest.json").read_text())
+    assert manifest["data"]["samples"] == 4 * 4 and manifest["data"]["epoch"] == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, save_every: int) -> None:
+    changes = {
+        "training.max_grad_norm": 0.0,
+        "training.projector_learning_rate": 1e30,
+        "training.scheduler": "constant",
+        "training.warmup_ratio": 0.0,
+        "training.max_steps": 2,
+        "training.log_every": 100,
+        "training.save_every": save_every,
+        "supervision.enabled": False,
+    }
+    with pytest.raises(UserError, match=r"not finite|the loss is"):
+        run(tmp_path, changes)
+    folder = tmp_path / "runs" / "tiny"
+    for bundle in [*folder.glob("checkpoint-*"), folder / "final"]:
+        if (bundle / "projector.safetensors").exists():
+            assert all(torch.isfinite(t).all() for t in weights_of(bundle).values()), bundle
+
+
+def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
+    write_data(tmp_path, 12)
+    changes = {"training.max_steps": 6, "data.group_by": "none", "training.global_batch": 2, "training.micro_batch": 1}
+    from basic_lite.data.sampler import GroupedSampler
+
+    order = GroupedSampler([1] * 12, [True] * 12, global_batch=2, mode="none", seed=0).order(0)
+    picture = tmp_path / "images" / f"{order[7]}.png"  # met in step 4
+    good = picture.read_bytes()
+    picture.write_bytes(good[:50])
+    with pytest.raises(UserError, match=r"data.check_images=open .* --resume"):
+        run(tmp_path, changes)
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "checkpoint-3" / "optimizer.pt").exists()
+    picture.write_bytes(good)
+    run(tmp_path, changes, resume=True)
+    assert [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
@@ -357,7 +462,7 @@ def test_out_of_range_layers_are_refused_before_loading(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, {"supervision.layers": 9})
     with pytest.raises(UserError, match=r"supervision.layers"):
         train(recipe, console=quiet())
-    assert not (Path(recipe.output) / recipe.name).exists()
+    assert not any((Path(recipe.output) / recipe.name).iterdir())
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:

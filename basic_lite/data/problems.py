@@ -28,6 +28,11 @@ class RecordProblem(UserError):
         text = f"{self.place}: {self.what}" if self.place else self.what
         return f"{text}; {self.mend}" if self.mend else text
 
+    def found_while_training(self) -> RecordProblem:
+        """The same problem, with how to find all of its kind before a run."""
+        hint = "data.check_images=open finds all such images before the run; afterwards go on with --resume"
+        return type(self)(self.what, f"{self.mend}; {hint}" if self.mend else hint, self.place)
+
     def at(self, place: str) -> RecordProblem:
         """The same problem with the place it was found at (the first one given stays)."""
         return self if self.place else type(self)(self.what, self.mend, place)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from basic_lite.demo.run import CPU, EVAL_BATCH, Place, caption_score, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
-from basic_lite.train.bundle import load_trained
+from basic_lite.train.restore import load_trained
 from basic_lite.train.run_folder import write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {

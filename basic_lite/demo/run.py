@@ -29,7 +29,8 @@ from basic_lite.run import train
 from basic_lite.schema import Recipe, SourceSection
 from basic_lite.tools.answer import answer, answer_length, chat_format
 from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate
-from basic_lite.train.bundle import MANIFEST, load_trained, sha256
+from basic_lite.train.bundle import MANIFEST, sha256
+from basic_lite.train.restore import load_trained
 from basic_lite.train.run_folder import differences, write_json
 
 EVAL_BATCH = 64

@@ -89,8 +89,12 @@ def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, pa
     is_lora = "lora_" in f"{path}.{name}"
     kind = type(root).__name__ if part == "vision tower" else type(module).__name__
     if part == "LLM":
-        linear = isinstance(module, nn.Linear)
-        part = "LoRA" if is_lora else "LLM norms" if not linear else "LLM linears" if name == "weight" else "LLM biases"
+        if is_lora:
+            part = "LoRA"
+        elif isinstance(module, nn.Linear):
+            part = "LLM linears" if name == "weight" else "LLM biases"
+        else:  # a matrix outside a linear layer, such as a mixture's stacked experts, would stay unquantised
+            part = "LLM norms" if parameter.ndim == 1 else "other LLM weights"
     elif is_lora:
         part = f"LoRA on {part}"
     dtype = str(parameter.dtype).removeprefix("torch.")
@@ -150,7 +154,8 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
                 expect(part, {plain}, False, "model.dtype; never quantised, never trained")
             case _:
                 wrong.append(
-                    f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part of the recipe"
+                    f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part that is quantised or "
+                    "trained here"
                 )
     present = Counter(part.part for part in table)
     for name in ("projector", "LLM linears", "embeddings", "vision tower"):

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from basic_lite.data.images import load_image_processor
 from basic_lite.errors import UserError
+from basic_lite.model.parts import require_decoder
 from basic_lite.schema import ModelSection
 
 # model type → attribute that holds the vision part of its configuration
@@ -55,6 +57,7 @@ def load_frontend(section: ModelSection) -> Frontend:
     else:
         assert section.vision is not None and section.llm is not None
         config = composed_config(section)
+        _require_decoder(config.text_config, section.llm)
         tokenizer = load_tokenizer(section.llm, "model.llm")
         config.image_token_id = add_image_token(tokenizer, section.image_token)
         select = section.vision_feature_select
@@ -62,11 +65,18 @@ def load_frontend(section: ModelSection) -> Frontend:
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
 
 
+def _require_decoder(config: PreTrainedConfig, name: str) -> None:
+    """Refuse an LLM without the parts that are tapped, before its weights are read."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    require_decoder(model, name)
+
+
 def read_config(name: str, key: str) -> PreTrainedConfig:
     """The configuration of a checkpoint, without its weights."""
     try:
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config.json may be wrong in any way
         raise UserError(not_loadable(name, key, error)) from error
 
 
@@ -144,11 +154,17 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, with a padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # so may tokenizer files
         raise UserError(not_loadable(name, key, error, what="tokenizer")) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked and never supervised, so any token does; unk keeps eos meaningful in listings.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{key}: the tokenizer of {name} has no padding, unknown or end token, so batches can't be padded; name "
+            f"one in "
+            "its tokenizer_config.json (pad_token)"
+        )
     return tokenizer
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModel,
@@ -57,7 +58,7 @@ class Loaded:
         return torch.tensor(sorted(ids - {self.parts.image_token_id}))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "training.device") -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` → a device.
 
     Raises:
@@ -65,12 +66,13 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "training.device is cuda, but torch sees no GPU (torch.cuda.is_available() is false); install a CUDA build "
-            "of torch and check `nvidia-smi`, or set training.device=cpu"
+            f"{key} is cuda, but torch sees no GPU (torch.cuda.is_available() is false); install a CUDA build "
+            f"of torch and check `nvidia-smi`, or set {key} to cpu"
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    # Each process of a launcher such as accelerate's has its own card.
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -122,7 +124,7 @@ def quantization_config(
 def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     try:
         model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
         raise UserError(not_loadable(name, key, error)) from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
@@ -215,8 +217,12 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
                 f"incomplete; "
                 f"fetch it again: hf download {name}"
             )
-        with safe_open(path, framework="pt") as tensors:
-            state |= {k.split(marker)[1]: tensors.get_tensor(k).float() for k in tensors.keys() if marker in k}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                names = [key for key in tensors.keys() if marker in key]  # noqa: SIM118
+                state |= {key.split(marker)[1]: tensors.get_tensor(key).float() for key in names}
+        except SafetensorError as error:
+            raise UserError(not_loadable(name, "model.base", error)) from error
     return state
 
 

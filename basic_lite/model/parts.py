@@ -25,6 +25,20 @@ class Parts:
     image_token_id: int
 
 
+def require_decoder(language_model: nn.Module, name: str) -> None:
+    """Refuse a language model that is not a plain decoder.
+
+    Raises:
+        UserError: it has no ``layers``, ``norm`` or ``embed_tokens``.
+    """
+    lacking = [part for part in ("layers", "norm", "embed_tokens") if not hasattr(language_model, part)]
+    if lacking:
+        raise UserError(
+            f"model.llm: {name} ({type(language_model).__name__}) has no {', '.join(lacking)}: BASIC taps the residual "
+            "stream of a plain decoder. Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM"
+        )
+
+
 def find_parts(model: LlavaForConditionalGeneration) -> Parts:
     """Name the parts of ``model``.
 
@@ -32,12 +46,7 @@ def find_parts(model: LlavaForConditionalGeneration) -> Parts:
         UserError: the LLM is not a plain decoder (no ``layers``, ``norm`` or ``embed_tokens``).
     """
     language_model = model.model.language_model
-    lacking = [name for name in ("layers", "norm", "embed_tokens") if not hasattr(language_model, name)]
-    if lacking:
-        raise UserError(
-            f"the language model {type(language_model).__name__} has no {', '.join(lacking)}: BASIC taps the residual "
-            "stream of a plain decoder. Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM in model.llm"
-        )
+    require_decoder(language_model, type(language_model).__name__)
     return Parts(
         model=model,
         vision_tower=model.model.vision_tower,

@@ -54,12 +54,15 @@ class Supervision:
         vocabulary_ids: Tensor,
         kernels: str = "auto",
         special_ids: Iterable[int] | Tensor = (),
+        embedding_scale: float | None = None,
     ) -> None:
         """
         Args:
             vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
             kernels: the recipe's ``kernels``.
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.
+            embedding_scale: factor the embedding module puts on its rows; None: measured. A rehearsal gives one,
+                since its tensors hold no values to measure.
 
         Raises:
             UserError: K out of range, a vocabulary table that can't be used, attention that can't be read, or
@@ -72,6 +75,7 @@ class Supervision:
         self.reads_attention = isinstance(settings.token_weights, str)
         self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
         self._vocabulary_ids = vocabulary_ids
+        self._embedding_scale = embedding_scale
         self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64)
         choice = choose_kernels(kernels)
         self.kernels = f"{choice.name} ({choice.reason})"
@@ -97,6 +101,7 @@ class Supervision:
             self.settings.vocabulary,
             self._vocabulary_ids,
             image_token_id=self.parts.image_token_id,
+            scale=self._embedding_scale,
         )
 
     @property

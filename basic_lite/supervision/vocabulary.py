@@ -21,11 +21,18 @@ class Vocabulary:
     """
 
     def __init__(
-        self, parts: Parts, kind: Literal["input_embeddings", "lm_head"], ids: Tensor, *, image_token_id: int
+        self,
+        parts: Parts,
+        kind: Literal["input_embeddings", "lm_head"],
+        ids: Tensor,
+        *,
+        image_token_id: int,
+        scale: float | None = None,
     ) -> None:
         """
         Args:
             ids: ids some token of the tokenizer has; the image token's doesn't count.
+            scale: factor the embedding module puts on its rows; None: measured.
 
         Raises:
             UserError: E is quantised, carries a LoRA or a trainable copy, is scaled unevenly, or has fewer
@@ -46,7 +53,9 @@ class Vocabulary:
         excluded[self.ids] = False
         # Ids without a gap need no mask: a slice of the table is enough.
         self._excluded = excluded if bool(excluded.any()) else None
-        self.scale = _embedding_scale(self._module, weight, self.ids) if kind == "input_embeddings" else 1.0
+        if kind == "lm_head":
+            scale = 1.0
+        self.scale = _embedding_scale(self._module, weight, self.ids) if scale is None else scale
         self._mean_norm: Tensor | None = None
 
     @property

@@ -18,12 +18,28 @@ from basic_lite.schema import Recipe
 def chat_format(
     recipe: Recipe, loaded: Loaded, template: Literal["plain", "v1", "tokenizer"] | None = None
 ) -> ChatFormat:
-    """The conversation format a model was trained with."""
+    """The conversation format to ask a model in: ``template``, else the one it was trained with.
+
+    Except that `plain`, the format of caption training, leaves the question out: a model trained with it is asked in
+    its
+    tokenizer's own format, or in `v1` where it has none.
+    """
+    if template is None and recipe.data.template == "plain":
+        template = "tokenizer" if loaded.tokenizer.chat_template else "v1"
     return ChatFormat(
         template or recipe.data.template,
         loaded.tokenizer,
         loaded.parts.image_token_id,
         loaded.frontend.tokens_per_image,
+    )
+
+
+def asked_otherwise(recipe: Recipe, form: ChatFormat) -> str:
+    """What to tell the user where questions are asked in another format than the training's."""
+    return (
+        f"note: the model was trained with the {recipe.data.template} template, which has no questions; it is asked "
+        f"in the "
+        f"{form.template} template. A stage-1 model has learnt to caption, not to answer"
     )
 
 

@@ -11,8 +11,8 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
-from basic_lite.tools.answer import answer, chat_format
-from basic_lite.train.bundle import load_trained
+from basic_lite.tools.answer import answer, asked_otherwise, chat_format
+from basic_lite.train.restore import load_trained
 
 MAX_NEW_TOKENS = 256
 
@@ -29,9 +29,11 @@ def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> 
         check_image(picture, "open")
     except RecordProblem as problem:
         raise UserError(f"{image}: {problem}") from problem
-    loaded, bundle = load_trained(run, pick_device(device))
+    loaded, bundle = load_trained(run, pick_device(device, "--device"))
     recipe = bundle.recipe
     form = chat_format(recipe, loaded)
+    if form.template != recipe.data.template:
+        print(asked_otherwise(recipe, form), file=sys.stderr)
 
     def ask(text: str) -> str:
         record = Record(1, "", "chat", (picture,), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{text}"),))

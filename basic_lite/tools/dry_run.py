@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,17 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from basic_lite.console import quiet_libraries, speaker
-from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.data.prepare import Prepared
 from basic_lite.data.show import render_sample
 from basic_lite.errors import UserError
 from basic_lite.model.audit import Part, render
 from basic_lite.model.frontend import Frontend, load_frontend
-from basic_lite.model.load import pick_dtype
+from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.model.plan import planned_parts
-from basic_lite.run import basic_is_on, check_supervision
+from basic_lite.run import basic_is_on, preflight
 from basic_lite.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.arguments import accumulation_of, steps_of
+from basic_lite.train.bundle import open_bundle
+from basic_lite.train.restore import require_same_model
 from basic_lite.train.run_folder import open_run_folder
 
 
@@ -75,13 +78,11 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     quiet_libraries()
-    try:
-        open_run_folder(recipe, resume=False)
-    except UserError as error:  # the plan is worth seeing all the same
-        console.print(f"note: `train` would refuse to start: {error}", markup=False, soft_wrap=True)
-    frontend = load_frontend(recipe.model)
-    check_supervision(recipe, frontend)
-    data = prepare_data(recipe, frontend, say=speaker(console))
+    say = speaker(console)
+    for warning in _refusals(recipe):  # the plan is worth seeing all the same
+        say(f"note: `train` would refuse to start: {warning}")
+    device = pick_device("cpu") if recipe.training.device == "cpu" else None
+    frontend, data = preflight(_without_projector(recipe), device, say)
     # Of the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
@@ -89,6 +90,30 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     console.print(_facts(recipe, frontend, data, parts))
     _show_sample(recipe, frontend, data, console)
     console.print("dry run: nothing was loaded, nothing was written", style="dim")
+
+
+def _refusals(recipe: Recipe) -> list[str]:
+    """What would stop `train` now, but may well be meant: a folder in use, a stage 1 that hasn't run yet."""
+    found = []
+    path = Path(recipe.output) / recipe.name
+    existed = path.exists()
+    try:
+        open_run_folder(recipe, resume=False)
+    except UserError as error:
+        found.append(str(error))
+    if not existed and path.is_dir():
+        path.rmdir()  # it was only tried
+    if recipe.model.projector is not None:
+        try:
+            earlier = open_bundle(Path(recipe.model.projector), "model.projector")
+            require_same_model(earlier, load_frontend(recipe.model).config, "model.projector")
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def _without_projector(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
 
 
 def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Table:
@@ -101,7 +126,7 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × {accumulation_of(recipe)} "
         f"accumulated), {samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
         "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest "
-        "{int(report.lengths.max()):,}, "
+        f"{int(report.lengths.max()):,}, "
         f"limit {recipe.data.max_length:,})",
         "tokens an image": f"{frontend.tokens_per_image}",
         "learning rates": f"projector {training.projector_learning_rate:g}"

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,12 +17,14 @@ from rich.table import Table
 from basic_lite.console import quiet_libraries
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, load_records
+from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.schema import Recipe, SourceSection
-from basic_lite.tools.answer import answer, answer_length, chat_format, require_images_open
-from basic_lite.train.bundle import load_trained
+from basic_lite.tools.answer import answer, answer_length, asked_otherwise, chat_format, require_images_open
+from basic_lite.train.restore import load_trained
 
 ALL = "all"
+Template = Literal["plain", "v1", "tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class EvalResult:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+def check_template(name: str | None) -> Template | None:
+    """A template's name from the command line.
+
+    Raises:
+        UserError: there is no such template.
+    """
+    if name not in (None, "plain", "v1", "tokenizer"):
+        raise UserError(f"--template {name!r} is none of plain, v1, tokenizer")
+    return name  # type: ignore[return-value]
+
+
 def normalise(text: str) -> str:
     """What exact match compares: lower case, single spaces, no full stop at the end."""
     return " ".join(text.lower().split()).rstrip(".").rstrip()
@@ -59,15 +72,17 @@ def evaluate(
     *,
     batch_size: int = 16,
     shuffle_images: int | None = None,
+    template: Template | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Answer the last question of every record and score it.
 
     Args:
+        template: format of the questions; None: the training's (see ``chat_format``).
         shuffle_images: seed; each question is then asked about another record's images (of a record with as
             many), which shows how much the answers owe to the picture.
     """
-    chat = chat_format(recipe, loaded)
+    chat = chat_format(recipe, loaded, template)
     references = [chat.reference(record) for record in records]
     texts = answer(
         loaded,
@@ -159,6 +174,7 @@ def evaluate_run(
     out: Path | None = None,
     limit: int | None = None,
     device: str = "auto",
+    template: str | None = None,
     console: Console | None = None,
 ) -> EvalResult:
     """Evaluate a run folder or bundle on a LLaVA file, print the table, write predictions and summary.
@@ -168,18 +184,29 @@ def evaluate_run(
     """
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
+    chosen = check_template(template)
     quiet_libraries()
     source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
     records = list(load_records(source, root=Path.cwd()))
     require_images_open(records)
-    loaded, bundle = load_trained(run, pick_device(device))
+    if out is not None:
+        _require_writable(out)
+    loaded, bundle = load_trained(run, pick_device(device, "--device"))
+    form = chat_format(bundle.recipe, loaded, chosen)
+    if template is None and form.template != bundle.recipe.data.template:
+        notes.print(asked_otherwise(bundle.recipe, form), markup=False)
     bar = Progress(
         TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes, transient=True
     )
     with bar:
         task = bar.add_task("", total=len(records))
         result = evaluate(
-            loaded, bundle.recipe, records, batch_size=batch_size, progress=lambda n: bar.advance(task, n)
+            loaded,
+            bundle.recipe,
+            records,
+            batch_size=batch_size,
+            template=chosen,
+            progress=lambda n: bar.advance(task, n),
         )
     target = out or _default_out(run, bundle.folder, data)
     write_predictions(result, target)
@@ -189,6 +216,16 @@ def evaluate_run(
         console.print("the data has no reference answers, so nothing was scored")
     console.print(f"predictions: {target}", soft_wrap=True)
     return result
+
+
+def _require_writable(path: Path) -> None:
+    """Before the first answer, not after the last."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error
 
 
 def _default_out(run: Path, bundle: Path, data: Path) -> Path:

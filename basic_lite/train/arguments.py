@@ -18,8 +18,14 @@ def steps_of(recipe: Recipe, samples: int) -> int:
     """Optimizer steps of a run over ``samples`` samples."""
     if recipe.training.max_steps is not None:
         return recipe.training.max_steps
-    per_epoch = math.ceil(samples / recipe.training.global_batch)
+    batch = recipe.training.global_batch
+    per_epoch = max(1, samples // batch) if world_size() > 1 else math.ceil(samples / batch)
     return max(1, math.ceil(per_epoch * recipe.training.epochs))
+
+
+def world_size() -> int:
+    """Processes of a launcher such as accelerate's; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def accumulation_of(recipe: Recipe) -> int:
@@ -28,7 +34,7 @@ def accumulation_of(recipe: Recipe) -> int:
     Raises:
         UserError: the global batch doesn't divide over the processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     micro, total = recipe.training.micro_batch, recipe.training.global_batch
     if total % (micro * world):
         raise UserError(
@@ -45,8 +51,22 @@ def use_autocast(recipe: Recipe, device: torch.device) -> bool:
     return recipe.training.autocast == "bfloat16"
 
 
-def check_trackers(recipe: Recipe) -> None:
-    """Refuse a tracker that isn't installed before anything is loaded."""
+def check_arguments(recipe: Recipe, device: torch.device | None) -> None:
+    """Refuse what can't run here, before anything is loaded.
+
+    Args:
+        device: None: not known yet, as in a dry run for another machine.
+
+    Raises:
+        UserError: a tracker isn't installed, a paged optimizer has no GPU, or the batch doesn't divide over processes.
+    """
+    accumulation_of(recipe)
+    if device is not None and device.type != "cuda" and recipe.training.optimizer.startswith("paged_"):
+        raise UserError(
+            f"training.optimizer is {recipe.training.optimizer}, which pages its state out of GPU memory, but the run "
+            f"is "
+            f"on the {device.type}; use adamw or adamw_8bit"
+        )
     for name in recipe.training.trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(
@@ -80,7 +100,6 @@ def training_arguments(recipe: Recipe, folder: Path, device: torch.device, *, st
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=section.save_every,
-        save_total_limit=section.keep,
         logging_steps=section.log_every,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -88,6 +107,8 @@ def training_arguments(recipe: Recipe, folder: Path, device: torch.device, *, st
         dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=device.type == "cuda",
         dataloader_persistent_workers=recipe.data.workers > 0,
+        # Every process must take part in every step: the incomplete batch at an epoch's end is left out then.
+        dataloader_drop_last=world_size() > 1,
         remove_unused_columns=False,
         label_names=["labels"],
     )

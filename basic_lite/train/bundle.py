@@ -22,16 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite import __version__
 from basic_lite.errors import UserError
-from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters
-from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.adapt import ADAPTER, lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
 from basic_lite.schema import Recipe
 
@@ -80,8 +77,14 @@ def save_bundle(
     step: int,
     total_steps: int,
     epoch: float = 0.0,
+    samples: int = 0,
 ) -> None:
-    """Write a bundle. The manifest comes last, so a bundle that was cut off has none and is refused."""
+    """Write a bundle. The manifest comes last, so a bundle that was cut off has none and is refused.
+
+    Raises:
+        UserError: a trained weight isn't finite; nothing is written then.
+    """
+    _require_finite(parts, step)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     _save_tensors(parts.projector.state_dict(), folder / PROJECTOR)
@@ -97,7 +100,7 @@ def save_bundle(
         config.save_pretrained(str(folder / "adapter"))
         config.inference_mode = False
         files += [ADAPTER_WEIGHTS, "adapter/adapter_config.json"]
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    tokenizer.save_pretrained(str(folder / "tokenizer"), save_jinja_files=False)
     files += [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").iterdir()) if path.is_file()]
     manifest = {
         "format": FORMAT,
@@ -106,12 +109,38 @@ def save_bundle(
         "step": step,
         "total_steps": total_steps,
         # The order of an epoch follows from seed and epoch, so the next sample is found without replaying any.
-        "data": {"epoch": epoch, "samples": step * recipe.training.global_batch, "seed": recipe.seed},
+        "data": {"epoch": epoch, "samples": samples, "seed": recipe.seed},
         "models": {"base": recipe.model.base, "vision": recipe.model.vision, "llm": recipe.model.llm},
+        "model_facts": model_facts(parts.model.config),
         "projector_shapes": {name: list(t.shape) for name, t in parts.projector.state_dict().items()},
         "files": {name: _facts(folder / name) for name in files},
     }
     _write_manifest(folder, manifest)
+
+
+def _require_finite(parts: Parts, step: int) -> None:
+    trained = {f"projector {name}": p for name, p in projector_parameters(parts).items()}
+    trained |= lora_parameters(parts.model)
+    broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())]
+    if broken:
+        raise UserError(
+            f"after step {step} the weights are not finite "
+            f"({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''}); "
+            "they were not saved. Lower training.projector_learning_rate or training.learning_rate, and start again "
+            "under another name or go on from the last checkpoint with --resume"
+        )
+
+
+def model_facts(config: LlavaConfig) -> dict[str, Any]:
+    """What a projector depends on: the kinds and sizes of both models and the features between them."""
+    vision, text = config.vision_config, config.text_config
+    size = [vision.model_type, vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size]
+    return {
+        "vision": size,
+        "vision_feature_layer": config.vision_feature_layer,
+        "vision_feature_select": config.vision_feature_select_strategy,
+        "llm": [text.model_type, text.hidden_size, text.num_hidden_layers],
+    }
 
 
 def seal_checkpoint(folder: Path) -> None:
@@ -186,6 +215,8 @@ def open_bundle(place: Path, key: str = "RUN") -> Bundle:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
         version = manifest["format"]
+        if not {PROJECTOR, RECIPE} <= files.keys():
+            raise ValueError(f"it lists no {PROJECTOR} or {RECIPE}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / MANIFEST} can't be read ({error}); the bundle is damaged, take another checkpoint"
@@ -209,73 +240,3 @@ def open_bundle(place: Path, key: str = "RUN") -> Bundle:
         )
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     return Bundle(folder, manifest, recipe)
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); take another checkpoint") from error
-
-
-def restore_projector(bundle: Bundle, projector: nn.Module, key: str = "model.projector") -> None:
-    """Load a bundle's projector into ``projector``.
-
-    Raises:
-        UserError: its shapes are another model's.
-    """
-    state = _read_tensors(bundle.folder / PROJECTOR)
-    own = projector.state_dict()
-    wrong = [
-        f"{name} is {_shape(state.get(name))}, the model wants {_shape(own.get(name))}"
-        for name in sorted(own.keys() | state.keys())
-        if _shape(state.get(name)) != _shape(own.get(name))
-    ]
-    if wrong:
-        models = {k: v for k, v in bundle.manifest["models"].items() if v}
-        raise UserError(
-            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). It was trained for "
-            f"{models}; use it with those models, or train a projector for these (stage 1)"
-        )
-    projector.load_state_dict(state)
-
-
-def restore_adapter(bundle: Bundle, parts: Parts) -> None:
-    """Load a bundle's LoRA weights into the injected adapter.
-
-    Raises:
-        UserError: names or shapes differ from the adapter of this recipe.
-    """
-    state = {
-        name.removeprefix(PEFT_PREFIX): tensor
-        for name, tensor in _read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
-    }
-    own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
-    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
-        raise UserError(
-            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
-            f"or other "
-            "shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
-        )
-    set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
-
-
-def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:
-    """The model of a run folder or bundle, adapter and projector restored, in eval mode.
-
-    Raises:
-        UserError: no bundle, or one that doesn't hold together or fit its models.
-    """
-    bundle = open_bundle(place)
-    loaded = load_base(bundle.recipe, device)
-    adapt(loaded.parts, bundle.recipe)
-    restore_projector(bundle, loaded.parts.projector)
-    if bundle.has_adapter:
-        restore_adapter(bundle, loaded.parts)
-    loaded.model.requires_grad_(False)
-    loaded.model.eval()
-    return loaded, bundle
-
-
-def _shape(tensor: torch.Tensor | None) -> list[int] | None:
-    return None if tensor is None else list(tensor.shape)

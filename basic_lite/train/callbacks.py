@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,19 +18,22 @@ from basic_lite.errors import UserError
 from basic_lite.model.adapt import lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
 
+MOST_FAULTS = 10
+
 
 def gradient_faults(parts: Parts, *, projector: bool = True) -> list[str]:
     """Trainable parts without a finite, non-zero gradient, each as a sentence.
 
-    The projector's two layers are parts of their own; LoRA is looked at by module name (q_proj, …), over all layers.
-    At step 1 LoRA's A matrices have gradient zero by construction (B is zero), so a module needs one non-zero gradient.
+    The projector's two layers are parts of their own, and so is LoRA on each linear layer. At step 1 LoRA's A matrices
+    have gradient zero by construction (B is zero), so a part needs one non-zero gradient.
     """
     groups: dict[str, list[nn.Parameter]] = {}
     if projector:
         for name, parameter in projector_parameters(parts).items():
             groups.setdefault(f"projector {name.rsplit('.', 1)[0]}", []).append(parameter)
     for name, parameter in lora_parameters(parts.model).items():
-        groups.setdefault(f"LoRA on {name.split('.lora_')[0].rsplit('.', 1)[-1]}", []).append(parameter)
+        layer = name.split(".lora_")[0].removeprefix("model.language_model.")
+        groups.setdefault(f"LoRA on {layer}", []).append(parameter)
     faults = []
     for part, parameters in groups.items():
         gradients = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
@@ -66,15 +70,23 @@ class GradientCheck(TrainerCallback):
         if faults:
             raise UserError(
                 f"after the backward of step {state.global_step + 1} not every trainable part has a gradient:\n  - "
-                + "\n  - ".join(faults)
-                + "\nThe run is stopped: it would train less than the recipe says. A learning signal that is zero "
-                "from the start "
-                "often means that labels are empty (see --dry-run); a non-finite one, a rate or type that is too "
-                "coarse "
-                "(training.learning_rate, model.dtype)"
+                + "\n  - ".join(faults[:MOST_FAULTS])
+                + (f"\n  - … and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else "")
+                + "\nThe run is stopped: it would train less than the recipe says. A gradient that is zero from the "
+                "start often means that labels are empty (see --dry-run); one that isn't finite, a rate or type that "
+                "is too coarse (training.learning_rate, model.dtype)"
             )
         self._adapter_done = True
         self._projector_done = look_at_projector
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._projector_done and state.global_step >= state.max_steps:
+            raise UserError(
+                f"none of the run's {state.max_steps} steps had a sample with an image, so the projector has learnt "
+                "nothing; raise training.max_steps, or take more samples with images into data.train"
+            )
 
 
 class Interruption(TrainerCallback):
@@ -83,6 +95,7 @@ class Interruption(TrainerCallback):
     def __init__(self, say: Any) -> None:
         self.requested = False
         self._say = say
+        self._process = os.getpid()
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -98,6 +111,10 @@ class Interruption(TrainerCallback):
             signal.signal(number, old)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data loader's process, which inherits the handler: its parent decides
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -128,6 +145,10 @@ class JsonLog(TrainerCallback):
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # the last step, whatever `log_every` is
+            control.should_log = True
 
     def on_log(
         self,

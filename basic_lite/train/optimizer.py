@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from basic_lite.errors import UserError
 from basic_lite.model.adapt import lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
 from basic_lite.schema import TrainingSection
@@ -33,9 +32,6 @@ def make_optimizer(parts: Parts, section: TrainingSection, device: torch.device)
     """The optimizer of a recipe.
 
     The projector's state is 32 bit with every choice: it is small, and the part this project is about.
-
-    Raises:
-        UserError: a paged optimizer without a GPU.
     """
     groups = parameter_groups(parts, section)
     beta1, beta2 = section.betas
@@ -46,12 +42,6 @@ def make_optimizer(parts: Parts, section: TrainingSection, device: torch.device)
     import bitsandbytes as bnb
 
     paged = section.optimizer.startswith("paged_")
-    if paged and device.type != "cuda":
-        raise UserError(
-            f"training.optimizer is {section.optimizer}, which pages its state out of GPU memory, but the run is on "
-            f"the "
-            f"{device.type}; use adamw or adamw_8bit"
-        )
     manager = bnb.optim.GlobalOptimManager.get_instance()
     manager.initialize()  # overrides are keyed by id(parameter), which a new run may meet again
     for parameter in parts.projector.parameters():

@@ -22,6 +22,7 @@ FIELDS = (
     ("peak_memory_gib", "GiB", "{:.2f}"),
 )
 PLAIN_INTERVAL_S = 15.0
+WIDE = 112
 
 
 def clock(seconds: float) -> str:
@@ -49,11 +50,14 @@ class ProgressLine(TrainerCallback):
         elapsed = time.monotonic() - self._started
         left = clock(elapsed / done * (total - step)) if done else "?"
         text = Text(no_wrap=True, overflow="ellipsis")
+        narrow = self.console.width < WIDE
         text.append(f"{self.label} {step}/{total}", style="bold")
         if self.console.is_terminal and self.console.width >= 120:
             filled = round(12 * step / max(total, 1))
             text.append(" " + "━" * filled, style="green").append("━" * (12 - filled), style="dim")
         for name, label, form in FIELDS:
+            if narrow and name == "sum_a":
+                text.append("\n ")  # two lines, rather than one whose end is cut off
             if name in self._values:
                 text.append(f" {label} ", style="dim").append(form.format(self._values[name]))
         return text.append(" left ", style="dim").append(left)
@@ -77,7 +81,7 @@ class ProgressLine(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
-            self._values = logs
+            self._values |= logs
         self._show(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -94,7 +98,8 @@ class ProgressLine(TrainerCallback):
 
     def _plain(self, state: TrainerState) -> None:
         self._last_plain = time.monotonic()
-        self.console.print(self.line(state.global_step, state.max_steps), soft_wrap=True)
+        line = self.line(state.global_step, state.max_steps)
+        self.console.print(line.plain.replace("\n ", ""), soft_wrap=True, highlight=False, markup=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

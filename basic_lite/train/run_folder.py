@@ -45,7 +45,6 @@ class RunFolder:
 
     def begin(self, recipe: Recipe) -> None:
         """Take the folder: write the resolved recipe into it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
             self.log.unlink(missing_ok=True)
@@ -64,12 +63,20 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def open_run_folder(recipe: Recipe, *, resume: bool) -> RunFolder:
     """Look at ``output/name`` before anything is loaded.
 
+    The folder is made where there is none.
+
     Raises:
-        UserError: it holds another run or other files, or --resume is given with another recipe.
+        UserError: it can't be written, it holds another run or other files, or --resume is given with another recipe.
     """
     path = Path(recipe.output) / recipe.name
-    if path.exists() and not path.is_dir():
-        raise UserError(f"the run folder {path} is a file; change name or output")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        scratch = path / ".writable"
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"can't write the run folder {path} ({why}); change name or output") from error
     old = path / RECIPE
     if not old.is_file():
         if path.is_dir() and any(path.iterdir()):

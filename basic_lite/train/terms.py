@@ -1,59 +1,101 @@
-"""Sums of the loss terms over the micro-batches of the steps between two log lines."""
+"""The terms of one optimizer step's loss, summed over its micro-batches; and a token mean for evaluation."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Terms:
-    """Collects on the device; ``take`` brings the means to the host once a log line."""
+    """Collects on the device; ``take`` brings a step's values to the host, summed over all processes.
+
+    A step in which BASIC is off (``every_n_steps``) shows the terms of the last one that had it on.
+    """
 
     def __init__(self) -> None:
+        self.tokens = 0
+        self.first_micro_batch = True
         self._sums: dict[str, Tensor] = {}
-        self._means: dict[str, Tensor] = {}
-        self._weights: dict[str, int] = defaultdict(int)
-        self._steps = 0
-        self._detailed_step = -1
-        self._tokens = 0
-        self._since = time.perf_counter()
+        self._means: dict[str, tuple[Tensor, int]] = {}
+        self._last: dict[str, float] = {}
+        self._started = time.perf_counter()
 
-    def begin_step(self, tokens: int) -> None:
-        """A new optimizer step of so many tokens (padding not counted)."""
-        self._steps += 1
-        self._tokens += tokens
-
-    def first_of_step(self) -> bool:
-        """True once a step: for a measure that one micro-batch is enough for."""
-        first = self._detailed_step != self._steps
-        self._detailed_step = self._steps
-        return first
+    def begin_step(self) -> None:
+        """A new optimizer step, before its samples are fetched."""
+        self.first_micro_batch = True
+        self._sums, self._means = {}, {}
+        self._started = time.perf_counter()
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a micro-batch's share of a term; the shares of a step sum to the step's term."""
         value = value.detach().float()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.first_micro_batch = False
 
     def add_means(self, metrics: Mapping[str, Tensor | float], samples: int) -> None:
         """Add measures that are means over ``samples`` samples."""
-        if samples == 0:
-            return
         for name, value in metrics.items():
+            total, weight = self._means.get(name, (torch.zeros(()), 0))
             share = torch.as_tensor(value).detach().float() * samples
-            self._means[name] = self._means[name] + share if name in self._means else share
-            self._weights[name] += samples
+            self._means[name] = (total.to(share.device) + share, weight + samples)
 
-    def take(self, now: float) -> dict[str, float]:
-        """The log line's values, and start anew."""
-        steps = max(self._steps, 1)
-        out = {name: float(value) / steps for name, value in self._sums.items()}
-        out |= {name: float(value) / self._weights[name] for name, value in self._means.items()}
-        seconds = now - self._since
-        out["tokens_per_s"] = self._tokens / seconds if seconds > 0 else 0.0
-        out["step_s"] = seconds / steps
-        self.__init__()  # type: ignore[misc]
-        return out
+    def take(self, accelerator: Any) -> dict[str, float]:
+        """The step's terms, measures, tokens a second (fetching included, evaluation and saving not) and seconds."""
+        seconds = time.perf_counter() - self._started
+        sums, means = self._sums, self._means
+        if accelerator.num_processes > 1:
+            sums, means = _over_processes(accelerator, sums, means)
+        out = {name: float(value) for name, value in sums.items()}
+        out |= {name: float(total) / weight for name, (total, weight) in means.items() if weight}
+        self._last |= {name: value for name, value in out.items() if name != "lm"}
+        return self._last | out | {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
+
+
+def _over_processes(
+    accelerator: Any, sums: dict[str, Tensor], means: dict[str, tuple[Tensor, int]]
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, int]]]:
+    """Sums over all processes; one of them may have had no image, so names are brought together first."""
+    from accelerate.utils import gather_object
+
+    rows = gather_object(
+        [
+            (
+                {name: float(value) for name, value in sums.items()},
+                {name: (float(total), weight) for name, (total, weight) in means.items()},
+            )
+        ]
+    )
+    all_sums: dict[str, Tensor] = {}
+    all_means: dict[str, tuple[Tensor, int]] = {}
+    for row_sums, row_means in rows:
+        for name, value in row_sums.items():
+            all_sums[name] = all_sums.get(name, torch.zeros(())) + value
+        for name, (total, weight) in row_means.items():
+            before, count = all_means.get(name, (torch.zeros(()), 0))
+            all_means[name] = (before + total, count + weight)
+    return all_sums, all_means
+
+
+class TokenMean:
+    """A mean over labelled tokens of all batches of an evaluation."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, mean: Tensor, count: int) -> None:
+        """A batch's mean over ``count`` tokens."""
+        if count:
+            self._sum += float(mean) * count
+            self._count += count
+
+    def take(self, accelerator: Any) -> float:
+        """The mean so far, over all processes, and start anew."""
+        pair = torch.tensor([self._sum, float(self._count)], dtype=torch.float64)
+        if accelerator.num_processes > 1:
+            pair = accelerator.reduce(pair.to(accelerator.device), "sum")
+        self._sum, self._count = 0.0, 0
+        return float(pair[0] / pair[1].clamp(min=1))

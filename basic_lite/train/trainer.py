@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import time
+import math
+import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
+from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.load import Loaded
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.supervision.losses import zero_with_graph
-from basic_lite.train.bundle import open_bundle, restore_adapter, restore_projector, save_bundle, seal_checkpoint
+from basic_lite.train.bundle import checkpoints_of, open_bundle, save_bundle, seal_checkpoint
 from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.terms import Terms
+from basic_lite.train.restore import restore_adapter, restore_projector
+from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.terms import Terms, TokenMean
 
 Batch = dict[str, Tensor]
 
@@ -59,6 +62,7 @@ class BasicTrainer(Trainer):
         self._samples_with_image = 1
         self._mean_mass: Tensor | None = None
         self._rates: dict[str, float] = {}
+        self._eval = TokenMean()
         super().__init__(
             model=loaded.model,
             args=args,
@@ -70,22 +74,42 @@ class BasicTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it would print every log line as a dict
         # Older versions of the range lack the class attribute above and decide by this one.
         self.model_accepts_loss_kwargs = True
+        if args.bf16:
+            leave_casts_to_autocast(loaded.parts)
 
     # --- data -----------------------------------------------------------------------------------------------------
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return _own_generator(super().get_eval_dataloader(eval_dataset), self.args.seed)
+
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         return self.sampler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches stay on the host until their turn.
+
+        A step's micro-batches are fetched together; accelerate would put all their pixels on the device at once,
+        1.3 MiB an image of 336², whatever the micro-batch is.
+        """
+        loader = super().get_train_dataloader()
+        if getattr(loader, "device", None) is not None:
+            loader.device = None
+        return _own_generator(loader, self.args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor | None]:
         """The step's micro-batches, and its labelled tokens; also counts its samples with an image."""
+        self.terms.begin_step()
         batches: list[Batch] = []
         for _ in range(num_batches):
             try:
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
+            except RecordProblem as problem:
+                self._save_before_leaving()
+                raise problem.found_while_training() from problem
         if not batches:
             return batches, None
         labelled = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
@@ -96,7 +120,7 @@ class BasicTrainer(Trainer):
             counts = self.accelerator.reduce(counts, "sum")
         self._samples_with_image = max(int(counts[1]), 1)
         self.step_has_image = with_image > 0
-        self.terms.begin_step(int(counts[2]))
+        self.terms.tokens = int(counts[2])
         # Taken before the step: when the log line is written, the scheduler has moved on.
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         self._rates = {f"lr_{g['name']}": g["lr"] for g in groups if not g["name"].endswith("_bias")}
@@ -141,30 +165,28 @@ class BasicTrainer(Trainer):
         self.loaded.parts.vision_tower.eval()
         if not model.training:
             outputs = model(**inputs)
+            self._eval.add(outputs.loss, int((inputs["labels"][:, 1:] != -100).sum()))
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        lambda_das, lambda_sds = self._lambdas()
-        supervision = self.supervision if lambda_das > 0 or lambda_sds > 0 else None
-        with supervision.capture(inputs) if supervision is not None else nullcontext() as captured:
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        loss = outputs.loss
+        lambdas = self._lambdas()
+        supervision = self.supervision if any(lambdas) else None
+        result = micro_batch_loss(
+            model,
+            self.loaded.parts,
+            supervision,
+            inputs,
+            lambdas=lambdas,
+            num_items_in_batch=num_items_in_batch,
+            samples_with_image=self._samples_with_image,
+            mean_mass=self._mean_mass,
+            detailed=supervision is not None and self.terms.first_micro_batch,
+        )
+        loss, outputs = result.loss, result.outputs
+        self.terms.add("loss", loss)
         self.terms.add("lm", outputs.loss)
-        if supervision is not None and captured is not None:
-            losses = supervision.losses(
-                captured,
-                samples_with_image=self._samples_with_image,
-                mean_mass=self._mean_mass,
-                detailed=self.terms.first_of_step(),
-            )
-            if lambda_das > 0:
-                loss = loss + lambda_das * losses.das
-            if lambda_sds > 0:
-                loss = loss + lambda_sds * losses.sds
-            self.terms.add("das", losses.das)
-            self.terms.add("sds", losses.sds)
-            self.terms.add_means(losses.metrics, int(self._has_image(inputs).sum()))
-        if not loss.requires_grad:
-            # A text-only batch in stage 1 reaches no trainable weight; it still takes part, with gradient zero.
-            loss = loss + zero_with_graph(self.loaded.parts.projector)
+        if result.basic is not None:
+            self.terms.add("das", result.basic.das)
+            self.terms.add("sds", result.basic.sds)
+            self.terms.add_means(result.basic.metrics, int(self._has_image(inputs).sum()))
         if self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages gradients; the counts above are over all processes
         return (loss, outputs) if return_outputs else loss
@@ -186,18 +208,20 @@ class BasicTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms of the loss, BASIC's measures, tokens/s and peak memory to a training log line."""
+        if "eval_loss" in logs:
+            # The mean over labelled tokens: the parent's is a mean of batch means, which depends on the batch size.
+            logs["eval_loss"] = self._eval.take(self.accelerator)
         if "loss" in logs:
-            logs.update(self.terms.take(time.perf_counter()))
+            # Of this step alone, not a mean since the last line: so a resumed run logs what an uninterrupted one does.
+            logs.update(self.terms.take(self.accelerator))
             logs.update(self._rates)
             logs.pop("learning_rate", None)
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device)
-            if not all(torch.isfinite(torch.tensor(logs[name])) for name in ("loss", "lm")):
+            if not math.isfinite(logs["loss"]):
                 raise UserError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step} (lm {logs['lm']}); nothing was "
-                    f"saved after the "
-                    "last checkpoint. Lower training.projector_learning_rate or training.learning_rate, or go on from "
-                    "the last "
-                    "checkpoint with --resume"
+                    f"the loss is {logs['loss']} at step {self.state.global_step} (lm {logs['lm']}). Lower "
+                    "training.projector_learning_rate or training.learning_rate and start again under another name, or "
+                    "go on from the last checkpoint with --resume"
                 )
         super().log(logs, start_time)
 
@@ -212,18 +236,46 @@ class BasicTrainer(Trainer):
             step=self.state.global_step,
             total_steps=self.state.max_steps,
             epoch=self.state.epoch or 0.0,
+            samples=self.samples_seen(),
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            seal_checkpoint(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            run = Path(str(self.args.output_dir))
+            seal_checkpoint(run / f"checkpoint-{self.state.global_step}")
+            # Older ones go only when the new one is whole, so that there is one at any time.
+            for old in checkpoints_of(run)[: -self.recipe.training.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _save_before_leaving(self) -> None:
+        """A checkpoint of the last whole step, where there is none yet; no step is under way."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step and not folder.exists():
+            self._save_checkpoint(self.model, None)
+
+    def samples_seen(self) -> int:
+        """Samples the run has trained on so far; the last step of an epoch may be smaller."""
+        samples, batch = len(self.sampler), self.recipe.training.global_batch
+        epochs, step = divmod(self.state.global_step, -(-samples // batch))
+        return epochs * samples + min(step * batch, samples)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         bundle = open_bundle(Path(resume_from_checkpoint), "--resume")
-        restore_projector(bundle, self.loaded.parts.projector, "--resume")
+        restore_projector(bundle, self.loaded.parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, self.loaded.parts)
+
+
+def _own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
+    """Give a data loader a generator of its own.
+
+    It draws a base seed for its workers whenever it is iterated, by default from the global generator: evaluating, or
+    resuming in the middle of an epoch, would then change the dropout of every later step.
+    """
+    inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper iterates the one inside
+    inner.generator = torch.Generator().manual_seed(seed)
+    return loader
 
 
 def _without_labels(batch: Batch) -> Batch:

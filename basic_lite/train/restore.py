@@ -1,0 +1,107 @@
+"""From a bundle back into a model: projector, adapter, or the whole trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import LlavaConfig
+
+from basic_lite.errors import UserError
+from basic_lite.model.adapt import ADAPTER, adapt
+from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.parts import Parts
+from basic_lite.train.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bundle, model_facts, open_bundle
+
+
+def foreign_facts(bundle: Bundle, config: LlavaConfig) -> list[str]:
+    """What differs between the model a bundle was trained for and ``config``, each as ``key: theirs, here ours``."""
+    theirs = bundle.manifest.get("model_facts", {})
+    ours = model_facts(config)
+    return [f"{key}: {theirs[key]}, here {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}); take another checkpoint") from error
+
+
+def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:
+    """Load a bundle's projector into the model.
+
+    Raises:
+        UserError: it was trained for another model.
+    """
+    projector = parts.projector
+    require_same_model(bundle, parts.model.config, key)
+    state = _read_tensors(bundle.folder / PROJECTOR)
+    own = projector.state_dict()
+    wrong = [
+        f"{name} is {_shape(state.get(name))}, the model wants {_shape(own.get(name))}"
+        for name in sorted(own.keys() | state.keys())
+        if _shape(state.get(name)) != _shape(own.get(name))
+    ]
+    if wrong:
+        models = {k: v for k, v in bundle.manifest["models"].items() if v}
+        raise UserError(
+            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). It was trained for "
+            f"{models}; use it with those models, or train a projector for these (stage 1)"
+        )
+    projector.load_state_dict(state)
+
+
+def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
+    """Refuse a bundle of another kind of model: even where shapes agree, its projector speaks to another LLM."""
+    wrong = foreign_facts(bundle, config)
+    if wrong:
+        models = {k: v for k, v in bundle.manifest["models"].items() if v}
+        raise UserError(
+            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). It was trained for "
+            f"{models}; use it with those models, or train a projector for these (stage 1)"
+        )
+
+
+def restore_adapter(bundle: Bundle, parts: Parts) -> None:
+    """Load a bundle's LoRA weights into the injected adapter.
+
+    Raises:
+        UserError: names or shapes differ from the adapter of this recipe.
+    """
+    state = {
+        name.removeprefix(PEFT_PREFIX): tensor
+        for name, tensor in _read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
+    }
+    own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
+    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
+        raise UserError(
+            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
+            f"or other "
+            "shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
+        )
+    set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
+
+
+def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:
+    """The model of a run folder or bundle, adapter and projector restored, in eval mode.
+
+    Raises:
+        UserError: no bundle, or one that doesn't hold together or fit its models.
+    """
+    bundle = open_bundle(place)
+    loaded = load_base(bundle.recipe, device)
+    adapt(loaded.parts, bundle.recipe)
+    restore_projector(bundle, loaded.parts)
+    if bundle.has_adapter:
+        restore_adapter(bundle, loaded.parts)
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
+    return loaded, bundle
+
+
+def _shape(tensor: torch.Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)
