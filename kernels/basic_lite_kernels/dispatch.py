@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
+import os
+from collections.abc import Callable
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
 
 from basic_lite_kernels import reference
 
 logger = logging.getLogger(__name__)
+
+# Operation → the file that has its kernels.
+OPERATIONS = {
+    "capture_layer": "direction_loss",
+    "direction_loss": "direction_loss",
+    "vocab_kl": "vocab_kl",
+    "attention_mass": "attention_mass",
+}
+
+# The oldest NVIDIA cards with bf16 matrix instructions; the kernels are compiled and checked from here on.
+LEAST_CAPABILITY = (8, 0)
 
 
 class KernelUnavailable(RuntimeError):
@@ -26,17 +44,115 @@ class Choice(NamedTuple):
 def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
     """Pick who computes the operations; log what was picked and why.
 
+    ``auto`` is Triton where torch has an NVIDIA or AMD GPU, Triton can be imported, and a trial of a kernel on that GPU
+    agrees with the reference. Tensors that live elsewhere (a model on the CPU of a machine with a GPU) still go to the
+    reference, call by call, and the first such call is logged. ``triton`` has no way back: it raises.
+
     Raises:
-        KernelUnavailable: ``triton`` was asked for; this version has no Triton kernels.
+        KernelUnavailable: ``triton`` was asked for and can't run here; the message says why. Raised by an operation
+            too, if its tensors are not on a GPU.
         ValueError: an unknown name.
     """
-    if kernels == "triton":
-        raise KernelUnavailable("the Triton kernels were asked for, and this version of basic_lite_kernels has none")
     if kernels == "reference":
         choice = Choice("reference", "asked for by name", reference)
-    elif kernels == "auto":
-        choice = Choice("reference", "this version of basic_lite_kernels has no Triton kernels", reference)
+    elif kernels in ("auto", "triton"):
+        obstacle = _interpreter_obstacle(kernels) if _interpreted() else _gpu_obstacle()
+        if obstacle is None:
+            where = "through Triton's interpreter (TRITON_INTERPRET)" if _interpreted() else _gpu_name()
+            reason = f"asked for by name, {where}" if kernels == "triton" else where
+            choice = Choice("triton", reason, _triton_operations(falls_back=kernels == "auto"))
+        elif kernels == "triton":
+            raise KernelUnavailable(f"the Triton kernels were asked for and can't run here: {obstacle}")
+        else:
+            choice = Choice("reference", f"the Triton kernels can't run here: {obstacle}", reference)
     else:
         raise ValueError(f"unknown kernels {kernels!r}; known are auto, triton, reference")
     logger.info("BASIC operations: %s (%s)", choice.name, choice.reason)
     return choice
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _gpu_name() -> str:
+    return torch.cuda.get_device_name()
+
+
+def _import_obstacle() -> str | None:
+    for name in ("triton", *(f"basic_lite_kernels.{file}" for file in dict.fromkeys(OPERATIONS.values()))):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            return f"{name} can't be imported ({error})"
+    return None
+
+
+def _interpreter_obstacle(kernels: str) -> str | None:
+    """The interpreter shows that a kernel is right, thousands of times slower: nothing to choose unasked."""
+    if kernels == "auto":
+        return "TRITON_INTERPRET is set, which interprets kernels on the CPU, far slower than the reference"
+    return _import_obstacle()
+
+
+@functools.cache
+def _gpu_obstacle() -> str | None:
+    """Why kernels can't run on this machine's GPU; None where they can. Looked up once a process."""
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA or AMD GPU"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < LEAST_CAPABILITY:
+        return f"{_gpu_name()} has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+    return _import_obstacle() or _trial_obstacle()
+
+
+def _trial_obstacle() -> str | None:
+    """What goes wrong when one small loss and its gradient are computed; None if nothing.
+
+    A machine can have a GPU and Triton and still not run kernels: no C compiler, a driver that is too old, no float32
+    product of bf16 factors.
+    """
+    vocab_kl: Callable[..., Tensor] = importlib.import_module("basic_lite_kernels.vocab_kl").vocab_kl
+    try:
+        with torch.enable_grad():
+            v = torch.linspace(-1, 1, 64, device="cuda").view(4, 16).requires_grad_()
+            table = torch.linspace(-1, 1, 33 * 16, device="cuda").sin().view(33, 16).to(torch.bfloat16)
+            arguments = (v.detach().flip(0), table, torch.ones(4, device="cuda"))
+            gradients = []
+            for operation in (vocab_kl, reference.vocab_kl):
+                gradients.append(torch.autograd.grad(operation(v, *arguments), v)[0])
+        error = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    except Exception as failure:  # a library's error of any type means the same here, and it goes into the log
+        return f"a trial of vocab_kl failed ({type(failure).__name__}: {failure})"
+    return None if error < 0.05 else f"a trial of vocab_kl was wrong by {error:.3g} of its gradient"
+
+
+def _triton_operations(*, falls_back: bool) -> ModuleType:
+    """A module with the operations of ``reference`` by the same names and signatures, computed by kernels."""
+    module = ModuleType("basic_lite_kernels.triton_operations", "The operations, computed by Triton kernels.")
+    for name, file in OPERATIONS.items():
+        kernel = getattr(importlib.import_module(f"basic_lite_kernels.{file}"), name)
+        vars(module)[name] = _where_tensors_live(name, kernel, getattr(reference, name), falls_back)
+    return module
+
+
+def _where_tensors_live(
+    name: str, kernel: Callable[..., Tensor], plain: Callable[..., Tensor], falls_back: bool
+) -> Callable[..., Tensor]:
+    """The kernel for tensors that it can read; for others the reference, said once, or an error."""
+    said = False
+
+    @functools.wraps(plain)
+    def operation(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal said
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if device.type == "cuda" or _interpreted():
+            return kernel(*args, **kwargs)
+        if not falls_back:
+            raise KernelUnavailable(f"the Triton kernels were asked for, and {name} got tensors on {device}, not a GPU")
+        if not said:
+            said = True
+            logger.info("BASIC operations: %s by the reference, for tensors on %s", name, device)
+        return plain(*args, **kwargs)
+
+    return operation

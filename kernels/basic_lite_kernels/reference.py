@@ -213,15 +213,17 @@ class _VocabKL(torch.autograd.Function):
                 total += (kl.double() * weights[chunk].double()).sum()
         # a_i goes on after the products, in full precision, never into the logits.
         factor = (weights.to(dtype) * scale).unsqueeze(1)  # [M, 1]
-        ctx.dv = None if dv is None else dv.mul_(factor).to(v.dtype)
-        ctx.dtarget = None if dtarget is None else dtarget.mul_(factor).to(target.dtype)
+        # Saved, not attributes: autograd drops saved tensors once they were used, attributes live as long as the loss.
+        ctx.save_for_backward(
+            None if dv is None else dv.mul_(factor).to(v.dtype),
+            None if dtarget is None else dtarget.mul_(factor).to(target.dtype),
+        )
         return total.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dv = None if ctx.dv is None else ctx.dv * grad
-        dtarget = None if ctx.dtarget is None else ctx.dtarget * grad
+        dv, dtarget = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
         return dv, dtarget, None, None, None, None, None, None
 
 

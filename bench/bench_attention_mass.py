@@ -1,0 +1,181 @@
+"""``attention_mass`` (a_i) of one layer beside the map of ``output_attentions``; on a GPU beside torch.compile.
+
+Symbols: B batch · T sequence · N visual tokens of a sample · n text queries of a sample · H heads · H_kv key heads ·
+d head size. Counted: two passes over text queries × keys, 2·d FLOPs a score; bytes: queries of the text and all keys
+once. The bound is the larger of the two. ``output_attentions`` keeps the maps of all layers; here there is one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from basic_lite_kernels import dispatch, reference
+from bench import measure, naive
+from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+
+
+@dataclass(frozen=True)
+class Shape:
+    images: int  # one a sample
+    N: int
+    before: int  # text before the image: no query of it counts
+    n: int  # text after it
+    H: int
+    H_kv: int
+    d: int
+    dtype: torch.dtype
+    compiles: bool = False
+
+    @property
+    def T(self) -> int:
+        return self.before + self.N + self.n
+
+    def __str__(self) -> str:
+        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        plural = "s" if self.images > 1 else ""
+        heads = f"H {self.H}" if self.H_kv == self.H else f"H {self.H}:{self.H_kv}"
+        return f"{self.images} image{plural} · T {self.T}, N {self.N}, n {self.n}, {heads}, d {self.d}, {dtype}"
+
+
+SHAPES = {
+    "tiny": [Shape(n, 12, 2, 6, 4, 2, 16, torch.float32) for n in (1, 2)],
+    "cpu": [Shape(n, 576, 35, 128, 32, 32, 128, torch.float32) for n in (1, 2, 4)],
+    "gpu": [
+        *(Shape(n, 576, 35, 128, 32, 32, 128, torch.bfloat16, compiles=n == 4) for n in (1, 4, 8)),
+        *(Shape(n, 576, 35, 128, 28, 4, 128, torch.bfloat16) for n in (1, 4)),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    query: Tensor  # [B, H, T, d], strided as a model hands it over
+    key: Tensor  # [B, H_kv, T, d]
+    scaling: float
+    text: Tensor  # [B, T] bool
+    visual: Tensor  # [B, T] bool
+    valid: Tensor  # [B, T] bool
+    mask: Tensor  # [B, 1, T, T], what the naive map adds
+
+    @classmethod
+    def make(cls, shape: Shape, device: torch.device) -> Inputs:
+        B, T, d = shape.images, shape.T, shape.d
+        query = 2 * measure.draw(B, T, shape.H, d, device=device, dtype=shape.dtype)
+        key = measure.draw(B, T, shape.H_kv, d, device=device, dtype=shape.dtype, seed=1)
+        visual = torch.zeros(B, T, dtype=torch.bool, device=device)
+        visual[:, shape.before : shape.before + shape.N] = True
+        text = torch.zeros_like(visual)
+        text[:, shape.before + shape.N :] = True
+        valid = torch.ones_like(visual)
+        for b in range(1, B):  # texts differ in length: the shorter ones are padded
+            valid[b, T - b * shape.n // (2 * B) :] = False
+        seen = torch.ones(T, T, dtype=torch.bool, device=device).tril() & valid[:, None, None, :]
+        mask = torch.zeros(B, 1, T, T, dtype=shape.dtype, device=device)
+        mask.masked_fill_(~seen, torch.finfo(shape.dtype).min)
+        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid, mask)
+
+
+def ours(operations: ModuleType, inputs: Inputs, longest: int) -> Tensor:
+    mass: Tensor = operations.attention_mass(
+        inputs.query,
+        inputs.key,
+        scaling=inputs.scaling,
+        text_queries=inputs.text,
+        visual=inputs.visual,
+        valid=inputs.valid,
+        longest=longest,
+    )
+    return mass
+
+
+def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
+    arguments = inputs.query, inputs.key, inputs.scaling, inputs.mask, inputs.text, inputs.visual
+    chosen = dispatch.choose("auto")
+    found = [
+        Contender(NAIVE, lambda: (None, naive.attention_mass(*arguments))),
+        Contender(chosen.name, lambda: (None, ours(chosen.operations, inputs, shape.n)), ours=True),
+    ]
+    if chosen.operations is not reference:
+        found.append(Contender("reference", lambda: (None, ours(reference, inputs, shape.n))))
+    if device.type == "cuda" and shape.compiles:
+        compiled = torch.compile(naive.attention_mass, dynamic=False)
+        found.append(Contender("torch.compile", lambda: (None, compiled(*arguments))))
+    return found
+
+
+def exact(inputs: Inputs) -> Truth:
+    """Float64, one sample and key head at a time."""
+    B, H, T, _ = inputs.query.shape
+    group = H // inputs.key.shape[1]
+    mass = torch.zeros(B, T, dtype=torch.float64, device=inputs.query.device)
+    for b in range(B):
+        rows = inputs.text[b].nonzero().squeeze(1)
+        for h in range(inputs.key.shape[1]):
+            query = inputs.query[b, h * group : (h + 1) * group, rows].double()  # [g, n, d]
+            scores = inputs.scaling * query @ inputs.key[b, h].double().T  # [g, n, T]
+            seen = inputs.valid[b] & (torch.arange(T, device=rows.device) <= rows[:, None])
+            mass[b] += scores.masked_fill(~seen, float("-inf")).softmax(-1).sum((0, 1))
+    mass = mass * inputs.visual / H
+    return Truth(mass, mass)
+
+
+def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) -> None:
+    inputs = Inputs.make(shape, device)
+    B, T, n, H, d = shape.images, shape.T, shape.n, shape.H, shape.d
+    width = inputs.query.element_size()
+    moved_bytes = width * d * B * (H * n + shape.H_kv * T) + 4 * B * T
+    # The second pass needs the visual keys alone.
+    flops = 2 * d * B * H * n * (T + shape.N)
+    floor = "gemm" if report.rates.gemm_ms(flops) > report.rates.copy_ms(moved_bytes) else "copy"
+    case = Case(
+        operation="attention_mass",
+        shape=str(shape),
+        images=shape.images,
+        elements=B * shape.N,
+        unit="B·N",
+        moved_bytes=moved_bytes,
+        flops=flops,
+        floor=floor,
+        tolerance=1e-4 if shape.dtype == torch.float32 else 5e-3,
+        seconds=0.02 if report.scale == "tiny" else 1.0,
+    )
+    report.compare(case, contenders(shape, inputs, device), exact(inputs))
+
+    for row in report.rows:
+        if row.operation != case.operation or row.shape != case.shape or row.peak_bytes is None:
+            continue
+        # The result, and one number for each text query of each head.
+        strict = 4 * B * T + 4 * B * n * H
+        if row.who == "reference":
+            chunk = inspect.signature(reference.attention_mass).parameters["chunk_elements"].default
+            # 40 bytes a position: row lists and masks.
+            allowed, allowance = strict + 14 * chunk + 40 * B * T, f"scratch of {14 * chunk / 2**20:g} MiB"
+        elif row.who == "triton":
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+            # Row lists, and where the heads are split their partial sums; each allocation is rounded up to 512 bytes.
+            allowed = strict + 4 * B * n + 1024 * processors + 4 * B * T + 4096
+            allowance = f"partial sums for {processors} multiprocessors"
+        else:
+            continue
+        report.gate(
+            Gate(
+                f"attention mass, {case.shape}",
+                row.who,
+                row.peak_bytes,
+                strict,
+                allowed,
+                B * shape.N,
+                "bytes per B·N",
+                allowance,
+            )
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))

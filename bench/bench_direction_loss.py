@@ -1,0 +1,184 @@
+"""``capture_layer`` × K and ``direction_loss`` (DAS) beside naive eager code; on a GPU beside torch.compile.
+
+Symbols: B batch · T sequence · M packed visual tokens · D hidden size · K supervised layers. One step is the capture of
+K layers, the loss and its gradient. Counted per M·D, with e bytes a hidden element: layer 1 reads e and writes 4 bytes,
+layers 2 to K − 1 read e + 4 and write 4, layer K reads e + 8 and writes 8 (v̂, gradient): 164 bytes at K 16 in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from basic_lite_kernels import dispatch, reference
+from bench import measure, naive
+from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+
+TEXT = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    images: int  # one a sample
+    tokens: int  # of an image
+    D: int
+    K: int
+    dtype: torch.dtype  # of the hidden states; v is float32
+    compiles: bool = False
+
+    @property
+    def M(self) -> int:
+        return self.images * self.tokens
+
+    def __str__(self) -> str:
+        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        plural = "s" if self.images > 1 else ""
+        return f"{self.images} image{plural} · {self.tokens} tokens, D {self.D}, K {self.K}, {dtype}"
+
+
+SHAPES = {
+    "tiny": [Shape(n, 12, 64, 4, torch.float32) for n in (1, 2)],
+    "cpu": [Shape(n, 576, 4096, 16, torch.float32) for n in (1, 2, 4)],
+    "gpu": [Shape(n, 576, 4096, 16, torch.bfloat16, compiles=n == 4) for n in (1, 4, 8)],
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    hiddens: list[Tensor]  # K of [B, T, D]
+    positions: Tensor  # [M] int64
+    layer_weights: list[float]  # w_h = h² / Σ h²
+    v: Tensor  # [M, D] float32, a leaf
+    weights: Tensor  # [M], a_i
+
+    @classmethod
+    def make(cls, shape: Shape, device: torch.device) -> Inputs:
+        B, T = shape.images, shape.tokens + TEXT
+        hiddens = [measure.draw(B, T, shape.D, device=device, dtype=shape.dtype, seed=h) for h in range(shape.K)]
+        visual = torch.zeros(B, T, dtype=torch.bool, device=device)
+        visual[:, TEXT // 2 : TEXT // 2 + shape.tokens] = True
+        squares = [(h + 1) ** 2 for h in range(shape.K)]
+        return cls(
+            hiddens,
+            visual.flatten().nonzero().squeeze(1),
+            [square / sum(squares) for square in squares],
+            measure.draw(shape.M, shape.D, device=device, seed=100).requires_grad_(),
+            measure.draw(shape.M, device=device, seed=101).abs() / shape.M,
+        )
+
+    def step(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and gradient, which the caller owns: nothing stays behind that the next step would free."""
+        loss = loss_of()
+        (gradient,) = torch.autograd.grad(loss, self.v)
+        return loss.detach(), gradient
+
+
+def streamed(operations: ModuleType, inputs: Inputs) -> Tensor:
+    """Layer by layer, as the hooks do it."""
+    acc = None
+    with torch.no_grad():
+        for hidden, weight in zip(inputs.hiddens, inputs.layer_weights, strict=True):
+            acc = operations.capture_layer(acc, hidden, inputs.positions, weight)
+    loss: Tensor = operations.direction_loss(inputs.v, acc, inputs.weights)
+    return loss
+
+
+def fused(inputs: Inputs) -> Tensor:
+    """The last capture, the loss and the gradient in one pass: the kernel's own entry."""
+    from basic_lite_kernels import direction_loss as kernel
+
+    acc = None
+    for hidden, weight in zip(inputs.hiddens[:-1], inputs.layer_weights[:-1], strict=True):
+        acc = kernel.capture_layer(acc, hidden, inputs.positions, weight)
+    last = kernel.capture_and_direction_loss(
+        acc, inputs.hiddens[-1], inputs.positions, inputs.layer_weights[-1], inputs.v
+    )
+    return kernel.weighted_direction_loss(inputs.v, last, inputs.weights)
+
+
+def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
+    layer_weights = torch.tensor(inputs.layer_weights, device=inputs.v.device)
+    arguments = inputs.hiddens, inputs.positions, layer_weights, inputs.v, inputs.weights
+    chosen = dispatch.choose("auto")
+    found = [
+        Contender(NAIVE, lambda: inputs.step(lambda: naive.direction_loss(*arguments))),
+        Contender(chosen.name, lambda: inputs.step(lambda: streamed(chosen.operations, inputs)), ours=True),
+    ]
+    if chosen.operations is not reference:
+        found.append(Contender(f"{chosen.name} fused", lambda: inputs.step(lambda: fused(inputs)), ours=True))
+        found.append(Contender("reference", lambda: inputs.step(lambda: streamed(reference, inputs))))
+    if device.type == "cuda" and shape.compiles:
+        compiled = torch.compile(naive.direction_loss, dynamic=False)
+        found.append(Contender("torch.compile", lambda: inputs.step(lambda: compiled(*arguments))))
+    return found
+
+
+def exact(inputs: Inputs) -> Truth:
+    """Float64, a few rows at a time."""
+    loss = torch.zeros((), dtype=torch.float64, device=inputs.v.device)
+    gradients = []
+    for rows in torch.arange(inputs.v.shape[0], device=inputs.v.device).split(256):
+        positions = inputs.positions[rows]
+        target = torch.zeros(len(rows), inputs.v.shape[1], dtype=torch.float64, device=inputs.v.device)
+        for hidden, weight in zip(inputs.hiddens, inputs.layer_weights, strict=True):
+            target += weight * hidden.flatten(0, 1)[positions].double()
+        target /= target.norm(dim=1, keepdim=True)
+        v, a = inputs.v.detach()[rows].double(), inputs.weights[rows].double()
+        norm = v.norm(dim=1, keepdim=True)
+        cosine = (v / norm * target).sum(1, keepdim=True)
+        loss += a @ (2 - 2 * cosine).squeeze(1)
+        gradients.append(-2 * a[:, None] * (target - cosine * v / norm) / norm)
+    return Truth(loss, torch.cat(gradients))
+
+
+def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) -> None:
+    inputs = Inputs.make(shape, device)
+    width = inputs.hiddens[0].element_size()
+    elements = shape.M * shape.D
+    case = Case(
+        operation="direction_loss",
+        shape=str(shape),
+        images=shape.images,
+        elements=elements,
+        unit="M·D",
+        moved_bytes=elements * ((width + 4) + (shape.K - 2) * (width + 8) + (width + 16)),
+        flops=0,
+        floor="copy",
+        tolerance=1e-5,
+        seconds=0.02 if report.scale == "tiny" else 1.0,
+    )
+    report.compare(case, contenders(shape, inputs, device), exact(inputs))
+
+    scratch = reference.SCRATCH_BYTES
+    for row in report.rows:
+        if row.operation != case.operation or row.shape != case.shape or row.peak_bytes is None:
+            continue
+        if row.who == "reference":
+            # 64 bytes a row: norms, distances, weights.
+            allowed, allowance = 8 * elements + scratch + 64 * shape.M + 4096, f"scratch of {scratch / 2**20:g} MiB"
+        elif row.who.startswith("triton"):
+            allowed, allowance = 8 * elements + 64 * shape.M + 4096, "64 bytes a row + 4 KiB"
+        else:
+            continue
+        assert row.peak_bytes >= 8 * elements, "v̂ and the gradient alone take this much: the measurement is wrong"
+        report.gate(
+            Gate(
+                f"DAS, {case.shape}",
+                row.who,
+                row.peak_bytes,
+                8 * elements,
+                allowed,
+                elements,
+                "bytes per M·D",
+                allowance,
+            )
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))

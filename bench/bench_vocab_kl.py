@@ -1,0 +1,230 @@
+"""``vocab_kl`` (SDS) beside naive full logits; on a GPU also autocast, torch.compile, Liger, flash-linear-attention.
+
+Symbols: M packed visual tokens · D hidden size · V vocabulary rows · R rows in flight. One step is forward + backward.
+Counted: three products, 6·M·D·V FLOPs; bytes moved are not the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from basic_lite_kernels import dispatch, reference
+from bench import measure, naive
+from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+
+
+@dataclass(frozen=True)
+class Shape:
+    images: int
+    tokens: int  # of an image
+    D: int
+    V: int
+    dtype: torch.dtype  # of the table; v and v̂ are float32
+    compiles: bool = False  # torch.compile takes part: it compiles each shape anew
+
+    @property
+    def M(self) -> int:
+        return self.images * self.tokens
+
+    def __str__(self) -> str:
+        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        plural = "s" if self.images > 1 else ""
+        return f"{self.images} image{plural} · {self.tokens} tokens, D {self.D}, V {self.V}, {dtype}"
+
+
+# A CPU does an eighth of each image: at full size one product takes a second or more.
+SHAPES = {
+    "tiny": [Shape(n, 12, 64, 500, torch.float32) for n in (1, 2)],
+    "cpu": [Shape(n, 72, 4096, 32000, torch.float32) for n in (1, 2, 4)],
+    "gpu": [
+        *(Shape(n, 576, 4096, 32000, torch.bfloat16, compiles=n == 4) for n in (1, 4, 8)),
+        *(Shape(n, 576, 3584, 152064, torch.bfloat16) for n in (1, 4)),
+    ],
+}
+TRUTH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """v and v̂ hold values that bf16 has too, so that no contender is charged for rounding its inputs."""
+
+    v: Tensor  # [M, D] float32, a leaf
+    target: Tensor  # [M, D] float32
+    table: Tensor  # [V, D]
+    weights: Tensor  # [M]
+
+    @classmethod
+    def make(cls, M: int, D: int, V: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+        v = draw(M, D, device=device)
+        target = (v + 0.5 * draw(M, D, device=device, seed=1)).bfloat16().float()
+        table = draw(V, D, device=device, seed=2).mul_(4 / D**0.5).to(dtype)  # logits of standard deviation 4
+        return cls(v.requires_grad_(), target, table, draw(M, device=device, seed=3).abs() / M)
+
+    def step(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and gradient, which the caller owns: nothing stays behind that the next step would free."""
+        loss = loss_of()
+        (gradient,) = torch.autograd.grad(loss, self.v)
+        return loss.detach(), gradient
+
+
+def draw(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
+    return measure.draw(*shape, device=device, seed=seed).bfloat16().float()
+
+
+def exact(inputs: Inputs) -> Truth:
+    """Loss of all rows and gradient of TRUTH_ROWS, float64, a few rows and words at a time."""
+    M, V = inputs.v.shape[0], inputs.table.shape[0]
+    words = [slice(w, w + 8192) for w in range(0, V, 8192)]
+    picked = torch.linspace(0, M - 1, min(M, TRUTH_ROWS), device=inputs.v.device).long()
+
+    def log_shares(rows: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([inputs.target[rows], inputs.v.detach()[rows]]).double()
+        logits = torch.cat([x @ inputs.table[block].double().T for block in words], dim=1)
+        log_p, log_q = torch.log_softmax(logits, dim=1).chunk(2)
+        return log_p, log_q
+
+    loss = torch.zeros((), dtype=torch.float64, device=inputs.v.device)
+    for rows in torch.arange(M, device=inputs.v.device).split(128):
+        log_p, log_q = log_shares(rows)
+        loss += inputs.weights[rows].double() @ (log_p.exp() * (log_p - log_q)).sum(1)
+    log_p, log_q = log_shares(picked)
+    difference = log_q.exp() - log_p.exp()
+    gradient = sum(difference[:, block] @ inputs.table[block].double() for block in words)
+    assert isinstance(gradient, Tensor)
+    return Truth(loss, gradient * inputs.weights[picked, None].double(), picked)
+
+
+def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
+    v, target, table, weights = inputs.v, inputs.target, inputs.table, inputs.weights
+    wide = table.float()  # not counted against naive code
+    chosen = dispatch.choose("auto")
+    found = [
+        Contender(NAIVE, lambda: inputs.step(lambda: naive.vocab_kl(v, target, wide, weights))),
+        Contender(
+            chosen.name, lambda: inputs.step(lambda: chosen.operations.vocab_kl(v, target, table, weights)), ours=True
+        ),
+    ]
+    if device.type != "cuda":
+        return found
+
+    def autocast(naive_kl: Callable[..., Tensor]) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return naive_kl(v, target, table, weights)
+
+    found.append(Contender("naive autocast bf16", lambda: inputs.step(lambda: autocast(naive.vocab_kl))))
+    if shape.compiles:
+        compiled = torch.compile(naive.vocab_kl, dynamic=False)
+        found.append(Contender("torch.compile", lambda: inputs.step(lambda: compiled(v, target, wide, weights))))
+        found.append(Contender("torch.compile autocast", lambda: inputs.step(lambda: autocast(compiled))))
+    if chosen.operations is not reference:
+        found.append(Contender("reference", lambda: inputs.step(lambda: reference.vocab_kl(v, target, table, weights))))
+    return found + [Contender(who, partial(work, inputs)) for who, work in OTHERS.items()]
+
+
+# ---- other people's kernels, nearest to this operation. None has row weights, so a_i goes onto their gradient rows
+# here, and their loss (unweighted) is not compared. All take bf16 and make bf16 gradients.
+
+
+def liger_kl(inputs: Inputs) -> tuple[None, Tensor]:
+    """Takes the teacher as [M, V] probabilities, made here from float32 logits: part of its step."""
+    from liger_kernel.transformers.fused_linear_kl_div import LigerFusedLinearKLDivLoss
+
+    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
+    with torch.no_grad():
+        teacher = torch.softmax((inputs.target.to(inputs.table.dtype) @ inputs.table.T).float(), dim=-1)
+    LigerFusedLinearKLDivLoss(reduction="sum")(x, inputs.table, teacher).backward()
+    assert x.grad is not None
+    return None, x.grad.float() * inputs.weights[:, None]
+
+
+def liger_jsd(inputs: Inputs) -> tuple[None, Tensor]:
+    """β 0 is KL(teacher ‖ student); a mean over rows."""
+    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
+    teacher = inputs.target.to(inputs.table.dtype)
+    LigerFusedLinearJSD(jsd_beta=0.0)(x, inputs.table, teacher, inputs.table, None).backward()
+    assert x.grad is not None
+    return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+
+
+def fla_kl(inputs: Inputs) -> tuple[None, Tensor]:
+    """bf16 logits; a mean over rows. Versions before July 2026 make the table's gradient even where it is frozen."""
+    from fla.modules.fused_kl_div import fused_kl_div_loss
+
+    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
+    teacher = inputs.target.to(inputs.table.dtype)
+    fused_kl_div_loss(x, teacher, inputs.table, inputs.table).backward()
+    assert x.grad is not None
+    return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+
+
+OTHERS: dict[str, Callable[[Inputs], tuple[None, Tensor]]] = {
+    "Liger fused_linear_kl_div": liger_kl,
+    "Liger fused_linear_jsd": liger_jsd,
+    "fla fused_kl_div": fla_kl,
+}
+
+
+def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) -> None:
+    inputs = Inputs.make(shape.M, shape.D, shape.V, shape.dtype, device)
+    case = Case(
+        operation="vocab_kl",
+        shape=str(shape),
+        images=shape.images,
+        elements=shape.M * shape.V,
+        unit="M·V",
+        moved_bytes=0,
+        flops=6 * shape.M * shape.D * shape.V,
+        floor="gemm",
+        # A bf16 q − p costs 0.15 %; rounding the inputs costs nothing here.
+        tolerance=1e-4 if shape.dtype == torch.float32 else 5e-3,
+        seconds=0.02 if report.scale == "tiny" else 1.0,
+    )
+    report.compare(case, contenders(shape, inputs, device), exact(inputs))
+
+
+def test_transient_memory(report: Report, device: torch.device) -> None:
+    """10 bytes × R × V beyond the gradient, whatever M is."""
+    shape = SHAPES[report.scale][-1]
+    R = {"tiny": 8, "cpu": 32, "gpu": 256}[report.scale]
+    chosen = dispatch.choose("auto")
+    transients = []
+    for M in (2 * R, 4 * R):
+        inputs = Inputs.make(M, shape.D, shape.V, shape.dtype, device)
+
+        def forward(inputs: Inputs = inputs) -> Tensor:
+            return chosen.operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights, chunk_rows=R)
+
+        forward()
+        # The gradient is the result, not scratch; 64 bytes a row are weights, factors and each row's KL.
+        transients.append(measure.peak_bytes(forward, device) - 4 * M * shape.D - 64 * M)
+        assert transients[-1] >= 8 * R * shape.V, (
+            "float32 logits of both sides take this much: the measurement is wrong"
+        )
+        strict = 10 * R * shape.V
+        columns = -(-shape.V // 16) * 16  # the kernel's rows start at multiples of 64 bytes
+        product = 4 * R * shape.D if shape.D * 4 > 2 * shape.V and chosen.operations is not reference else 0
+        report.gate(
+            Gate(
+                f"SDS transient, M {M}, R {R}, V {shape.V}",
+                chosen.name,
+                transients[-1],
+                strict,
+                10 * R * columns + product + 4096,
+                R * shape.V,
+                "bytes per R·V",
+                "row padding to 64 bytes + 4 KiB",
+            )
+        )
+    assert transients[1] - transients[0] <= 4096, f"grows with M: {transients}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))

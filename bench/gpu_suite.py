@@ -1,0 +1,118 @@
+"""Everything about the kernels that only a GPU can say, in one command, in at most 8 minutes, without a download.
+
+    python -m bench.gpu_suite --out DIR
+
+1. races: each kernel many times on the same inputs, bit for bit, with memory poisoned in between and other work
+   beside it;
+2. tests: the kernels' test files, un-interpreted;
+3. bench: `pytest bench/`: time, memory, % of the floors, beside other people's kernels.
+
+DIR gets suite.json (what ran, how long, how it ended), a log of each step, and the bench's JSON and plot. A step that
+runs out of time is cut off and said so; the others still run. Exit 0 only where all passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The most seconds of each step; their sum leaves half a minute of the eight for starting up.
+RACES_S, TESTS_S, BENCH_S = 60, 190, 170
+# The most seconds that one which ran out of time may take to write what it has.
+STOP_S = 10
+# A kernel's test file has the kernel's name somewhere in its own.
+KERNELS = ("direction_loss", "vocab_kl", "attention_mass")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one step ended. ``outcome``: passed, failed, out of time."""
+
+    name: str
+    command: list[str]
+    outcome: str
+    exit_code: int | None
+    seconds: float
+    last_lines: list[str]
+
+
+def kernel_tests() -> list[str]:
+    files = {path for kernel in KERNELS for path in (ROOT / "tests").glob(f"test_*{kernel}*.py")}
+    return sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Step:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_INTERPRET"))}
+    started = time.monotonic()
+    log = folder / f"{name}.log"
+    print(f"── {name}: {' '.join(command)}", flush=True)
+    with log.open("w", encoding="utf-8") as sink:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+        code: int | None = None
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # As Ctrl-C would: pytest then still writes what it has.
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    text = log.read_text(encoding="utf-8", errors="replace")
+    outcome = "out of time" if code is None else "passed" if code == 0 else "failed"
+    step = Step(name, command, outcome, code, round(time.monotonic() - started, 1), text.splitlines()[-25:])
+    print(text if name == "bench" else "\n".join(step.last_lines[-6:]), flush=True)
+    print(f"── {name}: {outcome}, {step.seconds:.0f} s", flush=True)
+    return step
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    options = parser.parse_args(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        print(
+            "bench.gpu_suite needs a GPU, and torch sees none (torch.cuda.is_available() is false): nothing was run. "
+            "`python -m pytest bench/` measures what a CPU can.",
+            file=sys.stderr,
+        )
+        return 2
+    from bench import measure
+
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    python = [sys.executable, "-m"]
+    quiet = ["-q", "-p", "no:cacheprovider"]
+    plan = [
+        ("races", [*python, "bench.races"], RACES_S),
+        ("tests", [*python, "pytest", *quiet, "--numprocesses=0", *kernel_tests()], TESTS_S),
+        ("bench", [*python, "pytest", *quiet, "bench/", "--results-dir", str(folder)], BENCH_S),
+    ]
+    steps = [run_step(name, command, seconds, folder) for name, command, seconds in plan]
+    result = {
+        **measure.describe(torch.device("cuda")),
+        "seconds": round(time.monotonic() - started, 1),
+        "steps": [asdict(step) for step in steps],
+    }
+    path = folder / "suite.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for step in steps:
+        print(f"{step.name:8} {step.outcome:12} {step.seconds:6.1f} s")
+    print(f"results  {path}")
+    return 0 if all(step.outcome == "passed" for step in steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Timers, peak memory and this machine's own rates: what every number of the bench is made with."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "flash-linear-attention", "numpy")
+
+# A GPU row is timed for this long, after a warm-up; a CPU row as long as the caller says.
+GPU_TIMED_MS = 200
+MOST_REPEATS = 50
+FEWEST_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Quantiles of one piece of work's duration. ``wall_ms`` is the median on the wall clock."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    repeats: int
+    wall_ms: float
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def timings(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, Timing]:
+    """Durations of several works on the same data; each has run before, so nothing is compiled or warmed here.
+
+    On a GPU by device events, with the cache flushed before each run. On a CPU, where the bench runs one thread, by the
+    processor time of this process: on an idle machine that is the wall clock, on a busy one (whose second thread would
+    mostly be waited for) it is still nearly so. The works take turns, so that what remains of other load falls on all.
+
+    Args:
+        works: name → work.
+        device: where they run.
+        seconds: how long each is timed on a CPU; at least FEWEST_REPEATS runs.
+    """
+    if device.type == "cuda":
+        return {name: _device_events(work) for name, work in works.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    spent = 0.0
+    rounds = 0
+    while rounds < FEWEST_REPEATS or (rounds < MOST_REPEATS and spent < seconds * len(works)):
+        for name, work in works.items():
+            started = time.process_time(), time.perf_counter()
+            work()
+            processor, wall = time.process_time() - started[0], time.perf_counter() - started[1]
+            taken[name].append((1e3 * processor, 1e3 * wall))
+            spent += processor
+        rounds += 1
+    return {name: _quantiles([p for p, _ in runs], [w for _, w in runs]) for name, runs in taken.items()}
+
+
+def _device_events(work: Callable[[], object]) -> Timing:
+    from triton.testing import do_bench
+
+    runs: list[float] = do_bench(work, rep=GPU_TIMED_MS, return_mode="all")
+    return _quantiles(runs, runs)
+
+
+def _quantiles(runs_ms: list[float], wall_ms: list[float]) -> Timing:
+    runs = torch.tensor(runs_ms, dtype=torch.float64)
+    p20, p50, p80 = (float(runs.quantile(q)) for q in (0.2, 0.5, 0.8))
+    return Timing(p20, p50, p80, len(runs_ms), float(torch.tensor(wall_ms, dtype=torch.float64).median()))
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that ``work`` had allocated at once beyond what was there before.
+
+    On a GPU the caching allocator's peak; run ``work`` once before, so that library workspaces are there. On a CPU
+    the running sum of the allocator's own records. ``work`` must not free what was there before it.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    kineto = record.profiler.kineto_results
+    live = peak = 0
+    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine reaches, measured in the same run as everything else: the floors are made of these."""
+
+    copy_gb_per_s: float  # bytes read + bytes written
+    gemm_tflops: float
+    gemm: str  # type and shape of the product
+
+    def copy_ms(self, moved_bytes: float) -> float:
+        return moved_bytes / self.copy_gb_per_s / 1e6
+
+    def gemm_ms(self, flops: float) -> float:
+        return flops / self.gemm_tflops / 1e9
+
+
+def measure_rates(device: torch.device, *, tiny: bool = False) -> Rates:
+    """Copy bandwidth beyond every cache, and the rate of a large product (bf16 on a GPU, else float32)."""
+    on_gpu = device.type == "cuda"
+    elements = 2**20 if tiny else 2**28 if on_gpu else 2**26
+    source = torch.randn(elements, device=device)
+    copy = torch.empty_like(source)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    m, k, n = (64, 64, 64) if tiny else (8192, 8192, 8192) if on_gpu else (256, 4096, 8192)
+    a, b = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((m, k), (k, n)))
+    product = torch.empty(m, n, device=device, dtype=dtype)
+    works: dict[str, Callable[[], object]] = {
+        "copy": lambda: copy.copy_(source),
+        "gemm": lambda: torch.mm(a, b, out=product),
+    }
+    for work in works.values():
+        work()
+    times = timings(works, device, 0.01 if tiny else 1.0)
+    return Rates(
+        2 * source.nbytes / times["copy"].p50_ms / 1e6,
+        2 * m * k * n / times["gemm"].p50_ms / 1e9,
+        f"{str(dtype).removeprefix('torch.')} [{m}, {k}] × [{k}, {n}]",
+    )
+
+
+def relative(value: Tensor, truth: Tensor) -> float:
+    """Error relative to the size of the whole tensor; NaN counts as infinite."""
+    error = float((value.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300))
+    return math.inf if math.isnan(error) else error
+
+
+def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal numbers. Zeros would flatter a GPU: they toggle no bits and cost less power."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Where and with what the numbers were made."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    about: dict[str, Any] = {
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "clock": "device events" if device.type == "cuda" else "processor time of one thread",
+        "cores": os.cpu_count(),
+        "load_at_start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "kernels", "bench")),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        about |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+        }
+    return about
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {cpu_name()}, {os.cpu_count()} cores"
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

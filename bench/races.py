@@ -1,0 +1,110 @@
+"""Does a kernel give the same bits every time? `python -m bench.races`, on a GPU.
+
+The interpreter runs programs one after another and can't show a race. Here each operation runs REPEATS times on the
+same inputs while a second stream keeps the card busy, so that programs start in another order each time, and all
+free memory is filled with NaN before each run, so that a read of something unwritten shows. The operations promise the
+same bits on the same card; one different bit is a race.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from basic_lite_kernels import dispatch
+from bench import bench_attention_mass, bench_direction_loss, bench_vocab_kl
+
+REPEATS = 60
+POISON_BYTES = 2**28
+
+
+def works(operations: ModuleType, device: torch.device, *, tiny: bool = False) -> dict[str, Callable[[], list[Tensor]]]:
+    """Operation and shape → one run of it; each shape has ragged edges."""
+    dtype = torch.float32 if tiny else torch.bfloat16
+    found: dict[str, Callable[[], list[Tensor]]] = {}
+    for tokens, D in ((5, 40), (7, 96)) if tiny else ((575, 4096), (1153, 2560), (77, 12288)):
+        shape = bench_direction_loss.Shape(1, tokens, D, 3 if tiny else 8, dtype)
+        found[f"direction_loss M {tokens} D {D}"] = _direction(
+            operations, bench_direction_loss.Inputs.make(shape, device)
+        )
+    for M, D, V in ((5, 40, 33),) if tiny else ((575, 4096, 32000), (1153, 96, 33), (130, 3584, 152064)):
+        inputs = bench_vocab_kl.Inputs.make(M, D, V, dtype, device)
+        found[f"vocab_kl M {M} D {D} V {V}"] = _vocab(operations, inputs)
+    heads = ((2, 4, 2, 16),) if tiny else ((1, 32, 32, 128), (3, 28, 4, 128), (2, 8, 8, 80))
+    for B, H, H_kv, d in heads:
+        image, text = (9, 5) if tiny else (575, 131)
+        masses = bench_attention_mass.Inputs.make(
+            bench_attention_mass.Shape(B, image, 3, text, H, H_kv, d, dtype), device
+        )
+        found[f"attention_mass B {B} H {H}:{H_kv} d {d}"] = _mass(operations, masses, text)
+    return found
+
+
+def _direction(operations: ModuleType, inputs: bench_direction_loss.Inputs) -> Callable[[], list[Tensor]]:
+    return lambda: list(inputs.step(lambda: bench_direction_loss.streamed(operations, inputs)))
+
+
+def _vocab(operations: ModuleType, inputs: bench_vocab_kl.Inputs) -> Callable[[], list[Tensor]]:
+    def loss() -> Tensor:
+        value: Tensor = operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights)
+        return value
+
+    return lambda: list(inputs.step(loss))
+
+
+def _mass(operations: ModuleType, inputs: bench_attention_mass.Inputs, longest: int) -> Callable[[], list[Tensor]]:
+    return lambda: [bench_attention_mass.ours(operations, inputs, longest)]
+
+
+def differing_runs(work: Callable[[], list[Tensor]], disturb: Callable[[int], None], repeats: int) -> int:
+    """Runs whose bits differ from those of the first; NaN in the first counts as all."""
+    first = [x.clone() for x in work()]
+    if not all(x.isfinite().all() for x in first):
+        return repeats
+    different = 0
+    for i in range(repeats):
+        disturb(i)
+        different += not all(torch.equal(x, y) for x, y in zip(work(), first, strict=True))
+    return different
+
+
+class Disturbance:
+    """Before each run: free memory becomes NaN, and another stream gets work of changing length."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.factors = torch.randn(2, 1024, 1024, device=device)
+
+    def __call__(self, run: int) -> None:
+        if self.stream is None:
+            return
+        poison = torch.full((POISON_BYTES // 4,), float("nan"), device=self.device)
+        small = [torch.full((2**16,), float("nan"), device=self.device) for _ in range(64)]
+        del poison, small
+        with torch.cuda.stream(self.stream):
+            for _ in range(run % 7):
+                torch.mm(self.factors[0], self.factors[1])
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("bench.races needs a GPU: nothing else runs programs at the same time", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    choice = dispatch.choose("triton")
+    disturb = Disturbance(device)
+    bad = 0
+    for name, work in works(choice.operations, device).items():
+        different = differing_runs(work, disturb, REPEATS)
+        bad += different > 0
+        print(f"{name}: {REPEATS} runs, {different} differ", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""How much attention each visual token gets from the text, as Triton kernels: no attention map, no atomics.
+
+Symbols: B batch · H attention heads · H_kv key heads · T sequence · d head size · R text queries of a sample, at most.
+
+    rows   the text queries of each sample, packed in their order: other rows cost nothing from here on
+    lse    pass 1: log Σ exp over all keys that a text query sees (a tile of rows stays, keys stream by)
+    sums   pass 2: Σ over heads and text queries of exp(score − LSE) (a tile of columns stays, rows stream by)
+
+Pass 2 sums inside one program and writes each number once. Where a batch is too small to fill the card with column
+tiles, the heads are split over programs, each with a partial sum of its own, added up in order at the end. So the same
+inputs on the same card give the same bits, always. Source: method section of arXiv 2508.06895, weights of visual
+tokens; the two passes follow FlashAttention-2's forward (arXiv 2307.08691, section 3.1) without values.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# (arguments of a kernel have no Python types)
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from basic_lite_kernels import reference
+from basic_lite_kernels.compiling import CompileCase
+
+LOG2_E, _LIST_BLOCK = 1 / math.log(2), 1024
+# Programs of pass 2 a multiprocessor: causal tiles differ in length, and those without an image end at once.
+_PROGRAMS_EACH = 4
+
+# Numbers that change with every batch: no variant of a kernel for those that are 1 or multiples of 16.
+_LENGTHS = ["T", "R", "H", "heads_each", "group", "window"]
+_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+class Tiles(NamedTuple):
+    """Tiles of one pass: what stays × what streams by, and how the compiler spreads them."""
+
+    stays: int
+    streams: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(d: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
+    """Tiles of pass 1 and pass 2: what compiles without spills on sm_80, 86, 89, 90 and 120, in 99 KiB at most."""
+    if dtype == torch.float32:
+        return Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)
+    if d > 128:
+        return Tiles(64, 64, 8, 2) if d <= 256 else Tiles(64, 32, 4, 1), Tiles(64, 64, 8, 2)
+    if d > 64:
+        return Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 3)
+    return Tiles(128, 64, 4, 3), Tiles(64, 64, 8, 3)
+
+
+def _reads_whole_rows(d: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds all d columns of its tile, or a part of them at a time."""
+    return dtype != torch.float32 and d <= 256
+
+
+def _block_d(d: int, dtype: torch.dtype) -> int:
+    """Columns of a dot. Tiles narrower than 64 spilled, of all things; heads that small are toys, and get padded."""
+    return max(64, triton.next_power_of_2(d)) if _reads_whole_rows(d, dtype) else 32
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def attention_mass_rows_kernel(
+    text, valid, visual,  # [B, T] each
+    rows, counts,  # [B, R] and [B], written
+    T, R, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One sample: positions of its text queries, in order, and how many they are; none without an image."""
+    b = tl.program_id(0).to(tl.int64)
+    found = tl.zeros([], tl.int32)
+    images = tl.zeros([], tl.int32)
+    for start in range(0, T, BLOCK):
+        position = start + tl.arange(0, BLOCK)
+        inside = position < T
+        here = tl.load(text + b * T + position, mask=inside, other=0).to(tl.int32)
+        here *= tl.load(valid + b * T + position, mask=inside, other=0).to(tl.int32)
+        place = found + tl.cumsum(here, 0) - 1
+        tl.store(rows + b * R + place, position, mask=(here > 0) & (place < R))
+        found += tl.sum(here)
+        images += tl.sum(tl.load(visual + b * T + position, mask=inside, other=0).to(tl.int32))
+    tl.store(counts + b, tl.where(images > 0, tl.minimum(found, R), 0))
+
+
+@triton.jit
+def _scores(product, scale, cap, CAP: tl.constexpr):
+    """Scores in base 2. With a soft cap ``scale`` is s / c and ``cap`` c·log2 e."""
+    if CAP:
+        x = product * scale
+        e = tl.exp(-2 * tl.abs(x))
+        size = cap * ((1 - e) / (1 + e))
+        return tl.where(x < 0, -size, size)
+    else:
+        return product * scale
+
+
+@triton.jit
+def _load_tile(base, index, used, stride, size, d):
+    """Rows ``index`` [N] of a [T, d] slice, its columns ``size`` [S]; 0 where not used or outside. [N, S]"""
+    place = index[:, None].to(tl.int64) * stride + size[None, :]
+    return tl.load(base + place, mask=used[:, None] & (size < d)[None, :], other=0.0)
+
+
+@triton.jit
+def _products(
+    stays, base_1, index_1, used_1, stride_1,  # [STAYS, BLOCK_D] with WHOLE; and where it comes from
+    base_2, index_2, used_2, stride_2,  # the tile that streams by
+    d, WHOLE: tl.constexpr, BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr,
+):  # fmt: skip
+    """Inner products of two tiles of rows, [STAYS, STREAMS] float32."""
+    size = tl.arange(0, BLOCK_D)
+    if WHOLE:
+        return tl.dot(stays, tl.trans(_load_tile(base_2, index_2, used_2, stride_2, size, d)))
+    else:
+        # Three tf32 products keep a float32's digits and need its registers thrice: a part of d at a time.
+        total = tl.zeros([STAYS, STREAMS], tl.float32)
+        for part in range(0, d, BLOCK_D):
+            left = _load_tile(base_1 + part, index_1, used_1, stride_1, size, d - part)
+            right = _load_tile(base_2 + part, index_2, used_2, stride_2, size, d - part)
+            total = tl.dot(left, tl.trans(right), total, input_precision="tf32x3")
+        return total
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def attention_mass_lse_kernel(
+    query, key,  # [B, H, T, d] and [B, H_kv, T, d]
+    valid, rows, counts,  # [B, T], [B, R], [B]
+    lse,  # [B, H, R], base 2, written
+    T, R, d, group, scale, cap, window,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
+    CAP: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr,
+):  # fmt: skip
+    """One tile of text queries and one head: log2 Σ 2^score over every key that each of them sees."""
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    count = tl.load(counts + b)
+    place = tl.program_id(0) * STAYS + tl.arange(0, STAYS)
+    if tl.program_id(0) * STAYS >= count:
+        return
+    used = place < count
+    row = tl.load(rows + b * R + place, mask=used, other=-1)
+    query += b * stride_qb + h * tl.cast(stride_qh, tl.int64)
+    key += b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
+    stays = 0
+    if WHOLE:
+        stays = _load_tile(query, row, used, stride_qt, tl.arange(0, BLOCK_D), d)
+    first = 0
+    if WINDOW:
+        earliest = tl.min(tl.where(used, row, T)) - window + 1
+        first = tl.maximum(earliest, 0) // STREAMS * STREAMS
+    total = tl.zeros([STAYS], tl.float32)
+    top = total - float("inf")
+    for start in range(first, tl.max(row) + 1, STREAMS):
+        column = start + tl.arange(0, STREAMS)
+        inside = column < T
+        product = _products(
+            stays, query, row, used, stride_qt, key, column, inside, stride_kt, d, WHOLE, BLOCK_D, STAYS, STREAMS
+        )
+        unpadded = tl.load(valid + b * T + column, mask=inside, other=0) != 0
+        seen = unpadded[None, :] & (column[None, :] <= row[:, None])
+        if WINDOW:
+            seen = seen & (column[None, :] > row[:, None] - window)
+        score = tl.where(seen, _scores(product, scale, cap, CAP), float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        # A row that has seen no key yet: −inf − −inf would be NaN.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2(top - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
+        top = higher
+    total = tl.where(used, total, 1.0)
+    tl.store(lse + (b * tl.num_programs(1) + h) * R + place, top + tl.log2(total), mask=used)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def attention_mass_sums_kernel(
+    query, key,  # [B, H, T, d] and [B, H_kv, T, d]
+    valid, visual, rows, counts,  # [B, T], [B, T], [B, R], [B]
+    lse,  # [B, H, R], base 2
+    sums,  # [splits, B, T], written
+    T, R, d, H, heads_each, group, scale, cap, window,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
+    CAP: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr, LIST_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One tile of columns and ``heads_each`` heads: what their text queries give each column, over H."""
+    split = tl.program_id(1)
+    leftmost, b = tl.program_id(0) * STAYS, tl.program_id(2).to(tl.int64)
+    column = leftmost + tl.arange(0, STAYS)
+    inside = column < T
+    wanted = tl.load(visual + b * T + column, mask=inside, other=0) != 0
+    wanted = wanted & (tl.load(valid + b * T + column, mask=inside, other=0) != 0)
+    sums += (split.to(tl.int64) * tl.num_programs(2) + b) * T
+    if tl.max(wanted.to(tl.int32)) == 0:
+        tl.store(sums + column, tl.zeros([STAYS], tl.float32), mask=inside)
+        return
+
+    # Text queries that see a column of this tile: in the list those from ``begin`` to ``end``.
+    count = tl.load(counts + b)
+    begin = tl.zeros([], tl.int32)
+    end = count
+    if WINDOW:
+        end = begin
+    for start in range(0, count, LIST_BLOCK):
+        place = start + tl.arange(0, LIST_BLOCK)
+        row = tl.load(rows + b * R + place, mask=place < count, other=T + window + STAYS)
+        begin += tl.sum((row < leftmost).to(tl.int32))
+        if WINDOW:
+            end += tl.sum((row < leftmost + STAYS - 1 + window).to(tl.int32))
+
+    total = tl.zeros([STAYS], tl.float32)
+    for h in range(split * heads_each, tl.minimum((split + 1) * heads_each, H)):
+        queries = query + b * stride_qb + h * tl.cast(stride_qh, tl.int64)
+        keys = key + b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
+        stays = 0
+        if WHOLE:
+            stays = _load_tile(keys, column, inside, stride_kt, tl.arange(0, BLOCK_D), d)
+        head_lse = lse + (b * H + h) * R
+        for start in range(begin, end, STREAMS):
+            place = start + tl.arange(0, STREAMS)
+            used = place < end
+            row = tl.load(rows + b * R + place, mask=used, other=-1)
+            norm = tl.load(head_lse + place, mask=used, other=0.0)
+            product = _products(
+                stays, keys, column, inside, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, STAYS, STREAMS
+            )
+            seen = column[:, None] <= row[None, :]  # never for the −1 of an unused place
+            if WINDOW:
+                seen = seen & (column[:, None] > row[None, :] - window)
+            share = tl.exp2(_scores(product, scale, cap, CAP) - norm[None, :])
+            total += tl.sum(tl.where(seen, share, 0.0), 1)
+    tl.store(sums + column, tl.where(wanted, total / H, 0.0), mask=inside)
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def attention_mass(
+    query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
+    sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
+    chunk_elements: int = reference.ATTENTION_SCRATCH_ELEMENTS,
+) -> Tensor:  # fmt: skip
+    """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
+
+    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
+    every key the model itself would see: at or before the query, not padding, inside the sliding window.
+
+    Args:
+        query: [B, H, T, d], after position encoding; float32, float16 or bfloat16; strides of B, H, T are free.
+        key: [B, H_kv, T, d], of the query's type; head h reads key head h // (H / H_kv), nothing is expanded.
+        scaling: s, the factor on the scores.
+        text_queries, visual, valid: [B, T] bool, rows j and columns i that count; False at padding, either side.
+        sliding_window: keys further back than this many positions (the query's own included) are not seen.
+        softcap: scores become c·tanh(score / c) where c is given.
+        longest: the most text queries a sample has, or more; None: T. ``chunk_elements``: no meaning here.
+
+    Returns:
+        [B, T] float32, 0 outside ``visual``. No graph. Deterministic: no atomics.
+
+    Peak extra bytes: 4·B·T for the result; row statistics 4·B·R·(H + 1), R = ``longest``; and, where the heads are
+    split, partial sums ≤ 1024·P + 4·B·T, P the card's multiprocessors.
+    Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
+    """
+    B, H, T, d = query.shape
+    _check(query, key, (text_queries, visual, valid))
+    R = T if longest is None else min(longest, T)
+    if B * T * H * R == 0:
+        return torch.zeros(B, T, dtype=torch.float32, device=query.device)
+    query, key = (x if x.stride(-1) == 1 or d == 1 else x.contiguous() for x in (query, key))
+    text, visual, valid = (x.contiguous().view(torch.uint8) for x in (text_queries, visual, valid))
+    first, second = choose_tiles(d, query.dtype)
+    heads_each = _heads_each(B, H, triton.cdiv(T, second.stays), query.device)
+    splits = triton.cdiv(H, heads_each)
+    rows, counts = (torch.empty(shape, dtype=torch.int32, device=query.device) for shape in ((B, R), (B,)))
+    lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, T)))
+    softmax = {
+        "group": H // key.shape[1],
+        "scale": scaling * LOG2_E if softcap is None else scaling / softcap,
+        "cap": 0.0 if softcap is None else softcap * LOG2_E,
+        "window": min(sliding_window or 0, T),
+        **{f"stride_{x}{name}": t.stride(i) for x, t in (("q", query), ("k", key)) for i, name in enumerate("bht")},
+        "CAP": softcap is not None,
+        "WINDOW": sliding_window is not None,
+    }
+    with torch.cuda.device_of(query):
+        attention_mass_rows_kernel[(B,)](text, valid, visual, rows, counts, T, R, BLOCK=_LIST_BLOCK, num_warps=4)
+        attention_mass_lse_kernel[(triton.cdiv(R, first.stays), H, B)](
+            query, key, valid, rows, counts, lse, T, R, d, **softmax, **_options(d, query.dtype, first)
+        )
+        attention_mass_sums_kernel[(triton.cdiv(T, second.stays), splits, B)](
+            query, key, valid, visual, rows, counts, lse, sums, T, R, d, H, heads_each,
+            LIST_BLOCK=_LIST_BLOCK, **softmax, **_options(d, query.dtype, second),
+        )  # fmt: skip
+    return sums[0] if splits == 1 else sums.sum(dim=0)
+
+
+def _options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
+    """Constants and compiler options of both passes."""
+    constants = {"WHOLE": _reads_whole_rows(d, dtype), "BLOCK_D": _block_d(d, dtype)}
+    constants |= {"STAYS": tiles.stays, "STREAMS": tiles.streams}
+    return {**constants, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+
+
+def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
+    """Heads that one program of pass 2 sums over: as many as leave the card _PROGRAMS_EACH programs a processor."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return triton.cdiv(H, min(H, max(1, _PROGRAMS_EACH * processors // (B * tiles))))
+
+
+def _check(query: Tensor, key: Tensor, masks: tuple[Tensor, ...]) -> None:
+    B, H, T, d = query.shape
+    if query.dtype not in _TYPES or key.dtype != query.dtype:
+        found = f"query is {query.dtype} and key {key.dtype}"
+        raise TypeError(f"{found}; both must be one of float32, float16 and bfloat16 (kernels: reference takes any)")
+    if key.shape[0] != B or key.shape[2:] != (T, d) or H % key.shape[1]:
+        raise ValueError(f"query {list(query.shape)} and key {list(key.shape)} aren't [B, H, T, d] and [B, H_kv, T, d]")
+    if any(mask.shape != (B, T) or mask.dtype != torch.bool for mask in masks):
+        raise ValueError(f"text_queries, visual and valid must be [{B}, {T}] bool")
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every configuration a launcher can choose. float16 gets bfloat16's code but for the instruction's type."""
+    types = dict.fromkeys(("lse", "sums"), "*fp32") | dict.fromkeys(("rows", "counts"), "*i32")
+    types |= dict.fromkeys(("text", "valid", "visual"), "*u8") | dict.fromkeys(("scale", "cap"), "fp32")
+    cases = []
+
+    def add(name: str, function: Any, options: dict[str, Any], more: dict[str, str], is_matrix: bool = True) -> None:
+        constants = {key: value for key, value in options.items() if key in function.arg_names}
+        signature = {key: (types | more).get(key, "i32") for key in function.arg_names if key not in constants}
+        compiler = {key: value for key, value in options.items() if key.startswith("num_")}
+        divisible = tuple(key for key in signature if key == "d" or key.startswith("stride"))
+        cases.append(CompileCase(name, function, signature, constants, compiler, is_matrix, divisible=divisible))
+
+    add("attention_mass_rows", attention_mass_rows_kernel, {"BLOCK": _LIST_BLOCK, "num_warps": 4}, {}, is_matrix=False)
+    sizes = [(torch.bfloat16, d) for d in (128, 64, 256, 512)] + [(torch.float16, 128), (torch.float32, 128)]
+    for (dtype, d), window, cap in itertools.product(sizes, (False, True), (False, True)):
+        if window != cap and dtype != torch.bfloat16:
+            continue
+        kernels = ("lse", attention_mass_lse_kernel), ("sums", attention_mass_sums_kernel)
+        for (name, function), tiles in zip(kernels, choose_tiles(d, dtype), strict=True):
+            label = f"{_TYPES[dtype][1:]}, d={d}, {tiles.stays}x{tiles.streams}{', window' * window}{', cap' * cap}"
+            options = {"CAP": cap, "WINDOW": window, "LIST_BLOCK": _LIST_BLOCK, **_options(d, dtype, tiles)}
+            add(f"attention_mass_{name}[{label}]", function, options, {"query": _TYPES[dtype], "key": _TYPES[dtype]})
+    return cases
