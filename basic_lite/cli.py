@@ -126,7 +126,8 @@ def evaluate(
 ) -> None:
     """Answer a file of questions and score the answers.
 
-    Greedy decoding; exact match, overall and by question type; predictions as JSON lines.
+    One question a record: its last one, what comes before is context. Greedy decoding; exact match, overall and by the
+    records' `question_type` where they have one; predictions as JSON lines.
     """
     check_device(device)
     from basic_lite.tools.evaluate import evaluate_run

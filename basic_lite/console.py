@@ -20,7 +20,9 @@ def speaker(console: Console) -> Say:
 
 def quiet_libraries() -> None:
     """No loading bars and load reports of transformers: what they say, the part table says better."""
+    import huggingface_hub
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()  # retries without a network; the error at the end says it all

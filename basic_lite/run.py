@@ -83,6 +83,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     supervision = supervise(recipe, loaded, say)
     trainer = build_trainer(recipe, loaded, data, supervision, folder, console)
 
+    if folder.checkpoint is not None:
+        say(f"going on from {folder.checkpoint} (step {open_bundle(folder.checkpoint).step})")
+
     # Training. Ctrl-C finishes the step, saves and stops.
     interruption, progress = trainer.interruption, trainer.progress
     with interruption:
@@ -209,7 +212,13 @@ def build_trainer(
         if batches:
             trainer.add_callback(
                 RefinementLog(
-                    supervision, batches, loaded.tokenizer, log, speaker(console), autocast=use_autocast(recipe, device)
+                    supervision,
+                    batches,
+                    loaded.tokenizer,
+                    log,
+                    speaker(console),
+                    autocast=use_autocast(recipe, device),
+                    fresh=recipe.model.projector is None and recipe.model.base is None,
                 )
             )
     if "tensorboard" in recipe.training.trackers and is_main_process():

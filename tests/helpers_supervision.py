@@ -151,12 +151,10 @@ def word_ids() -> Tensor:
     return torch.tensor([i for i in range(WORDS) if i != 11])
 
 
-def build(model: LlavaForConditionalGeneration, **settings: Any) -> Supervision:
+def build(model: LlavaForConditionalGeneration, kernels: str = "reference", **settings: Any) -> Supervision:
     """A Supervision of a tiny model."""
-    return Supervision(
-        find_parts(model), SupervisionSection(**settings), vocabulary_ids=word_ids(), special_ids=[0, 1, 2],
-        kernels="reference",
-    )  # fmt: skip
+    parts, section = find_parts(model), SupervisionSection(**settings)
+    return Supervision(parts, section, vocabulary_ids=word_ids(), special_ids=[0, 1, 2], kernels=kernels)
 
 
 def set_checkpointing(model: LlavaForConditionalGeneration, on: bool) -> None:

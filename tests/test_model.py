@@ -209,7 +209,7 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
         ({"llm": llava, "vision": vision}, "model.llm: .* belongs in model.base"),
         ({"llm": llm, "vision": llm}, "model.vision: .* is a llama checkpoint, not CLIP or SigLIP"),
         ({"base": llm}, "model.base: .* is a llama checkpoint, not LLaVA"),
-        ({"base": str(tmp_path / "nowhere")}, "model.base: can't read the checkpoint"),
+        ({"base": str(tmp_path / "nowhere")}, "model.base: there is no folder"),
         ({"base": bare}, "has no token '<image>'"),
         ({"llm": llm, "vision": vision, "vision_feature_layer": -9}, "model.vision_feature_layer is -9"),
     ):

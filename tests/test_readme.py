@@ -61,7 +61,7 @@ def test_every_command_runs(
     for line in commands():
         words = shlex.split(line)
         assert words[0] == "basic-lite", f"README shows a command that no test knows how to run: {line}"
-        if words[1] == "train":
+        if words[1] in ("train", "estimate"):
             mine = [word for word in words[3:] if "micro_batch" in word]
             words += small + ([] if mine else ["training.micro_batch=1"])
         with pytest.raises(SystemExit) as stopped:

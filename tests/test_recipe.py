@@ -536,7 +536,10 @@ STAGE_2 = SHARED | {
 HYPERPARAMETERS = {
     "7b_pretrain": STAGE_1 | {"model.llm": "lmsys/vicuna-7b-v1.5"},
     "7b_qlora": STAGE_2 | {"model.llm": "lmsys/vicuna-7b-v1.5", "model.projector": "runs/7b_pretrain"},
-    "13b_qlora": STAGE_2 | {"model.llm": "lmsys/vicuna-13b-v1.5", "model.projector": "runs/13b_pretrain"},
+    # Rank 64 at the method's alpha / rank: what a 16 GB card holds.
+    "13b_qlora": STAGE_2
+    | {"model.llm": "lmsys/vicuna-13b-v1.5", "model.projector": "runs/13b_pretrain"}
+    | {"lora.rank": 64, "lora.alpha": 128.0},
 }
 
 

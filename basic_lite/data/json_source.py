@@ -142,7 +142,7 @@ def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
 def _broken(name: str, line: int, column: int, what: str) -> UserError:
     return UserError(
         f"{name}, line {line}, column {column}: broken JSON: {what}. Mend the file there "
-        f"(`python -m json.tool` checks it), or set `path` to another."
+        f"(`python -m json.tool` checks it, for JSONL with --json-lines), or set `path` to another."
     )
 
 

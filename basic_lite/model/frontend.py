@@ -203,6 +203,8 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
 
 def not_loadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(name).is_dir() and (Path(name).is_absolute() or len(Path(name).parts) != 2):
+        return f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
     where = "the folder holds no readable one" if Path(name).is_dir() else "no such folder, and not found on the hub"
     return (
         f"{key}: can't read the {what} {name} ({where}): {first}\n"

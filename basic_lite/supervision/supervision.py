@@ -87,6 +87,7 @@ class Supervision:
             detach=settings.detach,
             final_norm=settings.target_norm == "final",
             attention=self.reads_attention,
+            direction=settings.direction if self.computes_das and settings.direction != "off" else None,
         )
         if self.active:
             _ = self.vocabulary
@@ -178,7 +179,10 @@ class Supervision:
         divisor = samples if samples_with_image is None else samples_with_image
         das = sds = zero
         if self.computes_das:
-            das = self.operations.direction_loss(v, target, weights, settings.direction) / divisor
+            if captured.direction is not None:
+                das = self.operations.weighted_direction_loss(v, captured.direction, weights) / divisor
+            else:  # the target has a graph of its own
+                das = self.operations.direction_loss(v, target, weights, settings.direction) / divisor
         if self.computes_sds:
             sds = (
                 self.operations.vocab_kl(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Capture:
     v: Tensor | None = None  # [M, D] float32, with its graph: initial visual embeddings
     target: Tensor | None = None  # [M, D] float32, v̂; with a graph only when it isn't detached
     mass: Tensor | None = None  # [B, T] float32, attention of text to visual tokens, summed over text and layers
+    direction: Any = None  # DAS's pass over layer K, where the target is detached
     attended: int = 0  # layers that mass is summed over
     closed: bool = False
     _projected: list[Tensor] = field(default_factory=list, repr=False)
@@ -46,6 +47,7 @@ class TapPlan:
     detach: bool
     final_norm: bool
     attention: bool
+    direction: Literal["cosine", "mse"] | None  # None: no DAS
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -70,8 +72,11 @@ def open_taps(plan: TapPlan, layout: Layout, *, embeddings: bool) -> Iterator[Ca
     with ExitStack() as outer, ExitStack() as inner:
         if embeddings:
             inner.enter_context(_hooked(plan.parts.projector, lambda out: _keep_v(capture, out)))
-            for weight, layer in zip(plan.weights, plan.layers, strict=True):
-                inner.enter_context(_hooked(layer, lambda out, w=weight: _keep_layer(plan, capture, out, w)))
+            for h, (weight, layer) in enumerate(zip(plan.weights, plan.layers, strict=True), start=1):
+                last = h == len(plan.weights)
+                inner.enter_context(
+                    _hooked(layer, lambda out, w=weight, is_last=last: _keep_layer(plan, capture, out, w, is_last))
+                )
         if plan.attention:
 
             def watcher(module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
@@ -101,24 +106,50 @@ def _keep_v(capture: Capture, out: Tensor) -> None:
     capture._projected.append(out.reshape(-1, out.shape[-1]))
 
 
-def _keep_layer(plan: TapPlan, capture: Capture, out: Any, weight: float) -> None:
+def _keep_layer(plan: TapPlan, capture: Capture, out: Any, weight: float, last: bool) -> None:
     hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
     if not plan.detach:
         # Only a reference: the gather waits until the LLM is done, outside of any region that checkpointing
         # recomputes.
         capture._residuals.append(hidden)
         return
+    if last and plan.direction is not None:
+        v = _pack_v(capture)  # with its graph
+        with torch.no_grad():
+            hidden, positions = _rows(plan, capture.layout, hidden)
+            capture.direction = plan.operations.capture_and_direction_loss(
+                capture.target, hidden, positions, weight, v, plan.direction
+            )
+            capture.target = capture.direction.target
+        return
     with torch.no_grad():
         capture.target = _add_layer(plan, capture.layout, capture.target, hidden, weight)
 
 
+def _rows(plan: TapPlan, layout: Layout, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a layer's visual rows are read from: [B, T, D] and positions, normed first where the recipe says so."""
+    if not plan.final_norm:
+        return hidden, layout.positions
+    rows = plan.parts.norm(hidden.flatten(0, 1).index_select(0, layout.positions))[None]  # [1, M, D]
+    return rows, torch.arange(layout.positions.numel(), device=layout.positions.device)
+
+
 def _add_layer(plan: TapPlan, layout: Layout, target: Tensor | None, hidden: Tensor, weight: float) -> Tensor:
-    positions = layout.positions
-    if plan.final_norm:
-        hidden = plan.parts.norm(hidden.flatten(0, 1).index_select(0, positions))[None]  # [1, M, D]
-        positions = torch.arange(positions.numel(), device=positions.device)
+    hidden, positions = _rows(plan, layout, hidden)
     acc: Tensor = plan.operations.capture_layer(target, hidden, positions, weight)
     return acc
+
+
+def _pack_v(capture: Capture) -> Tensor:
+    """v [M, D] of all the projector's calls, in float32, once."""
+    if capture.v is None:
+        expected = capture.layout.positions.numel()
+        given = sum(rows.shape[0] for rows in capture._projected)
+        if given != expected:
+            raise RuntimeError(f"the projector gave {given} visual tokens for {expected} image placeholders")
+        v = torch.cat(capture._projected) if len(capture._projected) > 1 else capture._projected[0]
+        capture.v = v.to(torch.promote_types(v.dtype, torch.float32))
+    return capture.v
 
 
 def _keep_mass(
@@ -156,12 +187,7 @@ def _finish(plan: TapPlan, capture: Capture, embeddings: bool) -> None:
             f"{type(plan.parts.language_model).__name__} doesn't call transformers' AttentionInterface"
         )
     if embeddings:
-        expected = capture.layout.positions.numel()
-        given = sum(rows.shape[0] for rows in capture._projected)
-        if given != expected:
-            raise RuntimeError(f"the projector gave {given} visual tokens for {expected} image placeholders")
-        v = torch.cat(capture._projected) if len(capture._projected) > 1 else capture._projected[0]
-        capture.v = v.to(torch.promote_types(v.dtype, torch.float32))
+        _pack_v(capture)
         for weight, hidden in zip(plan.weights, capture._residuals, strict=False):
             capture.target = _add_layer(plan, capture.layout, capture.target, hidden, weight)
         capture._projected.clear()

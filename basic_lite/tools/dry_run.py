@@ -96,13 +96,15 @@ def _refusals(recipe: Recipe) -> list[str]:
     """What would stop `train` now, but may well be meant: a folder in use, a stage 1 that hasn't run yet."""
     found = []
     path = Path(recipe.output) / recipe.name
-    existed = path.exists()
+    existed, parent_existed = path.exists(), path.parent.exists()
     try:
         open_run_folder(recipe, resume=False)
     except UserError as error:
         found.append(str(error))
     if not existed and path.is_dir():
         path.rmdir()  # it was only tried
+        if not parent_existed:
+            path.parent.rmdir()
     if recipe.model.projector is not None:
         try:
             earlier = open_bundle(Path(recipe.model.projector), "model.projector")

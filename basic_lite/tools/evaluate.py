@@ -195,6 +195,12 @@ def evaluate_run(
     form = chat_format(bundle.recipe, loaded, chosen)
     if template is None and form.template != bundle.recipe.data.template:
         notes.print(asked_otherwise(bundle.recipe, form), markup=False)
+    notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
+    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
+    if several:
+        notes.print(
+            f"note: {several} records have several questions; the last of each is asked, the others are context"
+        )
     bar = Progress(
         TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes, transient=True
     )

@@ -165,7 +165,7 @@ def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(path), {"format": "pt"})
 
 
-def find_bundle(place: Path, key: str = "RUN") -> Path:
+def find_bundle(place: Path, key: str = "run folder") -> Path:
     """The bundle meant by ``place``: itself, a run folder's ``final``, or its newest checkpoint.
 
     Raises:
@@ -204,7 +204,7 @@ def _is_sealed(folder: Path) -> bool:
         return False
 
 
-def open_bundle(place: Path, key: str = "RUN") -> Bundle:
+def open_bundle(place: Path, key: str = "run folder") -> Bundle:
     """Read and verify a bundle.
 
     Raises:

@@ -111,9 +111,7 @@ class Interruption(TrainerCallback):
             signal.signal(number, old)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data loader's process, which inherits the handler: its parent decides
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
+        if os.getpid() != self._process:  # a data loader's process, which inherits the handler: its parent ends it
             return
         if self.requested:
             raise KeyboardInterrupt

@@ -39,13 +39,16 @@ class RefinementLog(TrainerCallback):
         say: Callable[[str], None],
         *,
         autocast: bool,
+        fresh: bool,
     ) -> None:
+        """``fresh``: the projector starts untrained."""
         self.supervision = supervision
         self.batches = batches
         self.tokenizer = tokenizer
         self.log = log
         self.say = say
         self.autocast = autocast
+        self.fresh = fresh
         self.curves: list[tuple[int, RefinementCurve]] = []
 
     def on_train_begin(
@@ -70,5 +73,7 @@ class RefinementLog(TrainerCallback):
         self.curves.append((state.global_step, curve))
         self.log.write({"step": state.global_step, "refinement": curve.to_dict()})
         warning = curve.warning()
+        if state.global_step == 0 and self.fresh:
+            warning = None  # an untrained projector's output is noise to both sides
         if warning is not None:
             self.say(f"warning: step {state.global_step}: {warning}")

@@ -32,7 +32,6 @@ from basic_lite_kernels.compiling import CompileCase
 LOG2_E, _LIST_BLOCK = 1 / math.log(2), 1024
 # Programs of pass 2 a multiprocessor: causal tiles differ in length, and those without an image end at once.
 _PROGRAMS_EACH = 4
-
 # Numbers that change with every batch: no variant of a kernel for those that are 1 or multiples of 16.
 _LENGTHS = ["T", "R", "H", "heads_each", "group", "window"]
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}

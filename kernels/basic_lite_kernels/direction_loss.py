@@ -167,7 +167,7 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or (acc is not None and acc.requires_grad)):
         return reference.capture_layer(acc, hidden, positions, weight)
-    hidden, first = _rows("hidden", hidden), acc is None
+    hidden, first, positions = _rows("hidden", hidden), acc is None, positions.contiguous()
     acc = _accumulator(acc, hidden, positions)
     M, D = acc.shape
     if M:
@@ -195,7 +195,7 @@ def capture_and_direction_loss(
     Peak extra bytes beyond ``acc`` (4·M·D): 4·M·D for the gradient + 4·M. Traffic: 18·M·D bytes with a bf16 ``hidden``.
     Source: method section, direction alignment supervision; ``mse`` from the ablations; the fusion is ours.
     """
-    hidden, first = _rows("hidden", hidden.detach()), acc is None
+    hidden, first, positions = _rows("hidden", hidden.detach()), acc is None, positions.contiguous()
     acc = _accumulator(None if acc is None else acc.detach(), hidden, positions)
     distance, dv, _ = _measure(v, acc, kind, (v.requires_grad, False), (hidden, positions, float(weight), first))
     return Direction(acc, distance, dv)
@@ -215,6 +215,7 @@ def weighted_direction_loss(v: Tensor, direction: Direction, weights: Tensor) ->
     Peak extra bytes: 12·M. The backward turns the pass's gradient into the result, in place; a retained graph, or a v
     that isn't float32, costs one more [M, D]. Source: as ``capture_and_direction_loss``.
     """
+    _require_weights(v, weights)
     return _DirectionLoss.apply(v, direction.target, weights, direction.distance, direction.dv, None)
 
 
@@ -239,8 +240,14 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cos
     more for the target's gradient, for a retained graph, and for inputs that aren't float32.
     Source: method section, direction alignment supervision; ``mse`` from the ablations.
     """
+    _require_weights(v, weights)
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (v, target)]
     return _DirectionLoss.apply(v, target, weights, *_measure(v, target, kind, needed))
+
+
+def _require_weights(v: Tensor, weights: Tensor) -> None:
+    if weights.shape != v.shape[:1]:
+        raise ValueError(f"weights are {list(weights.shape)} for v {list(v.shape)}; they must be [M]")
 
 
 def _measure(
@@ -302,7 +309,8 @@ class _DirectionLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *gradients = ctx.saved_tensors
         # Where the graph goes away after this, so does the saved gradient, and its memory may be the result.
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        # A private call: where a version of torch lacks it, the gradient is copied rather than scaled in place.
+        keep = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
         results = [
             None if gradient is None else _scaled(gradient, weights, grad, dtype, in_place=not keep)
             for gradient, dtype in zip(gradients, ctx.types, strict=True)

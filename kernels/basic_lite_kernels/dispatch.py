@@ -25,6 +25,9 @@ OPERATIONS = {
     "attention_mass": "attention_mass",
 }
 
+# DAS in two calls around the moment when a_i is known; the Triton one is a single pass over layer K.
+PASSES = {"capture_and_direction_loss": "direction_loss", "weighted_direction_loss": "direction_loss"}
+
 # The oldest NVIDIA cards with bf16 matrix instructions; the kernels are compiled and checked from here on.
 LEAST_CAPABILITY = (8, 0)
 
@@ -103,6 +106,8 @@ def _gpu_obstacle() -> str | None:
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < LEAST_CAPABILITY:
         return f"{_gpu_name()} has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+    if torch.version.hip is not None:
+        return f"{_gpu_name()} is an AMD card, and the kernels are compiled and checked for NVIDIA's alone so far"
     return _import_obstacle() or _trial_obstacle()
 
 
@@ -130,29 +135,52 @@ def _trial_obstacle() -> str | None:
 def _triton_operations(*, falls_back: bool) -> ModuleType:
     """A module with the operations of ``reference`` by the same names and signatures, computed by kernels."""
     module = ModuleType("basic_lite_kernels.triton_operations", "The operations, computed by Triton kernels.")
-    for name, file in OPERATIONS.items():
+    for name, file in (OPERATIONS | PASSES).items():
         kernel = getattr(importlib.import_module(f"basic_lite_kernels.{file}"), name)
         vars(module)[name] = _where_tensors_live(name, kernel, getattr(reference, name), falls_back)
     return module
 
 
+def _unread(name: str, args: tuple[Any, ...]) -> str | None:
+    """Inputs that the kernels don't take, or weren't compiled and checked for; None: none such."""
+    tensors = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    if any(x.dtype == torch.float64 for x in tensors):
+        return "float64 tensors"
+    if name == "attention_mass":
+        if tensors[0].dtype != tensors[1].dtype:
+            return "queries and keys of different types"
+        return None if tensors[0].shape[-1] % 16 == 0 else "a head size that is no multiple of 16"
+    if file_of(name) == "direction_loss" and (tensors[0].shape[-1] > 8192 or tensors[0].shape[-1] % 16):
+        return "rows that are longer than 8192, or no multiple of 16"
+    return None
+
+
+def file_of(name: str) -> str:
+    """The kernel file an operation is in."""
+    return (OPERATIONS | PASSES)[name]
+
+
 def _where_tensors_live(
-    name: str, kernel: Callable[..., Tensor], plain: Callable[..., Tensor], falls_back: bool
-) -> Callable[..., Tensor]:
+    name: str, kernel: Callable[..., Any], plain: Callable[..., Any], falls_back: bool
+) -> Callable[..., Any]:
     """The kernel for tensors that it can read; for others the reference, said once, or an error."""
     said = False
 
     @functools.wraps(plain)
-    def operation(*args: Any, **kwargs: Any) -> Tensor:
+    def operation(*args: Any, **kwargs: Any) -> Any:
         nonlocal said
         device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        if device.type == "cuda" or _interpreted():
+        on_gpu = device.type == "cuda" or _interpreted()
+        if any(isinstance(x, reference.Direction) for x in args):
+            return plain(*args, **kwargs)  # the reference began, so it ends
+        unread = _unread(name, args) if on_gpu and falls_back else None
+        if on_gpu and unread is None:
             return kernel(*args, **kwargs)
         if not falls_back:
             raise KernelUnavailable(f"the Triton kernels were asked for, and {name} got tensors on {device}, not a GPU")
         if not said:
             said = True
-            logger.info("BASIC operations: %s by the reference, for tensors on %s", name, device)
+            logger.info("BASIC operations: %s by the reference, for %s", name, unread or f"tensors on {device}")
         return plain(*args, **kwargs)
 
     return operation

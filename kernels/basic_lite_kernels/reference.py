@@ -9,7 +9,7 @@ arXiv 2508.06895 (the method).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,6 +136,30 @@ def _unit_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     distance = (x - y).square_().sum(dim=1)
     distance = torch.where((inverse_x > 0) & (inverse_y > 0), distance, 2.0)
     return x, y, inverse_x, inverse_y, distance
+
+
+class Direction(NamedTuple):
+    """What ``capture_and_direction_loss`` leaves for ``weighted_direction_loss``."""
+
+    target: Tensor  # [M, D] float32, v̂ (the same memory as acc)
+    kind: Literal["cosine", "mse"]
+
+
+def capture_and_direction_loss(
+    acc: Tensor | None,
+    hidden: Tensor,
+    positions: Tensor,
+    weight: float,
+    v: Tensor,
+    kind: Literal["cosine", "mse"] = "cosine",
+) -> Direction:
+    """``capture_layer`` of layer K; the Triton twin measures each row's distance to ``v`` in the same pass."""
+    return Direction(capture_layer(acc, hidden, positions, weight), kind)
+
+
+def weighted_direction_loss(v: Tensor, direction: Direction, weights: Tensor) -> Tensor:
+    """``direction_loss`` of what ``capture_and_direction_loss`` left, once the weights a_i [M] are known."""
+    return direction_loss(v, direction.target, weights, direction.kind)
 
 
 def vocab_kl(

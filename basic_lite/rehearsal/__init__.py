@@ -1,0 +1,16 @@
+"""A training step without weights or a card: how much memory it takes, and what for.
+
+The project's own step runs on fake tensors (shapes and types without values), and a ledger counts every storage while
+it
+lives. So the answer follows the code and can't drift from it.
+
+    frontend = load_frontend(recipe.model)
+    rehearsal = rehearse(recipe, frontend, Target.card(recipe))
+    rehearsal.peak_bytes, rehearsal.by_part
+"""
+
+from basic_lite.rehearsal.batch import Shape
+from basic_lite.rehearsal.step import Rehearsal, Stage, rehearse
+from basic_lite.rehearsal.target import Target
+
+__all__ = ["Rehearsal", "Shape", "Stage", "Target", "rehearse"]

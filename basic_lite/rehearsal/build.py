@@ -1,0 +1,98 @@
+"""A recipe's model on fake tensors, made from its configurations: nothing is read, nothing is allocated."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from basic_lite.model.adapt import adapt, leave_casts_to_autocast
+from basic_lite.model.frontend import Frontend
+from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
+from basic_lite.model.load import Loaded, table_rows
+from basic_lite.model.parts import Parts, find_parts
+from basic_lite.rehearsal.ledger import Ledger, fake_like
+from basic_lite.rehearsal.nf4 import NF4Linear
+from basic_lite.rehearsal.target import Target
+from basic_lite.schema import Recipe
+
+NF4, OTHER, TOWER, PROJECTOR, LORA = "NF4 weights", "other weights", "vision tower", "projector", "LoRA"
+
+
+class FusedDropout(nn.Module):
+    """Dropout as CUDA has it: the mask it keeps has one byte an element, the CPU's has the input's type."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.p, True)[0] if self.training else x
+
+
+def fake_model(recipe: Recipe, frontend: Frontend, target: Target, ledger: Ledger) -> Loaded:
+    """The model as ``load_base`` and ``adapt`` leave it, with every weight in the ledger under its part."""
+    frontend = replace(frontend, config=copy.deepcopy(frontend.config))
+    config = frontend.config
+    config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
+    with torch.device("meta"):
+        model = BasicLlavaForConditionalGeneration(config).to(target.dtype)
+        model.model.multi_modal_projector.float()
+    model.tie_weights()
+    model.config.use_cache = False
+    # flash-attn need not be installed for an estimate; sdpa keeps as little.
+    model.model.language_model.config._attn_implementation = "eager" if recipe.model.attention == "eager" else "sdpa"
+    parts = find_parts(model)
+    if recipe.quantization.mode == "nf4":
+        _quantise(parts.layers, double=recipe.quantization.double, compute_dtype=target.compute_dtype)
+    adapt(parts, recipe)
+    if target.autocast:
+        leave_casts_to_autocast(parts)
+    freeze_in_no_grad(parts.vision_tower)
+    _materialise(parts, ledger)
+    if target.cuda:
+        _fuse_dropout(parts.layers)
+    model.train()
+    parts.vision_tower.eval()
+    return Loaded(model, parts, frontend)
+
+
+def _quantise(layers: nn.Module, *, double: bool, compute_dtype: torch.dtype) -> None:
+    for module in list(layers.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, NF4Linear(child, double=double, compute_dtype=compute_dtype))
+
+
+def _fuse_dropout(layers: nn.Module) -> None:
+    for module in list(layers.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout) and 0 < child.p < 1:
+                setattr(module, name, FusedDropout(child.p))
+
+
+def _materialise(parts: Parts, ledger: Ledger) -> None:
+    """Meta tensors become fake ones on a device, shared ones once."""
+    tower = set(map(id, parts.vision_tower.modules()))
+    projector = set(map(id, parts.projector.modules()))
+    made: dict[int, nn.Parameter] = {}
+    for path, module in parts.model.named_modules():
+        if id(module) in tower:
+            tag = TOWER
+        elif id(module) in projector:
+            tag = PROJECTOR
+        elif "lora_" in path:
+            tag = LORA
+        else:
+            tag = NF4 if isinstance(module, NF4Linear) else OTHER
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(fake_like(ledger, parameter, tag), parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake_like(ledger, buffer, tag)

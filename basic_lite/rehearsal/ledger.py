@@ -1,0 +1,233 @@
+"""Counts every live byte of a training step that runs on fake tensors.
+
+A fake tensor has shape, type and a storage with a size, but no memory. Run on them, a step makes and drops the
+storages that it would make and drop on the card, so the sum of the live ones, taken after every operation, has
+the step's true peak. Ids, labels and masks stay real: they are small, and which rows are labelled or visual depends
+on their values.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import arg_tree_leaves, tree_leaves, tree_map
+
+# Blocks of the CUDA caching allocator.
+BLOCK_BYTES = 512
+# Index tensors up to this size, or twice that of the batch's ids, are computed for real; larger results only have a
+# size.
+REAL_BYTES = 2**18
+
+aten = torch.ops.aten
+_INDEXED = {aten.index.Tensor: 1, aten.index_put_.default: 1, aten.index_put.default: 1}
+_INDEXED |= {aten._unsafe_index.Tensor: 1, aten._index_put_impl_.default: 1}
+
+
+class Ledger(TorchDispatchMode):
+    """A dispatch mode that runs operations on fake tensors and keeps the books.
+
+    ``live`` is the sum of live storages in bytes, ``peak`` its maximum, ``at_peak`` the sum by tag at that moment,
+    ``most`` the maximum of each tag, whenever it was. A storage gets the tag that is current where it is made: see
+    ``scope`` and ``base``.
+    """
+
+    def __init__(self, workspace: Callable[[Any, Sequence[Any]], int] | None = None) -> None:
+        """
+        Args:
+            workspace: bytes that an operation takes inside itself and gives back, (operation, arguments) → bytes.
+        """
+        super().__init__()
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.live = 0
+        self.peak = 0
+        self.by_tag: dict[str, int] = defaultdict(int)
+        self.at_peak: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        self.base = "other"
+        self.real_bytes = REAL_BYTES
+        self.node_tags: dict[str, str] = {}  # name of an autograd node → tag of what its backward makes
+        self._workspace = workspace
+        self._scopes: list[str] = []
+        self._storages: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+
+    # --- tags -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self, tag: str) -> Iterator[None]:
+        """What is made inside gets ``tag``."""
+        self.push(tag)
+        try:
+            yield
+        finally:
+            self.pop()
+
+    def push(self, tag: str) -> None:
+        self._scopes.append(tag)
+
+    def pop(self) -> None:
+        self._scopes.pop()
+
+    def wrap(self, tag: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` within ``scope(tag)``."""
+
+        def scoped(*args: Any, **kwargs: Any) -> Any:
+            with self.scope(tag):
+                return function(*args, **kwargs)
+
+        return scoped
+
+    def retag(self, tensor: Tensor, tag: str) -> None:
+        """Move a tensor's storage to another tag; one that isn't in the books yet is entered."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._storages:
+            self.enter(tensor, tag)
+            return
+        reference, size, old = self._storages[key]
+        self.by_tag[old] -= size
+        self._add(tag, size)
+        self._storages[key] = (reference, size, tag)
+
+    def _tag(self) -> str:
+        if self._scopes:
+            return self._scopes[-1]
+        if self.node_tags:
+            node = torch._C._current_autograd_node()
+            if node is not None and (tag := self.node_tags.get(node.name())) is not None:
+                return tag
+        return self.base
+
+    # --- books ----------------------------------------------------------------------------------------------------
+
+    def enter(self, tensor: Tensor, tag: str | None = None) -> None:
+        """Count a tensor's storage, once, for as long as it lives."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+        tag = tag or self._tag()
+        self._storages[key] = (weakref.ref(storage, functools.partial(self._leave, key)), size, tag)
+        self.live += size
+        self._add(tag, size)
+
+    def _add(self, tag: str, size: int) -> None:
+        self.by_tag[tag] += size
+        if self.by_tag[tag] > self.most.get(tag, 0):
+            self.most[tag] = self.by_tag[tag]
+
+    def _leave(self, key: int, _: Any) -> None:
+        _, size, tag = self._storages.pop(key)
+        self.live -= size
+        self.by_tag[tag] -= size
+
+    def reset_peak(self) -> None:
+        """Start to look for a peak anew; what lives stays in the books."""
+        self.peak = 0
+        self.at_peak = {}
+        self.most = {tag: size for tag, size in self.by_tag.items() if size}
+        self.note_peak()
+
+    def note_peak(self, extra: int = 0) -> None:
+        """Compare this moment, with ``extra`` bytes of workspace, with the peak so far."""
+        if self.live + extra > self.peak:
+            self.peak = self.live + extra
+            self.at_peak = {tag: size for tag, size in self.by_tag.items() if size}
+            if extra:
+                tag = self._tag()
+                self.at_peak[tag] = self.at_peak.get(tag, 0) + extra
+
+    # --- operations -----------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked for at every turn, and no operation
+        kwargs = kwargs or {}
+        fake, real = False, False
+        for leaf in arg_tree_leaves(*args, **kwargs):
+            if isinstance(leaf, FakeTensor):
+                fake = True
+            elif isinstance(leaf, Tensor):
+                real = True
+        extra = 0
+        if real and not fake:
+            out = tree_map(self._shrink, func(*args, **kwargs))
+        else:
+            if fake and func in _INDEXED:
+                args = _with_row_numbers(args, _INDEXED[func])
+            if fake and func is aten.masked_select.default:
+                out = self._masked_select(*args)
+            elif not fake and _small_integers(func, args, kwargs):
+                out = func(*args, **kwargs)
+            else:
+                with self.fake_mode:
+                    out = func(*args, **kwargs)
+            if self._workspace is not None:
+                extra = self._workspace(func, args)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.enter(leaf)
+        self.note_peak(extra)
+        return out
+
+    def _shrink(self, value: Any) -> Any:
+        """A real result that is too large to go on computing with becomes a fake one."""
+        if not isinstance(value, Tensor) or value.untyped_storage().nbytes() <= self.real_bytes:
+            return value
+        with self.fake_mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+    def _masked_select(self, source: Tensor, mask: Tensor) -> Tensor:
+        """The result's size is read from the mask, which is real."""
+        count = _count(mask) * (torch.broadcast_shapes(source.shape, mask.shape).numel() // max(mask.numel(), 1))
+        with self.fake_mode:
+            return source.new_empty(count)
+
+
+def fake_like(ledger: Ledger, tensor: Tensor, tag: str) -> Tensor:
+    """A fake tensor with the size of ``tensor`` (which may be on the meta device), in the books."""
+    with ledger.fake_mode:
+        new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    ledger.enter(new, tag)
+    return new
+
+
+def _small_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation without tensor arguments makes positions or ids, which are computed for real."""
+    if func.namespace != "aten" or not func.overloadpacket.__name__.startswith("arange"):
+        return False
+    ends = [a for a in args if isinstance(a, int | float)]
+    return kwargs.get("dtype") in (None, torch.int64, torch.int32) and max(ends, default=0) * 8 <= REAL_BYTES
+
+
+def _with_row_numbers(args: tuple[Any, ...], place: int) -> tuple[Any, ...]:
+    """Indices by mask become indices by number, as the device makes them, so that results have a known size."""
+    indices: list[Any] = []
+    for index in args[place]:
+        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
+            indices += list(index.nonzero(as_tuple=True))
+        else:
+            indices.append(index)
+    return (*args[:place], indices, *args[place + 1 :])
+
+
+def _count(mask: Tensor) -> int:
+    """True elements; dimensions that only repeat are counted once and multiplied."""
+    if isinstance(mask, FakeTensor):
+        raise RuntimeError("a mask whose values decide a size must be made of real tensors in a rehearsal")
+    repeats = 1
+    for dimension, stride in enumerate(mask.stride()):
+        if stride == 0 and mask.shape[dimension] > 1:
+            repeats *= mask.shape[dimension]
+            mask = mask.narrow(dimension, 0, 1)
+    return int(mask.sum()) * repeats

@@ -1,0 +1,173 @@
+"""What only repeats itself is run once, so that a rehearsal takes seconds: decoder layers, chunks of rows.
+
+Under gradient checkpointing a layer leaves its input behind in the forward and its gradients in the backward, and
+whatever else it takes it gives back before the next one starts. So of layers that are alike, what the transients come
+on
+top of changes evenly from layer to layer, and the most is reached at an end: the first layer, the last, or the
+last one that BASIC watches. Those run in full. The others keep and make what the full ones do, in a few operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from basic_lite.model.parts import Parts
+from basic_lite.rehearsal.ledger import Ledger, fake_like
+from basic_lite_kernels.reference import ATTENTION_SCRATCH_ELEMENTS
+
+
+class Repeat:
+    """Takes the place of one layer's forward.
+
+    ``watched``: BASIC reads this layer's attention, so it calls the attention function with tensors of the right
+    shapes. ``casts``: autocast's copies of float32 adapters, which it keeps until the model's forward is over.
+    """
+
+    def __init__(self, layer: nn.Module, ledger: Ledger, *, watched: bool, casts: list[Tensor] | None) -> None:
+        self.layer = layer
+        self.ledger = ledger
+        self.watched = watched
+        self.casts = casts
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, T, D] → [B, T, D]."""
+        if self.watched:
+            self._attend(hidden_states)
+        if self.casts is not None:
+            for p in self.layer.parameters():
+                if p.requires_grad and p.dtype == torch.float32:
+                    self.casts.append(p.detach().to(torch.bfloat16))
+        out: Tensor = _Repeated.apply(hidden_states, self)
+        return out
+
+    @torch.no_grad()
+    def _attend(self, hidden: Tensor) -> None:
+        attention = next(m for m in self.layer.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim"))
+        config = attention.config
+        B, T = hidden.shape[:2]
+        query = hidden.new_empty(B, config.num_attention_heads, T, attention.head_dim)
+        key = hidden.new_empty(B, config.num_key_value_heads, T, attention.head_dim)
+        function = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+        function(attention, query, key, key, None, scaling=attention.scaling)
+
+    def backward(self) -> None:
+        for parameter in self.layer.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = fake_like(self.ledger, parameter, "gradients")
+
+
+class _Repeated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, repeat: Repeat) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.repeat = repeat
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.repeat.backward()
+        return torch.empty_like(grad), None
+
+
+def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: bool, casts: list[Tensor] | None) -> None:
+    """Let layers that are alike repeat one another; the first, the last and the last supervised of a kind run in full.
+
+    Args:
+        supervised: K; 0 without BASIC.
+        watched: BASIC reads attention.
+        casts: where autocast's copies are kept; None: there are none.
+    """
+    types = getattr(parts.language_model.config, "layer_types", None) or []
+    kinds: dict[Any, list[int]] = {}
+    for index, layer in enumerate(parts.layers):
+        shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
+        kinds.setdefault((shapes, types[index] if index < len(types) else None), []).append(index)
+    full = {0, len(parts.layers) - 1, max(supervised - 1, 0)}
+    for members in kinds.values():
+        within = [i for i in members if i < supervised]
+        full |= {members[0], members[-1], *within[-1:]}
+    for index, layer in enumerate(parts.layers):
+        if index not in full:
+            layer.gradient_checkpointing = False
+            layer.forward = Repeat(layer, ledger, watched=watched and index < supervised, casts=casts)
+
+
+def last_in_full(attention_mass: Callable[..., Tensor], layers: int) -> Callable[..., Tensor]:
+    """Every layer's call takes and gives back the same; only the last of them, on top of most, is computed.
+
+    And of its samples, which are worked on a few at a time, only as many as make a round.
+    """
+    calls = 0
+
+    def counted(query: Tensor, key: Tensor, **options: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        B, _, T, d = query.shape
+        if calls % layers == 0:
+            round_of = slice(1 + ATTENTION_SCRATCH_ELEMENTS // (key.shape[1] * T * d))
+            for name in ("text_queries", "visual", "valid"):
+                options[name] = options[name][round_of]
+            attention_mass(query[round_of], key[round_of], **options)
+        return query.new_zeros(B, T, dtype=torch.promote_types(query.dtype, torch.float32))
+
+    return counted
+
+
+# Several chunks of every operation of BASIC that goes through visual tokens in chunks.
+FEW_ROWS = 512
+
+
+def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Callable[..., Tensor]:
+    """DAS or SDS: all chunks of rows take the same, so a few are enough, beside the gradient of all rows.
+
+    SDS makes its gradient in the forward and keeps that; DAS keeps v and v̂.
+    """
+
+    def shortened(v: Tensor, target: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if v.shape[0] <= FEW_ROWS or target.requires_grad:
+            return loss(v, target, *rest, **options)
+
+        def run() -> Tensor:
+            cut = [x[:FEW_ROWS] if isinstance(x, Tensor) and x.ndim == 1 else x for x in rest]  # the weights a_i
+            return loss(v.detach()[:FEW_ROWS], target[:FEW_ROWS], *cut, **options)
+
+        out: Tensor = _FewRows.apply(v, target, run, gradient_in_forward)
+        return out
+
+    return shortened
+
+
+def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Likewise for one layer's share of the target."""
+
+    def shortened(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
+        if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
+            return capture_layer(acc, hidden, positions, weight)
+        if acc is None:
+            acc = hidden.new_zeros(
+                positions.numel(), hidden.shape[-1], dtype=torch.promote_types(hidden.dtype, torch.float32)
+            )
+        capture_layer(acc[:FEW_ROWS], hidden, positions[:FEW_ROWS], weight)
+        return acc
+
+    return shortened
+
+
+class _FewRows(torch.autograd.Function):
+    """The scratch of a few chunks, and 4·M·D bytes of gradient from the forward or from the backward on."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, target: Tensor, run: Callable[[], Tensor], gradient_in_forward: bool) -> Tensor:
+        kept = (torch.zeros_like(v),) if gradient_in_forward else (v, target)
+        total = run()
+        ctx.save_for_backward(*kept)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.zeros_like(ctx.saved_tensors[0]), None, None, None

@@ -1,0 +1,228 @@
+"""One training step of a recipe on fake tensors: the project's own code, every allocation counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basic_lite.data.tokens import IGNORE
+from basic_lite.model.frontend import Frontend
+from basic_lite.model.parts import Parts
+from basic_lite.rehearsal.batch import Shape, longest_batch
+from basic_lite.rehearsal.build import fake_model
+from basic_lite.rehearsal.ledger import REAL_BYTES, Ledger, fake_like
+from basic_lite.rehearsal.optimizer import optimizer_state
+from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
+from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
+from basic_lite.schema import Recipe
+from basic_lite.supervision import Supervision
+from basic_lite.train.step import micro_batch_loss
+from basic_lite_kernels.reference import Direction
+
+GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
+VISION, PROJECTION = "vision tower's activations", "projector's activations"
+KEPT, LAYER, LM_LOSS, BASIC = "activations kept", "largest layer's transients", "LM loss", "BASIC"
+OPERATIONS = ("capture_layer", "attention_mass", "direction_loss", "vocab_kl")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a step needs; bytes. ``by_part`` sums to ``peak_bytes``; ``most_by_part`` has each part's own maximum."""
+
+    shape: Shape
+    target: Target
+    by_part: dict[str, int]
+    most_by_part: dict[str, int]
+    peak_bytes: int  # of all tensors at once
+    forward_peak_bytes: int
+    pageable_bytes: int  # optimizer state that CUDA may move to host memory while it isn't used
+
+    @property
+    def needed_bytes(self) -> int:
+        """With the allowance for context and fragmentation; optimizer state on the card."""
+        return self.peak_bytes + (ALLOWANCE_BYTES if self.target.cuda else 0)
+
+    @property
+    def least_bytes(self) -> int:
+        """As ``needed_bytes``, with the optimizer's pages on the host during forward and backward."""
+        return self.needed_bytes - self.pageable_bytes
+
+
+class Stage:
+    """A recipe's model on fake tensors, ready for rehearsals of several shapes."""
+
+    def __init__(
+        self, recipe: Recipe, frontend: Frontend, target: Target, *, basic: bool = True, in_full: bool = False
+    ) -> None:
+        """
+        Args:
+            basic: False leaves BASIC out, to see what it adds.
+            in_full: compute everything where repeats would do (see ``repeat``): the same result, a good deal later.
+        """
+        self.in_full = in_full
+        self.recipe, self.frontend, self.target = recipe, frontend, target
+        self.ledger = Ledger(target.workspace)
+        self.loaded = fake_model(recipe, frontend, target, self.ledger)
+        self.parts = self.loaded.parts
+        self.supervision = self._supervision() if basic else None
+        self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
+        self.trainable = [p for p in self.parts.model.parameters() if p.requires_grad]
+        self._casts: list[Tensor] = []
+        checkpointing = recipe.training.gradient_checkpointing
+        if checkpointing and not in_full:
+            supervision = self.supervision
+            repeat_layers(
+                self.parts,
+                self.ledger,
+                supervised=supervision.layers if supervision is not None else 0,
+                watched=supervision is not None and supervision.reads_attention,
+                casts=self._casts if target.autocast else None,
+            )
+        _watch(self.parts, self.ledger, checkpointing=checkpointing)
+
+    def rehearse(self, shape: Shape | None = None, model: Callable[..., Any] | None = None) -> Rehearsal:
+        """Run one micro-batch of a step in which everything is there that training holds.
+
+        That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
+        ones. The model's forward runs with BASIC's taps open, then come the losses and the backward. Clipping and the
+        optimizer's step, after it, work in place and take nothing more.
+
+        Args:
+            shape: of the micro-batch; None: the recipe's, at its maximum length.
+            model: what is called in the model's place; None: the model itself.
+        """
+        ledger = self.ledger
+        shape = shape or Shape.of(self.recipe)
+        for parameter in self.trainable:
+            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
+        ledger.reset_peak()
+        inputs = self._inputs(shape)
+        labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
+        forward = model or self.parts.model
+
+        def under_autocast(**kwargs: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
+                out = forward(**kwargs)
+            self._casts.clear()
+            return out
+
+        with ledger:
+            ledger.base = KEPT
+            loss = micro_batch_loss(
+                under_autocast,
+                self.parts,
+                self.supervision,
+                inputs,
+                lambdas=self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0),
+                num_items_in_batch=labelled * shape.accumulation,
+                samples_with_image=shape.samples * shape.accumulation,
+                detailed=True,
+            ).loss
+            inputs.clear()
+            forward_peak = ledger.peak
+            ledger.base = LM_LOSS
+            loss.backward()
+        by_part = dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1]))
+        return Rehearsal(
+            shape, self.target, by_part, dict(ledger.most), ledger.peak, forward_peak, self.state.pageable_bytes
+        )
+
+    def _inputs(self, shape: Shape) -> dict[str, Tensor]:
+        inputs = longest_batch(self.frontend, shape)
+        self.ledger.real_bytes = max(REAL_BYTES, 2 * inputs["input_ids"].nbytes)
+        size = self.frontend.config.vision_config.image_size
+        pixels = torch.empty(shape.samples * shape.images, 3, size, size, device="meta")
+        inputs["pixel_values"] = fake_like(self.ledger, pixels, BATCH)
+        for tensor in inputs.values():
+            self.ledger.enter(tensor, BATCH)
+        return inputs
+
+    def _supervision(self) -> Supervision | None:
+        """BASIC on the fake model, its operations tagged. The reference ones: the kernels take no more."""
+        recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
+        if not recipe.supervision.enabled or recipe.stage not in recipe.supervision.stages:
+            return None
+        supervision = Supervision(
+            loaded.parts,
+            recipe.supervision,
+            vocabulary_ids=loaded.vocabulary_ids,
+            kernels="reference",
+            special_ids=loaded.tokenizer.all_special_ids,
+            embedding_scale=1.0,
+        )
+        operations = {name: getattr(supervision.operations, name) for name in OPERATIONS}
+        if not self.in_full:
+            operations["attention_mass"] = last_in_full(operations["attention_mass"], supervision.layers)
+            operations["capture_layer"] = few_positions(operations["capture_layer"])
+            operations["direction_loss"] = few_rows(operations["direction_loss"], gradient_in_forward=False)
+            operations["vocab_kl"] = few_rows(operations["vocab_kl"], gradient_in_forward=True)
+        tagged: Any = SimpleNamespace(**{name: ledger.wrap(BASIC, run) for name, run in operations.items()})
+
+        def capture_and_direction_loss(acc: Any, hidden: Any, positions: Any, weight: float, v: Any, kind: Any) -> Any:
+            return Direction(tagged.capture_layer(acc, hidden, positions, weight), kind)
+
+        def weighted_direction_loss(v: Any, direction: Any, weights: Any) -> Any:
+            return tagged.direction_loss(v, direction.target, weights, direction.kind)
+
+        tagged.capture_and_direction_loss = capture_and_direction_loss
+        tagged.weighted_direction_loss = weighted_direction_loss
+        supervision.operations = tagged
+        supervision.plan = replace(supervision.plan, operations=tagged)
+        supervision.losses = ledger.wrap(BASIC, supervision.losses)  # type: ignore[method-assign]
+        ledger.node_tags |= {"_VocabKLBackward": BASIC, "_DirectionLossBackward": BASIC, "_FewRowsBackward": BASIC}
+        return supervision
+
+
+def rehearse(
+    recipe: Recipe, frontend: Frontend, target: Target, shape: Shape | None = None, *, basic: bool = True
+) -> Rehearsal:
+    """What one step of a recipe needs on a target; see ``Stage``."""
+    return Stage(recipe, frontend, target, basic=basic).rehearse(shape)
+
+
+def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:
+    """Hooks that tell the ledger where the step is. What a part's backward makes counts as a layer's transients."""
+
+    def inside(module: nn.Module, tag: str) -> None:
+        def before(*_: Any) -> None:
+            if ledger.base == KEPT:
+                ledger.push(tag)
+
+        def after(*_: Any) -> None:
+            if ledger.base == KEPT:
+                ledger.pop()
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    inside(parts.vision_tower, VISION)
+    inside(parts.projector, PROJECTION)
+    for layer in parts.layers:
+        inside(layer, LAYER if checkpointing else KEPT)
+
+        def keep(_module: nn.Module, _args: Any, out: Any) -> None:
+            if ledger.base == KEPT:
+                ledger.retag(out[0] if isinstance(out, tuple) else out, KEPT)
+
+        layer.register_forward_hook(keep)
+
+    def left(_module: nn.Module, _args: Any, out: Any) -> None:
+        """The LLM is done: what follows is the loss; in the backward, what follows its gradient are the layers."""
+        ledger.base = LM_LOSS
+        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+
+        def entered(gradient: Tensor) -> None:
+            ledger.base = LAYER
+
+        if hidden.requires_grad:
+            hidden.register_hook(entered)
+
+    parts.language_model.register_forward_hook(left)
+    for parameter in parts.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: ledger.retag(p.grad, GRADIENTS))
