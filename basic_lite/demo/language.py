@@ -42,6 +42,7 @@ def train_language(
     seed: int,
     *,
     steps: int = 8700,
+    second_steps: int = 2000,
     batch: int = 20,
     matrix_rate: float = 1.5e-3,
     other_rate: float = 1e-3,
@@ -55,7 +56,8 @@ def train_language(
         out_dir: gets config and weights, as AutoModelForCausalLM reads them.
         tokenizer: the demo's own; its ids and chat template are what the LLM learns.
         seed: of scenes, text and initial weights.
-        steps: optimizer steps; the rates warm up over 50 and fall linearly to zero.
+        steps, second_steps: optimizer steps of two rounds; in the second, what the first left flat (which shape
+            belongs to which colour) is learnt anew. In each the rates warm up over 50 and fall linearly to zero.
         batch: documents per step.
         matrix_rate: Muon's rate for the decoder's matrices. At three times this rate attention did
             not learn which colour belongs to which shape.
@@ -67,6 +69,7 @@ def train_language(
         progress: called with one line of text every 100 steps.
     """
     torch.manual_seed(seed)
+    rates = (matrix_rate, other_rate)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
@@ -75,6 +78,25 @@ def train_language(
         **LLM_CONFIG,
     )
     model = LlamaForCausalLM(config)
+    _round(model, tokenizer, steps, f"language {seed}", warm_up_lessons, batch, rates, quantised_share, progress)
+    if second_steps:
+        _round(model, tokenizer, second_steps, f"language {seed} again", 0, batch, rates, quantised_share, progress)
+    model.save_pretrained(out_dir)
+
+
+def _round(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    name: str,
+    warm_up_lessons: int,
+    batch: int,
+    rates: tuple[float, float],
+    quantised_share: float,
+    progress: Callable[[str], None],
+) -> None:
+    """Train from where ``model`` is, with new optimizers whose rates rise and fall once; ``name`` seeds the lessons."""
+    matrix_rate, other_rate = rates
     matrices = [p for name, p in model.model.layers.named_parameters() if p.ndim == 2]
     known = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in known]
@@ -82,7 +104,7 @@ def train_language(
         torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=other_rate, weight_decay=0.0, betas=(0.9, 0.95)),
     ]
-    batches = _batches(random.Random(f"language {seed}"), tokenizer, batch, warm_up_lessons)
+    batches = _batches(random.Random(name), tokenizer, batch, warm_up_lessons)
     answer_losses: list[float] = []
     for step in range(steps):
         factor = min(1.0, (step + 1) / 50) * (1 - step / steps)
@@ -105,8 +127,7 @@ def train_language(
         answer_losses.append(((losses * supervised).sum() / supervised.sum()).item())
         if (step + 1) % 100 == 0 or step + 1 == steps:
             recent = answer_losses[-100:]
-            progress(f"language: step {step + 1} of {steps}, answer loss {sum(recent) / len(recent):.3f}")
-    model.save_pretrained(out_dir)
+            progress(f"{name}: step {step + 1} of {steps}, answer loss {sum(recent) / len(recent):.3f}")
 
 
 @contextmanager

@@ -26,10 +26,8 @@ def rebuild(
 ) -> None:
     """Train the vision encoder and the LLM from scratch into `out_dir/vision` and `out_dir/llm`.
 
-    The same seed gives the same weights on the same machine and torch version. It takes half an hour on one
-    core. The shipped vision encoder is that of seed 0. The shipped LLM took 8,700 steps too, but in five runs
-    whose questions were made simpler from one to the next; a rebuilt one gets the final lessons from its first
-    step, and so has other weights.
+    The same seed gives the same weights on the same machine and torch version. It takes about an hour on one core. The
+    shipped models are those of seed 0.
 
     Args:
         out_dir: made where it is missing; both folders are overwritten.
@@ -42,7 +40,8 @@ def rebuild(
     try:
         tokenizer = build_tokenizer()
         train_vision(out_dir / "vision", tokenizer, seed, progress=progress, **_steps(vision_steps))
-        train_language(out_dir / "llm", tokenizer, seed, progress=progress, **_steps(language_steps))
+        short = {} if language_steps is None else {"steps": language_steps, "second_steps": language_steps}
+        train_language(out_dir / "llm", tokenizer, seed, progress=progress, **short)
         tokenizer.save_pretrained(out_dir / "llm")
     finally:
         torch.set_num_threads(threads)
