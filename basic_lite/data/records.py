@@ -10,7 +10,7 @@ import bisect
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -189,11 +189,6 @@ def record_of(row: Any, source: Source, number: int) -> Record:
         )
     except RecordProblem as problem:
         raise problem.at(place(source.name, number, identity)) from None
-
-
-def with_question(record: Record, question: str) -> Record:
-    """The record's images with another question, for asking a trained model."""
-    return replace(record, turns=(Turn("human", question),), answer=None)
 
 
 def _value(row: Mapping[str, Any], columns: Mapping[str, str], ours: str) -> Any:

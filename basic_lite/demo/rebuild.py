@@ -26,8 +26,8 @@ def rebuild(
 ) -> None:
     """Train the vision encoder and the LLM from scratch into `out_dir/vision` and `out_dir/llm`.
 
-    The same seed gives the same weights on the same machine and torch version. It takes about an hour on one core. The
-    shipped models are those of seed 0.
+    The same seed gives the same weights on the same machine and torch version. The shipped models are
+    of seed 0; the LLM's two rounds were run one after the other, the second from the saved first.
 
     Args:
         out_dir: made where it is missing; both folders are overwritten.
