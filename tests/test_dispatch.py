@@ -135,6 +135,40 @@ def test_a_trial_that_succeeds(monkeypatch: pytest.MonkeyPatch, gpu: None, caplo
     assert len(tried) == 1, "once a process"
 
 
+@needs_triton
+def test_an_amd_card(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (0, 0))
+    monkeypatch.setattr(dispatch, "_trial_obstacle", lambda: None)
+    assert dispatch.choose("auto").name == "triton"
+    with pytest.raises(dispatch.KernelUnavailable, match="attention_mass on an AMD card"):
+        dispatch.choose("triton")
+    positional, _ = arguments("attention_mass")
+    assert dispatch._unread("attention_mass", positional) == dispatch.AMD
+    assert dispatch._unread("vocab_kl", arguments("vocab_kl")[0]) is None
+
+
+@pytest.mark.parametrize("name", ["vocab_kl", "direction_loss", "attention_mass"])
+def test_a_trial_can_tell_right_from_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, on the CPU: finite, not zero, and not what an operation gives that forgets its inputs."""
+    operation = getattr(reference, name)
+    found = dispatch._trial(name, operation, "cpu")
+    assert torch.isfinite(found).all() and found.norm() > 1e-3
+    monkeypatch.setattr(torch.Tensor, "sin", lambda x: x.cos())
+    other = dispatch._trial(name, operation, "cpu")
+    assert float((other - found).norm() / found.norm()) > 0.05
+
+
+@kernel_test
+@pytest.mark.parametrize("name", ["vocab_kl", "direction_loss", "attention_mass"])
+def test_kernels_pass_the_trial(name: str) -> None:
+    kernel = getattr(importlib.import_module(f"basic_lite_kernels.{name}"), name)
+    truth = dispatch._trial(name, getattr(reference, name), DEVICE.type)
+    if name == "attention_mass" and INTERPRETED:
+        pytest.skip("the trial is in bf16, which the interpreter multiplies wrongly")
+    assert relative(dispatch._trial(name, kernel, DEVICE.type), truth) < 0.05
+
+
 def test_the_interpreter_is_only_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     choice = dispatch.choose("auto")

@@ -27,9 +27,14 @@ from typing import Any
 # 90 H100 and H200, 120 RTX 50.
 SHARED_LIMIT_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 
+# AMD's architectures: threads of a wave. MI300, Radeon 7000, Radeon 9000; each has 64 KiB of shared memory a program.
+AMD_WAVES = {"gfx942": 64, "gfx1100": 32, "gfx1201": 32}
+AMD_SHARED_LIMIT_BYTES = 65_536
+
 KERNEL_MODULES = ("direction_loss", "vocab_kl", "attention_mass")
 
 _MATRIX_INSTRUCTION = re.compile(r"\b(?:wmma\.mma|mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+_AMD_SPILLS = re.compile(r"\.(?:sgpr|vgpr)_spill_count:\s+(\d+)")
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)")
 
 
@@ -93,9 +98,39 @@ def compile_case(case: CompileCase, capability: int) -> Compiled:
     """Compile one case for one architecture, always anew.
 
     Raises:
-        CompilingUnavailable: Triton, its NVIDIA backend or its ``cuobjdump`` is missing, or this process interprets
+        CompilingUnavailable: Triton, its backend or its ``cuobjdump`` is missing, or this process interprets
             kernels (``TRITON_INTERPRET``), which leaves nothing to compile.
     """
+    binary = _compile(case, "cuda", capability, 32)
+    registers, stack = _resource_usage(binary.asm["cubin"])
+    return Compiled(
+        case.name,
+        capability,
+        case.options,
+        registers,
+        stack,
+        binary.metadata.shared,
+        bool(_MATRIX_INSTRUCTION.search(binary.asm["ptx"])),
+        case.is_matrix,
+    )
+
+
+def amd_problems(case: CompileCase, architecture: str) -> list[str]:
+    """What keeps a kernel from running on one of AMD's architectures, of AMD_WAVES; empty where nothing.
+
+    Raises:
+        CompilingUnavailable: as ``compile_case``.
+    """
+    binary = _compile(case, "hip", architecture, AMD_WAVES[architecture])
+    spilt = sum(map(int, _AMD_SPILLS.findall(binary.asm["amdgcn"])))
+    found = [f"{spilt} registers spill"] if spilt else []
+    if binary.metadata.shared > AMD_SHARED_LIMIT_BYTES:
+        found.append(f"{binary.metadata.shared} bytes of shared memory, and there are {AMD_SHARED_LIMIT_BYTES}")
+    return [f"{case.name} on {architecture}: {problem}" for problem in found]
+
+
+def _compile(case: CompileCase, backend: str, architecture: int | str, wave: int) -> Any:
+    """Triton's compiled kernel, made anew."""
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
         raise CompilingUnavailable("TRITON_INTERPRET is set: kernels are interpreted in this process, not compiled")
     try:
@@ -123,18 +158,7 @@ def compile_case(case: CompileCase, capability: int) -> Compiled:
     )
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
-        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(case.options))
-    registers, stack = _resource_usage(binary.asm["cubin"])
-    return Compiled(
-        case.name,
-        capability,
-        case.options,
-        registers,
-        stack,
-        binary.metadata.shared,
-        bool(_MATRIX_INSTRUCTION.search(binary.asm["ptx"])),
-        case.is_matrix,
-    )
+        return triton.compile(source, target=GPUTarget(backend, architecture, wave), options=dict(case.options))
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -32,6 +32,10 @@ PASSES = {"capture_and_direction_loss": "direction_loss", "weighted_direction_lo
 LEAST_CAPABILITY = (8, 0)
 
 
+# Why one operation of three stays with the reference there.
+AMD = "an AMD card, where its kernels spill registers"
+
+
 class KernelUnavailable(RuntimeError):
     """An implementation was asked for by name and can't run here."""
 
@@ -47,9 +51,10 @@ class Choice(NamedTuple):
 def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
     """Pick who computes the operations; log what was picked and why.
 
-    ``auto`` is Triton where torch has an NVIDIA or AMD GPU, Triton can be imported, and a trial of a kernel on that GPU
-    agrees with the reference. Tensors that live elsewhere (a model on the CPU of a machine with a GPU) still go to the
-    reference, call by call, and the first such call is logged. ``triton`` has no way back: it raises.
+    ``auto`` is Triton where torch has an NVIDIA or AMD GPU, Triton can be imported, and a trial of the kernels on that
+    GPU agrees with the reference. On AMD's cards ``attention_mass`` goes to the reference all the same. Tensors that
+    live elsewhere (a model on the CPU of a machine with a GPU) go to the reference too, call by call; the first such
+    call is logged. ``triton`` has no way back: it raises.
 
     Raises:
         KernelUnavailable: ``triton`` was asked for and can't run here; the message says why. Raised by an operation
@@ -60,6 +65,8 @@ def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
         choice = Choice("reference", "asked for by name", reference)
     elif kernels in ("auto", "triton"):
         obstacle = _interpreter_obstacle(kernels) if _interpreted() else _gpu_obstacle()
+        if obstacle is None and kernels == "triton" and not _interpreted() and _is_amd():
+            obstacle = f"attention_mass on {AMD}; kernels: auto takes Triton for the other operations"
         if obstacle is None:
             where = "through Triton's interpreter (TRITON_INTERPRET)" if _interpreted() else _gpu_name()
             reason = f"asked for by name, {where}" if kernels == "triton" else where
@@ -76,6 +83,10 @@ def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _is_amd() -> bool:
+    return torch.version.hip is not None
 
 
 def _gpu_name() -> str:
@@ -104,32 +115,48 @@ def _gpu_obstacle() -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no NVIDIA or AMD GPU"
     capability = torch.cuda.get_device_capability()
-    if torch.version.hip is None and capability < LEAST_CAPABILITY:
+    if not _is_amd() and capability < LEAST_CAPABILITY:
         return f"{_gpu_name()} has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-    if torch.version.hip is not None:
-        return f"{_gpu_name()} is an AMD card, and the kernels are compiled and checked for NVIDIA's alone so far"
     return _import_obstacle() or _trial_obstacle()
 
 
 def _trial_obstacle() -> str | None:
-    """What goes wrong when one small loss and its gradient are computed; None if nothing.
+    """What goes wrong when each operation is tried on something small; None if nothing.
 
     A machine can have a GPU and Triton and still not run kernels: no C compiler, a driver that is too old, no float32
     product of bf16 factors.
     """
-    vocab_kl: Callable[..., Tensor] = importlib.import_module("basic_lite_kernels.vocab_kl").vocab_kl
-    try:
-        with torch.enable_grad():
-            v = torch.linspace(-1, 1, 64, device="cuda").view(4, 16).requires_grad_()
-            table = torch.linspace(-1, 1, 33 * 16, device="cuda").sin().view(33, 16).to(torch.bfloat16)
-            arguments = (v.detach().flip(0), table, torch.ones(4, device="cuda"))
-            gradients = []
-            for operation in (vocab_kl, reference.vocab_kl):
-                gradients.append(torch.autograd.grad(operation(v, *arguments), v)[0])
-        error = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    except Exception as failure:  # a library's error of any type means the same here, and it goes into the log
-        return f"a trial of vocab_kl failed ({type(failure).__name__}: {failure})"
-    return None if error < 0.05 else f"a trial of vocab_kl was wrong by {error:.3g} of its gradient"
+    for name in ("vocab_kl", "direction_loss", "attention_mass"):
+        if name == "attention_mass" and _is_amd():
+            continue
+        kernel = getattr(importlib.import_module(f"basic_lite_kernels.{name}"), name)
+        try:
+            truth = _trial(name, getattr(reference, name))
+            error = float((_trial(name, kernel) - truth).norm() / truth.norm())
+        except Exception as failure:  # a library's error of any type means the same here, and it goes into the log
+            return f"a trial of {name} failed ({type(failure).__name__}: {failure})"
+        if not error < 0.05:
+            return f"a trial of {name} was wrong by {error:.3g} of its result"
+    return None
+
+
+def _trial(name: str, operation: Callable[..., Tensor], device: str = "cuda") -> Tensor:
+    """What an operation finds for a few numbers: the gradient of a loss, or its result."""
+    numbers = torch.linspace(-1, 1, 2 * 33 * 16, device=device).sin()
+    if name == "attention_mass":
+        query, key = numbers[:1024].view(2, 2, 1, 16, 16).to(torch.bfloat16)
+        visual = torch.zeros(2, 16, dtype=torch.bool, device=device)
+        visual[:, 2:6] = True
+        masks = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
+        return operation(query, key, scaling=0.25, **masks)
+    with torch.enable_grad():
+        v = numbers[:64].view(4, 16).clone().requires_grad_()
+        weights = torch.ones(4, device=device)
+        if name == "vocab_kl":
+            loss = operation(v, v.detach().flip(0), numbers[: 33 * 16].view(33, 16).to(torch.bfloat16), weights)
+        else:
+            loss = operation(v, v.detach().flip(0), weights)
+        return torch.autograd.grad(loss, v)[0]
 
 
 def _triton_operations(*, falls_back: bool) -> ModuleType:
@@ -147,6 +174,8 @@ def _unread(name: str, args: tuple[Any, ...]) -> str | None:
     if any(x.dtype == torch.float64 for x in tensors):
         return "float64 tensors"
     if name == "attention_mass":
+        if _is_amd() and not _interpreted():
+            return AMD
         if tensors[0].dtype != tensors[1].dtype:
             return "queries and keys of different types"
         return None if tensors[0].shape[-1] % 16 == 0 else "a head size that is no multiple of 16"
