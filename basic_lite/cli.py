@@ -253,6 +253,10 @@ def _status(arguments: list[str]) -> int:
 
 
 def _hint(command: str, text: str) -> str:
+    if command.endswith((" train", " estimate")) and "Missing argument" in text:
+        from basic_lite.recipe import shipped_recipes
+
+        return f"\nShipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
     if command.endswith(" train") and "option" in text.lower():
         return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
     return ""

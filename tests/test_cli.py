@@ -129,6 +129,12 @@ def test_train_takes_a_shipped_recipe_and_says_so(
     assert seen[0].name == "7b_qlora"
 
 
+@pytest.mark.parametrize("command", ["train", "estimate"])
+def test_without_a_recipe_the_shipped_ones_are_named(run: Callable[..., tuple[int, str, str]], command: str) -> None:
+    code, _, err = run(command)
+    assert code == 2 and "7b_qlora" in err and "demo_stage1" in err
+
+
 def test_dry_run_trains_nothing(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:

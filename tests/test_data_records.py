@@ -103,8 +103,6 @@ def test_several_sources(tmp_path: Path) -> None:
         ("a.json", '[{"id": 1},\n {"id": "x', ["line 2", "broken JSON"]),
         ("a.json", '[{"id": 1},', ["broken JSON"]),
         ("a.json", '[{"id": 1}]\n[]', ["line 2, column 1", "follows"]),
-        ("a.jsonl", '{"id": 1}\n\n{"id": \n{"id": 3}\n', ["line 3, column 8", "broken JSON"]),
-        ("a.jsonl", '{"id": 1}\n{"id": 2} x\n', ["line 2, column 11"]),
         ("a.json", "hello", ["line 1, column 1"]),
         ("a.json", "", ["empty"]),
         ("a.json", "  \n", ["empty"]),
@@ -121,15 +119,30 @@ def test_a_broken_file_names_the_place(tmp_path: Path, name: str, text: str, exp
     assert all(part in str(caught.value) for part in [name, *expected]), str(caught.value)
 
 
+def test_a_broken_line_is_one_bad_record(tmp_path: Path) -> None:
+    turns = '"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]'
+    good = [f'{{"id": {n}, {turns}}}' for n in (1, 3, 5)]
+    lines = [good[0], "", '{"id": ', good[1] + " x", '{"id": "\xff"}', good[2]]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    records = load_records(SourceSection(path="a.jsonl"), root=tmp_path)
+    assert [records[0].id, records[4].id] == ["1", "5"]
+    found = []
+    for index in (1, 2, 3):
+        with pytest.raises(BadRecord) as caught:
+            records[index]
+        found.append(str(caught.value))
+    assert found[0].startswith("a.jsonl, record 2: line 3, column 8: broken JSON") and "json.tool" in found[0]
+    assert f"line 4, column {len(lines[3])}: broken JSON: Extra data" in found[1]
+    assert "line 5: not UTF-8 (byte" in found[2]
+
+
 def test_other_encodings_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes('[{"id": "é"}]'.encode("latin-1"))
     (tmp_path / "wide.json").write_bytes('[{"id": "é"}]'.encode("utf-16"))
-    (tmp_path / "lines.jsonl").write_bytes(b'{"id": 1}\n{"id": "\xff"}\n')
     (tmp_path / "end.json").write_bytes('[{"id": 1},\n{"id": "é'.encode()[:-1])
     cases = [
         ("latin.json", r"line 1: not UTF-8 \(byte 9\)"),
         ("wide.json", "UTF-16"),
-        ("lines.jsonl", r"line 2: not UTF-8 \(byte 18\)"),
         ("end.json", "line 2: not UTF-8"),
         ("no.json", "no such"),
         ("", "exactly one"),

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from basic_lite.data.problems import shorten
+from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.errors import UserError
 from basic_lite.schema import SourceSection
 
@@ -60,27 +60,45 @@ class JsonSource:
         return {**self.__dict__, "_map": None}
 
     def row(self, index: int) -> Any:
-        """The record at a 0-based position, parsed anew each time."""
+        """The record at a 0-based position, parsed anew each time.
+
+        Raises:
+            BadRecord: a line of a JSONL file that is no JSON.
+        """
         if self._map is None:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, end = self._spans[index]
-        return json.loads(self._map[start:end].decode("utf-8"))
+        try:
+            return json.loads(self._map[start:end].rstrip(b"\r\n").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            what = f": not UTF-8 (byte {start + error.start})"
+        except json.JSONDecodeError as error:
+            what = f", column {error.colno}: broken JSON: {error.msg} (one record a line)"
+        except RecursionError:
+            what = ": broken JSON: values are nested too deeply"
+        # Only a line gets here: a list is parsed as a whole when it is scanned.
+        line = 1 + self._map[:start].count(b"\n")
+        raise BadRecord(f"line {line}{what}", "mend the line (`python -m json.tool --json-lines` checks them)")
 
 
 def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
-    """Byte range of each record. Parses every one of them, so that what comes out is valid JSON.
+    """Byte range of each record. A list is parsed: one that is broken has no end to its records.
 
     Raises:
-        UserError: not UTF-8, broken JSON (line and column), or not a list of records.
+        UserError: not a list of records nor lines; a list that isn't UTF-8 or JSON (line and column).
     """
     with open(path, "rb") as file:
-        lines = yield from _list_spans(_Reader(file, name), path, name)
+        start = file.read(_MARGIN).removeprefix(codecs.BOM_UTF8).lstrip()
+        file.seek(0)
+        lines = path.suffix.lower() == ".jsonl" and start.startswith(b"{")
+        if not lines:
+            lines = yield from _list_spans(_Reader(file, name), name)
     if lines:
         yield from _line_spans(path, name)
 
 
-def _list_spans(reader: _Reader, path: Path, name: str) -> Generator[tuple[int, int], None, bool]:
+def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, bool]:
     """Byte range of each record of a list. Returns whether it is no list, but may hold lines."""
     first = reader.skip_space()
     if not first:
@@ -106,18 +124,17 @@ def _list_spans(reader: _Reader, path: Path, name: str) -> Generator[tuple[int, 
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
         reader.fail("a LLaVA file is a list of records, or one record a line; this is neither")
-    if path.suffix.lower() != ".jsonl":
-        value = reader.value()[2]
-        if not reader.skip_space() and not _RECORD_KEYS & set(value):
-            raise UserError(
-                f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
-                f"of records; write the list alone."
-            )
+    value = reader.value()[2]
+    if not reader.skip_space() and not _RECORD_KEYS & set(value):
+        raise UserError(
+            f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
+            f"of records; write the list alone."
+        )
     return True
 
 
 def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
-    """Byte range of each line that isn't blank; each must be one value, so an error names its line."""
+    """Byte range of each line that isn't blank. A broken line is one bad record: found when it is read, like others."""
     with open(path, "rb") as file:
         end = 0
         for number, line in enumerate(file, 1):
@@ -126,16 +143,6 @@ def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
                 start, line = start + len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
             if not line.strip():
                 continue
-            try:
-                json.loads(line.rstrip(b"\r\n").decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{name}, line {number}: not UTF-8 (byte {start + error.start}); save the file as UTF-8."
-                ) from error
-            except json.JSONDecodeError as error:
-                raise _broken(name, number, error.colno, f"{error.msg} (one record a line)") from error
-            except RecursionError as error:
-                raise _broken(name, number, 1, "values are nested too deeply") from error
             yield start, end
 
 

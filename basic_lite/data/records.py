@@ -126,7 +126,11 @@ class Records(Sequence[Record]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         source, number = self._find(index)
-        return record_of(source.row(number - 1), source, number)
+        try:
+            row = source.row(number - 1)
+        except BadRecord as problem:
+            raise problem.at(place(source.name, number)) from None
+        return record_of(row, source, number)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
