@@ -202,7 +202,7 @@ def fake_like(ledger: Ledger, tensor: Tensor, tag: str) -> Tensor:
     """A fake tensor with the size of ``tensor`` (which may be on the meta device), in the books."""
     with ledger.fake_mode:
         new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    ledger.enter(new, tag)
+    ledger.retag(new, tag)  # while the ledger runs, it has entered it already
     return new
 
 
