@@ -80,7 +80,7 @@ def unseen(like: Tensor, *, pinned: bool) -> Tensor:
 
 
 def measured_peak(recipe: Recipe) -> int:
-    """Peak bytes of the second micro-batch of the second step of a real training on the CPU, without ``unseen`` ones."""
+    """Peak bytes of the second micro-batch of the second step of a real training on the CPU, ``unseen`` ones apart."""
     frontend = load_frontend(recipe.model)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
     supervision = supervise(recipe, loaded, speaker(quiet()))

@@ -187,13 +187,15 @@ def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]
     """What can be changed in this recipe, cheapest first."""
     if not recipe.training.gradient_checkpointing:
         yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
-    if recipe.training.optimizer != "paged_adamw_8bit":
-        yield {"training.optimizer": "paged_adamw_8bit"}, "LoRA's optimizer state in 8 bit; hardly any loss"
+    on_cpu = recipe.training.device == "cpu"
+    optimizer = "adamw_8bit" if on_cpu else "paged_adamw_8bit"
+    if recipe.training.optimizer != optimizer:
+        yield {"training.optimizer": optimizer}, "LoRA's optimizer state in 8 bit; hardly any loss"
     if recipe.quantization.mode == "nf4" and not recipe.quantization.double:
         yield {"quantization.double": True}, "hardly any loss"
     # Copies cost time and change no number, so they come before what costs exactness. Checkpointing, which offloading
     # goes with, is on by now.
-    if recipe.training.device != "cpu":
+    if not on_cpu:
         if not recipe.training.offload_activations:
             yield {"training.offload_activations": True}, "layer inputs copied to the host and back: the same result"
         if not recipe.model.tower_on_host:
