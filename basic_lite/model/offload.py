@@ -83,7 +83,7 @@ class ActivationOffload:
 
         @functools.wraps(forward)
         def offloading(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
+            if not (torch.is_grad_enabled() and language_model.training):  # no checkpointing
                 return forward(*args, **kwargs)
             self._in_layers = True
             self._weights = {p.untyped_storage()._cdata for p in language_model.parameters()}
