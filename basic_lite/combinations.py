@@ -285,6 +285,16 @@ def _evaluation(v: Values) -> Iterator[Finding]:
         )
 
 
+def _offload(v: Values) -> Iterator[Finding]:
+    if v["training.offload_activations"] and not v["training.gradient_checkpointing"]:
+        yield (
+            ["training.offload_activations", "training.gradient_checkpointing"],
+            "offload_activations moves what gradient checkpointing keeps of each layer, and without it every "
+            "activation of every layer would be copied; set training.gradient_checkpointing: true, "
+            "or training.offload_activations: false",
+        )
+
+
 def _needs_gpu(v: Values) -> Iterator[Finding]:
     if v["training.device"] != "cpu":
         return
@@ -297,6 +307,13 @@ def _needs_gpu(v: Values) -> Iterator[Finding]:
                 [key, "training.device"],
                 f"{value} runs on a GPU only, and training.device is cpu; "
                 f"set {key}: {instead}, or training.device: cuda",
+            )
+    for key in ("training.offload_activations", "model.tower_on_host"):
+        if v.get(key) is True:
+            yield (
+                [key, "training.device"],
+                f"{key} moves tensors out of GPU memory, and training.device is cpu; "
+                f"set {key}: false, or training.device: cuda",
             )
 
 
@@ -325,6 +342,7 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     _betas,
     _something_trains,
     _evaluation,
+    _offload,
     _needs_gpu,
     _flash_dtype,
 )

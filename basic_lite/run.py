@@ -18,6 +18,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base, pick_device, pick_dtype
+from basic_lite.model.offload import ActivationOffload, RestOnHost
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.supervision import choose_kernels
@@ -140,7 +141,7 @@ def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Fr
 
 
 def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Say) -> Loaded:
-    """Base weights, an earlier stage's projector where the recipe names one, LoRA, and what trains."""
+    """Base weights, an earlier stage's projector where the recipe names one, LoRA, what trains, what is offloaded."""
     loaded = load_base(recipe, device, frontend)
     if recipe.model.projector is not None:
         earlier = open_bundle(Path(recipe.model.projector), "model.projector")
@@ -150,6 +151,10 @@ def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, 
         if names:
             say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
     adapt(loaded.parts, recipe)
+    if recipe.model.tower_on_host:
+        RestOnHost(loaded.parts.vision_tower, device)
+    if recipe.training.offload_activations:
+        ActivationOffload(loaded.parts.language_model, loaded.parts.layers, device)
     return loaded
 
 

@@ -72,11 +72,51 @@ def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=256, training=training)
     found, text = run(recipe, 1.0)
     changed = [advice.overrides[0].split("=")[0] for advice in found.advice]
-    assert changed[:2] == ["training.gradient_checkpointing", "training.optimizer"]
+    # Copies to the host come after what is all but free, and before what costs exactness.
+    assert changed[:6] == [
+        "training.gradient_checkpointing",
+        "training.optimizer",
+        "training.offload_activations",
+        "model.tower_on_host",
+        "lora.dtype",
+        "lora.rank",
+    ]
     needed = [advice.needed_bytes for advice in found.advice]
     assert needed == sorted(needed, reverse=True)
     assert all(not advice.fits for advice in found.advice[:-1])
     assert found.advice[-1].fits or "and still too much" in text
+
+
+def test_offloading_is_enough_before_the_rank_is_lowered(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=64)
+    first, _ = run(recipe, 80)
+    gib = first.rehearsal.needed_bytes / 2**30
+    found, text = run(recipe, gib - 0.05)
+    assert [(a.overrides, a.fits) for a in found.advice] == [
+        (("training.offload_activations=true",), False),
+        (("model.tower_on_host=true",), True),
+    ]
+    assert "the same result" in text
+
+
+def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
+    training = {"device": "cpu", "optimizer": "adamw"}
+    found, _ = run(shape_recipe(shapes, "tiny", max_length=1024, training=training), 0.6)
+    given = [override for advice in found.advice for override in advice.overrides]
+    assert given[0] == "training.optimizer=adamw_8bit" and not any("host" in g or "offload" in g for g in given)
+
+
+def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=4, training={"offload_activations": True})
+    _, text = run(recipe, 8)
+    # Six layers' inputs [4, 1024, 512] in bf16.
+    assert re.search(r"on the host +│ +│ +0\.02 │ pinned: each layer's input +│", text)
+    with_tower = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tower_on_host": True})})
+    found, text = run(with_tower, 8)
+    assert "pinned: each layer's input and the vision tower" in text
+    assert "frozen; on the card for its forward only" in text
+    assert found.rehearsal.host_bytes > 300e6 * 2
+    assert "on the host" not in run(shape_recipe(shapes, "tiny"), 8)[1]
 
 
 def test_it_advises_nothing_that_can_not_be_set(shapes: Path) -> None:

@@ -12,8 +12,9 @@ from basic_lite.model.adapt import adapt, leave_casts_to_autocast
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, table_rows
+from basic_lite.model.offload import ActivationOffload, RestOnHost
 from basic_lite.model.parts import Parts, find_parts
-from basic_lite.rehearsal.ledger import Ledger, fake_like
+from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
 from basic_lite.rehearsal.nf4 import NF4Linear
 from basic_lite.rehearsal.target import Target
 from basic_lite.schema import Recipe
@@ -52,11 +53,28 @@ def fake_model(recipe: Recipe, frontend: Frontend, target: Target, ledger: Ledge
         leave_casts_to_autocast(parts)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
+    _offload(parts, recipe, ledger)
     if target.cuda:
         _fuse_dropout(parts.layers)
     model.train()
     parts.vision_tower.eval()
     return Loaded(model, parts, frontend)
+
+
+def _offload(parts: Parts, recipe: Recipe, ledger: Ledger) -> None:
+    """As ``load_for_training`` does, with what rests on the host under its own tag.
+
+    Fake tensors are all on the CPU: the tag alone says where they would be.
+    """
+    cpu = torch.device("cpu")
+    if recipe.model.tower_on_host:
+        tower = RestOnHost(parts.vision_tower, cpu)
+        for tensor in tower.host:
+            ledger.enter(tensor, HOST)
+        tower.to_device = ledger.wrap(TOWER, tower.to_device)  # type: ignore[method-assign]
+    if recipe.training.offload_activations:
+        activations = ActivationOffload(parts.language_model, parts.layers, cpu)
+        activations.to_host = ledger.wrap(HOST, activations.to_host)  # type: ignore[method-assign]
 
 
 def _quantise(layers: nn.Module, *, double: bool, compute_dtype: torch.dtype) -> None:

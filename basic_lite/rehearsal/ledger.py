@@ -23,6 +23,9 @@ from torch.utils._pytree import arg_tree_leaves, tree_leaves, tree_map
 
 # Blocks of the CUDA caching allocator.
 BLOCK_BYTES = 512
+# The tag of storages that are not on the card. Pinned ones take the next power of two
+# (ATen/core/CachingHostAllocator.h).
+HOST = "host memory"
 # Index tensors up to this size, or twice that of the batch's ids, are computed for real; larger results only have a
 # size.
 REAL_BYTES = 2**18
@@ -35,9 +38,9 @@ _INDEXED |= {aten._unsafe_index.Tensor: 1, aten._index_put_impl_.default: 1}
 class Ledger(TorchDispatchMode):
     """A dispatch mode that runs operations on fake tensors and keeps the books.
 
-    ``live`` is the sum of live storages in bytes, ``peak`` its maximum, ``at_peak`` the sum by tag at that moment,
-    ``most`` the maximum of each tag, whenever it was. A storage gets the tag that is current where it is made: see
-    ``scope`` and ``base``.
+    ``live`` is the sum of live storages on the card in bytes, ``peak`` its maximum, ``at_peak`` the sum by tag at that
+    moment, ``most`` the maximum of each tag, whenever it was. A storage gets the tag that is current where it is made:
+    see ``scope`` and ``base``. Those tagged ``HOST`` count for themselves alone.
     """
 
     def __init__(self, workspace: Callable[[Any, Sequence[Any]], int] | None = None) -> None:
@@ -92,8 +95,8 @@ class Ledger(TorchDispatchMode):
             self.enter(tensor, tag)
             return
         reference, size, old = self._storages[key]
-        self.by_tag[old] -= size
-        self._add(tag, size)
+        self._count(old, -size)
+        self._count(tag, size)
         self._storages[key] = (reference, size, tag)
 
     def _tag(self) -> str:
@@ -113,21 +116,22 @@ class Ledger(TorchDispatchMode):
         key = storage._cdata
         if key in self._storages:
             return
-        size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
         tag = tag or self._tag()
+        size = storage.nbytes()
+        size = 1 << (size - 1).bit_length() if tag == HOST and size else -(-size // BLOCK_BYTES) * BLOCK_BYTES
         self._storages[key] = (weakref.ref(storage, functools.partial(self._leave, key)), size, tag)
-        self.live += size
-        self._add(tag, size)
+        self._count(tag, size)
 
-    def _add(self, tag: str, size: int) -> None:
+    def _count(self, tag: str, size: int) -> None:
+        if tag != HOST:
+            self.live += size
         self.by_tag[tag] += size
         if self.by_tag[tag] > self.most.get(tag, 0):
             self.most[tag] = self.by_tag[tag]
 
     def _leave(self, key: int, _: Any) -> None:
         _, size, tag = self._storages.pop(key)
-        self.live -= size
-        self.by_tag[tag] -= size
+        self._count(tag, -size)
 
     def reset_peak(self) -> None:
         """Start to look for a peak anew; what lives stays in the books."""
@@ -140,7 +144,7 @@ class Ledger(TorchDispatchMode):
         """Compare this moment, with ``extra`` bytes of workspace, with the peak so far."""
         if self.live + extra > self.peak:
             self.peak = self.live + extra
-            self.at_peak = {tag: size for tag, size in self.by_tag.items() if size}
+            self.at_peak = {tag: size for tag, size in self.by_tag.items() if size and tag != HOST}
             if extra:
                 tag = self._tag()
                 self.at_peak[tag] = self.at_peak.get(tag, 0) + extra
@@ -198,7 +202,7 @@ def fake_like(ledger: Ledger, tensor: Tensor, tag: str) -> Tensor:
     """A fake tensor with the size of ``tensor`` (which may be on the meta device), in the books."""
     with ledger.fake_mode:
         new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    ledger.enter(new, tag)
+    ledger.retag(new, tag)  # while the ledger runs, it has entered it already
     return new
 
 

@@ -15,7 +15,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.batch import Shape, longest_batch
 from basic_lite.rehearsal.build import fake_model
-from basic_lite.rehearsal.ledger import REAL_BYTES, Ledger, fake_like
+from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
 from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
@@ -41,6 +41,7 @@ class Rehearsal:
     peak_bytes: int  # of all tensors at once
     forward_peak_bytes: int
     pageable_bytes: int  # optimizer state that CUDA may move to host memory while it isn't used
+    host_bytes: int  # most pinned host memory at once: offloaded activations, the vision tower
 
     @property
     def needed_bytes(self) -> int:
@@ -128,9 +129,9 @@ class Stage:
             ledger.base = LM_LOSS
             loss.backward()
         by_part = dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1]))
-        return Rehearsal(
-            shape, self.target, by_part, dict(ledger.most), ledger.peak, forward_peak, self.state.pageable_bytes
-        )
+        most = dict(ledger.most)
+        host = most.pop(HOST, 0)
+        return Rehearsal(shape, self.target, by_part, most, ledger.peak, forward_peak, self.state.pageable_bytes, host)
 
     def _inputs(self, shape: Shape) -> dict[str, Tensor]:
         inputs = longest_batch(self.frontend, shape)

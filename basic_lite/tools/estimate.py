@@ -196,10 +196,19 @@ def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]
     """What can be changed in this recipe, cheapest first."""
     if not recipe.training.gradient_checkpointing:
         yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
-    if recipe.training.optimizer != "paged_adamw_8bit":
-        yield {"training.optimizer": "paged_adamw_8bit"}, "LoRA's optimizer state in 8 bit; hardly any loss"
+    on_cpu = recipe.training.device == "cpu"
+    optimizer = "adamw_8bit" if on_cpu else "paged_adamw_8bit"
+    if recipe.training.optimizer != optimizer:
+        yield {"training.optimizer": optimizer}, "LoRA's optimizer state in 8 bit; hardly any loss"
     if recipe.quantization.mode == "nf4" and not recipe.quantization.double:
         yield {"quantization.double": True}, "hardly any loss"
+    # Copies cost time and change no number, so they come before what costs exactness. Checkpointing, which offloading
+    # goes with, is on by now.
+    if not on_cpu:
+        if not recipe.training.offload_activations:
+            yield {"training.offload_activations": True}, "layer inputs copied to the host and back: the same result"
+        if not recipe.model.tower_on_host:
+            yield {"model.tower_on_host": True}, "copied to the card in each micro-batch: the same result"
     if recipe.lora.enabled and recipe.lora.dtype == "float32":
         yield {"lora.dtype": "bfloat16"}, "adapters and their gradients in half the bytes; coarser updates"
     if recipe.quantization.mode == "none":
@@ -234,8 +243,10 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     table.add_column("GiB at the peak", justify="right")
     table.add_column("at most", justify="right")
     table.add_column("")
+    kept = "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers"
     notes = PARTS | {
-        KEPT: "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers",
+        KEPT: "besides the layer inputs, which are on the host" if recipe.training.offload_activations else kept,
+        TOWER: "frozen; on the card for its forward only" if recipe.model.tower_on_host else PARTS[TOWER],
         LORA: f"rank {recipe.lora.rank}, {recipe.lora.dtype}",
         OPTIMIZER: f"{recipe.training.optimizer}"
         + (f"; {r.pageable_bytes / GIB:.2f} GiB of it may be paged out to the host" if r.pageable_bytes else ""),
@@ -248,6 +259,13 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
         table.add_row("context, fragmentation", allowance, allowance, "[dim]an allowance, not rehearsed[/]")
     table.add_section()
     table.add_row("needed", f"{r.needed_bytes / GIB:.2f}", "", f"[dim]on {r.target.name}[/]", style="bold")
+    if r.host_bytes:
+        resting = {
+            "each layer's input": recipe.training.offload_activations,
+            "the vision tower": recipe.model.tower_on_host,
+        }
+        what = " and ".join(name for name, on in resting.items() if on)
+        table.add_row("on the host", "", f"{r.host_bytes / GIB:.2f}", f"[dim]pinned: {what}[/]")
     console.print(table)
     for line in _verdict(found):
         console.print(line, highlight=False, soft_wrap=True)

@@ -58,7 +58,8 @@ def check_arguments(recipe: Recipe, device: torch.device | None) -> None:
         device: None: not known yet, as in a dry run for another machine.
 
     Raises:
-        UserError: a tracker isn't installed, a paged optimizer has no GPU, or the batch doesn't divide over processes.
+        UserError: a tracker isn't installed, a paged optimizer or offloading has no GPU, or the batch doesn't divide
+            over processes.
     """
     accumulation_of(recipe)
     if device is not None and device.type != "cuda" and recipe.training.optimizer.startswith("paged_"):
@@ -66,6 +67,14 @@ def check_arguments(recipe: Recipe, device: torch.device | None) -> None:
             f"training.optimizer is {recipe.training.optimizer}, which pages its state out of GPU memory, but the run "
             f"is "
             f"on the {device.type}; use adamw or adamw_8bit"
+        )
+    offloads = {
+        "training.offload_activations": recipe.training.offload_activations,
+        "model.tower_on_host": recipe.model.tower_on_host,
+    }
+    for key in [key for key, on in offloads.items() if on and device is not None and device.type != "cuda"]:
+        raise UserError(
+            f"{key} is true, which moves tensors out of GPU memory, but the run is on the {device}; set {key} to false"
         )
     for name in recipe.training.trackers:
         if importlib.util.find_spec(name) is None:

@@ -24,6 +24,8 @@ FREE = {
     "training.trackers",
     "training.micro_batch",
     "training.gradient_checkpointing",
+    "training.offload_activations",
+    "model.tower_on_host",
 }
 
 

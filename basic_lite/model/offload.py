@@ -1,0 +1,163 @@
+"""What need not be on the card between its uses rests in pinned host memory: layer inputs, the vision tower.
+
+Every copy is asynchronous and on the stream that computes, so its place among the kernels is the program's own order
+and no event is needed: the card overwrites memory that was copied out only after the copy, and reads what was copied
+in only after that copy. autograd runs a node's backward on the stream of its forward. A pinned buffer is not handed
+out again before the copies that use it are done, since PyTorch's copy records an event on it with its allocator
+(``ATen/cuda/CachingHostAllocator.h``; "currently invoked by at::native::copy_kernel_cuda"). A second stream would let
+the copies out overlap with the forward, for events and ``record_stream`` that go wrong unseen; on this one they add
+their own length to a step.
+
+transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cpu``) do the same for layer inputs, but
+pin even where there is no card, so neither tests nor rehearsals could run them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from basic_lite.errors import UserError
+
+# Smaller tensors stay: the copies would cost more time than the memory is worth.
+MIN_BYTES = 2**20
+
+
+def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
+    """Host memory for a tensor's values.
+
+    Raises:
+        UserError: the host has too little that can be pinned.
+    """
+    try:
+        return torch.empty_like(like, device="cpu", pin_memory=pinned, requires_grad=False)
+    except RuntimeError as error:
+        mib = like.numel() * like.element_size() / 2**20
+        raise UserError(
+            f"{mib:.1f} MiB of pinned host memory could not be had ({str(error).splitlines()[0]}); lower "
+            "training.micro_batch, or set training.offload_activations or model.tower_on_host to false"
+        ) from error
+
+
+def _pins(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    """A saved tensor's values on the host, and the device that they go back to."""
+
+    host: Tensor
+    device: torch.device
+
+
+class ActivationOffload:
+    """What a language model's layers keep for the backward waits on the host.
+
+    Under gradient checkpointing that is each layer's input [B, T, D]: inside a checkpointed layer checkpoint's own
+    hooks come first, in the forward and when it is recomputed. What comes after the last layer stays: its backward is
+    next.
+
+    Offloaded are floating-point tensors on the device, contiguous and of at least ``MIN_BYTES``, whose storage is no
+    parameter's. Contiguous ones only, so that what comes back has the layout of what was saved, and with it the same
+    kernels and the same bits. A tensor that is saved twice is copied twice: to recognise it by its address would be
+    wrong as soon as that memory is used anew.
+    """
+
+    def __init__(self, language_model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
+        """
+        Args:
+            language_model: its forward is wrapped, in place.
+            layers: its decoder layers.
+            device: that it computes on. Host memory is pinned where that is a GPU.
+        """
+        self.device = device
+        self._in_layers = False
+        self._weights: set[int] = set()
+        forward = language_model.forward
+
+        @functools.wraps(forward)
+        def offloading(*args: Any, **kwargs: Any) -> Any:
+            if not (torch.is_grad_enabled() and language_model.training):  # no checkpointing
+                return forward(*args, **kwargs)
+            self._in_layers = True
+            self._weights = {p.untyped_storage()._cdata for p in language_model.parameters()}
+            with saved_tensors_hooks(self._pack, self._unpack):
+                return forward(*args, **kwargs)
+
+        def leave(*_: Any) -> None:
+            self._in_layers = False
+
+        language_model.forward = offloading
+        layers[-1].register_forward_hook(leave)
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy on the host, in the making."""
+        host = empty_host(tensor, pinned=_pins(self.device))
+        return host.copy_(tensor.detach(), non_blocking=True)
+
+    def _pack(self, tensor: Tensor) -> Tensor | Offloaded:
+        offload = (
+            self._in_layers
+            and tensor.is_floating_point()
+            and tensor.device.type == self.device.type
+            and tensor.numel() * tensor.element_size() >= MIN_BYTES
+            and tensor.is_contiguous()
+            and tensor.untyped_storage()._cdata not in self._weights
+        )
+        return Offloaded(self.to_host(tensor), tensor.device) if offload else tensor
+
+    def _unpack(self, packed: Tensor | Offloaded) -> Tensor:
+        return _copy_to(packed.host, packed.device) if isinstance(packed, Offloaded) else packed
+
+
+class RestOnHost:
+    """A frozen module's weights rest on the host and are on the device only while its forward runs.
+
+    Parameters stay the same objects; their data is exchanged. Moving the whole model to the device (as the Trainer
+    does) takes the weights along until the end of the next forward. Buffers stay on the device.
+
+    accelerate's ``cpu_offload`` leaves parameters on the meta device between uses, where no model can be moved, and
+    copies one by one, waiting for each.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        """
+        Args:
+            module: gets forward hooks; its weights must not change any more.
+            device: that it computes on. Host memory is pinned where that is a GPU.
+
+        Raises:
+            ValueError: a parameter is trained.
+        """
+        self.device = device
+        self.parameters = list(module.parameters())
+        if any(p.requires_grad for p in self.parameters):
+            raise ValueError("weights that are trained can't rest on the host: only frozen ones stay what they are")
+        self.host = [empty_host(p, pinned=_pins(device)).copy_(p) for p in self.parameters]
+        self.leave()
+        module.register_forward_pre_hook(lambda *_: self.enter())
+        module.register_forward_hook(lambda *_: self.leave())
+
+    def to_device(self, host: Tensor) -> Tensor:
+        """A copy on the device, in the making."""
+        return _copy_to(host, self.device)
+
+    def enter(self) -> None:
+        """Bring the weights to the device."""
+        for parameter, host in zip(self.parameters, self.host, strict=True):
+            parameter.data = self.to_device(host)
+
+    def leave(self) -> None:
+        """Give the device's memory back."""
+        for parameter, host in zip(self.parameters, self.host, strict=True):
+            parameter.data = host
+
+
+def _copy_to(host: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_like(host, device=device).copy_(host, non_blocking=True)
