@@ -21,7 +21,7 @@ from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, r
 from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.step import attention_pass, micro_batch_loss
 from basic_lite_kernels.reference import Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
@@ -41,6 +41,7 @@ class Rehearsal:
     peak_bytes: int  # of all tensors at once
     forward_peak_bytes: int
     pageable_bytes: int  # optimizer state that CUDA may move to host memory while it isn't used
+    before_peak_bytes: int = 0  # of the forward before the step that `token_weights: uniform` needs; 0: there is none
 
     @property
     def needed_bytes(self) -> int:
@@ -99,8 +100,12 @@ class Stage:
         ledger = self.ledger
         shape = shape or Shape.of(self.recipe)
         for parameter in self.trainable:
-            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
+            parameter.grad = None
         ledger.reset_peak()
+        mean_mass = self._mean_mass(shape, model or self.parts.model)
+        before_peak = ledger.peak if mean_mass is not None else 0
+        for parameter in self.trainable:
+            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
         inputs = self._inputs(shape)
         labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
         forward = model or self.parts.model
@@ -121,6 +126,7 @@ class Stage:
                 lambdas=self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0),
                 num_items_in_batch=labelled * shape.accumulation,
                 samples_with_image=shape.samples * shape.accumulation,
+                mean_mass=mean_mass,
                 detailed=True,
             ).loss
             inputs.clear()
@@ -129,8 +135,29 @@ class Stage:
             loss.backward()
         by_part = dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1]))
         return Rehearsal(
-            shape, self.target, by_part, dict(ledger.most), ledger.peak, forward_peak, self.state.pageable_bytes
+            shape,
+            self.target,
+            by_part,
+            dict(ledger.most),
+            ledger.peak,
+            forward_peak,
+            self.state.pageable_bytes,
+            before_peak,
         )
+
+    def _mean_mass(self, shape: Shape, model: Callable[..., Any]) -> Tensor | None:
+        """The forward before a step that ``token_weights: uniform`` needs; no gradients are there yet."""
+        if self.supervision is None or not self.supervision.needs_mean_mass:
+            return None
+        inputs = self._inputs(shape)
+        self.parts.model.eval()
+        with self.ledger, torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
+            self.ledger.base = KEPT
+            mean_mass = attention_pass(model, self.supervision, inputs).mean()
+        self._casts.clear()
+        self.parts.model.train()
+        self.parts.vision_tower.eval()
+        return mean_mass
 
     def _inputs(self, shape: Shape) -> dict[str, Tensor]:
         inputs = longest_batch(self.frontend, shape)
