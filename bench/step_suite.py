@@ -112,7 +112,8 @@ class OperationTimes:
         node.register_hook(lambda *_: self._spans.append((kind, started.pop(), self.clock.mark())))
 
     def take(self) -> dict[str, float]:
-        """Milliseconds of each operation since the last call."""
+        """Milliseconds of each operation since the last call, once all of it has run."""
+        self.clock.wait()
         total: dict[str, float] = defaultdict(float)
         for kind, start, end in self._spans:
             total[kind] += self.clock.ms(start, end)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_kernels import HAS_TRITON
 from helpers_models import clip_config, write_llm
 from helpers_run import tiny_recipe
 from torch import Tensor
@@ -25,7 +27,7 @@ from basic_lite.schema import Recipe
 from basic_lite.tools.measure import RealStep
 from basic_lite.train.optimizer import make_optimizer
 from bench.measure import peak_bytes
-from bench.shapes import shape_recipe, write_image_processor
+from bench.shapes import on_shapes, shape_recipe, write_image_processor
 from bench.step_suite import held_bytes, tensor_bytes
 
 CPU = torch.device("cpu")
@@ -125,6 +127,48 @@ def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     added = on.peak_bytes - off.peak_bytes
     assert added == pytest.approx(on.by_part["BASIC"], rel=0.05)
     assert added <= min(150 * MIB, 0.01 * on.peak_bytes)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels")
+def test_kernels_take_more_only_where_the_step_is_not_at_its_peak(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rehearsal has the reference's operations. Here SDS's launcher runs on fake tensors, its kernels left out."""
+    from basic_lite_kernels import vocab_kl as kernels
+
+    recipe = on_shapes("7b_8gb", shapes)  # the least room of all shipped recipes
+    stage = Stage(recipe, load_frontend(recipe.model), Target.card(recipe))
+    assert stage.supervision is not None
+    operations, ledger, before = stage.supervision.operations, stage.ledger, []
+    reference = operations.vocab_kl
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        before.append(ledger.live)
+        return reference(*args, **kwargs)
+
+    monkeypatch.setattr(operations, "vocab_kl", watched)
+    rehearsed = stage.rehearse()
+    M, D, V = 576, 4096, 32000
+    gradient_of_das = 4 * M * D
+    assert rehearsed.forward_peak_bytes + gradient_of_das <= rehearsed.peak_bytes
+
+    monkeypatch.setattr(kernels, "vocab_kl_kernel", defaultdict(lambda: lambda *args, **options: None))
+    monkeypatch.setattr(kernels, "_mm", lambda a, b, out: None)
+    for rows in (kernels.rows_in_flight(M, V, CPU), min(M, kernels.LARGE_SCRATCH_BYTES // (10 * V))):
+        own = Ledger()
+        with own.fake_mode:
+            v, target, weights = torch.empty(M, D), torch.empty(M, D), torch.empty(M)
+            table = torch.empty(V, D, dtype=torch.bfloat16)
+        for tensor in (v, target, table, weights):
+            own.enter(tensor)
+        own.reset_peak()
+        given = own.live
+        with own:
+            kernels._launch._init_fn(v, target, table, weights, 1.0, None, rows, True, False)
+        taken = own.peak - given
+        print(f"{rows} rows: {taken / MIB:.0f} MiB; {(rehearsed.peak_bytes - before[0]) / MIB:.0f} MiB of room")
+        assert taken == pytest.approx(10 * rows * V + 4 * M * D, rel=0.05)
+        assert before[0] + gradient_of_das + taken <= rehearsed.peak_bytes
 
 
 @pytest.mark.parametrize("changes", [{}, {"training.global_batch": 4}], ids=["accumulating", "not accumulating"])

@@ -170,7 +170,11 @@ class Stage:
         return inputs
 
     def _supervision(self) -> Supervision | None:
-        """BASIC on the fake model, its operations tagged. The reference ones: the kernels take no more."""
+        """BASIC on the fake model, its operations tagged.
+
+        The reference ones. The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a
+        card of 40 GiB or more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
+        """
         recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
         if not recipe.supervision.enabled or recipe.stage not in recipe.supervision.stages:
             return None
