@@ -26,6 +26,7 @@ NEEDS_GPU = (
     "the Triton kernels of all three operations: time, memory, % of copy bandwidth and of the GEMM rate",
     "beside them naive autocast, torch.compile, Liger's fused linear KL and JSD, flash-linear-attention's KL",
     "the kernel tests un-interpreted, and the race check",
+    "the training steps of 7B recipes: memory beside its prediction, tokens/s, BASIC on and off",
     "run `python -m bench.gpu_suite --out DIR` where there is a GPU",
 )
 

@@ -1,13 +1,16 @@
-"""Everything about the kernels that only a GPU can say, in one command, in at most 8 minutes, without a download.
+"""Everything that only a GPU can say, in one command, in at most 8 minutes, without a download.
 
     python -m bench.gpu_suite --out DIR
 
 1. races: each kernel many times on the same inputs, bit for bit, with memory poisoned in between and other work
    beside it;
 2. tests: the kernels' test files, un-interpreted;
-3. bench: `pytest bench/`: time, memory, % of the floors, beside other people's kernels.
+3. bench: `pytest bench/`: time, memory, % of the floors, beside other people's kernels;
+4. 7b_qlora, 7b_8gb: the training steps of these recipes on a model of random weights, limited to 24 and to 8 GiB of the
+   card: predicted and measured memory, tokens/s, BASIC on and off, the kernels' share of a step (`bench.step_suite`).
 
-DIR gets suite.json (what ran, how long, how it ended), a log of each step, and the bench's JSON and plot. A step that
+DIR gets suite.json (what ran, how long, how it ended, and what the training steps gave), a log of each step, and the
+JSON and the plot of the bench. Each step has the time that is left, less what is kept for those after it. A step that
 runs out of time is cut off and said so; the others still run. Exit 0 only where all passed.
 """
 
@@ -24,9 +27,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The most seconds of each step; their sum leaves half a minute of the eight for starting up.
-RACES_S, TESTS_S, BENCH_S = 60, 190, 170
-# The most seconds that one which ran out of time may take to write what it has.
+# Seconds for the steps altogether: half a minute of the eight is left for starting up.
+ALL_S = 450
+# Seconds that are kept for each step; what is left over goes to the first that needs it. Of a training step's, some 30
+# are expected to go into its start: imports, a rehearsal, a model of 6.7 billion weights drawn, quantised and adapted.
+RACES_S, TESTS_S, BENCH_S = 40, 120, 100
+# Recipe → GiB of the card, seconds. The larger one's batch takes a 3090 some 14 s forward and backward, by its FLOPs.
+TRAINING = {"7b_qlora": (24, 120), "7b_8gb": (8, 60)}
+# The most seconds that one which ran out of time may take to write what it has. A training step begins nothing that
+# would end later than this before its time is up.
 STOP_S = 10
 # A kernel's test file has the kernel's name somewhere in its own.
 KERNELS = ("direction_loss", "vocab_kl", "attention_mass")
@@ -49,6 +58,26 @@ def kernel_tests() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
+def training_result(folder: Path, recipe: str) -> Path:
+    return folder / f"step_{recipe}.json"
+
+
+def plan(folder: Path) -> list[tuple[str, list[str], int]]:
+    """Name, command and kept seconds of each step."""
+    python = [sys.executable, "-m"]
+    quiet = ["-q", "-p", "no:cacheprovider"]
+    steps = [
+        ("races", [*python, "bench.races"], RACES_S),
+        ("tests", [*python, "pytest", *quiet, "--numprocesses=0", *kernel_tests()], TESTS_S),
+        ("bench", [*python, "pytest", *quiet, "bench/", "--results-dir", str(folder)], BENCH_S),
+    ]
+    for recipe, (limit_gib, seconds) in TRAINING.items():
+        out = str(training_result(folder, recipe))
+        command = [*python, "bench.step_suite", recipe, "--limit-gib", str(limit_gib), "--out", out]
+        steps.append((recipe, command, seconds))
+    return steps
+
+
 def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Step:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_INTERPRET"))}
     started = time.monotonic()
@@ -60,7 +89,7 @@ def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Ste
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            # As Ctrl-C would: pytest then still writes what it has.
+            # As Ctrl-C would: pytest and the training step then still write what they have.
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(STOP_S)
@@ -70,7 +99,7 @@ def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Ste
     text = log.read_text(encoding="utf-8", errors="replace")
     outcome = "out of time" if code is None else "passed" if code == 0 else "failed"
     step = Step(name, command, outcome, code, round(time.monotonic() - started, 1), text.splitlines()[-25:])
-    print(text if name == "bench" else "\n".join(step.last_lines[-6:]), flush=True)
+    print(text if name in ("bench", *TRAINING) else "\n".join(step.last_lines[-6:]), flush=True)
     print(f"── {name}: {outcome}, {step.seconds:.0f} s", flush=True)
     return step
 
@@ -93,18 +122,24 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    python = [sys.executable, "-m"]
-    quiet = ["-q", "-p", "no:cacheprovider"]
-    plan = [
-        ("races", [*python, "bench.races"], RACES_S),
-        ("tests", [*python, "pytest", *quiet, "--numprocesses=0", *kernel_tests()], TESTS_S),
-        ("bench", [*python, "pytest", *quiet, "bench/", "--results-dir", str(folder)], BENCH_S),
-    ]
-    steps = [run_step(name, command, seconds, folder) for name, command, seconds in plan]
+    steps: list[Step] = []
+    todo = plan(folder)
+    for place, (name, command, _) in enumerate(todo):
+        kept_s = sum(seconds for _, _, seconds in todo[place + 1 :])
+        seconds = ALL_S - (time.monotonic() - started) - kept_s
+        if name in TRAINING:
+            training_result(folder, name).unlink(missing_ok=True)  # an earlier suite's
+            command = [*command, f"--seconds={seconds - STOP_S:.0f}"]
+        steps.append(run_step(name, command, seconds, folder))
     result = {
         **measure.describe(torch.device("cuda")),
         "seconds": round(time.monotonic() - started, 1),
         "steps": [asdict(step) for step in steps],
+        "training": {
+            name: json.loads(training_result(folder, name).read_text(encoding="utf-8"))
+            for name in TRAINING
+            if training_result(folder, name).exists()
+        },
     }
     path = folder / "suite.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

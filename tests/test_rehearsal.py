@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_models import clip_config, write_image_processor, write_llm
-from helpers_run import quiet, tiny_recipe
-from helpers_shapes import shape_recipe
+from helpers_kernels import HAS_TRITON
+from helpers_models import clip_config, write_llm
+from helpers_run import tiny_recipe
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionModel
 
-from basic_lite.console import speaker
 from basic_lite.model import offload
-from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.audit import audit
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import Shape, Stage, Target, rehearse
-from basic_lite.rehearsal.batch import longest_batch
 from basic_lite.rehearsal.build import NF4, TOWER, fake_model
 from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.step import KEPT, LAYER
-from basic_lite.run import load_for_training, supervise
+from basic_lite.run import load_for_training
 from basic_lite.schema import Recipe
+from basic_lite.tools.measure import RealStep
 from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.step import micro_batch_loss
+from bench.measure import peak_bytes
+from bench.shapes import on_shapes, shape_recipe, write_image_processor
+from bench.step_suite import held_bytes, tensor_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -55,69 +55,26 @@ def recipe_of(folder: Path, changes: dict[str, Any]) -> Recipe:
     return tiny_recipe(folder, {**common, **changes})
 
 
-def tensor_bytes(tensors: Any) -> int:
-    """Bytes of distinct storages."""
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
-    return sum(seen.values())
-
-
-def profiled_peak(step: Callable[[], None]) -> int:
-    """Most bytes that ``step`` holds at once beyond what was there before, from the allocator's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def unseen(like: Tensor, *, pinned: bool) -> Tensor:
     """Host memory that PyTorch's allocator doesn't know of, as pinned memory isn't the card's."""
     raw = np.empty(like.numel() * like.element_size(), dtype=np.uint8)
     return torch.from_numpy(raw).view(like.dtype).view(like.shape)
 
 
-def measured_peak(recipe: Recipe) -> int:
-    """Peak bytes of the second micro-batch of the second step of a real training on the CPU, ``unseen`` ones apart."""
+def warmed_step(recipe: Recipe) -> RealStep:
+    """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
     frontend = load_frontend(recipe.model)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    supervision = supervise(recipe, loaded, speaker(quiet()))
-    autocast = recipe.training.autocast == "bfloat16"
-    if autocast:
-        leave_casts_to_autocast(loaded.parts)
-    optimizer = make_optimizer(loaded.parts, recipe.training, CPU)
-    batch = longest_batch(frontend, Shape.of(recipe))
-    batch["pixel_values"] = torch.randn(recipe.training.micro_batch, 3, 64, 64)
-    loaded.model.train()
-    loaded.parts.vision_tower.eval()
+    step = RealStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
+    step()
+    return step
 
-    def forward(**kwargs: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return loaded.model(**kwargs)
 
-    def micro_batch() -> None:
-        micro_batch_loss(
-            forward,
-            loaded.parts,
-            supervision,
-            batch,
-            lambdas=(1.0, 0.01) if supervision is not None else (0.0, 0.0),
-            num_items_in_batch=100,
-            samples_with_image=8,
-            detailed=True,
-        ).loss.backward()
-
-    micro_batch()
-    optimizer.step()
-    resting = set(loaded.parts.vision_tower.parameters()) if recipe.model.tower_on_host else set()
-    held = [p for p in loaded.model.parameters() if p not in resting]
-    held += [*loaded.model.buffers(), *batch.values()]
-    held += [p.grad for p in loaded.model.parameters()]
-    held += [value for state in optimizer.state.values() for value in state.values()]
-    statistics = sum(part.bytes for part in audit(loaded.parts)) - tensor_bytes(loaded.model.parameters())
-    return tensor_bytes(held) + max(statistics, 0) + profiled_peak(micro_batch)
+def measured_peak(recipe: Recipe) -> int:
+    """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
+    step = warmed_step(recipe)
+    resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
+    return held_bytes(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -201,6 +158,19 @@ def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest
     assert kept.peak_bytes - moved.peak_bytes == 5 * layer_input
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attention: str) -> None:
+    """Eager attention's map is half of what this forward takes, and its mask is another one without dropout."""
+    recipe = recipe_of(folder, {"supervision.token_weights": "uniform", "model.attention": attention})
+    rehearsed = rehearse(recipe, load_frontend(recipe.model), Target.this_cpu(recipe))
+    step = warmed_step(recipe)
+    assert step.supervision is not None
+    measured = held_bytes(step) + peak_bytes(partial(step.mean_mass, step.supervision), CPU)
+    whole = held_bytes(step) + peak_bytes(step, CPU)
+    assert rehearsed.before_peak_bytes == pytest.approx(measured, rel=0.02)
+    assert rehearsed.peak_bytes == pytest.approx(whole, rel=0.02)
+
+
 # GiB that the step needs, with the allowance, at most; model, micro-batch, tokens, LoRA rank
 TARGETS = [
     ("7b", 1, 1024, 16, 7.0),
@@ -232,6 +202,48 @@ def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     added = on.peak_bytes - off.peak_bytes
     assert added == pytest.approx(on.by_part["BASIC"], rel=0.05)
     assert added <= min(150 * MIB, 0.01 * on.peak_bytes)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels")
+def test_kernels_take_more_only_where_the_step_is_not_at_its_peak(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rehearsal has the reference's operations. Here SDS's launcher runs on fake tensors, its kernels left out."""
+    from basic_lite_kernels import vocab_kl as kernels
+
+    recipe = on_shapes("7b_8gb", shapes)  # the least room of all shipped recipes
+    stage = Stage(recipe, load_frontend(recipe.model), Target.card(recipe))
+    assert stage.supervision is not None
+    operations, ledger, before = stage.supervision.operations, stage.ledger, []
+    reference = operations.vocab_kl
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        before.append(ledger.live)
+        return reference(*args, **kwargs)
+
+    monkeypatch.setattr(operations, "vocab_kl", watched)
+    rehearsed = stage.rehearse()
+    M, D, V = 576, 4096, 32000
+    gradient_of_das = 4 * M * D
+    assert rehearsed.forward_peak_bytes + gradient_of_das <= rehearsed.peak_bytes
+
+    monkeypatch.setattr(kernels, "vocab_kl_kernel", defaultdict(lambda: lambda *args, **options: None))
+    monkeypatch.setattr(kernels, "_mm", lambda a, b, out: None)
+    for rows in (kernels.rows_in_flight(M, V, CPU), min(M, kernels.LARGE_SCRATCH_BYTES // (10 * V))):
+        own = Ledger()
+        with own.fake_mode:
+            v, target, weights = torch.empty(M, D), torch.empty(M, D), torch.empty(M)
+            table = torch.empty(V, D, dtype=torch.bfloat16)
+        for tensor in (v, target, table, weights):
+            own.enter(tensor)
+        own.reset_peak()
+        given = own.live
+        with own:
+            kernels._launch._init_fn(v, target, table, weights, 1.0, None, rows, True, False)
+        taken = own.peak - given
+        print(f"{rows} rows: {taken / MIB:.0f} MiB; {(rehearsed.peak_bytes - before[0]) / MIB:.0f} MiB of room")
+        assert taken == pytest.approx(10 * rows * V + 4 * M * D, rel=0.05)
+        assert before[0] + gradient_of_das + taken <= rehearsed.peak_bytes
 
 
 ON_THE_HOST = {"training.offload_activations": True, "model.tower_on_host": True}

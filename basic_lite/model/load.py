@@ -133,7 +133,7 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
             f"it is "
             "another kind of checkpoint than its configuration says, or the download is incomplete; fetch it again"
         )
-    _keep_weights_unpacked(model)
+    keep_weights_unpacked(model)
     return model
 
 
@@ -301,7 +301,7 @@ def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
         )
 
 
-def _keep_weights_unpacked(model: nn.Module) -> None:
+def keep_weights_unpacked(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode rewrites the weights into an inference-only format

@@ -21,7 +21,7 @@ from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, r
 from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.step import attention_pass, micro_batch_loss
 from basic_lite_kernels.reference import Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
@@ -42,6 +42,7 @@ class Rehearsal:
     forward_peak_bytes: int
     pageable_bytes: int  # optimizer state that CUDA may move to host memory while it isn't used
     host_bytes: int  # most pinned host memory at once: offloaded activations, the vision tower
+    before_peak_bytes: int = 0  # of the forward before the step that `token_weights: uniform` needs; 0: there is none
 
     @property
     def needed_bytes(self) -> int:
@@ -100,8 +101,12 @@ class Stage:
         ledger = self.ledger
         shape = shape or Shape.of(self.recipe)
         for parameter in self.trainable:
-            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
+            parameter.grad = None
         ledger.reset_peak()
+        mean_mass = self._mean_mass(shape, model or self.parts.model)
+        before_peak = ledger.peak if mean_mass is not None else 0
+        for parameter in self.trainable:
+            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
         inputs = self._inputs(shape)
         labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
         forward = model or self.parts.model
@@ -122,6 +127,7 @@ class Stage:
                 lambdas=self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0),
                 num_items_in_batch=labelled * shape.accumulation,
                 samples_with_image=shape.samples * shape.accumulation,
+                mean_mass=mean_mass,
                 detailed=True,
             ).loss
             inputs.clear()
@@ -131,7 +137,31 @@ class Stage:
         by_part = dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1]))
         most = dict(ledger.most)
         host = most.pop(HOST, 0)
-        return Rehearsal(shape, self.target, by_part, most, ledger.peak, forward_peak, self.state.pageable_bytes, host)
+        return Rehearsal(
+            shape,
+            self.target,
+            by_part,
+            most,
+            ledger.peak,
+            forward_peak,
+            self.state.pageable_bytes,
+            host,
+            before_peak,
+        )
+
+    def _mean_mass(self, shape: Shape, model: Callable[..., Any]) -> Tensor | None:
+        """The forward before a step that ``token_weights: uniform`` needs; no gradients are there yet."""
+        if self.supervision is None or not self.supervision.needs_mean_mass:
+            return None
+        inputs = self._inputs(shape)
+        self.parts.model.eval()
+        with self.ledger, torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
+            self.ledger.base = KEPT
+            mean_mass = attention_pass(model, self.supervision, inputs).mean()
+        self._casts.clear()
+        self.parts.model.train()
+        self.parts.vision_tower.eval()
+        return mean_mass
 
     def _inputs(self, shape: Shape) -> dict[str, Tensor]:
         inputs = longest_batch(self.frontend, shape)
@@ -144,7 +174,11 @@ class Stage:
         return inputs
 
     def _supervision(self) -> Supervision | None:
-        """BASIC on the fake model, its operations tagged. The reference ones: the kernels take no more."""
+        """BASIC on the fake model, its operations tagged.
+
+        The reference ones. The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a
+        card of 40 GiB or more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
+        """
         recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
         if not recipe.supervision.enabled or recipe.stage not in recipe.supervision.stages:
             return None

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from basic_lite.model.parts import Parts
@@ -63,3 +64,17 @@ def micro_batch_loss(
         # A text-only batch in stage 1 reaches no trainable weight; it still takes part, with gradient zero.
         loss = loss + zero_with_graph(parts.projector)
     return MicroBatch(loss, outputs, basic)
+
+
+@torch.no_grad()
+def attention_pass(model: Callable[..., Any], supervision: Supervision, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Σ_i a_i of a micro-batch's samples with an image, [S]: the forward before a step that ``uniform`` needs.
+
+    Args:
+        model: in evaluation mode, so without dropout: the mass is the same whatever the micro-batch is.
+    """
+    without_labels = {name: value for name, value in inputs.items() if name != "labels"}
+    with supervision.capture(inputs, weights_only=True) as captured:
+        # Of what the model would return, nothing is wanted: one column of logits, no keys and values of all layers.
+        model(**without_labels, logits_to_keep=1, use_cache=False)
+    return supervision.masses(captured)
