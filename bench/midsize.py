@@ -77,10 +77,14 @@ class Parts:
     data: Path
     images: Path
 
+    @staticmethod
+    def of(folder: Path, size: Size) -> Parts:
+        return Parts(size, folder / "llm", folder / "vision", folder / "data.json", folder / "images")
+
 
 def write(folder: Path, size: Size = MID, *, samples: int = 64, seed: int = 0) -> Parts:
     """Write an LLM, a vision encoder and ``samples`` LLaVA records with pictures into ``folder``."""
-    parts = Parts(size, folder / "llm", folder / "vision", folder / "data.json", folder / "images")
+    parts = Parts.of(folder, size)
     torch.manual_seed(seed)
     tokenizer = _tokenizer(size.vocabulary)
     llm = LlamaConfig(
