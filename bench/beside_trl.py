@@ -146,7 +146,8 @@ def write_task(task: Task) -> None:
 class Run:
     """What one process measured. Times are of whole steps, data loading and logging included, warm-up left out.
 
-    ``resident_bytes``: the most that was resident during the timed steps, beyond what was before the first.
+    ``resident_bytes``: the most that was resident before the profiled step, beyond what was when training began; pages
+    of libraries, which are read in when they are first needed, are not counted.
     ``tensor_bytes``: the most that tensors took in one step, on top of ``held_bytes``, those alive between steps
     (weights, optimizer state). On a GPU ``tensor_bytes`` + ``held_bytes`` is the caching allocator's peak.
     """
@@ -272,11 +273,14 @@ def reset_resident_peak() -> int:
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return _status("VmRSS") - _status("RssFile")
 
 
 def resident_peak() -> int:
-    return _status("VmHWM") if Path("/proc/self/clear_refs").exists() else 0
+    """The most bytes resident at once since ``reset_resident_peak``; file pages, which only grow, left out."""
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    return _status("VmHWM") - _status("RssFile")
 
 
 def _status(key: str) -> int:
