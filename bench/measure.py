@@ -98,8 +98,18 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with memory_record() as record:
         work()
+    return peak_of(record)
+
+
+def memory_record() -> profile:
+    """A profiler, not yet started, that keeps every allocation and release on the CPU."""
+    return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+
+def peak_of(record: profile) -> int:
+    """Most bytes alive at once within a finished ``memory_record``, beyond what was there when it began."""
     kineto = record.profiler.kineto_results
     live = peak = 0
     for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
