@@ -21,7 +21,7 @@ from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, r
 from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.step import MicroBatch, micro_batch_loss
 from basic_lite_kernels.reference import Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
@@ -85,7 +85,7 @@ class Stage:
             )
         _watch(self.parts, self.ledger, checkpointing=checkpointing)
 
-    def rehearse(self, shape: Shape | None = None, model: Callable[..., Any] | None = None) -> Rehearsal:
+    def rehearse(self, shape: Shape | None = None, *, step: Callable[..., MicroBatch] = micro_batch_loss) -> Rehearsal:
         """Run one micro-batch of a step in which everything is there that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
@@ -94,8 +94,17 @@ class Stage:
 
         Args:
             shape: of the micro-batch; None: the recipe's, at its maximum length.
-            model: what is called in the model's place; None: the model itself.
+            step: another way to the same loss, with the signature of ``micro_batch_loss``. What repeats is known of
+                the project's own way alone: a stage for any other must be ``in_full``.
+
+        Raises:
+            ValueError: another step on a stage that takes short cuts.
         """
+        if step is not micro_batch_loss and not self.in_full:
+            raise ValueError(
+                "this stage lets layers repeat one another, which was thought out for micro_batch_loss; another step "
+                "needs Stage(..., in_full=True)"
+            )
         ledger = self.ledger
         shape = shape or Shape.of(self.recipe)
         for parameter in self.trainable:
@@ -103,17 +112,16 @@ class Stage:
         ledger.reset_peak()
         inputs = self._inputs(shape)
         labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
-        forward = model or self.parts.model
 
         def under_autocast(**kwargs: Any) -> Any:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
-                out = forward(**kwargs)
+                out = self.parts.model(**kwargs)
             self._casts.clear()
             return out
 
         with ledger:
             ledger.base = KEPT
-            loss = micro_batch_loss(
+            loss = step(
                 under_autocast,
                 self.parts,
                 self.supervision,
