@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from bench.shapes import CHAT_TEMPLATE, SPECIAL, write_image_processor
 
 WORDS = [
     "a",
@@ -66,12 +67,6 @@ WORDS = [
     "there",
     "and",
 ]
-SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
-)
 LLM_KINDS = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3")
 
 
@@ -128,24 +123,6 @@ def write_llm(folder: Path, kind: str = "llama", *, seed: int = 0, **changes: An
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def write_image_processor(folder: Path, size: int = 16, kind: str = "CLIPImageProcessor") -> None:
-    settings = {
-        "image_processor_type": kind,
-        "do_resize": True,
-        "size": {"shortest_edge": size} if kind.startswith("CLIP") else {"height": size, "width": size},
-        "do_center_crop": kind.startswith("CLIP"),
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.5, 0.5, 0.5],
-        "do_convert_rgb": True,
-        "resample": 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 def write_vision(folder: Path, kind: str = "clip", *, seed: int = 0) -> Path:

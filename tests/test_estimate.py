@@ -9,25 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_shapes import shape_recipe, write_llm_shape, write_tower_shape
 from rich.console import Console
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
-from basic_lite.recipe import load_recipe, shipped_recipes
+from basic_lite.recipe import shipped_recipes
 from basic_lite.rehearsal import rehearse
 from basic_lite.schema import Recipe
 from basic_lite.tools.estimate import Estimate, estimate, target_of
+from bench.shapes import on_shapes, shape_recipe, write_shapes
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
-    for size in ("tiny", "7b", "13b", "34b"):
-        write_llm_shape(root / size, size)
-    write_tower_shape(root / "tower")
+    write_shapes(root, "tiny")
     return root
 
 
@@ -108,7 +106,6 @@ def test_the_command(shapes: Path) -> None:
     assert "fits a card of 24 GiB" in result.output and "micro-batch" in result.output
 
 
-SIZES = {"vicuna-7b": "7b", "vicuna-13b": "13b", "Yi-34B": "34b"}
 ON_A_CARD = [path for path in shipped_recipes() if not path.stem.startswith("demo_")]
 
 
@@ -116,9 +113,7 @@ ON_A_CARD = [path for path in shipped_recipes() if not path.stem.startswith("dem
 def test_shipped_recipes_fit_the_card_that_they_name(path: Path, shapes: Path) -> None:
     card = re.search(r"^# Card: (\d+) GB; ([\d.]+) GiB needed", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert card is not None, "a recipe's first lines name its card: `# Card: 24 GB; 17.1 GiB needed`"
-    llm = str(load_recipe(path).model.llm)
-    size = next(size for name, size in SIZES.items() if name in llm)
-    recipe = load_recipe(path, [f"model.vision={shapes / 'tower'}", f"model.llm={shapes / size}"])
+    recipe = on_shapes(path, shapes)
     needed_gib = rehearse(recipe, load_frontend(recipe.model), target_of(recipe)).needed_bytes / 2**30
     assert needed_gib == pytest.approx(float(card[2]), abs=0.1)
     # A card sold as 24 GB shows 23.5 to 24 GiB.

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_models import clip_config, write_image_processor, write_llm
+from helpers_models import clip_config, write_llm
 from helpers_run import quiet, tiny_recipe
-from helpers_shapes import shape_recipe
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
@@ -29,6 +28,7 @@ from basic_lite.run import load_for_training, supervise
 from basic_lite.schema import Recipe
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.step import micro_batch_loss
+from bench.shapes import shape_recipe, write_image_processor
 
 CPU = torch.device("cpu")
 MIB = 2**20
