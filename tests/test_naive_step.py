@@ -15,17 +15,9 @@ from basic_lite.model.load import Loaded
 from basic_lite.run import load_for_training, preflight, supervise
 from basic_lite.supervision import Supervision
 from basic_lite.train.step import micro_batch_loss
+from bench import naive_step
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def naive_step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench import naive_step
-
-    return naive_step
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +32,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Supervisi
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:  # zeros at the start, which would hide the gradients of A
             parameter.data.normal_(std=0.1)
+    # Far from flat, so that SDS is more than rounding and attention is uneven.
+    loaded.parts.embeddings.weight.data.normal_(std=0.5)
     supervision = supervise(recipe, loaded, speaker(quiet()))
     assert supervision is not None and supervision.layers == 2 and recipe.training.gradient_checkpointing
     batch = data.collator([data.train[i] for i in range(8)])
-    assert not batch["attention_mask"].all() and (~supervision.capture(batch).__enter__().layout.has_image).any()
+    assert not batch["attention_mask"].all()
+    assert (batch["input_ids"] == loaded.parts.image_token_id).any(1).tolist().count(True) == 6
     loaded.model.train()
     loaded.parts.vision_tower.eval()
     return loaded, supervision, batch
@@ -71,22 +66,20 @@ def relative(value: Tensor, truth: Tensor) -> float:
     return float((value - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize("lambdas", [(1.0, 0.01), (0.3, 5.0)], ids=["recipes' λ", "other λ"])
+@pytest.mark.parametrize("lambdas", [(1.0, 0.01), (1e3, 0.0), (0.0, 1e3)], ids=["recipes' λ", "DAS", "SDS"])
 def test_the_naive_step_is_the_same_step(
-    naive_step: Any, trained: tuple[Loaded, Supervision, dict[str, Tensor]], lambdas: tuple[float, float]
+    trained: tuple[Loaded, Supervision, dict[str, Tensor]], lambdas: tuple[float, float]
 ) -> None:
     ours = loss_and_gradients(micro_batch_loss, "sdpa", trained, lambdas)
     naive = loss_and_gradients(naive_step.micro_batch_loss, "eager", trained, lambdas)
     without = loss_and_gradients(micro_batch_loss, "sdpa", trained, (0.0, 0.0))
     for what, value, truth, off in zip(("loss", "projector", "LoRA"), naive, ours, without, strict=True):
         assert relative(value, truth) <= 1e-4, what
-        if what != "LoRA":  # BASIC reaches the projector alone: its target is a constant
-            assert relative(off, truth) > 1e-2, f"{what}: BASIC changes too little of it for this comparison"
+        if what != "LoRA" and lambdas != (1.0, 0.01):  # BASIC reaches the projector alone: its target is a constant
+            assert relative(off, truth) > 0.1, f"{what}: BASIC changes too little of it for this comparison"
 
 
-def test_the_naive_step_refuses_what_it_does_not_do(
-    naive_step: Any, trained: tuple[Loaded, Supervision, dict[str, Tensor]]
-) -> None:
+def test_the_naive_step_refuses_what_it_does_not_do(trained: tuple[Loaded, Supervision, dict[str, Tensor]]) -> None:
     loaded, supervision, batch = trained
     arguments: dict[str, Any] = {"lambdas": (1.0, 0.01), "num_items_in_batch": 1, "samples_with_image": 1}
     loaded.parts.language_model.set_attn_implementation("sdpa")

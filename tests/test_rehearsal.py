@@ -27,7 +27,8 @@ from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.run import load_for_training, supervise
 from basic_lite.schema import Recipe
 from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.step import MicroBatch, micro_batch_loss
+from bench import naive_step
 from bench.shapes import shape_recipe, write_image_processor
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def profiled_peak(step: Callable[[], None]) -> int:
     return peak
 
 
-def measured_peak(recipe: Recipe) -> int:
+def measured_peak(recipe: Recipe, step: Callable[..., MicroBatch] = micro_batch_loss) -> int:
     """Peak bytes of the second micro-batch of the second step of a real training on the CPU."""
     frontend = load_frontend(recipe.model)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
@@ -88,7 +89,7 @@ def measured_peak(recipe: Recipe) -> int:
             return loaded.model(**kwargs)
 
     def micro_batch() -> None:
-        micro_batch_loss(
+        step(
             forward,
             loaded.parts,
             supervision,
@@ -128,6 +129,19 @@ def test_rehearsed_peak_is_the_measured_one(folder: Path, changes: dict[str, Any
     assert sum(rehearsed.by_part.values()) == rehearsed.peak_bytes
     # Issue: within 10 %. It is within 0.5 %, and a drift should show.
     assert rehearsed.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path) -> None:
+    """Another step than the project's own, whose memory the short cuts know nothing of: attention maps, full logits."""
+    recipe = recipe_of(folder, {"model.attention": "eager"})
+    frontend, target = load_frontend(recipe.model), Target.this_cpu(recipe)
+    rehearsed = Stage(recipe, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
+    assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe, naive_step.micro_batch_loss), rel=0.02)
+    ours = rehearse(recipe, frontend, target)
+    maps = 4 * 6 * 4 * 8 * 256**2  # float32, L · B · H · T²
+    assert rehearsed.forward_peak_bytes - ours.forward_peak_bytes > maps
+    with pytest.raises(ValueError, match="in_full=True"):
+        Stage(recipe, frontend, target).rehearse(step=naive_step.micro_batch_loss)
 
 
 # GiB that the step needs, with the allowance, at most; model, micro-batch, tokens, LoRA rank
