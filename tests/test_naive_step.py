@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.run import load_for_training, preflight, supervise
 from basic_lite.supervision import Supervision
 from basic_lite.train.step import micro_batch_loss
-from bench import naive_step
+from bench import naive_step, rehearse
 
 CPU = torch.device("cpu")
 
@@ -87,3 +88,16 @@ def test_the_naive_step_refuses_what_it_does_not_do(trained: tuple[Loaded, Super
         naive_step.micro_batch_loss(loaded.model, loaded.parts, supervision, batch, **arguments)
     with pytest.raises(ValueError, match="without BASIC"):
         naive_step.micro_batch_loss(loaded.model, loaded.parts, None, batch, **arguments)
+
+
+def test_committed_rehearsal_is_what_the_code_says(tmp_path: Path) -> None:
+    rows = json.loads(rehearse.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert [rehearse.Setting(**row["setting"]) for row in rows] == list(rehearse.SETTINGS)
+    now = rehearse.rehearse_row(rehearse.SETTINGS[0], tmp_path)
+    for who in ("off", "ours", "naive"):
+        # Another version of transformers or PEFT in the range may keep a few tensors more or less.
+        assert getattr(now, who).needed_bytes == pytest.approx(rows[0][who]["needed_bytes"], rel=0.005), who
+    assert now.naive.adds_bytes > now.maps_bytes > 100 * now.ours.adds_bytes > 0
+    for row in rows:  # the goal: at most 1 % of the peak, and 150 MiB at 8 images
+        assert row["ours"]["share"] <= 0.01 and row["ours"]["adds_bytes"] <= 150 * 2**20, row["setting"]
+        assert row["naive"]["needed_bytes"] > row["ours"]["needed_bytes"]
