@@ -1,25 +1,23 @@
 """BASIC's step the naive way: what one would write in an afternoon on top of transformers. The bench's baseline.
 
 The model runs with eager attention, returns all its attention maps, hidden states and logits, and the losses are made
-of those by ``bench.naive``. It gives the same loss and gradients as ``basic_lite.train.step.micro_batch_loss``, so the two
-take each other's place in the step bench and in a rehearsal.
+of those by ``bench.naive``. It gives the same loss and gradients as ``basic_lite.train.step.micro_batch_loss``, so the
+two take each other's place in the step bench and in a rehearsal.
 
-What gradient checkpointing does to it (transformers 5.23, looked at and rehearsed, not guessed):
+What gradient checkpointing does to it (read in transformers 5.23, and measured against the rehearsal):
 
 - **Hidden states cost next to nothing more.** A checkpointed layer's input is kept for its backward anyway, and that is
-  what ``output_hidden_states`` hands out. (All L; a caller can't ask for the first K.)
-- **Attention maps are all kept**, [B, H, T, T] of each of the L layers, not of the K that are needed. Checkpointing drops
-  what a layer saves for its backward, but a map that was handed out lives as long as the outputs do: until the loss is
-  made. That is 2·L·B·H·T² bytes in bf16. The backward then makes each map once more, without handing it out, since
-  transformers collects only while the model's forward runs.
-- **Eager attention makes a map in four steps** (scores, + mask, softmax in float32, cast), and its backward as many
-  again: some 14·B·H·T² bytes within a layer, where sdpa has none.
+  what ``output_hidden_states`` hands out.
+- **Attention maps are all kept**, [B, H, T, T] of each of the L layers, not of the K that are needed. Checkpointing
+  drops what a layer saves for its backward, but a map that was handed out lives as long as the outputs do: until the
+  loss is made. That is 2·L·B·H·T² bytes in bf16. The backward then makes each map once more, one layer at a time,
+  without handing it out, since transformers collects only while the model's forward runs.
 
-Kept out, to the naive way's good: under ``transformers.Trainer`` with bf16, accelerate turns every output that is bf16 to
-float32 when the forward returns, the maps too, which is 4·L·B·H·T² bytes more at that moment.
+Left out, to the naive way's good: under ``transformers.Trainer`` with bf16, accelerate turns every output that is bf16
+to float32 when the forward returns, the maps too, which is 4·L·B·H·T² bytes more at that moment.
 
-Symbols: B batch · T sequence · M packed visual tokens · H attention heads · D hidden size · V vocabulary · L decoder layers ·
-K supervised layers.
+Symbols: B batch · T sequence · M packed visual tokens · H attention heads · D hidden size · V vocabulary · L decoder
+layers · K supervised layers.
 """
 
 from __future__ import annotations

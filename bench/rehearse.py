@@ -1,7 +1,8 @@
 """Memory of a training step with BASIC off, on, and done the naive way: `python -m bench.rehearse`, no GPU, no weights.
 
-Each is rehearsed on fake tensors from configurations alone (``basic_lite.rehearsal``), for a CUDA card with bfloat16: the
-project's own step, and ``bench.naive_step`` in its place. ``--write`` keeps the result as bench/results/rehearsal.json.
+Each is rehearsed on fake tensors from configurations alone (``basic_lite.rehearsal``), for a CUDA card with bfloat16:
+the project's own step, and ``bench.naive_step`` in its place. ``--write`` keeps the result as
+bench/results/rehearsal.json.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Way:
-    """A step done one way. ``adds_bytes``: peak beyond the same step with BASIC off; ``share``: that, of this way's peak."""
+    """A step done one way. ``adds_bytes``: peak beyond the same step with BASIC off; ``share``: of this way's peak."""
 
     needed_bytes: int  # with the allowance for context and fragmentation
     peak_bytes: int

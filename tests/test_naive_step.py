@@ -1,4 +1,4 @@
-"""BASIC the naive way, which the bench holds ours against: it must compute the same thing, or the comparison is void."""
+"""BASIC the naive way, which the bench holds ours against: it must compute the same, or the comparison is void."""
 
 from __future__ import annotations
 
