@@ -46,6 +46,7 @@ def micro_batch_loss(
     samples_with_image: int,
     mean_mass: Tensor | None = None,
     detailed: bool = False,
+    operations: Any = naive,
 ) -> MicroBatch:
     """L_lm + λ1 L_das + λ2 L_sds; arguments as those of ``basic_lite.train.step.micro_batch_loss``.
 
@@ -54,6 +55,7 @@ def micro_batch_loss(
     Args:
         model: in a type of its own where ``parts.model`` is wrapped; its LLM's attention must be ``eager``.
         mean_mass: None; ``detailed``: no matter.
+        operations: who computes the parts: ``bench.naive``, or that with a clock around each.
 
     Raises:
         ValueError: settings other than the recipes' (attention weights, cosine, detached, un-normed); no supervision; a
@@ -88,16 +90,20 @@ def micro_batch_loss(
     K = supervision.layers
     v = outputs.image_hidden_states.float()  # [M, D]
     hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
-    target = naive.refined_target(hiddens, layout.positions, torch.tensor(supervision.plan.weights, device=v.device))
+    target = operations.refined_target(
+        hiddens, layout.positions, torch.tensor(supervision.plan.weights, device=v.device)
+    )
     with torch.no_grad():
-        mass = sum(naive.column_sums(attention, layout.text, layout.visual) for attention in outputs.attentions[:K])
+        mass = sum(
+            operations.column_sums(attention, layout.text, layout.visual) for attention in outputs.attentions[:K]
+        )
         per_token = mass / (K * layout.text.sum(1, keepdim=True).clamp_min(1))  # [B, T]
         weights = per_token.flatten()[layout.positions]  # [M], a_i
 
     words = supervision.vocabulary
     table = words.table.float() if words.excluded is None else words.table[~words.excluded].float()  # [V, D]
     scale = words.scale / settings.temperature
-    das = naive.direction_distance(v, target, weights) / samples_with_image
-    sds = naive.vocab_kl(v, target, table if scale == 1 else table * scale, weights) / samples_with_image
+    das = operations.direction_distance(v, target, weights) / samples_with_image
+    sds = operations.vocab_kl(v, target, table if scale == 1 else table * scale, weights) / samples_with_image
     loss = lm + lambdas[0] * das + lambdas[1] * sds
     return MicroBatch(loss, outputs, SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image))
