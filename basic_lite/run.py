@@ -25,6 +25,7 @@ from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.arguments import check_arguments, steps_of, training_arguments, use_autocast
 from basic_lite.train.bundle import open_bundle, save_bundle
 from basic_lite.train.callbacks import GradientCheck, Interruption, JsonLog, tensorboard
+from basic_lite.train.memory import told_when_out_of_memory
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.refinement import SAMPLES_PER_BATCH, RefinementLog
 from basic_lite.train.restore import require_same_model, restore_projector
@@ -70,7 +71,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     frontend, data = preflight(recipe, device, say)
 
     # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
-    loaded = load_for_training(recipe, device, frontend, say)
+    with told_when_out_of_memory(recipe, device, "while the model was loaded"):
+        loaded = load_for_training(recipe, device, frontend, say)
     table = audit(loaded.parts)
     console.print(render(table))
     check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
@@ -86,9 +88,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     if folder.checkpoint is not None:
         say(f"going on from {folder.checkpoint} (step {open_bundle(folder.checkpoint).step})")
 
-    # Training. Ctrl-C finishes the step, saves and stops.
+    # Training. Ctrl-C finishes the step, saves and stops. A step without memory is the trainer's to mend.
     interruption, progress = trainer.interruption, trainer.progress
-    with interruption:
+    with interruption, told_when_out_of_memory(recipe, device, "between the forward and backward of two steps"):
         try:
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
         finally:
@@ -205,6 +207,8 @@ def build_trainer(
         eval_dataset=data.eval,
         data_collator=data.collator,
         callbacks=[checks, log],
+        say=speaker(console),
+        log=log,
     )
     checks.trainer = trainer
     if supervision is not None and supervision.active:

@@ -7,7 +7,6 @@ once. The bound is the larger of the two. ``output_attentions`` keeps the maps o
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -153,7 +152,7 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
         # The result, and one number for each text query of each head.
         strict = 4 * B * T + 4 * B * n * H
         if row.who == "reference":
-            chunk = inspect.signature(reference.attention_mass).parameters["chunk_elements"].default
+            chunk = reference.ATTENTION_CHUNK[device.type]
             # 40 bytes a position: row lists and masks.
             allowed, allowance = strict + 14 * chunk + 40 * B * T, f"scratch of {14 * chunk / 2**20:g} MiB"
         elif row.who == "triton":

@@ -227,7 +227,7 @@ def test_like_lengths_and_one_modality() -> None:
         mixed = [i for i in range(0, 1000, size) if len(set(has_image[both[i : i + size]])) == 2]
         # At most one, made of what is left over of both.
         assert len(mixed) <= 1
-    for order in (by_length, both):
+    for order in (by_length, both, plain):
         assert lengths[order[:16]].max() == lengths.max()
 
 
@@ -253,6 +253,8 @@ def test_any_order(n: int, share: float, accumulation: int, micro: int, mode: An
         steps = [set(has_image[order[i : i + size]]) for i in range(0, n, size)]
         # Of whole optimizer steps, too, at most one holds both.
         assert sum(len(step) == 2 for step in steps) <= 1
+    if mode != "modality_length" and n >= size:
+        assert lengths[order[:size]].max() == lengths.max()  # what needs most memory is tried first
     one = list(GroupedSampler(lengths, has_image, global_batch=size, micro_batch=1, mode=mode, seed=seed))
     assert order == one
 

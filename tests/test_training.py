@@ -14,7 +14,9 @@ from helpers_run import log_of, quiet, steps_of, tiny_recipe, write_data
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import Interrupted, UserError
+from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
 from basic_lite.train.trainer import BasicTrainer
 
@@ -31,6 +33,13 @@ def weights_of(bundle: Path) -> dict[str, torch.Tensor]:
 
 def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
     return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder
+
+
+def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
+    """The numbers of the records in the order of the first epoch."""
+    recipe = tiny_recipe(folder, changes)
+    sampler = prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None).sampler
+    return list(sampler.order(0).tolist())
 
 
 def assert_same_weights(one: Path, other: Path, **tolerance: float) -> None:
@@ -253,14 +262,14 @@ def test_text_only_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_meets_no_image_does_not_pass_for_trained(tmp_path: Path) -> None:
-    from basic_lite.data.sampler import GroupedSampler
-
-    write_data(tmp_path, 1, text_only=15)
-    has_image = [True] + [False] * 15
-    samplers = [GroupedSampler([1] * 16, has_image, global_batch=4, mode="none", seed=seed) for seed in range(9)]
-    seed = next(seed for seed, sampler in enumerate(samplers) if 0 not in sampler.order(0)[:4])
+    data = write_data(tmp_path, 1, text_only=15)
+    records = json.loads(data.read_text())
+    records[-1]["conversations"][1]["value"] = "two " * 50  # the longest, so its batch is the first
+    data.write_text(json.dumps(records))
+    changes = {"training.max_steps": 1, "data.group_by": "none"}
+    seed = next(seed for seed in range(9) if 0 not in order_of(tmp_path, {**changes, "seed": seed})[:4])
     with pytest.raises(UserError, match="none of the run's 1 steps had a sample with an image"):
-        run(tmp_path, {"training.max_steps": 1, "data.group_by": "none", "seed": seed})
+        run(tmp_path, {**changes, "seed": seed})
 
 
 def test_stage_one_with_text_only_batches_runs(tmp_path: Path) -> None:
@@ -437,10 +446,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, save_every:
 def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
     write_data(tmp_path, 12)
     changes = {"training.max_steps": 6, "data.group_by": "none", "training.global_batch": 2, "training.micro_batch": 1}
-    from basic_lite.data.sampler import GroupedSampler
-
-    order = GroupedSampler([1] * 12, [True] * 12, global_batch=2, mode="none", seed=0).order(0)
-    picture = tmp_path / "images" / f"{order[7]}.png"  # met in step 4
+    picture = tmp_path / "images" / f"{order_of(tmp_path, changes)[7]}.png"  # met in step 4
     good = picture.read_bytes()
     picture.write_bytes(good[:50])
     with pytest.raises(UserError, match=r"data.check_images=open .* --resume"):

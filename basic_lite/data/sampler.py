@@ -22,7 +22,7 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
     global batches, which are then shuffled. modality_length: the same among samples with images and among
     those without, so a global batch has one modality; what is left over of both (fewer than ``global_batch``
     each) comes mixed at the end, images first, so at most one micro-batch of an epoch holds both. none: a
-    plain random order.
+    random order.
 
     The global batch with the longest sample comes first: a run that lacks memory fails in its first step, not
     after hours. Every sample comes once an epoch; the last global batch is smaller where the number isn't a
@@ -70,7 +70,7 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         state = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(state % 2**63)
         if self.mode == "none" or not len(self):
-            return torch.randperm(len(self), generator=generator).numpy()
+            return self._longest_batch_first(torch.randperm(len(self), generator=generator).numpy())
         everything = np.arange(len(self))
         if self.mode == "length":
             groups = [everything]
@@ -92,6 +92,19 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
             longest = max(range(len(order)), key=lambda n: self.lengths[order[n]].max())
             order.insert(0, order.pop(longest))
         return np.concatenate([*order, mixed])
+
+    def _longest_batch_first(self, order: np.ndarray) -> np.ndarray:
+        """The global batch with the longest sample of all goes to the front; that sample is never left over."""
+        whole = len(order) // self.global_batch * self.global_batch
+        if not whole:
+            return order
+        place = int(self.lengths[order].argmax())
+        if place >= whole:
+            order[[0, place]] = order[[place, 0]]
+            return order
+        start = place // self.global_batch * self.global_batch
+        batch = np.arange(start, start + self.global_batch)
+        return np.concatenate([order[batch], np.delete(order, batch)])
 
     def _batches(self, group: np.ndarray, generator: torch.Generator) -> tuple[list[np.ndarray], np.ndarray]:
         """A group's whole global batches, and what is left over, both longest first."""

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
-from basic_lite_kernels.reference import ATTENTION_SCRATCH_ELEMENTS
+from basic_lite_kernels.reference import ATTENTION_CHUNK
 
 
 class Repeat:
@@ -109,7 +109,7 @@ def last_in_full(attention_mass: Callable[..., Tensor], layers: int) -> Callable
         calls += 1
         B, _, T, d = query.shape
         if calls % layers == 0:
-            round_of = slice(1 + ATTENTION_SCRATCH_ELEMENTS // (key.shape[1] * T * d))
+            round_of = slice(1 + ATTENTION_CHUNK["cpu"] // (key.shape[1] * T * d))
             for name in ("text_queries", "visual", "valid"):
                 options[name] = options[name][round_of]
             attention_mass(query[round_of], key[round_of], **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,6 +178,15 @@ def advise(stage: Stage, found: Estimate) -> Iterator[Advice]:
             return
 
 
+def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
+    """Each change in a line of its own: overrides, what is needed then, what it costs."""
+    for change in advice:
+        state = "fits" if change.fits else "not yet"
+        yield f"  {' '.join(change.overrides)}  →  {change.needed_bytes / GIB:.2f} GiB, {state} ({change.cost})"
+    if not advice or not advice[-1].fits:
+        yield "  and still too much: a smaller LLM, or a larger card"
+
+
 def _written(value: Any) -> str:
     """A value as an override has it."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -264,11 +273,7 @@ def _verdict(found: Estimate) -> Iterator[str]:
         yield f"largest training.micro_batch that fits: {found.largest.shape.samples}"
     if found.advice:
         yield "to make it fit, cheapest first, each on top of those before:"
-    for advice in found.advice:
-        state = "fits" if advice.fits else "not yet"
-        yield f"  {' '.join(advice.overrides)}  →  {advice.needed_bytes / GIB:.2f} GiB, {state} ({advice.cost})"
-    if found.advice and not found.advice[-1].fits:
-        yield "  and still too much: a smaller LLM, or a larger card"
+        yield from advice_lines(found.advice)
     yield (
         f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; if yours are "
         "shorter, set data.max_length to what they have"

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
 from basic_lite.train.callbacks import JsonLog
+from basic_lite.train.memory import free_what_is_left, is_out_of_memory
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4
@@ -69,7 +70,9 @@ class RefinementLog(TrainerCallback):
     def _measure(self, state: TrainerState) -> None:
         if not state.is_world_process_zero:
             return
-        curve = measure(self.supervision, self.batches, self.tokenizer, autocast=self.autocast)
+        curve = self._curve(state)
+        if curve is None:
+            return
         self.curves.append((state.global_step, curve))
         self.log.write({"step": state.global_step, "refinement": curve.to_dict()})
         warning = curve.warning()
@@ -77,3 +80,17 @@ class RefinementLog(TrainerCallback):
             warning = None  # an untrained projector's output is noise to both sides
         if warning is not None:
             self.say(f"warning: step {state.global_step}: {warning}")
+
+    def _curve(self, state: TrainerState) -> RefinementCurve | None:
+        """None, and said so, where a card that has memory for the training has none for this."""
+        try:
+            return measure(self.supervision, self.batches, self.tokenizer, autocast=self.autocast)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free_what_is_left()
+        self.say(
+            f"warning: step {state.global_step}: no refinement curve, for want of memory for {SAMPLES_PER_BATCH} "
+            "samples at once; supervision.refinement_batches=0 leaves it out"
+        )
+        return None

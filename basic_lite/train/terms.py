@@ -26,9 +26,13 @@ class Terms:
 
     def begin_step(self) -> None:
         """A new optimizer step, before its samples are fetched."""
+        self.begin_again()
+        self._started = time.perf_counter()
+
+    def begin_again(self) -> None:
+        """The same step once more: what it has added so far doesn't count, the time it took does."""
         self.first_micro_batch = True
         self._sums, self._means = {}, {}
-        self._started = time.perf_counter()
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a micro-batch's share of a term; the shares of a step sum to the step's term."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from basic_lite.console import Say
 from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import leave_casts_to_autocast
@@ -20,12 +21,22 @@ from basic_lite.model.load import Loaded
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.bundle import checkpoints_of, open_bundle, save_bundle, seal_checkpoint
+from basic_lite.train.callbacks import JsonLog
+from basic_lite.train.memory import (
+    free_what_is_left,
+    is_out_of_memory,
+    out_of_memory,
+    random_state,
+    set_random_state,
+    slices,
+)
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.restore import restore_adapter, restore_projector
 from basic_lite.train.step import micro_batch_loss
 from basic_lite.train.terms import Terms, TokenMean
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class BasicTrainer(Trainer):
@@ -52,7 +63,14 @@ class BasicTrainer(Trainer):
         eval_dataset: Dataset[Any] | None,
         data_collator: Any,
         callbacks: list[Any],
+        say: Say,
+        log: JsonLog,
     ) -> None:
+        """
+        Args:
+            say: where a smaller micro-batch is announced.
+            log: and where it is recorded.
+        """
         self.loaded = loaded
         self.recipe = recipe
         self.supervision = supervision
@@ -63,6 +81,12 @@ class BasicTrainer(Trainer):
         self._mean_mass: Tensor | None = None
         self._rates: dict[str, float] = {}
         self._eval = TokenMean()
+        self._say, self._log = say, log
+        # Samples in memory at once: the recipe's, or fewer once a step ran out of memory.
+        self.micro_batch = recipe.training.micro_batch
+        self._step_batches: list[Batch] = []
+        self._batches_done = 0
+        self._random: list[Tensor] = []
         super().__init__(
             model=loaded.model,
             args=args,
@@ -110,6 +134,7 @@ class BasicTrainer(Trainer):
             except RecordProblem as problem:
                 self._save_before_leaving()
                 raise problem.found_while_training() from problem
+        self._step_batches, self._batches_done, self._random = batches, 0, []
         if not batches:
             return batches, None
         labelled = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
@@ -125,7 +150,9 @@ class BasicTrainer(Trainer):
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         self._rates = {f"lr_{g['name']}": g["lr"] for g in groups if not g["name"].endswith("_bias")}
         uniform = self.supervision is not None and self.supervision.needs_mean_mass
-        self._mean_mass = self._measure_mean_mass(batches) if uniform and any(self._lambdas()) else None
+        self._mean_mass = None
+        if uniform and any(self._lambdas()):
+            self._mean_mass = self._where_memory_suffices(lambda: self._measure_mean_mass(batches))
         return batches, counts[0].clamp(min=1)
 
     def _has_image(self, batch: Batch) -> Tensor:
@@ -142,15 +169,88 @@ class BasicTrainer(Trainer):
         model.eval()
         masses = []
         for batch in batches:
-            inputs = self._prepare_inputs(batch)
-            with self.supervision.capture(inputs, weights_only=True) as captured:
-                model(**_without_labels(inputs))
-            masses.append(self.supervision.masses(captured))
+            for part in self._slices(batch):
+                inputs = self._prepare_inputs(part)
+                with self.supervision.capture(inputs, weights_only=True) as captured:
+                    model(**_without_labels(inputs))
+                masses.append(self.supervision.masses(captured))
         model.train()
         total = torch.cat(masses).sum()
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
         return total / self._samples_with_image
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch, or of its parts where memory suffices for no more.
+
+        Without memory the whole optimizer step starts again with half the samples at once, since a backward that broke
+        off has left some of its gradients. It draws the same dropout as a run that had that micro-batch from the start,
+        and every term is divided by the step's own counts, so the step is the one that such a run makes.
+
+        Raises:
+            UserError: there is no memory for a single sample.
+        """
+        if self._batches_done == 0:
+            self._random = random_state(self.args.device)
+        todo = [inputs]
+
+        def run() -> Tensor:
+            for batch in todo:
+                loss = torch.zeros((), device=self.args.device)
+                for part in self._slices(batch):
+                    loss += super(BasicTrainer, self).training_step(model, part, num_items_in_batch)
+            return loss  # of the last one: the others' were returned before
+
+        def begin_again() -> None:
+            todo[:] = self._step_batches[: self._batches_done + 1]
+            model.zero_grad()
+            self.terms.begin_again()
+            set_random_state(self._random, self.args.device)
+
+        loss = self._where_memory_suffices(run, begin_again)
+        self._batches_done += 1
+        return loss
+
+    def _slices(self, batch: Batch) -> Iterator[Batch]:
+        return slices(batch, self.micro_batch, self.loaded.parts.image_token_id)
+
+    def _where_memory_suffices(self, run: Callable[[], T], begin_again: Callable[[], None] = lambda: None) -> T:
+        """``run()``, with smaller and smaller micro-batches."""
+        while True:
+            try:
+                return run()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                found = str(error)
+            # Here the exception is gone, and with it the frames that held the failed attempt's tensors.
+            free_what_is_left()
+            self._halve_micro_batch(found)
+            begin_again()
+
+    def _halve_micro_batch(self, found: str) -> None:
+        samples = min(self.micro_batch, max(len(batch["input_ids"]) for batch in self._step_batches))
+        step = self.state.global_step + 1
+        if samples == 1 or self.args.world_size > 1:
+            if self._random:
+                set_random_state(self._random, self.args.device)
+            self._save_before_leaving()
+            when = f"at step {step} with a micro-batch of {samples}"
+            if samples > 1:  # the other processes would wait for this one's gradients
+                when += f" in one of {self.args.world_size} processes, where it can't be halved on the way"
+            raise out_of_memory(self.recipe, self.args.device, when, found)
+        self.micro_batch = samples // 2
+        total = self.recipe.training.global_batch
+        self._say(
+            f"out of memory at step {step} with a micro-batch of {samples}: the step starts again with "
+            f"{self.micro_batch}, accumulated {-(-total // self.micro_batch)} times; the global batch stays {total}. "
+            f"training.micro_batch={self.micro_batch} begins so"
+        )
+        self._log.write({"step": step - 1, "out_of_memory": {"micro_batch": samples, "now": self.micro_batch}})
 
     # --- losses ---------------------------------------------------------------------------------------------------
 

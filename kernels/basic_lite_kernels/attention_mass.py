@@ -26,7 +26,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from basic_lite_kernels import reference
 from basic_lite_kernels.compiling import CompileCase
 
 LOG2_E, _LIST_BLOCK = 1 / math.log(2), 1024
@@ -243,7 +242,7 @@ def attention_mass_sums_kernel(
 def attention_mass(
     query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
     sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
-    chunk_elements: int = reference.ATTENTION_SCRATCH_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> Tensor:  # fmt: skip
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
@@ -268,6 +267,8 @@ def attention_mass(
     """
     B, H, T, d = query.shape
     _check(query, key, (text_queries, visual, valid))
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
     R = T if longest is None else min(longest, T)
     if B * T * H * R == 0:
         return torch.zeros(B, T, dtype=torch.float32, device=query.device)

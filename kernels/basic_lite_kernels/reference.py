@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Rows are worked on in chunks of about this much scratch memory. Small next to a training step, large enough
-# that a chunk keeps a GPU busy.
+# that a chunk keeps a GPU busy. Where few rows are left to do, it is never more than 4 bytes an element of them: what
+# their gradient will take when the scratch is gone.
 SCRATCH_BYTES = 8 * 2**20
 VOCAB_SCRATCH_BYTES = 192 * 2**20
 VOCAB_CHUNK_ROWS = 256
 VOCAB_CHUNK_ELEMENTS = 2**18
-ATTENTION_SCRATCH_ELEMENTS = 2**22
+# Scores in flight at once: as many as a CPU's cache holds (more are no faster there), and enough to keep a GPU busy.
+ATTENTION_CHUNK = {"cpu": 2**18, "cuda": 2**22}
 
 # Below this |log p − log q| the direct form of a KL term loses its leading digits, and its series is exact to
 # 2e-8.
@@ -41,7 +43,7 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
         acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph
         (target not detached).
 
-    Peak extra bytes beyond ``acc``: SCRATCH_BYTES. With a graph: 8·M·D.
+    Peak extra bytes beyond ``acc``: at most SCRATCH_BYTES and 4·M·D. With a graph: 8·M·D.
     Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])  # [B·T, D]
@@ -52,7 +54,8 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
     if acc is None:
         acc = torch.zeros(positions.numel(), flat.shape[1], dtype=dtype, device=hidden.device)
     row_bytes = flat.shape[1] * (flat.element_size() + acc.element_size())  # gathered, and cast to add
-    for start, stop in _row_chunks(positions.numel(), row_bytes, SCRATCH_BYTES):
+    scratch = min(SCRATCH_BYTES, 4 * acc.numel())
+    for start, stop in _row_chunks(positions.numel(), row_bytes, scratch):
         acc[start:stop].add_(flat.index_select(0, positions[start:stop]), alpha=weight)
     return acc
 
@@ -73,7 +76,8 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Literal["co
     Returns:
         A scalar, float32 (float64 for float64 inputs).
 
-    Peak extra bytes: SCRATCH_BYTES forward; backward 4·M·D (the gradient itself) + SCRATCH_BYTES.
+    Peak extra bytes: forward at most SCRATCH_BYTES and 4·M·D; backward 4·M·D, the gradient itself (SCRATCH_BYTES
+    more where v or target is no float32); 64·M of row statistics.
     Source: method section, direction alignment supervision; ``mse`` from the ablations.
     """
     if kind not in ("cosine", "mse"):
@@ -84,58 +88,74 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Literal["co
 class _DirectionLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, target: Tensor, weights: Tensor, kind: str) -> Tensor:
-        ctx.save_for_backward(v, target, weights)
-        ctx.kind = kind
         dtype = _compute_dtype(v, target)
-        total = torch.zeros((), dtype=torch.float64, device=v.device)
-        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 20):
-            x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
-            if kind == "mse":
-                distance = (x - y).square().mean(dim=1)
+        distance = torch.empty(v.shape[0], dtype=dtype, device=v.device)
+        inverse_x = inverse_y = None
+        if kind == "cosine":
+            inverse_x, inverse_y = torch.empty_like(distance), torch.empty_like(distance)
+        scratch = min(SCRATCH_BYTES, 4 * v.numel())
+        for start, stop in _row_chunks(v.shape[0], 20 * v.shape[1], scratch):
+            rows = slice(start, stop)
+            x, y = v[rows].to(dtype), target[rows].to(dtype)
+            if inverse_x is None or inverse_y is None:
+                distance[rows] = (x - y).square_().mean(dim=1)
             else:
-                distance = _unit_rows(x, y)[4]
-            total += (distance.double() * weights[start:stop].double()).sum()
-        return total.to(dtype)
+                inverse_x[rows], inverse_y[rows], distance[rows] = _unit_distance(x, y)
+        ctx.save_for_backward(v, target, weights, inverse_x, inverse_y, distance)
+        ctx.kind = kind
+        return (distance.double() * weights.double()).sum().to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, target, weights = ctx.saved_tensors
-        dtype = _compute_dtype(v, target)
-        dv = torch.empty_like(v) if ctx.needs_input_grad[0] else None
-        dtarget = torch.empty_like(target) if ctx.needs_input_grad[1] else None
-        for start, stop in _row_chunks(v.shape[0], v.shape[1], SCRATCH_BYTES // 20):
-            x, y = v[start:stop].to(dtype), target[start:stop].to(dtype)
-            a = (weights[start:stop].to(dtype) * grad).unsqueeze(1)  # [R, 1]
-            if ctx.kind == "mse":
-                difference = (x - y).mul_(a * (2 / x.shape[1]))
-                if dv is not None:
-                    dv[start:stop] = difference
-                if dtarget is not None:
-                    dtarget[start:stop] = -difference
-                continue
-            x, y, inverse_x, inverse_y, distance = _unit_rows(x, y)
-            # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses. With a zero row it is 0,
-            # and so is the gradient: 1/norm counts as 0.
-            cosine = (1 - distance / 2).unsqueeze(1)
-            if dv is not None:
-                dv[start:stop] = (y - cosine * x).mul_(-2 * a * inverse_x.unsqueeze(1))
-            if dtarget is not None:
-                dtarget[start:stop] = (x - cosine * y).mul_(-2 * a * inverse_y.unsqueeze(1))
+        v, target, weights, inverse_x, inverse_y, distance = ctx.saved_tensors
+        a = weights.to(distance.dtype) * grad  # [M]
+        if ctx.kind == "mse":
+            scale = a * (2 / v.shape[1])
+            from_x, from_y = (scale, -scale, None), (-scale, scale, None)
+        else:
+            # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses. With a zero row it is 0, and so is
+            # the gradient: 1/norm counts as 0.
+            cosine = 1 - distance / 2
+            from_x = (-cosine * inverse_x, inverse_y, -2 * a * inverse_x)
+            from_y = (inverse_x, -cosine * inverse_y, -2 * a * inverse_y)
+        dv = _combined(v, v, target, *from_x) if ctx.needs_input_grad[0] else None
+        dtarget = _combined(target, v, target, *from_y) if ctx.needs_input_grad[1] else None
         return dv, dtarget, None, None
 
 
-def _unit_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Unit rows of x, y [R, D]; 1/norm [R], 0 for a zero row; squared distance [R], 2 with a zero row."""
+def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, scale: Tensor | None) -> Tensor:
+    """scale · (of_x · x + of_y · y) of rows, [M, D] in the type of ``like``; of_x, of_y, scale [M].
+
+    In place in the result where x and y have its type. ``scale`` goes on last: 1/norm of a tiny row times the other
+    row's may be beyond float32, unit rows times either are not.
+    """
+    out = torch.empty_like(like)
+    dtype = of_x.dtype
+    in_place = x.dtype == y.dtype == dtype
+    chunks = [(0, len(out))] if in_place else _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES)
+    for start, stop in chunks:
+        rows = slice(start, stop)
+        into = out[rows] if in_place else torch.empty(stop - start, out.shape[1], dtype=dtype, device=out.device)
+        torch.mul(y[rows].to(dtype), of_y[rows].unsqueeze(1), out=into)
+        into.addcmul_(x[rows].to(dtype), of_x[rows].unsqueeze(1))
+        if scale is not None:
+            into.mul_(scale[rows].unsqueeze(1))
+        if not in_place:
+            out[rows] = into
+    return out
+
+
+def _unit_distance(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1/norm of the rows of x and y [R, D], 0 for a zero row; squared distance of unit rows, 2 with a zero row; [R]."""
     inverses = []
     for rows in (x, y):
         norm = torch.linalg.vector_norm(rows, dim=1)
         inverses.append(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
     inverse_x, inverse_y = inverses
-    x, y = x * inverse_x.unsqueeze(1), y * inverse_y.unsqueeze(1)
-    distance = (x - y).square_().sum(dim=1)
-    distance = torch.where((inverse_x > 0) & (inverse_y > 0), distance, 2.0)
-    return x, y, inverse_x, inverse_y, distance
+    difference = (x * inverse_x.unsqueeze(1)).sub_(y * inverse_y.unsqueeze(1))
+    distance = difference.square_().sum(dim=1)
+    return inverse_x, inverse_y, torch.where((inverse_x > 0) & (inverse_y > 0), distance, 2.0)
 
 
 class Direction(NamedTuple):
@@ -337,7 +357,7 @@ def attention_mass(
     sliding_window: int | None = None,
     softcap: float | None = None,
     longest: int | None = None,
-    chunk_elements: int = ATTENTION_SCRATCH_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> Tensor:
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
@@ -356,7 +376,7 @@ def attention_mass(
             None: all are.
         softcap: scores become c·tanh(score / c) where c is given.
         longest: the most text queries a sample has, or more; None: looked up, which waits for the device.
-        chunk_elements: scores in flight at once.
+        chunk_elements: scores in flight at once; None: ATTENTION_CHUNK of the device.
 
     Returns:
         [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no
@@ -368,6 +388,10 @@ def attention_mass(
     """
     B, H, T, d = query.shape
     heads_kv = key.shape[1]
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
+    if chunk_elements is None:
+        chunk_elements = ATTENTION_CHUNK["cpu" if query.device.type == "cpu" else "cuda"]
     group = H // heads_kv
     dtype = _compute_dtype(query, key)
     mass = torch.zeros(B, T, dtype=dtype, device=query.device)
