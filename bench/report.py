@@ -279,9 +279,12 @@ class Report:
             stem += "-tiny"
         written: dict[str, Path] = {}
         if self.steps:
-            steps = {**self.about, "scale": self.scale, "steps": [dataclasses.asdict(step) for step in self.steps]}
             written["step results"] = folder / f"{stem}-step.json"
-            _write_json(written["step results"], steps)
+            steps = [dataclasses.asdict(step) for step in self.steps]
+            _write_json(
+                written["step results"],
+                {**self.about, "scale": self.scale, "rates": dataclasses.asdict(self.rates), "steps": steps},
+            )
         if not self.rows:
             return written
         content = {
