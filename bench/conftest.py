@@ -101,8 +101,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         folder = HERE / "results"
     if folder is None:
         folder = Path(tempfile.gettempdir()) / "basic-lite-bench"
-    if found.rows:
-        path, plot = found.write(folder if folder.is_absolute() else config.invocation_params.dir / folder)
+    if found.rows or found.steps:
         write("")
-        write(f"results  {path}")
-        write(f"plot     {plot}")
+        written = found.write(folder if folder.is_absolute() else config.invocation_params.dir / folder)
+        for what, path in written.items():
+            write(f"{what}  {path}")

@@ -57,31 +57,47 @@ def timings(works: Mapping[str, Callable[[], object]], device: torch.device, sec
     """
     if device.type == "cuda":
         return {name: _device_events(work) for name, work in works.items()}
+    return {name: quantiles(runs) for name, runs in take_turns(works, device, seconds).items()}
+
+
+def take_turns(
+    works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Each work's runs, round by round: milliseconds by ``now`` and on the wall clock. See ``timings``."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     spent = 0.0
     rounds = 0
     while rounds < FEWEST_REPEATS or (rounds < MOST_REPEATS and spent < seconds * len(works)):
         for name, work in works.items():
-            started = time.process_time(), time.perf_counter()
+            started = now(device), time.perf_counter()
             work()
-            processor, wall = time.process_time() - started[0], time.perf_counter() - started[1]
-            taken[name].append((1e3 * processor, 1e3 * wall))
-            spent += processor
+            taken_s, wall_s = now(device) - started[0], time.perf_counter() - started[1]
+            taken[name].append((1e3 * taken_s, 1e3 * wall_s))
+            spent += taken_s
         rounds += 1
-    return {name: _quantiles([p for p, _ in runs], [w for _, w in runs]) for name, runs in taken.items()}
+    return taken
+
+
+def now(device: torch.device) -> float:
+    """Seconds: this process's processor time; of a GPU the wall clock, once all its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _device_events(work: Callable[[], object]) -> Timing:
     from triton.testing import do_bench
 
     runs: list[float] = do_bench(work, rep=GPU_TIMED_MS, return_mode="all")
-    return _quantiles(runs, runs)
+    return quantiles([(run, run) for run in runs])
 
 
-def _quantiles(runs_ms: list[float], wall_ms: list[float]) -> Timing:
-    runs = torch.tensor(runs_ms, dtype=torch.float64)
-    p20, p50, p80 = (float(runs.quantile(q)) for q in (0.2, 0.5, 0.8))
-    return Timing(p20, p50, p80, len(runs_ms), float(torch.tensor(wall_ms, dtype=torch.float64).median()))
+def quantiles(runs: list[tuple[float, float]]) -> Timing:
+    """Of runs (ms, ms on the wall clock)."""
+    taken, wall = torch.tensor(runs, dtype=torch.float64).T
+    p20, p50, p80 = (float(taken.quantile(q)) for q in (0.2, 0.5, 0.8))
+    return Timing(p20, p50, p80, len(runs), float(wall.median()))
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -27,10 +27,18 @@ def direction_loss(
 
     Peak extra bytes: 4·M·D·(2·K + 1), 132·M·D at K 16: the stack, its weighted copy and the sum.
     """
-    with torch.no_grad():
-        stacked = torch.stack([h.flatten(0, 1)[positions].float() for h in hiddens])  # [K, M, D]
-        target = (layer_weights[:, None, None] * stacked).sum(0)  # [M, D]
-        del stacked
+    return direction_distance(v, refined_target(hiddens, positions, layer_weights), weights)
+
+
+@torch.no_grad()
+def refined_target(hiddens: Sequence[Tensor], positions: Tensor, layer_weights: Tensor) -> Tensor:
+    """v̂ [M, D] float32: stack → weighted sum. Arguments and bytes as in ``direction_loss``."""
+    stacked = torch.stack([h.flatten(0, 1)[positions].float() for h in hiddens])  # [K, M, D]
+    return (layer_weights[:, None, None] * stacked).sum(0)  # [M, D]
+
+
+def direction_distance(v: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i a_i ‖v_i/‖v_i‖ − v̂_i/‖v̂_i‖‖² of v and v̂ [M, D], a_i [M]."""
     distance = (F.normalize(v, dim=-1) - F.normalize(target, dim=-1)).square().sum(-1)  # [M]
     return (weights * distance).sum()
 
@@ -74,5 +82,10 @@ def attention_mass(
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # [B, H, T, d]
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
     attention = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)  # [B, H, T, T]
+    return column_sums(attention, text_queries, visual)
+
+
+def column_sums(attention: Tensor, text_queries: Tensor, visual: Tensor) -> Tensor:
+    """Text-query × visual-key column sums [B, T] float32 of one layer's map [B, H, T, T]."""
     mean = attention.mean(1).float()  # [B, T, T]
     return (mean * text_queries[:, :, None]).sum(1) * visual

@@ -112,6 +112,34 @@ class Row:
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """A whole training step done one way: BASIC off, on, or the naive way.
+
+    ``…_over_off``: against the same round's step with BASIC off; median, lowest and highest of the rounds. ``errors``
+    are on's against the naive way's. ``parts_ms``: where the time goes, medians.
+    """
+
+    shape: str
+    way: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    wall_ms: float
+    repeats: int
+    time_over_off: float
+    lowest_over_off: float
+    highest_over_off: float
+    peak_bytes: int
+    adds_bytes: int
+    loss_error: float | None
+    gradient_error: float | None
+    parts_ms: dict[str, float]
+    flops: dict[str, float]
+    basic_share_of_flops: float
+    basic_share_of_flops_in_7b: float
+
+
+@dataclass(frozen=True)
 class Gate:
     """A bound on memory. ``strict`` is the goal's figure, ``allowed`` what is asserted: the same, or with the scratch
     that the implementation states."""
@@ -154,6 +182,7 @@ class Report:
     about: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
     compiled: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -223,6 +252,8 @@ class Report:
         parts = [_about(self.about, self.rates)]
         for operation in dict.fromkeys(row.operation for row in self.rows):
             parts.append(_rows_table(operation, [row for row in self.rows if row.operation == operation]))
+        for shape in dict.fromkeys(step.shape for step in self.steps):
+            parts.append(_steps_table([step for step in self.steps if step.shape == shape]))
         if self.gates:
             lines = [f"  {gate.sentence()}" for gate in self.gates]
             parts.append("\n".join(["Memory gates", *lines]))
@@ -234,12 +265,28 @@ class Report:
 
     # ---- for a machine
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """One JSON of everything and one plot into ``folder``, named after the device."""
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Into ``folder``, named after the device: a JSON and a plot of the operations, a JSON of whole steps.
+
+        Each only where there is something in it, so that a run of some bench files leaves the others' results alone.
+
+        Returns:
+            What was written: "results", "plot", "step results".
+        """
         folder.mkdir(parents=True, exist_ok=True)
         stem = re.sub(r"[^a-z0-9]+", "-", self.about["device"].lower()).strip("-")
         if self.scale == "tiny":
             stem += "-tiny"
+        written: dict[str, Path] = {}
+        if self.steps:
+            written["step results"] = folder / f"{stem}-step.json"
+            steps = [dataclasses.asdict(step) for step in self.steps]
+            _write_json(
+                written["step results"],
+                {**self.about, "scale": self.scale, "rates": dataclasses.asdict(self.rates), "steps": steps},
+            )
+        if not self.rows:
+            return written
         content = {
             **self.about,
             "scale": self.scale,
@@ -251,11 +298,15 @@ class Report:
             ],
             "not_measured": self.notes,
         }
-        path = folder / f"{stem}.json"
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        plot = folder / f"{stem}.png"
-        plot_rows(self.rows, self.about["device"], plot)
-        return path, plot
+        written["results"] = folder / f"{stem}.json"
+        _write_json(written["results"], content)
+        written["plot"] = folder / f"{stem}.png"
+        plot_rows(self.rows, self.about["device"], written["plot"])
+        return written
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _free(device: torch.device) -> None:
@@ -318,9 +369,49 @@ def _rows_table(operation: str, rows: list[Row]) -> str:
                 f"{max(errors):.0e}" if errors else "",
             ]
         )
+    return _columns(header, body)
+
+
+def _steps_table(steps: list[StepRow]) -> str:
+    """One shape's ways, and below where the time of each goes."""
+    header = ["whole step", "ms p20", "p50", "p80", "÷ off", "lowest", "highest", "peak MiB", "adds MiB", "error"]
+    body = [[steps[0].shape]]
+    for step in steps:
+        errors = [error for error in (step.loss_error, step.gradient_error) if error is not None]
+        body.append(
+            [
+                f"  {step.way}",
+                *(_number(value) for value in (step.p20_ms, step.p50_ms, step.p80_ms)),
+                *(f"{value:.3f}" for value in (step.time_over_off, step.lowest_over_off, step.highest_over_off)),
+                *(f"{value / MIB:.1f}" for value in (step.peak_bytes, step.adds_bytes)),
+                f"{max(errors):.0e}" if errors else "",
+            ]
+        )
+    fullest_first = sorted(steps, key=lambda step: -len(step.parts_ms))
+    names = list(dict.fromkeys(name for step in fullest_first for name in step.parts_ms))
+    where = [[f"  {name}", *(_number(step.parts_ms.get(name), "{:.1f}") for step in steps)] for name in names]
+    where.append(["  sum", *(f"{sum(step.parts_ms.values()):.1f}" for step in steps)])
+    here = steps[0]
+    counted = sum(here.flops.values())
+    flops = ", ".join(f"{name} {value / counted:.2%}" for name, value in here.flops.items())
+    return "\n".join(
+        [
+            _columns(header, body),
+            "",
+            _columns(["where the time goes, ms", *(step.way for step in steps)], where),
+            "",
+            f"counted {counted / 1e9:.1f} GFLOP: {flops}",
+            f"BASIC adds {here.basic_share_of_flops:.2%} to the FLOPs of a step without it; in 7B, counted the same "
+            f"way, {here.basic_share_of_flops_in_7b:.2%}",
+        ]
+    )
+
+
+def _columns(header: list[str], body: list[list[str]]) -> str:
+    """Lines as wide as the header in columns; shorter ones go across."""
     full = [line for line in body if len(line) == len(header)]
     widths = [max(len(line[i]) for line in [header, *full]) for i in range(len(header))]
-    widths[0] = max(widths[0], *(len(line[0]) for line in body if len(line) == 2), 22)
+    widths[0] = max(widths[0], 22, *(len(line[0]) for line in body if len(line) == 2))
 
     def text(line: list[str]) -> str:
         if len(line) != len(header):

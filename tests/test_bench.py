@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_tiny_bench_prints_a_table_and_writes_results(tmp_path: Path) -> None:
         assert text in done.stdout
     if not torch.cuda.is_available():
         assert "needs a GPU" in done.stdout
-    (found,) = tmp_path.glob("*.json")
+    for text in ("whole step", "where the time goes", "BASIC adds"):
+        assert text in done.stdout
+    (found,) = (path for path in tmp_path.glob("*.json") if not path.stem.endswith("-step"))
     (plot,) = tmp_path.glob("*.png")
     assert str(found) in done.stdout and plot.read_bytes()[1:4] == b"PNG"
     result = json.loads(found.read_text(encoding="utf-8"))
@@ -50,6 +53,54 @@ def test_tiny_bench_prints_a_table_and_writes_results(tmp_path: Path) -> None:
     naive = [row for row in rows if row["operation"] == "direction_loss" and row["who"] == "naive eager"]
     assert naive and all(abs(row["bytes_per_element"] - 36) < 1 for row in naive)
     assert all(gate["held"] for gate in result["gates"])
+    check_steps(json.loads(found.with_name(f"{found.stem}-step.json").read_text(encoding="utf-8"))["steps"])
+
+
+def check_steps(steps: list[dict[str, Any]]) -> None:
+    """The step bench's rows: the same loss, and every millisecond has a part it belongs to."""
+    assert [step["way"] for step in steps] == ["off", "on", "naive"]
+    off, on, naive = steps
+    assert max(on["loss_error"], on["gradient_error"]) < 1e-4 and off["time_over_off"] == 1
+    assert not any(name.startswith("BASIC") for name in off["parts_ms"])
+    for step in (on, naive):
+        basic = {name for name in step["parts_ms"] if name.startswith("BASIC")}
+        assert {"BASIC: capture (v̂)", "BASIC: attention mass", "BASIC: DAS", "BASIC: SDS"} <= basic
+        assert all(step["parts_ms"][name] > 0 for name in basic)
+    for step in steps:
+        assert step["p20_ms"] <= step["p50_ms"] <= step["p80_ms"]
+        if not torch.cuda.is_available():  # there the parts are timed apart, waiting at each
+            assert sum(step["parts_ms"].values()) == pytest.approx(step["p50_ms"], rel=0.3)
+        assert step["parts_ms"]["LLM backward"] > step["parts_ms"]["LLM forward"] > step["parts_ms"]["LM loss"]
+    assert naive["peak_bytes"] > on["peak_bytes"] >= off["peak_bytes"] > 0
+
+
+def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
+    """Against torch's own counter, which sees every product but those inside bitsandbytes: so without NF4."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bench import bench_step, midsize
+
+    parts = midsize.write(tmp_path, midsize.TINY, samples=4)
+    changes = {"quantization.mode": "none"}
+    stage = bench_step.Stage.of(midsize.stage2(parts, micro_batch=2, changes=changes), torch.device("cpu"))
+    counted = bench_step.flops(stage.dimensions())
+
+    def products(way: str) -> tuple[int, int]:
+        """Of matrices, and batched ones."""
+        with FlopCounterMode(display=False) as counter:
+            stage.loss(way).backward()
+        stage.optimizer.zero_grad()
+        seen = counter.get_flop_counts()["Global"]
+        return sum(seen[op] for op in (torch.ops.aten.mm, torch.ops.aten.addmm)), seen.get(torch.ops.aten.bmm, 0)
+
+    (off, _), (on, mass), (_, maps) = (products(way) for way in (bench_step.OFF, bench_step.ON, bench_step.NAIVE))
+    without_basic = sum(counted[name] for name in ("LLM linears", "LoRA", "LM loss", "vision tower", "projector"))
+    assert off == pytest.approx(without_basic, rel=0.01)
+    assert on - off == pytest.approx(counted["SDS"], rel=0.02)
+    assert mass == pytest.approx(counted["attention mass"], rel=0.1)
+    assert maps == pytest.approx(counted["attention"], rel=0.02)
+    # The model has the proportions of 7B, so that BASIC's share of a step is 7B's.
+    assert bench_step.basic_share(bench_step.flops(bench_step.SEVEN_B)) == pytest.approx(0.0113, rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")

@@ -30,6 +30,7 @@ from basic_lite.run import load_for_training
 from basic_lite.schema import Recipe
 from basic_lite.tools.measure import RealStep
 from basic_lite.train.optimizer import make_optimizer
+from bench import naive_step
 from bench.measure import peak_bytes
 from bench.shapes import on_shapes, shape_recipe, write_image_processor
 from bench.step_suite import held_bytes, tensor_bytes
@@ -169,6 +170,21 @@ def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attent
     whole = held_bytes(step) + peak_bytes(step, CPU)
     assert rehearsed.before_peak_bytes == pytest.approx(measured, rel=0.02)
     assert rehearsed.peak_bytes == pytest.approx(whole, rel=0.02)
+
+
+def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another step than the project's own, whose memory the short cuts know nothing of: attention maps, full logits."""
+    recipe = recipe_of(folder, {"model.attention": "eager"})
+    frontend, target = load_frontend(recipe.model), Target.this_cpu(recipe)
+    rehearsed = Stage(recipe, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
+    with monkeypatch.context() as patch:
+        patch.setattr("basic_lite.tools.measure.micro_batch_loss", naive_step.micro_batch_loss)
+        assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe), rel=0.02)
+    ours = rehearse(recipe, frontend, target)
+    maps = 4 * 6 * 4 * 8 * 256**2  # float32, L · B · H · T²
+    assert rehearsed.forward_peak_bytes - ours.forward_peak_bytes > maps
+    with pytest.raises(ValueError, match="in_full=True"):
+        Stage(recipe, frontend, target).rehearse(step=naive_step.micro_batch_loss)
 
 
 # GiB that the step needs, with the allowance, at most; model, micro-batch, tokens, LoRA rank

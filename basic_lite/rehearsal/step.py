@@ -21,7 +21,7 @@ from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, r
 from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import attention_pass, micro_batch_loss
+from basic_lite.train.step import MicroBatch, attention_pass, micro_batch_loss
 from basic_lite_kernels.reference import Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
@@ -87,7 +87,7 @@ class Stage:
             )
         _watch(self.parts, self.ledger, checkpointing=checkpointing)
 
-    def rehearse(self, shape: Shape | None = None, model: Callable[..., Any] | None = None) -> Rehearsal:
+    def rehearse(self, shape: Shape | None = None, *, step: Callable[..., MicroBatch] = micro_batch_loss) -> Rehearsal:
         """Run one micro-batch of a step in which everything is there that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
@@ -96,30 +96,38 @@ class Stage:
 
         Args:
             shape: of the micro-batch; None: the recipe's, at its maximum length.
-            model: what is called in the model's place; None: the model itself.
+            step: another way to the same loss, with the signature of ``micro_batch_loss``. What repeats is known of
+                the project's own way alone: a stage for any other must be ``in_full``.
+
+        Raises:
+            ValueError: another step on a stage that takes short cuts.
         """
+        if step is not micro_batch_loss and not self.in_full:
+            raise ValueError(
+                "this stage lets layers repeat one another, which was thought out for micro_batch_loss; another step "
+                "needs Stage(..., in_full=True)"
+            )
         ledger = self.ledger
         shape = shape or Shape.of(self.recipe)
         for parameter in self.trainable:
             parameter.grad = None
         ledger.reset_peak()
-        mean_mass = self._mean_mass(shape, model or self.parts.model)
+        mean_mass = self._mean_mass(shape)
         before_peak = ledger.peak if mean_mass is not None else 0
         for parameter in self.trainable:
             parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
         inputs = self._inputs(shape)
         labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
-        forward = model or self.parts.model
 
         def under_autocast(**kwargs: Any) -> Any:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
-                out = forward(**kwargs)
+                out = self.parts.model(**kwargs)
             self._casts.clear()
             return out
 
         with ledger:
             ledger.base = KEPT
-            loss = micro_batch_loss(
+            loss = step(
                 under_autocast,
                 self.parts,
                 self.supervision,
@@ -149,7 +157,7 @@ class Stage:
             before_peak,
         )
 
-    def _mean_mass(self, shape: Shape, model: Callable[..., Any]) -> Tensor | None:
+    def _mean_mass(self, shape: Shape) -> Tensor | None:
         """The forward before a step that ``token_weights: uniform`` needs; no gradients are there yet."""
         if self.supervision is None or not self.supervision.needs_mean_mass:
             return None
@@ -157,7 +165,7 @@ class Stage:
         self.parts.model.eval()
         with self.ledger, torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
             self.ledger.base = KEPT
-            mean_mass = attention_pass(model, self.supervision, inputs).mean()
+            mean_mass = attention_pass(self.parts.model, self.supervision, inputs).mean()
         self._casts.clear()
         self.parts.model.train()
         self.parts.vision_tower.eval()
