@@ -299,9 +299,11 @@ def test_lessons_are_tokenised_as_the_tokenizer_does_it() -> None:
 
 
 def test_vision_encoder_loads_and_sees_36_patches(world: World) -> None:
-    from transformers import AutoImageProcessor, CLIPVisionModel
+    from transformers import CLIPVisionModel
 
-    processor = AutoImageProcessor.from_pretrained(VISION)
+    from basic_lite.data.images import load_image_processor
+
+    processor = load_image_processor(VISION)
     encoder = CLIPVisionModel.from_pretrained(VISION)
     pictures = [Image.open(p) for p in sorted(world.images.iterdir())[:3]]
     pixels = processor(pictures, return_tensors="pt")["pixel_values"]
@@ -362,7 +364,9 @@ def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]
 
 
 def test_rebuild_is_deterministic(tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+    from basic_lite.data.images import load_image_processor
 
     def weights(name: str, seed: int) -> tuple[bytes, bytes]:
         lines: list[str] = []
@@ -379,6 +383,6 @@ def test_rebuild_is_deterministic(tmp_path: Path) -> None:
     other = weights("other", 1)
     assert all(a != b for a, b in zip(first, other, strict=True))
     CLIPVisionModel.from_pretrained(tmp_path / "first" / "vision")
-    AutoImageProcessor.from_pretrained(tmp_path / "first" / "vision")
+    load_image_processor(tmp_path / "first" / "vision")
     AutoModelForCausalLM.from_pretrained(tmp_path / "first" / "llm")
     assert AutoTokenizer.from_pretrained(tmp_path / "first" / "llm").chat_template

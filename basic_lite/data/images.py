@@ -184,7 +184,8 @@ def load_image_processor(name_or_folder: str | Path, **kwargs: Any) -> Any:
     Raises:
         UserError: there is none at that place, or it has no PIL version.
     """
-    from transformers import AutoImageProcessor
+    # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(str(name_or_folder), backend="pil", **kwargs)

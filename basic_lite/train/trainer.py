@@ -32,7 +32,7 @@ from basic_lite.train.memory import (
 )
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.restore import restore_adapter, restore_projector
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.step import attention_pass, micro_batch_loss
 from basic_lite.train.terms import Terms, TokenMean
 
 Batch = dict[str, Tensor]
@@ -170,10 +170,7 @@ class BasicTrainer(Trainer):
         masses = []
         for batch in batches:
             for part in self._slices(batch):
-                inputs = self._prepare_inputs(part)
-                with self.supervision.capture(inputs, weights_only=True) as captured:
-                    model(**_without_labels(inputs))
-                masses.append(self.supervision.masses(captured))
+                masses.append(attention_pass(model, self.supervision, self._prepare_inputs(part)))
         model.train()
         total = torch.cat(masses).sum()
         if self.args.world_size > 1:
@@ -376,13 +373,6 @@ def _own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper iterates the one inside
     inner.generator = torch.Generator().manual_seed(seed)
     return loader
-
-
-def _without_labels(batch: Batch) -> Batch:
-    # One logit column is kept, since the head's output isn't wanted.
-    kept: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    kept["logits_to_keep"] = 1
-    return kept
 
 
 def peak_memory_gib(device: torch.device) -> float:
