@@ -193,6 +193,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
+    versions["torch"] = torch.__version__  # with the build, which the package's own version leaves out
     about: dict[str, Any] = {
         "device": device_name(device),
         "cpu": cpu_name(),

@@ -57,8 +57,19 @@ def run_interpreted(file: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", __name__]
     command += ["-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(Path(file).resolve())]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    skip_where_the_interpreter_is_broken(done.stdout + done.stderr)
     # 5: nothing was collected, that is no test ran.
     assert done.returncode == 0, f"through the interpreter, exit {done.returncode}:\n{done.stdout}\n{done.stderr}"
+
+
+def skip_where_the_interpreter_is_broken(output: str) -> None:
+    """Triton 3.6's interpreter turns arrays of one element into numbers as numpy from 2.4 on doesn't any more."""
+    import numpy
+    import triton
+
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    if old and "only 0-dimensional arrays can be converted to Python scalars" in output:
+        pytest.skip(f"the interpreter of triton {triton.__version__} doesn't work with numpy {numpy.__version__}")
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -86,10 +86,13 @@ def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
 
 
 def test_offloading_is_enough_before_the_rank_is_lowered(shapes: Path) -> None:
-    recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=64)
-    first, _ = run(recipe, 80)
-    gib = first.rehearsal.needed_bytes / 2**30
-    found, text = run(recipe, gib - 0.05)
+    keys: dict[str, Any] = {"micro_batch": 1, "max_length": 2048, "rank": 64}
+    recipe = shape_recipe(shapes, "tiny", **keys)
+    activations = recipe.training.model_copy(update={"offload_activations": True})
+    one = recipe.model_copy(update={"training": activations})
+    both = one.model_copy(update={"model": recipe.model.model_copy(update={"tower_on_host": True})})
+    needed = [run(r, 80)[0].rehearsal.needed_bytes / 2**30 for r in (one, both)]
+    found, text = run(recipe, sum(needed) / 2)
     assert [(a.overrides, a.fits) for a in found.advice] == [
         (("training.offload_activations=true",), False),
         (("model.tower_on_host=true",), True),
