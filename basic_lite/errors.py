@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+
 
 class UserError(Exception):
     """Something the user can mend: says what was found, why it can't work, and which key or command mends it.
 
     The command line prints the text alone, without a traceback, and exits with status 2.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device, or the host, had no memory left.
+
+    torch has a type of its own for its allocator alone; libraries that ask the driver themselves (cuBLAS, cuDNN,
+    bitsandbytes) say it in words.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 class Interrupted(Exception):

@@ -18,7 +18,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base, pick_device, pick_dtype
-from basic_lite.model.offload import ActivationOffload, RestOnHost
+from basic_lite.model.offload import offload
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.supervision import choose_kernels
@@ -91,7 +91,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
     # Training. Ctrl-C finishes the step, saves and stops. A step without memory is the trainer's to mend.
     interruption, progress = trainer.interruption, trainer.progress
-    with interruption, told_when_out_of_memory(recipe, device, "between the forward and backward of two steps"):
+    elsewhere = "outside a step's forward and backward: reading data, the optimizer, or saving"
+    with interruption, told_when_out_of_memory(recipe, device, elsewhere):
         try:
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
         finally:
@@ -151,10 +152,7 @@ def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, 
         if names:
             say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
     adapt(loaded.parts, recipe)
-    if recipe.model.tower_on_host:
-        RestOnHost(loaded.parts.vision_tower, device)
-    if recipe.training.offload_activations:
-        ActivationOffload(loaded.parts.language_model, loaded.parts.layers, device)
+    offload(loaded.parts, recipe, device)
     return loaded
 
 
@@ -232,6 +230,9 @@ def build_trainer(
             )
     if "tensorboard" in recipe.training.trackers and is_main_process():
         trainer.add_callback(tensorboard(folder.path / "tensorboard"))
+    trainer.micro_batch = log.last_micro_batch(recipe.training.micro_batch)
+    if trainer.micro_batch < recipe.training.micro_batch:
+        speaker(console)(f"the run ran out of memory before: it goes on with a micro-batch of {trainer.micro_batch}")
     trainer.progress = ProgressLine(console, recipe.name)
     trainer.interruption = Interruption(speaker(console))
     trainer.add_callback(trainer.progress)

@@ -62,7 +62,7 @@ SHAPES = {
     "tiny": [Shape(midsize.TINY, 2, 0.02, 1e-4)],
     "cpu": [Shape(midsize.MID, 1, 8.0, 1e-4)],
     # In bf16 the naive way's v is rounded where the model hands it out; ours is taken before.
-    "gpu": [Shape(midsize.MID, 8, 5.0, 2e-2)],
+    "gpu": [Shape(midsize.MID, 8, 5.0, 5e-2)],
 }
 
 

@@ -20,6 +20,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, keep_weights_unpacked, pick_dtype, quantization_config, table_rows
+from basic_lite.model.offload import offload
 from basic_lite.model.parts import find_parts
 from basic_lite.schema import Recipe
 
@@ -67,6 +68,7 @@ def synthetic_model(recipe: Recipe, frontend: Frontend, device: torch.device) ->
     parts = find_parts(model)
     freeze_in_no_grad(parts.vision_tower)
     adapt(parts, recipe)
+    offload(parts, recipe, device)
     return Loaded(model, parts, frontend)
 
 

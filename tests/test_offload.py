@@ -410,6 +410,12 @@ def test_a_machine_without_a_gpu_refuses(folder: Path, changes: dict[str, Any]) 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned")
-def test_memory_that_can_not_be_pinned_is_named() -> None:
-    with pytest.raises(UserError, match=r"2\.0 MiB of pinned host memory could not be had"):
-        empty_host(torch.empty(2**19), pinned=True)
+def test_memory_that_can_not_be_pinned_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty_like", full)
+    with pytest.raises(MemoryError, match=r"2\.0 MiB of pinned host memory could not be had"):
+        empty_host(torch.ones(2**19), pinned=True)
+    with pytest.raises(UserError, match=r"set model\.tower_on_host to false"):
+        RestOnHost(torch.nn.Linear(2, 2).requires_grad_(False), CPU)

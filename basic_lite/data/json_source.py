@@ -79,7 +79,7 @@ class JsonSource:
             what = ": broken JSON: values are nested too deeply"
         # Only a line gets here: a list is parsed as a whole when it is scanned.
         line = 1 + self._map[:start].count(b"\n")
-        raise BadRecord(f"line {line}{what}", "mend the line (`python -m json.tool --json-lines` checks them)")
+        raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "mend the line")
 
 
 def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.model.parts import Parts
+from basic_lite.schema import Recipe
 
 # Smaller tensors stay: the copies would cost more time than the memory is worth.
 MIN_BYTES = 2**20
@@ -32,16 +34,15 @@ def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
     """Host memory for a tensor's values.
 
     Raises:
-        UserError: the host has too little that can be pinned.
+        MemoryError: the host has too little that can be pinned.
     """
     try:
         return torch.empty_like(like, device="cpu", pin_memory=pinned, requires_grad=False)
     except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         mib = like.numel() * like.element_size() / 2**20
-        raise UserError(
-            f"{mib:.1f} MiB of pinned host memory could not be had ({str(error).splitlines()[0]}); lower "
-            "training.micro_batch, or set training.offload_activations or model.tower_on_host to false"
-        ) from error
+        raise MemoryError(f"{mib:.1f} MiB of pinned host memory could not be had: {error}") from error
 
 
 def _pins(device: torch.device) -> bool:
@@ -134,15 +135,19 @@ class RestOnHost:
 
         Raises:
             ValueError: a parameter is trained.
+            UserError: the host has too little memory that can be pinned.
         """
         self.device = device
         self.parameters = list(module.parameters())
         if any(p.requires_grad for p in self.parameters):
             raise ValueError("weights that are trained can't rest on the host: only frozen ones stay what they are")
-        self.host = [empty_host(p, pinned=_pins(device)).copy_(p) for p in self.parameters]
+        try:
+            self.host = [empty_host(p, pinned=_pins(device)).copy_(p) for p in self.parameters]
+        except MemoryError as error:
+            raise UserError(f"{error}; set model.tower_on_host to false") from error
         self.leave()
         module.register_forward_pre_hook(lambda *_: self.enter())
-        module.register_forward_hook(lambda *_: self.leave())
+        module.register_forward_hook(lambda *_: self.leave(), always_call=True)
 
     def to_device(self, host: Tensor) -> Tensor:
         """A copy on the device, in the making."""
@@ -150,13 +155,25 @@ class RestOnHost:
 
     def enter(self) -> None:
         """Bring the weights to the device."""
-        for parameter, host in zip(self.parameters, self.host, strict=True):
-            parameter.data = self.to_device(host)
+        try:
+            for parameter, host in zip(self.parameters, self.host, strict=True):
+                parameter.data = self.to_device(host)
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         """Give the device's memory back."""
         for parameter, host in zip(self.parameters, self.host, strict=True):
             parameter.data = host
+
+
+def offload(parts: Parts, recipe: Recipe, device: torch.device) -> None:
+    """What a recipe wants on the host, on an adapted model that is to be trained."""
+    if recipe.model.tower_on_host:
+        RestOnHost(parts.vision_tower, device)
+    if recipe.training.offload_activations:
+        ActivationOffload(parts.language_model, parts.layers, device)
 
 
 def _copy_to(host: Tensor, device: torch.device) -> Tensor:

@@ -18,7 +18,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
-from basic_lite_kernels.reference import ATTENTION_CHUNK
 
 
 class Repeat:
@@ -97,10 +96,10 @@ def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: boo
             layer.forward = Repeat(layer, ledger, watched=watched and index < supervised, casts=casts)
 
 
-def last_in_full(attention_mass: Callable[..., Tensor], layers: int) -> Callable[..., Tensor]:
+def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int) -> Callable[..., Tensor]:
     """Every layer's call takes and gives back the same; only the last of them, on top of most, is computed.
 
-    And of its samples, which are worked on a few at a time, only as many as make a round.
+    And of its samples, which are worked on a few at a time, only as many as make a round of ``chunk`` elements.
     """
     calls = 0
 
@@ -109,7 +108,7 @@ def last_in_full(attention_mass: Callable[..., Tensor], layers: int) -> Callable
         calls += 1
         B, _, T, d = query.shape
         if calls % layers == 0:
-            round_of = slice(1 + ATTENTION_CHUNK["cpu"] // (key.shape[1] * T * d))
+            round_of = slice(1 + chunk // (key.shape[1] * T * d))
             for name in ("text_queries", "visual", "valid"):
                 options[name] = options[name][round_of]
             attention_mass(query[round_of], key[round_of], **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
 from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.step import MicroBatch, attention_pass, micro_batch_loss
-from basic_lite_kernels.reference import Direction
+from basic_lite_kernels.reference import ATTENTION_CHUNK, Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
 VISION, PROJECTION = "vision tower's activations", "projector's activations"
@@ -199,8 +200,10 @@ class Stage:
             embedding_scale=1.0,
         )
         operations = {name: getattr(supervision.operations, name) for name in OPERATIONS}
+        chunk = ATTENTION_CHUNK["cuda" if self.target.cuda else "cpu"]
+        operations["attention_mass"] = functools.partial(operations["attention_mass"], chunk_elements=chunk)
         if not self.in_full:
-            operations["attention_mass"] = last_in_full(operations["attention_mass"], supervision.layers)
+            operations["attention_mass"] = last_in_full(operations["attention_mass"], supervision.layers, chunk)
             operations["capture_layer"] = few_positions(operations["capture_layer"])
             operations["direction_loss"] = few_rows(operations["direction_loss"], gradient_in_forward=False)
             operations["vocab_kl"] = few_rows(operations["vocab_kl"], gradient_in_forward=True)

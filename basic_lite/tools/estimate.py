@@ -67,6 +67,7 @@ class Estimate:
     gpu_gib: float
     largest: Rehearsal | None  # with the largest micro-batch that fits and divides the global batch; None: not even 1
     advice: list[Advice] = field(default_factory=list)
+    seen: dict[int, Rehearsal] = field(default_factory=dict)  # micro-batch → what was rehearsed of it
 
     @property
     def fits(self) -> bool:
@@ -103,8 +104,9 @@ def estimate(
     frontend = load_frontend(recipe.model)
     stage = Stage(recipe, frontend, target_of(recipe))
     rehearsal = stage.rehearse()
-    largest = largest_micro_batch(stage, rehearsal, int(gpu_gib * GIB))
-    result = Estimate(rehearsal, gpu_gib, largest)
+    seen = {rehearsal.shape.samples: rehearsal}
+    largest = largest_micro_batch(stage, rehearsal, int(gpu_gib * GIB), seen)
+    result = Estimate(rehearsal, gpu_gib, largest, seen=seen)
     if not result.fits:
         result = replace(result, advice=list(advise(stage, result)))
     _show(recipe, result, console, time.perf_counter() - started)
@@ -120,14 +122,15 @@ def target_of(recipe: Recipe) -> Target:
     return Target.this_cpu(recipe) if recipe.training.device == "cpu" else Target.card(recipe)
 
 
-def largest_micro_batch(stage: Stage, first: Rehearsal, budget_bytes: int) -> Rehearsal | None:
+def largest_micro_batch(
+    stage: Stage, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
+) -> Rehearsal | None:
     """The largest divisor of the global batch whose step fits.
 
     What grows with the micro-batch grows very nearly evenly, so one rehearsal says where to look, and the next looks.
     """
     total = stage.recipe.training.global_batch
     sizes = [n for n in range(1, total + 1) if total % n == 0]
-    seen = {first.shape.samples: first}
 
     def guess(samples: int) -> float:
         """From the nearest size seen."""
@@ -164,7 +167,7 @@ def advise(stage: Stage, found: Estimate) -> Iterator[Advice]:
     if first.shape.samples > 1:
         shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
         recipe = _with(recipe, {"training.micro_batch": 1})
-        before = stage.rehearse(shape).needed_bytes
+        before = (found.seen.get(1) or stage.rehearse(shape)).needed_bytes
         yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
     for change, cost in _changes(recipe, stage.frontend.tokens_per_image):
         changed = _with(recipe, change)
@@ -288,7 +291,9 @@ def _verdict(found: Estimate) -> Iterator[str]:
     if found.largest is None:
         yield "not even a micro-batch of 1 fits"
     else:
-        yield f"largest training.micro_batch that fits: {found.largest.shape.samples}"
+        shape = found.largest.shape
+        total = shape.samples * shape.accumulation
+        yield f"largest training.micro_batch that fits: {shape.samples}, of those that divide global_batch {total}"
     if found.advice:
         yield "to make it fit, cheapest first, each on top of those before:"
         yield from advice_lines(found.advice)

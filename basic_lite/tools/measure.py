@@ -134,6 +134,7 @@ def measure_step(step: RealStep, *, basic: bool = True, lap: Callable[[], object
     """
     device = step.device
     torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()  # what loading and earlier steps have left there isn't this step's
     torch.cuda.reset_peak_memory_stats(device)
     step(basic=basic, lap=lap)
     torch.cuda.synchronize(device)

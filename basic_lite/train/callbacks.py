@@ -140,6 +140,14 @@ class JsonLog(TrainerCallback):
         kept = [line for line in _complete_lines(self.path) if json.loads(line).get("step", 0) <= step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
+    def last_micro_batch(self, micro_batch: int) -> int:
+        """The micro-batch that memory sufficed for last, at most the recipe's: a resumed run draws the same dropout."""
+        for line in _complete_lines(self.path) if self.path.exists() else ():
+            lowered = json.loads(line).get("out_of_memory")
+            if lowered is not None:
+                micro_batch = min(micro_batch, lowered["now"])
+        return micro_batch
+
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")

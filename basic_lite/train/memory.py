@@ -6,26 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.rehearsal.target import ALLOWANCE_BYTES
 from basic_lite.schema import Recipe
 
 GIB = 2**30
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
 ENOUGH_LESS = 0.9
-# Libraries that ask the driver for memory themselves say it in their own words (cuBLAS, cuDNN, bitsandbytes).
-_OTHERS_WORDS = ("out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device, or the host through torch, had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    return should_reduce_batch_size(error) or any(words in str(error) for words in _OTHERS_WORDS)
 
 
 def free_what_is_left() -> None:
@@ -84,16 +74,15 @@ def out_of_memory(recipe: Recipe, device: torch.device, when: str, found: str) -
         when: what was being done, as in "with a micro-batch of 1".
         found: the library's own message; its first line is shown.
     """
-    reason = found.strip().splitlines()[0] if found.strip() else "no details"
     total, others = memory_of(device)
     where = "the card" if device.type == "cuda" else "this machine"
-    lines = [f"out of memory {when}: {reason}"]
-    if others > GIB // 4:
+    lines = [f"out of memory {when}" + (f": {found.strip().splitlines()[0]}" if found.strip() else "")]
+    if others > GIB:
         lines.append(f"of {where}'s {total / GIB:.1f} GiB other programs hold {others / GIB:.1f}; close them, or:")
     try:
         lines += _advice(recipe, device, where, total - others)
-    except UserError as error:
-        lines.append(f"no estimate can be made ({error})")
+    except Exception as error:  # whatever it is, memory is what the user must hear of
+        lines.append(f"no estimate can be made ({type(error).__name__}: {error})")
     return UserError("\n".join(lines))
 
 
@@ -123,10 +112,16 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
     needed = rehearsal.needed_bytes
     needs, has = f"{needed / GIB:.2f} GiB", f"{available / GIB:.2f}"
     yield f"by the estimate this recipe needs {needs} at a micro-batch of 1; {where} has {has} for it"
-    if recipe.training.micro_batch > 1:
-        yield "training.micro_batch=1 is the first thing to set; beyond that,"
+    if needed < available / 2:
+        yield (
+            "so it isn't the model that takes it: look for a limit on this process (ulimit, a container's), for many "
+            "or very large images, or lower data.workers"
+        )
+        return
     if needed <= available:
         yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
+    if recipe.training.micro_batch > 1:
+        yield "set training.micro_batch=1 first, if it wasn't lowered to that"
     # It has to be less than what there is, and less than what was not enough.
     budget = min(available, int(needed * ENOUGH_LESS))
     yield "to need less, cheapest first, each on top of those before:"
@@ -134,10 +129,14 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes that the device has, and bytes that other processes hold of them."""
+    """Bytes that the device has, and bytes that other processes hold of them.
+
+    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
+    of a paged optimizer can't be told from another program's.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return total, max(total - free - torch.cuda.memory_reserved(device), 0)
+        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
     import psutil
 
     host = psutil.virtual_memory()

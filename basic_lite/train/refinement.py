@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from basic_lite.errors import is_out_of_memory
 from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
 from basic_lite.train.callbacks import JsonLog
-from basic_lite.train.memory import free_what_is_left, is_out_of_memory
+from basic_lite.train.memory import free_what_is_left
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4

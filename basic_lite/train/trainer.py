@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from basic_lite.console import Say
 from basic_lite.data.problems import RecordProblem
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.load import Loaded
 from basic_lite.schema import Recipe
@@ -24,7 +24,6 @@ from basic_lite.train.bundle import checkpoints_of, open_bundle, save_bundle, se
 from basic_lite.train.callbacks import JsonLog
 from basic_lite.train.memory import (
     free_what_is_left,
-    is_out_of_memory,
     out_of_memory,
     random_state,
     set_random_state,
@@ -152,7 +151,10 @@ class BasicTrainer(Trainer):
         uniform = self.supervision is not None and self.supervision.needs_mean_mass
         self._mean_mass = None
         if uniform and any(self._lambdas()):
-            self._mean_mass = self._where_memory_suffices(lambda: self._measure_mean_mass(batches))
+            step = self.state.global_step + 1
+            self._mean_mass = self._where_memory_suffices(
+                lambda: self._measure_mean_mass(batches), batches, f"step {step}"
+            )
         return batches, counts[0].clamp(min=1)
 
     def _has_image(self, batch: Batch) -> Tensor:
@@ -208,15 +210,18 @@ class BasicTrainer(Trainer):
             self.terms.begin_again()
             set_random_state(self._random, self.args.device)
 
-        loss = self._where_memory_suffices(run, begin_again)
+        step = self.state.global_step + 1
+        loss = self._where_memory_suffices(run, self._step_batches, f"step {step}", begin_again)
         self._batches_done += 1
         return loss
 
     def _slices(self, batch: Batch) -> Iterator[Batch]:
         return slices(batch, self.micro_batch, self.loaded.parts.image_token_id)
 
-    def _where_memory_suffices(self, run: Callable[[], T], begin_again: Callable[[], None] = lambda: None) -> T:
-        """``run()``, with smaller and smaller micro-batches."""
+    def _where_memory_suffices(
+        self, run: Callable[[], T], batches: list[Batch], what: str, begin_again: Callable[[], None] = lambda: None
+    ) -> T:
+        """``run()``, which cuts ``batches`` into slices, with smaller and smaller ones."""
         while True:
             try:
                 return run()
@@ -226,28 +231,36 @@ class BasicTrainer(Trainer):
                 found = str(error)
             # Here the exception is gone, and with it the frames that held the failed attempt's tensors.
             free_what_is_left()
-            self._halve_micro_batch(found)
+            self._halve_micro_batch(found, max(len(batch["input_ids"]) for batch in batches), what)
             begin_again()
 
-    def _halve_micro_batch(self, found: str) -> None:
-        samples = min(self.micro_batch, max(len(batch["input_ids"]) for batch in self._step_batches))
-        step = self.state.global_step + 1
+    def _halve_micro_batch(self, found: str, largest: int, what: str) -> None:
+        """To a divisor of the recipe's micro-batch, so that a run could have begun with it.
+
+        Args:
+            largest: samples of the largest micro-batch among those that were tried.
+            what: was being done.
+        """
+        samples = min(self.micro_batch, largest)
         if samples == 1 or self.args.world_size > 1:
-            if self._random:
-                set_random_state(self._random, self.args.device)
-            self._save_before_leaving()
-            when = f"at step {step} with a micro-batch of {samples}"
-            if samples > 1:  # the other processes would wait for this one's gradients
-                when += f" in one of {self.args.world_size} processes, where it can't be halved on the way"
+            when = f"in {what} with a micro-batch of {samples}"
+            if self.args.world_size > 1:  # the other processes wait for this one, and a checkpoint needs them all
+                when += f", in one of {self.args.world_size} processes: --resume goes on from the last checkpoint"
+            else:
+                if self._random:
+                    set_random_state(self._random, self.args.device)
+                self._save_before_leaving()
             raise out_of_memory(self.recipe, self.args.device, when, found)
-        self.micro_batch = samples // 2
+        whole = self.recipe.training.micro_batch
+        self.micro_batch = max(n for n in range(1, (samples + 1) // 2 + 1) if whole % n == 0 and n < samples)
         total = self.recipe.training.global_batch
         self._say(
-            f"out of memory at step {step} with a micro-batch of {samples}: the step starts again with "
-            f"{self.micro_batch}, accumulated {-(-total // self.micro_batch)} times; the global batch stays {total}. "
+            f"out of memory in {what} with a micro-batch of {samples}: it starts again with {self.micro_batch}, "
+            f"accumulated {total // self.micro_batch} times; the global batch stays {total}. "
             f"training.micro_batch={self.micro_batch} begins so"
         )
-        self._log.write({"step": step - 1, "out_of_memory": {"micro_batch": samples, "now": self.micro_batch}})
+        record = {"micro_batch": samples, "now": self.micro_batch}
+        self._log.write({"step": self.state.global_step, "out_of_memory": record})
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -261,9 +274,8 @@ class BasicTrainer(Trainer):
         """L of one micro-batch, each term divided by its count over the whole step. In evaluation: L_lm alone."""
         self.loaded.parts.vision_tower.eval()
         if not model.training:
-            outputs = model(**inputs)
-            self._eval.add(outputs.loss, int((inputs["labels"][:, 1:] != -100).sum()))
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
+            loss = self._evaluation_loss(model, inputs)
+            return (loss, {"loss": loss}) if return_outputs else loss
         lambdas = self._lambdas()
         supervision = self.supervision if any(lambdas) else None
         result = micro_batch_loss(
@@ -287,6 +299,19 @@ class BasicTrainer(Trainer):
         if self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages gradients; the counts above are over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def _evaluation_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
+        """Mean L_lm over a batch's labelled tokens, and into the evaluation's own mean."""
+
+        def run() -> list[tuple[Tensor, int]]:
+            parts = list(self._slices(inputs))
+            return [(model(**part).loss, int((part["labels"][:, 1:] != -100).sum())) for part in parts]
+
+        found = self._where_memory_suffices(run, [inputs], f"the evaluation after step {self.state.global_step}")
+        for loss, count in found:
+            self._eval.add(loss, count)
+        total = max(sum(count for _, count in found), 1)
+        return torch.stack([loss * (count / total) for loss, count in found]).sum()
 
     def _lambdas(self) -> tuple[float, float]:
         if self.supervision is None:

@@ -70,6 +70,8 @@ def choose(kernels: Literal["auto", "triton", "reference"] = "auto") -> Choice:
         if obstacle is None:
             where = "through Triton's interpreter (TRITON_INTERPRET)" if _interpreted() else _gpu_name()
             reason = f"asked for by name, {where}" if kernels == "triton" else where
+            if _is_amd() and not _interpreted():
+                reason += "; attention_mass by the reference"
             choice = Choice("triton", reason, _triton_operations(falls_back=kernels == "auto"))
         elif kernels == "triton":
             raise KernelUnavailable(f"the Triton kernels were asked for and can't run here: {obstacle}")

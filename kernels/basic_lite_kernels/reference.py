@@ -112,7 +112,7 @@ class _DirectionLoss(torch.autograd.Function):
         a = weights.to(distance.dtype) * grad  # [M]
         if ctx.kind == "mse":
             scale = a * (2 / v.shape[1])
-            from_x, from_y = (scale, -scale, None), (-scale, scale, None)
+            from_x, from_y = (None, None, scale), (None, None, -scale)
         else:
             # 1 − d²/2 keeps the digits of a cosine near 1 that a dot product loses. With a zero row it is 0, and so is
             # the gradient: 1/norm counts as 0.
@@ -124,23 +124,27 @@ class _DirectionLoss(torch.autograd.Function):
         return dv, dtarget, None, None
 
 
-def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, scale: Tensor | None) -> Tensor:
-    """scale · (of_x · x + of_y · y) of rows, [M, D] in the type of ``like``; of_x, of_y, scale [M].
+def _combined(
+    like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Tensor | None, scale: Tensor
+) -> Tensor:
+    """scale · (of_x · x + of_y · y) of rows, scale · (x − y) where these are None; [M, D] in the type of ``like``.
 
-    In place in the result where x and y have its type. ``scale`` goes on last: 1/norm of a tiny row times the other
-    row's may be beyond float32, unit rows times either are not.
+    In place in the result where x and y have its type. ``scale`` [M] goes on last: 1/norm of a tiny row times the other
+    row's may be beyond float32, unit rows times either are not; and rows that are near keep the digits of x − y.
     """
     out = torch.empty_like(like)
-    dtype = of_x.dtype
+    dtype = scale.dtype
     in_place = x.dtype == y.dtype == dtype
     chunks = [(0, len(out))] if in_place else _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES)
     for start, stop in chunks:
         rows = slice(start, stop)
         into = out[rows] if in_place else torch.empty(stop - start, out.shape[1], dtype=dtype, device=out.device)
-        torch.mul(y[rows].to(dtype), of_y[rows].unsqueeze(1), out=into)
-        into.addcmul_(x[rows].to(dtype), of_x[rows].unsqueeze(1))
-        if scale is not None:
-            into.mul_(scale[rows].unsqueeze(1))
+        if of_x is None or of_y is None:
+            torch.sub(x[rows].to(dtype), y[rows].to(dtype), out=into)
+        else:
+            torch.mul(y[rows].to(dtype), of_y[rows].unsqueeze(1), out=into)
+            into.addcmul_(x[rows].to(dtype), of_x[rows].unsqueeze(1))
+        into.mul_(scale[rows].unsqueeze(1))
         if not in_place:
             out[rows] = into
     return out
