@@ -101,7 +101,7 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     whole = train(recipe(tmp_path, {**plain, "name": "whole"}), console=quiet()).folder
     changes = {**plain, "name": "broken"}
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "memory_of", lambda device: (4 * 2**20, 2**20))
+        patch.setattr(memory, "memory_of", lambda device: (2**19, 2**18))
         little_memory(patch, lambda call: 4 if call < 4 else 0, "backward")
         with pytest.raises(UserError) as caught:
             train(recipe(tmp_path, changes), console=quiet())
