@@ -79,7 +79,7 @@ def test_the_run_is_the_one_with_the_smaller_micro_batch(
     assert records == [{"micro_batch": a, "now": b} for a, b in pairwise(sizes)]
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert f"accumulated {8 // most} times; the global batch stays 8" in said
-    assert f"training.micro_batch={most} begins so" in said
+    assert f"Set training.micro_batch={most} to begin with that" in said
 
 
 def test_a_later_micro_batch_makes_the_whole_step_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,6 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
         return
     if needed <= available:
         yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
-    if recipe.training.micro_batch > 1:
-        yield "set training.micro_batch=1 first, if it wasn't lowered to that"
     # It has to be less than what there is, and less than what was not enough.
     budget = min(available, int(needed * ENOUGH_LESS))
     yield "to need less, cheapest first, each on top of those before:"

@@ -257,7 +257,7 @@ class BasicTrainer(Trainer):
         self._say(
             f"out of memory in {what} with a micro-batch of {samples}: it starts again with {self.micro_batch}, "
             f"accumulated {total // self.micro_batch} times; the global batch stays {total}. "
-            f"training.micro_batch={self.micro_batch} begins so"
+            f"Set training.micro_batch={self.micro_batch} to begin with that"
         )
         record = {"micro_batch": samples, "now": self.micro_batch}
         self._log.write({"step": self.state.global_step, "out_of_memory": record})
