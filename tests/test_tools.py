@@ -194,6 +194,15 @@ def test_eval_refuses_an_output_that_cannot_be_written(trained: Path, tmp_path: 
         evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=tmp_path, console=quiet())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU, so nothing is missing")
+def test_dry_run_says_what_needs_a_gpu(tmp_path: Path) -> None:
+    write_data(tmp_path, 6)
+    console = quiet()
+    dry_run(tiny_recipe(tmp_path, {"model.tower_on_host": True, "training.device": "auto"}), console)
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "here is none: model.tower_on_host is true" in text and "dry run: nothing was loaded" in text
+
+
 def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     console = quiet()

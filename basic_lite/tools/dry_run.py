@@ -21,7 +21,7 @@ from basic_lite.model.plan import planned_parts
 from basic_lite.run import basic_is_on, preflight
 from basic_lite.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.arguments import accumulation_of, steps_of
+from basic_lite.train.arguments import accumulation_of, check_arguments, steps_of
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.restore import require_same_model
 from basic_lite.train.run_folder import open_run_folder
@@ -82,6 +82,11 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     for warning in _refusals(recipe):  # the plan is worth seeing all the same
         say(f"note: `train` would refuse to start: {warning}")
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
+    if device is None and not torch.cuda.is_available():
+        try:
+            check_arguments(recipe, torch.device("cpu"))
+        except UserError as error:
+            say(f"note: this is planned for a machine with a GPU, and here is none: {error}")
     frontend, data = preflight(_without_projector(recipe), device, say)
     # Of the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None

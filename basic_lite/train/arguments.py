@@ -65,8 +65,7 @@ def check_arguments(recipe: Recipe, device: torch.device | None) -> None:
     if device is not None and device.type != "cuda" and recipe.training.optimizer.startswith("paged_"):
         raise UserError(
             f"training.optimizer is {recipe.training.optimizer}, which pages its state out of GPU memory, but the run "
-            f"is "
-            f"on the {device.type}; use adamw or adamw_8bit"
+            f"is on the {device.type}; use adamw or adamw_8bit"
         )
     offloads = {
         "training.offload_activations": recipe.training.offload_activations,
