@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -103,19 +102,8 @@ def nan_filled_buffers() -> Iterator[None]:
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Most bytes that ``work`` had allocated at once, beyond what was there before."""
-    if ON_GPU:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    kineto = record.profiler.kineto_results
-    live = peak = 0
-    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
+    from bench import measure  # here, since as a plugin this file is loaded before the repository's root is on the path
+
+    peak = measure.peak_bytes(work, DEVICE)
     assert peak > 0, "the profiler gave no records"
     return peak

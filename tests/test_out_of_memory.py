@@ -168,6 +168,27 @@ def test_an_evaluation_without_memory_is_made_of_smaller_batches(
     assert "out of memory in the evaluation after step 2" in said
 
 
+def test_an_evaluation_without_any_memory_saves_the_state_after_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"path": str(tmp_path / "data.json"), "image_dir": str(tmp_path / "images")}
+    changes = {"data.eval": data, "training.eval_every": 2, "training.micro_batch": 1}
+    plain = train(recipe(tmp_path, {**changes, "name": "plain"}), console=quiet()).folder
+    forward = BasicLlavaForConditionalGeneration.forward
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.training and kwargs.get("labels") is not None:  # loading looks at logits once
+            raise torch.OutOfMemoryError(NO_MEMORY)
+        return forward(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BasicLlavaForConditionalGeneration, "forward", limited)
+        with pytest.raises(UserError, match="in the evaluation after step 2 with a micro-batch of 1"):
+            train(recipe(tmp_path, {**changes, "name": "broken"}), console=quiet())
+    resumed = train(recipe(tmp_path, {**changes, "name": "broken"}), resume=True, console=quiet()).folder
+    assert_same_weights(plain / "final", resumed / "final")  # dropout included
+
+
 def test_uniform_weights_are_measured_in_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"supervision.token_weights": "uniform"}
     plain = train(recipe(tmp_path, {**changes, "training.micro_batch": 2, "name": "plain"}), console=quiet()).folder

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from helpers_kernels import peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from basic_lite_kernels import dispatch, reference
@@ -39,19 +38,6 @@ class Sizes(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.shapes.append(tuple(value.shape))
         return out
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes that ``work`` had allocated at once, from the CPU allocator's own records."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    kineto = record.profiler.kineto_results  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    assert peak > 0, "the profiler gave no records"
-    return peak
 
 
 # ---- capture_layer

@@ -168,12 +168,13 @@ class RestOnHost:
             parameter.data = host
 
 
-def offload(parts: Parts, recipe: Recipe, device: torch.device) -> None:
-    """What a recipe wants on the host, on an adapted model that is to be trained."""
-    if recipe.model.tower_on_host:
-        RestOnHost(parts.vision_tower, device)
-    if recipe.training.offload_activations:
-        ActivationOffload(parts.language_model, parts.layers, device)
+def offload(
+    parts: Parts, recipe: Recipe, device: torch.device
+) -> tuple[RestOnHost | None, ActivationOffload | None]:
+    """What a recipe wants on the host, on an adapted model that is to be trained; None for what it doesn't."""
+    tower = RestOnHost(parts.vision_tower, device) if recipe.model.tower_on_host else None
+    wanted = recipe.training.offload_activations
+    return tower, ActivationOffload(parts.language_model, parts.layers, device) if wanted else None
 
 
 def _copy_to(host: Tensor, device: torch.device) -> Tensor:

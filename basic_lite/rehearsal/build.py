@@ -12,7 +12,7 @@ from basic_lite.model.adapt import adapt, leave_casts_to_autocast
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, table_rows
-from basic_lite.model.offload import ActivationOffload, RestOnHost
+from basic_lite.model.offload import offload
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
 from basic_lite.rehearsal.nf4 import NF4Linear
@@ -66,14 +66,12 @@ def _offload(parts: Parts, recipe: Recipe, ledger: Ledger) -> None:
 
     Fake tensors are all on the CPU: the tag alone says where they would be.
     """
-    cpu = torch.device("cpu")
-    if recipe.model.tower_on_host:
-        tower = RestOnHost(parts.vision_tower, cpu)
+    tower, activations = offload(parts, recipe, torch.device("cpu"))
+    if tower is not None:
         for tensor in tower.host:
             ledger.enter(tensor, HOST)
         tower.to_device = ledger.wrap(TOWER, tower.to_device)  # type: ignore[method-assign]
-    if recipe.training.offload_activations:
-        activations = ActivationOffload(parts.language_model, parts.layers, cpu)
+    if activations is not None:
         activations.to_host = ledger.wrap(HOST, activations.to_host)  # type: ignore[method-assign]
 
 

@@ -10,10 +10,9 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from basic_lite.errors import UserError, is_out_of_memory
-from basic_lite.rehearsal.target import ALLOWANCE_BYTES
+from basic_lite.rehearsal.target import ALLOWANCE_BYTES, GIB
 from basic_lite.schema import Recipe
 
-GIB = 2**30
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
 ENOUGH_LESS = 0.9
 

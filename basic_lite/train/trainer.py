@@ -213,6 +213,8 @@ class BasicTrainer(Trainer):
         step = self.state.global_step + 1
         loss = self._where_memory_suffices(run, self._step_batches, f"step {step}", begin_again)
         self._batches_done += 1
+        if self._batches_done == len(self._step_batches):
+            self._random = []  # what comes after the step must not go back to its beginning
         return loss
 
     def _slices(self, batch: Batch) -> Iterator[Batch]:

@@ -135,8 +135,7 @@ def _combined(
     out = torch.empty_like(like)
     dtype = scale.dtype
     in_place = x.dtype == y.dtype == dtype
-    chunks = [(0, len(out))] if in_place else _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES)
-    for start, stop in chunks:
+    for start, stop in _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES):
         rows = slice(start, stop)
         into = out[rows] if in_place else torch.empty(stop - start, out.shape[1], dtype=dtype, device=out.device)
         if of_x is None or of_y is None:
