@@ -19,7 +19,7 @@ from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base, pick_device, pick_dtype
 from basic_lite.model.offload import offload
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.supervision import choose_kernels
 from basic_lite.supervision.target import supervised_layers

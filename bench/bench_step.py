@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from basic_lite.console import quiet_libraries
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.load import Loaded
+from basic_lite.recipe.schema import Recipe
 from basic_lite.run import load_for_training, preflight, supervise
-from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.layout import find_layout
 from basic_lite.train.arguments import use_autocast

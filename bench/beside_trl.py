@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 from bench import measure, midsize
 
 WHO = ("basic-lite", "TRL")

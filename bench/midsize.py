@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from basic_lite.data.templates import V1_SYSTEM
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 QUESTION = "What is in the picture ?"

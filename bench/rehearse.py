@@ -22,12 +22,12 @@ import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Rehearsal, Stage, Target, rehearse
+from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, rehearse
+from basic_lite.units import GIB, MIB
 from bench import measure, naive_step
 from bench.shapes import shape_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
-GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     )
     # Only eager attention hands out its maps.
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
-    frontend, target = load_frontend(recipe.model), Target.card(recipe)
+    frontend, target = load_frontend(recipe.model), Machine.card(recipe)
     times = [time.perf_counter()]
     off = rehearse(recipe, frontend, target, basic=False)
     times.append(time.perf_counter())
     ours = rehearse(recipe, frontend, target)
     times.append(time.perf_counter())
-    naive = Stage(eager, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
+    naive = Rehearser(eager, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
     times.append(time.perf_counter())
 
     def way(found: Rehearsal, place: int) -> Way:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basic_lite.units import MIB
 from bench import measure
 
 NAIVE = "naive eager"
-MIB = 2**20
 
 # One colour for each of who computes, in every panel; a light and a dark grey for what is there anyway.
 COLOURS = {

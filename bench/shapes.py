@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from basic_lite.recipe import load_recipe
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 # hidden size, MLP, layers, heads, key heads, vocabulary: Vicuna 7B and 13B, Yi 34B, and one for the CPU
 LLM_SHAPES = {

@@ -38,11 +38,11 @@ from basic_lite.console import quiet_libraries
 from basic_lite.model.audit import audit, check_parts
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import pick_dtype
-from basic_lite.rehearsal import Shape, Target, rehearse
-from basic_lite.rehearsal.target import GIB
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import Machine, Shape, rehearse
 from basic_lite.supervision import Supervision
 from basic_lite.tools.measure import RealStep, measure_step, predicted_bytes
+from basic_lite.units import GIB
 from bench import measure
 from bench.shapes import on_shapes
 from bench.synthetic import synthetic_model
@@ -325,7 +325,7 @@ def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, dev
     """What a rehearsal says of the step, before anything is made."""
     started = time.monotonic()
     frontend = load_frontend(recipe.model)
-    target = Target.card(recipe) if device.type == "cuda" else Target.this_cpu(recipe)
+    target = Machine.card(recipe) if device.type == "cuda" else Machine.this_cpu(recipe)
     on, off = (Side(predicted_bytes(rehearse(recipe, frontend, target, basic=basic))) for basic in (True, False))
     result = StepResult(recipe.name, device_name, limit_gib, Shape.of(recipe), on, off)
     result.rehearsing_s = time.monotonic() - started

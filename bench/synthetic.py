@@ -22,7 +22,7 @@ from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in
 from basic_lite.model.load import Loaded, keep_weights_unpacked, pick_dtype, quantization_config, table_rows
 from basic_lite.model.offload import offload
 from basic_lite.model.parts import find_parts
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 # Standard deviation of drawn weights, as LLMs start with: with norms of 1 nothing overflows in 16 bit.
 STD = 0.02

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers_models import write_llava, write_llm, write_vision
-from helpers_run import quiet, tiny_recipe, write_data
-from helpers_run import tiny_recipe as _recipe
 
 from basic_lite.cli import main
 from basic_lite.recipe import dump_recipe
 from basic_lite.run import train
+from tests.support.models import write_llava, write_llm, write_vision
+from tests.support.runs import quiet, tiny_recipe, write_data
+from tests.support.runs import tiny_recipe as _recipe
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,7 @@ import pytest
 from basic_lite import __version__, cli
 from basic_lite.errors import Interrupted, UserError
 
-GOOD = (
-    "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
-)
+GOOD = "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
 
 
 @pytest.fixture
@@ -233,9 +231,7 @@ def test_user_errors_of_the_work_itself(
 def test_a_stopped_run_names_the_command_that_goes_on(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:
-    stand_in(
-        monkeypatch, "basic_lite.run", "train", raising(Interrupted(Path("runs", "run", "checkpoint-7")))
-    )
+    stand_in(monkeypatch, "basic_lite.run", "train", raising(Interrupted(Path("runs", "run", "checkpoint-7"))))
     code, out, err = run("train", recipe, "lora.targets=[q_proj, v_proj]")
     assert (code, out) == (130, "")
     assert str(Path("runs", "run", "checkpoint-7")) in err
@@ -246,9 +242,7 @@ def test_a_stopped_run_names_the_command_that_goes_on(
     assert "--resume" not in err
 
 
-def test_control_c_is_no_traceback(
-    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_c_is_no_traceback(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(KeyboardInterrupt()))
     assert run("demo")[0] == 130
 

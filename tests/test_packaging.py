@@ -22,12 +22,8 @@ def test_no_init_where_a_package_would_shadow_another() -> None:
     """A top-level package `kernels` would shadow the one of that name that transformers imports."""
     for folder in ("kernels", "recipes", "tests", "bench"):
         assert not (ROOT / folder / "__init__.py").exists(), folder
-    probe = (
-        "import importlib.util as u; s = u.find_spec('kernels'); print(s.origin if s and s.origin else None)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    probe = "import importlib.util as u; s = u.find_spec('kernels'); print(s.origin if s and s.origin else None)"
+    found = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert str(ROOT) not in found.stdout
 
 
@@ -57,9 +53,7 @@ def test_ci_takes_its_command_from_the_readme() -> None:
 
 
 def test_relative_links_in_the_readme_lead_somewhere() -> None:
-    for target in re.findall(
-        r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")
-    ):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
 
 
@@ -78,9 +72,7 @@ def test_readme_commands_and_recipes_exist(capsys: pytest.CaptureFixture[str]) -
 def test_wheel_holds_code_recipes_and_licence(tmp_path: Path) -> None:
     """Built from a copy with the build tools at hand, so nothing is fetched, nothing left in the tree."""
     tree = tmp_path / "tree"
-    ignore = shutil.ignore_patterns(
-        "__pycache__", "*.egg-info", "build", "dist", "runs", ".*", "tests", "bench"
-    )
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", "runs", ".*", "tests", "bench")
     shutil.copytree(ROOT, tree, ignore=ignore)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('wheels'))"
     result = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)

@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers_models import write_llm, write_vision
-from helpers_run import write_data
 
 import basic_lite.cli as cli
+from tests.support.models import write_llm, write_vision
+from tests.support.runs import write_data
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 # Run elsewhere: the first two by every fresh install and .ci/run, the demo by tests/test_demo.py.
@@ -73,7 +73,7 @@ def test_every_command_runs(
 def test_data_example_is_valid() -> None:
     from ruamel.yaml import YAML
 
-    from basic_lite.schema import DataSection
+    from basic_lite.recipe.schema import DataSection
 
     block = re.search(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert block

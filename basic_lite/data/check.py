@@ -17,7 +17,7 @@ from basic_lite.data.images import check_image
 from basic_lite.data.problems import RecordProblem, TooLong
 from basic_lite.data.records import Records
 from basic_lite.errors import UserError
-from basic_lite.schema import DataSection
+from basic_lite.recipe.schema import DataSection
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +29,7 @@ _WORTH_PROCESSES = 20_000
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnusableRecord:
     """Why one record can't be used. ``index`` is its 0-based position in `Records`."""
 
     index: int
@@ -62,7 +62,7 @@ class DataReport:
     supervised: np.ndarray
     n_images: np.ndarray
     cut: np.ndarray
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UnusableRecord] = field(default_factory=list)
 
     @property
     def has_image(self) -> np.ndarray:
@@ -79,9 +79,7 @@ class DataReport:
             f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
         ]
         if cut := int((self.cut > 0).sum()):
-            lines.append(
-                f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)"
-            )
+            lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
         if self.problems:
             lines.append(f"{len(self.problems):,} records dropped:")
             lines += _listing(self.problems)
@@ -108,7 +106,7 @@ def check_data(
     """
     total = len(records)
     columns = np.zeros((4, total), dtype=np.int32)
-    problems: list[Problem] = []
+    problems: list[UnusableRecord] = []
     job = _Job(records, chat, section.max_length, section.check_images)
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
     for done, (values, found) in zip(ranges, _results(job, ranges, total, processes), strict=True):
@@ -127,16 +125,16 @@ def check_data(
     return DataReport(total, kept, lengths, supervised, n_images, cut, problems)
 
 
-def _policy(problem: Problem, section: DataSection) -> str:
+def _policy(problem: UnusableRecord, section: DataSection) -> str:
     return section.too_long if problem.kind == TooLong.kind else section.bad_records
 
 
-def _listing(problems: list[Problem]) -> list[str]:
+def _listing(problems: list[UnusableRecord]) -> list[str]:
     lines = [f"  {problem}" for problem in problems[:_SHOWN]]
     return lines + ([f"  … and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else [])
 
 
-def _refusal(problems: list[Problem], total: int) -> str:
+def _refusal(problems: list[UnusableRecord], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
     keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
@@ -157,10 +155,10 @@ class _Job:
     max_length: int
     how: str
 
-    def __call__(self, indices: range) -> tuple[np.ndarray, list[Problem]]:
+    def __call__(self, indices: range) -> tuple[np.ndarray, list[UnusableRecord]]:
         """Length, supervised tokens, images and cut tokens [4, n] of a range of records, and its problems."""
         values = np.zeros((4, len(indices)), dtype=np.int32)
-        problems: list[Problem] = []
+        problems: list[UnusableRecord] = []
         for column, index in enumerate(indices):
             place = self.records.place(index)
             try:
@@ -170,9 +168,7 @@ class _Job:
                 for image in record.images:
                     check_image(image, self.how)  # type: ignore[arg-type]
             except RecordProblem as problem:
-                problems.append(
-                    Problem(index, problem.place or place, problem.kind, problem.what, problem.mend)
-                )
+                problems.append(UnusableRecord(index, problem.place or place, problem.kind, problem.what, problem.mend))
                 continue
             supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
             values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
@@ -190,14 +186,14 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _run(indices: range) -> tuple[np.ndarray, list[Problem]]:
+def _run(indices: range) -> tuple[np.ndarray, list[UnusableRecord]]:
     assert _job is not None
     return _job(indices)
 
 
 def _results(
     job: _Job, ranges: list[range], total: int, processes: int | None
-) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+) -> Iterator[tuple[np.ndarray, list[UnusableRecord]]]:
     """The job's result for each range, in order."""
     global _job
     if processes is None:

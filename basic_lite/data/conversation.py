@@ -50,9 +50,7 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
         raise NoSupervisedToken("it has no answer: no gpt turn with text after a human turn", "add one")
     if answered and ordered[-1].role == "human":
         if IMAGE in ordered[-1].text:
-            raise BadPlaceholders(
-                "an image is in a last human turn that no gpt turn follows", "add the answer"
-            )
+            raise BadPlaceholders("an image is in a last human turn that no gpt turn follows", "add the answer")
         ordered.pop()
     return ordered
 

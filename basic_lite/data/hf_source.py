@@ -10,7 +10,7 @@ from typing import Any
 from basic_lite.data.problems import nearest
 from basic_lite.data.records import COLUMNS
 from basic_lite.errors import UserError
-from basic_lite.schema import SourceSection
+from basic_lite.recipe.schema import SourceSection
 
 
 class DatasetsSource:

@@ -74,11 +74,7 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
             raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
         stem = os.path.splitext(path)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
-        hint = (
-            f"there is {other!r} beside it; rename one of the two"
-            if other
-            else "fetch it, or correct image_dir"
-        )
+        hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
         raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
     return path
 
@@ -166,9 +162,7 @@ def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
     size = dict(getattr(image_processor, "size", None) or {})
     side = size.get("shortest_edge") or size.get("height") or max(width, height)
     resample = getattr(image_processor, "resample", None)
-    return image.resize(
-        (side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
-    )
+    return image.resize((side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample))
 
 
 def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: Fit) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.errors import UserError
-from basic_lite.schema import SourceSection
+from basic_lite.recipe.schema import SourceSection
 
 # Bytes read at once while scanning.
 _CHUNK = 1 << 24
@@ -41,9 +41,7 @@ class JsonSource:
             raise UserError(f"{self.name}: there is no such file; correct `path` of this data source.")
         if not self.path.is_file():
             raise UserError(f"{self.name}: this is a folder, `path` must be a JSON or JSONL file.")
-        folder = (
-            (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
-        )
+        folder = (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
         self.image_dir = str(folder.absolute())
         flat = array("q")
         for n, (start, end) in enumerate(_spans(self.path, self.name)):
@@ -117,9 +115,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
                 return False
             if sign != ",":
                 reader.at -= 1
-                reader.fail(
-                    "a ',' or ']' belongs here" if sign else "the file ends inside the list; it was cut off"
-                )
+                reader.fail("a ',' or ']' belongs here" if sign else "the file ends inside the list; it was cut off")
             if reader.skip_space() == "]":
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
@@ -190,9 +186,7 @@ class _Reader:
 
     def _not_utf8(self, byte: int) -> UserError:
         self.file.seek(0)
-        line = 1 + sum(
-            self.file.read(min(_CHUNK, byte - start)).count(b"\n") for start in range(0, byte, _CHUNK)
-        )
+        line = 1 + sum(self.file.read(min(_CHUNK, byte - start)).count(b"\n") for start in range(0, byte, _CHUNK))
         return UserError(f"{self.name}, line {line}: not UTF-8 (byte {byte}); save the file as UTF-8.")
 
     def _byte(self, at: int) -> int:

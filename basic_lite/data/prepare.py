@@ -19,7 +19,7 @@ from basic_lite.data.dataset import SupervisedDataset
 from basic_lite.data.records import load_records
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.model.frontend import Frontend
-from basic_lite.schema import Recipe, SourceSection
+from basic_lite.recipe.schema import Recipe, SourceSection
 
 
 @dataclass(frozen=True)

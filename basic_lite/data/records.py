@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.errors import UserError
-from basic_lite.schema import SourceSection
+from basic_lite.recipe.schema import SourceSection
 
 Role = Literal["human", "gpt", "system"]
 
@@ -156,9 +156,7 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
             )
         for ours in one.columns:
             if ours not in COLUMNS:
-                raise UserError(
-                    f"columns: {ours!r} is none of ours, which are {', '.join(COLUMNS)} (ours: theirs)."
-                )
+                raise UserError(f"columns: {ours!r} is none of ours, which are {', '.join(COLUMNS)} (ours: theirs).")
         if one.image_dir is not None and not (root / one.image_dir).expanduser().is_dir():
             raise UserError(f"image_dir: there is no folder {one.image_dir}; correct it, or leave it out.")
         source: Source = JsonSource(one, root) if one.path else DatasetsSource(one, root)
@@ -175,9 +173,7 @@ def record_of(row: Any, source: Source, number: int) -> Record:
     identity = ""
     try:
         if not isinstance(row, Mapping):
-            raise BadRecord(
-                f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations"
-            )
+            raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
         raw_id = _value(row, source.columns, "id")
         identity = "" if raw_id is None else str(raw_id)
         question_type = _value(row, source.columns, "question_type")
@@ -225,9 +221,7 @@ def _turns(row: Mapping[str, Any], columns: Mapping[str, str], answer: str | Non
         human = Turn("human", clean(_text(question, 1)))
         return (human,) if answer is None else (human, Turn("gpt", answer))
     if not isinstance(conversation, (list, tuple)):
-        raise BadRecord(
-            f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list"
-        )
+        raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
     if not conversation:
         raise BadRecord("its conversations are empty", "give it at least one human and one gpt turn")
     return tuple(_turn(turn, n) for n, turn in enumerate(conversation, 1))
@@ -235,16 +229,12 @@ def _turns(row: Mapping[str, Any], columns: Mapping[str, str], answer: str | Non
 
 def _turn(turn: Any, number: int) -> Turn:
     if not isinstance(turn, Mapping):
-        raise BadRecord(
-            f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}'
-        )
+        raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         what = "says not who speaks" if speaker is None else f"is from {shorten(speaker)}"
-        raise BadRecord(
-            f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)"
-        )
+        raise BadRecord(f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)")
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     return Turn(role, clean(_text(value, number)))
 
@@ -281,9 +271,7 @@ def _images(value: Any, image_dir: str) -> Iterator[ImageRef]:
         yield ImageRef(value, image_dir)
     elif isinstance(value, bytes):
         yield ImageRef("(image column)", blob=value)
-    elif isinstance(value, Mapping) and (
-        value.get("bytes") is not None or isinstance(value.get("path"), str)
-    ):
+    elif isinstance(value, Mapping) and (value.get("bytes") is not None or isinstance(value.get("path"), str)):
         name = value.get("path") if isinstance(value.get("path"), str) else None
         blob = value.get("bytes")
         yield (

@@ -106,8 +106,7 @@ class OwnTemplate:
             self.source = str(tokens.tokenizer.get_chat_template())
         except (ValueError, AttributeError) as error:
             raise UserError(
-                "data.template is tokenizer, but this tokenizer has no chat template; "
-                "set data.template: v1, or plain."
+                "data.template is tokenizer, but this tokenizer has no chat template; set data.template: v1, or plain."
             ) from error
         self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
         self.in_parts = False
@@ -129,9 +128,7 @@ class OwnTemplate:
         if "question" not in text or text.count(START) != 1 or text.count(END) != 1:
             raise UserError(f"the tokenizer's chat template does not write out what it is given; {_MEND}.")
         if self.tracked and not ranges:
-            raise UserError(
-                f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}."
-            )
+            raise UserError(f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}.")
         before, rest = text.split(START)
         tail = rest.split(END)[1]
         special = self.tokens.leading_special.match(tail)

@@ -49,9 +49,7 @@ class Tokens:
             start = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
         # What the tokenizer itself puts at the start of a text.
         self.bos: list[int] = full[:start]
-        self.image_text = (
-            tokenizer.convert_ids_to_tokens(self.image_token_id) if self._in_vocabulary() else None
-        )
+        self.image_text = tokenizer.convert_ids_to_tokens(self.image_token_id) if self._in_vocabulary() else None
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in tokenizer.all_special_tokens}
         special |= {self.image_text} if self.image_text else set()
@@ -62,9 +60,7 @@ class Tokens:
         self._literal = re.compile(alternatives)
         self.leading_special = re.compile(rf"\s*(?:{alternatives})")
         # Whether a piece has other ids alone than after something.
-        self._positional = any(
-            self.raw(_NEUTRAL + text) != self.raw(_NEUTRAL) + self.raw(text) for text in ("a", " a")
-        )
+        self._positional = any(self.raw(_NEUTRAL + text) != self.raw(_NEUTRAL) + self.raw(text) for text in ("a", " a"))
         text = self.image_text
         if text is None or self.raw(text) != [self.image_token_id]:
             text = tokenizer.eos_token or tokenizer.bos_token or ""

@@ -25,8 +25,8 @@ from basic_lite.demo.world import World, caption_f1, chance, write_world
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.recipe import load_recipe, shipped_recipe
+from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.run import train
-from basic_lite.schema import Recipe, SourceSection
 from basic_lite.tools.answer import answer, answer_length, chat_format
 from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate
 from basic_lite.train.bundle import MANIFEST, sha256

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.schema import LoraSection, Recipe
+from basic_lite.recipe.schema import LoraSection, Recipe
 
 ADAPTER = "default"
 DECODER = "model.language_model.layers"

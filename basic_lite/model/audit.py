@@ -11,7 +11,8 @@ from torch import nn
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.units import MIB
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def render(table: list[Part]) -> Table:
             row.dtype,
             f"{row.parameters:,}",
             f"{row.trainable:,}",
-            f"{row.bytes / 2**20:,.2f}",
+            f"{row.bytes / MIB:,.2f}",
             style=style,
         )
     total = [sum(getattr(r, field) for r in table) for field in ("parameters", "trainable", "bytes")]
     out.add_section()
-    out.add_row("total", "", "", f"{total[0]:,}", f"{total[1]:,}", f"{total[2] / 2**20:,.2f}", style="bold")
+    out.add_row("total", "", "", f"{total[0]:,}", f"{total[1]:,}", f"{total[2] / MIB:,.2f}", style="bold")
     return out

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 from basic_lite.data.images import load_image_processor
 from basic_lite.errors import UserError
 from basic_lite.model.parts import require_decoder
-from basic_lite.schema import ModelSection
+from basic_lite.recipe.schema import ModelSection
 
 # model type → attribute that holds the vision part of its configuration
 VISION_TYPES = {

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 256 * 2**20
+from basic_lite.units import MIB
+
+CHUNK_BYTES = 256 * MIB
 """Bytes one chunk of float32 logits may take."""
 
 

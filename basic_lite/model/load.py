@@ -30,7 +30,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend, not_loadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.parts import Parts, find_parts
-from basic_lite.schema import QuantizationSection, Recipe
+from basic_lite.recipe.schema import QuantizationSection, Recipe
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.parts import Parts
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.units import MIB
 
 # Smaller tensors stay: the copies would cost more time than the memory is worth.
-MIN_BYTES = 2**20
+MIN_BYTES = MIB
 
 
 def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
@@ -41,7 +42,7 @@ def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        mib = like.numel() * like.element_size() / 2**20
+        mib = like.numel() * like.element_size() / MIB
         raise MemoryError(f"{mib:.1f} MiB of pinned host memory could not be had: {error}") from error
 
 
@@ -168,9 +169,7 @@ class RestOnHost:
             parameter.data = host
 
 
-def offload(
-    parts: Parts, recipe: Recipe, device: torch.device
-) -> tuple[RestOnHost | None, ActivationOffload | None]:
+def offload(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[RestOnHost | None, ActivationOffload | None]:
     """What a recipe wants on the host, on an adapted model that is to be trained; None for what it doesn't."""
     tower = RestOnHost(parts.vision_tower, device) if recipe.model.tower_on_host else None
     wanted = recipe.training.offload_activations

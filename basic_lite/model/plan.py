@@ -12,7 +12,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.model.load import table_rows
 from basic_lite.model.parts import find_parts
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 # bitsandbytes' NF4: a statistic for each 64 weights, float32; double: 8 bit, with a float32 for each 256 of them and
 # tables of 16 and 256 float32 a layer.

@@ -5,12 +5,12 @@ it
 lives. So the answer follows the code and can't drift from it.
 
     frontend = load_frontend(recipe.model)
-    rehearsal = rehearse(recipe, frontend, Target.card(recipe))
+    rehearsal = rehearse(recipe, frontend, Machine.card(recipe))
     rehearsal.peak_bytes, rehearsal.by_part
 """
 
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.step import Rehearsal, Stage, rehearse
-from basic_lite.rehearsal.target import Target
+from basic_lite.rehearsal.machine import Machine
+from basic_lite.rehearsal.step import Rehearsal, Rehearser, rehearse
 
-__all__ = ["Rehearsal", "Shape", "Stage", "Target", "rehearse"]
+__all__ = ["Machine", "Rehearsal", "Rehearser", "Shape", "rehearse"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in
 from basic_lite.model.load import Loaded, table_rows
 from basic_lite.model.offload import offload
 from basic_lite.model.parts import Parts, find_parts
+from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
+from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.nf4 import NF4Linear
-from basic_lite.rehearsal.target import Target
-from basic_lite.schema import Recipe
 
 NF4, OTHER, TOWER, PROJECTOR, LORA = "NF4 weights", "other weights", "vision tower", "projector", "LoRA"
 
@@ -33,7 +33,7 @@ class FusedDropout(nn.Module):
         return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 
-def fake_model(recipe: Recipe, frontend: Frontend, target: Target, ledger: Ledger) -> Loaded:
+def fake_model(recipe: Recipe, frontend: Frontend, target: Machine, ledger: Ledger) -> Loaded:
     """The model as ``load_base`` and ``adapt`` leave it, with every weight in the ledger under its part."""
     frontend = replace(frontend, config=copy.deepcopy(frontend.config))
     config = frontend.config

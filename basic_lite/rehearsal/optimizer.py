@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import TrainingSection
 from basic_lite.rehearsal.ledger import Ledger
-from basic_lite.schema import TrainingSection
 from basic_lite.train.optimizer import parameter_groups
 
 # bitsandbytes 0.50: smaller parameters keep their state in 32 bit; a float32 maximum for each 256 values of an 8-bit

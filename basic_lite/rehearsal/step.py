@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape, longest_batch
 from basic_lite.rehearsal.build import fake_model
 from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
+from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
-from basic_lite.rehearsal.target import ALLOWANCE_BYTES, Target
-from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.step import MicroBatch, attention_pass, micro_batch_loss
 from basic_lite_kernels.reference import ATTENTION_CHUNK, Direction
@@ -36,7 +36,7 @@ class Rehearsal:
     """What a step needs; bytes. ``by_part`` sums to ``peak_bytes``; ``most_by_part`` has each part's own maximum."""
 
     shape: Shape
-    target: Target
+    target: Machine
     by_part: dict[str, int]
     most_by_part: dict[str, int]
     peak_bytes: int  # of all tensors at once
@@ -56,11 +56,11 @@ class Rehearsal:
         return self.needed_bytes - self.pageable_bytes
 
 
-class Stage:
+class Rehearser:
     """A recipe's model on fake tensors, ready for rehearsals of several shapes."""
 
     def __init__(
-        self, recipe: Recipe, frontend: Frontend, target: Target, *, basic: bool = True, in_full: bool = False
+        self, recipe: Recipe, frontend: Frontend, target: Machine, *, basic: bool = True, in_full: bool = False
     ) -> None:
         """
         Args:
@@ -106,7 +106,7 @@ class Stage:
         if step is not micro_batch_loss and not self.in_full:
             raise ValueError(
                 "this stage lets layers repeat one another, which was thought out for micro_batch_loss; another step "
-                "needs Stage(..., in_full=True)"
+                "needs Rehearser(..., in_full=True)"
             )
         ledger = self.ledger
         shape = shape or Shape.of(self.recipe)
@@ -225,10 +225,10 @@ class Stage:
 
 
 def rehearse(
-    recipe: Recipe, frontend: Frontend, target: Target, shape: Shape | None = None, *, basic: bool = True
+    recipe: Recipe, frontend: Frontend, target: Machine, shape: Shape | None = None, *, basic: bool = True
 ) -> Rehearsal:
-    """What one step of a recipe needs on a target; see ``Stage``."""
-    return Stage(recipe, frontend, target, basic=basic).rehearse(shape)
+    """What one step of a recipe needs on a target; see ``Rehearser``."""
+    return Rehearser(recipe, frontend, target, basic=basic).rehearse(shape)
 
 
 def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:

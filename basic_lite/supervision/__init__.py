@@ -5,7 +5,7 @@ better than v.
 """
 
 from basic_lite.supervision.losses import SupervisionLosses
-from basic_lite.supervision.refinement import RefinementCurve, refinement_curve
+from basic_lite.supervision.premise import RefinementCurve, refinement_curve
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import Capture
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.schema import SupervisionSection
+from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.attention import check_attention
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.losses import SupervisionLosses, attention_masses, patch_weights, zero_with_graph

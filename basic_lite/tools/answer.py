@@ -12,7 +12,7 @@ from basic_lite.data.images import Fit, ImageRef, pixels
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 
 def chat_format(

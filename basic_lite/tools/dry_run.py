@@ -18,13 +18,14 @@ from basic_lite.model.audit import Part, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.model.plan import planned_parts
+from basic_lite.recipe.schema import Recipe
 from basic_lite.run import basic_is_on, preflight
-from basic_lite.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.arguments import accumulation_of, check_arguments, steps_of
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.restore import require_same_model
 from basic_lite.train.run_folder import open_run_folder
+from basic_lite.units import MIB
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
             f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; λ1 {settings.lambda_das:g} "
             f"({settings.direction}), "
             f"λ2 {settings.lambda_sds:g}; {cost.share:.1%} of the step's operations and "
-            f"{cost.buffer_bytes / 2**20:.1f} MiB of buffers for {cost.visual_tokens:,} visual tokens (from shapes)"
+            f"{cost.buffer_bytes / MIB:.1f} MiB of buffers for {cost.visual_tokens:,} visual tokens (from shapes)"
         )
     else:
         rows["BASIC adds"] = "nothing: it is off in this recipe"

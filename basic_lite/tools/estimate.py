@@ -13,8 +13,10 @@ from rich.table import Table
 from basic_lite.console import quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Rehearsal, Shape, Stage, Target
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
+from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.step import (
     BASIC,
     BATCH,
@@ -26,10 +28,8 @@ from basic_lite.rehearsal.step import (
     PROJECTION,
     VISION,
 )
-from basic_lite.rehearsal.target import ALLOWANCE_BYTES, GIB
-from basic_lite.schema import Recipe
+from basic_lite.units import GIB, MIB
 
-MIB = 2**20
 PARTS = {
     NF4: "the LLM's linear layers, with their statistics",
     OTHER: "embeddings, head, norms; linear layers that aren't in 4 bit",
@@ -102,7 +102,7 @@ def estimate(
         require_gpu()
     started = time.perf_counter()
     frontend = load_frontend(recipe.model)
-    stage = Stage(recipe, frontend, target_of(recipe))
+    stage = Rehearser(recipe, frontend, target_of(recipe))
     rehearsal = stage.rehearse()
     seen = {rehearsal.shape.samples: rehearsal}
     largest = largest_micro_batch(stage, rehearsal, int(gpu_gib * GIB), seen)
@@ -117,13 +117,13 @@ def estimate(
     return result
 
 
-def target_of(recipe: Recipe) -> Target:
+def target_of(recipe: Recipe) -> Machine:
     """A CUDA card, but for recipes that ask for the CPU."""
-    return Target.this_cpu(recipe) if recipe.training.device == "cpu" else Target.card(recipe)
+    return Machine.this_cpu(recipe) if recipe.training.device == "cpu" else Machine.card(recipe)
 
 
 def largest_micro_batch(
-    stage: Stage, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
+    stage: Rehearser, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
 ) -> Rehearsal | None:
     """The largest divisor of the global batch whose step fits.
 
@@ -155,7 +155,7 @@ def largest_micro_batch(
     return seen[sizes[low]] if low >= 0 else None
 
 
-def advise(stage: Stage, found: Estimate) -> Iterator[Advice]:
+def advise(stage: Rehearser, found: Estimate) -> Iterator[Advice]:
     """Changes in the order of what they cost, each on top of those before, until the run fits."""
     first, recipe = found.rehearsal, stage.recipe
     if found.largest is not None:
@@ -171,7 +171,7 @@ def advise(stage: Stage, found: Estimate) -> Iterator[Advice]:
         yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
     for change, cost in _changes(recipe, stage.frontend.tokens_per_image):
         changed = _with(recipe, change)
-        needed = Stage(changed, stage.frontend, first.target).rehearse().needed_bytes
+        needed = Rehearser(changed, stage.frontend, first.target).rehearse().needed_bytes
         if needed >= before:
             continue
         recipe, before = changed, needed

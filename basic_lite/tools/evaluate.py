@@ -19,7 +19,7 @@ from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, load_records
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
-from basic_lite.schema import Recipe, SourceSection
+from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.tools.answer import answer, answer_length, asked_otherwise, chat_format, require_images_open
 from basic_lite.train.restore import load_trained
 

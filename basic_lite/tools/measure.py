@@ -17,15 +17,15 @@ from basic_lite.errors import UserError
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
+from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Rehearsal, Shape
 from basic_lite.rehearsal.batch import longest_batch
-from basic_lite.rehearsal.target import GIB
 from basic_lite.run import load_for_training, supervise
-from basic_lite.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.arguments import use_autocast
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.step import attention_pass, micro_batch_loss
+from basic_lite.units import GIB
 
 MOST_MICRO_BATCHES = 2
 

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from basic_lite.errors import UserError
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:

@@ -30,7 +30,7 @@ from basic_lite import __version__
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -10,8 +10,9 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from basic_lite.errors import UserError, is_out_of_memory
-from basic_lite.rehearsal.target import ALLOWANCE_BYTES, GIB
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
+from basic_lite.units import GIB
 
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
 ENOUGH_LESS = 0.9
@@ -101,12 +102,12 @@ def told_when_out_of_memory(recipe: Recipe, device: torch.device, when: str) -> 
 def _advice(recipe: Recipe, device: torch.device, where: str, available: int) -> Iterator[str]:
     # Imported here: the estimate rehearses a training step, and this is a part of one.
     from basic_lite.model.frontend import load_frontend
-    from basic_lite.rehearsal import Stage, Target
+    from basic_lite.rehearsal import Machine, Rehearser
     from basic_lite.tools.estimate import Estimate, advice_lines, advise
 
     smallest = recipe.model_copy(update={"training": recipe.training.model_copy(update={"micro_batch": 1})})
-    target = Target.card(smallest) if device.type == "cuda" else Target.this_cpu(smallest)
-    stage = Stage(smallest, load_frontend(smallest.model), target)
+    target = Machine.card(smallest) if device.type == "cuda" else Machine.this_cpu(smallest)
+    stage = Rehearser(smallest, load_frontend(smallest.model), target)
     rehearsal = stage.rehearse()
     needed = rehearsal.needed_bytes
     needs, has = f"{needed / GIB:.2f} GiB", f"{available / GIB:.2f}"

@@ -8,7 +8,7 @@ import torch
 
 from basic_lite.model.adapt import lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
-from basic_lite.schema import TrainingSection
+from basic_lite.recipe.schema import TrainingSection
 
 
 def parameter_groups(parts: Parts, section: TrainingSection) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import dump_recipe, load_recipe
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 from basic_lite.train.bundle import MANIFEST, checkpoints_of
 
 RECIPE = "recipe.yaml"

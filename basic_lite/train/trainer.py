@@ -18,7 +18,7 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.load import Loaded
-from basic_lite.schema import Recipe
+from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.bundle import checkpoints_of, open_bundle, save_bundle, seal_checkpoint
 from basic_lite.train.callbacks import JsonLog
@@ -33,6 +33,7 @@ from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.restore import restore_adapter, restore_projector
 from basic_lite.train.step import attention_pass, micro_batch_loss
 from basic_lite.train.terms import Terms, TokenMean
+from basic_lite.units import peak_memory_gib
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -181,9 +182,7 @@ class BasicTrainer(Trainer):
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
-    def training_step(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one micro-batch, or of its parts where memory suffices for no more.
 
         Without memory the whole optimizer step starts again with half the samples at once, since a backward that broke
@@ -400,19 +399,3 @@ def _own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper iterates the one inside
     inner.generator = torch.Generator().manual_seed(seed)
     return loader
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far: allocated on the GPU, else the resident size of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**30
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -124,9 +124,7 @@ class _DirectionLoss(torch.autograd.Function):
         return dv, dtarget, None, None
 
 
-def _combined(
-    like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Tensor | None, scale: Tensor
-) -> Tensor:
+def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Tensor | None, scale: Tensor) -> Tensor:
     """scale · (of_x · x + of_y · y) of rows, scale · (x − y) where these are None; [M, D] in the type of ``like``.
 
     In place in the result where x and y have its type. ``scale`` [M] goes on last: 1/norm of a tiny row times the other

@@ -1,0 +1,127 @@
+"""Values of a recipe file against the schema, key by key: every problem is collected, with its place."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from basic_lite.recipe.keys import is_section, nearest_key, options, wanted
+from basic_lite.recipe.schema import Section
+from basic_lite.recipe.yaml import Document, KeyPath, RecipeProblem, Wrong, plain, read_scalar
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Checker:
+    """Checks values against the schema key by key, collecting every problem with its place."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[RecipeProblem] = []
+
+    def report(self, path: KeyPath, message: str, *, key: bool = False) -> Wrong:
+        self.problems.append(RecipeProblem(self.document.place_of(path, key=key), ".".join(path), message))
+        return Wrong()
+
+    def section(self, model: type[Section], value: Any, path: KeyPath) -> Any:
+        """Checked values of one section, defaults filled in; :class:`Wrong` in place of what is wrong."""
+        if isinstance(value, Wrong):
+            return value
+        if value is None:
+            # `lora:` with every key below it commented out: a section all of defaults.
+            value = {}
+        if not isinstance(value, dict):
+            mend = f"; write {{path: {value}}}" if isinstance(value, str) and "path" in model.model_fields else ""
+            return self.report(path, f"expected keys ({', '.join(model.model_fields)}), found {plain(value)}{mend}")
+        misspelled = set()
+        for key in value:
+            if key not in model.model_fields:
+                meant, sure = nearest_key((*path, key))
+                hint = f"did you mean `{meant}`?" if sure else f"the nearest is `{meant}`"
+                if "." in key and ".".join((*path, key)) == meant:
+                    holder, _, leaf = meant.rpartition(".")
+                    hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
+                self.report((*path, key), f"there is no such key; {hint}", key=True)
+                if sure:
+                    misspelled.add(meant)
+        checked: dict[str, Any] = {}
+        for key, field in model.model_fields.items():
+            here = (*path, key)
+            if key in value:
+                checked[key] = self.value(field.annotation, field, value[key], here)
+            elif ".".join(part for part in here if not part.isdigit()) in misspelled:
+                # Reported under the name it was written by.
+                checked[key] = Wrong()
+            elif field.is_required():
+                what = field.description or f"give {wanted(field.annotation)}"
+                place = self.document.place_of(path, key=True)
+                self.problems.append(RecipeProblem(place, ".".join(here), f"this key is required and missing: {what}"))
+                checked[key] = Wrong()
+            else:
+                default = field.get_default(call_default_factory=True)
+                checked[key] = default.model_dump() if isinstance(default, Section) else default
+        return checked
+
+    def value(self, annotation: Any, field: FieldInfo, value: Any, path: KeyPath) -> Any:
+        members = options(annotation)
+        sections = [option for option in members if is_section(option)]
+        lists = [option for option in members if get_origin(option) is list]
+        if isinstance(value, list) and lists:
+            (inner,) = get_args(lists[0])
+            if is_section(inner):
+                return [self.section(inner, entry, (*path, str(number))) for number, entry in enumerate(value)]
+            entries = [self.leaf(inner, (), entry, (*path, str(number))) for number, entry in enumerate(value)]
+            return Wrong() if any(isinstance(entry, Wrong) for entry in entries) else entries
+        if sections and (isinstance(value, dict) or types.NoneType not in members):
+            return self.section(sections[0], value, path)
+        return self.leaf(annotation, field.metadata, value, path)
+
+    def leaf(self, annotation: Any, metadata: Sequence[Any], value: Any, path: KeyPath) -> Any:
+        """A value that is no section: pydantic decides, the message is ours."""
+        if isinstance(value, Wrong):
+            return value
+        members = options(annotation)
+        if isinstance(value, list) and any(get_origin(option) is tuple for option in members):
+            value = tuple(value)
+        texts_allowed = [word for option in members if get_origin(option) is Literal for word in get_args(option)]
+        if str in members and value == "":
+            return self.report(path, "expected text, found an empty text; write null, or leave the key out")
+        found = plain(list(value) if isinstance(value, tuple) else value)
+        message = f"expected {wanted(annotation, metadata)}, found {found}"
+        # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
+        if isinstance(value, bool) and bool not in members:
+            return self.report(path, message)
+        if isinstance(value, float) and float not in members:
+            whole = f"; write {int(value)}" if value.is_integer() and int in members else ""
+            return self.report(path, message + whole)
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            Annotated[annotation, *metadata] if metadata else annotation, config=_STRICT
+        )
+        try:
+            return adapter.validate_python(value)
+        except ValidationError:
+            return self.report(path, message + _mend(value, members, texts_allowed))
+
+
+def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
+    """What to write instead, where that can be told."""
+    if isinstance(value, str):
+        near = get_close_matches(value.strip().lower(), [word for word in words if isinstance(word, str)], 1, 0.5)
+        if near:
+            return f"; did you mean {near[0]}?"
+        number = read_scalar(value.strip(" \t'\"").replace("_", ""))
+        if isinstance(number, int | float) and not isinstance(number, bool) and {int, float} & set(members):
+            return f"; write {number}, without quotes, spaces or underscores"
+        if bool in members and value.lower() in ("yes", "on", "y", "no", "off", "n"):
+            return f"; write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "; it must be finite"
+    if str in members and isinstance(value, int | float):
+        return "; put it in quotes"
+    return ""

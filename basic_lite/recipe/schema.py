@@ -1,0 +1,239 @@
+"""Every recipe key: type, default, unit, and one line of what it does and costs.
+
+Plain data, no torch: the command line validates a recipe before anything heavy is imported.
+Reading, overrides and error reporting are in ``recipe.py``, impossible combinations in ``combinations.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Stage = Literal[1, 2]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+class Section(BaseModel):
+    """A group of recipe keys: unknown keys and wrong types are refused, never coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which models are put together. Either ``base`` or both ``vision`` and ``llm``."""
+
+    base: str | None = Field(None, description="An existing llava-hf checkpoint (hub name or folder) to open.")
+    vision: str | None = Field(None, description="Vision encoder, CLIP or SigLIP (hub name or folder).")
+    llm: str | None = Field(None, description="Causal language model (hub name or folder).")
+    projector: str | None = Field(
+        None,
+        description="Run folder or bundle whose projector is taken (stage 1's); none: a fresh projector.",
+    )
+    image_token: str = Field(
+        "<image>", description="The placeholder token; added to the tokenizer of a fresh composition."
+    )
+    vision_feature_layer: int = Field(-2, description="Hidden state of the vision encoder that feeds the projector.")
+    vision_feature_select: Literal["default", "full"] = Field(
+        "default",
+        description="default: patch features only, no class token; full: all (SigLIP has no class token).",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Of the frozen parts not in 4 bit. auto: bfloat16 where the GPU has it, else float32.",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="The LLM's attention; flash_attention_2 needs flash-attn installed."
+    )
+    tower_on_host: bool = Field(
+        False,
+        description="The frozen vision tower rests in pinned host memory and is on the GPU for its forward only: "
+        "0.6 GiB less for CLIP-L, copied in each micro-batch; the same result. GPU only, in training only.",
+    )
+
+
+class QuantizationSection(Section):
+    """How the LLM's linear layers are held. Tower, projector, embeddings and head never are quantised."""
+
+    mode: Literal["nf4", "none"] = Field(
+        "nf4", description="nf4: 4-bit NormalFloat, about 0.52 bytes a weight; none: `model.dtype`."
+    )
+    double: bool = Field(True, description="Quantise the block statistics too: 0.4 bit a weight less.")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type the 4-bit weights are multiplied in; auto: as `model.dtype`."
+    )
+
+
+class LoraSection(Section):
+    """Low-rank adapters on the LLM (PEFT). Leave ``enabled: false`` for projector pre-training."""
+
+    enabled: bool = Field(False, description="Train LoRA adapters on the LLM.")
+    rank: int = Field(128, ge=1, description="Rank r; memory and optimizer state grow with it.")
+    alpha: float = Field(256.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="all-linear: every linear layer of the LLM's decoder; or a list of module names.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the adapter weights.")
+
+
+class SourceSection(Section):
+    """One data source: LLaVA JSON/JSONL (``path``) or `datasets` (``hub``, ``parquet``, ``saved``)."""
+
+    path: str | None = Field(None, description="LLaVA JSON or JSONL file.")
+    hub: str | None = Field(None, description="Name of a data set on the hub.")
+    config: str | None = Field(None, description="Configuration of the hub data set.")
+    parquet: str | None = Field(None, description="Local parquet file, or a glob of them.")
+    saved: str | None = Field(None, description="Folder written by `Dataset.save_to_disk`.")
+    split: str = Field("train", description="Split of a `datasets` source.")
+    image_dir: str | None = Field(None, description="Folder that image paths are relative to; default: beside `path`.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column map, ours to theirs, where the data has other names: "
+        "id, image, conversations, question, answer, question_type.",
+    )
+    limit: int | None = Field(None, ge=1, description="Take only the first so many records.")
+
+
+class DataSection(Section):
+    """What is read, how it becomes tokens, and what happens to records that can't be used."""
+
+    train: SourceSection | list[SourceSection] = Field(description="Training data: one source or a list.")
+    eval: SourceSection | list[SourceSection] | None = Field(
+        None, description="Held-out data, for the loss during training."
+    )
+    template: Literal["plain", "v1", "tokenizer"] = Field(
+        "v1",
+        description="plain: image, then caption (stage 1); v1: Vicuna; tokenizer: the LLM's own template.",
+    )
+    max_length: int = Field(
+        2048,
+        ge=8,
+        description="Tokens a sample may have, image tokens included. Text is cut, image tokens never.",
+    )
+    too_long: Literal["drop", "refuse"] = Field(
+        "refuse",
+        description="A sample that can't fit even with its text cut: drop it (listed) or refuse to start.",
+    )
+    bad_records: Literal["drop", "refuse"] = Field(
+        "refuse",
+        description="A broken record (no image, no supervised token): drop it (listed) or refuse to start.",
+    )
+    image_fit: Literal["square", "pad"] = Field(
+        "pad",
+        description="square: resize to a square; pad: pad to a square with the mean colour, then resize.",
+    )
+    check_images: Literal["open", "exists", "none"] = Field(
+        "exists",
+        description="Before step 0, each image: decode it (slow, finds broken files), or see that it exists.",
+    )
+    padding_side: Literal["right", "left"] = Field("right", description="Side on which batches are padded in training.")
+    group_by: Literal["modality_length", "length", "none"] = Field(
+        "modality_length", description="Batches of like length (and of one modality): less padding."
+    )
+    workers: int = Field(2, ge=0, description="Data loader processes; 0: in the training process.")
+
+
+class SupervisionSection(Section):
+    """BASIC itself (METHOD: arXiv 2508.06895). What the paper states is marked [paper], our choice [open]."""
+
+    enabled: bool = Field(True, description="Compute the BASIC losses at all. off: the run is LLaVA's own.")
+    stages: list[Stage] = Field(
+        default_factory=lambda: list[Stage]((1, 2)),
+        description="Stages (key `stage`) BASIC is on in. [paper] both.",
+    )
+    layers: int | float = Field(
+        0.5,
+        description="Supervised layers K: a count (int) or a fraction of the LLM's (float). [paper] half.",
+    )
+    layer_weights: Literal["quadratic", "linear", "constant", "decreasing"] = Field(
+        "quadratic", description="w_h over layers 1..K. [paper] h²/Σh²."
+    )
+    detach: bool = Field(True, description="No gradient flows into the target. [open]")
+    target_norm: Literal["none", "final"] = Field(
+        "none", description="final: the LLM's last norm on every captured layer. [open] none."
+    )
+    token_weights: Literal["attention", "uniform"] | float = Field(
+        "attention",
+        description="a_i. attention: attention mass [paper]; uniform: 1/N × the batch's mean mass "
+        "(one more forward a step); or Σa as a fixed number, spread evenly.",
+    )
+    text_queries: Literal["all", "prompt", "response"] = Field(
+        "all", description="Text tokens whose attention counts. [paper] all."
+    )
+    direction: Literal["cosine", "mse", "off"] = Field("cosine", description="DAS loss. [paper] cosine.")
+    vocabulary: Literal["input_embeddings", "lm_head"] = Field(
+        "input_embeddings", description="SDS table E. [open] input embeddings."
+    )
+    temperature: float = Field(1.0, gt=0, description="Of both SDS distributions. [open] 1.")
+    lambda_das: float = Field(1.0, ge=0, description="λ1. [paper] 1; 0 turns DAS off.")
+    lambda_sds: float = Field(0.01, ge=0, description="λ2. [paper] 0.01; 0 turns SDS off.")
+    every_n_steps: int = Field(1, ge=1, description="Compute the losses on every n-th optimizer step only.")
+    warmup_ratio: float = Field(
+        0.0, ge=0, le=1, description="Share of all steps over which the λs rise linearly from 0."
+    )
+    refinement_batches: int = Field(
+        4, ge=0, description="Batches for the refinement curve at start and at each evaluation; 0: none."
+    )
+
+
+class TrainingSection(Section):
+    """Optimisation. One optimizer step sees ``global_batch`` samples, whatever ``micro_batch`` is."""
+
+    learning_rate: float = Field(2e-4, ge=0, description="Of the LoRA weights.")
+    projector_learning_rate: float = Field(2e-5, ge=0, description="Of the projector.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the data; ignored when `max_steps` is set.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
+    global_batch: int = Field(128, ge=1, description="Samples of one optimizer step.")
+    micro_batch: int = Field(1, ge=1, description="Samples in memory at once; must divide `global_batch`.")
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="Learning rate schedule."
+    )
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps over which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0: none.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw"] = Field(
+        "adamw", description="8-bit and paged ones (bitsandbytes) keep the projector's state in 32 bit."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute layers in the backward: far less memory, about a third more time."
+    )
+    offload_activations: bool = Field(
+        False,
+        description="Layer inputs that checkpointing keeps wait in pinned host memory: L·B·T·D numbers less on the "
+        "GPU, copied out and back in each micro-batch; the same result. GPU only.",
+    )
+    autocast: Literal["auto", "bfloat16", "off"] = Field(
+        "auto", description="auto: bf16 autocast where the GPU has it."
+    )
+    save_every: int = Field(500, ge=1, description="Optimizer steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    eval_every: int | None = Field(None, ge=1, description="Optimizer steps between evaluations on `data.eval`.")
+    log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
+    trackers: list[Tracker] = Field(
+        default_factory=lambda: list[Tracker](("tensorboard",)),
+        description="Where curves go besides log.jsonl.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = Field(description="Name of the run; the run folder is `output` / `name`.")
+    stage: Stage = Field(description="1: projector pre-training; 2: instruction tuning.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of everything drawn: initial weights, order, dropout.")
+    output: str = Field("runs", description="Folder that run folders are made in.")
+    kernels: Literal["auto", "triton", "reference"] = Field(
+        "auto",
+        description="What computes BASIC's operations. auto: Triton on a GPU that has it, else PyTorch.",
+    )
+    model: ModelSection
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
+    lora: LoraSection = Field(default_factory=LoraSection)
+    data: DataSection
+    supervision: SupervisionSection = Field(default_factory=SupervisionSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)

@@ -1,0 +1,25 @@
+"""Units of memory, and peaks in them."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+MIB = 2**20
+GIB = 2**30
+
+if sys.platform == "win32":
+    import psutil
+else:
+    import resource
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far in GiB: allocated on the GPU, else the resident size of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak / GIB if sys.platform == "darwin" else peak / MIB

@@ -1,0 +1,265 @@
+"""The audit, the dataset, the order and the batches."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.check import check_data
+from basic_lite.data.collate import Collator
+from basic_lite.data.dataset import SupervisedDataset
+from basic_lite.data.problems import BadImage
+from basic_lite.data.records import Records, load_records
+from basic_lite.data.sampler import GroupedSampler
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import DataSection, SourceSection
+from tests.support.data import N, image_id, processor, tokenizer, write_image, write_json
+
+
+def talk(question: str = "<image>\nwhat?", answer: str = "a ring") -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+ROWS: list[Any] = [
+    {"id": "good", "image": "a.png", "conversations": talk()},
+    {"id": "text", "conversations": talk("hello")},
+    {"id": "gone", "image": "gone.png", "conversations": talk()},
+    {"id": "away", "image": "../a.png", "conversations": talk()},
+    {"id": "cut", "image": "cut.png", "conversations": talk()},
+    {"id": "mute", "image": "a.png", "conversations": talk()[:1]},
+    {"id": "many", "image": ["a.png"] * 9, "conversations": talk("q")},
+    {"id": "long", "conversations": talk("hi", "things " * 190)},
+    "nonsense",
+    {"id": "two", "image": ["b.png", "a.png"], "conversations": talk("<image> or <image>?", "b")},
+]
+
+
+def setup(tmp_path: Path, rows: list[Any] = ROWS, **keys: Any) -> tuple[Records, ChatFormat, DataSection]:
+    for seed, name in enumerate(["a.png", "b.png"]):
+        write_image(tmp_path / "pics" / name, (10, 10), seed)
+    (tmp_path / "pics" / "cut.png").write_bytes((tmp_path / "pics" / "a.png").read_bytes()[:60])
+    write_json(tmp_path / "data.json", rows)
+    source = SourceSection(path="data.json", image_dir="pics")
+    tok = tokenizer("byte_bos")
+    section = DataSection(train=source, template="v1", max_length=200, **keys)
+    tok_chat = ChatFormat(section.template, tok, image_id(tok), 25)
+    return load_records(source, root=tmp_path), tok_chat, section
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    records, chat, section = setup(tmp_path, check_images="open")
+    with pytest.raises(UserError) as caught:
+        check_data(records, chat, section)
+    text = str(caught.value)
+    counts = "3 bad image, 1 bad record, 1 no supervised token, 1 too long"
+    assert text.startswith(f"6 of 10 records can't be used ({counts}):")
+    for part in ["record 3 (id gone)", "record 4 (id away)", "record 5 (id cut)", "record 6 (id mute)",
+                 "record 7 (id many)", "record 9: ", "data.bad_records: drop",
+                 "data.too_long: drop"]:  # fmt: skip
+        assert part in text, part
+    assert "id good" not in text
+    assert "id long" not in text
+
+
+def test_policies(tmp_path: Path) -> None:
+    records, chat, section = setup(tmp_path, bad_records="drop")
+    with pytest.raises(UserError) as caught:
+        check_data(records, chat, section)
+    assert "1 of 10 records can't be used (1 too long)" in str(caught.value)
+    assert "bad_records" not in str(caught.value)
+    records, chat, section = setup(tmp_path, too_long="drop")
+    with pytest.raises(UserError, match="4 of 10 records"):
+        check_data(records, chat, section)
+    _, _, section = setup(tmp_path, too_long="drop", bad_records="drop", check_images="open")
+    seen: list[tuple[int, int]] = []
+    report = check_data(records, chat, section, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (10, 10)
+    assert report.kept.tolist() == [0, 1, 7, 9]
+    assert report.has_image.tolist() == [True, False, False, True]
+    assert report.n_images.tolist() == [1, 0, 0, 2]
+    assert [problem.index for problem in report.problems] == [2, 3, 4, 5, 6, 8]
+    assert report.cut.tolist()[2] > 0
+    assert report.lengths.tolist()[2] == 200
+    summary = "\n".join(report.summary())
+    assert "4 of 10 records used: 2 with images (3), 2 text only" in summary
+    assert "6 records dropped" in summary
+    dataset = SupervisedDataset(records, chat, processor(), "pad", 200, report.kept)
+    for n, sample in enumerate(dataset[i] for i in range(len(dataset))):
+        assert len(sample["input_ids"]) == report.lengths[n]
+        assert sum(label != -100 for label in sample["labels"]) == report.supervised[n]
+        assert len(sample.get("pixel_values", ())) == report.n_images[n]
+
+
+def test_processes_find_the_same(tmp_path: Path) -> None:
+    records, chat, section = setup(tmp_path, ROWS * 120, too_long="drop", bad_records="drop")
+    one, two = (check_data(records, chat, section, processes=n) for n in (1, 2))
+    assert one.problems == two.problems
+    for name in ("kept", "lengths", "supervised", "n_images", "cut"):
+        assert (getattr(one, name) == getattr(two, name)).all()
+    with pytest.raises(UserError, match="and 460 more"):
+        check_data(records, chat, section.model_copy(update={"bad_records": "refuse"}))
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    records, chat, section = setup(tmp_path, ROWS[2:4], bad_records="drop")
+    with pytest.raises(UserError, match=r"not one of the 2 records can be used:\n.*record 1 \(id gone\)"):
+        check_data(records, chat, section)
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_broken_image_at_load_time_is_named(tmp_path: Path, in_worker: bool) -> None:
+    records, chat, section = setup(tmp_path, [ROWS[4]])
+    report = check_data(records, chat, section)
+    dataset = SupervisedDataset(records, chat, processor(), "pad", 200, report.kept)
+
+    def fetch() -> None:
+        try:
+            dataset[0]
+        except BadImage:
+            if not in_worker:
+                raise
+            # How a data loader's worker process hands an exception to the main one.
+            torch._utils.ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    with pytest.raises(BadImage) as caught:
+        fetch()
+    assert str(caught.value).startswith("data.json, record 1 (id cut): image 'cut.png' can't be decoded")
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dataset_pickles_and_gives_the_same(tmp_path: Path) -> None:
+    records, chat, _ = setup(tmp_path, [ROWS[0], ROWS[1], ROWS[9]])
+    dataset = SupervisedDataset(records, chat, processor(), "square", 200)
+    before = [dataset[i] for i in range(3)]
+    again = pickle.loads(pickle.dumps((dataset, Collator(5, "left"))))
+    after = [again[0][i] for i in range(3)]
+    assert "pixel_values" not in before[1]
+    for one, two in zip(before, after, strict=True):
+        assert one["input_ids"] == two["input_ids"]
+        assert torch.equal(one.get("pixel_values", torch.zeros(0)), two.get("pixel_values", torch.zeros(0)))
+    # Images come in the order of their placeholders: b.png, then a.png, which is sample 0's.
+    assert before[2]["pixel_values"].shape[0] == 2
+    assert torch.equal(before[2]["pixel_values"][1], before[0]["pixel_values"][0])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_collator(side: Any) -> None:
+    def images(*values: float) -> torch.Tensor:
+        return torch.stack([torch.full((3, 2, 2), value) for value in values])
+
+    samples: list[dict[str, Any]] = [
+        {"input_ids": [1, 7, 7, 2], "labels": [-100, -100, -100, 2], "pixel_values": images(1.0, 2.0)},
+        {"input_ids": [1, 3], "labels": [-100, 3]},
+        {"input_ids": [1, 7, 4], "labels": [-100, -100, 4], "pixel_values": images(3.0)},
+    ]
+    batch = Collator(9, side)(samples)
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "pixel_values"}
+    expected = {
+        "right": ([[1, 7, 7, 2], [1, 3, 9, 9], [1, 7, 4, 9]], [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]),
+        "left": ([[1, 7, 7, 2], [9, 9, 1, 3], [9, 1, 7, 4]], [[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]),
+    }[side]
+    assert batch["input_ids"].tolist() == expected[0]
+    assert batch["attention_mask"].tolist() == expected[1]
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    assert batch["labels"][batch["labels"] != -100].tolist() == [2, 3, 4]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    assert batch["pixel_values"].dtype == torch.float32
+    assert all(batch[key].dtype == torch.int64 for key in ("input_ids", "attention_mask", "labels"))
+    assert "pixel_values" not in Collator(9, side)(samples[1:2])
+    prompts = Collator(9, side)([{"input_ids": [1]}, {"input_ids": [1, 2]}])
+    assert set(prompts) == {"input_ids", "attention_mask"}
+    with pytest.raises(UserError, match="different sizes"):
+        Collator(9, side)([samples[0], {**samples[2], "pixel_values": torch.zeros(1, 3, 4, 4)}])
+
+
+def world(n: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    has_image = rng.random(n) < 0.7
+    return rng.integers(10, 200, n) + has_image * 300, has_image
+
+
+def padding(order: list[int], lengths: np.ndarray, size: int) -> int:
+    groups = [lengths[order[i : i + size]] for i in range(0, len(order), size)]
+    return int(sum(len(group) * group.max() - group.sum() for group in groups))
+
+
+@pytest.mark.parametrize("mode", ["modality_length", "length", "none"])
+def test_order_is_a_permutation_from_seed_and_epoch(mode: Any) -> None:
+    lengths, has_image = world()
+    keys: dict[str, Any] = {"global_batch": 16, "mode": mode, "seed": 3}
+    sampler = GroupedSampler(lengths, has_image, micro_batch=1, **keys)
+    before = torch.get_rng_state()
+    first = list(sampler)
+    assert sorted(first) == list(range(1000))
+    assert len(sampler) == 1000
+    # Whatever was iterated before, or drawn elsewhere, an epoch has its one order.
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(before)
+    assert list(GroupedSampler(lengths, has_image, micro_batch=8, **keys)) == first
+    assert list(GroupedSampler(lengths, has_image, micro_batch=8, **{**keys, "seed": 4})) != first
+    assert list(pickle.loads(pickle.dumps(sampler))) == first
+
+
+def test_like_lengths_and_one_modality() -> None:
+    lengths, has_image = world()
+    plain = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4, mode="none"))
+    by_length = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4, mode="length"))
+    both = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4))
+    for size in (4, 16):
+        assert padding(by_length, lengths, size) < 0.3 * padding(plain, lengths, size)
+        assert padding(both, lengths, size) < 0.3 * padding(plain, lengths, size)
+        mixed = [i for i in range(0, 1000, size) if len(set(has_image[both[i : i + size]])) == 2]
+        # At most one, made of what is left over of both.
+        assert len(mixed) <= 1
+    for order in (by_length, both, plain):
+        assert lengths[order[:16]].max() == lengths.max()
+
+
+@given(
+    n=st.integers(0, 70),
+    share=st.floats(0, 1),
+    accumulation=st.sampled_from([1, 2, 4, 8]),
+    micro=st.sampled_from([1, 2, 4]),
+    mode=st.sampled_from(["modality_length", "length", "none"]),
+    seed=st.integers(0, 5),
+)
+def test_any_order(n: int, share: float, accumulation: int, micro: int, mode: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths, has_image = rng.integers(1, 50, n), rng.random(n) < share
+    size = accumulation * micro
+    order = list(GroupedSampler(lengths, has_image, global_batch=size, micro_batch=micro, mode=mode, seed=seed))
+    assert sorted(order) == list(range(n))
+    if mode == "modality_length":
+        mixed = sum(len(set(has_image[order[i : i + micro]])) == 2 for i in range(0, n, micro))
+        assert mixed <= 1
+        steps = [set(has_image[order[i : i + size]]) for i in range(0, n, size)]
+        # Of whole optimizer steps, too, at most one holds both.
+        assert sum(len(step) == 2 for step in steps) <= 1
+    if mode != "modality_length" and n >= size:
+        assert lengths[order[:size]].max() == lengths.max()  # what needs most memory is tried first
+    one = list(GroupedSampler(lengths, has_image, global_batch=size, micro_batch=1, mode=mode, seed=seed))
+    assert order == one
+
+
+def test_sampler_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="does not divide"):
+        GroupedSampler([1], [True], global_batch=8, micro_batch=3)
+    with pytest.raises(ValueError, match="lengths"):
+        GroupedSampler([1, 2], [True], global_batch=8)
+    assert N == 5

@@ -1,0 +1,185 @@
+"""Images: where they may lie, what modes and damage they come with, and how they are fitted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from basic_lite.data.images import (
+    ImageRef,
+    check_image,
+    fit,
+    load_image_processor,
+    locate,
+    open_image,
+    pixels,
+)
+from basic_lite.data.problems import BadImage
+from basic_lite.errors import UserError
+from tests.support.data import processor, write_image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_image(tmp_path / "pics" / "sub" / "in.png")
+    write_image(tmp_path / "out.png")
+    (tmp_path / "pics" / "link.png").symlink_to(tmp_path / "out.png")
+    (tmp_path / "pics" / "away").symlink_to(tmp_path)
+    (tmp_path / "pics" / "near.png").symlink_to("sub/in.png")
+    write_image(tmp_path / "pics-more" / "x.png")
+    return tmp_path / "pics"
+
+
+def test_paths_that_stay_inside(folder: Path) -> None:
+    linked = ["link.png", "away/out.png", "near.png"]
+    for name in ["sub/in.png", "./sub/../sub/in.png", str(folder / "sub/in.png"), *linked]:
+        assert Path(locate(ImageRef(name, str(folder)))).is_file()
+    assert open_image(ImageRef.of_file(folder.parent / "out.png")).size == (8, 6)
+    # The image folder may itself be a link.
+    (folder.parent / "alias").symlink_to(folder)
+    alias = folder.parent / "alias"
+    assert locate(ImageRef("sub/in.png", str(alias))) == str(alias / "sub/in.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.png",
+        "sub/../../out.png",
+        "OUT",
+        "away/../../out.png",
+        "../pics-more/x.png",
+        "../missing.png",
+        "..",
+    ],
+)
+@pytest.mark.parametrize("how", ["open", "exists", "none"])
+def test_paths_that_leave_the_folder(folder: Path, name: str, how: Any) -> None:
+    name = str(folder.parent / "out.png") if name == "OUT" else name
+    with pytest.raises(BadImage, match="leaves the image folder"):
+        check_image(ImageRef(name, str(folder)), how)
+
+
+def test_missing_images(folder: Path) -> None:
+    (folder / "dangling.png").symlink_to(folder / "nothing.png")
+    for name in ["no.png", "sub/no/x.png", "dangling.png", "sub/in.png/x", "a" * 300 + ".png"]:
+        with pytest.raises(BadImage, match="does not exist"):
+            check_image(ImageRef(name, str(folder)), "exists")
+    check_image(ImageRef("no.png", str(folder)), "none")
+    with pytest.raises(BadImage, match=r"there is 'in\.png' beside it"):
+        locate(ImageRef("sub/in.jpg", str(folder)))
+    for name in ["http://host/a.png", "a\0.png"]:
+        with pytest.raises(BadImage, match="not a file path"):
+            locate(ImageRef(name, str(folder)))
+    with pytest.raises(BadImage, match="not a file"):
+        locate(ImageRef("sub", str(folder)))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp"])
+def test_damage_is_found_when_opened(tmp_path: Path, ending: str) -> None:
+    whole = write_image(tmp_path / f"whole.{ending}", (64, 64)).read_bytes()
+    for name, data in {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"<html>",
+        "head": whole[:20],
+    }.items():
+        (tmp_path / f"{name}.{ending}").write_bytes(data)
+        image = ImageRef(f"{name}.{ending}", str(tmp_path))
+        check_image(image, "exists")
+        with pytest.raises(BadImage, match=rf"{name}\.{ending}' can't be decoded"):
+            check_image(image, "open")
+        with pytest.raises(BadImage):
+            open_image(ImageRef("(image column)", blob=data))
+
+
+def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    base = Image.fromarray(grey)
+    images = {
+        "L.png": base,
+        "1.png": base.convert("1"),
+        "LA.png": base.convert("LA"),
+        "P.png": base.convert("P"),
+        "RGBA.png": base.convert("RGBA"),
+        "CMYK.jpg": base.convert("CMYK"),
+        "I16.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I.tiff": Image.fromarray(grey.astype(np.int32) * 257),
+        "F.tiff": Image.fromarray(grey.astype(np.float32) / 255),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name)
+        got = open_image(ImageRef(name, str(tmp_path)))
+        assert got.mode == "RGB"
+        if name not in ("1.png",):
+            # No mode comes out white or black: 16-bit and float values are scaled.
+            assert np.abs(np.asarray(got).astype(int)[..., 0] - grey).max() < 30, name
+    transparent = base.convert("P")
+    transparent.save(tmp_path / "PT.png", transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(ImageRef("PT.png", str(tmp_path))).mode == "RGB"
+
+
+def test_exif_orientation(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(ImageRef("turned.jpg", str(tmp_path))).size == (20, 40)
+
+
+def test_fit() -> None:
+    image = Image.new("RGB", (6, 2), (255, 0, 0))
+    padded = fit(image, "pad", processor(8))
+    mean = tuple(int(one * 255) for one in processor(8).image_mean)
+    assert padded.size == (6, 6)
+    assert [padded.getpixel((3, y)) for y in range(6)] == [mean, mean, (255, 0, 0), (255, 0, 0), mean, mean]
+    assert fit(image.rotate(90, expand=True), "pad", processor(8)).getpixel((0, 3)) == mean
+    square = fit(image, "square", processor(8))
+    assert square.size == (8, 8)
+    assert set(square.getdata() if not hasattr(square, "get_flattened_data") else square.get_flattened_data()) == {
+        (255, 0, 0)
+    }
+
+
+@pytest.mark.parametrize("how", ["square", "pad"])
+def test_pixels_show_the_whole_picture(tmp_path: Path, how: Any) -> None:
+    """Both ends of a wide picture are there after the processor: nothing is cropped away."""
+    wide = np.zeros((8, 64, 3), dtype=np.uint8)
+    wide[:, :8], wide[:, -8:] = (255, 0, 0), (0, 0, 255)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    write_image(tmp_path / "tall.png", (1, 30))
+    refs = (ImageRef("wide.png", str(tmp_path)), ImageRef("tall.png", str(tmp_path)))
+    for made in (processor(16), SiglipImageProcessorPil(size={"height": 16, "width": 16})):
+        out = pixels(refs, made, how)
+        assert out.shape == (2, 3, 16, 16)
+        assert out.dtype == torch.float32
+        # Red at the left edge, blue at the right one.
+        middle = out[0, :, 8]
+        assert middle[0, 0] > middle[2, 0]
+        assert middle[2, -1] > middle[0, -1]
+    if how == "pad":
+        assert out[1, :, :, 0].abs().max() < 0.02
+
+
+def test_load_image_processor(tmp_path: Path) -> None:
+    processor(16).save_pretrained(tmp_path / "clip")
+    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "siglip")
+    assert type(load_image_processor(tmp_path / "clip")) is CLIPImageProcessorPil
+    assert type(load_image_processor(str(tmp_path / "siglip"))) is SiglipImageProcessorPil
+    (tmp_path / "none").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "preprocessor_config.json").write_text("{")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
+    for name in ["none", "broken", "odd", "not/there/at/all"]:
+        with pytest.raises(UserError, match=r"no image processor can be loaded.*model\.vision"):
+            load_image_processor(tmp_path / name)

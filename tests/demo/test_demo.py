@@ -1,0 +1,130 @@
+"""The demo from end to end, small; the whole one is a soak test."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import basic_lite.demo.run as demo_run
+from basic_lite.cli import main
+from tests.support.runs import quiet, steps_of
+
+SMALL = {
+    "train_scenes": 80,
+    "held_out_scenes": 20,
+    "captions": 64,
+    "questions": 96,
+    "eval_questions": 12,
+    "eval_captions": 6,
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real demo on a small world, for a few steps."""
+    real = demo_run.Place.recipe
+
+    def short(self: demo_run.Place, stage: int, folder: Path, **changes: Any) -> Any:
+        steps = {"training__max_steps": 4, "training__log_every": 1, "training__global_batch": 8}
+        batch = {"training__micro_batch": 8, "data__workers": 0, "supervision__refinement_batches": 1}
+        return real(self, stage, folder, **{**steps, **batch, **changes})
+
+    monkeypatch.setattr(demo_run, "write_world", functools.partial(demo_run.write_world, **SMALL))
+    monkeypatch.setattr(demo_run.Place, "recipe", short)
+
+
+def shown_by(console: Any) -> str:
+    return console.file.getvalue()
+
+
+@pytest.mark.usefixtures("small")
+def test_demo_reports_reuses_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = quiet()
+    demo_run.demo(tmp_path / "demo", seed=3, console=console)
+    report = shown_by(console)
+    for text in (
+        "chance", "before training", "after stage 1", "after stage 2", "other image", "caption F1", "refinement curve",
+        "h4", "v̂", "time", "total", "run folder", "basic-lite chat",
+    ):  # fmt: skip
+        assert text in report, text
+    parts = json.loads((tmp_path / "demo" / "stage2" / "parts.json").read_text())
+    assert {p["dtype"] for p in parts if p["part"] == "LLM linears"} == {"nf4 double"}
+    assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(tmp_path / "demo" / "stage2"))
+
+    # The line that it ends with works as it stands.
+    line = report[report.index("basic-lite chat") :].splitlines()[0]
+    with pytest.raises(SystemExit) as stopped:
+        main(shlex.split(line)[1:])
+    assert not stopped.value.code
+    assert capsys.readouterr().out.strip()
+
+    # Again: everything is there, so nothing is trained, and the table is the same.
+    again = quiet()
+    demo_run.demo(tmp_path / "demo", seed=3, console=again)
+    table = re.compile(r"question type.*?(?=chance: the best)", re.DOTALL)
+    assert table.search(shown_by(again)).group() == table.search(report).group()  # type: ignore[union-attr]
+    assert shown_by(again).count("(reused)") == 3
+    # Elsewhere with the same seed: the same run.
+    elsewhere = quiet()
+    demo_run.demo(tmp_path / "other", seed=3, console=elsewhere)
+    assert table.search(shown_by(elsewhere)).group() == table.search(report).group()  # type: ignore[union-attr]
+    for stage in ("stage1", "stage2"):
+        one, other = steps_of(tmp_path / "demo" / stage), steps_of(tmp_path / "other" / stage)
+        assert [line["loss"] for line in one] == [line["loss"] for line in other]
+
+
+@pytest.mark.usefixtures("small")
+def test_another_seed_replaces_what_the_demo_made(tmp_path: Path) -> None:
+    demo_run.demo(tmp_path / "demo", seed=0, console=quiet())
+    first = steps_of(tmp_path / "demo" / "stage2")[-1]["loss"]
+    console = quiet()
+    demo_run.demo(tmp_path / "demo", seed=1, console=console)
+    assert "(reused)" not in shown_by(console)
+    assert steps_of(tmp_path / "demo" / "stage2")[-1]["loss"] != first
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "thesis.txt").write_text("do not lose")
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "world" / "thesis.txt").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_ablation_compares_four_variants(tmp_path: Path) -> None:
+    console = quiet()
+    demo_run.demo(tmp_path / "demo", ablate=True, seeds=2, console=console)
+    for text in ("BASIC off", "DAS", "SDS", "DAS + SDS", "±", "2 seed(s)", "exact match after stage 2"):
+        assert text in shown_by(console), text
+    results = json.loads((tmp_path / "demo" / "ablation" / "ablation.json").read_text())["results"]
+    assert [len(runs) for runs in results.values()] == [2, 2, 2, 2]
+    off, das, sds, both = (runs[0]["stage1_lm"] for runs in results.values())
+    assert len({off, das, sds, both}) == 4
+    assert results["BASIC off"][0] != results["BASIC off"][1]
+
+
+@pytest.mark.soak
+def test_the_whole_demo(tmp_path: Path) -> None:
+    """≤ 4 minutes on two free cores; ≥ 85 % of held-out questions; what it learnt, it learnt from the pictures."""
+    started = time.perf_counter()
+    demo_run.demo(tmp_path / "demo", console=quiet())
+    seconds = time.perf_counter() - started
+
+    def scores(name: str) -> dict[str, float]:
+        text = (tmp_path / "demo" / "scores" / f"{name}.json").read_text()
+        return json.loads(text)["scores"]["accuracy"]
+
+    assert scores("stage2")["all"] >= 0.85
+    assert scores("shuffled")["all"] <= 0.5
+    assert scores("before")["all"] <= scores("stage1")["all"] <= scores("stage2")["all"]
+    assert seconds <= 240

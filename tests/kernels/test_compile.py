@@ -1,0 +1,143 @@
+"""The kernels compile for every card they can run on: no spilled register, no more shared memory than there is.
+
+A plain run compiles each case for one architecture, in turn, and one case of each kernel for all of them. Every case
+for every architecture takes minutes: `-m soak`, `python -m basic_lite_kernels.compiling`, and the table in
+bench/README.md, which is remade when a kernel changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from basic_lite_kernels import compiling
+from basic_lite_kernels.compiling import SHARED_LIMIT_BYTES, CompileCase, Compiled
+from tests.support.kernels import HAS_TRITON, INTERPRETED
+
+if not HAS_TRITON:
+    pytest.skip("triton isn't installed, so there is nothing to compile", allow_module_level=True)
+if INTERPRETED:
+    pytest.skip("kernels are interpreted in this process", allow_module_level=True)
+
+import triton
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
+CASES = compiling.all_cases()
+# Triton 3.6, of torch 2.11, spills two to four registers of some attention tiles.
+OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+CAPABILITIES = list(SHARED_LIMIT_BYTES)
+
+
+def tasks(*, everything: bool) -> list[Any]:
+    seen: set[str] = set()
+    chosen = []
+    for index, case in enumerate(CASES):
+        kernel = case.name.partition("[")[0]
+        turn = CAPABILITIES[index % len(CAPABILITIES)]
+        mine = [c for c in CAPABILITIES if c == turn or kernel not in seen]
+        seen.add(kernel)
+        rest = [c for c in CAPABILITIES if c not in mine]
+        chosen += [pytest.param(case, c, id=f"{case.name}-sm_{c}") for c in (rest if everything else mine)]
+    return chosen
+
+
+def check(case: CompileCase, capability: int) -> None:
+    row = compiling.compile_case(case, capability)
+    if OLD_TRITON and 0 < row.stack_bytes <= 16:
+        row = dataclasses.replace(row, stack_bytes=0)
+    assert not row.problems()
+    assert 0 < row.registers <= 255
+
+
+@pytest.mark.parametrize("case, capability", tasks(everything=False))
+def test_compiles(case: CompileCase, capability: int) -> None:
+    check(case, capability)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case, capability", tasks(everything=True))
+def test_compiles_elsewhere_too(case: CompileCase, capability: int) -> None:
+    check(case, capability)
+
+
+# attention_mass's tiles spill on AMD's cards, where it is left to the reference (dispatch.py).
+ON_AMD = [case for case in CASES if not case.name.startswith("attention_mass")]
+
+
+def amd_tasks(*, everything: bool) -> list[Any]:
+    waves = list(compiling.AMD_WAVES)
+    pairs = [(case, name, waves[index % 3] == name) for index, case in enumerate(ON_AMD) for name in waves]
+    return [pytest.param(case, name, id=f"{case.name}-{name}") for case, name, turn in pairs if turn != everything]
+
+
+@pytest.mark.parametrize("case, architecture", amd_tasks(everything=False)[::4])
+def test_compiles_for_amd(case: CompileCase, architecture: str) -> None:
+    assert compiling.amd_problems(case, architecture) == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case, architecture", amd_tasks(everything=True))
+def test_compiles_for_amd_elsewhere_too(case: CompileCase, architecture: str) -> None:
+    assert compiling.amd_problems(case, architecture) == []
+
+
+def test_the_amd_gate_sees_what_spills() -> None:
+    case = next(case for case in CASES if case.name.startswith("attention_mass_sums[bf16, d=128"))
+    assert "registers spill" in compiling.amd_problems(case, "gfx1100")[0]
+
+
+def test_cases_have_names_of_their_own() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert any(case.is_matrix for case in CASES), "attention_mass multiplies matrices"
+
+
+# ---- the gate itself
+
+
+def spilling(capability: int) -> Compiled:
+    """A product far too large for four warps."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def product(x, y, B: tl.constexpr):  # type: ignore[no-untyped-def]
+        at = tl.arange(0, B)[:, None] * B + tl.arange(0, B)[None, :]
+        a = tl.load(x + at)
+        tl.store(y + at, tl.dot(a, a))
+
+    case = CompileCase("product", product, {"x": "*bf16", "y": "*fp32"}, {"B": 128}, {"num_warps": 4}, True)
+    return compiling.compile_case(case, capability)
+
+
+def test_the_gate_sees_spills_and_matrix_instructions() -> None:
+    row = spilling(86)
+    assert row.has_matrix and row.stack_bytes > 0
+    assert row.problems() == [f"product on sm_86: {row.stack_bytes} bytes of stack: registers spill"]
+    table = compiling.format_table([row])
+    assert "mma" in table and f"255 / 32.0 stack {row.stack_bytes}" in table
+
+
+def test_the_gate_sees_too_much_shared_memory_and_missing_matrix_instructions() -> None:
+    row = Compiled("k", 89, {"num_warps": 4}, 64, 0, 101_377, has_matrix=False, is_matrix=True)
+    assert [p.partition(": ")[2] for p in row.problems()] == [
+        "101377 bytes of shared memory, and sm_89 has 101376",
+        "a matrix kernel without matrix instructions",
+    ]
+    assert "MISSING" in compiling.format_table([row])
+
+
+def test_a_case_names_every_argument_once() -> None:
+    case = CASES[0]
+    incomplete = CompileCase("k", case.function, dict(list(case.signature.items())[1:]), case.constexprs)
+    with pytest.raises(ValueError, match="need a type or a value"):
+        compiling.compile_case(incomplete, 86)
+
+
+def test_an_interpreting_process_says_that_it_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(compiling.CompilingUnavailable, match="TRITON_INTERPRET"):
+        compiling.compile_case(CASES[0], 86)

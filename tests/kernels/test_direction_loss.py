@@ -1,0 +1,350 @@
+"""``capture_layer`` and ``direction_loss`` by Triton against float64, and against eager code of the same types."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.kernels import (
+    DEVICE,
+    HAS_TRITON,
+    ON_GPU,
+    assert_as_good_as,
+    draw,
+    kernel_test,
+    nan_filled_buffers,
+    only_gpu,
+    peak_bytes,
+    relative,
+    run_interpreted,
+)
+
+if not HAS_TRITON:
+    pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
+
+from basic_lite_kernels import direction_loss as file
+from basic_lite_kernels import reference
+from basic_lite_kernels.direction_loss import capture_and_direction_loss, capture_layer, direction_loss
+from basic_lite_kernels.direction_loss import weighted_direction_loss as weigh
+
+torch.set_num_threads(1)
+
+KINDS = ["cosine", "mse"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # no kernel here has a product of tiles: bf16 is right too
+# Beyond eager code's error: the order of a float32 sum, and what a gradient loses when its type rounds it.
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# M × D: one row, many rows, rows of a 3B, 7B and 13B model, and the longest block.
+SHAPES = [(1, 96), (1153 if ON_GPU else 65, 33), (3, 2560), (2, 4096), (2, 5120), (1, 9000)]
+SHAPES += [(575, 5120), (1153, 4096)] if ON_GPU else []
+
+
+def naive(v: Tensor, target: Tensor, weights: Tensor, kind: str) -> Tensor:
+    if kind == "mse":
+        return (weights * (v - target).square().mean(1)).sum()
+    unit = [x / x.norm(dim=1, keepdim=True) for x in (v, target)]
+    return (weights * (unit[0] - unit[1]).square().sum(1)).sum()
+
+
+def results(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """The loss, and gradients for an upstream gradient that is not 1."""
+    return [loss.detach(), *torch.autograd.grad(loss * 3.5, inputs)]
+
+
+def compare(v: Tensor, target: Tensor, weights: Tensor, kind: str, tolerance: float | None = None) -> None:
+    exact = [x.double().requires_grad_() for x in (v, target)]
+    truth = results(naive(exact[0], exact[1], weights.double(), kind), *exact)
+    eager_inputs = [x.clone().requires_grad_() for x in (v, target)]
+    eager = results(naive(eager_inputs[0], eager_inputs[1], weights.to(v.dtype), kind), *eager_inputs)
+    inputs = [x.clone().requires_grad_() for x in (v, target)]
+    with nan_filled_buffers():
+        ours = results(direction_loss(inputs[0], inputs[1], weights, kind), *inputs)
+    assert ours[0].dtype == torch.float32 and ours[1].dtype == v.dtype and ours[2].dtype == target.dtype
+    for mine, other, true in zip(ours, eager, truth, strict=True):
+        assert_as_good_as(mine, other, true, TOLERANCE[v.dtype] if tolerance is None else tolerance)
+
+
+# ---- capture_layer
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M, D", [(1, 96), (7, 1025), (3, 2560)])
+def test_capture_accumulates_weighted_rows(M: int, D: int, dtype: torch.dtype) -> None:
+    B, T = 3, 5
+    positions = torch.arange(B * T, device=DEVICE)[torch.randperm(B * T, generator=torch.Generator().manual_seed(0))][
+        :M
+    ]
+    layers = [draw(T, B, D, seed=h).to(dtype).transpose(0, 1) for h in range(3)]  # neither B nor T is contiguous
+    layers[1] = draw(B, T, 2 * D, seed=1).to(dtype)[:, :, D:]
+    layers[2] = draw(B, D, T, seed=2).to(dtype).transpose(1, 2)  # nor is D: copied
+    acc: Tensor | None = None
+    plain: Tensor | None = None
+    for h, hidden in enumerate(layers):
+        before = acc
+        with nan_filled_buffers():
+            acc = capture_layer(acc, hidden, positions, 0.5 + h)
+        assert before is None or acc is before
+        plain = reference.capture_layer(plain, hidden, positions, 0.5 + h)
+    truth = sum((0.5 + h) * x.double().reshape(B * T, D)[positions] for h, x in enumerate(layers))
+    assert acc is not None and plain is not None and acc.dtype == torch.float32 and acc.shape == (M, D)
+    assert_as_good_as(acc, plain, truth, 1e-7)
+
+
+@kernel_test
+def test_capture_with_a_graph_gives_the_gradient() -> None:
+    hidden = draw(2, 5, 4).requires_grad_()
+    positions = torch.tensor([0, 6, 6], device=DEVICE)
+    acc = capture_layer(None, hidden, positions, 2.0)
+    acc = capture_layer(acc, hidden * 3, positions, 1.0)
+    acc.sum().backward()
+    expected = torch.zeros(10, 4)
+    expected[0], expected[6] = 5.0, 10.0
+    assert hidden.grad is not None and torch.equal(hidden.grad.view(10, 4).cpu(), expected)
+    with torch.no_grad():
+        assert not capture_layer(None, hidden, positions, 1.0).requires_grad
+
+
+@kernel_test
+def test_capture_of_nothing_and_of_what_it_cannot_take() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    assert capture_layer(None, draw(2, 3, 8), nothing, 1.0).shape == (0, 8)
+    one = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(TypeError, match="kernels: reference"):
+        capture_layer(None, draw(2, 3, 8).double(), one, 1.0)
+    with pytest.raises(ValueError, match="contiguous float32"):
+        capture_layer(draw(1, 8).half(), draw(2, 3, 8), one, 1.0)
+
+
+# ---- direction_loss
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("M, D", SHAPES)
+def test_loss_and_both_gradients(M: int, D: int, kind: str, dtype: torch.dtype) -> None:
+    v, target = draw(M, D).to(dtype), draw(M, D, seed=1).to(dtype)
+    compare(v, target, draw(M, seed=2).abs(), kind)
+
+
+@kernel_test
+@given(
+    M=st.integers(1, 9),
+    D=st.integers(1, 1200),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_loss_and_both_gradients_of_any_shape(M: int, D: int, kind: str, dtype: torch.dtype, seed: int) -> None:
+    v, target = draw(M, D, seed=seed).to(dtype), draw(M, D, seed=seed + 100).to(dtype)
+    if D == 1 and kind == "cosine":
+        return  # the gradient is 0, and relative error means nothing
+    compare(v, target, draw(M, seed=2).abs(), kind)
+
+
+@kernel_test
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e4, 1e12])
+def test_extreme_sizes(scale: float, kind: str) -> None:
+    v, target = draw(4, 200, scale=scale), draw(4, 200, seed=1, scale=scale if kind == "mse" else 1 / scale)
+    compare(v, target, draw(4, seed=2).abs(), kind)
+
+
+@kernel_test
+def test_a_small_distance_keeps_its_digits() -> None:
+    v = draw(6, 512)
+    compare(v, v * 3 + 1e-3 * draw(6, 512, seed=1), draw(6, seed=2).abs(), "cosine", tolerance=2e-4)
+    same = v.clone().requires_grad_()
+    assert direction_loss(same, v, torch.ones(6, device=DEVICE), "mse").item() == 0
+
+
+@kernel_test
+@pytest.mark.parametrize("fused", [False, True])
+def test_zero_rows_are_defined(fused: bool) -> None:
+    v, target = torch.zeros(3, 4, device=DEVICE), torch.zeros(3, 4, device=DEVICE)
+    v[0, 0], target[1, 0] = 1.0, 1.0
+    v.requires_grad_()
+    weights = torch.tensor([1.0, 10.0, 100.0], device=DEVICE)
+    if fused:
+        passed = capture_and_direction_loss(None, target[None], torch.arange(3, device=DEVICE), 1.0, v)
+        loss = weigh(v, passed, weights)
+    else:
+        target.requires_grad_()
+        loss = direction_loss(v, target, weights)
+    loss.backward()
+    assert loss.item() == 222.0  # cosine counts as 0
+    assert v.grad is not None and not v.grad.any()
+    assert fused or (target.grad is not None and not target.grad.any())
+
+
+@kernel_test
+def test_no_rows() -> None:
+    v = draw(0, 8).requires_grad_()
+    loss = direction_loss(v, draw(0, 8), draw(0))
+    loss.backward()
+    assert loss.item() == 0 and v.grad is not None and v.grad.shape == (0, 8)
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_repeated_backward_and_no_grad(dtype: torch.dtype) -> None:
+    v, target, weights = draw(5, 40).to(dtype).requires_grad_(), draw(5, 40, seed=1), draw(5, seed=2).abs()
+    loss = direction_loss(v, target, weights)
+    (first,) = torch.autograd.grad(loss, v, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, v, retain_graph=True)
+    (last,) = torch.autograd.grad(2 * loss, v)  # in place, and the earlier results stay what they were
+    assert torch.equal(first, kept) and torch.equal(second, kept) and torch.equal(last, 2 * kept)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, v)
+    with torch.no_grad():
+        assert not direction_loss(v, target, weights).requires_grad
+    assert not direction_loss(v.detach(), target, weights).requires_grad
+
+
+@kernel_test
+def test_gradients_add_up_with_another_loss_on_v() -> None:
+    weights, target = draw(5, seed=2).abs(), draw(5, 40, seed=1)
+    source = draw(5, 40).requires_grad_()
+    v = source * 2  # as a projector's output: the engine sums up gradients in place
+    (direction_loss(v, target, weights) + (v * target).sum()).backward()
+    plain = source.detach().clone().requires_grad_()
+    (reference.direction_loss(plain * 2, target, weights) + (plain * 2 * target).sum()).backward()
+    assert source.grad is not None and plain.grad is not None and relative(source.grad, plain.grad) < 1e-6
+
+
+@kernel_test
+def test_autocast_changes_nothing() -> None:
+    v, target, weights = draw(5, 40).requires_grad_(), draw(5, 40, seed=1), draw(5, seed=2).abs()
+    plain = results(direction_loss(v, target, weights), v)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        cast = results(direction_loss(v, target, weights), v)
+        acc = capture_layer(None, draw(1, 5, 40).half(), torch.arange(5, device=DEVICE), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True)) and acc.dtype == torch.float32
+
+
+@kernel_test
+def test_a_compiled_caller_works() -> None:
+    v, target, weights = draw(5, 40).requires_grad_(), draw(5, 40, seed=1), draw(5, seed=2).abs()
+    positions = torch.arange(5, device=DEVICE)
+
+    def step(x: Tensor) -> Tensor:
+        acc = capture_layer(None, target[None], positions, 0.5)
+        acc = capture_layer(acc, target[None] + 1, positions, 0.5)
+        return direction_loss(x * 2, acc, weights) + 1
+
+    backend = "inductor" if ON_GPU else "eager"  # tracing is what could break
+    compiled = torch.compile(step, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(results(compiled(v), v), results(step(v), v), strict=True))
+
+
+@kernel_test
+def test_bad_arguments_are_named() -> None:
+    v, weights = draw(2, 4), draw(2)
+    with pytest.raises(ValueError, match="cosine"):
+        direction_loss(v, v, weights, "angle")
+    with pytest.raises(ValueError, match="must be"):
+        direction_loss(v, draw(2, 5), weights)
+    with pytest.raises(ValueError, match=str(file.LONGEST_ROW)):
+        direction_loss(draw(1, file.LONGEST_ROW + 1), draw(1, file.LONGEST_ROW + 1), draw(1))
+    with pytest.raises(TypeError, match="float64"):
+        direction_loss(v.double(), v, weights)
+
+
+# ---- capture_and_direction_loss
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("M, D", [(1, 96), (7, 1025), (3, 4096)])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_fused_pass_is_its_parts(first: bool, M: int, D: int, kind: str, dtype: torch.dtype) -> None:
+    hidden = draw(5, 2, D).to(dtype).transpose(0, 1)
+    positions = torch.tensor([9, 0, 3, 4, 4, 8, 1], device=DEVICE)[:M]
+    acc = None if first else draw(M, D, seed=1)
+    parts = capture_layer(None if acc is None else acc.clone(), hidden, positions, 0.3)
+    v, weights = draw(M, D, seed=2).requires_grad_(), draw(M, seed=3).abs()
+    plain = results(direction_loss(v, parts, weights, kind), v)
+    with nan_filled_buffers(), torch.no_grad():  # as in the hook of a checkpointed layer
+        passed = capture_and_direction_loss(acc, hidden.requires_grad_(), positions, 0.3, v, kind)
+    assert acc is None or passed.target.data_ptr() == acc.data_ptr()
+    assert not passed.target.requires_grad and torch.equal(passed.target, parts)
+    fused = results(weigh(v, passed, weights), v)
+    assert all(torch.equal(a, b) for a, b in zip(fused, plain, strict=True))
+
+
+@kernel_test
+def test_a_pass_serves_one_backward_unless_kept() -> None:
+    v, weights = draw(3, 8).requires_grad_(), draw(3, seed=3).abs()
+    passed = capture_and_direction_loss(None, draw(1, 3, 8, seed=1), torch.arange(3, device=DEVICE), 1.0, v)
+    losses = [weigh(v, passed, weights) for _ in range(3)]
+    (kept,) = torch.autograd.grad(losses[0], v, retain_graph=True)
+    (used,) = torch.autograd.grad(losses[1], v)
+    assert torch.equal(kept, used)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(losses[2], v)
+    passed = capture_and_direction_loss(None, draw(1, 3, 8), torch.arange(3, device=DEVICE), 1.0, v.detach())
+    assert passed.dv is None and not weigh(v.detach(), passed, weights).requires_grad
+
+
+# ---- memory
+
+
+@kernel_test
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_it_takes_eight_bytes_an_element(kind: str) -> None:
+    """v̂ and one gradient, from the first layer to the end of the backward."""
+    M, D = 40, 4096
+    layers = [draw(1, M, D, seed=h).half() for h in range(3)]
+    positions, weights = torch.arange(M, device=DEVICE), draw(M, seed=3).abs()
+    v = draw(M, D, seed=4).requires_grad_()
+
+    def whole() -> Tensor:
+        acc = None
+        for hidden in layers[:2]:
+            acc = capture_layer(acc, hidden, positions, 0.3)
+        passed = capture_and_direction_loss(acc, layers[2], positions, 0.4, v, kind)
+        loss = weigh(v, passed, weights) * 2
+        return torch.autograd.grad(loss, v)[0]
+
+    gc.collect()  # what goes away while memory is recorded counts as negative
+    assert 8 * M * D <= peak_bytes(whole) <= 8 * M * D + 64 * M + 4096
+    target = draw(M, D, seed=5)
+    peak = peak_bytes(lambda: torch.autograd.grad(direction_loss(v, target, weights, kind), v))
+    assert peak <= 4 * M * D + 64 * M + 4096
+
+
+# ---- what only a GPU shows
+
+
+@kernel_test
+@only_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_race(kind: str) -> None:
+    M, D = 4 * 576, 4096
+    hidden, positions = draw(4, 700, D).bfloat16(), torch.arange(M, device=DEVICE)
+    v, weights = draw(M, D, seed=2).requires_grad_(), draw(M, seed=3).abs()
+    first: list[Tensor] = []
+    for _ in range(21):
+        passed = capture_and_direction_loss(draw(M, D, seed=1), hidden, positions, 0.3, v, kind)
+        again = [passed.target, *results(weigh(v, passed, weights), v)]
+        first = first or again
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_signatures_are_those_of_the_reference() -> None:
+    for name in ("capture_layer", "direction_loss"):
+        ours, theirs = (list(inspect.signature(getattr(m, name)).parameters) for m in (file, reference))
+        assert ours == theirs
+
+
+def test_through_the_interpreter() -> None:
+    run_interpreted(__file__)

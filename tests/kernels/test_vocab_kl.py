@@ -1,0 +1,411 @@
+"""``vocab_kl`` by Triton against float64, and against eager code of the same types."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.kernels import (
+    DEVICE,
+    HAS_TRITON,
+    INTERPRETED,
+    ON_GPU,
+    assert_as_good_as,
+    draw,
+    kernel_test,
+    nan_filled_buffers,
+    only_gpu,
+    peak_bytes,
+    relative,
+    run_interpreted,
+)
+
+if not HAS_TRITON:
+    pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
+
+from basic_lite_kernels import reference
+from basic_lite_kernels import vocab_kl as file
+from basic_lite_kernels.vocab_kl import vocab_kl
+
+torch.set_num_threads(1)
+
+# What the error may have beyond that of eager code: the resolution of what a type rounds (factors, q − p).
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+DTYPES = list(TOLERANCE)
+
+
+@pytest.fixture(autouse=True)
+def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a small vocabulary are several blocks, a ragged last one; a GPU keeps its own block."""
+    if INTERPRETED:
+        monkeypatch.setattr(file, "BLOCK_V", 64)
+
+
+def naive(
+    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, scale: float, excluded: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The definition, with products in ``dtype`` and the rest in it or float32."""
+    kept = table.to(dtype) if excluded is None else table.to(dtype)[~excluded]
+    wide = torch.promote_types(dtype, torch.float32)
+    log_p, log_q = (torch.log_softmax(scale * (x.to(dtype) @ kept.T).to(wide), -1) for x in (target, v))
+    return (weights.to(wide) * (log_p.exp() * (log_p - log_q)).sum(1)).sum()
+
+
+def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor]:
+    gradients = torch.autograd.grad(loss * upstream, inputs, retain_graph=True)
+    return [loss.detach(), *gradients]
+
+
+def exact_results(
+    v: Tensor,
+    target: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    scale: float,
+    excluded: Tensor | None,
+    upstream: float = 1.0,
+) -> list[Tensor]:
+    x, y = (t.double().requires_grad_() for t in (v, target))
+    return results(naive(x, y, table, weights, scale, excluded, torch.float64), x, y, upstream=upstream)
+
+
+def compare(
+    v: Tensor,
+    target: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    *,
+    scale: float = 1.0,
+    excluded: Tensor | None = None,
+    chunk_rows: int | None = None,
+    upstream: float = 5.0,
+    tolerance: float | None = None,
+) -> list[float]:
+    """Ours against eager code and the truth, loss and both gradients; the errors."""
+    x, y = (t.clone().requires_grad_() for t in (v, target))
+    with nan_filled_buffers():
+        loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
+    ours = results(loss, x, y, upstream=upstream)
+    assert loss.dtype == torch.float32 and ours[1].dtype == v.dtype and loss.item() >= 0
+    eager = results(naive(x, y, table, weights, scale, excluded, table.dtype), x, y, upstream=upstream)
+    truth = exact_results(v, target, table, weights, scale, excluded, upstream)
+    for o, e, t in zip(ours, eager, truth, strict=True):
+        assert_as_good_as(o, e, t, TOLERANCE[table.dtype] if tolerance is None else tolerance)
+    return [relative(o, t) for o, t in zip(ours, truth, strict=True)]
+
+
+# ---- values and gradients
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logit_std", [0.01, 1.0, 8.0, 50.0])
+@pytest.mark.parametrize("nearness", [1.0, 0.01])
+def test_loss_and_gradients(dtype: torch.dtype, logit_std: float, nearness: float) -> None:
+    M, D, V = 5, 24, 67
+    v = draw(M, D)
+    target = v + nearness * draw(M, D, seed=1)
+    table = draw(V, D, seed=2, scale=logit_std / D**0.5)
+    excluded = torch.zeros(V, dtype=torch.bool, device=DEVICE)
+    excluded[[0, 5, 66]] = True
+    table[excluded] = 50.0  # would dominate
+    weights = draw(M, seed=3).abs()
+    # Rounded factors move logits in proportion to their size, and p by as much of itself. Where u is tiny, it has the
+    # rounding of float32 logits. Eager code is no measure of either where, by luck, it is better.
+    tolerance = TOLERANCE[dtype] * max(1.0, 0.5 * logit_std) + 2e-7 / (nearness * min(1.0, logit_std))
+    errors = compare(
+        v, target, table.to(dtype), weights, scale=0.7, excluded=excluded, chunk_rows=2, tolerance=tolerance
+    )
+    assert max(errors) <= 2 * tolerance
+
+
+@kernel_test
+@pytest.mark.parametrize(
+    "M, D, V",
+    [(1, 96, 33), (575, 8, 5), (2, 2560, 33), (2, 5120, 40)]
+    + ([(1153, 96, 33), (575, 4096, 32000), (1153, 2560, 32000), (70, 5120, 152064)] if ON_GPU else []),
+)
+def test_shapes(M: int, D: int, V: int) -> None:
+    v, target = draw(M, D), draw(M, D, seed=1)
+    table = draw(V, D, seed=2, scale=2 / D**0.5).to(torch.bfloat16)
+    compare(v, target, table, draw(M, seed=3).abs())
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("V", [32000, 152064])
+def test_large_vocabularies(V: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flat softmax over them is below fp16's normal numbers: unscaled, its q − p would be lost."""
+    if INTERPRETED:
+        monkeypatch.setattr(file, "BLOCK_V", 8192)
+    v = draw(2, 16)
+    target = v + 0.1 * draw(2, 16, seed=1)
+    errors = compare(v, target, draw(V, 16, seed=2, scale=0.05).to(dtype), torch.ones(2, device=DEVICE))
+    assert max(errors) <= TOLERANCE[dtype]
+
+
+@kernel_test
+@given(
+    M=st.integers(0, 5),
+    D=st.integers(1, 40),
+    V=st.integers(1, 5000 if ON_GPU else 100),
+    chunk_rows=st.none() | st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    input_dtype=st.sampled_from(DTYPES),
+    excludes=st.sampled_from([0.0, 0.3, 1.0]),
+    scale=st.sampled_from([0.02, 1.0, 3.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25)
+def test_drawn_shapes(
+    M: int,
+    D: int,
+    V: int,
+    chunk_rows: int | None,
+    dtype: torch.dtype,
+    input_dtype: torch.dtype,
+    excludes: float,
+    scale: float,
+    seed: int,
+) -> None:
+    v, target = draw(M, D, seed=seed).to(input_dtype), draw(M, D, seed=seed + 1).to(input_dtype)
+    table, weights = draw(V, D, seed=seed + 2, scale=D**-0.5).to(dtype), draw(M, seed=seed + 3).abs()
+    excluded = draw(V, seed=seed + 4).abs() < 0.385 if excludes == 0.3 else None  # 30 %
+    if excludes == 1.0:
+        excluded = torch.ones(V, dtype=torch.bool, device=DEVICE)
+    x, y = v.clone().requires_grad_(), target.clone().requires_grad_()
+    with nan_filled_buffers():
+        loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
+    ours = results(loss, x, y)
+    if M == 0 or V == 1 or (excluded is not None and (~excluded).sum() <= 1):
+        # One word, or none, has nothing to say.
+        assert not any(bool(part.any()) for part in ours)
+        return
+    truth = exact_results(v, target, table, weights, scale, excluded)
+    allowed = 10 * max(TOLERANCE[dtype], TOLERANCE[input_dtype])
+    for o, t in zip(ours, truth, strict=True):
+        assert float((o.double() - t).norm()) <= allowed * float(t.norm()) + 1e-9
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_where_both_agree_and_positive_elsewhere(dtype: torch.dtype) -> None:
+    v, table = draw(4, 8, scale=3).requires_grad_(), draw(70, 8, seed=1).to(dtype)
+    loss = vocab_kl(v, v.detach().clone(), table, torch.ones(4, device=DEVICE))
+    loss.backward()
+    assert loss.item() == 0.0 and v.grad is not None and not v.grad.any()
+    for seed in range(3):
+        nearby = v.detach() + 1e-4 * draw(4, 8, seed=seed)
+        assert vocab_kl(v, nearby, table, torch.ones(4, device=DEVICE)).item() > 0
+
+
+@kernel_test
+@pytest.mark.parametrize("gap", [1e-3, 0.045, 0.055, 0.2])
+def test_nearby_targets_keep_their_digits(gap: float) -> None:
+    """On both sides of the series; in bf16 eager code is wrong by more than the whole gradient at the nearest."""
+    v, table = draw(4, 8), draw(70, 8, seed=2, scale=8**-0.5).to(torch.bfloat16)
+    target = v + gap * draw(4, 8, seed=1).clamp(-1, 1)
+    errors = compare(v, target, table, torch.ones(4, device=DEVICE))
+    assert max(errors) < 0.015
+    tolerance = 2e-5 + 2e-7 / gap  # float32 logits
+    errors = compare(v, target, table.float(), torch.ones(4, device=DEVICE), tolerance=tolerance)
+    assert max(errors) <= 2 * tolerance
+
+
+@kernel_test
+def test_one_sided_certainty() -> None:
+    """p and q that share no support: exp would overflow or give 0 · inf."""
+    table = torch.eye(3, device=DEVICE) * 300.0
+    v = torch.tensor([[1.0, 0.0, 0.0]], device=DEVICE, requires_grad=True)
+    target = torch.tensor([[0.0, 1.0, 0.0]], device=DEVICE, requires_grad=True)
+    for dtype in DTYPES:
+        v.grad = target.grad = None
+        loss = vocab_kl(v, target, table.to(dtype), torch.ones(1, device=DEVICE))
+        loss.backward()
+        assert loss.item() == pytest.approx(300.0)
+        assert v.grad is not None and v.grad.tolist() == [[300.0, -300.0, 0.0]]
+        assert target.grad is not None and target.grad.isfinite().all()
+
+
+@kernel_test
+def test_broken_inputs_show() -> None:
+    v, table = draw(3, 8), draw(40, 8, seed=1)
+    v[1, 2] = torch.nan
+    assert vocab_kl(v, draw(3, 8, seed=2), table, torch.ones(3, device=DEVICE)).isnan()
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_repeats_and_follows_the_upstream_gradient(dtype: torch.dtype) -> None:
+    v, target, table = draw(5, 8).requires_grad_(), draw(5, 8, seed=1), draw(40, 8, seed=2).to(dtype)
+    loss = vocab_kl(v, target, table, torch.ones(5, device=DEVICE))
+    loss.backward(retain_graph=True)
+    assert v.grad is not None
+    first = v.grad.clone()
+    loss.backward(retain_graph=True)
+    assert torch.equal(v.grad, 2 * first)
+    (-4.0 * loss).backward()
+    assert torch.equal(v.grad, -2 * first)
+    with torch.no_grad():
+        assert not vocab_kl(v, target, table, torch.ones(5, device=DEVICE)).requires_grad
+
+
+@kernel_test
+def test_weights_are_constants_on_rows() -> None:
+    v, target, table = draw(4, 8).requires_grad_(), draw(4, 8, seed=1), draw(40, 8, seed=2)
+    weights = torch.tensor([0.0, 1.0, 0.0, 1e-6], device=DEVICE)
+    (gradient,) = torch.autograd.grad(vocab_kl(v, target, table, weights), v)
+    (whole,) = torch.autograd.grad(vocab_kl(v, target, table, torch.ones_like(weights)), v)
+    assert relative(gradient, weights.unsqueeze(1) * whole) < 1e-6
+    assert not gradient[0].any()
+    none = vocab_kl(v, target, table, torch.zeros_like(weights))
+    (gradient,) = torch.autograd.grad(none, v)
+    assert none.item() == 0.0 and not gradient.any()
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slices_are_read_in_place(dtype: torch.dtype) -> None:
+    v, target, table = draw(5, 16), draw(5, 16, seed=1), draw(90, 16, seed=2).to(dtype)
+    weights = torch.ones(5, device=DEVICE)
+    expected = vocab_kl(v[:, ::2].contiguous(), target[:, 8:].contiguous(), table[20:70, 4:12].contiguous(), weights)
+    assert vocab_kl(v[:, ::2], target[:, 8:], table[20:70, 4:12], weights).item() == pytest.approx(expected.item())
+
+
+# ---- what it is called from
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_under_autocast(dtype: torch.dtype) -> None:
+    v, target, table = draw(5, 16).requires_grad_(), draw(5, 16, seed=1), draw(40, 16, seed=2).to(dtype)
+    plain = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        inside = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
+    for a, b in zip(plain, inside, strict=True):
+        assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
+
+
+@kernel_test
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=only_gpu)])
+def test_under_torch_compile(backend: str) -> None:
+    target, table, weights = draw(5, 16, seed=1), draw(40, 16, seed=2).to(torch.bfloat16), draw(5, seed=3).abs()
+
+    def step(v: Tensor) -> Tensor:
+        return 3 * vocab_kl(v * 2, target, table, weights, scale=0.5) + v.square().sum()
+
+    v = draw(5, 16).requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    for a, b in zip(results(step(v), v), results(compiled(v), v), strict=True):
+        assert relative(a, b) < 1e-6
+
+
+@kernel_test
+@pytest.mark.parametrize("wants", [(False, False), (True, False), (True, True), (False, True)])
+def test_the_operator_keeps_its_promises(wants: tuple[bool, bool]) -> None:
+    arguments = (draw(5, 16), draw(5, 16, seed=1), draw(40, 16, seed=2), torch.ones(5, device=DEVICE), 1.0, None, 2)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.basic_lite.vocab_kl, (*arguments, *wants), test_utils=checks)
+
+
+@kernel_test
+def test_a_gradient_for_the_target_alone() -> None:
+    v, target, table = draw(5, 8), draw(5, 8, seed=1).requires_grad_(), draw(40, 8, seed=2)
+    ours = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
+    expected = results(reference.vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
+    assert all(relative(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
+
+
+@kernel_test
+def test_float64_is_the_references() -> None:
+    v, target, table = draw(3, 8).double(), draw(3, 8, seed=1), draw(40, 8, seed=2)
+    loss = vocab_kl(v, target, table, torch.ones(3, device=DEVICE))
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, reference.vocab_kl(v, target, table, torch.ones(3, device=DEVICE)))
+
+
+@pytest.mark.parametrize("wrong", ["target", "weights", "table", "excluded", "excluded dtype"])
+def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
+    v, target, table, weights = draw(5, 8), draw(5, 8), draw(40, 8), draw(5)
+    excluded = torch.zeros(40, dtype=torch.bool, device=DEVICE)
+    if wrong == "target":
+        target = target[:4]
+    elif wrong == "weights":
+        weights = weights[:4]
+    elif wrong == "table":
+        table = table[:, :7]
+    elif wrong == "excluded":
+        excluded = excluded[:-1]
+    else:
+        excluded = excluded.to(torch.int64)
+    with pytest.raises(ValueError, match="vocab_kl"):
+        vocab_kl(v, target, table, weights, excluded=excluded)
+
+
+# ---- memory
+
+
+@kernel_test
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=only_gpu)])
+@pytest.mark.parametrize("M", [10, 60])
+def test_memory_is_its_formula(M: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off a GPU a 16-bit table is cast for want of its matrix product, so only float32 is measured there."""
+    D, V, R = 16, 8000, 4
+    if ON_GPU:
+        M, D, V, R = 10 * M, 256, 32000, 64
+    if INTERPRETED:
+        monkeypatch.setattr(file, "BLOCK_V", 8192)
+    v, target, table = draw(M, D).requires_grad_(), draw(M, D, seed=1), draw(V, D, seed=2).to(dtype)
+    weights = torch.ones(M, device=DEVICE)
+    loss = vocab_kl(v, target, table, weights, chunk_rows=R)
+    slack = 64 * M + (2**14 if ON_GPU else 0)  # an allocator rounds up
+    peak = peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R))
+    transient = 8 * R * V + 4 * R * D if dtype == torch.float32 else 10 * R * V
+    assert 8 * R * V < peak <= 4 * M * D + transient + slack
+    assert transient <= 10 * R * V
+    assert peak_bytes(lambda: loss.backward(retain_graph=True)) <= 4 * M * D + slack
+
+
+def test_rows_in_flight() -> None:
+    small = torch.device("cpu")
+    assert file.rows_in_flight(576, 32000, small) == 288
+    assert file.rows_in_flight(8 * 576, 32000, small) == 288
+    assert file.rows_in_flight(1, 32000, small) == file.rows_in_flight(0, 32000, small) == 1
+    for M in (1, 100, 576, 577, 4608):
+        for V in (33, 32000, 69_000, 152_064, 262_144):
+            R = file.rows_in_flight(M, V, small)
+            assert 1 <= R <= M and R <= 288 and 10 * R * V <= file.SCRATCH_BYTES
+
+
+def test_a_large_card_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    card = torch.device("cuda")
+    assert file.rows_in_flight(576, 32000, card) == 576
+    assert file.rows_in_flight(8 * 576, 32000, card) == 2304
+    assert 10 * file.rows_in_flight(8 * 576, 152_064, card) * 152_064 <= 10**9
+
+
+# ---- what only a GPU shows
+
+
+@kernel_test
+@only_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_race(dtype: torch.dtype) -> None:
+    v, target = draw(300, 256).requires_grad_(), draw(300, 256, seed=1).requires_grad_()
+    table, weights = draw(32000, 256, seed=2, scale=0.1).to(dtype), draw(300, seed=3).abs()
+    first = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
+    for _ in range(30):
+        again = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_through_the_interpreter() -> None:
+    run_interpreted(__file__)

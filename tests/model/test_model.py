@@ -1,0 +1,284 @@
+"""Composing and opening models: what is quantised, what is trained, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+
+from basic_lite.errors import UserError
+from basic_lite.model.adapt import adapt, lora_parameters
+from basic_lite.model.audit import audit, check_parts
+from basic_lite.model.load import Loaded, load_base
+from basic_lite.recipe.schema import Recipe
+from basic_lite.train.callbacks import gradient_faults
+from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
+
+CPU = torch.device("cpu")
+
+
+def recipe_for(model: dict[str, Any], **sections: Any) -> Recipe:
+    sections.setdefault("training", {"gradient_checkpointing": True})
+    return Recipe.model_validate(
+        {"name": "t", "stage": 2, "model": model, "data": {"train": {"path": "x.json"}}, **sections}
+    )
+
+
+def composed(tmp_path: Path, kind: str = "llama", vision: str = "clip", **sections: Any) -> tuple[Recipe, Loaded]:
+    model = {"llm": str(write_llm(tmp_path / "llm", kind)), "vision": str(write_vision(tmp_path / "vision", vision))}
+    recipe = recipe_for(model, **sections)
+    return recipe, load_base(recipe, CPU)
+
+
+def a_batch(loaded: Loaded) -> dict[str, torch.Tensor]:
+    image, n = loaded.parts.image_token_id, loaded.frontend.tokens_per_image
+    torch.manual_seed(1)
+    ids = torch.randint(4, 30, (2, 12 + n))
+    ids[:, 2 : 2 + n] = image
+    labels = ids.clone()
+    labels[:, : 6 + n] = -100
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pixel_values": torch.randn(2, 3, 16, 16),
+    }
+
+
+@pytest.mark.parametrize("kind", LLM_KINDS)
+def test_every_family_is_composed_quantised_and_trainable(tmp_path: Path, kind: str) -> None:
+    recipe, loaded = composed(tmp_path, kind, lora={"enabled": True, "rank": 4})
+    adapt(loaded.parts, recipe)
+    table = audit(loaded.parts)
+    check_parts(table, recipe, torch.float32)
+    assert isinstance(loaded.model, LlavaForConditionalGeneration)
+    dtypes = {part.part: part.dtype for part in table}
+    assert (
+        dtypes["LLM linears"] == "nf4 double"
+        and dtypes["vision tower"] == "float32"
+        and dtypes["projector"] == "float32"
+    )
+    assert {p.part for p in table if p.trainable} == {"projector", "LoRA"}
+
+    loaded.model.train()
+    loaded.model(**a_batch(loaded)).loss.backward()
+    assert gradient_faults(loaded.parts) == []
+    assert all(p.grad is None for p in loaded.parts.vision_tower.parameters())
+
+
+@pytest.mark.parametrize("vision", ["clip_full", "siglip"])
+def test_vision_encoders(tmp_path: Path, vision: str) -> None:
+    _, loaded = composed(tmp_path, vision=vision)
+    assert loaded.frontend.tokens_per_image == 4  # SigLIP has no class token to drop
+    assert torch.isfinite(loaded.model(**a_batch(loaded)).loss)
+
+
+def test_composed_text_logits_are_the_llms_own(tmp_path: Path) -> None:
+    _, loaded = composed(tmp_path, quantization={"mode": "none"})
+    llm = AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
+    ids = torch.tensor([[1, 5, 9, 11, 7]])
+    ours = loaded.model(input_ids=ids).logits[..., : llm.config.vocab_size]
+    assert torch.equal(ours, llm(input_ids=ids).logits)
+    assert loaded.parts.image_token_id == llm.config.vocab_size  # the first free row
+    assert loaded.parts.image_token_id not in loaded.vocabulary_ids
+    assert len(loaded.vocabulary_ids) == llm.config.vocab_size
+
+
+def test_lm_loss_is_transformers_own(tmp_path: Path) -> None:
+    _, loaded = composed(tmp_path)
+    batch = a_batch(loaded)
+    ours = loaded.model(**batch).loss
+    theirs = LlavaForConditionalGeneration.forward(loaded.model, **batch).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    counted = loaded.model(**batch, num_items_in_batch=torch.tensor(50)).loss
+    expected = LlavaForConditionalGeneration.forward(loaded.model, **batch, num_items_in_batch=torch.tensor(50)).loss
+    torch.testing.assert_close(counted, expected, rtol=1e-6, atol=0)
+
+
+def test_lm_loss_in_chunks_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, loaded = composed(tmp_path)
+    adapt(loaded.parts, recipe)
+    gradients = []
+    for chunk_bytes in (2**28, 4 * 64 * 3):
+        monkeypatch.setattr("basic_lite.model.lm_loss.CHUNK_BYTES", chunk_bytes)
+        loaded.model.zero_grad()
+        loss = loaded.model(**a_batch(loaded)).loss
+        loss.backward()
+        gradients.append((loss.detach(), loaded.parts.projector.linear_1.weight.grad.clone()))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-8)
+
+
+def test_projector_stays_float32_under_autocast(tmp_path: Path) -> None:
+    recipe, loaded = composed(tmp_path)
+    adapt(loaded.parts, recipe)
+    seen = []
+    loaded.parts.projector.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loaded.model(**a_batch(loaded)).loss.backward()
+    assert seen == [torch.float32]
+    assert loaded.parts.projector.linear_1.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["nf4", "none"])
+def test_llava_checkpoint_in_the_published_layout(tmp_path: Path, mode: str) -> None:
+    folder = write_llava(tmp_path / "llava")
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        # What llava-hf's 7B has: the LLM under language_model.model, the head beside it.
+        assert "language_model.model.layers.0.self_attn.q_proj.weight" in tensors.keys()  # noqa: SIM118
+    recipe = recipe_for({"base": str(folder)}, quantization={"mode": mode}, lora={"enabled": True, "rank": 2})
+    loaded = load_base(recipe, CPU)
+    adapt(loaded.parts, recipe)
+    check_parts(audit(loaded.parts), recipe, torch.float32)
+    if mode == "none":
+        theirs = LlavaForConditionalGeneration.from_pretrained(folder)
+        batch = a_batch(loaded)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(**batch).loss, theirs(**batch).loss, rtol=1e-6, atol=0)
+
+
+def test_projector_of_a_checkpoint_is_read_unrounded(tmp_path: Path) -> None:
+    folder = write_llava(tmp_path / "llava")
+    loaded = load_base(recipe_for({"base": str(folder), "dtype": "bfloat16"}), CPU)
+    theirs = LlavaForConditionalGeneration.from_pretrained(folder)
+    expected = theirs.model.multi_modal_projector.linear_1.weight
+    assert torch.equal(loaded.parts.projector.linear_1.weight, expected)
+    assert loaded.parts.vision_tower.dtype == torch.bfloat16
+
+
+def test_evaluation_leaves_4bit_weights_as_they_are(tmp_path: Path) -> None:
+    recipe, loaded = composed(tmp_path)
+    adapt(loaded.parts, recipe)
+    linear = loaded.parts.layers[0].self_attn.q_proj
+    before = linear.weight.data.clone()
+    loaded.model.eval()
+    with torch.no_grad():
+        loaded.model(**a_batch(loaded))
+    assert torch.equal(linear.weight.data, before)
+    loaded.model.train()
+    loaded.model(**a_batch(loaded)).loss.backward()
+
+
+def test_part_table_finds_a_quantised_head_and_a_frozen_projector(tmp_path: Path) -> None:
+    recipe, loaded = composed(tmp_path)
+    adapt(loaded.parts, recipe)
+    loaded.parts.projector.requires_grad_(False)
+    with pytest.raises(UserError, match=r"projector .* trainable, expected all"):
+        check_parts(audit(loaded.parts), recipe, torch.float32)
+    adapt(loaded.parts, recipe)
+    loaded.model.lm_head = loaded.parts.layers[0].self_attn.q_proj  # an NF4 layer in the head's place
+    from basic_lite.model.parts import find_parts
+
+    with pytest.raises(UserError, match=r"LLM linears|head"):
+        check_parts(
+            audit(find_parts(loaded.model)),
+            recipe_for(recipe.model.model_dump(), lora={"enabled": True}),
+            torch.float32,
+        )
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_porj"])
+def test_wrong_lora_targets_are_refused(tmp_path: Path, target: str) -> None:
+    recipe, loaded = composed(tmp_path)
+    lora = recipe.lora.model_copy(update={"enabled": True, "targets": ["q_proj", target]})
+    with pytest.raises(UserError, match=rf"lora.targets names {target}"):
+        adapt(loaded.parts, recipe.model_copy(update={"lora": lora}))
+
+
+def test_lora_targets_by_name(tmp_path: Path) -> None:
+    recipe, loaded = composed(
+        tmp_path, lora={"enabled": True, "rank": 2, "targets": ["q_proj", "v_proj"], "dtype": "bfloat16"}
+    )
+    adapt(loaded.parts, recipe)
+    names = lora_parameters(loaded.model)
+    assert len(names) == 4 * 2 * 2
+    assert all(".q_proj." in name or ".v_proj." in name for name in names)
+    assert all(p.dtype == torch.bfloat16 for p in names.values())
+
+
+def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
+    llm, vision = str(write_llm(tmp_path / "llm")), str(write_vision(tmp_path / "vision"))
+    llava = str(write_llava(tmp_path / "llava"))
+    bare = str(write_llava(tmp_path / "bare", image_token=False))
+    for model, message in (
+        ({"llm": vision, "vision": vision}, "model.llm: .* is a clip_vision_model checkpoint"),
+        ({"llm": llava, "vision": vision}, "model.llm: .* belongs in model.base"),
+        ({"llm": llm, "vision": llm}, "model.vision: .* is a llama checkpoint, not CLIP or SigLIP"),
+        ({"base": llm}, "model.base: .* is a llama checkpoint, not LLaVA"),
+        ({"base": str(tmp_path / "nowhere")}, "model.base: there is no folder"),
+        ({"base": bare}, "has no token '<image>'"),
+        ({"llm": llm, "vision": vision, "vision_feature_layer": -9}, "model.vision_feature_layer is -9"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_base(recipe_for(model), CPU)
+
+
+def test_a_checkpoint_without_its_weights_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    llm = write_llm(tmp_path / "llm")
+    state = load_file(llm / "model.safetensors")
+    state.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(state, llm / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of the weights .*layers\.1\.mlp\.up_proj"):
+        load_base(recipe_for({"llm": str(llm), "vision": str(write_vision(tmp_path / "v"))}), CPU)
+
+
+def test_gradient_faults_are_named(tmp_path: Path) -> None:
+    recipe, loaded = composed(tmp_path, lora={"enabled": True, "rank": 2})
+    adapt(loaded.parts, recipe)
+    assert len(gradient_faults(loaded.parts)) == 2 + 4 * 7  # nothing ran: both projector layers, LoRA on 4 × 7 linears
+    loaded.model(**a_batch(loaded)).loss.backward()
+    assert gradient_faults(loaded.parts) == []
+    loaded.parts.projector.linear_2.weight.grad.fill_(float("nan"))
+    for name, parameter in lora_parameters(loaded.model).items():
+        if "layers.3.self_attn.q_proj." in name:
+            parameter.grad.zero_()
+    assert gradient_faults(loaded.parts) == [
+        "projector linear_2: the gradient is not finite",
+        "LoRA on layers.3.self_attn.q_proj: the gradient is zero everywhere",
+    ]
+
+
+def test_experts_that_stay_unquantised_are_refused(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    folder = write_llm(tmp_path / "llm")  # for its tokenizer
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        tie_word_embeddings=False,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    recipe = recipe_for({"llm": str(folder), "vision": str(write_vision(tmp_path / "vision"))})
+    loaded = load_base(recipe, CPU)
+    adapt(loaded.parts, recipe)
+    with pytest.raises(UserError, match="MixtralExperts"):
+        check_parts(audit(loaded.parts), recipe, torch.float32)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "config", "no decoder"])
+def test_damaged_and_foreign_checkpoints_are_named(tmp_path: Path, damage: str) -> None:
+    llm, vision = write_llm(tmp_path / "llm"), write_vision(tmp_path / "vision")
+    weights = llm / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "garbage":
+        weights.write_bytes(b"nothing of the kind" * 100)
+    elif damage == "config":
+        (llm / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=64)).save_pretrained(llm)
+    with pytest.raises(UserError, match=r"model\.llm"):
+        load_base(recipe_for({"llm": str(llm), "vision": str(vision)}), CPU)

@@ -1,0 +1,41 @@
+"""BASIC through the Triton kernels gives what it gives through the reference, taps and all."""
+
+from __future__ import annotations
+
+import pytest
+
+import tests.support.supervision as h
+from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted
+
+
+@kernel_test
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"direction": "mse", "target_norm": "final", "token_weights": "uniform"},
+        {"detach": False, "layers": 1},
+        {"lambda_sds": 0.0, "layers": 1.0},
+    ],
+    ids=["default", "mse", "not-detached", "all-layers"],
+)
+def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
+    found = []
+    for kernels in ("reference", "triton"):
+        model = h.tiny_llava("llama").to(DEVICE)
+        model.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(True)
+        batch = {name: tensor.to(DEVICE) for name, tensor in h.tiny_batch("full").items()}
+        supervision = h.build(model, kernels=kernels, **settings)
+        with supervision.capture(batch) as captured:
+            model(**h.inputs(batch))
+        losses = supervision.losses(captured)
+        (losses.das + losses.sds).backward()
+        gradient = model.model.multi_modal_projector.linear_1.weight.grad
+        found.append((losses.das.detach(), losses.sds.detach(), gradient))
+    for ours, expected in zip(found[1], found[0], strict=True):
+        assert relative(ours, expected) < 1e-4
+
+
+def test_through_the_interpreter() -> None:
+    run_interpreted(__file__)

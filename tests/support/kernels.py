@@ -1,0 +1,109 @@
+"""Where the tests of Triton kernels run, and what they share.
+
+A kernel runs on a GPU, or anywhere through Triton's interpreter, which must be switched on before kernels are defined.
+So a test file of kernels marks them ``@kernel_test`` (the outermost decorator) and ends with one test that calls
+``run_interpreted(__file__)``: on a GPU the kernel tests run as they stand; elsewhere the file runs once more in a
+process of its own, with the interpreter, and only there do they exist.
+
+The interpreter of triton 3.9 is right in float32 and float16; in bfloat16 its ``tl.dot`` gives garbage, its additions
+may give NaN. It runs programs one after another: it shows no races.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+ON_GPU = HAS_TRITON and torch.cuda.is_available() and not INTERPRETED
+RUNS_KERNELS = INTERPRETED or ON_GPU
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+only_gpu = pytest.mark.skipif(not ON_GPU, reason="only a GPU shows it")
+
+
+def kernel_test(test: Any) -> Any:
+    """Mark a test that runs kernels: it exists only in a process that can run them. The outermost decorator."""
+    test.runs_kernels = True
+    return test if RUNS_KERNELS else None
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """As a plugin (``run_interpreted`` loads it): of a file's tests, those that run kernels."""
+    items[:] = [item for item in items if getattr(item.function, "runs_kernels", False)]
+
+
+def run_interpreted(file: str) -> None:
+    """Run a file's kernel tests through the interpreter in a process of its own, and fail as they do."""
+    if RUNS_KERNELS:
+        pytest.skip("this process runs the kernel tests itself")
+    if not HAS_TRITON:
+        pytest.skip("triton isn't installed, so there are no kernels to test")
+    root = Path(__file__).resolve().parents[2]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_"))}
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", __name__]
+    command += ["-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(Path(file).resolve())]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    skip_where_the_interpreter_is_broken(done.stdout + done.stderr)
+    # 5: nothing was collected, that is no test ran.
+    assert done.returncode == 0, f"through the interpreter, exit {done.returncode}:\n{done.stdout}\n{done.stderr}"
+
+
+def skip_where_the_interpreter_is_broken(output: str) -> None:
+    """Triton 3.6's interpreter turns arrays of one element into numbers as numpy from 2.4 on doesn't any more."""
+    import numpy
+    import triton
+
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    if old and "only 0-dimensional arrays can be converted to Python scalars" in output:
+        pytest.skip(f"the interpreter of triton {triton.__version__} doesn't work with numpy {numpy.__version__}")
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal numbers, the same on every device."""
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(DEVICE)
+
+
+def relative(value: Tensor, truth: Tensor) -> float:
+    """Error relative to the size of the whole tensor; NaN and infinity count as infinite."""
+    error = float((value.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300))
+    return error if error == error else float("inf")
+
+
+def assert_as_good_as(ours: Tensor, eager: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Ours is as near the truth as eager code of the same dtype, or nearer than ``tolerance`` more than that."""
+    error, allowed = relative(ours, truth), relative(eager, truth) + tolerance
+    assert error <= allowed, f"error {error:.3g}, eager code's plus tolerance is {allowed:.3g}"
+
+
+@contextmanager
+def nan_filled_buffers() -> Iterator[None]:
+    """Every ``torch.empty`` starts as NaN, so that an element nobody wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that ``work`` had allocated at once, beyond what was there before."""
+    from bench import measure  # here, since as a plugin this file is loaded before the repository's root is on the path
+
+    peak = measure.peak_bytes(work, DEVICE)
+    assert peak > 0, "the profiler gave no records"
+    return peak

@@ -1,0 +1,121 @@
+"""Tiny runs: a few coloured pictures with conversations, tiny checkpoints, and a recipe over them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from basic_lite.recipe.schema import Recipe
+from tests.support.models import write_llm, write_vision
+
+TERMS = ("loss", "lm", "das", "sds")
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 30)}
+
+
+def write_data(folder: Path, count: int = 12, *, text_only: int = 0, captions: bool = False) -> Path:
+    """``count`` LLaVA records with pictures of one colour, then ``text_only`` without; lengths differ."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for i in range(count):
+        colour = list(COLOURS)[i % 3]
+        Image.new("RGB", (20, 16), COLOURS[colour]).save(folder / "images" / f"{i}.png")
+        question = "describe the image" if captions else f"what colour is it ? {'there ' * (i % 4)}"
+        records.append(
+            {
+                "id": i,
+                "image": f"{i}.png",
+                "conversations": [
+                    {"from": "human", "value": f"<image>\n{question}"},
+                    {"from": "gpt", "value": f"it is {colour}"},
+                ],
+                "question_type": "colour",
+            }
+        )
+    for i in range(text_only):
+        turns = [{"from": "human", "value": "how many ?"}, {"from": "gpt", "value": "two " * (1 + i % 3)}]
+        records.append({"id": f"t{i}", "conversations": turns})
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama") -> Recipe:
+    """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once."""
+    if not (folder / "llm").exists():
+        write_llm(folder / "llm", kind)
+        write_vision(folder / "vision")
+    if not (folder / "data.json").exists():
+        write_data(folder)
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "stage": 2,
+        "output": str(folder / "runs"),
+        "model": {"llm": str(folder / "llm"), "vision": str(folder / "vision")},
+        "lora": {"enabled": True, "rank": 4, "alpha": 8.0, "dropout": 0.0},
+        "data": {
+            "train": {"path": str(folder / "data.json"), "image_dir": str(folder / "images")},
+            "template": "tokenizer",
+            "max_length": 64,
+            "workers": 0,
+        },
+        "supervision": {"refinement_batches": 0},
+        "training": {
+            "learning_rate": 1e-3,
+            "projector_learning_rate": 1e-3,
+            "global_batch": 4,
+            "micro_batch": 2,
+            "max_steps": 4,
+            "device": "cpu",
+            "trackers": [],
+        },
+    }
+    for key, value in (changes or {}).items():
+        node = tree
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return Recipe.model_validate(tree)
+
+
+def quiet() -> Console:
+    """A console that keeps what it is told."""
+    return Console(file=io.StringIO(), width=120)
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """The training lines of a run's log."""
+    return [line for line in log_of(run) if "loss" in line]
+
+
+def weights_of(bundle: Path) -> dict[str, torch.Tensor]:
+    state = load_file(bundle / "projector.safetensors")
+    adapter = bundle / "adapter" / "adapter_model.safetensors"
+    return state | (load_file(adapter) if adapter.exists() else {})
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance: float) -> None:
+    a, b = weights_of(one), weights_of(other)
+    assert a.keys() == b.keys() and len(a) > 4
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def assert_same_terms(one: Path, other: Path, rel: float, names: tuple[str, ...] = TERMS) -> None:
+    a, b = steps_of(one), steps_of(other)
+    assert [line["step"] for line in a] == [line["step"] for line in b] and a
+    for left, right in zip(a, b, strict=True):
+        for name in names:
+            assert left[name] == pytest.approx(right[name], rel=rel, abs=1e-9), (name, left["step"])

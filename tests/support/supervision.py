@@ -1,0 +1,292 @@
+"""Tiny random LLaVA models, batches that hold every awkward case, and BASIC the naive way, in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    Gemma2Config,
+    GemmaConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from basic_lite.model.parts import find_parts
+from basic_lite.recipe.schema import SupervisionSection
+from basic_lite.supervision import Supervision
+
+VOCAB = 40  # rows of the table
+WORDS = 33  # ids the tokenizer has, the image token among them; the rest pads the table
+IMAGE = 7
+PATCHES = 4  # N of one image
+WIDTH = 32  # D
+LAYERS = 4  # L
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def llm_config(kind: str) -> PreTrainedConfig:
+    """Every family the recipes name, with grouped-query attention and what is special about it."""
+    if kind == "llama":
+        return LlamaConfig(**COMMON)
+    if kind == "mistral":
+        return MistralConfig(**COMMON, sliding_window=5)
+    if kind == "phi3":
+        return Phi3Config(**COMMON, sliding_window=6)
+    if kind == "gemma":
+        return GemmaConfig(**COMMON, head_dim=8)
+    if kind == "gemma2":  # softcapped scores, alternating sliding and full layers
+        return Gemma2Config(
+            **COMMON, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0, query_pre_attn_scalar=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        )  # fmt: skip
+    if kind == "qwen2":  # sliding in some layers only
+        return Qwen2Config(
+            **COMMON, use_sliding_window=True, sliding_window=5,
+            layer_types=["full_attention", "sliding_attention", "full_attention", "full_attention"],
+        )  # fmt: skip
+    if kind == "qwen3":
+        return Qwen3Config(**COMMON, head_dim=8)
+    raise ValueError(kind)
+
+
+def tiny_llava(
+    kind: str = "llama",
+    *,
+    attention: str = "sdpa",
+    seed: int = 0,
+    cls: type[LlavaForConditionalGeneration] = LlavaForConditionalGeneration,
+) -> LlavaForConditionalGeneration:
+    """A random model in float32, weights large enough that attention and logits are far from flat."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=llm_config(kind), image_token_id=IMAGE, image_seq_length=PATCHES,
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    model = cls(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+            elif "norm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(True)
+    model.model.language_model.set_attn_implementation(attention)
+    return model.eval()
+
+
+def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0) -> dict[str, Tensor]:
+    """``full``: one image; two images; text only; no text after the image (n = 0). ``text``: no image."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(count: int) -> list[int]:
+        words = [i for i in range(3, WORDS) if i != IMAGE]
+        return [words[i] for i in torch.randint(len(words), (count,), generator=generator).tolist()]
+
+    image = [IMAGE] * PATCHES
+    samples = {
+        "full": [
+            text(2) + image + text(5),
+            text(1) + image + text(3) + image + text(4),
+            text(6),
+            text(3) + image,
+        ],
+        "image": [text(1) + image + text(4), text(2) + image + text(6)],
+        "text": [text(6), text(9)],
+    }[rows]
+    width = max(map(len, samples))
+    ids, mask, labels = [], [], []
+    for sample in samples:
+        pad = width - len(sample)
+        supervised = [-100] * (len(sample) - 2) + sample[-2:]
+        if sample[-1] == IMAGE:
+            supervised = [-100] * len(sample)
+        row = (sample, [1] * len(sample), supervised)
+        fill = ([0] * pad, [0] * pad, [-100] * pad)
+        for out, own, filler in zip((ids, mask, labels), row, fill, strict=True):
+            out.append(filler + own if padding_side == "left" else own + filler)
+    batch = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+    }
+    images = int((batch["input_ids"] == IMAGE).sum()) // PATCHES
+    if images:
+        batch["pixel_values"] = torch.randn(images, 3, 8, 8, generator=generator)
+    return batch
+
+
+def word_ids() -> Tensor:
+    """Ids the tiny tokenizer would have: the image token inside, and one hole."""
+    return torch.tensor([i for i in range(WORDS) if i != 11])
+
+
+def build(model: LlavaForConditionalGeneration, kernels: str = "reference", **settings: Any) -> Supervision:
+    """A Supervision of a tiny model."""
+    parts, section = find_parts(model), SupervisionSection(**settings)
+    return Supervision(parts, section, vocabulary_ids=word_ids(), special_ids=[0, 1, 2], kernels=kernels)
+
+
+def set_checkpointing(model: LlavaForConditionalGeneration, on: bool) -> None:
+    """Non-re-entrant gradient checkpointing, which works in training mode only (nothing here has dropout)."""
+    model.train(on)
+    if on:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+
+
+def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model's forward takes."""
+    return {k: v for k, v in batch.items() if k != "labels"}
+
+
+@dataclass
+class Truth:
+    """BASIC by the book, float64."""
+
+    das: Tensor
+    sds: Tensor
+    weights: Tensor  # [M]
+    v: Tensor  # [M, D]
+    target: Tensor  # [M, D]
+    masses: Tensor  # [S]
+    das_grad: list[Tensor]
+    sds_grad: list[Tensor]
+
+
+def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], settings: SupervisionSection) -> Truth:
+    """From output_hidden_states and eager output_attentions, one unpadded sample and token at a time."""
+    exact = copy.deepcopy(model).double().eval()
+    set_checkpointing(exact, False)
+    exact.model.language_model.set_attn_implementation("eager")
+    norm = exact.model.language_model.norm
+    seen: dict[str, Tensor] = {}
+    exact.model.multi_modal_projector.register_forward_hook(lambda m, a, out: seen.update(v=out.flatten(0, 1)))
+    norm.register_forward_pre_hook(lambda m, a: seen.update(last=a[0]))  # hidden_states[L] is normed
+    layers = settings.layers if isinstance(settings.layers, int) else int(settings.layers * LAYERS)
+    height = {
+        "quadratic": lambda h: h * h,
+        "linear": lambda h: h,
+        "constant": lambda h: 1,
+        "decreasing": lambda h: (layers + 1 - h) ** 2,
+    }[settings.layer_weights]
+    total = sum(height(h) for h in range(1, layers + 1))
+
+    v, target, attended = [], [], []  # per sample
+    image = 0
+    for row in range(batch["input_ids"].shape[0]):
+        kept = batch["attention_mask"][row].bool()
+        ids, labels = batch["input_ids"][row][kept], batch["labels"][row][kept]
+        where = [t for t in range(len(ids)) if ids[t] == IMAGE]
+        if not where:
+            continue
+        images = len(where) // PATCHES
+        pixels = batch["pixel_values"][image : image + images].double()
+        image += images
+        out = exact(
+            input_ids=ids[None],
+            pixel_values=pixels,
+            output_hidden_states=True,
+            output_attentions=True,
+            use_cache=False,
+        )
+        after = [*out.hidden_states[1:LAYERS], seen["last"]]
+        refined = []
+        for t in where:
+            mean = torch.zeros(WIDTH, dtype=torch.float64)
+            for h in range(1, layers + 1):
+                state = after[h - 1][0, t]
+                normed = norm(state[None])[0] if settings.target_norm == "final" else state
+                mean = mean + height(h) / total * normed
+            refined.append(mean)
+        queries = [
+            j
+            for j in range(where[0] + 1, len(ids))
+            if j not in where
+            and (settings.text_queries == "all" or (settings.text_queries == "response") == bool(labels[j] != -100))
+        ]
+        attention = torch.zeros(len(where), dtype=torch.float64)
+        for i, t in enumerate(where):
+            shares = [out.attentions[h][0, :, j, t].mean() for h in range(layers) for j in queries]
+            if shares:
+                attention[i] = torch.stack(shares).mean().detach()
+        v.append(seen["v"])
+        target.append(torch.stack(refined))
+        attended.append(attention)
+
+    samples = len(v)
+    masses = torch.stack([a.sum() for a in attended])
+    if settings.token_weights == "attention":
+        weights = torch.cat(attended)
+    else:
+        sum_a = masses.mean() if settings.token_weights == "uniform" else settings.token_weights
+        weights = torch.cat([torch.ones_like(a) * sum_a / len(a) for a in attended])
+    v_all, v_hat = torch.cat(v), torch.cat(target)
+    if settings.detach:
+        v_hat = v_hat.detach()
+    words = torch.tensor([i for i in word_ids().tolist() if i != IMAGE])
+    head = settings.vocabulary == "lm_head"
+    table = (exact.lm_head.weight[words] if head else exact.get_input_embeddings()(words)) / settings.temperature
+    das = sds = torch.zeros((), dtype=torch.float64)
+    for a, x, y in zip(weights, v_all, v_hat, strict=True):
+        if settings.direction == "mse":
+            das = das + a * ((x - y) ** 2).mean()
+        else:
+            das = das + a * ((x / x.norm() - y / y.norm()) ** 2).sum()
+        log_p, log_q = torch.log_softmax(table @ y, 0), torch.log_softmax(table @ x, 0)
+        sds = sds + a * (log_p.exp() * (log_p - log_q)).sum()
+    das, sds = das / samples, sds / samples
+    parameters = list(exact.model.multi_modal_projector.parameters())
+    das_grad = torch.autograd.grad(das, parameters, retain_graph=True)
+    sds_grad = torch.autograd.grad(sds, parameters)
+    return Truth(
+        das.detach(),
+        sds.detach(),
+        weights,
+        v_all.detach(),
+        v_hat.detach(),
+        masses,
+        list(das_grad),
+        list(sds_grad),
+    )
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    """Relative to the size of the whole tensor."""
+    return float((value.detach().double() - truth).norm() / truth.norm())
+
+
+def grad_error(values: tuple[Tensor, ...] | list[Tensor], truth: list[Tensor]) -> float:
+    """The projector's gradient as one vector."""
+    return error(torch.cat([g.flatten() for g in values]), torch.cat([g.flatten() for g in truth]))

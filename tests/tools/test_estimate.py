@@ -1,0 +1,163 @@
+"""The command ``estimate``: what it prints, what it advises, and that every shipped recipe fits its card."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from basic_lite.cli import app
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe import shipped_recipes
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import rehearse
+from basic_lite.tools.estimate import Estimate, estimate, target_of
+from bench.shapes import on_shapes, shape_recipe, write_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, "tiny")
+    return root
+
+
+def run(recipe: Recipe, gpu_gib: float, **options: Any) -> tuple[Estimate, str]:
+    console = Console(file=io.StringIO(), width=160)
+    found = estimate(recipe, gpu_gib=gpu_gib, console=console, **options)
+    return found, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_recipe_that_fits(shapes: Path) -> None:
+    found, text = run(shape_recipe(shapes, "tiny", micro_batch=2), 8)
+    assert found.fits and not found.advice
+    assert found.largest is not None and found.largest.shape.samples >= 2
+    for part in ("NF4 weights", "projector", "LoRA", "gradients", "optimizer", "activations kept", "BASIC", "LM loss"):
+        assert part in text
+    assert "fits a card of 8 GiB" in text and "BASIC adds" in text
+    assert found.rehearsal.needed_bytes == found.rehearsal.peak_bytes + 2**29
+
+
+def test_the_micro_batch_is_lowered_first(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=16, global_batch=48)
+    whole, _ = run(recipe, 80)
+    gib = whole.rehearsal.needed_bytes / 2**30
+    found, text = run(recipe, gib - 0.1)
+    assert not found.fits and found.largest is not None
+    assert found.largest.shape.samples == 12 and found.largest.needed_bytes <= (gib - 0.1) * 2**30
+    assert [advice.overrides for advice in found.advice] == [("training.micro_batch=12",)]
+    assert "doesn't fit" in text and "training.micro_batch=12" in text
+
+
+def test_the_largest_micro_batch_is_the_largest(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=1, global_batch=16)
+    found, _ = run(recipe, 3.0)
+    assert found.largest is not None
+    larger = found.largest.shape.samples * 2
+    if larger <= 16:
+        assert not run(shape_recipe(shapes, "tiny", micro_batch=larger, global_batch=16), 3.0)[0].fits
+
+
+def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
+    training = {"gradient_checkpointing": False, "optimizer": "adamw"}
+    recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=256, training=training)
+    found, text = run(recipe, 1.0)
+    changed = [advice.overrides[0].split("=")[0] for advice in found.advice]
+    # Copies to the host come after what is all but free, and before what costs exactness.
+    assert changed[:6] == [
+        "training.gradient_checkpointing",
+        "training.optimizer",
+        "training.offload_activations",
+        "model.tower_on_host",
+        "lora.dtype",
+        "lora.rank",
+    ]
+    needed = [advice.needed_bytes for advice in found.advice]
+    assert needed == sorted(needed, reverse=True)
+    assert all(not advice.fits for advice in found.advice[:-1])
+    assert found.advice[-1].fits or "and still too much" in text
+
+
+def test_offloading_is_enough_before_the_rank_is_lowered(shapes: Path) -> None:
+    keys: dict[str, Any] = {"micro_batch": 1, "max_length": 2048, "rank": 64}
+    recipe = shape_recipe(shapes, "tiny", **keys)
+    activations = recipe.training.model_copy(update={"offload_activations": True})
+    one = recipe.model_copy(update={"training": activations})
+    both = one.model_copy(update={"model": recipe.model.model_copy(update={"tower_on_host": True})})
+    needed = [run(r, 80)[0].rehearsal.needed_bytes / 2**30 for r in (one, both)]
+    found, text = run(recipe, sum(needed) / 2)
+    assert [(a.overrides, a.fits) for a in found.advice] == [
+        (("training.offload_activations=true",), False),
+        (("model.tower_on_host=true",), True),
+    ]
+    assert "the same result" in text
+
+
+def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
+    training = {"device": "cpu", "optimizer": "adamw"}
+    found, _ = run(shape_recipe(shapes, "tiny", max_length=1024, training=training), 0.6)
+    given = [override for advice in found.advice for override in advice.overrides]
+    assert given[0] == "training.optimizer=adamw_8bit" and not any("host" in g or "offload" in g for g in given)
+
+
+def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=4, training={"offload_activations": True})
+    _, text = run(recipe, 8)
+    # Six layers' inputs [4, 1024, 512] in bf16.
+    assert re.search(r"on the host +│ +│ +0\.02 │ pinned: each layer's input +│", text)
+    with_tower = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tower_on_host": True})})
+    found, text = run(with_tower, 8)
+    assert "pinned: each layer's input and the vision tower" in text
+    assert "frozen; on the card for its forward only" in text
+    assert found.rehearsal.host_bytes > 300e6 * 2
+    assert "on the host" not in run(shape_recipe(shapes, "tiny"), 8)[1]
+
+
+def test_it_advises_nothing_that_can_not_be_set(shapes: Path) -> None:
+    recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=64)
+    found, text = run(recipe, 0.6)
+    assert not found.advice[-1].fits and "larger card" in text
+    for advice in found.advice:
+        for override in advice.overrides:
+            key, value = override.split("=")
+            section, name = key.split(".")
+            assert name in type(getattr(recipe, section)).model_fields and value
+
+
+def test_measuring_without_a_gpu_is_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--measure runs two real steps, but torch sees no GPU"):
+        run(shape_recipe(shapes, "tiny"), 8, measure=True)
+
+
+def test_no_room_for_an_image_is_refused(shapes: Path) -> None:
+    with pytest.raises(UserError, match=r"data.max_length is 512, too short for 576 image tokens"):
+        run(shape_recipe(shapes, "tiny", max_length=512), 8)
+
+
+def test_the_command(shapes: Path) -> None:
+    overrides = [f"model.vision={shapes / 'tower'}", f"model.llm={shapes / 'tiny'}"]
+    result = CliRunner().invoke(app, ["estimate", "7b_qlora", *overrides, "--gpu", "24"])
+    assert result.exit_code == 0, result.output
+    assert "fits a card of 24 GiB" in result.output and "micro-batch" in result.output
+
+
+ON_A_CARD = [path for path in shipped_recipes() if not path.stem.startswith("demo_")]
+
+
+@pytest.mark.parametrize("path", ON_A_CARD, ids=lambda path: path.stem)
+def test_shipped_recipes_fit_the_card_that_they_name(path: Path, shapes: Path) -> None:
+    card = re.search(r"^# Card: (\d+) GB; ([\d.]+) GiB needed", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert card is not None, "a recipe's first lines name its card: `# Card: 24 GB; 17.1 GiB needed`"
+    recipe = on_shapes(path, shapes)
+    needed_gib = rehearse(recipe, load_frontend(recipe.model), target_of(recipe)).needed_bytes / 2**30
+    assert needed_gib == pytest.approx(float(card[2]), abs=0.1)
+    # A card sold as 24 GB shows 23.5 to 24 GiB.
+    assert needed_gib <= 0.96 * int(card[1])
