@@ -61,6 +61,10 @@ def train(
         typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEP", help="With --resume: from this step's checkpoint, not the newest."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, model configs and data, show the plan, and stop.")
     ] = False,
@@ -69,6 +73,8 @@ def train(
     from basic_lite.recipe import find_recipe, load_recipe
 
     overrides = overrides or []
+    if checkpoint is not None and not resume:
+        raise UserError("--checkpoint names where --resume goes on; add --resume")
     loaded = load_recipe(recipe, overrides)
     if not Path(recipe).is_file():
         note(f"using the shipped recipe {find_recipe(recipe)}")
@@ -82,7 +88,7 @@ def train(
     from basic_lite.run import train as train_recipe
 
     try:
-        train_recipe(loaded, resume=resume)
+        train_recipe(loaded, resume=resume, checkpoint=checkpoint)
     except Interrupted as stopped:
         again = shlex.join(["basic-lite", "train", recipe, *overrides, "--resume"])
         note(f"{stopped}; go on with: {again}" if stopped.checkpoint else str(stopped))

@@ -14,6 +14,20 @@ class UserError(Exception):
     """
 
 
+class OutOfMemory(Exception):
+    """A device has no memory left for what must be done. Whoever can estimate what is needed turns it into advice.
+
+    Args:
+        when: what was done, as in "in step 3 with a micro-batch of 1".
+        found: the library's own message.
+    """
+
+    def __init__(self, when: str, found: str) -> None:
+        first = found.strip().splitlines()[0] if found.strip() else ""
+        super().__init__(f"out of memory {when}" + (f": {first}" if first else ""))
+        self.when = when
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device, or the host, had no memory left.
 

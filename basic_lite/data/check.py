@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -53,6 +55,7 @@ class DataReport:
         supervised: Supervised tokens of each [n].
         n_images: Images of each [n].
         cut: Text tokens cut off each to fit `data.max_length` [n].
+        fingerprint: A hash of what is trained on: every kept record's tokens, labels and image names, in order.
         problems: Of the records that were dropped.
     """
 
@@ -62,6 +65,7 @@ class DataReport:
     supervised: np.ndarray
     n_images: np.ndarray
     cut: np.ndarray
+    fingerprint: str = ""
     problems: list[UnusableRecord] = field(default_factory=list)
 
     @property
@@ -109,9 +113,11 @@ def check_data(
     problems: list[UnusableRecord] = []
     job = _Job(records, chat, section.max_length, section.check_images)
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
-    for done, (values, found) in zip(ranges, _results(job, ranges, total, processes), strict=True):
+    digest = hashlib.sha256()
+    for done, (values, found, part) in zip(ranges, _results(job, ranges, total, processes), strict=True):
         columns[:, done.start : done.stop] = values
         problems += found
+        digest.update(part)
         if progress is not None:
             progress(done.stop, total)
     refused = [one for one in problems if _policy(one, section) == "refuse"]
@@ -122,7 +128,7 @@ def check_data(
         listing = "\n".join(_listing(problems))
         raise UserError(f"not one of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
     lengths, supervised, n_images, cut = columns[:, kept]
-    return DataReport(total, kept, lengths, supervised, n_images, cut, problems)
+    return DataReport(total, kept, lengths, supervised, n_images, cut, digest.hexdigest(), problems)
 
 
 def _policy(problem: UnusableRecord, section: DataSection) -> str:
@@ -148,6 +154,10 @@ def _refusal(problems: list[UnusableRecord], total: int) -> str:
     )
 
 
+# Of a range of records: length, supervised tokens, images and cut tokens [4, n]; its problems; a hash of its samples.
+Checked = tuple[np.ndarray, list[UnusableRecord], bytes]
+
+
 @dataclass
 class _Job:
     records: Records
@@ -155,10 +165,11 @@ class _Job:
     max_length: int
     how: str
 
-    def __call__(self, indices: range) -> tuple[np.ndarray, list[UnusableRecord]]:
-        """Length, supervised tokens, images and cut tokens [4, n] of a range of records, and its problems."""
+    def __call__(self, indices: range) -> Checked:
+        """Look at a range of records."""
         values = np.zeros((4, len(indices)), dtype=np.int32)
         problems: list[UnusableRecord] = []
+        digest = hashlib.sha256()
         for column, index in enumerate(indices):
             place = self.records.place(index)
             try:
@@ -172,7 +183,9 @@ class _Job:
                 continue
             supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
             values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
-        return values, problems
+            digest.update(array("q", [*encoded.input_ids, *encoded.labels]).tobytes())
+            digest.update("\0".join(image.name for image in record.images).encode("utf-8", "surrogatepass"))
+        return values, problems, digest.digest()
 
 
 # Handed to worker processes by fork: neither the records nor the tokenizer are pickled.
@@ -186,14 +199,12 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _run(indices: range) -> tuple[np.ndarray, list[UnusableRecord]]:
+def _run(indices: range) -> Checked:
     assert _job is not None
     return _job(indices)
 
 
-def _results(
-    job: _Job, ranges: list[range], total: int, processes: int | None
-) -> Iterator[tuple[np.ndarray, list[UnusableRecord]]]:
+def _results(job: _Job, ranges: list[range], total: int, processes: int | None) -> Iterator[Checked]:
     """The job's result for each range, in order."""
     global _job
     if processes is None:

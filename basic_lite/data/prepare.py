@@ -33,6 +33,11 @@ class Prepared:
     eval: SupervisedDataset | None
     eval_report: DataReport | None
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the training samples."""
+        return self.report.fingerprint
+
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""
         out: dict[str, Any] = {"train": _counts(self.report)}

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from basic_lite.demo.run import CPU, EVAL_BATCH, Place, caption_score, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
+from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
-from basic_lite.train.run_folder import write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BASIC off": {"supervision__enabled": False},

@@ -30,8 +30,9 @@ from basic_lite.run import train
 from basic_lite.tools.answer import answer, answer_length, chat_format
 from basic_lite.tools.evaluate import ALL, accuracy_table, evaluate
 from basic_lite.train.bundle import MANIFEST, sha256
+from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
-from basic_lite.train.run_folder import differences, write_json
+from basic_lite.train.run_folder import differences
 
 EVAL_BATCH = 64
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """Recipes: their keys, and how a file becomes a checked ``Recipe``. No torch here, so reading one is instant."""
 
 from basic_lite.recipe.keys import KeyDoc, describe_keys, nearest_key
-from basic_lite.recipe.load import check_recipe, dump_recipe, load_recipe
+from basic_lite.recipe.load import check_recipe, dump_recipe, flat_values, load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.shipped import find_recipe, shipped_recipe, shipped_recipes
 
@@ -12,6 +12,7 @@ __all__ = [
     "describe_keys",
     "dump_recipe",
     "find_recipe",
+    "flat_values",
     "load_recipe",
     "nearest_key",
     "shipped_recipe",

@@ -149,3 +149,16 @@ def _override(document: Document, path: KeyPath, value: Any, place: Place) -> It
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML that :func:`load_recipe` reads back to an equal one."""
     return write_yaml(recipe.model_dump())
+
+
+def flat_values(recipe: Recipe) -> dict[str, Any]:
+    """Every key's value by its dotted name, as JSON has it."""
+
+    def flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(flat(recipe.model_dump(mode="json"), ""))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from basic_lite.model.adapt import adapt, leave_casts_to_autocast
+from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, table_rows
@@ -33,13 +33,13 @@ class FusedDropout(nn.Module):
         return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 
-def fake_model(recipe: Recipe, frontend: Frontend, target: Machine, ledger: Ledger) -> Loaded:
+def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Ledger) -> Loaded:
     """The model as ``load_base`` and ``adapt`` leave it, with every weight in the ledger under its part."""
     frontend = replace(frontend, config=copy.deepcopy(frontend.config))
     config = frontend.config
     config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
     with torch.device("meta"):
-        model = BasicLlavaForConditionalGeneration(config).to(target.dtype)
+        model = BasicLlavaForConditionalGeneration(config).to(machine.dtype)
         model.model.multi_modal_projector.float()
     model.tie_weights()
     model.config.use_cache = False
@@ -47,14 +47,12 @@ def fake_model(recipe: Recipe, frontend: Frontend, target: Machine, ledger: Ledg
     model.model.language_model.config._attn_implementation = "eager" if recipe.model.attention == "eager" else "sdpa"
     parts = find_parts(model)
     if recipe.quantization.mode == "nf4":
-        _quantise(parts.layers, double=recipe.quantization.double, compute_dtype=target.compute_dtype)
+        _quantise(parts.layers, double=recipe.quantization.double, compute_dtype=machine.compute_dtype)
     adapt(parts, recipe)
-    if target.autocast:
-        leave_casts_to_autocast(parts)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
     _offload(parts, recipe, ledger)
-    if target.cuda:
+    if machine.cuda:
         _fuse_dropout(parts.layers)
     model.train()
     parts.vision_tower.eval()

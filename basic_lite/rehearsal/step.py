@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basic_lite.data.tokens import IGNORE
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
@@ -22,7 +22,7 @@ from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import MicroBatch, attention_pass, micro_batch_loss
+from basic_lite.train.step import StepCounts, TrainStep
 from basic_lite_kernels.reference import ATTENTION_CHUNK, Direction
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
@@ -36,7 +36,7 @@ class Rehearsal:
     """What a step needs; bytes. ``by_part`` sums to ``peak_bytes``; ``most_by_part`` has each part's own maximum."""
 
     shape: Shape
-    target: Machine
+    machine: Machine
     by_part: dict[str, int]
     most_by_part: dict[str, int]
     peak_bytes: int  # of all tensors at once
@@ -48,7 +48,7 @@ class Rehearsal:
     @property
     def needed_bytes(self) -> int:
         """With the allowance for context and fragmentation; optimizer state on the card."""
-        return self.peak_bytes + (ALLOWANCE_BYTES if self.target.cuda else 0)
+        return self.peak_bytes + (ALLOWANCE_BYTES if self.machine.cuda else 0)
 
     @property
     def least_bytes(self) -> int:
@@ -60,22 +60,41 @@ class Rehearser:
     """A recipe's model on fake tensors, ready for rehearsals of several shapes."""
 
     def __init__(
-        self, recipe: Recipe, frontend: Frontend, target: Machine, *, basic: bool = True, in_full: bool = False
+        self,
+        recipe: Recipe,
+        frontend: Frontend,
+        machine: Machine,
+        *,
+        basic: bool = True,
+        in_full: bool = False,
+        step: type[TrainStep] = TrainStep,
     ) -> None:
         """
         Args:
             basic: False leaves BASIC out, to see what it adds.
             in_full: compute everything where repeats would do (see ``repeat``): the same result, a good deal later.
+            step: another way to the same loss. What repeats is known of the project's own way alone, so any other
+                needs ``in_full``.
+
+        Raises:
+            ValueError: another step that takes short cuts.
         """
+        if step is not TrainStep and not in_full:
+            raise ValueError(f"layers repeat one another in TrainStep; {step.__name__} needs in_full=True")
         self.in_full = in_full
-        self.recipe, self.frontend, self.target = recipe, frontend, target
-        self.ledger = Ledger(target.workspace)
-        self.loaded = fake_model(recipe, frontend, target, self.ledger)
+        self.recipe, self.frontend, self.machine = recipe, frontend, machine
+        self.ledger = Ledger(machine.workspace)
+        self.loaded = fake_model(recipe, frontend, machine, self.ledger)
         self.parts = self.loaded.parts
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
-        self.trainable = [p for p in self.parts.model.parameters() if p.requires_grad]
         self._casts: list[Tensor] = []
+        self.step = step(
+            self.parts,
+            self.supervision,
+            device=torch.device("cpu"),
+            autocast=self._autocast if machine.autocast else None,
+        )
         checkpointing = recipe.training.gradient_checkpointing
         if checkpointing and not in_full:
             supervision = self.supervision
@@ -84,11 +103,18 @@ class Rehearser:
                 self.ledger,
                 supervised=supervision.layers if supervision is not None else 0,
                 watched=supervision is not None and supervision.reads_attention,
-                casts=self._casts if target.autocast else None,
+                casts=self._casts if machine.autocast else None,
             )
         _watch(self.parts, self.ledger, checkpointing=checkpointing)
 
-    def rehearse(self, shape: Shape | None = None, *, step: Callable[..., MicroBatch] = micro_batch_loss) -> Rehearsal:
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Autocast keeps its copies of float32 weights until the model's forward is over."""
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+        self._casts.clear()
+
+    def rehearse(self, shape: Shape | None = None) -> Rehearsal:
         """Run one micro-batch of a step in which everything is there that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
@@ -97,82 +123,43 @@ class Rehearser:
 
         Args:
             shape: of the micro-batch; None: the recipe's, at its maximum length.
-            step: another way to the same loss, with the signature of ``micro_batch_loss``. What repeats is known of
-                the project's own way alone: a stage for any other must be ``in_full``.
-
-        Raises:
-            ValueError: another step on a stage that takes short cuts.
         """
-        if step is not micro_batch_loss and not self.in_full:
-            raise ValueError(
-                "this stage lets layers repeat one another, which was thought out for micro_batch_loss; another step "
-                "needs Rehearser(..., in_full=True)"
-            )
-        ledger = self.ledger
+        ledger, step = self.ledger, self.step
         shape = shape or Shape.of(self.recipe)
-        for parameter in self.trainable:
-            parameter.grad = None
+        step.drop_gradients()
         ledger.reset_peak()
-        mean_mass = self._mean_mass(shape)
-        before_peak = ledger.peak if mean_mass is not None else 0
-        for parameter in self.trainable:
-            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
-        inputs = self._inputs(shape)
-        labelled = int((inputs["labels"][:, 1:] != IGNORE).sum())
-
-        def under_autocast(**kwargs: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
-                out = self.parts.model(**kwargs)
-            self._casts.clear()
-            return out
-
+        lambdas = self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0)
+        batch = self._batch(shape)
+        counts = StepCounts.of([batch], self.frontend.image_token_id).times(shape.accumulation)
         with ledger:
             ledger.base = KEPT
-            loss = step(
-                under_autocast,
-                self.parts,
-                self.supervision,
-                inputs,
-                lambdas=self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0),
-                num_items_in_batch=labelled * shape.accumulation,
-                samples_with_image=shape.samples * shape.accumulation,
-                mean_mass=mean_mass,
-                detailed=True,
-            ).loss
-            inputs.clear()
+            mean_mass = step.mean_mass([batch], counts, lambdas)
+        before_peak = ledger.peak if mean_mass is not None else 0
+        for parameter in step.trainable:
+            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
+        with ledger:
+            ledger.base = KEPT
+            loss = step.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=True).loss
+            batch.clear()
             forward_peak = ledger.peak
             ledger.base = LM_LOSS
-            loss.backward()
-        by_part = dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1]))
+            step.backward(loss)
         most = dict(ledger.most)
         host = most.pop(HOST, 0)
         return Rehearsal(
-            shape,
-            self.target,
-            by_part,
-            most,
-            ledger.peak,
-            forward_peak,
-            self.state.pageable_bytes,
-            host,
-            before_peak,
+            shape=shape,
+            machine=self.machine,
+            by_part=dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1])),
+            most_by_part=most,
+            peak_bytes=ledger.peak,
+            forward_peak_bytes=forward_peak,
+            pageable_bytes=self.state.pageable_bytes,
+            host_bytes=host,
+            before_peak_bytes=before_peak,
         )
 
-    def _mean_mass(self, shape: Shape) -> Tensor | None:
-        """The forward before a step that ``token_weights: uniform`` needs; no gradients are there yet."""
-        if self.supervision is None or not self.supervision.needs_mean_mass:
-            return None
-        inputs = self._inputs(shape)
-        self.parts.model.eval()
-        with self.ledger, torch.autocast("cpu", torch.bfloat16, enabled=self.target.autocast):
-            self.ledger.base = KEPT
-            mean_mass = attention_pass(self.parts.model, self.supervision, inputs).mean()
-        self._casts.clear()
-        self.parts.model.train()
-        self.parts.vision_tower.eval()
-        return mean_mass
-
-    def _inputs(self, shape: Shape) -> dict[str, Tensor]:
+    def _batch(self, shape: Shape) -> dict[str, Tensor]:
+        """The longest batch, its pixels fake."""
         inputs = longest_batch(self.frontend, shape)
         self.ledger.real_bytes = max(REAL_BYTES, 2 * inputs["input_ids"].nbytes)
         size = self.frontend.config.vision_config.image_size
@@ -200,7 +187,7 @@ class Rehearser:
             embedding_scale=1.0,
         )
         operations = {name: getattr(supervision.operations, name) for name in OPERATIONS}
-        chunk = ATTENTION_CHUNK["cuda" if self.target.cuda else "cpu"]
+        chunk = ATTENTION_CHUNK["cuda" if self.machine.cuda else "cpu"]
         operations["attention_mass"] = functools.partial(operations["attention_mass"], chunk_elements=chunk)
         if not self.in_full:
             operations["attention_mass"] = last_in_full(operations["attention_mass"], supervision.layers, chunk)
@@ -225,10 +212,10 @@ class Rehearser:
 
 
 def rehearse(
-    recipe: Recipe, frontend: Frontend, target: Machine, shape: Shape | None = None, *, basic: bool = True
+    recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape | None = None, *, basic: bool = True
 ) -> Rehearsal:
-    """What one step of a recipe needs on a target; see ``Rehearser``."""
-    return Rehearser(recipe, frontend, target, basic=basic).rehearse(shape)
+    """What one step of a recipe needs on a machine; see ``Rehearser``."""
+    return Rehearser(recipe, frontend, machine, basic=basic).rehearse(shape)
 
 
 def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:

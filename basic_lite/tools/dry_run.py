@@ -19,12 +19,12 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.model.plan import planned_parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.run import basic_is_on, preflight
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.arguments import accumulation_of, check_arguments, steps_of
+from basic_lite.train.assembly import basic_is_on, check_machine, preflight
+from basic_lite.train.batches import Schedule
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.restore import require_same_model
-from basic_lite.train.run_folder import open_run_folder
+from basic_lite.train.run_folder import look_at_run_folder, require_writable
 from basic_lite.units import MIB
 
 
@@ -85,7 +85,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
     if device is None and not torch.cuda.is_available():
         try:
-            check_arguments(recipe, torch.device("cpu"))
+            check_machine(recipe, torch.device("cpu"))
         except UserError as error:
             say(f"note: this is planned for a machine with a GPU, and here is none: {error}")
     frontend, data = preflight(_without_projector(recipe), device, say)
@@ -104,7 +104,8 @@ def _refusals(recipe: Recipe) -> list[str]:
     path = Path(recipe.output) / recipe.name
     existed, parent_existed = path.exists(), path.parent.exists()
     try:
-        open_run_folder(recipe, resume=False)
+        look_at_run_folder(recipe, resume=False)
+        require_writable(path)
     except UserError as error:
         found.append(str(error))
     if not existed and path.is_dir():
@@ -126,13 +127,14 @@ def _without_projector(recipe: Recipe) -> Recipe:
 
 def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Table:
     report, training = data.report, recipe.training
-    steps = steps_of(recipe, len(data.train))
+    steps = Schedule(data.sampler, recipe).steps
     samples = steps * training.global_batch
     per_sample = float(report.lengths.mean())
     rows: dict[str, Any] = {
         "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
-        "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × {accumulation_of(recipe)} "
-        f"accumulated), {samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
+        "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × "
+        f"{training.global_batch // training.micro_batch} accumulated), {samples / max(len(data.train), 1):.2f} epochs "
+        f"of {len(data.train):,} samples",
         "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest "
         f"{int(report.lengths.max()):,}, "
         f"limit {recipe.data.max_length:,})",

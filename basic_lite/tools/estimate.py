@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +13,8 @@ from basic_lite.console import quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
+from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.step import (
@@ -46,17 +46,6 @@ PARTS = {
     PROJECTION: "float32, kept for its backward",
     BATCH: "ids, pixels",
 }
-SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
-
-
-@dataclass(frozen=True)
-class Advice:
-    """A change that saves memory, on top of those before it in the list, and what the run needs with it."""
-
-    overrides: tuple[str, ...]
-    cost: str
-    needed_bytes: int
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -102,13 +91,13 @@ def estimate(
         require_gpu()
     started = time.perf_counter()
     frontend = load_frontend(recipe.model)
-    stage = Rehearser(recipe, frontend, target_of(recipe))
-    rehearsal = stage.rehearse()
+    rehearser = Rehearser(recipe, frontend, machine_of(recipe))
+    rehearsal = rehearser.rehearse()
     seen = {rehearsal.shape.samples: rehearsal}
-    largest = largest_micro_batch(stage, rehearsal, int(gpu_gib * GIB), seen)
+    largest = largest_micro_batch(rehearser, rehearsal, int(gpu_gib * GIB), seen)
     result = Estimate(rehearsal, gpu_gib, largest, seen=seen)
     if not result.fits:
-        result = replace(result, advice=list(advise(stage, result)))
+        result = replace(result, advice=list(advise(rehearser, rehearsal, int(gpu_gib * GIB), largest, seen)))
     _show(recipe, result, console, time.perf_counter() - started)
     if measure:
         from basic_lite.tools.measure import measure_and_show
@@ -117,122 +106,9 @@ def estimate(
     return result
 
 
-def target_of(recipe: Recipe) -> Machine:
+def machine_of(recipe: Recipe) -> Machine:
     """A CUDA card, but for recipes that ask for the CPU."""
     return Machine.this_cpu(recipe) if recipe.training.device == "cpu" else Machine.card(recipe)
-
-
-def largest_micro_batch(
-    stage: Rehearser, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
-) -> Rehearsal | None:
-    """The largest divisor of the global batch whose step fits.
-
-    What grows with the micro-batch grows very nearly evenly, so one rehearsal says where to look, and the next looks.
-    """
-    total = stage.recipe.training.global_batch
-    sizes = [n for n in range(1, total + 1) if total % n == 0]
-
-    def guess(samples: int) -> float:
-        """From the nearest size seen."""
-        near = seen[min(seen, key=lambda n: abs(n - samples))]
-        growing = sum(near.by_part.get(part, 0) for part in (KEPT, LAYER, PROJECTION, BASIC, BATCH))
-        return near.needed_bytes + growing * (samples / near.shape.samples - 1)
-
-    low, high = -1, len(sizes)  # places known to fit, known not to
-    while high - low > 1:
-        likely = [i for i in range(low + 1, high) if guess(sizes[i]) <= budget_bytes]
-        if not likely and low >= 0 and guess(sizes[low + 1]) > 1.05 * budget_bytes:
-            break  # the next size up is so far over that there is no need to look
-        place = likely[-1] if likely else low + 1
-        samples = sizes[place]
-        if samples not in seen:
-            shape = Shape(samples, first.shape.tokens, first.shape.images, total // samples)
-            seen[samples] = stage.rehearse(shape)
-        if seen[samples].needed_bytes <= budget_bytes:
-            low = place
-        else:
-            high = place
-    return seen[sizes[low]] if low >= 0 else None
-
-
-def advise(stage: Rehearser, found: Estimate) -> Iterator[Advice]:
-    """Changes in the order of what they cost, each on top of those before, until the run fits."""
-    first, recipe = found.rehearsal, stage.recipe
-    if found.largest is not None:
-        yield Advice(
-            (f"training.micro_batch={found.largest.shape.samples}",), SMALLER_BATCH, found.largest.needed_bytes, True
-        )
-        return
-    before = first.needed_bytes
-    if first.shape.samples > 1:
-        shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
-        recipe = _with(recipe, {"training.micro_batch": 1})
-        before = (found.seen.get(1) or stage.rehearse(shape)).needed_bytes
-        yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
-    for change, cost in _changes(recipe, stage.frontend.tokens_per_image):
-        changed = _with(recipe, change)
-        needed = Rehearser(changed, stage.frontend, first.target).rehearse().needed_bytes
-        if needed >= before:
-            continue
-        recipe, before = changed, needed
-        fits = needed <= found.gpu_gib * GIB
-        yield Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed, fits)
-        if fits:
-            return
-
-
-def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
-    """Each change in a line of its own: overrides, what is needed then, what it costs."""
-    for change in advice:
-        state = "fits" if change.fits else "not yet"
-        yield f"  {' '.join(change.overrides)}  →  {change.needed_bytes / GIB:.2f} GiB, {state} ({change.cost})"
-    if not advice or not advice[-1].fits:
-        yield "  and still too much: a smaller LLM, or a larger card"
-
-
-def _written(value: Any) -> str:
-    """A value as an override has it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """What can be changed in this recipe, cheapest first."""
-    if not recipe.training.gradient_checkpointing:
-        yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
-    on_cpu = recipe.training.device == "cpu"
-    optimizer = "adamw_8bit" if on_cpu else "paged_adamw_8bit"
-    if recipe.training.optimizer != optimizer:
-        yield {"training.optimizer": optimizer}, "LoRA's optimizer state in 8 bit; hardly any loss"
-    if recipe.quantization.mode == "nf4" and not recipe.quantization.double:
-        yield {"quantization.double": True}, "hardly any loss"
-    # Copies cost time and change no number, so they come before what costs exactness. Checkpointing, which offloading
-    # goes with, is on by now.
-    if not on_cpu:
-        if not recipe.training.offload_activations:
-            yield {"training.offload_activations": True}, "layer inputs copied to the host and back: the same result"
-        if not recipe.model.tower_on_host:
-            yield {"model.tower_on_host": True}, "copied to the card in each micro-batch: the same result"
-    if recipe.lora.enabled and recipe.lora.dtype == "float32":
-        yield {"lora.dtype": "bfloat16"}, "adapters and their gradients in half the bytes; coarser updates"
-    if recipe.quantization.mode == "none":
-        yield {"quantization.mode": "nf4"}, "10 to 20 % slower, a little less exact"
-    rank = recipe.lora.rank
-    while recipe.lora.enabled and rank > 16:
-        rank = max(16, rank // 4)
-        alpha = recipe.lora.alpha * rank / recipe.lora.rank
-        yield {"lora.rank": rank, "lora.alpha": alpha}, "smaller adapters learn less"
-    for length in (1536, 1024, 768):
-        if visual + 128 <= length < recipe.data.max_length:
-            yield {"data.max_length": length}, "longer conversations are cut"
-
-
-def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A copy of the recipe with keys ``section.key`` changed."""
-    for path, value in changes.items():
-        section, key = path.split(".")
-        changed = getattr(recipe, section).model_copy(update={key: value})
-        recipe = recipe.model_copy(update={section: changed})
-    return recipe
 
 
 def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> None:
@@ -257,11 +133,11 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     for part, note in notes.items():
         if most := r.most_by_part.get(part):
             table.add_row(part, f"{r.by_part.get(part, 0) / GIB:.2f}", f"{most / GIB:.2f}", f"[dim]{note}[/]")
-    if r.target.cuda:
+    if r.machine.cuda:
         allowance = f"{ALLOWANCE_BYTES / GIB:.2f}"
         table.add_row("context, fragmentation", allowance, allowance, "[dim]an allowance, not rehearsed[/]")
     table.add_section()
-    table.add_row("needed", f"{r.needed_bytes / GIB:.2f}", "", f"[dim]on {r.target.name}[/]", style="bold")
+    table.add_row("needed", f"{r.needed_bytes / GIB:.2f}", "", f"[dim]on {r.machine.name}[/]", style="bold")
     if r.host_bytes:
         resting = {
             "each layer's input": recipe.training.offload_activations,

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from basic_lite.console import Say, speaker
-from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
-from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Rehearsal, Shape
 from basic_lite.rehearsal.batch import longest_batch
-from basic_lite.run import load_for_training, supervise
-from basic_lite.supervision import Supervision
-from basic_lite.train.arguments import use_autocast
-from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.step import attention_pass, micro_batch_loss
+from basic_lite.train.assembly import load_for_training, make_step, supervise
+from basic_lite.train.step import StepCounts
 from basic_lite.units import GIB
 
 MOST_MICRO_BATCHES = 2
 
 
-class RealStep:
-    """Optimizer steps of a recipe on its longest batch: the losses, clipping and optimizer that training has.
+class LongestStep:
+    """Optimizer steps of a recipe on its longest batch, as training makes them.
 
     A step has the recipe's micro-batches, but at most ``MOST_MICRO_BATCHES``: from the second on all are alike.
     """
@@ -39,82 +32,30 @@ class RealStep:
     def __init__(self, recipe: Recipe, loaded: Loaded, shape: Shape, device: torch.device, say: Say) -> None:
         """
         Args:
-            loaded: the recipe's model on ``device``, adapted; its LoRA layers leave casts to autocast from now on.
+            loaded: the recipe's model on ``device``, adapted.
             shape: of the longest batch.
         """
-        self.recipe, self.loaded, self.shape, self.device = recipe, loaded, shape, device
+        self.loaded, self.device = loaded, device
         self.supervision = supervise(recipe, loaded, say)
-        self.autocast = use_autocast(recipe, device)
-        if self.autocast:
-            leave_casts_to_autocast(loaded.parts)
-        self.optimizer = make_optimizer(loaded.parts, recipe.training, device)
-        self.trainable = [p for p in loaded.model.parameters() if p.requires_grad]
-        self.batch = longest_batch(loaded.frontend, shape)
+        self.step = make_step(recipe, loaded, self.supervision, device)
+        batch = longest_batch(loaded.frontend, shape)
+        self.micro_batch_tokens = int(batch["attention_mask"].sum())  # without padding
+        self.counts = StepCounts.of([batch], loaded.parts.image_token_id).times(shape.accumulation)
         size = loaded.frontend.config.vision_config.image_size
-        self.batch["pixel_values"] = torch.randn(shape.samples * shape.images, 3, size, size)
-        self.micro_batches = min(shape.accumulation, MOST_MICRO_BATCHES)
-        self._labelled = int((self.batch["labels"][:, 1:] != IGNORE).sum()) * shape.accumulation
-        loaded.model.train()
-        loaded.parts.vision_tower.eval()
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Of one micro-batch, padding apart."""
-        return int(self.batch["attention_mask"].sum())
+        batch["pixel_values"] = torch.randn(shape.samples * shape.images, 3, size, size)
+        self.batches = [batch] * min(shape.accumulation, MOST_MICRO_BATCHES)
 
     def __call__(self, *, basic: bool = True, lap: Callable[[], object] = lambda: None) -> None:
         """One step.
 
         Args:
             basic: False leaves BASIC out, as ``supervision.enabled: false`` would.
-            lap: called at the start, after the forwards that ``token_weights: uniform`` needs first (whether there are
-                any or not), after each micro-batch's backward, and after the optimizer.
+            lap: called at the start, and where ``TrainStep`` calls it.
         """
         lap()
         supervision = self.supervision if basic else None
-        mean_mass = None
-        if supervision is not None and supervision.needs_mean_mass:
-            mean_mass = self.mean_mass(supervision)
-        lap()
-        for index in range(self.micro_batches):
-            self._micro_batch(supervision, mean_mass, detailed=index == 0)
-            lap()
-        if self.recipe.training.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.trainable, self.recipe.training.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        lap()
-
-    def _inputs(self) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device, copy=True) for name, tensor in self.batch.items()}
-
-    def mean_mass(self, supervision: Supervision) -> Tensor:
-        """The step's mean attention mass, for ``token_weights: uniform``, as the trainer takes it."""
-        self.loaded.model.eval()
-        masses = [attention_pass(self._forward, supervision, self._inputs()) for _ in range(self.micro_batches)]
-        self.loaded.model.train()
-        self.loaded.parts.vision_tower.eval()
-        return torch.cat(masses).mean()
-
-    def _micro_batch(self, supervision: Supervision | None, mean_mass: Tensor | None, *, detailed: bool) -> None:
-        inputs = self._inputs()
-        loss = micro_batch_loss(
-            self._forward,
-            self.loaded.parts,
-            supervision,
-            inputs,
-            lambdas=supervision.lambdas(0, 0) if supervision is not None else (0.0, 0.0),
-            num_items_in_batch=self._labelled,
-            samples_with_image=self.shape.samples * self.shape.accumulation,
-            mean_mass=mean_mass,
-            detailed=detailed,
-        ).loss
-        del inputs
-        loss.backward()
-
-    def _forward(self, **kwargs: Any) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.loaded.model(**kwargs)
+        lambdas = supervision.lambdas(0, 0) if supervision is not None else (0.0, 0.0)
+        self.step(self.batches, self.counts, lambdas, lap)
 
 
 @dataclass(frozen=True)
@@ -126,7 +67,7 @@ class Measured:
     outside_bytes: int  # CUDA's context, managed memory, other processes
 
 
-def measure_step(step: RealStep, *, basic: bool = True, lap: Callable[[], object] = lambda: None) -> Measured:
+def measure_step(step: LongestStep, *, basic: bool = True, lap: Callable[[], object] = lambda: None) -> Measured:
     """Run one step on a GPU, after one that made the optimizer's state, and see what it took.
 
     Raises:
@@ -175,7 +116,7 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
     say = speaker(console)
     # A fresh projector has the same size, and an earlier stage need not have run.
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
-    step = RealStep(recipe, load_for_training(recipe, device, frontend, say), shape, device, say)
+    step = LongestStep(recipe, load_for_training(recipe, device, frontend, say), shape, device, say)
     try:
         step()
         return measure_step(step)

@@ -9,21 +9,20 @@ A bundle is a folder::
     adapter/adapter_model.safetensors
     tokenizer/ …                       JSON
 
-Safetensors and JSON only. A checkpoint is a bundle plus what is needed to go on (optimizer, scheduler, generators).
+Safetensors and JSON only. A checkpoint is a bundle plus what is needed to go on: see ``checkpoint``.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
 from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite import __version__
@@ -31,12 +30,12 @@ from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, lora_parameters, projector_parameters
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
+from basic_lite.train.files import save_tensors, sha256, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROJECTOR = "projector.safetensors"
 RECIPE = "recipe.json"
-TRAINER_STATE = "trainer_state.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
 PEFT_PREFIX = "base_model.model."
@@ -59,63 +58,49 @@ class Bundle:
         return ADAPTER_WEIGHTS in self.manifest["files"]
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def save_bundle(
-    folder: Path,
-    parts: Parts,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    *,
-    step: int,
-    total_steps: int,
-    epoch: float = 0.0,
-    samples: int = 0,
+def write_bundle(
+    folder: Path, parts: Parts, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: dict[str, Any]
 ) -> None:
-    """Write a bundle. The manifest comes last, so a bundle that was cut off has none and is refused.
+    """Write a bundle into ``folder``, a scratch folder of ``written_whole``. The manifest lists all that is there then.
+
+    Args:
+        facts: of the run, for the manifest: step, total_steps, data, …
 
     Raises:
         UserError: a trained weight isn't finite; nothing is written then.
     """
-    _require_finite(parts, step)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    _save_tensors(parts.projector.state_dict(), folder / PROJECTOR)
-    files = [PROJECTOR, RECIPE]
-    (folder / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    _require_finite(parts, int(facts["step"]))
+    save_tensors(parts.projector.state_dict(), folder / PROJECTOR)
+    write_json(folder / RECIPE, recipe.model_dump(mode="json"))
     if lora_parameters(parts.model):
-        (folder / "adapter").mkdir(exist_ok=True)
-        state = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
-        _save_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_WEIGHTS)
-        config = parts.model.peft_config[ADAPTER]
-        config.base_model_name_or_path = recipe.model.base or recipe.model.llm
-        config.inference_mode = True
-        config.save_pretrained(str(folder / "adapter"))
-        config.inference_mode = False
-        files += [ADAPTER_WEIGHTS, "adapter/adapter_config.json"]
+        _write_adapter(folder / "adapter", parts, recipe)
     tokenizer.save_pretrained(str(folder / "tokenizer"), save_jinja_files=False)
-    files += [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").iterdir()) if path.is_file()]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "format": FORMAT,
         "basic_lite": __version__,
         "stage": recipe.stage,
-        "step": step,
-        "total_steps": total_steps,
-        # The order of an epoch follows from seed and epoch, so the next sample is found without replaying any.
-        "data": {"epoch": epoch, "samples": samples, "seed": recipe.seed},
+        **facts,
         "models": {"base": recipe.model.base, "vision": recipe.model.vision, "llm": recipe.model.llm},
         "model_facts": model_facts(parts.model.config),
         "projector_shapes": {name: list(t.shape) for name, t in parts.projector.state_dict().items()},
-        "files": {name: _facts(folder / name) for name in files},
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in files
+        },
     }
-    _write_manifest(folder, manifest)
+    write_json(folder / MANIFEST, manifest)
+
+
+def _write_adapter(folder: Path, parts: Parts, recipe: Recipe) -> None:
+    """LoRA in PEFT's own layout."""
+    folder.mkdir()
+    state = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
+    save_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    config = copy.deepcopy(parts.model.peft_config[ADAPTER])
+    config.base_model_name_or_path = recipe.model.base or recipe.model.llm
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
 
 
 def _require_finite(parts: Parts, step: int) -> None:
@@ -123,11 +108,11 @@ def _require_finite(parts: Parts, step: int) -> None:
     trained |= lora_parameters(parts.model)
     broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())]
     if broken:
+        some = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
         raise UserError(
-            f"after step {step} the weights are not finite "
-            f"({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''}); "
-            "they were not saved. Lower training.projector_learning_rate or training.learning_rate, and start again "
-            "under another name or go on from the last checkpoint with --resume"
+            f"after step {step} the weights are not finite ({some}), so they were not saved. Lower "
+            "training.projector_learning_rate or training.learning_rate, and start again under another name or go on "
+            "from the last checkpoint with --resume"
         )
 
 
@@ -141,28 +126,6 @@ def model_facts(config: LlavaConfig) -> dict[str, Any]:
         "vision_feature_select": config.vision_feature_select_strategy,
         "llm": [text.model_type, text.hidden_size, text.num_hidden_layers],
     }
-
-
-def seal_checkpoint(folder: Path) -> None:
-    """Take a checkpoint's training state into its manifest; until then it isn't one that a run goes on from."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    state = [path for path in sorted(folder.iterdir()) if path.suffix in (".pt", ".pth") or path.name == TRAINER_STATE]
-    manifest["files"] |= {path.name: _facts(path) for path in state}
-    _write_manifest(folder, manifest)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    scratch = folder / f"{MANIFEST}.part"
-    scratch.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / MANIFEST)
-
-
-def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(path), {"format": "pt"})
 
 
 def find_bundle(place: Path, key: str = "run folder") -> Path:
@@ -188,20 +151,10 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first."""
-    found = []
-    for path in run.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and _is_sealed(path):
-            found.append((int(number), path))
-    return [path for _, path in sorted(found)]
-
-
-def _is_sealed(folder: Path) -> bool:
-    try:
-        return TRAINER_STATE in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole."""
+    found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
+    numbered = [(int(match[1]), path) for path, match in found if match and (path / MANIFEST).is_file()]
+    return [path for _, path in sorted(numbered)]
 
 
 def open_bundle(place: Path, key: str = "run folder") -> Bundle:
@@ -219,7 +172,8 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
             raise ValueError(f"it lists no {PROJECTOR} or {RECIPE}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / MANIFEST} can't be read ({error}); the bundle is damaged, take another checkpoint"
+            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged; take another checkpoint (--checkpoint "
+            "with --resume)"
         ) from error
     if version != FORMAT:
         raise UserError(
@@ -236,7 +190,7 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
         raise UserError(
             f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be "
             f"mixed; "
-            "restore the files, or take another checkpoint"
+            "restore the files, or take another checkpoint (--checkpoint with --resume)"
         )
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     return Bundle(folder, manifest, recipe)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # name in the log line, label, format
 FIELDS = (
@@ -32,12 +30,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class ProgressLine(TrainerCallback):
+class ProgressLine:
     """One line that is rewritten on a terminal; elsewhere a plain line every 15 seconds and at the end."""
 
-    def __init__(self, console: Console, label: str) -> None:
+    def __init__(self, console: Console, label: str, *, shown: bool = True) -> None:
+        """
+        Args:
+            label: the run's name.
+            shown: False: nothing is printed, as in all but the main process.
+        """
         self.console = console
         self.label = label
+        self.shown = shown
         self._live: Live | None = None
         self._values: dict[str, float] = {}
         self._started = 0.0
@@ -62,51 +66,26 @@ class ProgressLine(TrainerCallback):
                 text.append(f" {label} ", style="dim").append(form.format(self._values[name]))
         return text.append(" left ", style="dim").append(left)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def start(self, step: int) -> None:
+        """The run begins after ``step`` steps."""
         self._started = time.monotonic()
         self._last_plain = self._started
-        self._first_step = state.global_step
-        if self.console.is_terminal and state.is_world_process_zero:
+        self._first_step = step
+        if self.console.is_terminal and self.shown:
             self._live = Live(console=self.console, refresh_per_second=4)
             self._live.start()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            self._values |= logs
-        self._show(state)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % max(args.logging_steps, 1):
-            self._show(state)
-
-    def _show(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
+    def show(self, step: int, total: int, values: dict[str, float] | None = None) -> None:
+        """After a step; ``values``: its log line, where it has one."""
+        self._values |= values or {}
+        if not self.shown:
             return
         if self._live is not None:
-            self._live.update(self.line(state.global_step, state.max_steps))
-        elif time.monotonic() - self._last_plain >= PLAIN_INTERVAL_S:
-            self._plain(state)
-
-    def _plain(self, state: TrainerState) -> None:
-        self._last_plain = time.monotonic()
-        line = self.line(state.global_step, state.max_steps)
-        self.console.print(line.plain.replace("\n ", ""), soft_wrap=True, highlight=False, markup=False)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.close()
-        if state.is_world_process_zero and not self.console.is_terminal:
-            self._plain(state)
+            self._live.update(self.line(step, total))
+        elif step == total or time.monotonic() - self._last_plain >= PLAIN_INTERVAL_S:
+            self._last_plain = time.monotonic()
+            line = self.line(step, total)
+            self.console.print(line.plain.replace("\n ", ""), soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import LlavaConfig
 
 from basic_lite.errors import UserError
@@ -15,6 +13,7 @@ from basic_lite.model.adapt import ADAPTER, adapt
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.train.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bundle, model_facts, open_bundle
+from basic_lite.train.files import read_tensors
 
 
 def foreign_facts(bundle: Bundle, config: LlavaConfig) -> list[str]:
@@ -22,13 +21,6 @@ def foreign_facts(bundle: Bundle, config: LlavaConfig) -> list[str]:
     theirs = bundle.manifest.get("model_facts", {})
     ours = model_facts(config)
     return [f"{key}: {theirs[key]}, here {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); take another checkpoint") from error
 
 
 def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:
@@ -39,7 +31,7 @@ def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector"
     """
     projector = parts.projector
     require_same_model(bundle, parts.model.config, key)
-    state = _read_tensors(bundle.folder / PROJECTOR)
+    state = read_tensors(bundle.folder / PROJECTOR)
     own = projector.state_dict()
     wrong = [
         f"{name} is {_shape(state.get(name))}, the model wants {_shape(own.get(name))}"
@@ -73,8 +65,7 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
         UserError: names or shapes differ from the adapter of this recipe.
     """
     state = {
-        name.removeprefix(PEFT_PREFIX): tensor
-        for name, tensor in _read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
+        name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
     }
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:

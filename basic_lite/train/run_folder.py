@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from basic_lite.errors import UserError
-from basic_lite.recipe import dump_recipe, load_recipe
-from basic_lite.recipe.schema import Recipe
-from basic_lite.train.bundle import MANIFEST, checkpoints_of
+from basic_lite.recipe import Recipe, dump_recipe, flat_values
+from basic_lite.train.bundle import MANIFEST, Bundle, checkpoints_of, open_bundle
+from basic_lite.train.checkpoint import require_checkpoint
 
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
     "name",
@@ -31,93 +37,178 @@ FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and the checkpoint it goes on from (None: from the start)."""
+    """A run's folder, and the checkpoint it goes on from (None: from the start)."""
 
     path: Path
-    checkpoint: Path | None
-    finished: bool
+    checkpoint: Bundle | None = None
+    finished: bool = False
 
     @property
     def final(self) -> Path:
+        """The bundle that a finished run leaves."""
         return self.path / "final"
 
     @property
     def log(self) -> Path:
+        """One JSON object a line."""
         return self.path / "log.jsonl"
 
+    def checkpoint_at(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.path / f"checkpoint-{step}"
+
     def begin(self, recipe: Recipe) -> None:
-        """Take the folder: write the resolved recipe into it."""
+        """Take the folder: write the resolved recipe, put away what belongs to steps that are made anew."""
         (self.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
             self.log.unlink(missing_ok=True)
+            return
+        for later in checkpoints_of(self.path):
+            if int(later.name.split("-")[1]) > self.checkpoint.step:
+                later.rename(later.with_name(f"set-aside-{later.name}"))
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that differ and matter, each as ``key: old → new``."""
-    flat_old, flat_new = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return [
-        f"{key}: {flat_old.get(key)!r} → {flat_new.get(key)!r}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if key not in FREE and flat_old.get(key) != flat_new.get(key)
-    ]
-
-
-def open_run_folder(recipe: Recipe, *, resume: bool) -> RunFolder:
-    """Look at ``output/name`` before anything is loaded.
-
-    The folder is made where there is none.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Own a run folder. The lock goes with the process, however that ends.
 
     Raises:
-        UserError: it can't be written, it holds another run or other files, or --resume is given with another recipe.
+        UserError: another process owns it.
     """
-    path = Path(recipe.output) / recipe.name
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process trains in {path} now. Wait until it ends, or choose another folder with name=… or "
+            "output=…"
+        ) from error
+    try:
+        yield
+    finally:
+        (path / LOCK).unlink(missing_ok=True)  # while it is still ours
+        lock.release()
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder, and see that files can be made in it.
+
+    Raises:
+        UserError: they can't.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         scratch = path / ".writable"
         scratch.touch()
         scratch.unlink()
     except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"can't write the run folder {path} ({why}); change name or output") from error
-    old = path / RECIPE
-    if not old.is_file():
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
-        return RunFolder(path, None, False)
-    changed = differences(load_recipe(old, []), recipe)
-    checkpoints = checkpoints_of(path)
-    finished = (path / "final" / MANIFEST).is_file()
-    if not resume:
-        if not changed and not checkpoints and not finished:
-            return RunFolder(path, None, False)  # an attempt that saved nothing
-        what = "a finished run" if finished else f"a run with {len(checkpoints)} checkpoint(s)"
-        if changed and not checkpoints and not finished:
-            what = "a run"
-        whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
-        mend = "" if changed or finished else "go on with it by --resume, or "
         raise UserError(
-            f"the run folder {path} already holds {whose}; {mend}choose another folder with name=… or output=…, or "
-            f"delete it"
-        )
+            f"can't write the run folder {path} ({error.strerror or error}); change name or output"
+        ) from error
+
+
+def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None) -> RunFolder:
+    """Look at ``output/name`` before anything is loaded; nothing is changed.
+
+    Args:
+        resume: go on with the run that is there.
+        step: from this step's checkpoint; None: from the newest.
+
+    Raises:
+        UserError: it holds another run or other files, or there is nothing that this recipe can go on from.
+    """
+    path = Path(recipe.output) / recipe.name
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; change name or output")
+    final = path / "final"
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final} is a file, and the trained model must go there; move it away, or change name")
+    checkpoints = checkpoints_of(path)
+    finished = (final / MANIFEST).is_file()
+    others = [p for p in path.iterdir() if p.name not in (LOCK, RECIPE)] if path.is_dir() else []
+    if others and not (path / RECIPE).is_file() and not checkpoints and not finished:
+        raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
+    if not resume:
+        _require_free(recipe, path, checkpoints, final if finished else None)
+        return RunFolder(path)
+    chosen = _choose(path, checkpoints, step)
+    if finished and step is None:
+        changed = differences(open_bundle(final).recipe, recipe)
+        _require_same_recipe(path, changed)
+        return RunFolder(path, None, True)
+    if chosen is None:
+        return RunFolder(path)
+    bundle = open_bundle(chosen, "--resume")
+    require_checkpoint(bundle)
+    _require_same_recipe(path, differences(bundle.recipe, recipe))
+    return RunFolder(path, bundle)
+
+
+def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | None:
+    if step is None:
+        return checkpoints[-1] if checkpoints else None
+    by_step = {int(checkpoint.name.split("-")[1]): checkpoint for checkpoint in checkpoints}
+    if step not in by_step:
+        there = ", ".join(map(str, by_step)) or "none"
+        raise UserError(f"--checkpoint {step}: {path} has no whole checkpoint of that step; it has {there}")
+    return by_step[step]
+
+
+def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Path | None) -> None:
+    """A run that saved something keeps its folder; a start that saved nothing does not."""
+    newest = final or (checkpoints[-1] if checkpoints else None)
+    if newest is None:
+        return
+    try:
+        changed = differences(open_bundle(newest).recipe, recipe)
+    except UserError:
+        changed = ["its newest bundle can't be read"]
+    what = "a finished run" if final else f"a run with {len(checkpoints)} checkpoint(s)"
+    whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
+    mend = "" if changed or final else "go on with it by --resume, or "
+    raise UserError(
+        f"the run folder {path} already holds {whose}; {mend}choose another folder with name=… or output=…, or "
+        "delete it"
+    )
+
+
+def _require_same_recipe(path: Path, changed: list[str]) -> None:
     if changed:
         raise UserError(
             f"--resume: the recipe is not the one {path} was started with:\n  - "
             + "\n  - ".join(changed)
             + "\nUse the same recipe and overrides, or start a new run with name=…"
         )
-    return RunFolder(path, checkpoints[-1] if checkpoints else None, finished)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON with a newline at the end."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def require_same_data(folder: RunFolder, fingerprint: str) -> None:
+    """Refuse to go on with other training data than the run has had so far.
+
+    Raises:
+        UserError: the samples aren't those of the checkpoint.
+    """
+    if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
+        raise UserError(
+            f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: records, their "
+            "order, their text or the tokenizer changed. Restore the files that data.train names, or start a new run "
+            "with name=…"
+        )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys that differ and matter, each as ``key: old → new``."""
+    flat_old, flat_new = _matters(old), _matters(new)
+    return [
+        f"{key}: {flat_old.get(key)!r} → {flat_new.get(key)!r}"
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key)
+    ]
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """A hash of the keys that decide what a run computes."""
+    return hashlib.sha256(json.dumps(_matters(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def _matters(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in flat_values(recipe).items() if key not in FREE}

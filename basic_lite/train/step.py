@@ -1,18 +1,52 @@
-"""One micro-batch's loss, L = L_lm + λ1 L_das + λ2 L_sds: what the trainer runs, and what a rehearsal runs."""
+"""One optimizer step, once: what training, a rehearsal, ``--measure`` and the bench all run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from basic_lite.data.tokens import IGNORE
+from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
+from basic_lite.train.processes import ALONE, Processes
+from basic_lite.train.terms import Terms
+
+Batch = dict[str, Tensor]
+Lambdas = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the terms of one optimizer step are divided by: counts over all its micro-batches and processes."""
+
+    labelled_tokens: int
+    samples_with_image: int
+    tokens: int  # without padding
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch], image_token_id: int) -> StepCounts:
+        """Count batches that are on the host, so that nothing waits for a device."""
+        labelled = with_image = tokens = 0
+        for batch in batches:
+            labelled += int((batch["labels"][:, 1:] != IGNORE).sum())
+            with_image += int((batch["input_ids"] == image_token_id).any(dim=1).sum())
+            tokens += int(batch["attention_mask"].sum())
+        return cls(labelled, with_image, tokens)
+
+    def over(self, processes: Processes) -> StepCounts:
+        """The sums over all processes."""
+        return StepCounts(*processes.sum([self.labelled_tokens, self.samples_with_image, self.tokens]))
+
+    def times(self, factor: int) -> StepCounts:
+        """The counts of ``factor`` such batches."""
+        return StepCounts(self.labelled_tokens * factor, self.samples_with_image * factor, self.tokens * factor)
 
 
 @dataclass(frozen=True)
@@ -20,7 +54,7 @@ class MicroBatch:
     """A micro-batch's loss and what it is made of. ``basic`` is None where BASIC is off in this step."""
 
     loss: Tensor
-    outputs: Any
+    lm: Tensor
     basic: SupervisionLosses | None
 
 
@@ -30,19 +64,18 @@ def micro_batch_loss(
     supervision: Supervision | None,
     inputs: Mapping[str, Tensor],
     *,
-    lambdas: tuple[float, float],
-    num_items_in_batch: Tensor | int | None,
-    samples_with_image: int,
+    lambdas: Lambdas,
+    counts: StepCounts,
     mean_mass: Tensor | None = None,
     detailed: bool = False,
 ) -> MicroBatch:
-    """Forward with the taps open, then the losses.
+    """L = L_lm + λ1 L_das + λ2 L_sds of one micro-batch: the forward with the taps open, then the losses.
 
     Args:
-        model: called with ``inputs``; the model itself or what the trainer has wrapped around it.
+        model: called with ``inputs``.
         supervision: None, or both λ 0: nothing is tapped.
-        num_items_in_batch: labelled tokens of the whole optimizer step.
-        samples_with_image: of the whole optimizer step.
+        inputs: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and ``pixel_values`` [I, 3, h, w], on the device.
+        counts: of the whole optimizer step; each term is divided by its count.
         mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
         detailed: also the measures that one micro-batch a step is enough for.
     """
@@ -50,20 +83,20 @@ def micro_batch_loss(
     if lambda_das <= 0 and lambda_sds <= 0:
         supervision = None
     with supervision.capture(inputs) if supervision is not None else nullcontext() as captured:
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-    loss, basic = outputs.loss, None
+        lm = model(**inputs, num_items_in_batch=max(counts.labelled_tokens, 1)).loss
+    loss, basic = lm, None
     if supervision is not None and captured is not None:
         basic = supervision.losses(
-            captured, samples_with_image=samples_with_image, mean_mass=mean_mass, detailed=detailed
+            captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
         )
         if lambda_das > 0:
             loss = loss + lambda_das * basic.das
         if lambda_sds > 0:
             loss = loss + lambda_sds * basic.sds
     if not loss.requires_grad:
-        # A text-only batch in stage 1 reaches no trainable weight; it still takes part, with gradient zero.
+        # A text-only batch in stage 1 reaches no trainable weight. It still takes part, with gradient zero.
         loss = loss + zero_with_graph(parts.projector)
-    return MicroBatch(loss, outputs, basic)
+    return MicroBatch(loss, lm, basic)
 
 
 @torch.no_grad()
@@ -71,10 +104,171 @@ def attention_pass(model: Callable[..., Any], supervision: Supervision, inputs: 
     """Σ_i a_i of a micro-batch's samples with an image, [S]: the forward before a step that ``uniform`` needs.
 
     Args:
-        model: in evaluation mode, so without dropout: the mass is the same whatever the micro-batch is.
+        model: in evaluation mode. Without dropout the mass is the same whatever the micro-batch is.
     """
     without_labels = {name: value for name, value in inputs.items() if name != "labels"}
     with supervision.capture(inputs, weights_only=True) as captured:
         # Of what the model would return, nothing is wanted: one column of logits, no keys and values of all layers.
         model(**without_labels, logits_to_keep=1, use_cache=False)
     return supervision.masses(captured)
+
+
+class TrainStep:
+    """One optimizer step of a model: forwards with the taps open, losses, backwards, clipping, update.
+
+    Everything that a step needs set up stands here: modes, casts, copies to the device, the pass that uniform weights
+    need first, the sum of gradients over processes, and clipping.
+
+        step = TrainStep(parts, supervision, device=device, optimizer=optimizer)
+        terms = step(batches, StepCounts.of(batches, parts.image_token_id), lambdas=(1.0, 0.01))
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        supervision: Supervision | None,
+        *,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float = 0.0,
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Put the model into training mode.
+
+        Args:
+            parts: of an adapted model.
+            supervision: BASIC; None: off.
+            device: where the model is, and where batches are copied.
+            optimizer: None where steps are never updated, as in a rehearsal.
+            scheduler: the learning rate's; stepped after the optimizer.
+            max_grad_norm: gradients are clipped to it; 0: not.
+            autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
+            processes: that share the step.
+        """
+        self.parts, self.supervision, self.device = parts, supervision, device
+        self.optimizer, self.scheduler, self.max_grad_norm = optimizer, scheduler, max_grad_norm
+        self.processes = processes
+        self.trainable = [p for p in parts.model.parameters() if p.requires_grad]
+        self._autocast = autocast
+        if autocast is not None:
+            leave_casts_to_autocast(parts)
+        self.train_mode()
+
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        counts: StepCounts,
+        lambdas: Lambdas,
+        lap: Callable[[], object] = lambda: None,
+    ) -> Terms:
+        """One whole step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
+        terms = self.gradients(batches, counts, lambdas, lap)
+        self.update()
+        lap()
+        return terms
+
+    def gradients(
+        self,
+        batches: Sequence[Batch],
+        counts: StepCounts,
+        lambdas: Lambdas,
+        lap: Callable[[], object] = lambda: None,
+    ) -> Terms:
+        """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
+
+        Args:
+            batches: this process's micro-batches, on the host.
+            counts: of the whole step, over all processes.
+            lambdas: (λ1, λ2); (0, 0): BASIC is off in this step.
+        """
+        self.train_mode()
+        terms = Terms()
+        mean_mass = self.mean_mass(batches, counts, lambdas)
+        lap()
+        for index, batch in enumerate(batches):
+            result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
+            terms.add(result)
+            self.backward(result.loss)
+            del result
+            lap()
+        self.processes.sum_gradients(self.trainable)
+        return terms
+
+    def loss(
+        self,
+        batch: Batch,
+        counts: StepCounts,
+        lambdas: Lambdas,
+        *,
+        mean_mass: Tensor | None = None,
+        detailed: bool = False,
+    ) -> MicroBatch:
+        """The loss of one micro-batch, which is copied to the device first."""
+        supervision = self.supervision if any(lambdas) else None
+        return micro_batch_loss(
+            self.forward,
+            self.parts,
+            supervision,
+            self.inputs(batch),
+            lambdas=lambdas,
+            counts=counts,
+            mean_mass=mean_mass,
+            detailed=detailed and supervision is not None,
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients to those that are there."""
+        loss.backward()
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the next update, by parameter group; biases have their group's."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return {f"lr_{group['name']}": group["lr"] for group in groups if not group["name"].endswith("_bias")}
+
+    def update(self) -> None:
+        """Clip the gradients, change the weights, drop the gradients."""
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm)
+        assert self.optimizer is not None, "this step was made without an optimizer"
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget gradients, also those of a step that broke off."""
+        for parameter in self.trainable:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def mean_mass(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas) -> Tensor | None:
+        """The step's mean attention mass Σ_i a_i for ``token_weights: uniform``: one more forward, without dropout.
+
+        It is always measured this way, so it is the same whatever the micro-batch and the number of processes. None
+        where nothing needs it.
+        """
+        supervision = self.supervision
+        if supervision is None or not supervision.needs_mean_mass or not any(lambdas):
+            return None
+        self.parts.model.eval()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            total = total + attention_pass(self.forward, supervision, self.inputs(batch)).sum()
+        self.train_mode()
+        return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
+
+    def inputs(self, batch: Batch) -> Batch:
+        """A batch on the device. Copies from pinned memory are not waited for."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's forward under autocast."""
+        with self._autocast() if self._autocast is not None else nullcontext():
+            return self.parts.model(**inputs)
+
+    def train_mode(self) -> None:
+        """Everything trains but the vision tower, which is frozen."""
+        self.parts.model.train()
+        self.parts.vision_tower.eval()

@@ -18,7 +18,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import rehearse
-from basic_lite.tools.estimate import Estimate, estimate, target_of
+from basic_lite.tools.estimate import Estimate, estimate, machine_of
 from bench.shapes import on_shapes, shape_recipe, write_shapes
 
 
@@ -157,7 +157,7 @@ def test_shipped_recipes_fit_the_card_that_they_name(path: Path, shapes: Path) -
     card = re.search(r"^# Card: (\d+) GB; ([\d.]+) GiB needed", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert card is not None, "a recipe's first lines name its card: `# Card: 24 GB; 17.1 GiB needed`"
     recipe = on_shapes(path, shapes)
-    needed_gib = rehearse(recipe, load_frontend(recipe.model), target_of(recipe)).needed_bytes / 2**30
+    needed_gib = rehearse(recipe, load_frontend(recipe.model), machine_of(recipe)).needed_bytes / 2**30
     assert needed_gib == pytest.approx(float(card[2]), abs=0.1)
     # A card sold as 24 GB shows 23.5 to 24 GiB.
     assert needed_gib <= 0.96 * int(card[1])

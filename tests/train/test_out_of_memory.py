@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from basic_lite.data.collate import Collator
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import Interrupted, UserError, is_out_of_memory
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
+from basic_lite.rehearsal import advice
 from basic_lite.run import train
-from basic_lite.train import memory, refinement, trainer
-from basic_lite.train.callbacks import Interruption
-from basic_lite.train.memory import slices
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train import evaluation, step
+from basic_lite.train.recovery import slices
+from basic_lite.train.step import TrainStep, micro_batch_loss
 from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, steps_of, tiny_recipe, write_data
 
 IMAGE = 7
@@ -35,6 +38,8 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, most: Callable[[int], int], w
 
     def limited(model: Any, parts: Any, supervision: Any, inputs: Any, **rest: Any) -> Any:
         samples = len(inputs["input_ids"])
+        if isinstance(inputs.get("pixel_values"), FakeTensor):  # the rehearsal that the advice comes from
+            return micro_batch_loss(model, parts, supervision, inputs, **rest)
         fails = samples > most(len(tried))
         tried.append(samples)
         if fails and where == "forward":
@@ -49,7 +54,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, most: Callable[[int], int], w
         handle.remove()
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(trainer, "micro_batch_loss", limited)
+    monkeypatch.setattr(step, "micro_batch_loss", limited)
     return tried
 
 
@@ -100,7 +105,7 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     whole = train(recipe(tmp_path, {**plain, "name": "whole"}), console=quiet()).folder
     changes = {**plain, "name": "broken"}
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "memory_of", lambda device: (2**19, 2**18))
+        patch.setattr(advice, "memory_of", lambda device: (2**19, 2**18))
         little_memory(patch, lambda call: 4 if call < 4 else 0, "backward")
         with pytest.raises(UserError) as caught:
             train(recipe(tmp_path, changes), console=quiet())
@@ -118,14 +123,14 @@ def test_a_run_that_was_halved_is_resumed_exactly(tmp_path: Path, monkeypatch: p
     whole = train(recipe(tmp_path, {**changes, "name": "whole"}), console=quiet()).folder
     monkeypatch.undo()
 
-    def stops(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.requested = state.global_step == 1
-        return on_step_end(self, args, state, control, **kwargs)
+    def stops(self: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        update(self)
 
-    on_step_end = Interruption.on_step_end
+    update = TrainStep.update
     with monkeypatch.context() as patch:
         little_memory(patch, lambda call: 2, "backward")
-        patch.setattr(Interruption, "on_step_end", stops)
+        patch.setattr(TrainStep, "update", stops)
         with pytest.raises(Interrupted):
             train(recipe(tmp_path, {**changes, "name": "halves"}), console=quiet())
     console = quiet()
@@ -191,14 +196,14 @@ def test_an_evaluation_without_any_memory_saves_the_state_after_the_step(
 def test_uniform_weights_are_measured_in_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"supervision.token_weights": "uniform"}
     plain = train(recipe(tmp_path, {**changes, "training.micro_batch": 2, "name": "plain"}), console=quiet()).folder
-    capture = trainer.Supervision.capture
+    capture = step.Supervision.capture
 
     def limited(self: Any, batch: Any, **kwargs: Any) -> Any:
         if len(batch["input_ids"]) > 2:
             raise RuntimeError("CUDA error: out of memory")
         return capture(self, batch, **kwargs)
 
-    monkeypatch.setattr(trainer.Supervision, "capture", limited)
+    monkeypatch.setattr(step.Supervision, "capture", limited)
     halved = train(recipe(tmp_path, {**changes, "name": "halved"}), console=quiet()).folder
     assert_same_weights(plain / "final", halved / "final")
 
@@ -209,7 +214,7 @@ def test_a_refinement_curve_without_memory_is_left_out_and_said(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(refinement, "refinement_curve", fails)
+    monkeypatch.setattr(evaluation, "refinement_curve", fails)
     console = quiet()
     done = train(recipe(tmp_path, {"supervision.refinement_batches": 1}), console=console)
     assert done.steps == 3
@@ -224,11 +229,11 @@ def test_other_errors_and_other_places(tmp_path: Path, monkeypatch: pytest.Monke
         return raising
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "micro_batch_loss", fails(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+        patch.setattr(step, "micro_batch_loss", fails(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             train(recipe(tmp_path, {"name": "shapes"}), console=quiet())
     outside = "outside a step's forward and backward"
-    places = {"basic_lite.run.load_base": "while the model was loaded", "torch.optim.AdamW.step": outside}
+    places = {"basic_lite.train.assembly.load_base": "while the model was loaded", "torch.optim.AdamW.step": outside}
     for target, when in places.items():
         with monkeypatch.context() as patch:
             patch.setattr(target, fails(torch.OutOfMemoryError(NO_MEMORY)))

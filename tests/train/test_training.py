@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
-from basic_lite.train.trainer import BasicTrainer
+from basic_lite.train.bundle import checkpoints_of, open_bundle
+from basic_lite.train.step import TrainStep
 from tests.support.runs import (
     TERMS,
     assert_same_terms,
@@ -95,8 +97,6 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str, workers: int, evaluated
     whole = run(tmp_path, {**changes, "name": "whole"})
     part = run(tmp_path, {**changes, "name": "part"})
     # What a crash after step 5 leaves: the checkpoint of step 4, log lines beyond it, and half a line.
-    import shutil
-
     shutil.rmtree(part / "final")
     shutil.rmtree(part / "checkpoint-7")
     lines = [line for line in (part / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 5]
@@ -134,8 +134,6 @@ def test_eval_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
 
 
 def test_log_lines_do_not_depend_on_where_a_run_was_resumed(tmp_path: Path) -> None:
-    import shutil
-
     changes = {"training.max_steps": 4, "training.save_every": 2, "training.log_every": 3, "training.keep": 9}
     whole = run(tmp_path, {**changes, "name": "whole"})
     part = run(tmp_path, {**changes, "name": "part"})
@@ -149,8 +147,6 @@ def test_log_lines_do_not_depend_on_where_a_run_was_resumed(tmp_path: Path) -> N
 def test_resume_may_change_the_micro_batch_but_not_the_rate(tmp_path: Path) -> None:
     changes = {"training.max_steps": 4, "training.save_every": 2, "training.keep": 9}
     part = run(tmp_path, changes)
-    import shutil
-
     shutil.rmtree(part / "final")
     shutil.rmtree(part / "checkpoint-4")
     with pytest.raises(UserError, match=r"--resume.*\n.*training.learning_rate: 0.001 → 0.1"):
@@ -167,19 +163,21 @@ def test_interrupted_run_saves_and_goes_on_exactly(
     changes = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
     before = signal.getsignal(signal_number)
     whole = run(tmp_path, {**changes, "name": "whole"})
-    real = BasicTrainer.training_step
+    real, steps = TrainStep.gradients, 0
 
-    def interrupting(self: BasicTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 2:
+    def interrupting(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
             os.kill(os.getpid(), signal_number)
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BasicTrainer, "training_step", interrupting)
+        patch.setattr(TrainStep, "gradients", interrupting)
         with pytest.raises(Interrupted) as stopped:
             run(tmp_path, {**changes, "name": "part"})
     assert stopped.value.checkpoint is not None and stopped.value.checkpoint.name == "checkpoint-3"
-    assert (stopped.value.checkpoint / "optimizer.pt").exists()
+    assert (stopped.value.checkpoint / "optimizer.safetensors").exists()
     part = run(tmp_path, {**changes, "name": "part"}, resume=True)
     assert_same_terms(whole, part, rel=0)
     assert_same_weights(whole / "final", part / "final")
@@ -203,21 +201,23 @@ def test_lm_loss_of_every_step_is_transformers_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     write_data(tmp_path, 9, text_only=3)
-    real = BasicTrainer.compute_loss
+    real_loss, real_gradients = TrainStep.loss, TrainStep.gradients
     expected: dict[int, float] = {}
 
-    def compare(
-        self: BasicTrainer, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any
-    ) -> Any:
+    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
+        expected[len(expected) + 1] = 0.0
+        return real_gradients(self, *args, **kwargs)
+
+    def compare(self: TrainStep, batch: Any, counts: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             theirs = LlavaForConditionalGeneration.forward(
-                self.loaded.model, **inputs, num_items_in_batch=num_items_in_batch, use_cache=False
+                self.parts.model, **batch, num_items_in_batch=counts.labelled_tokens, use_cache=False
             ).loss
-        step = self.state.global_step + 1
-        expected[step] = expected.get(step, 0.0) + float(theirs)
-        return real(self, model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)
+        expected[len(expected)] += float(theirs)
+        return real_loss(self, batch, counts, *args, **kwargs)
 
-    monkeypatch.setattr(BasicTrainer, "compute_loss", compare)
+    monkeypatch.setattr(TrainStep, "gradients", counted)
+    monkeypatch.setattr(TrainStep, "loss", compare)
     folder = run(tmp_path, {**LOUD, "training.micro_batch": 1, "training.gradient_checkpointing": checkpointing})
     for line in steps_of(folder):
         assert line["lm"] == pytest.approx(expected[line["step"]], rel=1e-6)
@@ -269,15 +269,15 @@ def test_stage_one_with_text_only_batches_runs(tmp_path: Path) -> None:
 
 
 def test_a_part_without_gradient_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = BasicTrainer.training_step
+    real = TrainStep.gradients
 
-    def without_projector(self: BasicTrainer, *args: Any, **kwargs: Any) -> Any:
+    def without_projector(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
         out = real(self, *args, **kwargs)
-        for parameter in self.loaded.parts.projector.linear_1.parameters():
+        for parameter in self.parts.projector.linear_1.parameters():
             parameter.grad = None
         return out
 
-    monkeypatch.setattr(BasicTrainer, "training_step", without_projector)
+    monkeypatch.setattr(TrainStep, "gradients", without_projector)
     with pytest.raises(UserError, match="projector linear_1: no gradient"):
         run(tmp_path)
 
@@ -298,7 +298,6 @@ def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mixed_bundle_is_refused(tmp_path: Path) -> None:
-    from basic_lite.train.bundle import open_bundle
     from basic_lite.train.restore import load_trained
 
     one, other = run(tmp_path, {"name": "one"}), run(tmp_path, {"name": "other", "seed": 1})
@@ -440,7 +439,7 @@ def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.check_images=open .* --resume"):
         run(tmp_path, changes)
     folder = tmp_path / "runs" / "tiny"
-    assert (folder / "checkpoint-3" / "optimizer.pt").exists()
+    assert (folder / "checkpoint-3" / "optimizer.safetensors").exists()
     picture.write_bytes(good)
     run(tmp_path, changes, resume=True)
     assert [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4, 5, 6]
@@ -460,24 +459,19 @@ def test_out_of_range_layers_are_refused_before_loading(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
-    """A run killed while saving goes on from the checkpoint before, and a changed optimizer state is refused."""
-    import shutil
-
+    """A run killed while saving goes on from the checkpoint before; a damaged one is refused, another can be named."""
     changes = {"training.max_steps": 4, "training.save_every": 1, "training.keep": 9}
     folder = run(tmp_path, changes)
     shutil.rmtree(folder / "final")
-    manifest = json.loads((folder / "checkpoint-4" / "manifest.json").read_text())
-    for name in ("trainer_state.json", "optimizer.pt"):  # what has not been written when the bundle is
-        (folder / "checkpoint-4" / name).unlink()
-        del manifest["files"][name]
-    (folder / "checkpoint-4" / "manifest.json").write_text(json.dumps(manifest))
-    from basic_lite.train.bundle import checkpoints_of
-
+    # What a kill leaves: the scratch folder under its temporary name.
+    (folder / "checkpoint-4").rename(folder / "checkpoint-4.part")
     assert [path.name for path in checkpoints_of(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    with (folder / "checkpoint-3" / "optimizer.pt").open("ab") as stream:
+    with (folder / "checkpoint-3" / "optimizer.safetensors").open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(UserError, match=r"optimizer.pt was changed"):
+    with pytest.raises(UserError, match=r"optimizer.safetensors was changed.*--checkpoint"):
         run(tmp_path, changes, resume=True)
-    shutil.rmtree(folder / "checkpoint-3")
-    assert train(tiny_recipe(tmp_path, changes), resume=True, console=quiet()).steps == 4
-    assert [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4]
+    with pytest.raises(UserError, match=r"--checkpoint 9: .* it has 1, 2, 3"):
+        run(tmp_path, changes, resume=True, checkpoint=9)
+    result = train(tiny_recipe(tmp_path, changes), resume=True, checkpoint=2, console=quiet())
+    assert result.steps == 4 and [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4]
+    assert (folder / "set-aside-checkpoint-3").is_dir() and open_bundle(folder / "checkpoint-3").step == 3

@@ -1,0 +1,202 @@
+"""What makes a run need less memory, cheapest first; and what to say to one that ran out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.batch import Shape
+from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
+from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
+from basic_lite.units import GIB
+
+SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
+# A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
+ENOUGH_LESS = 0.9
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change that saves memory, on top of those before it in the list, and what the run needs with it."""
+
+    overrides: tuple[str, ...]
+    cost: str
+    needed_bytes: int
+    fits: bool
+
+
+def largest_micro_batch(
+    rehearser: Rehearser, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
+) -> Rehearsal | None:
+    """The largest divisor of the global batch whose step fits.
+
+    What grows with the micro-batch grows very nearly evenly, so one rehearsal says where to look, and the next looks.
+    """
+    total = rehearser.recipe.training.global_batch
+    sizes = [n for n in range(1, total + 1) if total % n == 0]
+
+    def guess(samples: int) -> float:
+        """From the nearest size seen."""
+        near = seen[min(seen, key=lambda n: abs(n - samples))]
+        growing = sum(near.by_part.get(part, 0) for part in (KEPT, LAYER, PROJECTION, BASIC, BATCH))
+        return near.needed_bytes + growing * (samples / near.shape.samples - 1)
+
+    low, high = -1, len(sizes)  # places known to fit, known not to
+    while high - low > 1:
+        likely = [i for i in range(low + 1, high) if guess(sizes[i]) <= budget_bytes]
+        if not likely and low >= 0 and guess(sizes[low + 1]) > 1.05 * budget_bytes:
+            break  # the next size up is so far over that there is no need to look
+        place = likely[-1] if likely else low + 1
+        samples = sizes[place]
+        if samples not in seen:
+            shape = Shape(samples, first.shape.tokens, first.shape.images, total // samples)
+            seen[samples] = rehearser.rehearse(shape)
+        if seen[samples].needed_bytes <= budget_bytes:
+            low = place
+        else:
+            high = place
+    return seen[sizes[low]] if low >= 0 else None
+
+
+def advise(
+    rehearser: Rehearser,
+    first: Rehearsal,
+    budget_bytes: int,
+    largest: Rehearsal | None = None,
+    seen: dict[int, Rehearsal] | None = None,
+) -> Iterator[Advice]:
+    """Changes in the order of what they cost, each on top of those before, until the run fits.
+
+    Args:
+        first: the recipe's own rehearsal.
+        largest: with the largest micro-batch that fits, which is all the advice that is needed then.
+        seen: micro-batch → what was rehearsed of it.
+    """
+    recipe = rehearser.recipe
+    if largest is not None:
+        yield Advice((f"training.micro_batch={largest.shape.samples}",), SMALLER_BATCH, largest.needed_bytes, True)
+        return
+    before = first.needed_bytes
+    if first.shape.samples > 1:
+        shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
+        recipe = _with(recipe, {"training.micro_batch": 1})
+        before = ((seen or {}).get(1) or rehearser.rehearse(shape)).needed_bytes
+        yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
+    for change, cost in _changes(recipe, rehearser.frontend.tokens_per_image):
+        changed = _with(recipe, change)
+        needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
+        if needed >= before:
+            continue
+        recipe, before = changed, needed
+        fits = needed <= budget_bytes
+        yield Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed, fits)
+        if fits:
+            return
+
+
+def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
+    """Each change in a line of its own: overrides, what is needed then, what it costs."""
+    for change in advice:
+        state = "fits" if change.fits else "not yet"
+        yield f"  {' '.join(change.overrides)}  →  {change.needed_bytes / GIB:.2f} GiB, {state} ({change.cost})"
+    if not advice or not advice[-1].fits:
+        yield "  and still too much: a smaller LLM, or a larger card"
+
+
+def _written(value: Any) -> str:
+    """A value as an override has it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """What can be changed in this recipe, cheapest first."""
+    if not recipe.training.gradient_checkpointing:
+        yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
+    on_cpu = recipe.training.device == "cpu"
+    optimizer = "adamw_8bit" if on_cpu else "paged_adamw_8bit"
+    if recipe.training.optimizer != optimizer:
+        yield {"training.optimizer": optimizer}, "LoRA's optimizer state in 8 bit; hardly any loss"
+    if recipe.quantization.mode == "nf4" and not recipe.quantization.double:
+        yield {"quantization.double": True}, "hardly any loss"
+    # Copies cost time and change no number, so they come before what costs exactness. Checkpointing, which offloading
+    # goes with, is on by now.
+    if not on_cpu:
+        if not recipe.training.offload_activations:
+            yield {"training.offload_activations": True}, "layer inputs copied to the host and back: the same result"
+        if not recipe.model.tower_on_host:
+            yield {"model.tower_on_host": True}, "copied to the card in each micro-batch: the same result"
+    if recipe.lora.enabled and recipe.lora.dtype == "float32":
+        yield {"lora.dtype": "bfloat16"}, "adapters and their gradients in half the bytes; coarser updates"
+    if recipe.quantization.mode == "none":
+        yield {"quantization.mode": "nf4"}, "10 to 20 % slower, a little less exact"
+    rank = recipe.lora.rank
+    while recipe.lora.enabled and rank > 16:
+        rank = max(16, rank // 4)
+        alpha = recipe.lora.alpha * rank / recipe.lora.rank
+        yield {"lora.rank": rank, "lora.alpha": alpha}, "smaller adapters learn less"
+    for length in (1536, 1024, 768):
+        if visual + 128 <= length < recipe.data.max_length:
+            yield {"data.max_length": length}, "longer conversations are cut"
+
+
+def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """A copy of the recipe with keys ``section.key`` changed."""
+    for path, value in changes.items():
+        section, key = path.split(".")
+        changed = getattr(recipe, section).model_copy(update={key: value})
+        recipe = recipe.model_copy(update={section: changed})
+    return recipe
+
+
+def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
+    """Lines for the error that ends a run for want of memory: who holds it, what the run needs, what to change."""
+    total, others = memory_of(device)
+    where = "the card" if device.type == "cuda" else "this machine"
+    lines = []
+    if others > GIB:
+        lines.append(f"of {where}'s {total / GIB:.1f} GiB other programs hold {others / GIB:.1f}; close them, or:")
+    try:
+        return lines + list(_advice(recipe, device, where, total - others))
+    except Exception as error:  # whatever it is, memory is what the user must hear of
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return [*lines, f"no estimate can be made ({type(error).__name__}: {reason})"]
+
+
+def _advice(recipe: Recipe, device: torch.device, where: str, available: int) -> Iterator[str]:
+    smallest = recipe.model_copy(update={"training": recipe.training.model_copy(update={"micro_batch": 1})})
+    machine = Machine.card(smallest) if device.type == "cuda" else Machine.this_cpu(smallest)
+    rehearser = Rehearser(smallest, load_frontend(smallest.model), machine)
+    rehearsal = rehearser.rehearse()
+    needed = rehearsal.needed_bytes
+    needs, has = f"{needed / GIB:.2f} GiB", f"{available / GIB:.2f}"
+    yield f"by the estimate this recipe needs {needs} at a micro-batch of 1; {where} has {has} for it"
+    if needed < available / 2:
+        yield (
+            "so it isn't the model that takes it: look for a limit on this process (ulimit, a container's), for many "
+            "or very large images, or lower data.workers"
+        )
+        return
+    if needed <= available:
+        yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
+    # It has to be less than what there is, and less than what was not enough.
+    yield "to need less, cheapest first, each on top of those before:"
+    yield from advice_lines(list(advise(rehearser, rehearsal, min(available, int(needed * ENOUGH_LESS)))))
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes that the device has, and bytes that other processes hold of them.
+
+    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
+    of a paged optimizer can't be told from another program's.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
+    host = psutil.virtual_memory()
+    return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)

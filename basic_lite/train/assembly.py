@@ -1,0 +1,182 @@
+"""The parts of a run, made from a recipe: what is checked first, the model, BASIC, the step."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from basic_lite.console import Say
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.errors import UserError
+from basic_lite.model.adapt import adapt
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.offload import offload
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision
+from basic_lite.supervision.supervision import choose_kernels
+from basic_lite.supervision.target import supervised_layers
+from basic_lite.train.bundle import Bundle, open_bundle
+from basic_lite.train.optimizer import make_optimizer
+from basic_lite.train.processes import ALONE, Processes
+from basic_lite.train.restore import require_same_model, restore_projector
+from basic_lite.train.step import TrainStep
+
+
+def check_machine(recipe: Recipe, device: torch.device | None) -> None:
+    """Refuse what can't run here, before anything is loaded.
+
+    Args:
+        device: None: not known yet, as in a dry run for another machine.
+
+    Raises:
+        UserError: a tracker isn't installed, or a paged optimizer or offloading has no GPU.
+    """
+    for name in recipe.training.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"training.trackers names {name}, which isn't installed: pip install {name}, or take it out of the list"
+            )
+    if device is None or device.type == "cuda":
+        return
+    if recipe.training.optimizer.startswith("paged_"):
+        raise UserError(
+            f"training.optimizer is {recipe.training.optimizer}, which pages its state out of GPU memory, but the run "
+            f"is on the {device.type}; use adamw or adamw_8bit"
+        )
+    for key, on in (
+        ("training.offload_activations", recipe.training.offload_activations),
+        ("model.tower_on_host", recipe.model.tower_on_host),
+    ):
+        if on:
+            raise UserError(
+                f"{key} is true, which moves tensors out of GPU memory, but the run is on the {device}; set {key} to "
+                "false"
+            )
+
+
+def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:
+    """All that can be found wrong without weights.
+
+    Args:
+        device: None: of a machine that isn't this one, as in a dry run.
+
+    Raises:
+        UserError: models, data or settings that can't make a run.
+    """
+    check_machine(recipe, device)
+    frontend = load_frontend(recipe.model)
+    if basic_is_on(recipe):
+        choose_kernels(recipe.kernels)
+        supervised_layers(recipe.supervision.layers, frontend.layer_count)
+    if recipe.model.projector is not None:
+        require_same_model(_earlier(recipe.model.projector), frontend.config, "model.projector")
+    data = prepare_data(recipe, frontend, say=say)
+    if not data.report.has_image.any():
+        raise UserError(
+            "no record of data.train has an image, so the projector would learn nothing; add records with images (a "
+            "text-only LLM is better trained elsewhere)"
+        )
+    return frontend, data
+
+
+def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Say) -> Loaded:
+    """Base weights, an earlier stage's projector where the recipe names one, LoRA, what trains, what is offloaded."""
+    loaded = load_base(recipe, device, frontend)
+    if recipe.model.projector is not None:
+        earlier = _earlier(recipe.model.projector)
+        restore_projector(earlier, loaded.parts)
+        say(f"projector from {earlier.folder} (stage {earlier.manifest['stage']}, step {earlier.step})")
+        names = {k: v for k, v in earlier.manifest["models"].items() if v != getattr(recipe.model, k)}
+        if names:
+            say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
+    adapt(loaded.parts, recipe)
+    offload(loaded.parts, recipe, device)
+    return loaded
+
+
+def _earlier(place: str) -> Bundle:
+    return open_bundle(Path(place), "model.projector")
+
+
+def basic_is_on(recipe: Recipe) -> bool:
+    """Whether this recipe's stage computes BASIC's losses."""
+    return recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
+
+
+def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
+    """BASIC on this model, or None where the recipe has it off."""
+    if not basic_is_on(recipe):
+        say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
+        return None
+    supervision = Supervision(
+        loaded.parts,
+        recipe.supervision,
+        vocabulary_ids=loaded.vocabulary_ids,
+        kernels=recipe.kernels,
+        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+    )
+    settings = recipe.supervision
+    say(
+        f"BASIC: v̂ from layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights}), "
+        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, kernels: {supervision.kernels}"
+    )
+    return supervision
+
+
+def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
+    """bf16 autocast: where asked for, or (``auto``) where the GPU has it."""
+    if recipe.training.autocast == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return recipe.training.autocast == "bfloat16"
+
+
+def autocast_of(
+    recipe: Recipe, device: torch.device, processes: Processes = ALONE
+) -> Callable[[], AbstractContextManager[Any]] | None:
+    """The context that the model's forward runs in; None: none."""
+    if not uses_autocast(recipe, device):
+        return None
+    if processes.accelerator is not None:
+        return processes.accelerator.autocast
+    return functools.partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def make_step(
+    recipe: Recipe,
+    loaded: Loaded,
+    supervision: Supervision | None,
+    device: torch.device,
+    processes: Processes = ALONE,
+    *,
+    steps: int | None = None,
+) -> TrainStep:
+    """The optimizer step of a recipe on an adapted model.
+
+    Args:
+        steps: of the whole run, for the learning rate's schedule; None: the rates stay as they are.
+    """
+    training = recipe.training
+    optimizer = make_optimizer(loaded.parts, training, device)
+    scheduler = None
+    if steps is not None:
+        warm_up = math.ceil(steps * training.warmup_ratio)
+        scheduler = get_scheduler(training.scheduler, optimizer, num_warmup_steps=warm_up, num_training_steps=steps)
+    return TrainStep(
+        loaded.parts,
+        supervision,
+        device=device,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        max_grad_norm=training.max_grad_norm,
+        autocast=autocast_of(recipe, device, processes),
+        processes=processes,
+    )

@@ -1,0 +1,106 @@
+"""The batches of a run: which samples each optimizer step has, and the loader that reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.sampler import GroupedSampler
+from basic_lite.recipe.schema import Recipe
+from basic_lite.train.interruption import start_worker
+from basic_lite.train.processes import Processes
+
+Batch = dict[str, Tensor]
+
+
+class Schedule:
+    """Which samples the steps of a run have. All of it follows from the recipe's seed; nothing is drawn on the way."""
+
+    def __init__(self, sampler: GroupedSampler, recipe: Recipe) -> None:
+        training = recipe.training
+        self.sampler, self.global_batch, self.micro_batch = sampler, training.global_batch, training.micro_batch
+        self.steps_per_epoch = max(1, math.ceil(len(sampler) / self.global_batch))
+        self.steps = training.max_steps or max(1, math.ceil(self.steps_per_epoch * training.epochs))
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def samples_of(self, step: int) -> list[int]:
+        """The samples of a 0-based step; the last step of an epoch may have fewer."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.sampler.order(epoch)
+        start = place * self.global_batch
+        return [int(i) for i in self._order[start : start + self.global_batch]]
+
+    def micro_batches(self, step: int, processes: Processes) -> list[list[int]]:
+        """This process's micro-batches of a step. In an epoch's last step a process may have none."""
+        samples = self.samples_of(step)
+        groups = [samples[i : i + self.micro_batch] for i in range(0, len(samples), self.micro_batch)]
+        return groups[processes.index :: processes.count]
+
+    def epochs_after(self, steps: int) -> float:
+        """Passes over the data that so many steps are."""
+        return steps / self.steps_per_epoch
+
+    def samples_after(self, steps: int) -> int:
+        """Samples that so many steps have seen."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * len(self.sampler) + min(rest * self.global_batch, len(self.sampler))
+
+
+class _MicroBatches(Sampler[list[int]]):
+    """The micro-batches of all steps from ``first`` on, one after the other."""
+
+    def __init__(self, schedule: Schedule, processes: Processes, first: int) -> None:
+        self.schedule, self.processes, self.first = schedule, processes, first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.schedule.steps):
+            yield from self.schedule.micro_batches(step, self.processes)
+
+
+def make_loader(
+    dataset: Dataset[Any], batches: Any, collate: Any, recipe: Recipe, device: torch.device
+) -> DataLoader[Any]:
+    """A loader of host batches, pinned where they go to a GPU.
+
+    Its generator is its own. A loader draws a seed for its workers whenever it is iterated, by default from the global
+    generator: evaluating, or resuming in the middle of an epoch, would then change the dropout of every later step.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=recipe.data.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+
+
+def step_batches(
+    dataset: Dataset[Any],
+    collate: Any,
+    schedule: Schedule,
+    recipe: Recipe,
+    device: torch.device,
+    processes: Processes,
+    first: int,
+) -> Generator[list[Batch]]:
+    """This process's micro-batches of each step from ``first`` on, on the host. Workers end when it is closed.
+
+    Raises:
+        RecordProblem: a record that was fine before the run is broken now.
+    """
+    source = iter(make_loader(dataset, _MicroBatches(schedule, processes, first), collate, recipe, device))
+    for step in range(first, schedule.steps):
+        try:
+            yield [next(source) for _ in schedule.micro_batches(step, processes)]
+        except RecordProblem as problem:
+            raise problem.found_while_training() from problem

@@ -1,0 +1,86 @@
+"""Files of a run: tensors as safetensors, the rest as JSON, folders that appear only when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from basic_lite.errors import UserError
+
+PART = ".part"
+
+
+@contextmanager
+def written_whole(folder: Path, mend: str) -> Iterator[Path]:
+    """A scratch folder beside ``folder`` that takes its name once everything is in it; an older one goes then.
+
+    Args:
+        mend: what to do where the disk is full or can't be written.
+
+    Raises:
+        UserError: the disk is full, or can't be written.
+    """
+    scratch = folder.with_name(folder.name + PART)
+    old = folder.with_name(folder.name + ".old")
+    try:
+        for left in (scratch, old):
+            shutil.rmtree(left, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(scratch, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{folder} could not be saved: {why}. {mend}") from error
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Tensors into a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
+    seen: set[int] = set()
+    written: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        written[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    save_file(written, str(path), {"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with a newline at the end."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: the step is finished, the run is saved, then it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from basic_lite.console import Say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """A context in which the first signal sets ``requested`` and the second stops at once."""
+
+    def __init__(self, say: Say) -> None:
+        self.requested = False
+        self._say = say
+        self._process = os.getpid()
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in SIGNALS:
+            try:
+                self._old[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: the caller owns the signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process forked from this one, which inherits the handler
+            return
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._say("stopping: this step is finished and saved first (once more to stop at once, unsaved)")
+
+
+def start_worker(_worker: int) -> None:
+    """Start a data loader's worker: what a terminal or a scheduler sends to the whole group doesn't end it.
+
+    The main process needs its workers to finish the step. It ends them itself: by its queue, and where a traceback
+    keeps that queue alive by SIGTERM, which torch and multiprocessing send once each. A worker whose main process is
+    gone notices that within seconds.
+    """
+    received = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received > 1:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, handle)

@@ -1,0 +1,278 @@
+"""A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from basic_lite.console import speaker
+from basic_lite.data.prepare import Prepared
+from basic_lite.data.problems import RecordProblem
+from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.model.load import Loaded
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision
+from basic_lite.train.assembly import autocast_of, make_step
+from basic_lite.train.batches import Batch, Schedule, step_batches
+from basic_lite.train.bundle import checkpoints_of, write_bundle
+from basic_lite.train.checkpoint import (
+    Progress,
+    generators_of,
+    read_progress,
+    restore_training_state,
+    write_training_state,
+)
+from basic_lite.train.evaluation import SAMPLES_PER_BATCH, Premise, held_out_loss
+from basic_lite.train.files import written_whole
+from basic_lite.train.gradients import GradientCheck
+from basic_lite.train.interruption import Interruption
+from basic_lite.train.log import RunLog
+from basic_lite.train.processes import Processes
+from basic_lite.train.progress import ProgressLine
+from basic_lite.train.recovery import Recovery, memory_needed
+from basic_lite.train.restore import restore_adapter, restore_projector
+from basic_lite.train.run_folder import RunFolder, recipe_fingerprint
+from basic_lite.train.step import StepCounts
+from basic_lite.train.terms import Terms
+from basic_lite.units import peak_memory_gib
+
+OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's loop works with: all of it made and checked before the first step."""
+
+    recipe: Recipe
+    loaded: Loaded
+    data: Prepared
+    supervision: Supervision | None
+    folder: RunFolder
+    processes: Processes
+    device: torch.device
+    console: Console
+
+
+class Loop:
+    """The training of one run, from step 0 or from a checkpoint to the trained bundle."""
+
+    def __init__(self, run: Run) -> None:
+        recipe, training = run.recipe, run.recipe.training
+        self.run, self.recipe, self.processes, self.device = run, recipe, run.processes, run.device
+        self.say = speaker(run.console)
+        self.schedule = Schedule(run.data.sampler, recipe)
+        self.step = make_step(recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps)
+        self.log = RunLog(run.folder.log, run.processes)
+        self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
+        self.progress = self._start()
+        self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
+        self.recovery = Recovery(
+            training,
+            run.device,
+            run.loaded.parts.image_token_id,
+            self.say,
+            alone=run.processes.count == 1,
+            lowered_to=self.progress.lowered_to,
+        )
+        self.premise = Premise(
+            run.supervision,
+            run.data.batches_with_images(recipe.supervision.refinement_batches, SAMPLES_PER_BATCH),
+            run.loaded.tokenizer,
+            self.say,
+            run.processes,
+            autocast=autocast_of(recipe, run.device),
+            fresh=recipe.model.projector is None and recipe.model.base is None,
+        )
+
+    def _start(self) -> Progress:
+        """From step 0, or as the checkpoint says."""
+        bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
+        self.processes.same_weights(self.step.trainable)
+        if bundle is None:
+            if self.processes.index:
+                # Other samples, so other dropout; the main process draws what it would draw alone.
+                torch.manual_seed(self.recipe.seed + self.processes.index)
+            return Progress()
+        restore_projector(bundle, parts, "--resume")
+        if bundle.has_adapter:
+            restore_adapter(bundle, parts)
+        if not restore_training_state(bundle, self.step.optimizer, self.step.scheduler, self.device, self.processes):
+            self.say("note: more processes go on than there were, so dropout differs from an uninterrupted run's")
+        progress = read_progress(bundle)
+        self.log.keep_until(progress.step)
+        self.say(f"going on from {bundle.folder} (step {progress.step})")
+        if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
+            self.say(f"the run ran out of memory before: it goes on with a micro-batch of {progress.lowered_to}")
+        return progress
+
+    def train(self) -> list[dict[str, Any]]:
+        """Every step that is left, then the final bundle.
+
+        Returns:
+            The log lines of these steps.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+            OutOfMemory: a step has no room for a single sample; the steps before it are saved.
+            UserError: something the user can mend.
+        """
+        try:
+            with Interruption(self.say) as interruption, memory_needed(OUTSIDE):
+                self.log.start_trackers(self.recipe)
+                if self.progress.step == 0:
+                    self._measure_premise()
+                self._steps(interruption)
+                self.check.finish(self.schedule.steps)
+                self._measure_premise()
+                self._save_final()
+        finally:
+            self.line.close()
+            self.log.close()
+        return self.log.history
+
+    def _steps(self, interruption: Interruption) -> None:
+        run, last = self.run, self.schedule.steps
+        first = self.progress.step
+        self.line.start(first)
+        data, collate = run.data.train, run.data.collator
+        batches = step_batches(data, collate, self.schedule, self.recipe, self.device, self.processes, first)
+        with closing(batches):
+            for step in range(first + 1, last + 1):
+                started = time.perf_counter()
+                try:
+                    terms, counts, rates = self._optimizer_step(step, next(batches))
+                except (OutOfMemory, RecordProblem):
+                    self._save_before_leaving()
+                    raise
+                self.progress.step = step
+                self._log(step, terms, counts, rates, time.perf_counter() - started)
+                self._evaluate(step)
+                stop = self.processes.any(interruption.requested) and step < last
+                if step % self.recipe.training.save_every == 0 or step == last or stop:
+                    self._save()
+                if stop:
+                    raise Interrupted(run.folder.checkpoint_at(step))
+
+    def _optimizer_step(self, step: int, batches: list[Batch]) -> tuple[Terms, StepCounts, dict[str, float]]:
+        """One whole step: what is retried with smaller micro-batches, and what counts samples and tokens."""
+        counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
+        lambdas = self._lambdas(step)
+        terms = self.recovery.run(
+            lambda parts: self.step.gradients(parts, counts, lambdas), batches, f"step {step}", self._begin_again
+        )
+        self.check.look(step, has_image=counts.samples_with_image > 0)
+        self.progress.projector_seen = self.check.projector_seen
+        rates = self.step.rates()
+        self.step.update()
+        return terms, counts, rates
+
+    def _lambdas(self, step: int) -> tuple[float, float]:
+        supervision = self.run.supervision
+        return supervision.lambdas(step - 1, self.schedule.steps) if supervision is not None else (0.0, 0.0)
+
+    def _begin_again(self, record: dict[str, int]) -> None:
+        self.step.drop_gradients()
+        self.progress.lowered_to = self.recovery.lowered_to
+        self.log.write(self.progress.step, {"out_of_memory": record})
+
+    # --- log, evaluate --------------------------------------------------------------------------------------------
+
+    def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], seconds: float) -> None:
+        """A line of this step alone, not a mean since the last line: a resumed run logs what an uninterrupted one does.
+
+        A step in which BASIC is off (``every_n_steps``) shows its terms of the last step that had it on.
+        """
+        if step % self.recipe.training.log_every and step != self.schedule.steps:
+            self.line.show(step, self.schedule.steps)
+            return
+        values = terms.values(self.processes)
+        self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
+        values = self.progress.last_terms | values
+        values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
+        values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower "
+                "training.projector_learning_rate or training.learning_rate and start again under another name, or go "
+                "on from the last checkpoint with --resume"
+            )
+        self.log.write(step, values)
+        self.line.show(step, self.schedule.steps, values)
+
+    def _evaluate(self, step: int) -> None:
+        data, every = self.run.data, self.recipe.training.eval_every
+        if data.eval is None or every is None or (step % every and step != self.schedule.steps):
+            return
+        what = f"the evaluation after step {step}"
+        try:
+            loss = held_out_loss(
+                self.step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
+            )
+        except OutOfMemory:
+            self._save_before_leaving()
+            raise
+        self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
+        self._measure_premise()
+
+    def _measure_premise(self) -> None:
+        """Once a step: an evaluation in the last step is the end's, and a resumed run may have it in the log."""
+        step = self.progress.step
+        if not self.log.has(step, "refinement"):
+            curve = self.premise.measure(step)
+            if curve is not None:
+                self.log.write(step, curve)
+
+    # --- save -----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """A checkpoint of the steps so far; older ones go only when it is whole, so that there is one at any time."""
+        folder, run = self.run.folder, self.run
+        generators = generators_of(self.device, self.processes)
+        if self.processes.is_main:
+            good = checkpoints_of(folder.path)
+            last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
+            mend = f"{last}; make room, and go on with --resume"
+            with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
+                write_training_state(scratch, self.progress, self.step.optimizer, self.step.scheduler, generators)
+                write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
+            for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.processes.wait()
+
+    def _save_before_leaving(self) -> None:
+        """Keep the whole steps; several processes can't, since a checkpoint needs what each of them has."""
+        if self.processes.count == 1 and self.progress.step:
+            self.step.drop_gradients()
+            if not self.run.folder.checkpoint_at(self.progress.step).exists():
+                self._save()
+
+    def _save_final(self) -> None:
+        run = self.run
+        if self.processes.is_main:
+            mend = "Make room, and write it with --resume, which trains nothing anew"
+            with written_whole(run.folder.final, mend) as scratch:
+                write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
+        self.processes.wait()
+
+    def _facts(self) -> dict[str, Any]:
+        """Of the run, for a bundle's manifest."""
+        step = self.progress.step
+        return {
+            "step": step,
+            "total_steps": self.schedule.steps,
+            "data": {
+                "epoch": self.schedule.epochs_after(step),
+                "samples": self.schedule.samples_after(step),
+                "seed": self.recipe.seed,
+                "fingerprint": self.run.data.fingerprint,
+            },
+            "recipe": recipe_fingerprint(self.recipe),
+            "processes": self.processes.count,
+        }
