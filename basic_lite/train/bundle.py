@@ -172,8 +172,8 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
             raise ValueError(f"it lists no {PROJECTOR} or {RECIPE}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged; take another checkpoint (--checkpoint "
-            "with --resume)"
+            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. Take another "
+            "checkpoint (--checkpoint with --resume)"
         ) from error
     if version != FORMAT:
         raise UserError(
