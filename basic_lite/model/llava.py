@@ -42,21 +42,30 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        labelled: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
         """As the parent's; with ``labels`` [B, T] the output holds ``loss`` and no logits.
 
         ``num_items_in_batch``: labelled tokens of the whole accumulated step, which the summed loss is divided by;
         None: those of this batch. Equal to the parent's loss for the same arguments.
+        ``labelled``: ``labelled_positions`` of the labels; None: found here, for which a device is waited for.
         """
         kwargs |= {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:
             return super().forward(**kwargs)
         kwargs.setdefault("use_cache", False)
         hidden = self.model(**kwargs).last_hidden_state  # [B, T, D]
-        labelled = labels[:, 1:] != -100  # token t is predicted from t - 1
-        loss = lm_loss(hidden[:, :-1][labelled], self.lm_head, labels[:, 1:][labelled], num_items_in_batch)
+        rows = labelled_positions(labels) if labelled is None else labelled
+        predicting = hidden.flatten(0, 1).index_select(0, rows)  # [R, D]
+        loss = lm_loss(predicting, self.lm_head, labels.flatten().index_select(0, rows + 1), num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss)
+
+
+def labelled_positions(labels: Tensor) -> Tensor:
+    """Where a labelled token is predicted, [R] int64 into the flattened [B, T]: token t is predicted from t − 1."""
+    rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns
 
 
 def freeze_in_no_grad(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ class Interruption:
 
     def __init__(self, say: Say) -> None:
         self.requested = False
+        self._leaving = False
         self._say = say
         self._process = os.getpid()
         self._old: dict[int, Any] = {}
@@ -36,7 +37,10 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a process forked from this one, which inherits the handler
             return
+        if self._leaving:  # workers and files are being put away
+            return
         if self.requested:
+            self._leaving = True
             raise KeyboardInterrupt
         self.requested = True
         self._say("stopping: this step is finished and saved first (once more to stop at once, unsaved)")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.adapt import leave_casts_to_autocast
+from basic_lite.model.llava import labelled_positions
 from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
@@ -74,7 +75,8 @@ def micro_batch_loss(
     Args:
         model: called with ``inputs``.
         supervision: None, or both λ 0: nothing is tapped.
-        inputs: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and ``pixel_values`` [I, 3, h, w], on the device.
+        inputs: ``input_ids``, ``attention_mask``, ``labels`` [B, T], ``pixel_values`` [I, 3, h, w] and maybe
+            ``labelled`` [R], on the device.
         counts: of the whole optimizer step; each term is divided by its count.
         mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
         detailed: also the measures that one micro-batch a step is enough for.
@@ -106,7 +108,7 @@ def attention_pass(model: Callable[..., Any], supervision: Supervision, inputs: 
     Args:
         model: in evaluation mode. Without dropout the mass is the same whatever the micro-batch is.
     """
-    without_labels = {name: value for name, value in inputs.items() if name != "labels"}
+    without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "labelled")}
     with supervision.capture(inputs, weights_only=True) as captured:
         # Of what the model would return, nothing is wanted: one column of logits, no keys and values of all layers.
         model(**without_labels, logits_to_keep=1, use_cache=False)
@@ -260,8 +262,14 @@ class TrainStep:
         return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
 
     def inputs(self, batch: Batch) -> Batch:
-        """A batch on the device. Copies from pinned memory are not waited for."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        """A host batch on the device, with the positions of its labelled tokens, which are found on the host.
+
+        Nothing waits for the device: copies come from pinned memory.
+        """
+        on_host = {**batch, "labelled": labelled_positions(batch["labels"])}
+        if self.device.type == "cuda":
+            on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in on_host.items()}
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward under autocast."""
