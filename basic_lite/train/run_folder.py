@@ -134,13 +134,13 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
         changed = differences(open_bundle(final).recipe, recipe)
-        _require_same_recipe(path, changed)
+        _require_same_recipe(final, changed)
         return RunFolder(path, None, True)
     if chosen is None:
         return RunFolder(path)
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
-    _require_same_recipe(path, differences(bundle.recipe, recipe))
+    _require_same_recipe(bundle.folder, differences(bundle.recipe, recipe))
     return RunFolder(path, bundle)
 
 
@@ -172,10 +172,10 @@ def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Pa
     )
 
 
-def _require_same_recipe(path: Path, changed: list[str]) -> None:
+def _require_same_recipe(bundle: Path, changed: list[str]) -> None:
     if changed:
         raise UserError(
-            f"--resume: the recipe is not the one {path} was started with:\n  - "
+            f"--resume: the recipe is not the one that {bundle} was trained with:\n  - "
             + "\n  - ".join(changed)
             + "\nUse the same recipe and overrides, or start a new run with name=…"
         )

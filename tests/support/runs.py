@@ -14,9 +14,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from basic_lite.recipe.schema import Recipe
+from basic_lite.run import train
 from tests.support.models import write_llm, write_vision
 
 TERMS = ("loss", "lm", "das", "sds")
+# Supervision that is felt: with the paper's λ2 a wrong SDS would vanish in rounding.
+LOUD = {"supervision.lambda_das": 1.0, "supervision.lambda_sds": 1.0}
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 30)}
 
 
@@ -119,3 +122,7 @@ def assert_same_terms(one: Path, other: Path, rel: float, names: tuple[str, ...]
     for left, right in zip(a, b, strict=True):
         for name in names:
             assert left[name] == pytest.approx(right[name], rel=rel, abs=1e-9), (name, left["step"])
+
+
+def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
+    return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +12,24 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from basic_lite.data.prepare import prepare_data
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
-from basic_lite.train.bundle import checkpoints_of, open_bundle
+from basic_lite.train.bundle import open_bundle
 from basic_lite.train.step import TrainStep
 from tests.support.runs import (
+    LOUD,
     TERMS,
     assert_same_terms,
     assert_same_weights,
     log_of,
     quiet,
+    run,
     steps_of,
     tiny_recipe,
     weights_of,
     write_data,
 )
-
-# Supervision that is felt: with the paper's λ2 a wrong SDS would vanish in rounding.
-LOUD = {"supervision.lambda_das": 1.0, "supervision.lambda_sds": 1.0}
-
-
-def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
-    return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder
 
 
 def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
@@ -74,41 +66,6 @@ def test_same_recipe_same_run(tmp_path: Path) -> None:
     assert_same_weights(one / "final", other / "final")
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "workers", "evaluated"),
-    [("adamw", 0, False), ("adamw_8bit", 0, True), ("adamw", 1, True), ("adamw", 2, False)],
-)
-def test_resume_is_exact(tmp_path: Path, optimizer: str, workers: int, evaluated: bool) -> None:
-    # Dropout makes it a test of the generators too; seven steps of four from thirteen samples cross an epoch's end.
-    write_data(tmp_path, 13)
-    data = {"path": str(tmp_path / "data.json"), "image_dir": str(tmp_path / "images")}
-    changes = {
-        "data.workers": workers,
-        "data.eval": data if evaluated else None,
-        "training.eval_every": 3 if evaluated else None,
-        **LOUD,
-        "lora.dropout": 0.3,
-        "training.max_steps": 7,
-        "training.save_every": 4,
-        "training.keep": 9,
-        "training.optimizer": optimizer,
-        "supervision.refinement_batches": 1,
-    }
-    whole = run(tmp_path, {**changes, "name": "whole"})
-    part = run(tmp_path, {**changes, "name": "part"})
-    # What a crash after step 5 leaves: the checkpoint of step 4, log lines beyond it, and half a line.
-    shutil.rmtree(part / "final")
-    shutil.rmtree(part / "checkpoint-7")
-    lines = [line for line in (part / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 5]
-    (part / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
-    run(tmp_path, {**changes, "name": "part"}, resume=True)
-    assert [line["step"] for line in steps_of(part)] == list(range(1, 8))
-    assert_same_terms(whole, part, rel=0)
-    assert_same_weights(whole / "final", part / "final")
-    losses = [[line["eval_loss"] for line in log_of(folder) if "eval_loss" in line] for folder in (whole, part)]
-    assert losses[0] == losses[1] and len(losses[0]) == (3 if evaluated else 0)
-
-
 def test_evaluation_changes_no_training_loss(tmp_path: Path) -> None:
     data = {"path": str(write_data(tmp_path, 7)), "image_dir": str(tmp_path / "images")}
     changes = {"lora.dropout": 0.3, "data.workers": 0, "data.train": data}
@@ -131,57 +88,6 @@ def test_eval_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
         folder = run(tmp_path, {**changes, "training.micro_batch": micro, "training.learning_rate": 1e-12})
         losses += [line["eval_loss"] for line in log_of(folder) if "eval_loss" in line]
     assert len(losses) == 3 and losses == pytest.approx([losses[0]] * 3, rel=1e-6)
-
-
-def test_log_lines_do_not_depend_on_where_a_run_was_resumed(tmp_path: Path) -> None:
-    changes = {"training.max_steps": 4, "training.save_every": 2, "training.log_every": 3, "training.keep": 9}
-    whole = run(tmp_path, {**changes, "name": "whole"})
-    part = run(tmp_path, {**changes, "name": "part"})
-    shutil.rmtree(part / "final")
-    shutil.rmtree(part / "checkpoint-4")
-    run(tmp_path, {**changes, "name": "part"}, resume=True)
-    assert [line["step"] for line in steps_of(part)] == [3, 4]  # the last step is always there
-    assert_same_terms(whole, part, rel=0)
-
-
-def test_resume_may_change_the_micro_batch_but_not_the_rate(tmp_path: Path) -> None:
-    changes = {"training.max_steps": 4, "training.save_every": 2, "training.keep": 9}
-    part = run(tmp_path, changes)
-    shutil.rmtree(part / "final")
-    shutil.rmtree(part / "checkpoint-4")
-    with pytest.raises(UserError, match=r"--resume.*\n.*training.learning_rate: 0.001 → 0.1"):
-        run(tmp_path, {**changes, "training.learning_rate": 0.1}, resume=True)
-    run(tmp_path, {**changes, "training.micro_batch": 1}, resume=True)
-    assert [line["step"] for line in steps_of(part)] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_saves_and_goes_on_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: int
-) -> None:
-    # One micro-batch a step: a second signal would stop at once.
-    changes = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
-    before = signal.getsignal(signal_number)
-    whole = run(tmp_path, {**changes, "name": "whole"})
-    real, steps = TrainStep.gradients, 0
-
-    def interrupting(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 3:
-            os.kill(os.getpid(), signal_number)
-        return real(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "gradients", interrupting)
-        with pytest.raises(Interrupted) as stopped:
-            run(tmp_path, {**changes, "name": "part"})
-    assert stopped.value.checkpoint is not None and stopped.value.checkpoint.name == "checkpoint-3"
-    assert (stopped.value.checkpoint / "optimizer.safetensors").exists()
-    part = run(tmp_path, {**changes, "name": "part"}, resume=True)
-    assert_same_terms(whole, part, rel=0)
-    assert_same_weights(whole / "final", part / "final")
-    assert signal.getsignal(signal_number) is before
 
 
 def test_zero_lambdas_are_no_supervision(tmp_path: Path) -> None:
@@ -456,22 +362,3 @@ def test_out_of_range_layers_are_refused_before_loading(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"supervision.layers"):
         train(recipe, console=quiet())
     assert not any((Path(recipe.output) / recipe.name).iterdir())
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
-    """A run killed while saving goes on from the checkpoint before; a damaged one is refused, another can be named."""
-    changes = {"training.max_steps": 4, "training.save_every": 1, "training.keep": 9}
-    folder = run(tmp_path, changes)
-    shutil.rmtree(folder / "final")
-    # What a kill leaves: the scratch folder under its temporary name.
-    (folder / "checkpoint-4").rename(folder / "checkpoint-4.part")
-    assert [path.name for path in checkpoints_of(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    with (folder / "checkpoint-3" / "optimizer.safetensors").open("ab") as stream:
-        stream.write(b"x")
-    with pytest.raises(UserError, match=r"optimizer.safetensors was changed.*--checkpoint"):
-        run(tmp_path, changes, resume=True)
-    with pytest.raises(UserError, match=r"--checkpoint 9: .* it has 1, 2, 3"):
-        run(tmp_path, changes, resume=True, checkpoint=9)
-    result = train(tiny_recipe(tmp_path, changes), resume=True, checkpoint=2, console=quiet())
-    assert result.steps == 4 and [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4]
-    assert (folder / "set-aside-checkpoint-3").is_dir() and open_bundle(folder / "checkpoint-3").step == 3
