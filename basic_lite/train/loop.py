@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +70,9 @@ class Loop:
         self.run, self.recipe, self.processes, self.device = run, recipe, run.processes, run.device
         self.say = speaker(run.console)
         self.schedule = Schedule(run.data.sampler, recipe)
-        self.step = make_step(recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps)
+        self.train_step = make_step(
+            recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
+        )
         self.log = RunLog(run.folder.log, run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
         self.progress = self._start()
@@ -94,7 +98,7 @@ class Loop:
     def _start(self) -> Progress:
         """From step 0, or as the checkpoint says."""
         bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
-        self.processes.same_weights(self.step.trainable)
+        self.processes.same_weights(self.train_step.trainable)
         if bundle is None:
             if self.processes.index:
                 # Other samples, so other dropout; the main process draws what it would draw alone.
@@ -103,7 +107,9 @@ class Loop:
         restore_projector(bundle, parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, parts)
-        if not restore_training_state(bundle, self.step.optimizer, self.step.scheduler, self.device, self.processes):
+        if not restore_training_state(
+            bundle, self.train_step.optimizer, self.train_step.scheduler, self.device, self.processes
+        ):
             self.say("note: more processes go on than there were, so dropout differs from an uninterrupted run's")
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
@@ -124,11 +130,19 @@ class Loop:
             UserError: something the user can mend.
         """
         try:
-            with Interruption(self.say) as interruption, memory_needed(OUTSIDE):
+            with Interruption(self.say) as interruption, memory_needed(OUTSIDE), closing(self._batches()) as batches:
                 self.log.start_trackers(self.recipe)
                 if self.progress.step == 0:
                     self._measure_premise()
-                self._steps(interruption)
+                self.line.start(self.progress.step)
+                for step in range(self.progress.step + 1, self.schedule.steps + 1):
+                    self._optimizer_step(step, batches)
+                    self._evaluate(step)
+                    stop = self.processes.any(interruption.requested) and step < self.schedule.steps
+                    if step % self.recipe.training.save_every == 0 or step == self.schedule.steps or stop:
+                        self._save()
+                    if stop:
+                        raise Interrupted(self.run.folder.checkpoint_at(step))
                 self.check.finish(self.schedule.steps)
                 self._measure_premise()
                 self._save_final()
@@ -137,48 +151,34 @@ class Loop:
             self.log.close()
         return self.log.history
 
-    def _steps(self, interruption: Interruption) -> None:
-        run, last = self.run, self.schedule.steps
-        first = self.progress.step
-        self.line.start(first)
-        data, collate = run.data.train, run.data.collator
-        batches = step_batches(data, collate, self.schedule, self.recipe, self.device, self.processes, first)
-        with closing(batches):
-            for step in range(first + 1, last + 1):
-                started = time.perf_counter()
-                try:
-                    terms, counts, rates = self._optimizer_step(step, next(batches))
-                except (OutOfMemory, RecordProblem):
-                    self._save_before_leaving()
-                    raise
-                self.progress.step = step
-                self._log(step, terms, counts, rates, time.perf_counter() - started)
-                self._evaluate(step)
-                stop = self.processes.any(interruption.requested) and step < last
-                if step % self.recipe.training.save_every == 0 or step == last or stop:
-                    self._save()
-                if stop:
-                    raise Interrupted(run.folder.checkpoint_at(step))
+    def _batches(self) -> Generator[list[Batch]]:
+        data, first = self.run.data, self.progress.step
+        return step_batches(data.train, data.collator, self.schedule, self.recipe, self.device, self.processes, first)
 
-    def _optimizer_step(self, step: int, batches: list[Batch]) -> tuple[Terms, StepCounts, dict[str, float]]:
-        """One whole step: what is retried with smaller micro-batches, and what counts samples and tokens."""
-        counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
-        lambdas = self._lambdas(step)
-        terms = self.recovery.run(
-            lambda parts: self.step.gradients(parts, counts, lambdas), batches, f"step {step}", self._begin_again
-        )
+    def _optimizer_step(self, step: int, source: Iterator[list[Batch]]) -> None:
+        """One whole optimizer step: what is retried with smaller micro-batches, and what counts samples and tokens."""
+        started = time.perf_counter()
+        try:
+            batches = next(source)
+            counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
+            gradients = partial(self.train_step.gradients, counts=counts, lambdas=self._lambdas(step))
+            terms = self.recovery.run(gradients, batches, f"step {step}", self._begin_again)
+        except (OutOfMemory, RecordProblem):
+            self._save_before_leaving()
+            raise
         self.check.look(step, has_image=counts.samples_with_image > 0)
         self.progress.projector_seen = self.check.projector_seen
-        rates = self.step.rates()
-        self.step.update()
-        return terms, counts, rates
+        rates = self.train_step.rates()
+        self.train_step.update()
+        self.progress.step = step
+        self._log(step, terms, counts, rates, time.perf_counter() - started)
 
     def _lambdas(self, step: int) -> tuple[float, float]:
         supervision = self.run.supervision
         return supervision.lambdas(step - 1, self.schedule.steps) if supervision is not None else (0.0, 0.0)
 
     def _begin_again(self, record: dict[str, int]) -> None:
-        self.step.drop_gradients()
+        self.train_step.drop_gradients()
         self.progress.lowered_to = self.recovery.lowered_to
         self.log.write(self.progress.step, {"out_of_memory": record})
 
@@ -187,7 +187,7 @@ class Loop:
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], seconds: float) -> None:
         """A line of this step alone, not a mean since the last line: a resumed run logs what an uninterrupted one does.
 
-        A step in which BASIC is off (``every_n_steps``) shows its terms of the last step that had it on.
+        A step in which BASIC is off (``every_n_steps``) shows the terms of the last line that had it on.
         """
         if step % self.recipe.training.log_every and step != self.schedule.steps:
             self.line.show(step, self.schedule.steps)
@@ -213,7 +213,7 @@ class Loop:
         what = f"the evaluation after step {step}"
         try:
             loss = held_out_loss(
-                self.step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
+                self.train_step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
             )
         except OutOfMemory:
             self._save_before_leaving()
@@ -240,7 +240,9 @@ class Loop:
             last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
             mend = f"{last}; make room, and go on with --resume"
             with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
-                write_training_state(scratch, self.progress, self.step.optimizer, self.step.scheduler, generators)
+                write_training_state(
+                    scratch, self.progress, self.train_step.optimizer, self.train_step.scheduler, generators
+                )
                 write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
             for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -249,7 +251,7 @@ class Loop:
     def _save_before_leaving(self) -> None:
         """Keep the whole steps; several processes can't, since a checkpoint needs what each of them has."""
         if self.processes.count == 1 and self.progress.step:
-            self.step.drop_gradients()
+            self.train_step.drop_gradients()
             if not self.run.folder.checkpoint_at(self.progress.step).exists():
                 self._save()
 
