@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.exceptions import TyperException
@@ -33,6 +33,11 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,11 +60,8 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     checkpoint: Annotated[
         int | None,
@@ -97,11 +99,8 @@ def train(
 
 @app.command()
 def estimate(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     gpu: Annotated[float, typer.Option(help="Memory of the card in GiB, as nvidia-smi shows it free.")] = 24.0,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
@@ -136,18 +135,14 @@ def evaluate(
     One question a record: its last one, what comes before is context. Greedy decoding; exact match, overall and by the
     records' `question_type` where they have one; predictions as JSON lines.
     """
-    check_device(device)
+    from basic_lite.recipe import schema
+
+    one_of("--device", device, get_args(schema.Device))
+    asked_in = None if template is None else one_of("--template", template, get_args(schema.Template))
     from basic_lite.tools.evaluate import evaluate_run
 
     evaluate_run(
-        run,
-        data,
-        image_dir=image_dir,
-        batch_size=batch,
-        out=out,
-        limit=limit,
-        device=device,
-        template=template,
+        run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device, template=asked_in
     )
 
 
@@ -192,7 +187,9 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Ask a trained model about a picture."""
-    check_device(device)
+    from basic_lite.recipe import schema
+
+    one_of("--device", device, get_args(schema.Device))
     from basic_lite.tools.chat import chat as ask
 
     ask(run, image, question, device)
@@ -214,10 +211,11 @@ def keys(
         print(f"{row.name}  ({row.type}; {default})\n    {row.doc}")
 
 
-def check_device(device: str) -> None:
-    """Refuse a device name before anything heavy is imported."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device!r} is none of auto, cpu, cuda")
+def one_of(option: str, value: str, names: Sequence[str]) -> Any:
+    """Refuse a value of an option before anything heavy is imported."""
+    if value not in names:
+        raise UserError(f"{option} {value!r} is none of {', '.join(names)}")
+    return value
 
 
 def note(text: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Say = Callable[[str], None]
 
@@ -18,11 +20,28 @@ def speaker(console: Console) -> Say:
     return say
 
 
+@contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that is gone when it is full; gives a function that takes how many more are done."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
 def quiet_libraries() -> None:
-    """No loading bars and load reports of transformers: what they say, the part table says better."""
+    """Switch off transformers' loading bars and reports: the part table says the same better."""
     import huggingface_hub
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()  # retries without a network; the error at the end says it all
+    # The hub client reports each retry without a network; the error at the end is enough.
+    huggingface_hub.utils.logging.set_verbosity_error()

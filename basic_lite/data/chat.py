@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from basic_lite.data.conversation import conversation
 from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TooLong
 from basic_lite.data.records import Record, Turn
-from basic_lite.data.templates import V1, OwnTemplate, Pieces, Plain, Template
+from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
+from basic_lite.recipe.schema import Template
 
 __all__ = ["IGNORE", "ChatFormat", "Encoded"]
 
@@ -42,7 +43,7 @@ class ChatFormat:
 
     def __init__(
         self,
-        template: Literal["plain", "v1", "tokenizer"],
+        template: Template,
         tokenizer: Any,
         image_token_id: int,
         tokens_per_image: int,
@@ -52,17 +53,12 @@ class ChatFormat:
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
         self._tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
-        kinds: dict[str, type[Plain] | type[V1] | type[OwnTemplate]] = {
-            "plain": Plain,
-            "v1": V1,
-            "tokenizer": OwnTemplate,
-        }
-        self._template: Template = kinds[template](self._tokens)
+        self._format: Format = FORMATS[template](self._tokens)
 
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer: eos, and the template's end of turn where that is one token."""
-        ids = self._tokens.encode([("a", False), (self._template.end_of_turn.strip(" "), True)])[1]
+        ids = self._tokens.encode([("a", False), (self._format.end_of_turn.strip(" "), True)])[1]
         ending = [one for one in ids if one != IGNORE]
         eos = self.tokenizer.eos_token_id
         return sorted(set(ending if len(ending) == 1 else []) | ({eos} if eos is not None else set()))
@@ -79,7 +75,7 @@ class ChatFormat:
         """
         try:
             turns = conversation(record)
-            return self._fit(*self._encode(self._template.pieces(turns), record), max_length)
+            return self._fit(*self._encode(self._format.pieces(turns), record), max_length)
         except RecordProblem as problem:
             raise problem.at(record.place) from problem.__cause__
 
@@ -91,7 +87,7 @@ class ChatFormat:
         try:
             turns = conversation(record, answered=False)
             asked = turns[:-1] if turns[-1].role == "gpt" else turns
-            pieces = self._template.pieces([*asked, Turn("gpt", "a")])
+            pieces = self._format.pieces([*asked, Turn("gpt", "a")])
             # The last run of supervised pieces is the answer "a"; what is before it is the prompt.
             while not pieces[-1][1]:
                 pieces.pop()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
+from basic_lite.recipe.schema import PaddingSide
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Collator:
     """
 
     pad_token_id: int
-    padding_side: Literal["right", "left"] = "right"
+    padding_side: PaddingSide = "right"
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(sample["input_ids"]) for sample in samples)

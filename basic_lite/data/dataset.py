@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import Fit, pixels
+from basic_lite.data.images import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records
+from basic_lite.recipe.schema import ImageFit
 
 
 class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -26,14 +27,14 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         records: Records | Sequence[Record],
         chat: ChatFormat,
         image_processor: Any,
-        image_fit: Fit,
+        image_fit: ImageFit,
         max_length: int,
         indices: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.records = records
         self.chat = chat
         self.image_processor = image_processor
-        self.image_fit: Fit = image_fit
+        self.image_fit: ImageFit = image_fit
         self.max_length = max_length
         self.indices = np.arange(len(records)) if indices is None else np.asarray(indices, dtype=np.int64)
 

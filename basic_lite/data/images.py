@@ -7,16 +7,15 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.problems import BadImage
-from basic_lite.errors import UserError
-
-Fit = Literal["square", "pad"]
+from basic_lite.model.processor import input_side, mean_colour, resampling
+from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
 _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
@@ -104,7 +103,7 @@ def open_image(image: ImageRef) -> Image.Image:
         ) from error
 
 
-def check_image(image: ImageRef, how: Literal["open", "exists", "none"]) -> None:
+def check_image(image: ImageRef, how: ImageCheck) -> None:
     """Look at an image as far as `data.check_images` says. Raises `BadImage`."""
     if how == "open":
         open_image(image)
@@ -137,15 +136,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def mean_colour(image_processor: Any) -> tuple[int, int, int]:
-    """The processor's mean as 8-bit colour: what padding with it becomes after normalisation is about 0."""
-    mean = getattr(image_processor, "image_mean", None)
-    values = list(mean) if isinstance(mean, (list, tuple)) else [0.5 if mean is None else float(mean)] * 3
-    r, g, b = (int(value * 255) for value in values)
-    return r, g, b
-
-
-def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
+def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
     """An RGB image made square, as `data.image_fit` says, before the processor resizes it.
 
     square: resized, the aspect ratio is lost, nothing is cropped. pad: padded with the mean colour, the
@@ -159,39 +150,12 @@ def fit(image: Image.Image, how: Fit, image_processor: Any) -> Image.Image:
         square = Image.new("RGB", (side, side), mean_colour(image_processor))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
-    size = dict(getattr(image_processor, "size", None) or {})
-    side = size.get("shortest_edge") or size.get("height") or max(width, height)
-    resample = getattr(image_processor, "resample", None)
-    return image.resize((side, side), Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample))
+    side = input_side(image_processor) or max(width, height)
+    return image.resize((side, side), resampling(image_processor))
 
 
-def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: Fit) -> torch.Tensor:
+def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit) -> torch.Tensor:
     """Pixel values [n, 3, h, w] float32 of a record's images, in their order. Raises `BadImage`."""
     fitted = [fit(open_image(image), how, image_processor) for image in images]
     out = [image_processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in fitted]
     return torch.stack(out).to(torch.float32)
-
-
-def load_image_processor(name_or_folder: str | Path, **kwargs: Any) -> Any:
-    """The vision encoder's image processor, always its PIL version (torchvision's resizes differently).
-
-    Raises:
-        UserError: there is none at that place, or it has no PIL version.
-    """
-    # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(str(name_or_folder), backend="pil", **kwargs)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{name_or_folder}: no image processor can be loaded ({reason}). A folder needs "
-            f"preprocessor_config.json (or processor_config.json); correct model.vision or model.base."
-        ) from error
-    if getattr(processor, "backend", "pil") != "pil":
-        raise UserError(
-            f"{name_or_folder}: {type(processor).__name__} has no PIL version, which is what is used here so "
-            f"that torchvision is not needed; choose a CLIP or SigLIP encoder in model.vision."
-        )
-    return processor

@@ -16,8 +16,8 @@ from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.collate import Collator
 from basic_lite.data.dataset import SupervisedDataset
-from basic_lite.data.records import load_records
 from basic_lite.data.sampler import GroupedSampler
+from basic_lite.data.sources import load_records
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe, SourceSection
 
@@ -84,7 +84,6 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say) -> Prepared:
         report.lengths,
         report.has_image,
         global_batch=recipe.training.global_batch,
-        micro_batch=recipe.training.micro_batch,
         mode=section.group_by,
         seed=recipe.seed,
     )

@@ -11,13 +11,10 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
-from basic_lite.errors import UserError
-from basic_lite.recipe.schema import SourceSection
 
 Role = Literal["human", "gpt", "system"]
 
@@ -134,38 +131,6 @@ class Records(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
-
-
-def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path) -> Records:
-    """The records of `data.train` or `data.eval`. Relative paths are relative to ``root``.
-
-    Raises:
-        UserError: a source can't be read: missing file, broken JSON (with line and column), unknown column, …
-    """
-    from basic_lite.data.hf_source import DatasetsSource
-    from basic_lite.data.json_source import JsonSource
-
-    sections = [section] if isinstance(section, SourceSection) else list(section)
-    sources: list[Source] = []
-    for one in sections:
-        given = [key for key in ("path", "hub", "parquet", "saved") if getattr(one, key)]
-        if len(given) != 1:
-            raise UserError(
-                f"a data source needs exactly one of path, hub, parquet and saved; this one has "
-                f"{' and '.join(given) or 'none'}. Correct data.train or data.eval."
-            )
-        for ours in one.columns:
-            if ours not in COLUMNS:
-                raise UserError(f"columns: {ours!r} is none of ours, which are {', '.join(COLUMNS)} (ours: theirs).")
-        if one.image_dir is not None and not (root / one.image_dir).expanduser().is_dir():
-            raise UserError(f"image_dir: there is no folder {one.image_dir}; correct it, or leave it out.")
-        source: Source = JsonSource(one, root) if one.path else DatasetsSource(one, root)
-        sources.append(source)
-    records = Records(sources)
-    if not len(records):
-        names = ", ".join(source.name for source in sources) or "data.train"
-        raise UserError(f"{names}: there is not one record in it; give a source that has some.")
-    return records
 
 
 def record_of(row: Any, source: Source, number: int) -> Record:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
+
+from basic_lite.recipe.schema import Grouping
 
 # Global batches that are sorted by length together: enough to find like lengths, few enough to stay random.
 _POOL_BATCHES = 50
@@ -32,7 +33,6 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         lengths: Tokens of each sample, after cutting.
         has_image: Whether each sample has an image.
         global_batch: Samples of one optimizer step.
-        micro_batch: Samples in memory at once; divides ``global_batch``. It changes nothing in the order.
     """
 
     def __init__(
@@ -41,17 +41,14 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         has_image: Sequence[bool] | np.ndarray,
         *,
         global_batch: int,
-        micro_batch: int = 1,
-        mode: Literal["modality_length", "length", "none"] = "modality_length",
+        mode: Grouping = "modality_length",
         seed: int = 0,
     ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.has_image = np.asarray(has_image, dtype=bool)
         if len(self.lengths) != len(self.has_image):
             raise ValueError(f"{len(self.lengths)} lengths but {len(self.has_image)} has_image")
-        if global_batch < 1 or micro_batch < 1 or global_batch % micro_batch:
-            raise ValueError(f"micro_batch {micro_batch} does not divide global_batch {global_batch}")
-        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.global_batch = global_batch
         self.mode, self.seed, self.epoch = mode, seed, 0
 
     def __len__(self) -> int:

@@ -6,13 +6,17 @@ Supervised is an answer together with the token that ends it, and nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from basic_lite.data.conversation import END, IMAGE, START
 from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.records import Turn
 from basic_lite.data.tokens import Tokens
 from basic_lite.errors import UserError
+from basic_lite.recipe.schema import Template
 
 Pieces = list[tuple[str, bool]]
 
@@ -24,7 +28,7 @@ V1_SYSTEM = (
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 
 
-class Template(Protocol):
+class Format(Protocol):
     """A prompt format."""
 
     end_of_turn: str
@@ -174,8 +178,6 @@ class OwnTemplate:
     def _render(
         self, turns: list[Turn], *, marked: bool, generation: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         names = {"human": "user", "gpt": "assistant", "system": "system"}
         messages: list[dict[str, Any]] = []
         for turn in turns:
@@ -212,3 +214,6 @@ def _from_ranges(text: str, ranges: list[tuple[int, int]]) -> Pieces:
         pieces += [(text[done:start], False), (text[start:end], True)]
         done = end
     return [*pieces, (text[done:], False)]
+
+
+FORMATS: dict[Template, Callable[[Tokens], Format]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}

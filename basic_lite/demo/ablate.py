@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from basic_lite.demo.run import CPU, EVAL_BATCH, Place, caption_score, run_stage
+from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
 from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .text import Document, read_lesson
+from basic_lite.demo.text import Document, read_lesson
 
 # Both dimensions of every linear layer are multiples of 64, NF4's block.
 LLM_CONFIG = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .language import train_language
-from .vision import train_vision
-from .words import build_tokenizer
+from basic_lite.demo.language import train_language
+from basic_lite.demo.vision import train_vision
+from basic_lite.demo.words import build_tokenizer
 
 # One order of summation, whatever the machine's number of cores.
 THREADS = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .world import (
+from basic_lite.demo.world import (
     CAPTION_REQUEST,
     COLOURS,
     COLUMNS,

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .world import IMAGE_SIZE, caption, render, sample_scene
+from basic_lite.demo.world import IMAGE_SIZE, caption, render, sample_scene
 
 VISION_CONFIG = {
     "hidden_size": 96,

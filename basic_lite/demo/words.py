@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from .world import COLOURS, COLUMNS, NUMBERS, ROWS, SHAPES
+from basic_lite.demo.world import COLOURS, COLUMNS, NUMBERS, ROWS, SHAPES
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -17,13 +18,10 @@ from basic_lite.recipe.schema import LoraSection, Recipe
 
 ADAPTER = "default"
 DECODER = "model.language_model.layers"
-TABLES = ("embed_tokens", "lm_head")
 
 
 def linear_names(parts: Parts) -> list[str]:
     """Short names of the linear layers of the LLM's decoder layers, e.g. q_proj … down_proj."""
-    from bitsandbytes.nn import Linear4bit
-
     found: dict[str, None] = {}
     for name, module in parts.layers.named_modules():
         if isinstance(module, nn.Linear | Linear4bit):
@@ -35,17 +33,11 @@ def lora_config(section: LoraSection, names: Iterable[str]) -> LoraConfig:
     """PEFT's configuration for the given short module names, on decoder layers only.
 
     Raises:
-        UserError: a target is a vocabulary table, or no linear layer has its name.
+        UserError: no linear layer has a target's name.
     """
     names = list(names)
     targets = names if section.targets == "all-linear" else list(section.targets)
     for target in targets:
-        if target in TABLES:
-            raise UserError(
-                f"lora.targets names {target}, a vocabulary table: BASIC's target distribution is made with that "
-                f"table, "
-                "which must stay frozen. Take it out of lora.targets"
-            )
         if target not in names:
             raise UserError(
                 f"lora.targets names {target}, but the LLM's decoder layers have no such linear layer; they have "
@@ -86,9 +78,8 @@ def leave_casts_to_autocast(parts: Parts) -> None:
 def adapt(parts: Parts, recipe: Recipe) -> None:
     """Freeze everything, then make trainable what the recipe trains: the projector, and LoRA if it is enabled.
 
-    LoRA is injected in place (``peft.inject_adapter_in_model``), so no wrapper stands around the model, and the
-    projector
-    stays what it is: PEFT's ``modules_to_save`` would train a copy of it.
+    LoRA is injected in place (``peft.inject_adapter_in_model``): no wrapper stands around the model, and the projector
+    stays what it is. PEFT's ``modules_to_save`` would train a copy of it.
     """
     model = parts.model
     model.requires_grad_(False)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 import torch
+from bitsandbytes.nn import Params4bit
 from rich.table import Table
 from torch import nn
 
@@ -41,8 +42,6 @@ class _Weight:
 
 
 def _is_4bit(parameter: nn.Parameter) -> bool:
-    from bitsandbytes.nn import Params4bit
-
     return isinstance(parameter, Params4bit)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from basic_lite.data.images import load_image_processor
 from basic_lite.errors import UserError
 from basic_lite.model.parts import require_decoder
+from basic_lite.model.processor import load_image_processor
+from basic_lite.model.unreadable import unreadable
 from basic_lite.recipe.schema import ModelSection
 
 # model type → attribute that holds the vision part of its configuration
@@ -53,7 +53,7 @@ def load_frontend(section: ModelSection) -> Frontend:
         tokenizer = load_tokenizer(section.base, "model.base")
         image_token_of_base(tokenizer, config, section)
         select = config.vision_feature_select_strategy
-        images = load_image_processor(section.base)
+        images = load_image_processor(section.base, "model.base")
     else:
         assert section.vision is not None and section.llm is not None
         config = composed_config(section)
@@ -61,7 +61,7 @@ def load_frontend(section: ModelSection) -> Frontend:
         tokenizer = load_tokenizer(section.llm, "model.llm")
         config.image_token_id = add_image_token(tokenizer, section.image_token)
         select = section.vision_feature_select
-        images = load_image_processor(section.vision)
+        images = load_image_processor(section.vision, "model.vision")
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
 
 
@@ -77,7 +77,7 @@ def read_config(name: str, key: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # a config.json may be wrong in any way
-        raise UserError(not_loadable(name, key, error)) from error
+        raise unreadable(name, key, error) from error
 
 
 def vision_config_of(name: str) -> PreTrainedConfig:
@@ -155,7 +155,7 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # so may tokenizer files
-        raise UserError(not_loadable(name, key, error, what="tokenizer")) from error
+        raise unreadable(name, key, error, what="tokenizer") from error
     if tokenizer.pad_token_id is None:
         # Padding is masked and never supervised, so any token does; unk keeps eos meaningful in listings.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -199,14 +199,3 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
             f"{config.image_token_id}; the two don't belong together"
         )
     return token_id
-
-
-def not_loadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if not Path(name).is_dir() and (Path(name).is_absolute() or len(Path(name).parts) != 2):
-        return f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
-    where = "the folder holds no readable one" if Path(name).is_dir() else "no such folder, and not found on the hub"
-    return (
-        f"{key}: can't read the {what} {name} ({where}): {first}\n"
-        f"  mend: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
-    )

@@ -27,9 +27,10 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_flash_attn_2_available
 
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import Frontend, load_frontend, not_loadable
+from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.parts import Parts, find_parts
+from basic_lite.model.unreadable import unreadable
 from basic_lite.recipe.schema import QuantizationSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     try:
         model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
     except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
-        raise UserError(not_loadable(name, key, error)) from error
+        raise unreadable(name, key, error) from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(
@@ -222,7 +223,7 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
                 names = [key for key in tensors.keys() if marker in key]  # noqa: SIM118
                 state |= {key.split(marker)[1]: tensors.get_tensor(key).float() for key in names}
         except SafetensorError as error:
-            raise UserError(not_loadable(name, "model.base", error)) from error
+            raise unreadable(name, "model.base", error) from error
     return state
 
 

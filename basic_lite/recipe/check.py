@@ -12,8 +12,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from basic_lite.recipe.keys import is_section, nearest_key, options, wanted
+from basic_lite.recipe.problems import KeyPath, RecipeProblem, Wrong, plain
+from basic_lite.recipe.read import Document, read_scalar
 from basic_lite.recipe.schema import Section
-from basic_lite.recipe.yaml import Document, KeyPath, RecipeProblem, Wrong, plain, read_scalar
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 

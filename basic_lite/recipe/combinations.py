@@ -7,63 +7,17 @@ prompt) is checked where those are read.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.recipe.yaml import Wrong
+from basic_lite.recipe.rules import batch_problem, layers_problem, needs_gpu
+from basic_lite.recipe.sources import source_findings
+from basic_lite.recipe.values import Finding, Unusable, Values
 
-
-class Unusable(Exception):
-    """A key was looked up whose value is missing or wrong, which has been reported already."""
-
-
-class Values:
-    """Dotted look-up in nested checked values: ``values["training.micro_batch"]``.
-
-    Raises:
-        Unusable: on look-up of a key whose value is wrong, or whose section is.
-    """
-
-    def __init__(self, checked: dict[str, Any]) -> None:
-        self._checked = checked
-
-    def __getitem__(self, dotted: str) -> Any:
-        value: Any = self._checked
-        for part in dotted.split("."):
-            if isinstance(value, Wrong):
-                raise Unusable
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        if isinstance(value, Wrong):
-            raise Unusable
-        return value
-
-    def get(self, dotted: str) -> Any:
-        """The value, or :class:`Wrong` where it is wrong: for a check that goes on without it."""
-        try:
-            return self[dotted]
-        except Unusable:
-            return Wrong()
-
-
-# The keys concerned (the first one present in the file gives the place), and the message.
-Finding = tuple[Sequence[str], str]
-
-SOURCE_KINDS = ("path", "hub", "parquet", "saved")
-COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_type")
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
-VOCABULARY_TABLES = (
-    "embed_tokens",
-    "lm_head",
-    "wte",
-    "word_embeddings",
-    "embed_in",
-    "embed_out",
-    "tok_embeddings",
-)
+VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
 
@@ -120,54 +74,6 @@ def _projector_is_another_run(v: Values) -> Iterator[Finding]:
         )
 
 
-def _sources(v: Values) -> Iterator[Finding]:
-    for key in ("data.train", "data.eval"):
-        try:
-            value = v[key]
-        except Unusable:
-            continue
-        if value == []:
-            yield (
-                [key],
-                f"the list of sources is empty; give at least one source with {_any_of(SOURCE_KINDS)}",
-            )
-        sources = [] if value is None else [(key, value)]
-        if isinstance(value, list):
-            sources = [(f"{key}.{number}", entry) for number, entry in enumerate(value)]
-        for at, source in sources:
-            if not isinstance(source, Wrong):
-                yield from _source(Values(source), at)
-
-
-def _source(v: Values, at: str) -> Iterator[Finding]:
-    try:
-        given = [kind for kind in SOURCE_KINDS if v[kind] is not None]
-    except Unusable:
-        return
-    if not given:
-        yield (
-            [at],
-            f"the source names no data; give one of {_any_of(f'{at}.{kind}' for kind in SOURCE_KINDS)}",
-        )
-    if len(given) > 1:
-        named = " and ".join(f"{at}.{kind}" for kind in given)
-        yield (
-            [f"{at}.{kind}" for kind in given],
-            f"one source can't be {named} at once; keep one, or make a list of sources",
-        )
-    try:
-        if v["config"] is not None and given and "hub" not in given:
-            yield [f"{at}.config", f"{at}.{given[0]}"], f"{at}.config belongs to {at}.hub; remove it"
-        columns = v["columns"]
-    except Unusable:
-        return
-    for name in columns:
-        if name not in COLUMN_NAMES:
-            near = get_close_matches(name, COLUMN_NAMES, 1, 0.0)[0]
-            message = f"{name!r} is none of our names ({', '.join(COLUMN_NAMES)}); the nearest is {near!r}"
-            yield [f"{at}.columns.{name}"], message
-
-
 def _lora_stage(v: Values) -> Iterator[Finding]:
     if v["lora.enabled"] and v["stage"] == 1:
         yield (
@@ -203,16 +109,9 @@ def _lora_targets(v: Values) -> Iterator[Finding]:
 
 
 def _layers(v: Values) -> Iterator[Finding]:
-    layers = v["supervision.layers"]
-    key = ["supervision.layers"]
-    if isinstance(layers, int) and layers < 1:
-        yield (
-            key,
-            f"K = {layers} layers can't be supervised; give a count of at least 1, or a fraction like 0.5",
-        )
-    elif isinstance(layers, float) and not 0 < layers <= 1:
-        whole = f"; for a count of layers write {round(layers)}, without a dot" if layers > 1 else ""
-        yield key, f"a fraction of the layers lies above 0 and is at most 1, found {layers}{whole}"
+    problem = layers_problem(v["supervision.layers"])
+    if problem is not None:
+        yield ["supervision.layers"], problem
 
 
 def _supervision(v: Values) -> Iterator[Finding]:
@@ -234,15 +133,9 @@ def _token_weights(v: Values) -> Iterator[Finding]:
 
 
 def _micro_batch(v: Values) -> Iterator[Finding]:
-    micro, whole = v["training.micro_batch"], v["training.global_batch"]
-    if whole % micro:
-        below = next(size for size in range(min(micro, whole), 0, -1) if whole % size == 0)
-        above = math.ceil(whole / micro) * micro
-        yield (
-            ["training.micro_batch", "training.global_batch"],
-            f"micro_batch {micro} does not divide global_batch {whole}; "
-            f"set training.micro_batch: {below}, or training.global_batch: {above}",
-        )
+    problem = batch_problem(v["training.micro_batch"], v["training.global_batch"])
+    if problem is not None:
+        yield ["training.micro_batch", "training.global_batch"], problem
 
 
 def _betas(v: Values) -> Iterator[Finding]:
@@ -290,25 +183,9 @@ def _offload(v: Values) -> Iterator[Finding]:
 
 
 def _needs_gpu(v: Values) -> Iterator[Finding]:
-    if v["training.device"] != "cpu":
-        return
-    for key, value, instead in (
-        ("model.attention", "flash_attention_2", "sdpa"),
-        ("kernels", "triton", "reference"),
-    ):
-        if v.get(key) == value:
-            yield (
-                [key, "training.device"],
-                f"{value} runs on a GPU only, and training.device is cpu; "
-                f"set {key}: {instead}, or training.device: cuda",
-            )
-    for key in ("training.offload_activations", "model.tower_on_host"):
-        if v.get(key) is True:
-            yield (
-                [key, "training.device"],
-                f"{key} moves tensors out of GPU memory, and training.device is cpu; "
-                f"set {key}: false, or training.device: cuda",
-            )
+    if v["training.device"] == "cpu":
+        for need in needs_gpu(v):
+            yield [need.key, "training.device"], need.message("training.device is cpu") + ", or training.device: cuda"
 
 
 def _flash_dtype(v: Values) -> Iterator[Finding]:
@@ -326,7 +203,7 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     _models,
     _image_token,
     _projector_is_another_run,
-    _sources,
+    source_findings,
     _lora_stage,
     _lora_targets,
     _layers,
@@ -351,7 +228,3 @@ def findings(checked: dict[str, Any]) -> list[Finding]:
         except Unusable:
             continue
     return found
-
-
-def _any_of(names: Any) -> str:
-    return ", ".join(names)

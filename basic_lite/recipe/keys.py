@@ -10,8 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from basic_lite.recipe.problems import KeyPath
 from basic_lite.recipe.schema import Recipe, Section
-from basic_lite.recipe.yaml import KeyPath, write_yaml
+from basic_lite.recipe.write import write_yaml
 
 # What other tools call these keys; similarity of spelling would not find them.
 SYNONYMS = {

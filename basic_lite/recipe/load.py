@@ -4,8 +4,8 @@
 
 Everything wrong is reported at once: broken overrides, unknown and duplicate keys, wrong types, missing
 keys and impossible combinations, each with file, line, column, key path and the nearest valid key or value.
-The keys are in ``schema``; what checks them in ``check`` (each key) and ``combinations`` (keys together). No torch
-here: reading a recipe is instant.
+The keys are in ``schema``; ``check`` looks at each key, ``combinations`` at keys together. No torch here: reading a
+recipe is instant.
 """
 
 from __future__ import annotations
@@ -17,18 +17,12 @@ from typing import Any
 from basic_lite.errors import UserError
 from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
+from basic_lite.recipe.overrides import apply_overrides
+from basic_lite.recipe.problems import RecipeProblem
+from basic_lite.recipe.read import read_document
 from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.shipped import find_recipe
-from basic_lite.recipe.yaml import (
-    Document,
-    KeyPath,
-    Place,
-    RecipeProblem,
-    plain,
-    read_document,
-    read_override,
-    write_yaml,
-)
+from basic_lite.recipe.write import write_yaml
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,7 +36,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(path)
     document = read_document(_read_text(path), str(path))
     problems = document.problems
-    overridden = _apply_overrides(document, overrides)
+    overridden = apply_overrides(document, overrides)
     if document.values is None:
         return _refuse(path, problems + overridden)
     problems += overridden
@@ -82,68 +76,6 @@ def _read_text(path: Path) -> str:
         raise UserError(f"the recipe {path} is not a text file in UTF-8 (line {line}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"the recipe {path} can't be read: {error.strerror or error}") from None
-
-
-def _apply_overrides(document: Document, overrides: Sequence[str]) -> list[RecipeProblem]:
-    """Write overrides into the document's values, the last of a key wins; returns what is wrong with them."""
-    problems = []
-    for number, text in enumerate(overrides, start=1):
-        place = Place.on_command_line(number)
-        dotted, equals, value_text = text.partition("=")
-        path = tuple(dotted.strip().split("."))
-        if not equals or not all(path):
-            what = (
-                "only one recipe can be trained at a time"
-                if text.endswith((".yaml", ".yml"))
-                else "expected key.path=value"
-            )
-            problems.append(RecipeProblem(place, "", f"{what}, found {text!r}; for example training.micro_batch=2"))
-            continue
-        try:
-            value = read_override(value_text)
-        except ValueError as error:
-            problems.append(RecipeProblem(place, dotted, f"{value_text!r} is {error}"))
-            continue
-        if document.values is not None:
-            problems += _override(document, path, value, place)
-    return problems
-
-
-def _override(document: Document, path: KeyPath, value: Any, place: Place) -> Iterator[RecipeProblem]:
-    assert document.values is not None
-    holder: Any = document.values
-    for depth, part in enumerate(path):
-        here, last = path[: depth + 1], depth == len(path) - 1
-        above = ".".join(path[:depth])
-        if isinstance(holder, list):
-            if not part.isascii() or not part.isdigit() or int(part) >= len(holder):
-                entries = f"0 to {len(holder) - 1}" if holder else "none"
-                message = f"`{above}` is a list here; name one of its entries ({entries}), as in {above}.0"
-                yield RecipeProblem(place, ".".join(path), message)
-                return
-            slot: Any = int(part)
-        elif isinstance(holder, dict):
-            slot = part
-            if holder.get(part) is None and not last:
-                holder[part] = {}
-            if part not in holder or last or not holder[part]:
-                document.keys[here] = place
-        else:
-            yield RecipeProblem(
-                place,
-                ".".join(path),
-                f"`{above}` holds {plain(holder)}, not keys, so nothing can be set in it",
-            )
-            return
-        if not last:
-            holder = holder[slot]
-            continue
-        holder[slot] = value
-        for known in [*document.keys, *document.places]:
-            if known[: len(path)] == path:
-                document.keys.pop(known, None)
-                document.places.pop(known, None)
-        document.keys[path] = document.places[path] = place
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """Every recipe key: type, default, unit, and one line of what it does and costs.
 
 Plain data, no torch: the command line validates a recipe before anything heavy is imported.
-Reading, overrides and error reporting are in ``recipe.py``, impossible combinations in ``combinations.py``.
+Reading and error reporting are in ``load.py``, keys that cannot work together in ``combinations.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Types of values that code outside takes by the same name.
 Stage = Literal[1, 2]
+Device = Literal["auto", "cpu", "cuda"]
+Template = Literal["plain", "v1", "tokenizer"]
+ImageFit = Literal["square", "pad"]
+ImageCheck = Literal["open", "exists", "none"]
+Grouping = Literal["modality_length", "length", "none"]
+PaddingSide = Literal["right", "left"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -103,7 +110,7 @@ class DataSection(Section):
     eval: SourceSection | list[SourceSection] | None = Field(
         None, description="Held-out data, for the loss during training."
     )
-    template: Literal["plain", "v1", "tokenizer"] = Field(
+    template: Template = Field(
         "v1",
         description="plain: image, then caption (stage 1); v1: Vicuna; tokenizer: the LLM's own template.",
     )
@@ -120,16 +127,16 @@ class DataSection(Section):
         "refuse",
         description="A broken record (no image, no supervised token): drop it (listed) or refuse to start.",
     )
-    image_fit: Literal["square", "pad"] = Field(
+    image_fit: ImageFit = Field(
         "pad",
         description="square: resize to a square; pad: pad to a square with the mean colour, then resize.",
     )
-    check_images: Literal["open", "exists", "none"] = Field(
+    check_images: ImageCheck = Field(
         "exists",
         description="Before step 0, each image: decode it (slow, finds broken files), or see that it exists.",
     )
-    padding_side: Literal["right", "left"] = Field("right", description="Side on which batches are padded in training.")
-    group_by: Literal["modality_length", "length", "none"] = Field(
+    padding_side: PaddingSide = Field("right", description="Side on which batches are padded in training.")
+    group_by: Grouping = Field(
         "modality_length", description="Batches of like length (and of one modality): less padding."
     )
     workers: int = Field(2, ge=0, description="Data loader processes; 0: in the training process.")
@@ -216,7 +223,7 @@ class TrainingSection(Section):
         default_factory=lambda: list[Tracker](("tensorboard",)),
         description="Where curves go besides log.jsonl.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one.")
+    device: Device = Field("auto", description="auto: the GPU where there is one.")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
 
 

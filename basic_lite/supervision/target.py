@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from basic_lite.errors import UserError
+from basic_lite.recipe.rules import layers_problem
 
 LayerWeights = Literal["quadratic", "linear", "constant", "decreasing"]
 
@@ -17,19 +18,12 @@ def supervised_layers(layers: int | float, total: int) -> int:
     Raises:
         UserError: K is not in 1..L.
     """
+    problem = layers_problem(layers, total)
+    if problem is not None:
+        raise UserError(f"supervision.layers: {problem}")
     if isinstance(layers, float):
-        if not 0 < layers <= 1:
-            raise UserError(
-                f"supervision.layers is {layers}, a fraction of the model's {total} layers, and must be "
-                f"above 0.0 and at most 1.0; for a count write a whole number from 1 to {total}, no point"
-            )
         # Binary fractions fall short of decimal ones: 0.29 · 100 is 28.999…
         return max(1, int(layers * total + 1e-9))
-    if not 1 <= layers <= total:
-        raise UserError(
-            f"supervision.layers is {layers}, but the model has {total} layers; set supervision.layers to a "
-            f"count from 1 to {total}, or to a fraction such as 0.5"
-        )
     return layers
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import Fit, ImageRef, pixels
+from basic_lite.data.images import ImageRef, check_image, pixels
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import ImageFit, Recipe, Template
 
 
-def chat_format(
-    recipe: Recipe, loaded: Loaded, template: Literal["plain", "v1", "tokenizer"] | None = None
-) -> ChatFormat:
+def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None) -> ChatFormat:
     """The conversation format to ask a model in: ``template``, else the one it was trained with.
 
-    Except that `plain`, the format of caption training, leaves the question out: a model trained with it is asked in
-    its
-    tokenizer's own format, or in `v1` where it has none.
+    `plain`, the format of caption training, has no question. A model trained with it is asked in its tokenizer's own
+    format, or in `v1` where the tokenizer has none.
     """
     if template is None and recipe.data.template == "plain":
         template = "tokenizer" if loaded.tokenizer.chat_template else "v1"
@@ -37,9 +35,8 @@ def chat_format(
 def asked_otherwise(recipe: Recipe, form: ChatFormat) -> str:
     """What to tell the user where questions are asked in another format than the training's."""
     return (
-        f"note: the model was trained with the {recipe.data.template} template, which has no questions; it is asked "
-        f"in the "
-        f"{form.template} template. A stage-1 model has learnt to caption, not to answer"
+        f"note: the model was trained with the {recipe.data.template} template, which has no questions; "
+        f"it is asked in the {form.template} template. A stage-1 model has learnt to caption, not to answer"
     )
 
 
@@ -49,7 +46,7 @@ def answer(
     chat: ChatFormat,
     records: Sequence[Record],
     *,
-    image_fit: Fit,
+    image_fit: ImageFit,
     batch_size: int,
     max_new_tokens: int,
     images: Callable[[int], tuple[ImageRef, ...]] | None = None,
@@ -104,6 +101,32 @@ def answer(
     return answers
 
 
+def answered(
+    loaded: Loaded,
+    recipe: Recipe,
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+    template: Template | None = None,
+    images: Callable[[int], tuple[ImageRef, ...]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Reference answers of the records, and the model's answers, as long as the references are or less."""
+    chat = chat_format(recipe, loaded, template)
+    references = [chat.reference(record) for record in records]
+    texts = answer(
+        loaded,
+        chat,
+        records,
+        image_fit=recipe.data.image_fit,
+        batch_size=batch_size,
+        max_new_tokens=answer_length(loaded, references),
+        images=images,
+        progress=progress,
+    )
+    return references, texts
+
+
 def answer_length(loaded: Loaded, references: Sequence[str], *, default: int = 64, most: int = 512) -> int:
     """Tokens an answer may have: the longest reference and a margin; ``default`` where there is none."""
     longest = max(
@@ -114,9 +137,6 @@ def answer_length(loaded: Loaded, references: Sequence[str], *, default: int = 6
 
 def require_images_open(records: Sequence[Record]) -> None:
     """Every record's images exist; raised before the first answer rather than in the middle."""
-    from basic_lite.data.images import check_image
-    from basic_lite.data.problems import RecordProblem
-
     for record in records:
         try:
             for image in record.images:

@@ -8,23 +8,22 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from basic_lite.console import quiet_libraries
+from basic_lite.console import counting, quiet_libraries
 from basic_lite.data.images import ImageRef
-from basic_lite.data.records import Record, load_records
+from basic_lite.data.records import Record
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
-from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.tools.answer import answer, answer_length, asked_otherwise, chat_format, require_images_open
+from basic_lite.recipe.schema import Recipe, SourceSection, Template
+from basic_lite.tools.answer import answered, asked_otherwise, chat_format, require_images_open
 from basic_lite.train.restore import load_trained
 
 ALL = "all"
-Template = Literal["plain", "v1", "tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,6 @@ class EvalResult:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def check_template(name: str | None) -> Template | None:
-    """A template's name from the command line.
-
-    Raises:
-        UserError: there is no such template.
-    """
-    if name not in (None, "plain", "v1", "tokenizer"):
-        raise UserError(f"--template {name!r} is none of plain, v1, tokenizer")
-    return name  # type: ignore[return-value]
-
-
 def normalise(text: str) -> str:
     """What exact match compares: lower case, single spaces, no full stop at the end."""
     return " ".join(text.lower().split()).rstrip(".").rstrip()
@@ -82,15 +70,12 @@ def evaluate(
         shuffle_images: seed; each question is then asked about another record's images (of a record with as
             many), which shows how much the answers owe to the picture.
     """
-    chat = chat_format(recipe, loaded, template)
-    references = [chat.reference(record) for record in records]
-    texts = answer(
+    references, texts = answered(
         loaded,
-        chat,
+        recipe,
         records,
-        image_fit=recipe.data.image_fit,
         batch_size=batch_size,
-        max_new_tokens=answer_length(loaded, references),
+        template=template,
         images=None if shuffle_images is None else other_images(records, shuffle_images),
         progress=progress,
     )
@@ -174,7 +159,7 @@ def evaluate_run(
     out: Path | None = None,
     limit: int | None = None,
     device: str = "auto",
-    template: str | None = None,
+    template: Template | None = None,
     console: Console | None = None,
 ) -> EvalResult:
     """Evaluate a run folder or bundle on a LLaVA file, print the table, write predictions and summary.
@@ -184,7 +169,6 @@ def evaluate_run(
     """
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
-    chosen = check_template(template)
     quiet_libraries()
     source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
     records = list(load_records(source, root=Path.cwd()))
@@ -192,7 +176,7 @@ def evaluate_run(
     if out is not None:
         _require_writable(out)
     loaded, bundle = load_trained(run, pick_device(device, "--device"))
-    form = chat_format(bundle.recipe, loaded, chosen)
+    form = chat_format(bundle.recipe, loaded, template)
     if template is None and form.template != bundle.recipe.data.template:
         notes.print(asked_otherwise(bundle.recipe, form), markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
@@ -201,19 +185,8 @@ def evaluate_run(
         notes.print(
             f"note: {several} records have several questions; the last of each is asked, the others are context"
         )
-    bar = Progress(
-        TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes, transient=True
-    )
-    with bar:
-        task = bar.add_task("", total=len(records))
-        result = evaluate(
-            loaded,
-            bundle.recipe,
-            records,
-            batch_size=batch_size,
-            template=chosen,
-            progress=lambda n: bar.advance(task, n),
-        )
+    with counting(notes, "answering", len(records)) as count:
+        result = evaluate(loaded, bundle.recipe, records, batch_size=batch_size, template=template, progress=count)
     target = out or _default_out(run, bundle.folder, data)
     write_predictions(result, target)
     if result.counts:

@@ -17,8 +17,9 @@ from basic_lite.data.check import check_data
 from basic_lite.data.collate import Collator
 from basic_lite.data.dataset import SupervisedDataset
 from basic_lite.data.problems import BadImage
-from basic_lite.data.records import Records, load_records
+from basic_lite.data.records import Records
 from basic_lite.data.sampler import GroupedSampler
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, SourceSection
 from tests.support.data import N, image_id, processor, tokenizer, write_image, write_json
@@ -196,7 +197,7 @@ def padding(order: list[int], lengths: np.ndarray, size: int) -> int:
 def test_order_is_a_permutation_from_seed_and_epoch(mode: Any) -> None:
     lengths, has_image = world()
     keys: dict[str, Any] = {"global_batch": 16, "mode": mode, "seed": 3}
-    sampler = GroupedSampler(lengths, has_image, micro_batch=1, **keys)
+    sampler = GroupedSampler(lengths, has_image, **keys)
     before = torch.get_rng_state()
     first = list(sampler)
     assert sorted(first) == list(range(1000))
@@ -211,16 +212,16 @@ def test_order_is_a_permutation_from_seed_and_epoch(mode: Any) -> None:
     assert list(sampler) == first
     assert torch.equal(torch.get_rng_state(), state)
     torch.set_rng_state(before)
-    assert list(GroupedSampler(lengths, has_image, micro_batch=8, **keys)) == first
-    assert list(GroupedSampler(lengths, has_image, micro_batch=8, **{**keys, "seed": 4})) != first
+    assert list(GroupedSampler(lengths, has_image, **keys)) == first
+    assert list(GroupedSampler(lengths, has_image, **{**keys, "seed": 4})) != first
     assert list(pickle.loads(pickle.dumps(sampler))) == first
 
 
 def test_like_lengths_and_one_modality() -> None:
     lengths, has_image = world()
-    plain = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4, mode="none"))
-    by_length = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4, mode="length"))
-    both = list(GroupedSampler(lengths, has_image, global_batch=16, micro_batch=4))
+    plain = list(GroupedSampler(lengths, has_image, global_batch=16, mode="none"))
+    by_length = list(GroupedSampler(lengths, has_image, global_batch=16, mode="length"))
+    both = list(GroupedSampler(lengths, has_image, global_batch=16))
     for size in (4, 16):
         assert padding(by_length, lengths, size) < 0.3 * padding(plain, lengths, size)
         assert padding(both, lengths, size) < 0.3 * padding(plain, lengths, size)
@@ -243,7 +244,7 @@ def test_any_order(n: int, share: float, accumulation: int, micro: int, mode: An
     rng = np.random.default_rng(seed)
     lengths, has_image = rng.integers(1, 50, n), rng.random(n) < share
     size = accumulation * micro
-    order = list(GroupedSampler(lengths, has_image, global_batch=size, micro_batch=micro, mode=mode, seed=seed))
+    order = list(GroupedSampler(lengths, has_image, global_batch=size, mode=mode, seed=seed))
     assert sorted(order) == list(range(n))
     if mode == "modality_length":
         mixed = sum(len(set(has_image[order[i : i + micro]])) == 2 for i in range(0, n, micro))
@@ -253,13 +254,9 @@ def test_any_order(n: int, share: float, accumulation: int, micro: int, mode: An
         assert sum(len(step) == 2 for step in steps) <= 1
     if mode != "modality_length" and n >= size:
         assert lengths[order[:size]].max() == lengths.max()  # what needs most memory is tried first
-    one = list(GroupedSampler(lengths, has_image, global_batch=size, micro_batch=1, mode=mode, seed=seed))
-    assert order == one
 
 
 def test_sampler_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="does not divide"):
-        GroupedSampler([1], [True], global_batch=8, micro_batch=3)
     with pytest.raises(ValueError, match="lengths"):
         GroupedSampler([1, 2], [True], global_batch=8)
     assert N == 5

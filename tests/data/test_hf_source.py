@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from basic_lite.data.images import open_image
-from basic_lite.data.records import load_records
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from tests.support.data import write_image

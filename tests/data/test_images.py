@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import SiglipImageProcessorPil
 
 from basic_lite.data.images import (
     ImageRef,
     check_image,
     fit,
-    load_image_processor,
     locate,
     open_image,
     pixels,
 )
 from basic_lite.data.problems import BadImage
-from basic_lite.errors import UserError
 from tests.support.data import processor, write_image
 
 
@@ -168,18 +166,3 @@ def test_pixels_show_the_whole_picture(tmp_path: Path, how: Any) -> None:
         assert middle[2, -1] > middle[0, -1]
     if how == "pad":
         assert out[1, :, :, 0].abs().max() < 0.02
-
-
-def test_load_image_processor(tmp_path: Path) -> None:
-    processor(16).save_pretrained(tmp_path / "clip")
-    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "siglip")
-    assert type(load_image_processor(tmp_path / "clip")) is CLIPImageProcessorPil
-    assert type(load_image_processor(str(tmp_path / "siglip"))) is SiglipImageProcessorPil
-    (tmp_path / "none").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "preprocessor_config.json").write_text("{")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
-    for name in ["none", "broken", "odd", "not/there/at/all"]:
-        with pytest.raises(UserError, match=r"no image processor can be loaded.*model\.vision"):
-            load_image_processor(tmp_path / name)

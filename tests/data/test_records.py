@@ -11,7 +11,7 @@ import pytest
 
 from basic_lite.data import json_source
 from basic_lite.data.problems import BadRecord
-from basic_lite.data.records import load_records
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from tests.support.data import write_json
@@ -142,7 +142,7 @@ def test_other_encodings_and_missing_files(tmp_path: Path) -> None:
         ("wide.json", "UTF-16"),
         ("end.json", "line 2: not UTF-8"),
         ("no.json", "no such"),
-        ("", "exactly one"),
+        ("", "names no data"),
     ]
     for name, expected in cases:
         with pytest.raises(UserError, match=expected):
@@ -155,7 +155,7 @@ def test_other_encodings_and_missing_files(tmp_path: Path) -> None:
         load_records(SourceSection(path="ok.json", image_dir="nowhere"), root=tmp_path)
     with pytest.raises(UserError, match="'pictures'"):
         load_records(SourceSection(path="ok.json", columns={"pictures": "x"}), root=tmp_path)
-    with pytest.raises(UserError, match="exactly one"):
+    with pytest.raises(UserError, match="path and hub at once"):
         load_records(SourceSection(path="ok.json", hub="x/y"), root=tmp_path)
 
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlavaForConditionalGeneration
 
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt, lora_parameters
 from basic_lite.model.audit import audit, check_parts
 from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.train.gradients import gradient_faults
 from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
@@ -125,8 +128,6 @@ def test_projector_stays_float32_under_autocast(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["nf4", "none"])
 def test_llava_checkpoint_in_the_published_layout(tmp_path: Path, mode: str) -> None:
     folder = write_llava(tmp_path / "llava")
-    from safetensors import safe_open
-
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:
         # What llava-hf's 7B has: the LLM under language_model.model, the head beside it.
         assert "language_model.model.layers.0.self_attn.q_proj.weight" in tensors.keys()  # noqa: SIM118
@@ -171,8 +172,6 @@ def test_part_table_finds_a_quantised_head_and_a_frozen_projector(tmp_path: Path
         check_parts(audit(loaded.parts), recipe, torch.float32)
     adapt(loaded.parts, recipe)
     loaded.model.lm_head = loaded.parts.layers[0].self_attn.q_proj  # an NF4 layer in the head's place
-    from basic_lite.model.parts import find_parts
-
     with pytest.raises(UserError, match=r"LLM linears|head"):
         check_parts(
             audit(find_parts(loaded.model)),
@@ -218,8 +217,6 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_its_weights_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     llm = write_llm(tmp_path / "llm")
     state = load_file(llm / "model.safetensors")
     state.pop("model.layers.1.mlp.up_proj.weight")
@@ -245,22 +242,7 @@ def test_gradient_faults_are_named(tmp_path: Path) -> None:
 
 
 def test_experts_that_stay_unquantised_are_refused(tmp_path: Path) -> None:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    folder = write_llm(tmp_path / "llm")  # for its tokenizer
-    config = MixtralConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        tie_word_embeddings=False,
-    )
-    MixtralForCausalLM(config).save_pretrained(folder)
-    recipe = recipe_for({"llm": str(folder), "vision": str(write_vision(tmp_path / "vision"))})
-    loaded = load_base(recipe, CPU)
+    recipe, loaded = composed(tmp_path, "mixtral")
     adapt(loaded.parts, recipe)
     with pytest.raises(UserError, match="MixtralExperts"):
         check_parts(audit(loaded.parts), recipe, torch.float32)
@@ -277,8 +259,6 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path: Path, damage: str) 
     elif damage == "config":
         (llm / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
     else:
-        from transformers import GPT2Config, GPT2LMHeadModel
-
         GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=64)).save_pretrained(llm)
     with pytest.raises(UserError, match=r"model\.llm"):
         load_base(recipe_for({"llm": str(llm), "vision": str(vision)}), CPU)

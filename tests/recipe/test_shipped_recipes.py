@@ -1,67 +1,132 @@
-"""Every shipped recipe runs for two optimizer steps, its models and data replaced by tiny local ones."""
+"""The shipped recipes: valid, with the method's hyperparameters, and commands in their headers that work."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from basic_lite.recipe import load_recipe, shipped_recipes
-from basic_lite.run import train
-from basic_lite.tools.dry_run import dry_run
-from basic_lite.tools.evaluate import evaluate_run
-from tests.support.models import write_llm, write_vision
-from tests.support.runs import quiet, steps_of, write_data
+from basic_lite.errors import UserError
+from basic_lite.recipe import dump_recipe, find_recipe, load_recipe, shipped_recipe, shipped_recipes
+from basic_lite.recipe.schema import Recipe
+from tests.support.recipes import write_recipe
+
+SHIPPED = {path.stem: path for path in shipped_recipes()}
+
+# METHOD: LLaVA-1.5's two stages, learning rates of the QLoRA edition.
+SHARED = {
+    "model.vision": "openai/clip-vit-large-patch14-336",
+    "model.vision_feature_layer": -2,
+    "model.vision_feature_select": "default",
+    "quantization.mode": "nf4",
+    "quantization.double": True,
+    "data.max_length": 2048,
+    "training.epochs": 1.0,
+    "training.max_steps": None,
+    "training.scheduler": "cosine",
+    "training.warmup_ratio": 0.03,
+    "training.weight_decay": 0.0,
+    "supervision.enabled": True,
+    "supervision.stages": [1, 2],
+    "supervision.layers": 0.5,
+    "supervision.layer_weights": "quadratic",
+    "supervision.token_weights": "attention",
+    "supervision.text_queries": "all",
+    "supervision.detach": True,
+    "supervision.direction": "cosine",
+    "supervision.vocabulary": "input_embeddings",
+    "supervision.temperature": 1.0,
+    "supervision.lambda_das": 1.0,
+    "supervision.lambda_sds": 0.01,
+    "supervision.every_n_steps": 1,
+}
+STAGE_1 = SHARED | {
+    "stage": 1,
+    "model.projector": None,
+    "lora.enabled": False,
+    "training.projector_learning_rate": 1e-3,
+    "training.global_batch": 256,
+    "data.template": "plain",
+    "data.image_fit": "square",
+}
+STAGE_2 = SHARED | {
+    "stage": 2,
+    "lora.enabled": True,
+    "lora.rank": 128,
+    "lora.alpha": 256.0,
+    "lora.dropout": 0.05,
+    "lora.targets": "all-linear",
+    "training.learning_rate": 2e-4,
+    "training.projector_learning_rate": 2e-5,
+    "training.global_batch": 128,
+    "data.template": "v1",
+    "data.image_fit": "pad",
+}
+HYPERPARAMETERS = {
+    "7b_pretrain": STAGE_1 | {"model.llm": "lmsys/vicuna-7b-v1.5"},
+    "7b_qlora": STAGE_2 | {"model.llm": "lmsys/vicuna-7b-v1.5", "model.projector": "runs/7b_pretrain"},
+    # Rank 64 at the method's alpha / rank: what a 16 GB card holds.
+    "13b_qlora": STAGE_2
+    | {"model.llm": "lmsys/vicuna-13b-v1.5", "model.projector": "runs/13b_pretrain"}
+    | {"lora.rank": 64, "lora.alpha": 128.0},
+}
 
 
-def tiny_overrides(folder: Path, text: str) -> list[str]:
-    """What stands in for weights, data and card; all else is the recipe's own."""
-    values = {
-        "output": str(folder / "runs"),
-        "model.vision": str(folder / "vision"),
-        "model.llm": str(folder / "llm"),
-        "data.train": {"path": str(folder / "data.json"), "image_dir": str(folder / "images")},
-        "data.workers": 0,
-        "training.max_steps": 2,
-        "training.log_every": 1,
-        "training.device": "cpu",
-    }
-    if "projector:" in text:
-        values["model.projector"] = str(folder / "stage1" / "first")
-    if "paged_adamw_8bit" in text:
-        values["training.optimizer"] = "adamw_8bit"  # paging is CUDA's
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+def value_of(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("material")
-    write_llm(folder / "llm")
-    write_vision(folder / "vision")
-    write_data(folder, 10, text_only=2)
-    text = "name: first\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: d.json}}\n"
-    first = folder / "first.yaml"
-    first.write_text(text)
-    overrides = [*tiny_overrides(folder, text), f"output={folder / 'stage1'}", "training.global_batch=4"]
-    train(load_recipe(first, [*overrides, "data.template=plain"]), console=quiet())
-    return folder
+def test_the_recipes_that_must_be_there_are() -> None:
+    assert {*HYPERPARAMETERS, "demo_stage1", "demo_stage2"} <= set(SHIPPED)
+    assert shipped_recipe("7b_qlora") == shipped_recipe("7b_qlora.yaml") == SHIPPED["7b_qlora"]
+    assert find_recipe("7b_qlora") == find_recipe("recipes/7b_qlora.yaml") == SHIPPED["7b_qlora"]
+    with pytest.raises(UserError, match=r"there are: .*7b_pretrain"):
+        shipped_recipe("70b")
 
 
-def test_there_are_recipes() -> None:
-    assert {"7b_pretrain", "7b_qlora", "13b_qlora", "demo_stage1", "demo_stage2"} <= {p.stem for p in shipped_recipes()}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_is_valid_and_opens_with_its_commands(name: str, tmp_path: Path) -> None:
+    path = SHIPPED[name]
+    recipe = load_recipe(path)
+    assert load_recipe(write_recipe(tmp_path, dump_recipe(recipe))) == recipe
+    header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header is not None
+    assert f"basic-lite train recipes/{name}.yaml" in header.group(0)
+    if name.startswith("demo"):
+        assert "#   basic-lite demo\n" in header.group(0)
+    else:
+        assert recipe.name == name
+        for weights in (recipe.model.vision, recipe.model.llm):
+            assert f"hf download {weights}" in header.group(0)
+        assert f"basic-lite train recipes/{name}.yaml --dry-run" in header.group(0)
 
 
-@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
-def test_two_steps(path: Path, material: Path) -> None:
-    overrides = tiny_overrides(material, path.read_text())
-    recipe = load_recipe(path, overrides)
-    dry_run(recipe, quiet())
-    result = train(recipe, console=quiet())
-    lines = steps_of(result.folder)
-    assert result.steps == 2 and lines[-1]["step"] == 2
-    assert lines[-1]["das"] > 0 and lines[-1]["sds"] > 0
-    answered = evaluate_run(
-        result.folder, material / "data.json", image_dir=material / "images", limit=2, console=quiet()
-    )
-    assert len(answered.predictions) == 2
+@pytest.mark.parametrize("name", SHIPPED)
+def test_commands_in_a_header_are_ones_this_program_takes(name: str) -> None:
+    for command in re.findall(r"^#   basic-lite train (.+)$", SHIPPED[name].read_text(encoding="utf-8"), re.M):
+        recipe, *rest = [word for word in command.split() if not word.startswith("--")]
+        loaded = load_recipe(recipe, rest)
+        if name == "13b_qlora" and loaded.stage == 1:
+            assert load_recipe(SHIPPED[name]).model.projector == f"{loaded.output}/{loaded.name}"
+            assert loaded.model.llm == load_recipe(SHIPPED[name]).model.llm
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_hyperparameters_are_the_methods(name: str) -> None:
+    recipe = load_recipe(SHIPPED[name])
+    found = {key: value_of(recipe, key) for key in HYPERPARAMETERS[name]}
+    assert found == HYPERPARAMETERS[name]
+    assert "adamw" in recipe.training.optimizer
+
+
+def test_demo_recipes_fit_together() -> None:
+    first, second = load_recipe("demo_stage1"), load_recipe("demo_stage2")
+    assert (first.stage, second.stage) == (1, 2)
+    assert second.model.projector == f"{first.output}/{first.name}"
+    assert first.quantization.mode == second.quantization.mode == "nf4"
+    assert (first.model.vision, first.model.llm) == (second.model.vision, second.model.llm)

@@ -19,6 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -105,6 +106,7 @@ def text_config(kind: str, vocab_size: int, **changes: Any) -> Any:
         "phi3": (Phi3Config, {"sliding_window": 12}),
         "qwen2": (Qwen2Config, {}),
         "qwen3": (Qwen3Config, {"head_dim": 16}),
+        "mixtral": (MixtralConfig, {"num_local_experts": 2, "tie_word_embeddings": False}),
     }
     cls, own = family[kind]
     return cls(**{**common, **own, **changes})

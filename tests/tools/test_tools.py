@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from basic_lite.data.images import ImageRef
-from basic_lite.data.records import Record, load_records
+from basic_lite.data.records import Record
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train

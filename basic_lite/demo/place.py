@@ -1,0 +1,137 @@
+"""Where a demo lies on disk, and its stages and scores there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from basic_lite.console import counting
+from basic_lite.data.records import Record
+from basic_lite.data.sources import load_records
+from basic_lite.demo.world import World, caption_f1
+from basic_lite.model.load import Loaded
+from basic_lite.recipe import load_recipe, shipped_recipe
+from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.run import train
+from basic_lite.tools.answer import answered
+from basic_lite.tools.evaluate import evaluate
+from basic_lite.train.bundle import MANIFEST, sha256
+from basic_lite.train.files import write_json
+from basic_lite.train.run_folder import differences
+
+EVAL_BATCH = 64
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out results of one model: exact match by question type, caption F1, and the images it was shown."""
+
+    accuracy: dict[str, float]
+    counts: dict[str, int]
+    caption_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a demo's models, world and runs lie."""
+
+    out: Path
+    models: Path
+    world: World
+    seed: int
+
+    def recipe(self, stage: int, folder: Path, **changes: Any) -> Recipe:
+        """A shipped demo recipe on this demo's files, its runs below ``folder``; ``changes``: dotted keys with __."""
+        values: dict[str, Any] = {
+            "seed": self.seed,
+            "output": str(folder),
+            "model.vision": str(self.models / "vision"),
+            "model.llm": str(self.models / "llm"),
+            "data.train.path": str(self.world.pretrain if stage == 1 else self.world.instruct),
+            "data.train.image_dir": str(self.world.images),
+        }
+        if stage == 2:
+            values["model.projector"] = str(folder / "stage1")
+        values |= {key.replace("__", "."): value for key, value in changes.items()}
+        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        return load_recipe(shipped_recipe(f"demo_stage{stage}"), overrides)
+
+    def records(self, path: Path) -> list[Record]:
+        return list(load_records(SourceSection(path=str(path), image_dir=str(self.world.images)), root=Path.cwd()))
+
+
+def run_stage(recipe: Recipe, console: Console) -> bool:
+    """Train one stage, go on with it, or take it as it is when it is finished. True when it was finished already.
+
+    A stage made with other settings is replaced: the demo's folder is the demo's own.
+    """
+    folder = Path(recipe.output) / recipe.name
+    old = folder / "recipe.yaml"
+    if old.is_file() and (differences(load_recipe(old), recipe) or _projector_changed(folder, recipe)):
+        shutil.rmtree(folder)
+    finished = (folder / "final" / MANIFEST).is_file()
+    train(recipe, resume=old.is_file(), console=console)
+    if not finished and recipe.model.projector is not None:
+        write_json(folder / "projector_from.json", _projector_hash(recipe))
+    return finished
+
+
+def _projector_hash(recipe: Recipe) -> str | None:
+    if recipe.model.projector is None:
+        return None
+    return sha256(Path(recipe.model.projector) / "final" / "projector.safetensors")
+
+
+def _projector_changed(folder: Path, recipe: Recipe) -> bool:
+    """Whether a finished stage 2 was made from another projector than the one that is there now."""
+    note = folder / "projector_from.json"
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8")) != _projector_hash(recipe)
+
+
+def scores_of(
+    path: Path,
+    load: Callable[[], Loaded],
+    place: Place,
+    recipe: Recipe,
+    questions: list[Record],
+    console: Console,
+    *,
+    captions: bool = False,
+    shuffle: int | None = None,
+) -> Scores:
+    """Scores from ``path`` when they are of this very model and data, else measured and written there."""
+    stamp = {
+        "world": sha256(place.world.eval),
+        "models": [sha256(p) for p in sorted(place.models.rglob("*.safetensors"))],
+        "bundles": [
+            sha256(p) for p in (place.out / s / "final" / MANIFEST for s in ("stage1", "stage2")) if p.is_file()
+        ]
+        if path.stem != "before"
+        else [],
+    }
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old["stamp"] == stamp:
+            return Scores(**old["scores"])
+    loaded = load()
+    with counting(console, "questions", len(questions)) as count:
+        result = evaluate(loaded, recipe, questions, batch_size=EVAL_BATCH, shuffle_images=shuffle, progress=count)
+    scores = Scores(result.accuracy, result.counts, caption_score(loaded, recipe, place) if captions else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"stamp": stamp, "scores": vars(scores)})
+    return scores
+
+
+def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> float:
+    """Mean F1 of held-out captions, asked for as in stage 1."""
+    records = place.records(place.world.eval_captions)
+    references, texts = answered(loaded, recipe, records, batch_size=EVAL_BATCH)
+    return sum(caption_f1(text, ref) for text, ref in zip(texts, references, strict=True)) / len(records)

@@ -1,0 +1,88 @@
+"""What the demo prints at its end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from basic_lite.demo.phases import Phases
+from basic_lite.demo.place import Place, Scores
+from basic_lite.demo.world import chance
+from basic_lite.tools.evaluate import ALL, accuracy_table
+
+
+def refinement_of(run: Path) -> dict[str, Any]:
+    """First and last refinement curve in a run's log, as ``{"start": …, "end": …}``."""
+    lines = (json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    curves = [line["refinement"] for line in lines if "refinement" in line]
+    return {"start": curves[0], "end": curves[-1]} if curves else {}
+
+
+def show_report(
+    place: Place,
+    columns: dict[str, Scores],
+    curves: dict[str, dict[str, Any]],
+    phases: Phases,
+    console: Console,
+) -> None:
+    console.rule("[bold]result", align="left")
+    instruct = json.loads(place.world.eval.read_text(encoding="utf-8"))
+    by_chance = chance(instruct)
+    last = columns["after stage 2"]
+    by_chance[ALL] = sum(by_chance[kind] * last.counts[kind] for kind in by_chance) / last.counts[ALL]
+    console.print("\nheld-out images, exact match by question type")
+    shares = {"chance": by_chance} | {name: scores.accuracy for name, scores in columns.items()}
+    console.print(accuracy_table(shares, last.counts))
+    console.print(
+        "chance: the best constant answer to each type. other image: the model after stage 2, shown another picture.\n"
+    )
+    captions = {name: s.caption_f1 for name, s in columns.items() if s.caption_f1 is not None}
+    console.print("caption F1: " + ", ".join(f"{name} {value:.3f}" for name, value in captions.items()) + "\n")
+    if any(curves.values()):
+        console.print(refinement_table(curves))
+        console.print(
+            "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
+            "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
+            + _verdict(curves)
+        )
+    console.print(phases.table())
+    run = place.out / "stage2"
+    console.print(f"\nrun folder: {run}", soft_wrap=True)
+    console.print(f"ask it about a picture:\n  {ask_line(run, place, instruct)}", soft_wrap=True, markup=False)
+
+
+def _verdict(curves: dict[str, dict[str, Any]]) -> str:
+    """What the curve after training says of BASIC's premise, in a sentence."""
+    score = curves["stage2"]["end"]["score"] or [0.0]
+    if score[-1] > score[0]:
+        return "Here it does after stage 2; --ablate measures what BASIC changes.\n"
+    return (
+        "Here it doesn't: in so small a world the demo shows the machinery, not a gain; --ablate measures what BASIC "
+        "changes.\n"
+    )
+
+
+def refinement_table(curves: dict[str, dict[str, Any]]) -> Table:
+    """The refinement curves: a row for each stage's start and end, a column for v, each layer and v̂."""
+    first = next(curve for stage in curves.values() for curve in stage.values())
+    table = Table(title="refinement curve", title_justify="left", header_style="bold")
+    table.add_column("")
+    for name in first["places"]:
+        table.add_column("v̂" if name == "target" else name, justify="right")
+    for stage, pair in curves.items():
+        for when, curve in pair.items():
+            score = curve["score"] or []
+            table.add_row(f"{stage}, {when}", *(f"{value:+.3f}" for value in score))
+    return table
+
+
+def ask_line(run: Path, place: Place, instruct: list[dict[str, Any]]) -> str:
+    """A shell line that asks the trained model one of the held-out questions."""
+    chosen = next((r for r in instruct if r["question_type"] == "colour"), instruct[0])
+    question = chosen["conversations"][0]["value"].replace("<image>", "").strip()
+    return shlex.join(["basic-lite", "chat", str(run), str(place.world.images / chosen["image"]), question])

@@ -1,0 +1,105 @@
+"""Rules that are looked at twice: when a recipe is read, and when the machine or the model is known.
+
+Each has one home and one wording here. A function returns a message for what is wrong, without the key's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.values import Values
+
+
+def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
+    """What is wrong where a global batch doesn't divide into micro-batches of all processes; None: it does."""
+    step = micro * processes
+    if whole % step == 0:
+        return None
+    above = math.ceil(whole / step) * step
+    mend = f"set training.global_batch: {above}"
+    below = [size for size in range(1, min(micro, whole) + 1) if whole % (size * processes) == 0]
+    if below:
+        mend = f"set training.micro_batch: {below[-1]}, or training.global_batch: {above}"
+    several = f" on each of {processes} processes" if processes > 1 else ""
+    return f"micro_batch {micro}{several} does not divide global_batch {whole}; {mend}"
+
+
+def accumulation(recipe: Recipe, processes: int = 1) -> int:
+    """Micro-batches of one optimizer step on one process.
+
+    Raises:
+        UserError: the global batch doesn't divide over the processes.
+    """
+    micro, whole = recipe.training.micro_batch, recipe.training.global_batch
+    problem = batch_problem(micro, whole, processes)
+    if problem is not None:
+        raise UserError(f"training.micro_batch: {problem}")
+    return whole // (micro * processes)
+
+
+def layers_problem(layers: int | float, total: int | None = None) -> str | None:
+    """What is wrong with `supervision.layers`, a count or a fraction of the LLM's ``total`` layers; None: nothing."""
+    if isinstance(layers, float):
+        if 0 < layers <= 1:
+            return None
+        whole = f"; for a count of layers write {round(layers)}, without a dot" if layers > 1 else ""
+        return f"a fraction of the layers lies above 0 and is at most 1, found {layers}{whole}"
+    if layers < 1:
+        return f"K = {layers} layers can't be supervised; give a count of at least 1, or a fraction like 0.5"
+    if total is not None and layers > total:
+        return f"K = {layers}, but the LLM has {total} layers; give a count from 1 to {total}, or a fraction like 0.5"
+    return None
+
+
+@dataclass(frozen=True)
+class GpuOnly:
+    """A key with a value that needs a GPU: why, and what to set instead."""
+
+    key: str
+    value: Any
+    why: str
+    instead: str
+
+    def message(self, where: str) -> str:
+        """What is wrong, given in a clause where the run takes place."""
+        value = "true" if self.value is True else self.value
+        return f"{value} needs a GPU ({self.why}), but {where}; set {self.key}: {self.instead}"
+
+
+# Key, values that need a GPU, why, what to set instead.
+_GPU_ONLY = (
+    ("model.attention", ("flash_attention_2",), "it is a CUDA kernel", "sdpa"),
+    ("kernels", ("triton",), "its kernels run on nothing else", "reference"),
+    ("training.optimizer", ("paged_adamw", "paged_adamw_8bit"), "it pages its state out of GPU memory", "adamw_8bit"),
+    ("training.offload_activations", (True,), "it moves tensors out of GPU memory", "false"),
+    ("model.tower_on_host", (True,), "it moves tensors out of GPU memory", "false"),
+)
+
+
+def needs_gpu(values: Values) -> Iterator[GpuOnly]:
+    """The keys of a recipe whose values need a GPU."""
+    for key, needing, why, instead in _GPU_ONLY:
+        value = values.get(key)
+        if value in needing:
+            yield GpuOnly(key, value, why, instead)
+
+
+def check_without_gpu(recipe: Recipe, where: str) -> None:
+    """Refuse a recipe that needs a GPU on a machine that has none.
+
+    Whether flash attention and Triton work here is seen where they are loaded, so they aren't looked at.
+
+    Args:
+        where: as in "the run is on the cpu".
+
+    Raises:
+        UserError: names every such key.
+    """
+    found = [need for need in needs_gpu(Values(recipe.model_dump())) if need.key not in ("kernels", "model.attention")]
+    if found:
+        raise UserError("\n".join(f"{need.key}: {need.message(where)}" for need in found))

@@ -1,0 +1,63 @@
+"""Every shipped recipe runs for two optimizer steps, its models and data replaced by tiny local ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from basic_lite.recipe import load_recipe, shipped_recipes
+from basic_lite.run import train
+from basic_lite.tools.dry_run import dry_run
+from basic_lite.tools.evaluate import evaluate_run
+from tests.support.models import write_llm, write_vision
+from tests.support.runs import quiet, steps_of, write_data
+
+
+def tiny_overrides(folder: Path, text: str) -> list[str]:
+    """What stands in for weights, data and card; all else is the recipe's own."""
+    values = {
+        "output": str(folder / "runs"),
+        "model.vision": str(folder / "vision"),
+        "model.llm": str(folder / "llm"),
+        "data.train": {"path": str(folder / "data.json"), "image_dir": str(folder / "images")},
+        "data.workers": 0,
+        "training.max_steps": 2,
+        "training.log_every": 1,
+        "training.device": "cpu",
+    }
+    if "projector:" in text:
+        values["model.projector"] = str(folder / "stage1" / "first")
+    if "paged_adamw_8bit" in text:
+        values["training.optimizer"] = "adamw_8bit"  # paging is CUDA's
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    write_llm(folder / "llm")
+    write_vision(folder / "vision")
+    write_data(folder, 10, text_only=2)
+    text = "name: first\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: d.json}}\n"
+    first = folder / "first.yaml"
+    first.write_text(text)
+    overrides = [*tiny_overrides(folder, text), f"output={folder / 'stage1'}", "training.global_batch=4"]
+    train(load_recipe(first, [*overrides, "data.template=plain"]), console=quiet())
+    return folder
+
+
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+def test_two_steps(path: Path, material: Path) -> None:
+    overrides = tiny_overrides(material, path.read_text())
+    recipe = load_recipe(path, overrides)
+    dry_run(recipe, quiet())
+    result = train(recipe, console=quiet())
+    lines = steps_of(result.folder)
+    assert result.steps == 2 and lines[-1]["step"] == 2
+    assert lines[-1]["das"] > 0 and lines[-1]["sds"] > 0
+    answered = evaluate_run(
+        result.folder, material / "data.json", image_dir=material / "images", limit=2, console=quiet()
+    )
+    assert len(answered.predictions) == 2
