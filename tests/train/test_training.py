@@ -273,7 +273,7 @@ def test_eight_bit_optimizer_keeps_the_projector_in_32_bit(tmp_path: Path) -> No
     assert set(projector) == {torch.float32}
     big = [p for p in lora_parameters(loaded.model).values() if p.numel() >= 4096]
     assert big and {optimizer.state[p]["state1"].dtype for p in big} == {torch.uint8}
-    with pytest.raises(UserError, match=r"training.optimizer is paged_adamw_8bit"):
+    with pytest.raises(UserError, match=r"training.optimizer: paged_adamw_8bit"):
         run(tmp_path, {"training.optimizer": "paged_adamw_8bit", "name": "paged"})
     assert run(tmp_path, {"training.optimizer": "adamw", "name": "paged"})  # a refusal leaves the folder free
 

@@ -1,0 +1,166 @@
+"""Offloading in training: the same bits, and a whole run that lives with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from basic_lite.console import speaker
+from basic_lite.data.prepare import prepare_data
+from basic_lite.errors import UserError
+from basic_lite.model import offload
+from basic_lite.model.audit import audit
+from basic_lite.model.frontend import load_frontend
+from basic_lite.model.offload import ActivationOffload
+from basic_lite.recipe.schema import Recipe
+from basic_lite.run import load_for_training, supervise, train
+from basic_lite.tools.evaluate import evaluate_run
+from basic_lite.train.arguments import check_arguments
+from basic_lite.train.optimizer import make_optimizer
+from basic_lite.train.step import micro_batch_loss
+from tests.support.runs import log_of, quiet, steps_of, tiny_recipe, write_data
+
+CPU = torch.device("cpu")
+LAYERS = 4  # of the tiny LLM
+OFFLOAD, TOWER = {"training.offload_activations": True}, {"model.tower_on_host": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("offload")
+    write_data(root, 8)
+    tiny_recipe(root)
+    return root
+
+
+def two_steps(recipe: Recipe) -> Iterator[Tensor]:
+    """Losses and gradients of two optimizer steps of two micro-batches, then the weights."""
+    torch.manual_seed(3)
+    frontend = load_frontend(recipe.model)
+    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
+    data = prepare_data(recipe, frontend, say=lambda text: None)
+    supervision = supervise(recipe, loaded, speaker(quiet()))
+    optimizer = make_optimizer(loaded.parts, recipe.training, CPU)
+    trained = [p for p in loaded.model.parameters() if p.requires_grad]
+    loaded.model.train()
+    loaded.parts.vision_tower.eval()
+    torch.manual_seed(4)  # of dropout
+    for step in range(2):
+        for first in (4 * step, 4 * step + 2):
+            batch = data.collator([data.train[i % 8] for i in (first, first + 1)])
+            loss = micro_batch_loss(
+                loaded.model,
+                loaded.parts,
+                supervision,
+                batch,
+                lambdas=(1.0, 1.0),
+                num_items_in_batch=12,
+                samples_with_image=4,
+            ).loss
+            yield loss.detach()
+            loss.backward()
+        yield from (p.grad.clone() for p in trained if p.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+    yield from trained
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "sdpa": {},
+    "eager": {"model.attention": "eager"},
+    "target with a graph": {"supervision.detach": False},
+    "eager, target with a graph": {"model.attention": "eager", "supervision.detach": False},
+    "final norm on every layer": {"supervision.target_norm": "final"},
+    "bfloat16": {"model.dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_the_same_bits(folder: Path, changes: dict[str, Any], to_host: list[Any]) -> None:
+    """On the CPU: on a GPU, attention and scatter kernels may differ from run to run by themselves."""
+    changes = {"lora.dropout": 0.3, **changes}
+    plain = list(two_steps(tiny_recipe(folder, changes)))
+    assert not to_host
+    moved = list(two_steps(tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER})))
+    # Each layer's input [B, T, D] of each of four micro-batches, and nothing else.
+    assert len(to_host) == 4 * LAYERS and {(shape[0], len(shape), shape[2]) for shape in to_host} == {(2, 3, 64)}
+    assert len(plain) == len(moved) > 20
+    assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
+    assert not torch.equal(plain[0], plain[1])
+
+
+def test_what_comes_back_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spoiled on the host, it spoils the gradients: the test above could fail."""
+    monkeypatch.setattr(offload, "MIN_BYTES", 1)
+    plain = list(two_steps(tiny_recipe(folder)))
+    really = ActivationOffload.to_host
+    monkeypatch.setattr(ActivationOffload, "to_host", lambda self, tensor: really(self, tensor).mul_(1.01))
+    spoiled = list(two_steps(tiny_recipe(folder, OFFLOAD)))
+    assert torch.equal(plain[0], spoiled[0])  # the first forward
+    assert not all(torch.equal(a, b) for a, b in zip(plain, spoiled, strict=True))
+
+
+def test_the_audit_sees_the_same_parts(folder: Path) -> None:
+    tables = []
+    for changes in ({}, TOWER):
+        recipe = tiny_recipe(folder, changes)
+        loaded = load_for_training(recipe, CPU, load_frontend(recipe.model), lambda text: None)
+        tables.append(audit(loaded.parts))
+    assert tables[0] == tables[1]
+
+
+def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer, evaluation, uniform weights' extra forward, checkpoints, resume, and the tools afterwards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = {"path": str(folder / "data.json"), "image_dir": str(folder / "images")}
+    changes = {
+        "training.device": "auto",  # with `cpu` both keys are refused when the recipe is read
+        "lora.dropout": 0.3,
+        "data.eval": data,
+        "training.eval_every": 2,
+        "training.save_every": 2,
+        "training.keep": 9,
+        "supervision.token_weights": "uniform",
+        "supervision.refinement_batches": 1,
+    }
+    plain = train(tiny_recipe(folder, {**changes, "name": "plain"}), console=quiet())
+    monkeypatch.setattr("basic_lite.run.check_arguments", lambda recipe, device: None)  # it refuses a CPU
+    recipe = tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER, "name": "moved"})
+    moved = train(recipe, console=quiet())
+    assert len(to_host) == 4 * 2 * LAYERS
+
+    shutil.rmtree(moved.folder / "final")
+    shutil.rmtree(moved.folder / "checkpoint-4")
+    # A run may go on with other values of both keys.
+    train(tiny_recipe(folder, {**changes, **TOWER, "name": "moved"}), resume=True, console=quiet())
+    assert len(to_host) == 4 * 2 * LAYERS
+    for name in ("projector.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = load_file(plain.folder / "final" / name), load_file(moved.folder / "final" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    terms = [[{k: line[k] for k in ("lm", "das", "sds")} for line in steps_of(r.folder)] for r in (plain, moved)]
+    assert terms[0] == terms[1]
+    losses = [[line["eval_loss"] for line in log_of(r.folder) if "eval_loss" in line] for r in (plain, moved)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    parts = [json.loads((r.folder / "parts.json").read_text()) for r in (plain, moved)]
+    assert parts[0] == parts[1]
+    answers = [
+        evaluate_run(r.folder, folder / "data.json", image_dir=folder / "images", limit=2, console=quiet()).predictions
+        for r in (plain, moved)
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("changes", [OFFLOAD, TOWER], ids=str)
+def test_a_machine_without_a_gpu_refuses(folder: Path, changes: dict[str, Any]) -> None:
+    recipe = tiny_recipe(folder, {**changes, "training.device": "auto"})
+    with pytest.raises(UserError, match=rf"{next(iter(changes))}: true needs a GPU .* the run is on the cpu"):
+        check_arguments(recipe, CPU)
+    check_arguments(recipe, None)  # a dry run for another machine
