@@ -71,9 +71,19 @@ def labelled_positions(labels: Tensor) -> Tensor:
 def freeze_in_no_grad(module: nn.Module) -> None:
     """Freeze ``module`` and run its forward under ``no_grad``.
 
-    Freezing alone is not enough: hooks that make inputs require gradients (PEFT, checkpointing) would keep the
-    frozen tower's graph alive.
+    Freezing alone is not enough: PEFT and checkpointing may make a module's inputs require gradients, and then a frozen
+    tower would keep its graph.
     """
     module.requires_grad_(False)
     module.eval()
-    module.forward = torch.no_grad()(module.forward)
+    outside: list[bool] = []
+
+    def enter(*_: Any) -> None:
+        outside.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def leave(*_: Any) -> None:
+        torch.set_grad_enabled(outside.pop())
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)

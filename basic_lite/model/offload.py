@@ -1,20 +1,20 @@
-"""What need not be on the card between its uses rests in pinned host memory: layer inputs, the vision tower.
+"""What the card doesn't need between its uses rests in pinned host memory: layer inputs, the vision tower.
 
-Every copy is asynchronous and on the stream that computes, so its place among the kernels is the program's own order
-and no event is needed: the card overwrites memory that was copied out only after the copy, and reads what was copied
-in only after that copy. autograd runs a node's backward on the stream of its forward. A pinned buffer is not handed
-out again before the copies that use it are done, since PyTorch's copy records an event on it with its allocator
-(``ATen/cuda/CachingHostAllocator.h``; "currently invoked by at::native::copy_kernel_cuda"). A second stream would let
-the copies out overlap with the forward, for events and ``record_stream`` that go wrong unseen; on this one they add
-their own length to a step.
+Every copy is asynchronous and on the stream that computes. So it keeps its place among the kernels, and no event is
+needed: memory that is copied out is overwritten only after the copy, and what is copied in is read only after that
+copy. autograd runs the backward of a node on the stream of its forward. A pinned buffer is not handed out again before
+the copies that use it are done: PyTorch records an event on it with each copy (``ATen/cuda/CachingHostAllocator.h``,
+"currently invoked by at::native::copy_kernel_cuda").
 
-transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cpu``) do the same for layer inputs, but
-pin even where there is no card, so neither tests nor rehearsals could run them.
+A second stream would let copies overlap with the forward, but its events and ``record_stream`` go wrong unseen. On one
+stream the copies add their own length to a step.
+
+transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cpu``) do the same for layer inputs. They
+pin memory even where there is no card, so neither tests nor rehearsals could run them.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,42 +61,46 @@ class Offloaded:
 class ActivationOffload:
     """What a language model's layers keep for the backward waits on the host.
 
-    Under gradient checkpointing that is each layer's input [B, T, D]: inside a checkpointed layer checkpoint's own
-    hooks come first, in the forward and when it is recomputed. What comes after the last layer stays: its backward is
-    next.
+    Under gradient checkpointing that is each layer's input [B, T, D]: within a checkpointed layer, checkpoint's own
+    hooks come first, in the forward and when it is recomputed. What comes after the last layer stays on the device: its
+    backward is next.
 
-    Offloaded are floating-point tensors on the device, contiguous and of at least ``MIN_BYTES``, whose storage is no
-    parameter's. Contiguous ones only, so that what comes back has the layout of what was saved, and with it the same
-    kernels and the same bits. A tensor that is saved twice is copied twice: to recognise it by its address would be
-    wrong as soon as that memory is used anew.
+    A tensor is offloaded if it is floating-point, on the device, contiguous, of at least ``MIN_BYTES``, and shares no
+    memory with a parameter. Contiguous, because a copy then has the layout of what was saved, and so the backward runs
+    the same kernels and gives the same bits. A tensor that is saved twice is copied twice: its address can't tell that
+    it is the same one, since memory is used anew.
+
+    Args:
+        language_model: gets forward hooks.
+        layers: its decoder layers.
+        device: that it computes on. Host memory is pinned where that is a GPU.
     """
 
     def __init__(self, language_model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
-        """
-        Args:
-            language_model: its forward is wrapped, in place.
-            layers: its decoder layers.
-            device: that it computes on. Host memory is pinned where that is a GPU.
-        """
         self.device = device
         self._in_layers = False
+        self._hooks: saved_tensors_hooks | None = None
         self._weights: set[int] = set()
-        forward = language_model.forward
+        language_model.register_forward_pre_hook(self._enter)
+        # Checkpoint's hooks lie on top of ours while a layer runs, so ours can only go when the model is left.
+        layers[-1].register_forward_hook(self._after_layers)
+        language_model.register_forward_hook(self._leave, always_call=True)
 
-        @functools.wraps(forward)
-        def offloading(*args: Any, **kwargs: Any) -> Any:
-            if not (torch.is_grad_enabled() and language_model.training):  # no checkpointing
-                return forward(*args, **kwargs)
-            self._in_layers = True
+    def _enter(self, language_model: nn.Module, _: Any) -> None:
+        if torch.is_grad_enabled() and language_model.training:  # else there is no checkpointing
             self._weights = {p.untyped_storage()._cdata for p in language_model.parameters()}
-            with saved_tensors_hooks(self._pack, self._unpack):
-                return forward(*args, **kwargs)
+            self._in_layers = True
+            self._hooks = saved_tensors_hooks(self._pack, self._unpack)
+            self._hooks.__enter__()
 
-        def leave(*_: Any) -> None:
-            self._in_layers = False
+    def _after_layers(self, *_: Any) -> None:
+        self._in_layers = False
 
-        language_model.forward = offloading
-        layers[-1].register_forward_hook(leave)
+    def _leave(self, *_: Any) -> None:
+        self._in_layers = False
+        if self._hooks is not None:
+            self._hooks.__exit__()
+            self._hooks = None
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """A copy on the host, in the making."""
@@ -121,23 +125,22 @@ class ActivationOffload:
 class RestOnHost:
     """A frozen module's weights rest on the host and are on the device only while its forward runs.
 
-    Parameters stay the same objects; their data is exchanged. Moving the whole model to the device (as the Trainer
-    does) takes the weights along until the end of the next forward. Buffers stay on the device.
+    Parameters stay the same objects; their data is exchanged. Where something else moves the whole model to the device,
+    the weights go along until the end of the next forward. Buffers stay on the device.
 
     accelerate's ``cpu_offload`` leaves parameters on the meta device between uses, where no model can be moved, and
     copies one by one, waiting for each.
+
+    Args:
+        module: gets forward hooks; its weights must not change any more.
+        device: that it computes on. Host memory is pinned where that is a GPU.
+
+    Raises:
+        ValueError: a parameter is trained.
+        UserError: the host has too little memory that can be pinned.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        """
-        Args:
-            module: gets forward hooks; its weights must not change any more.
-            device: that it computes on. Host memory is pinned where that is a GPU.
-
-        Raises:
-            ValueError: a parameter is trained.
-            UserError: the host has too little memory that can be pinned.
-        """
         self.device = device
         self.parameters = list(module.parameters())
         if any(p.requires_grad for p in self.parameters):

@@ -79,6 +79,16 @@ def test_vision_encoders(tmp_path: Path, vision: str) -> None:
     assert torch.isfinite(loaded.model(**a_batch(loaded)).loss)
 
 
+def test_the_frozen_tower_keeps_no_graph(tmp_path: Path) -> None:
+    _, loaded = composed(tmp_path)
+    tower, batch = loaded.parts.vision_tower, a_batch(loaded)
+    pictures = batch["pixel_values"].requires_grad_(True)
+    assert not tower(pictures).last_hidden_state.requires_grad
+    with pytest.raises(RuntimeError):
+        tower(pictures[:, :1])
+    assert torch.is_grad_enabled()
+
+
 def test_composed_text_logits_are_the_llms_own(tmp_path: Path) -> None:
     _, loaded = composed(tmp_path, quantization={"mode": "none"})
     llm = AutoModelForCausalLM.from_pretrained(tmp_path / "llm")

@@ -114,6 +114,18 @@ def test_without_gradients_or_in_eval_mode_nothing_is_moved(to_host: list[Any]) 
     assert len(to_host) == 1
 
 
+def test_an_error_in_a_layer_leaves_no_hooks_behind(to_host: list[Any]) -> None:
+    def work(body: Body, x: Tensor) -> Tensor:
+        raise RuntimeError("no memory")
+
+    body = Body(work)
+    ActivationOffload(body, body.layers, CPU)
+    with pytest.raises(RuntimeError, match="no memory"):
+        body(torch.ones(4, 8, requires_grad=True))
+    torch.ones(4, 8, requires_grad=True).sin().sum().backward()
+    assert not to_host
+
+
 class Stack(nn.Module):
     """A frozen tower, then checkpointed layers, with junk written into whatever memory has become free."""
 
