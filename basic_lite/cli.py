@@ -106,7 +106,7 @@ def estimate(
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
     ] = False,
 ) -> None:
-    """Say how much memory a recipe needs, whether a card has it, and what to change.
+    """Say how much memory a recipe needs, whether a card has that much, and what to change.
 
     Rehearses the training step from the models' configurations alone, without a GPU, in 10 to 20 s for 7B.
     The exit status is 0 whether it fits or not.
@@ -149,7 +149,7 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo's world and runs.")] = Path("runs", "demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the world, the weights and the order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world, the weights and the order.")] = 0,
     rebuild: Annotated[
         bool,
         typer.Option(
@@ -161,7 +161,7 @@ def demo(
         bool,
         typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."),
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of --ablate.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
 ) -> None:
     """Run both stages and an evaluation on a tiny world.
 
@@ -226,7 +226,7 @@ def note(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit; the entry point of ``basic-lite`` and ``python -m basic_lite``."""
     for stream in (sys.stdout, sys.stderr):
-        # A Windows console or a pipe in another encoding shows '?' for λ rather than stopping a run.
+        # A Windows console, or a pipe in another encoding, shows '?' for λ; it must not stop a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     sys.exit(_status(list(sys.argv[1:] if argv is None else argv)))

@@ -31,7 +31,7 @@ class OutOfMemory(Exception):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device, or the host, had no memory left.
 
-    torch has a type of its own for its allocator alone; libraries that ask the driver themselves (cuBLAS, cuDNN,
+    Only torch's allocator raises a type of its own. Libraries that ask the driver themselves (cuBLAS, cuDNN,
     bitsandbytes) say it in words.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

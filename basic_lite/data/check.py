@@ -1,4 +1,4 @@
-"""The audit before step 0: every record read and tokenised, every problem named, all at once."""
+"""All records are read and tokenised before step 0, and all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def check_data(
     """Read, tokenise and look at the images of all records, as `data` says.
 
     Args:
-        processes: Worker processes; none: one a core for large data on Linux, else this one alone.
+        processes: Worker processes. None: as many as cores for large data on Linux, else this process alone.
         progress: Called now and then with (records done, records in all).
 
     Raises:
-        UserError: a record can't be used and `data.bad_records` (`data.too_long` for length) is refuse; or no
-            record is left. Lists the problems, up to 20, and counts them all.
+        UserError: a record can't be used and `data.bad_records` (for length, `data.too_long`) is refuse, or no record
+            is left. Lists up to 20 problems and counts all.
     """
     total = len(records)
     columns = np.zeros((4, total), dtype=np.int32)
@@ -126,7 +126,7 @@ def check_data(
     kept = np.setdiff1d(np.arange(total), np.array([one.index for one in problems], dtype=np.int64))
     if not len(kept):
         listing = "\n".join(_listing(problems))
-        raise UserError(f"not one of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
+        raise UserError(f"none of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
     lengths, supervised, n_images, cut = columns[:, kept]
     return DataReport(total, kept, lengths, supervised, n_images, cut, digest.hexdigest(), problems)
 

@@ -5,12 +5,12 @@ What published data holds, and what is done with it:
 - a gpt turn before the first human turn is dropped, as LLaVA-1.5 does;
 - turns of one role in a row become one, joined by a line break; blank human turns count as turns;
 - a system turn at the start is the system prompt; a later one joins the human turn after it;
-- a human turn at the end, which no answer follows, is dropped; with an image, it is a problem;
+- a human turn at the end, without an answer, is dropped; if it has an image, that is a problem;
 - in a human turn with one `<image>`, the image moves to the front, then a line break, as in LLaVA-1.5
   (`preprocess_multimodal`); several images in one turn stay where they are in the text;
 - images without any `<image>` in the record go to the front of the first human turn;
-- `<image>` in a human turn is a placeholder always, so one without an image is a problem with a name; in a
-  gpt or system turn it is text, and never becomes an image token.
+- `<image>` in a human turn is always a placeholder, so one without an image is a problem; in a gpt or system turn it is
+  text, and never becomes an image token.
 """
 
 from __future__ import annotations

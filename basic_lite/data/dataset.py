@@ -42,7 +42,11 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def record(self, index: int) -> Record:
-        """The record behind a sample. Raises `BadRecord`."""
+        """The record behind a sample.
+
+        Raises:
+            RecordProblem: it is no usable conversation.
+        """
         record: Record = self.records[int(self.indices[index])]
         return record
 
@@ -50,8 +54,7 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """``input_ids`` and ``labels`` (lists of length T), and ``pixel_values`` [n, 3, h, w] where n > 0.
 
         Raises:
-            RecordProblem: (a `UserError`) names source, record number, and what is wrong, a broken image
-            included.
+            RecordProblem: the record or one of its images can't be used; names source and record number.
         """
         record = self.record(index)
         encoded = self.chat.encode(record, self.max_length)

@@ -104,7 +104,11 @@ def open_image(image: ImageRef) -> Image.Image:
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:
-    """Look at an image as far as `data.check_images` says. Raises `BadImage`."""
+    """Look at an image as closely as `data.check_images` says.
+
+    Raises:
+        BadImage: it is missing, outside its folder, or (``open``) can't be decoded.
+    """
     if how == "open":
         open_image(image)
     elif image.blob is None:
@@ -155,7 +159,11 @@ def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
 
 
 def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit) -> torch.Tensor:
-    """Pixel values [n, 3, h, w] float32 of a record's images, in their order. Raises `BadImage`."""
+    """Pixel values [n, 3, h, w] float32 of a record's images, in their order.
+
+    Raises:
+        BadImage: one of them can't be read.
+    """
     fitted = [fit(open_image(image), how, image_processor) for image in images]
     out = [image_processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in fitted]
     return torch.stack(out).to(torch.float32)

@@ -17,8 +17,8 @@ class RecordProblem(UserError):
     kind = "bad record"
 
     def __init__(self, what: str, mend: str = "", place: str = "") -> None:
-        # A data loader's worker process sends an exception home as one string that holds its whole traceback,
-        # and builds it anew from that: only its last line is meant for the user.
+        # A data loader builds a worker's exception anew from one string that holds the whole traceback. Only the last
+        # line of that is meant for the user.
         if what.startswith("Caught ") and "\nOriginal Traceback" in what:
             what = what.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
         self.what, self.mend, self.place = what, mend, place

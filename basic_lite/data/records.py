@@ -1,7 +1,7 @@
 """Records: one conversation with its images, whatever file or data set it came from.
 
-``load_records`` gives a sequence that reads a record when it is asked for: only offsets into the JSON file,
-or a memory-mapped Arrow table, are held, so 665k records cost a few MB.
+``Records`` reads a record when it is asked for. It holds only offsets into a JSON file, or a memory-mapped Arrow table,
+so 665k records cost a few MB.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Source(Protocol):
 class Records(Sequence[Record]):
     """All records of one or more sources, one after the other. Picklable; reading is lazy.
 
-    ``records[i]`` raises `BadRecord` where the i-th isn't a usable conversation.
+    ``records[i]`` raises `RecordProblem` where the i-th isn't a usable conversation.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -134,7 +134,11 @@ class Records(Sequence[Record]):
 
 
 def record_of(row: Any, source: Source, number: int) -> Record:
-    """A row of a source as a record. Raises `BadRecord` that names the place."""
+    """A row of a source as a record.
+
+    Raises:
+        RecordProblem: it is no conversation; names the place.
+    """
     identity = ""
     try:
         if not isinstance(row, Mapping):
@@ -198,7 +202,7 @@ def _turn(turn: Any, number: int) -> Turn:
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
-        what = "says not who speaks" if speaker is None else f"is from {shorten(speaker)}"
+        what = "doesn't say who speaks" if speaker is None else f"is from {shorten(speaker)}"
         raise BadRecord(f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)")
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     return Turn(role, clean(_text(value, number)))

@@ -19,15 +19,17 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
     The order follows from ``(seed, epoch)`` alone: the global generator is neither read nor changed, a
     resumed run sees the same order, and so does a run with another ``micro_batch``.
 
-    Mode length: within pools of 50 global batches, samples are sorted by length (longest first) and cut into
-    global batches, which are then shuffled. modality_length: the same among samples with images and among
-    those without, so a global batch has one modality; what is left over of both (fewer than ``global_batch``
-    each) comes mixed at the end, images first, so at most one micro-batch of an epoch holds both. none: a
-    random order.
+    Modes:
 
-    The global batch with the longest sample comes first: a run that lacks memory fails in its first step, not
-    after hours. Every sample comes once an epoch; the last global batch is smaller where the number isn't a
-    multiple of it.
+    - length: in pools of 50 global batches, samples are sorted by length (longest first) and cut into global batches;
+      these are then shuffled.
+    - modality_length: the same among samples with images and among those without, so a global batch has one modality.
+      What is left over of both (fewer than ``global_batch`` each) comes mixed at the end, images first, so at most one
+      micro-batch of an epoch holds both.
+    - none: a random order.
+
+    The global batch with the longest sample comes first: a run that lacks memory fails in its first step, not after
+    hours. Every sample comes once an epoch. The last global batch is smaller where the samples don't fill it.
 
     Args:
         lengths: Tokens of each sample, after cutting.

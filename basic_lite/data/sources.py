@@ -23,7 +23,7 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
     records = Records([_open(one, root) for one in sections])
     if not len(records):
         names = ", ".join(source.name for source in records.sources) or "data.train"
-        raise UserError(f"{names}: there is not one record in it; give a source that has some.")
+        raise UserError(f"{names}: there is no record in it; give a source that has some")
     return records
 
 

@@ -42,8 +42,7 @@ class Format(Protocol):
 
 
 class Plain:
-    """LLaVA's format for projector pre-training: the images, then each answer and a line break; no other
-    text.
+    """LLaVA's format for projector pre-training: the images, then each answer and a line break, no other text.
 
     Tokenizers without a line break (word-level ones) get the end-of-text token in its place.
     """
@@ -58,8 +57,7 @@ class Plain:
         pieces: Pieces = [(IMAGE * images, False)]
         for text in answers:
             pieces.append(("", False))
-            # Apart, so that the line break never joins a full stop into one token that generation doesn't
-            # stop at.
+            # Apart: joined with a full stop, the line break may become one token, which wouldn't end a generation.
             pieces.append((self.tokens.harmless(text), bool(text.strip())))
             pieces.append((self.end_of_turn, bool(text.strip())))
         return pieces
@@ -91,17 +89,17 @@ def _eos(tokens: Tokens, template: str) -> str:
     eos = tokens.tokenizer.eos_token
     if not eos or tokens.raw(eos) != [tokens.tokenizer.eos_token_id]:
         raise UserError(
-            f"data.template {template} ends each answer with the end-of-text token, and this tokenizer has "
-            f"none; set its eos_token, or data.template: tokenizer."
+            f"data.template: {template} ends each answer with the end-of-text token, and this tokenizer has none; "
+            "set its eos_token, or data.template: tokenizer"
         )
     return str(eos)
 
 
 class OwnTemplate:
-    """The tokenizer's chat template. Answers are found by `{% generation %}` where there is that, else by marks.
+    """The tokenizer's chat template. Answers are found by its `{% generation %}`, or else by marks.
 
-    The marks stand around each answer while the template is rendered. That they changed nothing is verified for
-    each record: every one is there, and the text without them is what is rendered without them.
+    Marks are put around each answer while the template is rendered. Each record is checked: all marks are still there,
+    and without them the text is what the template writes without them.
     """
 
     def __init__(self, tokens: Tokens) -> None:

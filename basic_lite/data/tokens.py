@@ -1,8 +1,8 @@
 """Token ids of a text that is cut into pieces, equal to those of the whole wherever no token crosses a cut.
 
-Cuts are at images and where an answer starts or ends, so labels are exact by construction, and a prompt has
-the same ids in training and in generation. Tokenizers whose first word differs from a later one
-(SentencePiece's dummy prefix) are given what stands before the piece, and its ids are taken off again.
+A text is cut at images and where an answer starts or ends. So labels are exact, and a prompt has the same ids in
+training and in generation. Some tokenizers encode the first word of a text in another way than later ones
+(SentencePiece's dummy prefix). They are given what stands before the piece too, and its ids are taken off again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 from basic_lite.data.conversation import BREAK, IMAGE
-from basic_lite.errors import UserError
 
 IGNORE = -100
 
@@ -36,10 +35,7 @@ class Tokens:
         self.image_token_id = int(image_token_id)
         self.tokens_per_image = int(tokens_per_image)
         if self.tokens_per_image < 1 or self.image_token_id < 0:
-            raise UserError(
-                f"image token id {image_token_id} with {tokens_per_image} tokens an image can't be; the "
-                f"tokenizer lacks the image token: set model.image_token, or correct model.base."
-            )
+            raise ValueError(f"image token id {image_token_id}, {tokens_per_image} tokens an image")
         self._cache: dict[tuple[str, str], list[int]] = {}
         self._heads: dict[str, list[int]] = {}
         plain, full = self.raw("a"), list(tokenizer.encode("a"))

@@ -82,9 +82,10 @@ def captioned(scene: Scene, description: str) -> Document:
 
 
 def retelling(scene: Scene, description: str, rng: random.Random) -> Document:
-    """A description, then the objects three times over, each time in another order, and with their place,
-    colour and shape in another order too. Whatever of an object is named first is the key to the
-    rest of it."""
+    """A description, then all its objects three times, in another order each time.
+
+    Place, colour and shape of an object come in another order too: whatever is named first is the key to the rest.
+    """
     document: Document = [(f"<s>{description}\n", False)]
     for _ in range(3):
         things = list(scene.things)

@@ -36,8 +36,7 @@ _WORDS = """
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer. Words, punctuation marks and newlines are tokens; letter case and spaces are not
-    kept.
+    """Make the tokenizer: words, punctuation marks and line breaks are tokens; letter case and spaces are not kept.
 
     It has no `<image>` token: whoever joins the LLM to a vision encoder adds one, as with any LLM.
     """

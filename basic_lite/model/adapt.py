@@ -63,12 +63,12 @@ def projector_parameters(parts: Parts) -> dict[str, nn.Parameter]:
 
 
 def leave_casts_to_autocast(parts: Parts) -> None:
-    """Stop LoRA layers from casting their inputs to the adapter's type, where autocast casts for the product anyway.
+    """Stop LoRA layers from casting their inputs to the adapter's type: autocast casts them for the product anyway.
 
-    With float32 adapters PEFT makes a float32 copy of every linear layer's input, and dropout another one: 8 bytes a
-    token and input feature in each layer, as much as a third of what a layer's backward takes. bf16 values are exact in
-    float32, and dropout computes in float32 and rounds once either way, so the numbers stay the same. Without autocast
-    the cast is needed, so this is for a model in training.
+    With float32 adapters PEFT makes a float32 copy of every linear layer's input, and dropout makes another: 8 bytes a
+    token and input feature in each layer, up to a third of what a layer's backward takes. The numbers stay the same:
+    bf16 values are exact in float32, and dropout computes in float32 and rounds once either way. Without autocast the
+    cast is needed, so this is for a model in training.
     """
     for module in parts.layers.modules():
         if isinstance(module, BaseTunerLayer):

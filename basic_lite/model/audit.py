@@ -153,10 +153,8 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
             case "LLM norms" | "LLM biases" | "embeddings" | "head" | "vision tower":
                 expect(part, {plain}, False, "model.dtype; never quantised, never trained")
             case _:
-                wrong.append(
-                    f"{part.part} ({part.module}, {part.parameters:,} weights) belongs to no part that is quantised or "
-                    "trained here"
-                )
+                what = f"{part.part} ({part.module}, {part.parameters:,} weights)"
+                wrong.append(f"{what} is neither a part that is quantised here nor one that is trained")
     present = Counter(part.part for part in table)
     for name in ("projector", "LLM linears", "embeddings", "vision tower"):
         if not present[name]:

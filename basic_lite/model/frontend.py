@@ -1,4 +1,4 @@
-"""What a model needs before its weights: configurations, tokenizer, image processor. A dry run gets by with these."""
+"""What is read of a model before its weights: configurations, tokenizer, image processor. A dry run needs no more."""
 
 from __future__ import annotations
 
@@ -154,16 +154,15 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, with a padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # so may tokenizer files
+    except Exception as error:  # a tokenizer file may be wrong in any way
         raise unreadable(name, key, error, what="tokenizer") from error
     if tokenizer.pad_token_id is None:
         # Padding is masked and never supervised, so any token does; unk keeps eos meaningful in listings.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise UserError(
-            f"{key}: the tokenizer of {name} has no padding, unknown or end token, so batches can't be padded; name "
-            f"one in "
-            "its tokenizer_config.json (pad_token)"
+            f"{key}: the tokenizer of {name} has no padding, unknown or end token, so batches can't be padded; "
+            "name one in its tokenizer_config.json (pad_token)"
         )
     return tokenizer
 
@@ -194,8 +193,7 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
     token_id = vocabulary[section.image_token]
     if token_id != config.image_token_id:
         raise UserError(
-            f"{section.base}: the tokenizer's {section.image_token!r} has id {token_id}, the model's configuration "
-            f"says "
-            f"{config.image_token_id}; the two don't belong together"
+            f"model.base: in {section.base} {section.image_token!r} has id {token_id} for the tokenizer and "
+            f"{config.image_token_id} for the model's configuration; take tokenizer and weights of one checkpoint"
         )
     return token_id

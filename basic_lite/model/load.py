@@ -1,4 +1,4 @@
-"""From names in a recipe to a model on the device: compose vision + LLM, or open a llava-hf checkpoint.
+"""From the names in a recipe to a model on the device: vision and LLM put together, or a llava-hf checkpoint.
 
 Either way the result is one ``LlavaForConditionalGeneration`` with the LLM's linear layers in NF4 and nothing else
 quantised. Weights are read once and quantised as they are read.
@@ -109,7 +109,11 @@ def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = 
 def quantization_config(
     section: QuantizationSection, dtype: torch.dtype, device: torch.device, skip: list[str]
 ) -> BitsAndBytesConfig | None:
-    """bitsandbytes' configuration, or None. ``skip``: full names or suffixes of modules left alone."""
+    """The configuration for bitsandbytes; None: no quantisation.
+
+    Args:
+        skip: full names of modules that stay as they are, or ends of names.
+    """
     if section.mode == "none":
         return None
     compute = dtype if section.compute_dtype == "auto" else pick_dtype(section.compute_dtype, device)
@@ -131,8 +135,8 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(
             f"{key}: {name} lacks {len(info['missing_keys'])} of the weights of {type(model).__name__} ({some}, …): "
-            f"it is "
-            "another kind of checkpoint than its configuration says, or the download is incomplete; fetch it again"
+            "it is another kind of checkpoint than its configuration says, or the download is incomplete; "
+            "fetch it again"
         )
     keep_weights_unpacked(model)
     return model
@@ -215,8 +219,7 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
         if path is None:
             raise UserError(
                 f"model.base: {name} has no {shard}: its weights are not in safetensors, or the download is "
-                f"incomplete; "
-                f"fetch it again: hf download {name}"
+                f"incomplete; fetch it again: hf download {name}"
             )
         try:
             with safe_open(path, framework="pt") as tensors:
@@ -241,8 +244,8 @@ def table_rows(rows: int, image_token_id: int) -> int:
 def _give_row(llm: Any, image_token_id: int) -> None:
     """Make sure that the image token has a row in the embedding table and the head.
 
-    The row itself is never used, since the projector's output takes its place; but ids are looked up before that.
-    New rows get the mean of the others: in the head a zero row could win where all logits are negative.
+    What the row holds never matters, since the projector's output takes its place, but ids are looked up before that.
+    New rows get the mean of the others: a zero row in the head could win where all logits are negative.
     """
     rows = llm.get_input_embeddings().weight.shape[0]
     size = table_rows(rows, image_token_id)
@@ -287,18 +290,21 @@ def _probe_logits(model: Any, device: torch.device) -> torch.Tensor:
 
 
 def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
-    """The composed model must say on text what the LLM says.
+    """Refuse a composed model whose logits on text aren't the LLM's.
 
-    Some families do something between the last hidden state and the logits (soft caps, logit scales), which LLaVA
-    doesn't: training against other logits than the LLM's own would quietly ruin it.
+    Some families change the logits after the head (soft caps, scales), and LLaVA doesn't. Training against other logits
+    than the LLM's own would quietly ruin it.
+
+    Raises:
+        UserError: they differ.
     """
     after = after[..., : before.shape[-1]]
     error = (before - after).abs().max().item()
     if not error <= 1e-3 * max(1.0, before.abs().max().item()):
         raise UserError(
-            f"model.llm: {name} computes its logits in a way LLaVA's layout can't hold (they differ by {error:.3g} "
-            f"after "
-            "composition; a logit soft cap or scale, as in Gemma 2 or Cohere, would do that); choose another LLM"
+            f"model.llm: {name} computes its logits in a way that LLaVA can't hold. They differ by {error:.3g} "
+            "after composition; a soft cap or a scale of the logits does that, as in Gemma 2 or Cohere. "
+            "Choose another LLM"
         )
 
 

@@ -1,8 +1,7 @@
 """Recipe keys that are each right and cannot work together: what was found, why, and which key mends it.
 
-Every check sees the whole recipe and reports on its own, so none hides another. A check that needs a key with
-a wrong value of its own is skipped. What needs the models or the data (K against their L, the length of a
-prompt) is checked where those are read.
+Each check sees the whole recipe and reports on its own, so none hides another. A check is skipped where a key it needs
+has a wrong value. Rules that also need the machine or the model are in ``rules``.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def _models(v: Values) -> Iterator[Finding]:
         missing = "model.llm" if vision is not None else "model.vision"
         yield (
             [parts[0], missing],
-            f"{parts[0]} needs {missing} beside it: a composition takes both; add {missing}",
+            f"{parts[0]} alone makes no model: a vision encoder and an LLM are put together; add {missing}",
         )
 
 
@@ -49,7 +48,7 @@ def _image_token(v: Values) -> Iterator[Finding]:
     if any(character.isspace() for character in token):
         yield (
             ["model.image_token"],
-            f"the placeholder {token!r} holds white space, so no tokenizer keeps it whole",
+            f"the placeholder {token!r} has white space in it, so tokenizers split it; write one word, as <image>",
         )
 
 
@@ -97,8 +96,8 @@ def _lora_targets(v: Values) -> Iterator[Finding]:
         if any(part in VOCABULARY_TABLES for part in parts):
             yield (
                 at,
-                f"{target!r} is a LoRA on a vocabulary table, which stays frozen: embeddings are compared "
-                "with it; remove it from lora.targets",
+                f"{target!r} is a vocabulary table, which must stay frozen: BASIC compares embeddings with it; "
+                "remove it from lora.targets",
             )
         elif any(part in OUTSIDE_LLM for part in parts):
             yield (
@@ -118,7 +117,7 @@ def _supervision(v: Values) -> Iterator[Finding]:
     if v["supervision.enabled"] and not v["supervision.stages"]:
         yield (
             ["supervision.stages", "supervision.enabled"],
-            "BASIC is enabled and on in no stage; name stages ([1, 2]), or set supervision.enabled: false",
+            "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled: false",
         )
 
 
@@ -127,8 +126,8 @@ def _token_weights(v: Values) -> Iterator[Finding]:
     if not isinstance(weights, str) and weights <= 0:
         yield (
             ["supervision.token_weights"],
-            f"a sum of patch weights of {weights} leaves nothing of both losses; give a number above 0 "
-            "(attention gives at most 1), or set lambda_das and lambda_sds to 0",
+            f"patch weights that add up to {weights} leave no loss; give a number above 0 (attention gives at most 1), "
+            "or set lambda_das and lambda_sds to 0",
         )
 
 
@@ -176,9 +175,9 @@ def _offload(v: Values) -> Iterator[Finding]:
     if v["training.offload_activations"] and not v["training.gradient_checkpointing"]:
         yield (
             ["training.offload_activations", "training.gradient_checkpointing"],
-            "offload_activations moves what gradient checkpointing keeps of each layer, and without it every "
-            "activation of every layer would be copied; set training.gradient_checkpointing: true, "
-            "or training.offload_activations: false",
+            "offload_activations moves the layer inputs that gradient checkpointing keeps; without checkpointing it "
+            "would copy every activation of every layer; set training.gradient_checkpointing: true, or "
+            "training.offload_activations: false",
         )
 
 

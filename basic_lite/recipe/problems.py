@@ -9,7 +9,7 @@ KeyPath = tuple[str, ...]
 
 
 class Wrong:
-    """Stands for a value that is missing or wrong and has been reported."""
+    """Stands in the place of a value that is missing or wrong and has been reported."""
 
 
 @dataclass(frozen=True, order=True)

@@ -47,20 +47,20 @@ class ModelSection(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Of the frozen parts not in 4 bit. auto: bfloat16 where the GPU has it, else float32.",
+        description="Type of the frozen parts that aren't in 4 bit. auto: bfloat16 where the GPU has it, else float32.",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="The LLM's attention; flash_attention_2 needs flash-attn installed."
     )
     tower_on_host: bool = Field(
         False,
-        description="The frozen vision tower rests in pinned host memory and is on the GPU for its forward only: "
-        "0.6 GiB less for CLIP-L, copied in each micro-batch; the same result. GPU only, in training only.",
+        description="Keep the frozen vision tower in pinned host memory and bring it to the GPU for its forward only. "
+        "Saves 0.6 GiB for CLIP-L, costs a copy in each micro-batch; the same result. GPU only, in training only.",
     )
 
 
 class QuantizationSection(Section):
-    """How the LLM's linear layers are held. Tower, projector, embeddings and head never are quantised."""
+    """How the LLM's linear layers are held. Tower, projector, embeddings and head are never quantised."""
 
     mode: Literal["nf4", "none"] = Field(
         "nf4", description="nf4: 4-bit NormalFloat, about 0.52 bytes a weight; none: `model.dtype`."
@@ -121,11 +121,11 @@ class DataSection(Section):
     )
     too_long: Literal["drop", "refuse"] = Field(
         "refuse",
-        description="A sample that can't fit even with its text cut: drop it (listed) or refuse to start.",
+        description="A sample that doesn't fit even with its text cut: drop it and list it, or refuse to start.",
     )
     bad_records: Literal["drop", "refuse"] = Field(
         "refuse",
-        description="A broken record (no image, no supervised token): drop it (listed) or refuse to start.",
+        description="A broken record (no image, no supervised token): drop it and list it, or refuse to start.",
     )
     image_fit: ImageFit = Field(
         "pad",
@@ -133,11 +133,12 @@ class DataSection(Section):
     )
     check_images: ImageCheck = Field(
         "exists",
-        description="Before step 0, each image: decode it (slow, finds broken files), or see that it exists.",
+        description="What is done with each image before step 0. open: decode it (slow, finds broken files); "
+        "exists: see that the file is there.",
     )
     padding_side: PaddingSide = Field("right", description="Side on which batches are padded in training.")
     group_by: Grouping = Field(
-        "modality_length", description="Batches of like length (and of one modality): less padding."
+        "modality_length", description="Batch samples of like length (and of one modality): less padding."
     )
     workers: int = Field(2, ge=0, description="Data loader processes; 0: in the training process.")
 
@@ -145,7 +146,7 @@ class DataSection(Section):
 class SupervisionSection(Section):
     """BASIC itself (METHOD: arXiv 2508.06895). What the paper states is marked [paper], our choice [open]."""
 
-    enabled: bool = Field(True, description="Compute the BASIC losses at all. off: the run is LLaVA's own.")
+    enabled: bool = Field(True, description="Compute the BASIC losses. false: the run is LLaVA's own.")
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage]((1, 2)),
         description="Stages (key `stage`) BASIC is on in. [paper] both.",
@@ -173,7 +174,7 @@ class SupervisionSection(Section):
     vocabulary: Literal["input_embeddings", "lm_head"] = Field(
         "input_embeddings", description="SDS table E. [open] input embeddings."
     )
-    temperature: float = Field(1.0, gt=0, description="Of both SDS distributions. [open] 1.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of both SDS distributions. [open] 1.")
     lambda_das: float = Field(1.0, ge=0, description="λ1. [paper] 1; 0 turns DAS off.")
     lambda_sds: float = Field(0.01, ge=0, description="λ2. [paper] 0.01; 0 turns SDS off.")
     every_n_steps: int = Field(1, ge=1, description="Compute the losses on every n-th optimizer step only.")
@@ -188,8 +189,8 @@ class SupervisionSection(Section):
 class TrainingSection(Section):
     """Optimisation. One optimizer step sees ``global_batch`` samples, whatever ``micro_batch`` is."""
 
-    learning_rate: float = Field(2e-4, ge=0, description="Of the LoRA weights.")
-    projector_learning_rate: float = Field(2e-5, ge=0, description="Of the projector.")
+    learning_rate: float = Field(2e-4, ge=0, description="Learning rate of the LoRA weights.")
+    projector_learning_rate: float = Field(2e-5, ge=0, description="Learning rate of the projector.")
     epochs: float = Field(1.0, gt=0, description="Passes over the data; ignored when `max_steps` is set.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
     global_batch: int = Field(128, ge=1, description="Samples of one optimizer step.")
@@ -209,8 +210,8 @@ class TrainingSection(Section):
     )
     offload_activations: bool = Field(
         False,
-        description="Layer inputs that checkpointing keeps wait in pinned host memory: L·B·T·D numbers less on the "
-        "GPU, copied out and back in each micro-batch; the same result. GPU only.",
+        description="Keep the layer inputs of checkpointing in pinned host memory. Saves L·B·T·D numbers on the GPU, "
+        "costs a copy out and back in each micro-batch; the same result. GPU only.",
     )
     autocast: Literal["auto", "bfloat16", "off"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it."
@@ -221,7 +222,7 @@ class TrainingSection(Section):
     log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](("tensorboard",)),
-        description="Where curves go besides log.jsonl.",
+        description="Where curves go, besides log.jsonl.",
     )
     device: Device = Field("auto", description="auto: the GPU where there is one.")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
@@ -232,7 +233,7 @@ class Recipe(Section):
 
     name: str = Field(description="Name of the run; the run folder is `output` / `name`.")
     stage: Stage = Field(description="1: projector pre-training; 2: instruction tuning.")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of everything drawn: initial weights, order, dropout.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything drawn: initial weights, order, dropout.")
     output: str = Field("runs", description="Folder that run folders are made in.")
     kernels: Literal["auto", "triton", "reference"] = Field(
         "auto",

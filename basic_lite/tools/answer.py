@@ -33,7 +33,7 @@ def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None
 
 
 def asked_otherwise(recipe: Recipe, form: ChatFormat) -> str:
-    """What to tell the user where questions are asked in another format than the training's."""
+    """A note for the user: questions are asked in another format than the model was trained with."""
     return (
         f"note: the model was trained with the {recipe.data.template} template, which has no questions; "
         f"it is asked in the {form.template} template. A stage-1 model has learnt to caption, not to answer"
@@ -128,7 +128,12 @@ def answered(
 
 
 def answer_length(loaded: Loaded, references: Sequence[str], *, default: int = 64, most: int = 512) -> int:
-    """Tokens an answer may have: the longest reference and a margin; ``default`` where there is none."""
+    """Tokens that an answer may have: those of the longest reference, and 8 more.
+
+    Args:
+        default: where there is no reference.
+        most: never more than this.
+    """
     longest = max(
         (len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references if text), default=0
     )
@@ -136,7 +141,11 @@ def answer_length(loaded: Loaded, references: Sequence[str], *, default: int = 6
 
 
 def require_images_open(records: Sequence[Record]) -> None:
-    """Every record's images exist; raised before the first answer rather than in the middle."""
+    """Refuse records whose images are missing, before the first answer.
+
+    Raises:
+        UserError: names the first such record.
+    """
     for record in records:
         try:
             for image in record.images:

@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 256
 
 
 def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> None:
-    """Answer one question about ``image``, or questions from standard input until an empty line. Answers go to stdout.
+    """Answer a question about ``image``, or questions from standard input until an empty line. Answers go to stdout.
 
     Raises:
         UserError: no usable bundle, or the picture can't be read.

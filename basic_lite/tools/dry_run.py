@@ -1,4 +1,4 @@
-"""``basic-lite train RECIPE --dry-run``: all that needs neither weights nor a GPU, then stop."""
+"""``basic-lite train RECIPE --dry-run``: all of a run that needs neither weights nor a GPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from basic_lite.model.audit import Part, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.model.plan import planned_parts
+from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.assembly import basic_is_on, check_machine, preflight
@@ -30,7 +31,7 @@ from basic_lite.units import MIB
 
 @dataclass(frozen=True)
 class BasicCost:
-    """What BASIC adds to one micro-batch, computed from shapes; bytes are the reference operations' stated peaks."""
+    """What BASIC adds to one micro-batch, computed from shapes. Bytes are the peaks that the eager operations state."""
 
     layers: int
     total_layers: int
@@ -41,17 +42,17 @@ class BasicCost:
 
     @property
     def share(self) -> float:
-        """BASIC's floating-point operations by those of the forward and backward without it."""
+        """BASIC's floating-point operations, divided by those of the forward and backward without it."""
         return self.flops / self.step_flops if self.step_flops else 0.0
 
 
 def basic_cost(recipe: Recipe, frontend: Frontend, parts: list[Part], *, tokens: int, visual: int) -> BasicCost:
     """BASIC's cost for one sample of ``tokens`` tokens, ``visual`` of them visual, times the micro-batch.
 
-    SDS is three products of M × D × V (two forward, one for the gradient); attention mass recomputes the scores of
-    the text rows in K layers; DAS and the taps are a few operations an element. The step without BASIC: 2 operations a
-    weight and token forward, 2 for the gradient of the activations, 2 more forward under checkpointing; the head on
-    labelled rows is left out.
+    SDS is three products of M × D × V: two forward, one for the gradient. Attention mass recomputes the scores of the
+    text rows in K layers. DAS and the taps are a few operations an element. A step without BASIC takes 2 operations a
+    weight and token forward, 2 for the gradient of the activations, and 2 more under checkpointing. The head is left
+    out: it works on labelled rows only.
     """
     text = frontend.config.text_config
     hidden, vocabulary = text.hidden_size, text.vocab_size
@@ -72,7 +73,7 @@ def basic_cost(recipe: Recipe, frontend: Frontend, parts: list[Part], *, tokens:
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
-    """Validate, read configurations and data, print what the run would be and one sample as the model gets it.
+    """Check the recipe, read configurations and data, print what the run would be and one sample of it.
 
     Raises:
         UserError: whatever would stop the run before its weights are loaded.
@@ -87,7 +88,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         try:
             check_machine(recipe, torch.device("cpu"))
         except UserError as error:
-            say(f"note: this is planned for a machine with a GPU, and here is none: {error}")
+            say(f"note: this machine has no GPU; on it the run would be refused: {error}")
     frontend, data = preflight(_without_projector(recipe), device, say)
     # Of the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
@@ -99,7 +100,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
 
 
 def _refusals(recipe: Recipe) -> list[str]:
-    """What would stop `train` now, but may well be meant: a folder in use, a stage 1 that hasn't run yet."""
+    """What would stop `train` now but may be as it should: a folder in use, a stage 1 that hasn't run yet."""
     found = []
     path = Path(recipe.output) / recipe.name
     existed, parent_existed = path.exists(), path.parent.exists()
@@ -133,11 +134,10 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
     rows: dict[str, Any] = {
         "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
         "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × "
-        f"{training.global_batch // training.micro_batch} accumulated), {samples / max(len(data.train), 1):.2f} epochs "
-        f"of {len(data.train):,} samples",
-        "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, longest "
-        f"{int(report.lengths.max()):,}, "
-        f"limit {recipe.data.max_length:,})",
+        f"{accumulation(recipe)} accumulated), "
+        f"{samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
+        "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, "
+        f"longest {int(report.lengths.max()):,}, limit {recipe.data.max_length:,})",
         "tokens an image": f"{frontend.tokens_per_image}",
         "learning rates": f"projector {training.projector_learning_rate:g}"
         + (f", LoRA {training.learning_rate:g}" if recipe.lora.enabled else ""),
@@ -149,10 +149,10 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         cost = basic_cost(recipe, frontend, parts, tokens=length, visual=visual)
         settings = recipe.supervision
         rows["BASIC adds"] = (
-            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; λ1 {settings.lambda_das:g} "
-            f"({settings.direction}), "
-            f"λ2 {settings.lambda_sds:g}; {cost.share:.1%} of the step's operations and "
-            f"{cost.buffer_bytes / MIB:.1f} MiB of buffers for {cost.visual_tokens:,} visual tokens (from shapes)"
+            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; "
+            f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
+            f"{cost.share:.1%} of the step's operations and {cost.buffer_bytes / MIB:.1f} MiB of buffers "
+            f"for {cost.visual_tokens:,} visual tokens (from shapes)"
         )
     else:
         rows["BASIC adds"] = "nothing: it is off in this recipe"

@@ -28,6 +28,7 @@ from basic_lite.rehearsal.step import (
     PROJECTION,
     VISION,
 )
+from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.units import GIB, MIB
 
 PARTS = {
@@ -50,7 +51,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What ``estimate`` finds."""
+    """What ``estimate`` finds: the rehearsal, the largest micro-batch that fits, and advice where the run doesn't."""
 
     rehearsal: Rehearsal
     gpu_gib: float
@@ -60,12 +61,12 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """With all of the optimizer's state on the card."""
+        """Whether the run fits with all of the optimizer's state on the card."""
         return self.rehearsal.needed_bytes <= self.gpu_gib * GIB
 
     @property
     def fits_paged(self) -> bool:
-        """With the optimizer's pages on the host during forward and backward."""
+        """Whether it fits with the optimizer's pages on the host during forward and backward."""
         return self.rehearsal.least_bytes <= self.gpu_gib * GIB
 
 
@@ -86,8 +87,6 @@ def estimate(
     if gpu_gib <= 0:
         raise UserError(f"--gpu is {gpu_gib:g}; give the card's memory in GiB, as in --gpu 24")
     if measure:
-        from basic_lite.tools.measure import require_gpu
-
         require_gpu()
     started = time.perf_counter()
     frontend = load_frontend(recipe.model)
@@ -100,8 +99,6 @@ def estimate(
         result = replace(result, advice=list(advise(rehearser, rehearsal, int(gpu_gib * GIB), largest, seen)))
     _show(recipe, result, console, time.perf_counter() - started)
     if measure:
-        from basic_lite.tools.measure import measure_and_show
-
         measure_and_show(recipe, frontend, rehearsal, console)
     return result
 

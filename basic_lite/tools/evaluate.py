@@ -67,8 +67,8 @@ def evaluate(
 
     Args:
         template: format of the questions; None: the training's (see ``chat_format``).
-        shuffle_images: seed; each question is then asked about another record's images (of a record with as
-            many), which shows how much the answers owe to the picture.
+        shuffle_images: a seed. Each question is then asked about the images of another record that has as many. That
+            shows how much the answers owe to the picture.
     """
     references, texts = answered(
         loaded,
@@ -111,7 +111,7 @@ def score(predictions: list[Prediction]) -> EvalResult:
 
 
 def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[ImageRef, ...]]:
-    """For each record the images of another one with as many images, and other ones wherever there are any."""
+    """For each record the images of another record with as many images; different images wherever there are any."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
         groups[len(record.images)].append(index)
@@ -183,7 +183,7 @@ def evaluate_run(
     several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
     if several:
         notes.print(
-            f"note: {several} records have several questions; the last of each is asked, the others are context"
+            f"note: {several} records have several questions; only the last one is asked, the others are its context"
         )
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(loaded, bundle.recipe, records, batch_size=batch_size, template=template, progress=count)
@@ -198,7 +198,7 @@ def evaluate_run(
 
 
 def _require_writable(path: Path) -> None:
-    """Before the first answer, not after the last."""
+    """Refuse an output file before the first answer, not after the last."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):

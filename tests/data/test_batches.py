@@ -111,7 +111,7 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
 
 def test_nothing_left(tmp_path: Path) -> None:
     records, chat, section = setup(tmp_path, ROWS[2:4], bad_records="drop")
-    with pytest.raises(UserError, match=r"not one of the 2 records can be used:\n.*record 1 \(id gone\)"):
+    with pytest.raises(UserError, match=r"none of the 2 records can be used:\n.*record 1 \(id gone\)"):
         check_data(records, chat, section)
 
 

@@ -95,7 +95,7 @@ kernels: triton
         ":12:10: training.betas: each beta is at least 0 and below 1",
         ":13:14: training.trackers.0: expected one of tensorboard",
         ":15:1: lr: there is no such key; did you mean `training.learning_rate`?",
-        ":18:21: lora.targets.1: 'lm_head' is a LoRA on a vocabulary table",
+        ":18:21: lora.targets.1: 'lm_head' is a vocabulary table",
         ":21:13: data.train.0.path: one source can't be data.train.0.path and data.train.0.hub",
         ":23:7: data.train.1: the source names no data",
         ":25:11: supervision.layers: a fraction of the layers lies above 0 and is at most 1",

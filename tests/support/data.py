@@ -84,8 +84,11 @@ KINDS = ("word", "byte", "byte_bos", "spm", "spm_first")
 
 @cache
 def tokenizer(kind: str, template: str | None = None, image: bool = True) -> Any:
-    """A tokenizer: word (whitespace words, unk), byte (byte-level BPE), byte_bos, spm (dummy prefix after
-    every special token, as Llama 2's), spm_first (dummy prefix at the start only)."""
+    """A tiny tokenizer.
+
+    Kinds: word (words between white space, unk), byte (byte-level BPE), byte_bos, spm (a dummy prefix after every
+    special token, as Llama 2's), spm_first (a dummy prefix at the start only).
+    """
     special = ["<unk>", "<s>", "</s>", *SPECIAL]
     if kind == "word":
         words = sorted({word for line in CORPUS for word in line.split()})

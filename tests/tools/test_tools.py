@@ -93,7 +93,7 @@ def test_eval_refuses_what_it_cannot_use(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.json"):
         evaluate_run(trained, tmp_path / "nowhere.json", console=quiet())
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(UserError, match="not one record"):
+    with pytest.raises(UserError, match="no record in it"):
         evaluate_run(trained, tmp_path / "empty.json", console=quiet())
     data = write_data(tmp_path, 3)
     (tmp_path / "images" / "1.png").unlink()
@@ -201,7 +201,7 @@ def test_dry_run_says_what_needs_a_gpu(tmp_path: Path) -> None:
     console = quiet()
     dry_run(tiny_recipe(tmp_path, {"model.tower_on_host": True, "training.device": "auto"}), console)
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert "here is none: model.tower_on_host is true" in text and "dry run: nothing was loaded" in text
+    assert "would be refused: model.tower_on_host: true needs a GPU" in text and "dry run: nothing was loaded" in text
 
 
 def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
