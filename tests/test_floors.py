@@ -28,14 +28,6 @@ FORBIDDEN = {("tools", "run")}
 Graph = dict[str, set[str]]
 Arrow = tuple[str, str]
 
-# Arrows that still have to go.
-KNOWN: set[Arrow] = {
-    ("basic_lite.tools.dry_run", "basic_lite.run"),
-    ("basic_lite.tools.measure", "basic_lite.run"),
-    ("basic_lite.train.memory", "basic_lite.rehearsal.machine"),
-    ("basic_lite.train.memory", "basic_lite.tools.estimate"),
-}
-
 
 def imported(source: str) -> Iterator[str]:
     """Every module that a file imports, and every name it takes from one, as dotted names."""
@@ -113,12 +105,11 @@ def test_every_module_is_on_a_floor() -> None:
 
 
 def test_no_import_runs_up() -> None:
-    assert arrows_up(graph_of(our_sources())) == KNOWN
+    assert arrows_up(graph_of(our_sources())) == set()
 
 
 def test_no_import_circle() -> None:
-    known = {module for arrow in KNOWN for module in arrow}
-    assert [circle for circle in circles(graph_of(our_sources())) if not circle & known] == []
+    assert circles(graph_of(our_sources())) == []
 
 
 def test_imports_are_seen_wherever_they_stand() -> None:

@@ -20,6 +20,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
+from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.supervision import choose_kernels
@@ -45,22 +46,8 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
             raise UserError(
                 f"training.trackers names {name}, which isn't installed: pip install {name}, or take it out of the list"
             )
-    if device is None or device.type == "cuda":
-        return
-    if recipe.training.optimizer.startswith("paged_"):
-        raise UserError(
-            f"training.optimizer is {recipe.training.optimizer}, which pages its state out of GPU memory, but the run "
-            f"is on the {device.type}; use adamw or adamw_8bit"
-        )
-    for key, on in (
-        ("training.offload_activations", recipe.training.offload_activations),
-        ("model.tower_on_host", recipe.model.tower_on_host),
-    ):
-        if on:
-            raise UserError(
-                f"{key} is true, which moves tensors out of GPU memory, but the run is on the {device}; set {key} to "
-                "false"
-            )
+    if device is not None and device.type != "cuda":
+        check_without_gpu(recipe, f"the run is on the {device}")
 
 
 def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:

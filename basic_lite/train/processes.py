@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, broadcast, broadcast_object_list, 
 from torch import Tensor, nn
 
 from basic_lite.errors import UserError
+from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -118,10 +119,5 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
             "Launch with `accelerate launch --multi_gpu`, or with `accelerate launch --cpu`"
         )
     processes = Processes(accelerator)
-    micro, total = recipe.training.micro_batch, recipe.training.global_batch
-    if total % (micro * processes.count):
-        raise UserError(
-            f"training.global_batch {total} doesn't divide into {processes.count} processes × micro_batch {micro}; "
-            "change training.micro_batch or training.global_batch"
-        )
+    accumulation(recipe, processes.count)
     return processes

@@ -21,11 +21,10 @@ from basic_lite.model.audit import audit
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.offload import ActivationOffload
 from basic_lite.recipe.schema import Recipe
-from basic_lite.run import load_for_training, supervise, train
+from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.train.arguments import check_arguments
-from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.step import micro_batch_loss
+from basic_lite.train.assembly import check_machine, load_for_training, make_step, supervise
+from basic_lite.train.step import StepCounts
 from tests.support.runs import log_of, quiet, steps_of, tiny_recipe, write_data
 
 CPU = torch.device("cpu")
@@ -48,29 +47,18 @@ def two_steps(recipe: Recipe) -> Iterator[Tensor]:
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
     data = prepare_data(recipe, frontend, say=lambda text: None)
     supervision = supervise(recipe, loaded, speaker(quiet()))
-    optimizer = make_optimizer(loaded.parts, recipe.training, CPU)
-    trained = [p for p in loaded.model.parameters() if p.requires_grad]
-    loaded.model.train()
-    loaded.parts.vision_tower.eval()
+    step = make_step(recipe, loaded, supervision, CPU)
+    counts = StepCounts(labelled_tokens=12, samples_with_image=4, tokens=0)
     torch.manual_seed(4)  # of dropout
-    for step in range(2):
-        for first in (4 * step, 4 * step + 2):
+    for number in range(2):
+        for first in (4 * number, 4 * number + 2):
             batch = data.collator([data.train[i % 8] for i in (first, first + 1)])
-            loss = micro_batch_loss(
-                loaded.model,
-                loaded.parts,
-                supervision,
-                batch,
-                lambdas=(1.0, 1.0),
-                num_items_in_batch=12,
-                samples_with_image=4,
-            ).loss
+            loss = step.loss(batch, counts, (1.0, 1.0)).loss
             yield loss.detach()
-            loss.backward()
-        yield from (p.grad.clone() for p in trained if p.grad is not None)
-        optimizer.step()
-        optimizer.zero_grad()
-    yield from trained
+            step.backward(loss)
+        yield from (p.grad.clone() for p in step.trainable if p.grad is not None)
+        step.update()
+    yield from step.trainable
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -118,7 +106,7 @@ def test_the_audit_sees_the_same_parts(folder: Path) -> None:
 
 
 def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainer, evaluation, uniform weights' extra forward, checkpoints, resume, and the tools afterwards."""
+    """Training, evaluation, uniform weights' extra forward, checkpoints, resume, and the tools afterwards."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     data = {"path": str(folder / "data.json"), "image_dir": str(folder / "images")}
     changes = {
@@ -132,7 +120,7 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
         "supervision.refinement_batches": 1,
     }
     plain = train(tiny_recipe(folder, {**changes, "name": "plain"}), console=quiet())
-    monkeypatch.setattr("basic_lite.run.check_arguments", lambda recipe, device: None)  # it refuses a CPU
+    monkeypatch.setattr("basic_lite.train.assembly.check_machine", lambda recipe, device: None)  # it refuses a CPU
     recipe = tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER, "name": "moved"})
     moved = train(recipe, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS
@@ -162,5 +150,5 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
 def test_a_machine_without_a_gpu_refuses(folder: Path, changes: dict[str, Any]) -> None:
     recipe = tiny_recipe(folder, {**changes, "training.device": "auto"})
     with pytest.raises(UserError, match=rf"{next(iter(changes))}: true needs a GPU .* the run is on the cpu"):
-        check_arguments(recipe, CPU)
-    check_arguments(recipe, None)  # a dry run for another machine
+        check_machine(recipe, CPU)
+    check_machine(recipe, None)  # a dry run for another machine
