@@ -5,21 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from basic_lite.demo.world import (
-    CAPTION_REQUEST,
-    COLOURS,
-    COLUMNS,
-    GRID,
-    NUMBERS,
-    QUESTION_TYPES,
-    ROWS,
-    SHAPES,
-    Scene,
-    Thing,
-    ask,
-    caption,
-    sample_scene,
-)
+from basic_lite.demo import world
+from basic_lite.demo.world import Scene, Thing, ask, caption, sample_scene
 
 EMPTY = "empty"
 
@@ -34,7 +21,7 @@ def drawn_map(scene: Scene, rng: random.Random) -> str:
     over when visual tokens take the words' place. A block says its object's colour and shape in a random
     arrangement.
     """
-    side = 2 * GRID
+    side = 2 * world.GRID
     words = [EMPTY] * (side * side)
     style = rng.randrange(3)
     for thing in scene.things:
@@ -45,7 +32,7 @@ def drawn_map(scene: Scene, rng: random.Random) -> str:
         else:
             block = [thing.colour, thing.shape, rng.choice((thing.colour, thing.shape)), thing.shape]
             rng.shuffle(block)
-        row, column = divmod(thing.cell, GRID)
+        row, column = divmod(thing.cell, world.GRID)
         for number, word in enumerate(block):
             words[(2 * row + number // 2) * side + 2 * column + number % 2] = word
     return " ".join(words)
@@ -104,9 +91,9 @@ def copying(rng: random.Random) -> Document:
     return [(f"<s>{words}\n", False), (f"{words}\n", True)]
 
 
-# How often each of QUESTION_TYPES is asked. Places are learnt last and need the most practice.
+# How often each of the QUESTION_TYPES is asked. Places are learnt last and need the most practice.
 _PRACTICE = (1, 1, 1, 3, 1, 5)
-_CONTENT_WORDS = [*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS]
+_CONTENT_WORDS = [*world.COLOURS, *world.SHAPES, *world.ROWS, *world.COLUMNS, *world.NUMBERS]
 
 
 def read_lesson(rng: random.Random, *, only_copies: bool = False) -> Document:
@@ -128,8 +115,8 @@ def read_lesson(rng: random.Random, *, only_copies: bool = False) -> Document:
     wanted = rng.randint(1, 2)
     while len(turns) < wanted:
         if rng.random() < 0.1:
-            turns.append((CAPTION_REQUEST, caption(scene)))
-        elif question := ask(scene, rng.choices(QUESTION_TYPES, _PRACTICE)[0], rng):
+            turns.append((world.CAPTION_REQUEST, caption(scene)))
+        elif question := ask(scene, rng.choices(world.QUESTION_TYPES, _PRACTICE)[0], rng):
             turns.append((question.text, question.answer))
             # It may name an object that is not there, which the next answer would be looked up from.
             if question.kind == "existence":

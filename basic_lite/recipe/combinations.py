@@ -183,8 +183,8 @@ def _offload(v: Values) -> Iterator[Finding]:
 
 def _needs_gpu(v: Values) -> Iterator[Finding]:
     if v["training.device"] == "cpu":
-        for need in needs_gpu(v):
-            yield [need.key, "training.device"], need.message("training.device is cpu") + ", or training.device: cuda"
+        for key, message in needs_gpu(v, "training.device is cpu"):
+            yield [key, "training.device"], f"{message}, or training.device: cuda"
 
 
 def _flash_dtype(v: Values) -> Iterator[Finding]:

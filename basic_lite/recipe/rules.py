@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Recipe
@@ -56,21 +54,6 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class GpuOnly:
-    """A key with a value that needs a GPU: why, and what to set instead."""
-
-    key: str
-    value: Any
-    why: str
-    instead: str
-
-    def message(self, where: str) -> str:
-        """What is wrong, given in a clause where the run takes place."""
-        value = "true" if self.value is True else self.value
-        return f"{value} needs a GPU ({self.why}), but {where}; set {self.key}: {self.instead}"
-
-
 # Key, values that need a GPU, why, what to set instead.
 _GPU_ONLY = (
     ("model.attention", ("flash_attention_2",), "it is a CUDA kernel", "sdpa"),
@@ -81,12 +64,13 @@ _GPU_ONLY = (
 )
 
 
-def needs_gpu(values: Values) -> Iterator[GpuOnly]:
-    """The keys of a recipe whose values need a GPU."""
+def needs_gpu(values: Values, where: str) -> Iterator[tuple[str, str]]:
+    """Keys whose values need a GPU, each with what is wrong; ``where``: why there is none, as a clause."""
     for key, needing, why, instead in _GPU_ONLY:
         value = values.get(key)
         if value in needing:
-            yield GpuOnly(key, value, why, instead)
+            written = "true" if value is True else value
+            yield key, f"{written} needs a GPU ({why}), but {where}; set {key}: {instead}"
 
 
 def check_without_gpu(recipe: Recipe, where: str) -> None:
@@ -100,6 +84,7 @@ def check_without_gpu(recipe: Recipe, where: str) -> None:
     Raises:
         UserError: names every such key.
     """
-    found = [need for need in needs_gpu(Values(recipe.model_dump())) if need.key not in ("kernels", "model.attention")]
+    looked_at = needs_gpu(Values(recipe.model_dump()), where)
+    found = [f"{key}: {message}" for key, message in looked_at if key not in ("kernels", "model.attention")]
     if found:
-        raise UserError("\n".join(f"{need.key}: {need.message(where)}" for need in found))
+        raise UserError("\n".join(found))
