@@ -111,9 +111,11 @@ def test_train_gives_recipe_overrides_and_resume(
 ) -> None:
     calls: list[Any] = []
     stand_in(monkeypatch, "basic_lite.run", "train", lambda *a, **k: calls.append((a, k)))
-    assert run("train", recipe, "training.max_steps=3", "--resume", "name=other") == (0, "", "")
+    overrides = ("training.max_steps=3", "name=other")
+    assert run("train", recipe, *overrides, "--resume", "--checkpoint", "2") == (0, "", "")
     (((loaded,), keywords),) = calls
-    assert (loaded.name, loaded.training.max_steps, keywords) == ("other", 3, {"resume": True})
+    assert (loaded.name, loaded.training.max_steps, keywords) == ("other", 3, {"resume": True, "checkpoint": 2})
+    assert run("train", recipe, "--checkpoint", "2")[0] == 2
 
 
 def test_train_takes_a_shipped_recipe_and_says_so(
