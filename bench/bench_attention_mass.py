@@ -7,15 +7,17 @@ once. The bound is the larger of the two. ``output_attentions`` keeps the maps o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from basic_lite_kernels import dispatch, reference
-from bench import measure, naive
+from basic_lite_kernels import naive
+from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS
+from basic_lite_kernels.operations import EAGER, Operations, choose
+from bench import measure
 from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
 
 
@@ -60,7 +62,6 @@ class Inputs:
     text: Tensor  # [B, T] bool
     visual: Tensor  # [B, T] bool
     valid: Tensor  # [B, T] bool
-    mask: Tensor  # [B, 1, T, T], what the naive map adds
 
     @classmethod
     def make(cls, shape: Shape, device: torch.device) -> Inputs:
@@ -74,13 +75,10 @@ class Inputs:
         valid = torch.ones_like(visual)
         for b in range(1, B):  # texts differ in length: the shorter ones are padded
             valid[b, T - b * shape.n // (2 * B) :] = False
-        seen = torch.ones(T, T, dtype=torch.bool, device=device).tril() & valid[:, None, None, :]
-        mask = torch.zeros(B, 1, T, T, dtype=shape.dtype, device=device)
-        mask.masked_fill_(~seen, torch.finfo(shape.dtype).min)
-        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid, mask)
+        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid)
 
 
-def ours(operations: ModuleType, inputs: Inputs, longest: int) -> Tensor:
+def ours(operations: Operations, inputs: Inputs, longest: int) -> Tensor:
     mass: Tensor = operations.attention_mass(
         inputs.query,
         inputs.key,
@@ -93,18 +91,22 @@ def ours(operations: ModuleType, inputs: Inputs, longest: int) -> Tensor:
     return mass
 
 
+def by_map(mass: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    masks = {"text_queries": inputs.text, "visual": inputs.visual, "valid": inputs.valid}
+    return mass(inputs.query, inputs.key, scaling=inputs.scaling, **masks)
+
+
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
-    arguments = inputs.query, inputs.key, inputs.scaling, inputs.mask, inputs.text, inputs.visual
-    chosen = dispatch.choose("auto")
+    chosen = choose("auto", inputs.query.device).operations
     found = [
-        Contender(NAIVE, lambda: (None, naive.attention_mass(*arguments))),
-        Contender(chosen.name, lambda: (None, ours(chosen.operations, inputs, shape.n)), ours=True),
+        Contender(NAIVE, lambda: (None, by_map(naive.attention_mass, inputs))),
+        Contender(chosen.name, lambda: (None, ours(chosen, inputs, shape.n)), ours=True),
     ]
-    if chosen.operations is not reference:
-        found.append(Contender("reference", lambda: (None, ours(reference, inputs, shape.n))))
+    if chosen is not EAGER:
+        found.append(Contender(EAGER.name, lambda: (None, ours(EAGER, inputs, shape.n))))
     if device.type == "cuda" and shape.compiles:
         compiled = torch.compile(naive.attention_mass, dynamic=False)
-        found.append(Contender("torch.compile", lambda: (None, compiled(*arguments))))
+        found.append(Contender("torch.compile", lambda: (None, by_map(compiled, inputs))))
     return found
 
 
@@ -152,7 +154,7 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
         # The result, and one number for each text query of each head.
         strict = 4 * B * T + 4 * B * n * H
         if row.who == "reference":
-            chunk = reference.ATTENTION_CHUNK[device.type]
+            chunk = CHUNK_ELEMENTS[device.type]
             # 40 bytes a position: row lists and masks.
             allowed, allowance = strict + 14 * chunk + 40 * B * T, f"scratch of {14 * chunk / 2**20:g} MiB"
         elif row.who == "triton":

@@ -13,8 +13,7 @@ def test_compile_table(report: Report) -> None:
     if importlib.util.find_spec("triton") is None:
         report.notes.append("the compile table: triton isn't installed")
         pytest.skip("triton isn't installed")
-    from basic_lite_kernels import compiling
-    from bench import compile_table
+    from bench import compile_table, compiling
 
     rows, stale = compile_table.current()
     assert rows or stale

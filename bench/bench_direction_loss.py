@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from basic_lite_kernels import dispatch, reference
-from bench import measure, naive
+from basic_lite_kernels import naive
+from basic_lite_kernels.operations import EAGER, Operations, choose
+from bench import measure
 from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
 
 TEXT = 64
+
+Naive = Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,43 +80,40 @@ class Inputs:
         return loss.detach(), gradient
 
 
-def streamed(operations: ModuleType, inputs: Inputs) -> Tensor:
-    """Layer by layer, as the hooks do it."""
-    acc = None
+def naively(work: Naive, inputs: Inputs) -> Tensor:
+    """All layers at once."""
+    layer_weights = torch.tensor(inputs.layer_weights, device=inputs.v.device)
+    return work(inputs.hiddens, inputs.positions, layer_weights, inputs.v, inputs.weights)
+
+
+def naive_loss(hiddens: list[Tensor], positions: Tensor, layer_weights: Tensor, v: Tensor, weights: Tensor) -> Tensor:
     with torch.no_grad():
-        for hidden, weight in zip(inputs.hiddens, inputs.layer_weights, strict=True):
-            acc = operations.capture_layer(acc, hidden, inputs.positions, weight)
-    loss: Tensor = operations.direction_loss(inputs.v, acc, inputs.weights)
-    return loss
+        target = naive.refined_target(hiddens, positions, layer_weights)
+    return naive.direction_loss(v, target, weights)
 
 
-def fused(inputs: Inputs) -> Tensor:
-    """The last capture, the loss and the gradient in one pass: the kernel's own entry."""
-    from basic_lite_kernels import direction_loss as kernel
-
-    acc = None
-    for hidden, weight in zip(inputs.hiddens[:-1], inputs.layer_weights[:-1], strict=True):
-        acc = kernel.capture_layer(acc, hidden, inputs.positions, weight)
-    last = kernel.capture_and_direction_loss(
-        acc, inputs.hiddens[-1], inputs.positions, inputs.layer_weights[-1], inputs.v
-    )
-    return kernel.weighted_direction_loss(inputs.v, last, inputs.weights)
+def streamed(operations: Operations, inputs: Inputs) -> Tensor:
+    """Layer by layer, as the taps do it."""
+    stream = operations.target_stream("cosine")
+    *before, (last, last_weight) = zip(inputs.hiddens, inputs.layer_weights, strict=True)
+    with torch.no_grad():
+        for hidden, weight in before:
+            stream.add(hidden, inputs.positions, weight)
+        stream.finish(last, inputs.positions, last_weight, inputs.v)
+    return stream.loss(inputs.weights)
 
 
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
-    layer_weights = torch.tensor(inputs.layer_weights, device=inputs.v.device)
-    arguments = inputs.hiddens, inputs.positions, layer_weights, inputs.v, inputs.weights
-    chosen = dispatch.choose("auto")
+    chosen = choose("auto", inputs.v.device).operations
     found = [
-        Contender(NAIVE, lambda: inputs.step(lambda: naive.direction_loss(*arguments))),
-        Contender(chosen.name, lambda: inputs.step(lambda: streamed(chosen.operations, inputs)), ours=True),
+        Contender(NAIVE, lambda: inputs.step(lambda: naively(naive_loss, inputs))),
+        Contender(chosen.name, lambda: inputs.step(lambda: streamed(chosen, inputs)), ours=True),
     ]
-    if chosen.operations is not reference:
-        found.append(Contender(f"{chosen.name} fused", lambda: inputs.step(lambda: fused(inputs)), ours=True))
-        found.append(Contender("reference", lambda: inputs.step(lambda: streamed(reference, inputs))))
+    if chosen is not EAGER:
+        found.append(Contender(EAGER.name, lambda: inputs.step(lambda: streamed(EAGER, inputs))))
     if device.type == "cuda" and shape.compiles:
-        compiled = torch.compile(naive.direction_loss, dynamic=False)
-        found.append(Contender("torch.compile", lambda: inputs.step(lambda: compiled(*arguments))))
+        compiled = torch.compile(naive_loss, dynamic=False)
+        found.append(Contender("torch.compile", lambda: inputs.step(lambda: naively(compiled, inputs))))
     return found
 
 
@@ -157,7 +156,7 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
     for row in report.rows:
         if row.operation != case.operation or row.shape != case.shape or row.peak_bytes is None:
             continue
-        if row.who != "reference" and not row.who.startswith("triton"):
+        if row.who not in ("reference", "triton"):
             continue
         # Norms, distances, weights.
         allowed, allowance = 8 * elements + 64 * shape.M + 4096, "64 bytes a row + 4 KiB"

@@ -10,7 +10,6 @@ Symbols: B batch · T sequence · N visual tokens of a sample · n text queries 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import statistics
 import tempfile
@@ -32,12 +31,14 @@ from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import load_for_training, preflight, supervise
-from basic_lite.supervision import Supervision
-from basic_lite.supervision.layout import find_layout
+from basic_lite.supervision import Supervision, SupervisionLosses
+from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.train.arguments import use_autocast
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.step import micro_batch_loss
-from bench import measure, midsize, naive, naive_step
+from basic_lite_kernels import naive
+from basic_lite_kernels.operations import Operations, TargetStream
+from bench import measure, midsize, naive_step
 from bench.report import Report, StepRow
 
 OFF, ON, NAIVE = "off", "on", "naive"
@@ -246,19 +247,10 @@ ORDER = (
     VISION, PROJECTOR, LLM, CAPTURE, MASS, LM_LOSS, DAS, SDS, MEASURES, LOSS_BACKWARD, LLM_BACKWARD, PROJECTOR_BACKWARD,
     OPTIMIZER, OTHER,
 )  # fmt: skip
-# Ours, by who computes them; the fused pass of layer K is counted as capture, whose bytes it moves.
-OPERATIONS = {
-    "capture_layer": CAPTURE,
-    "capture_and_direction_loss": CAPTURE,
-    "attention_mass": MASS,
-    "direction_loss": DAS,
-    "weighted_direction_loss": DAS,
-    "vocab_kl": SDS,
-}
 NAIVE_OPERATIONS = {
     "refined_target": CAPTURE,
     "column_sums": MASS,
-    "direction_distance": DAS,
+    "direction_loss": DAS,
     "vocab_kl": SDS,
 }
 
@@ -307,6 +299,45 @@ class Breakdown:
         return timed
 
 
+class TimedStream:
+    """A target stream under a clock; the pass over layer K is counted as capture, whose bytes it moves."""
+
+    def __init__(self, stream: TargetStream, clock: Breakdown) -> None:
+        self._stream = stream
+        self.add = clock.wrap(CAPTURE, stream.add)
+        self.finish = clock.wrap(CAPTURE, stream.finish)
+        self.loss = clock.wrap(DAS, stream.loss)
+
+    @property
+    def target(self) -> Tensor | None:
+        return self._stream.target
+
+
+class TimedSupervision(Supervision):
+    """A stage's supervision under a clock."""
+
+    def __init__(self, stage: Stage, clock: Breakdown) -> None:
+        given, self._clock = stage.supervision, clock
+        super().__init__(
+            given.parts,
+            given.settings,
+            vocabulary_ids=stage.loaded.vocabulary_ids,
+            operations=Operations(
+                given.operations.name,
+                target_stream=lambda kind: TimedStream(given.operations.target_stream(kind), clock),
+                vocab_kl=clock.wrap(SDS, given.operations.vocab_kl),
+                attention_mass=clock.wrap(MASS, given.operations.attention_mass),
+            ),
+            special_ids=given.special_ids,
+        )
+
+    def layout(self, *args: Any, **options: Any) -> Layout:
+        return self._clock.wrap(MEASURES, super().layout)(*args, **options)
+
+    def losses(self, *args: Any, **options: Any) -> SupervisionLosses:
+        return self._clock.wrap(MEASURES, super().losses)(*args, **options)
+
+
 @contextmanager
 def watched(stage: Stage, clock: Breakdown) -> Iterator[Stage]:
     """A stage whose steps ``clock`` sees the parts of."""
@@ -332,16 +363,11 @@ def watched(stage: Stage, clock: Breakdown) -> Iterator[Stage]:
     hooks.append(parts.language_model.register_forward_pre_hook(entering, with_kwargs=True))
     hooks.append(parts.language_model.register_forward_hook(left))
 
-    def timed(operations: Any, labels: dict[str, str]) -> Any:
-        return SimpleNamespace(**{name: clock.wrap(label, getattr(operations, name)) for name, label in labels.items()})
-
-    supervision = copy.copy(stage.supervision)
-    supervision.operations = timed(supervision.operations, OPERATIONS)
-    supervision.plan = dataclasses.replace(supervision.plan, operations=supervision.operations)
-    supervision.capture = clock.wrap(MEASURES, supervision.capture)  # type: ignore[method-assign]
-    supervision.losses = clock.wrap(MEASURES, supervision.losses)  # type: ignore[method-assign]
+    naive_parts = {name: clock.wrap(label, getattr(stage.naive, name)) for name, label in NAIVE_OPERATIONS.items()}
+    supervision = TimedSupervision(stage, clock)
+    supervision.vocabulary.mean_norm()  # once a run, so none of a step's time
     try:
-        yield dataclasses.replace(stage, supervision=supervision, naive=timed(stage.naive, NAIVE_OPERATIONS))
+        yield dataclasses.replace(stage, supervision=supervision, naive=SimpleNamespace(**naive_parts))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from basic_lite_kernels import dispatch, reference
-from bench import measure, naive
+from basic_lite_kernels import naive
+from basic_lite_kernels.operations import EAGER, choose
+from bench import measure
 from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
 
 
@@ -103,12 +104,10 @@ def exact(inputs: Inputs) -> Truth:
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
     v, target, table, weights = inputs.v, inputs.target, inputs.table, inputs.weights
     wide = table.float()  # not counted against naive code
-    chosen = dispatch.choose("auto")
+    chosen = choose("auto", v.device).operations
     found = [
         Contender(NAIVE, lambda: inputs.step(lambda: naive.vocab_kl(v, target, wide, weights))),
-        Contender(
-            chosen.name, lambda: inputs.step(lambda: chosen.operations.vocab_kl(v, target, table, weights)), ours=True
-        ),
+        Contender(chosen.name, lambda: inputs.step(lambda: chosen.vocab_kl(v, target, table, weights)), ours=True),
     ]
     if device.type != "cuda":
         return found
@@ -122,8 +121,8 @@ def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Conte
         compiled = torch.compile(naive.vocab_kl, dynamic=False)
         found.append(Contender("torch.compile", lambda: inputs.step(lambda: compiled(v, target, wide, weights))))
         found.append(Contender("torch.compile autocast", lambda: inputs.step(lambda: autocast(compiled))))
-    if chosen.operations is not reference:
-        found.append(Contender("reference", lambda: inputs.step(lambda: reference.vocab_kl(v, target, table, weights))))
+    if chosen is not EAGER:
+        found.append(Contender(EAGER.name, lambda: inputs.step(lambda: EAGER.vocab_kl(v, target, table, weights))))
     return found + [Contender(who, partial(work, inputs)) for who, work in OTHERS.items()]
 
 
@@ -194,13 +193,13 @@ def test_transient_memory(report: Report, device: torch.device) -> None:
     """10 bytes × R × V beyond the gradient, whatever M is."""
     shape = SHAPES[report.scale][-1]
     R = {"tiny": 8, "cpu": 32, "gpu": 256}[report.scale]
-    chosen = dispatch.choose("auto")
+    chosen = choose("auto", device).operations
     transients = []
     for M in (2 * R, 4 * R):
         inputs = Inputs.make(M, shape.D, shape.V, shape.dtype, device)
 
         def forward(inputs: Inputs = inputs) -> Tensor:
-            return chosen.operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights, chunk_rows=R)
+            return chosen.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights, chunk_rows=R)
 
         forward()
         # The gradient is the result, not scratch; 64 bytes a row are weights, factors and each row's KL.
@@ -210,7 +209,7 @@ def test_transient_memory(report: Report, device: torch.device) -> None:
         )
         strict = 10 * R * shape.V
         columns = -(-shape.V // 16) * 16  # the kernel's rows start at multiples of 64 bytes
-        product = 4 * R * shape.D if shape.D * 4 > 2 * shape.V and chosen.operations is not reference else 0
+        product = 4 * R * shape.D if shape.D * 4 > 2 * shape.V and chosen is not EAGER else 0
         report.gate(
             Gate(
                 f"SDS transient, M {M}, R {R}, V {shape.V}",

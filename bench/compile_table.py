@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from basic_lite_kernels import compiling
+from bench import compile_cases, compiling
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
@@ -57,9 +57,9 @@ def wanted() -> dict[Key, tuple[str, compiling.CompileCase]]:
     """Every row that the table should have: its key → fingerprint and case."""
     rows = {}
     version = importlib.metadata.version("triton")
-    for module in compiling.KERNEL_MODULES:
+    for module, cases in compile_cases.OF_KERNEL_FILE.items():
         code = kernel_code(module)
-        for case in compiling.all_cases([module]):
+        for case in cases():
             described = {f.name: getattr(case, f.name) for f in dataclasses.fields(case) if f.name != "function"}
             configuration = json.dumps(described, sort_keys=True, default=str)
             text = f"{version}\n{code}\n{case.function.__name__}\n{configuration}"
@@ -104,7 +104,7 @@ def _compile(key: Key) -> compiling.Compiled:
     """In a worker: cases hold functions, which don't travel between processes, so it looks its own up."""
     name, capability = key
     if not _CASES:
-        _CASES.update({case.name: case for case in compiling.all_cases()})
+        _CASES.update({case.name: case for case in compile_cases.all_cases()})
     return compiling.compile_case(_CASES[name], capability)
 
 
@@ -163,7 +163,14 @@ def summary(rows: Iterable[compiling.Compiled]) -> str:
     text = f"{len({row.name for row in rows})} configurations on {cards}; at most "
     text += f"{max((row.registers for row in rows), default=0)} registers a thread, "
     text += f"{max((row.shared_bytes for row in rows), default=0) / 1024:.1f} KiB of shared memory; "
-    return text + ("no spill, nothing over a limit." if not problems else "PROBLEMS: " + "; ".join(problems))
+    if problems:
+        return text + "PROBLEMS: " + "; ".join(problems)
+    spilled = [row for row in rows if row.stack_bytes]
+    most = max((row.stack_bytes for row in spilled), default=0)
+    said = (
+        f"{len(spilled)} of {len(rows)} binaries have a stack, at most {most} bytes" if spilled else "no stack at all"
+    )
+    return text + f"{said}; nothing over a limit."
 
 
 def why_not_current() -> str | None:

@@ -1,8 +1,8 @@
 """BASIC's step the naive way: what one would write in an afternoon on top of transformers. The bench's baseline.
 
 The model runs with eager attention, returns all its attention maps, hidden states and logits, and the losses are made
-of those by ``bench.naive``. It gives the same loss and gradients as ``basic_lite.train.step.micro_batch_loss``, so the
-two take each other's place in the step bench and in a rehearsal.
+of those by ``basic_lite_kernels.naive``. It gives the same loss and gradients as
+``basic_lite.train.step.micro_batch_loss``, so the two take each other's place in the step bench and in a rehearsal.
 
 What gradient checkpointing does to it (read in transformers 5.23, and measured against the rehearsal):
 
@@ -32,7 +32,7 @@ from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import find_layout
 from basic_lite.train.step import MicroBatch
-from bench import naive
+from basic_lite_kernels import naive
 
 
 def micro_batch_loss(
@@ -55,7 +55,7 @@ def micro_batch_loss(
     Args:
         model: in a type of its own where ``parts.model`` is wrapped; its LLM's attention must be ``eager``.
         mean_mass: None; ``detailed``: no matter.
-        operations: who computes the parts: ``bench.naive``, or that with a clock around each.
+        operations: who computes the parts: ``naive``, or that with a clock around each.
 
     Raises:
         ValueError: settings other than the recipes' (attention weights, cosine, detached, un-normed); no supervision; a
@@ -103,7 +103,7 @@ def micro_batch_loss(
     words = supervision.vocabulary
     table = words.table.float() if words.excluded is None else words.table[~words.excluded].float()  # [V, D]
     scale = words.scale / settings.temperature
-    das = operations.direction_distance(v, target, weights) / samples_with_image
+    das = operations.direction_loss(v, target, weights) / samples_with_image
     sds = operations.vocab_kl(v, target, table if scale == 1 else table * scale, weights) / samples_with_image
     loss = lm + lambdas[0] * das + lambdas[1] * sds
     return MicroBatch(loss, outputs, SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image))

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from basic_lite_kernels import dispatch
+from basic_lite_kernels.operations import Operations, choose
 from bench import bench_attention_mass, bench_direction_loss, bench_vocab_kl
 
 REPEATS = 60
 POISON_BYTES = 2**28
 
 
-def works(operations: ModuleType, device: torch.device, *, tiny: bool = False) -> dict[str, Callable[[], list[Tensor]]]:
+def works(operations: Operations, device: torch.device, *, tiny: bool = False) -> dict[str, Callable[[], list[Tensor]]]:
     """Operation and shape → one run of it; each shape has ragged edges."""
     dtype = torch.float32 if tiny else torch.bfloat16
     found: dict[str, Callable[[], list[Tensor]]] = {}
@@ -44,11 +43,11 @@ def works(operations: ModuleType, device: torch.device, *, tiny: bool = False) -
     return found
 
 
-def _direction(operations: ModuleType, inputs: bench_direction_loss.Inputs) -> Callable[[], list[Tensor]]:
+def _direction(operations: Operations, inputs: bench_direction_loss.Inputs) -> Callable[[], list[Tensor]]:
     return lambda: list(inputs.step(lambda: bench_direction_loss.streamed(operations, inputs)))
 
 
-def _vocab(operations: ModuleType, inputs: bench_vocab_kl.Inputs) -> Callable[[], list[Tensor]]:
+def _vocab(operations: Operations, inputs: bench_vocab_kl.Inputs) -> Callable[[], list[Tensor]]:
     def loss() -> Tensor:
         value: Tensor = operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights)
         return value
@@ -56,7 +55,7 @@ def _vocab(operations: ModuleType, inputs: bench_vocab_kl.Inputs) -> Callable[[]
     return lambda: list(inputs.step(loss))
 
 
-def _mass(operations: ModuleType, inputs: bench_attention_mass.Inputs, longest: int) -> Callable[[], list[Tensor]]:
+def _mass(operations: Operations, inputs: bench_attention_mass.Inputs, longest: int) -> Callable[[], list[Tensor]]:
     return lambda: [bench_attention_mass.ours(operations, inputs, longest)]
 
 
@@ -96,7 +95,7 @@ def main() -> int:
         print("bench.races needs a GPU: nothing else runs programs at the same time", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    choice = dispatch.choose("triton")
+    choice = choose("triton", device)
     disturb = Disturbance(device)
     bad = 0
     for name, work in works(choice.operations, device).items():

@@ -25,7 +25,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -40,9 +39,9 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
-from basic_lite.supervision import Supervision
 from basic_lite.tools.measure import RealStep, measure_step, predicted_bytes
 from basic_lite.units import GIB
+from basic_lite_kernels.operations import Operations, TargetStream
 from bench import measure
 from bench.shapes import on_shapes
 from bench.synthetic import synthetic_model
@@ -52,14 +51,6 @@ MOST_STEPS = 20
 # The goals: a step with BASIC over one without, and the operations' share of the former.
 ON_OVER_OFF_GOAL = 1.03
 SHARE_GOALS = {"attention_mass": 0.005, "all": 0.03}
-OPERATIONS = {
-    "capture_layer": "direction_loss",
-    "capture_and_direction_loss": "direction_loss",
-    "weighted_direction_loss": "direction_loss",
-    "direction_loss": "direction_loss",
-    "vocab_kl": "vocab_kl",
-    "attention_mass": "attention_mass",
-}
 
 
 class Clock:
@@ -84,17 +75,38 @@ class Clock:
         return float(start.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - start))
 
 
-class OperationTimes:
-    """What BASIC's operations take inside a step, forward and backward; put around a ``Supervision``'s own."""
+@dataclass(frozen=True)
+class TimedStream:
+    """A target stream whose three calls have a clock around them."""
 
-    def __init__(self, supervision: Supervision, clock: Clock) -> None:
+    stream: TargetStream
+    add: Callable[..., None]
+    finish: Callable[..., None]
+    loss: Callable[..., Tensor]
+
+    @property
+    def target(self) -> Tensor | None:
+        return self.stream.target
+
+
+class OperationTimes:
+    """What BASIC's operations take inside a step, forward and backward: ``timed`` puts a clock around each."""
+
+    def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._spans: list[tuple[str, Any, Any]] = []
-        timed: Any = SimpleNamespace(
-            **{name: self._timed(getattr(supervision.operations, name), kind) for name, kind in OPERATIONS.items()}
+
+    def timed(self, operations: Operations) -> Operations:
+        return replace(
+            operations,
+            target_stream=lambda kind: self._timed_stream(operations.target_stream(kind)),
+            vocab_kl=self._timed(operations.vocab_kl, "vocab_kl"),
+            attention_mass=self._timed(operations.attention_mass, "attention_mass"),
         )
-        supervision.operations = timed
-        supervision.plan = replace(supervision.plan, operations=timed)
+
+    def _timed_stream(self, stream: TargetStream) -> TimedStream:
+        add, finish, loss = (self._timed(part, "direction_loss") for part in (stream.add, stream.finish, stream.loss))
+        return TimedStream(stream, add, finish, loss)
 
     def _timed(self, operation: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -167,7 +179,7 @@ class Side:
         """Of a step, by operation and together: medians over the steps."""
         found: dict[str, list[float]] = defaultdict(list)
         for operations, step in zip(self.operations_ms, self.steps_ms, strict=True):
-            for name in dict.fromkeys(OPERATIONS.values()):
+            for name in ("direction_loss", "vocab_kl", "attention_mass"):
                 found[name].append(operations.get(name, 0.0) / step)
             found["all"].append(sum(operations.values()) / step)
         return {name: median(values) for name, values in found.items()}
@@ -286,8 +298,9 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
     result.building_s = time.monotonic() - started
     result.micro_batch_tokens = step.micro_batch_tokens
     assert step.supervision is not None, "BASIC is off in this recipe: there is nothing to compare"
-    result.kernels = step.supervision.kernels
-    operations = OperationTimes(step.supervision, clock)
+    result.kernels = step.supervision.operations.name
+    operations = OperationTimes(clock)
+    step.supervision = step.supervision.with_operations(operations.timed(step.supervision.operations))
 
     step()  # compiles kernels, makes the optimizer's state
     sides = (("on", result.on, True), ("off", result.off, False))

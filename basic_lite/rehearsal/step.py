@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +20,17 @@ from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
-from basic_lite.supervision import Supervision
+from basic_lite.supervision import Supervision, SupervisionLosses
+from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.step import StepCounts, TrainStep
-from basic_lite_kernels.reference import ATTENTION_CHUNK, Direction
+from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
+from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
+from basic_lite_kernels.eager_vocab_kl import vocab_kl
+from basic_lite_kernels.operations import Operations
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
 VISION, PROJECTION = "vision tower's activations", "projector's activations"
 KEPT, LAYER, LM_LOSS, BASIC = "activations kept", "largest layer's transients", "LM loss", "BASIC"
-OPERATIONS = ("capture_layer", "attention_mass", "direction_loss", "vocab_kl")
 
 
 @dataclass(frozen=True)
@@ -170,45 +172,53 @@ class Rehearser:
         return inputs
 
     def _supervision(self) -> Supervision | None:
-        """BASIC on the fake model, its operations tagged.
-
-        The reference ones. The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a
-        card of 40 GiB or more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
-        """
+        """BASIC on the fake model, its operations tagged; None where the recipe has it off."""
         recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
         if not recipe.supervision.enabled or recipe.stage not in recipe.supervision.stages:
             return None
-        supervision = Supervision(
+        ledger.node_tags |= {"_VocabKLBackward": BASIC, "_DirectionLossBackward": BASIC, "_FewRowsBackward": BASIC}
+        return TaggedSupervision(
             loaded.parts,
             recipe.supervision,
             vocabulary_ids=loaded.vocabulary_ids,
-            kernels="reference",
+            operations=self._operations(),
             special_ids=loaded.tokenizer.all_special_ids,
             embedding_scale=1.0,
+            ledger=ledger,
         )
-        operations = {name: getattr(supervision.operations, name) for name in OPERATIONS}
-        chunk = ATTENTION_CHUNK["cuda" if self.machine.cuda else "cpu"]
-        operations["attention_mass"] = functools.partial(operations["attention_mass"], chunk_elements=chunk)
+
+    def _operations(self) -> Operations:
+        """The eager operations, tagged in the ledger, what repeats in them left out.
+
+        The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a card of 40 GiB or
+        more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
+        """
+        chunk = CHUNK_ELEMENTS["cuda" if self.machine.cuda else "cpu"]
+        mass: Callable[..., Tensor] = functools.partial(attention_mass, chunk_elements=chunk)
+        capture: Callable[..., Tensor] = capture_layer
+        das: Callable[..., Tensor] = direction_loss
+        sds: Callable[..., Tensor] = vocab_kl
         if not self.in_full:
-            operations["attention_mass"] = last_in_full(operations["attention_mass"], supervision.layers, chunk)
-            operations["capture_layer"] = few_positions(operations["capture_layer"])
-            operations["direction_loss"] = few_rows(operations["direction_loss"], gradient_in_forward=False)
-            operations["vocab_kl"] = few_rows(operations["vocab_kl"], gradient_in_forward=True)
-        tagged: Any = SimpleNamespace(**{name: ledger.wrap(BASIC, run) for name, run in operations.items()})
+            layers = supervised_layers(self.recipe.supervision.layers, len(self.parts.layers))
+            mass = last_in_full(mass, layers, chunk)
+            capture = few_positions(capture)
+            das = few_rows(das, gradient_in_forward=False)
+            sds = few_rows(sds, gradient_in_forward=True)
+        tagged = functools.partial(self.ledger.wrap, BASIC)
+        stream = functools.partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
+        return Operations("reference", stream, vocab_kl=tagged(sds), attention_mass=tagged(mass))
 
-        def capture_and_direction_loss(acc: Any, hidden: Any, positions: Any, weight: float, v: Any, kind: Any) -> Any:
-            return Direction(tagged.capture_layer(acc, hidden, positions, weight), kind)
 
-        def weighted_direction_loss(v: Any, direction: Any, weights: Any) -> Any:
-            return tagged.direction_loss(v, direction.target, weights, direction.kind)
+class TaggedSupervision(Supervision):
+    """BASIC whose losses and metrics are booked under its name."""
 
-        tagged.capture_and_direction_loss = capture_and_direction_loss
-        tagged.weighted_direction_loss = weighted_direction_loss
-        supervision.operations = tagged
-        supervision.plan = replace(supervision.plan, operations=tagged)
-        supervision.losses = ledger.wrap(BASIC, supervision.losses)  # type: ignore[method-assign]
-        ledger.node_tags |= {"_VocabKLBackward": BASIC, "_DirectionLossBackward": BASIC, "_FewRowsBackward": BASIC}
-        return supervision
+    def __init__(self, *args: Any, ledger: Ledger, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ledger = ledger
+
+    def losses(self, *args: Any, **options: Any) -> SupervisionLosses:
+        with self._ledger.scope(BASIC):
+            return super().losses(*args, **options)
 
 
 def rehearse(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ TextQueries = Literal["all", "prompt", "response"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Token roles of one batch. Packed tensors list visual tokens row by row, as the projector gives them."""
+    """The roles of a batch's tokens. Packed tensors list visual tokens row by row, as the projector gives them."""
 
     valid: Tensor  # [B, T] bool, not padding
     visual: Tensor  # [B, T] bool, image placeholders
@@ -23,45 +23,60 @@ class Layout:
     positions: Tensor  # [M] int64 into the flattened B·T
     sample: Tensor  # [M] int64, row of the batch each visual token belongs to
     patches: Tensor  # [B] int64, visual tokens of each sample
+    rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
+    longest_text: int  # the most text queries a sample has
 
     @property
-    def has_image(self) -> Tensor:
-        """[B] bool."""
-        return self.patches > 0
-
-    @cached_property
     def samples_with_image(self) -> int:
         """Samples of the batch that have an image."""
-        return int(self.has_image.sum())
+        return self.rows_with_image.numel()
 
-    @cached_property
-    def longest_text(self) -> int:
-        """The most text queries a sample has. Looked up once, so that no layer waits for the device."""
-        return int(self.text.sum(dim=1).max())
+    def to(self, device: torch.device) -> Layout:
+        """The same on ``device``. A GPU's copy is queued behind its work; nothing waits for it."""
+        return dataclasses.replace(
+            self,
+            **{
+                name: _queued_copy(value, device)
+                for name in (field.name for field in dataclasses.fields(self))
+                if isinstance(value := getattr(self, name), Tensor)
+            },
+        )
+
+
+def _queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    # Only pinned memory is copied without waiting.
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: TextQueries) -> Layout:
-    """Read the roles from ``input_ids``, ``attention_mask`` and ``labels`` (each [B, T]).
+    """Read the roles from ``input_ids``, ``attention_mask`` and ``labels`` (each [B, T]), on the CPU.
 
     Text tokens are those that are no padding, no image, and come after the sample's first visual token: only
     they can attend to an image. ``prompt`` and ``response`` keep those without and with a label.
+
+    Args:
+        batch: best the host's: a GPU's is copied to the CPU first, which waits for the GPU.
     """
-    ids = batch["input_ids"]
+    ids = batch["input_ids"].cpu()
     mask = batch.get("attention_mask")
-    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu().bool()
     visual = ids == image_token_id
     text = valid & ~visual & (visual.cumsum(dim=1) > 0)
     if text_queries != "all":
         if "labels" not in batch:
             raise ValueError(f"text_queries: {text_queries} needs labels in the batch")
-        labelled = batch["labels"] != -100
+        labelled = batch["labels"].cpu() != -100
         text = text & (labelled if text_queries == "response" else ~labelled)
     positions = visual.flatten().nonzero().squeeze(1)
+    patches = (visual & valid).sum(dim=1)
     return Layout(
         valid=valid,
         visual=visual & valid,
         text=text,
         positions=positions,
         sample=positions // ids.shape[1],
-        patches=(visual & valid).sum(dim=1),
+        patches=patches,
+        rows_with_image=patches.nonzero().squeeze(1),
+        longest_text=int(text.sum(dim=1).max()),
     )

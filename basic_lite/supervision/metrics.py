@@ -57,7 +57,12 @@ def _pairwise_cosine(v: Tensor, inverse: Tensor, layout: Layout) -> Tensor:
 
 @torch.no_grad()
 def nearest_special_share(v: Tensor, vocabulary: Vocabulary, special_ids: Tensor) -> Tensor:
-    """Share of patches whose nearest word is a special token, on at most SAMPLED_PATCHES spread evenly."""
+    """Share of patches whose nearest word is a special token, on at most SAMPLED_PATCHES spread evenly.
+
+    Args:
+        v: [M, D].
+        special_ids: int64, on v's device.
+    """
     chosen = torch.linspace(0, v.shape[0] - 1, min(SAMPLED_PATCHES, v.shape[0]), device=v.device).round().long()
     nearest = vocabulary.nearest(v.detach()[chosen])
-    return torch.isin(nearest, special_ids.to(nearest.device)).float().mean()
+    return torch.isin(nearest, special_ids).float().mean()

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.supervision import Supervision
+from basic_lite.supervision.target import visual_rows
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,16 @@ def refinement_curve(
     nearest: list[list[list[str]]] = []  # [sample][place][patch]
     with _evaluating(parts.model):
         for batch in batches:
-            layout = find_layout(batch, parts.image_token_id, "all")
+            layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
             if layout.positions.numel() == 0:
                 continue
-            found = _nearest_by_place(supervision, batch, layout.positions)  # [places, M]
-            samples, kept = layout.sample.cpu(), layout.visual.flatten()[layout.positions].cpu()
-            for row in layout.has_image.nonzero().flatten().tolist():
-                ids = batch["input_ids"][row][layout.valid[row] & ~layout.visual[row]]
+            positions = layout.positions.to(supervision.device)
+            found = _nearest_by_place(supervision, batch, positions)  # [places, M]
+            kept = layout.visual.flatten()[layout.positions]
+            for row in layout.rows_with_image.tolist():
+                ids = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
                 texts.append(set(words.of(ids.tolist())))
-                own_patches = (samples == row) & kept
+                own_patches = (layout.sample == row) & kept
                 nearest.append([words.of(place.tolist()) for place in found[:, own_patches]])
     own, control = _shares(texts, nearest, len(places))
     return RefinementCurve(places, own, control, len(texts), sum(len(sample[0]) for sample in nearest))
@@ -116,18 +118,14 @@ def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], pos
     def on_projector(_module: nn.Module, _args: Any, out: Tensor) -> None:
         keep(0, out.reshape(-1, out.shape[-1]))
 
-    target: Tensor | None = None
+    stream = supervision.operations.target_stream(None)
 
     def on_layer(h: int) -> Any:
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-            nonlocal target
             hidden = out[0] if isinstance(out, tuple) else out
-            rows = hidden.flatten(0, 1).index_select(0, positions)  # [M, D]
-            keep(h, rows)
+            keep(h, hidden.flatten(0, 1).index_select(0, positions))
             if h <= len(plan.weights):
-                rows = parts.norm(rows) if plan.final_norm else rows
-                every = torch.arange(rows.shape[0], device=rows.device)
-                target = plan.operations.capture_layer(target, rows[None], every, plan.weights[h - 1])
+                stream.add(*visual_rows(hidden, positions, plan.norm), plan.weights[h - 1])
 
         return hook
 
@@ -140,8 +138,8 @@ def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], pos
     finally:
         for handle in handles:
             handle.remove()
-    assert target is not None
-    keep(len(parts.layers) + 1, target)
+    assert stream.target is not None
+    keep(len(parts.layers) + 1, stream.target)
     return torch.stack([found[place] for place in range(len(parts.layers) + 2)])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -14,23 +15,33 @@ from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.attention import check_attention
-from basic_lite.supervision.layout import find_layout
-from basic_lite.supervision.losses import SupervisionLosses, attention_masses, patch_weights, zero_with_graph
+from basic_lite.supervision.layout import Layout, find_layout
+from basic_lite.supervision.losses import (
+    SupervisionLosses,
+    directional_alignment,
+    semantic_distribution,
+    zero_with_graph,
+)
 from basic_lite.supervision.metrics import embedding_metrics, nearest_special_share
+from basic_lite.supervision.patch_weights import attention_masses, patch_weights
 from basic_lite.supervision.taps import Capture, TapPlan, open_taps
 from basic_lite.supervision.target import layer_weights, supervised_layers
 from basic_lite.supervision.vocabulary import Vocabulary
-from basic_lite_kernels.dispatch import Choice, KernelUnavailable, choose
+from basic_lite_kernels.operations import Choice, KernelUnavailable, Operations, choose
 
 
-def choose_kernels(kernels: str) -> Choice:
-    """Who computes the operations, and why.
+def choose_kernels(kernels: str, device: torch.device, say: Callable[[str], None]) -> Choice:
+    """Who computes the operations for a model on ``device``, and why.
+
+    Args:
+        kernels: the recipe's key.
+        say: shows the user a line, where a call can't be computed by a kernel later on.
 
     Raises:
         UserError: kernels that were asked for by name aren't there.
     """
     try:
-        return choose(kernels)  # type: ignore[arg-type]
+        return choose(kernels, device, say)  # type: ignore[arg-type]
     except KernelUnavailable as error:
         raise UserError(f"kernels: {error}; set kernels to auto or reference") from error
 
@@ -40,7 +51,7 @@ class Supervision:
 
     One micro-batch::
 
-        with supervision.capture(batch) as captured:
+        with supervision.capture(supervision.layout(batch)) as captured:
             output = model(**batch)
         losses = supervision.losses(captured)
         (output.loss + λ1 * losses.das + λ2 * losses.sds).backward()
@@ -52,21 +63,20 @@ class Supervision:
         settings: SupervisionSection,
         *,
         vocabulary_ids: Tensor,
-        kernels: str = "auto",
+        operations: Operations,
         special_ids: Iterable[int] | Tensor = (),
         embedding_scale: float | None = None,
     ) -> None:
         """
         Args:
             vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
-            kernels: the recipe's ``kernels``.
+            operations: who computes the losses and the attention mass.
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.
             embedding_scale: factor the embedding module puts on its rows; None: measured. A rehearsal gives one,
                 since its tensors hold no values to measure.
 
         Raises:
-            UserError: K out of range, a vocabulary table that can't be used, attention that can't be read, or
-                kernels that aren't there.
+            UserError: K out of range, a vocabulary table that can't be used, or attention that can't be read.
         """
         self.parts = parts
         self.settings = settings
@@ -76,13 +86,10 @@ class Supervision:
         self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
         self._vocabulary_ids = vocabulary_ids
         self._embedding_scale = embedding_scale
-        self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64)
-        choice = choose_kernels(kernels)
-        self.kernels = f"{choice.name} ({choice.reason})"
-        self.operations = choice.operations
+        self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64).to(self.device)
+        self.operations = operations
         self.plan = TapPlan(
             parts=parts,
-            operations=choice.operations,
             weights=layer_weights(settings.layer_weights, self.layers),
             detach=settings.detach,
             final_norm=settings.target_norm == "final",
@@ -93,6 +100,12 @@ class Supervision:
             _ = self.vocabulary
             if self.reads_attention:
                 check_attention(parts.language_model, self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.parts.embeddings.weight.device
+        return device
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -127,16 +140,30 @@ class Supervision:
             share * settings.lambda_sds if self.computes_sds else 0.0,
         )
 
-    def capture(self, batch: Mapping[str, Tensor], *, weights_only: bool = False) -> AbstractContextManager[Capture]:
-        """A context around one forward on ``batch``; what it yields goes to ``losses`` or ``masses``.
+    def with_operations(self, operations: Operations) -> Supervision:
+        """The same with other operations: what a bench or a test has put a clock or a watch around."""
+        other = copy.copy(self)
+        other.operations = operations
+        return other
+
+    def layout(self, batch: Mapping[str, Tensor]) -> Layout:
+        """Where the visual and text tokens of a batch are, on the model's device.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask``, ``labels``, [B, T]. Best the host's, before it is copied to a
+                GPU: then nothing waits for the GPU.
+        """
+        return find_layout(batch, self.parts.image_token_id, self.settings.text_queries).to(self.device)
+
+    def capture(self, layout: Layout, *, weights_only: bool = False) -> AbstractContextManager[Capture]:
+        """A context around one forward of the batch of ``layout``; what it yields goes to ``losses`` or ``masses``.
 
         Args:
             weights_only: tap attention only, for ``masses`` of a pass before the step.
         """
-        layout = find_layout(batch, self.parts.image_token_id, self.settings.text_queries)
         if not self.active:
             return nullcontext(Capture(layout))
-        return open_taps(self.plan, layout, embeddings=not weights_only)
+        return open_taps(self.plan, self.operations, layout, embeddings=not weights_only)
 
     def masses(self, captured: Capture) -> Tensor:
         """Σ_i a_i as attention gives it, per sample with an image, [S] float32 (S may be 0)."""
@@ -173,28 +200,15 @@ class Supervision:
         v, target = captured.v, captured.target
         _check_filled(captured, v)
         assert v is not None and target is not None
-        settings = self.settings
         with torch.no_grad():
-            weights = patch_weights(captured, settings.token_weights, mean_mass)
+            weights = patch_weights(captured, self.settings.token_weights, mean_mass)
         divisor = samples if samples_with_image is None else samples_with_image
         das = sds = zero
         if self.computes_das:
-            if captured.direction is not None:
-                das = self.operations.weighted_direction_loss(v, captured.direction, weights) / divisor
-            else:  # the target has a graph of its own
-                das = self.operations.direction_loss(v, target, weights, settings.direction) / divisor
+            das = directional_alignment(captured, weights) / divisor
         if self.computes_sds:
-            sds = (
-                self.operations.vocab_kl(
-                    v,
-                    target,
-                    self.vocabulary.table,
-                    weights,
-                    scale=self.vocabulary.scale / settings.temperature,
-                    excluded=self.vocabulary.excluded,
-                )
-                / divisor
-            )
+            temperature = self.settings.temperature
+            sds = semantic_distribution(captured, weights, self.operations, self.vocabulary, temperature) / divisor
         metrics = embedding_metrics(v, target, weights, layout, self.vocabulary)
         if detailed:
             metrics["nearest_special_share"] = nearest_special_share(v, self.vocabulary, self.special_ids)
@@ -203,6 +217,4 @@ class Supervision:
 
 def _check_filled(captured: Capture, value: Tensor | None) -> None:
     if not captured.closed or value is None:
-        raise RuntimeError(
-            "the capture is empty: run the model's forward inside `with supervision.capture(batch)` first"
-        )
+        raise RuntimeError("the capture is empty: run the model's forward inside `with supervision.capture(…)` first")

@@ -1,18 +1,18 @@
-"""Taps: what one forward of the model leaves behind for the losses, gathered while it streams by.
+"""Taps: what one forward of the model leaves behind for the losses, gathered while it passes.
 
-v is taken where the projector hands it over, v̂ is summed up layer by layer, attention is reduced to column
-sums. Neither hidden states nor attention maps are kept, so ``output_hidden_states`` and ``output_attentions``
-are never needed. The taps close when the LLM's forward returns: under gradient checkpointing the layers and
-their attention run again in the backward, and must find them closed.
+v is taken where the projector hands it over, v̂ is added up layer by layer, attention is reduced to column sums.
+Neither hidden states nor attention maps are kept, so ``output_hidden_states`` and ``output_attentions`` are never
+needed. The taps close when the LLM's forward returns: under gradient checkpointing the layers and their attention run
+again in the backward, and must find them closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from basic_lite.model.parts import Parts
 from basic_lite.supervision.attention import check_options, watch_attention
 from basic_lite.supervision.layout import Layout
+from basic_lite.supervision.target import visual_rows
+from basic_lite_kernels.operations import Kind, Operations, TargetStream
 
 
 @dataclass
@@ -28,13 +30,17 @@ class Capture:
 
     layout: Layout
     v: Tensor | None = None  # [M, D] float32, with its graph: initial visual embeddings
-    target: Tensor | None = None  # [M, D] float32, v̂; with a graph only when it isn't detached
+    stream: TargetStream | None = None  # v̂, and DAS against it
     mass: Tensor | None = None  # [B, T] float32, attention of text to visual tokens, summed over text and layers
-    direction: Any = None  # DAS's pass over layer K, where the target is detached
     attended: int = 0  # layers that mass is summed over
     closed: bool = False
     _projected: list[Tensor] = field(default_factory=list, repr=False)
     _residuals: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def target(self) -> Tensor | None:
+        """v̂, [M, D] float32; with a graph only when it isn't detached."""
+        return None if self.stream is None else self.stream.target
 
 
 @dataclass(frozen=True)
@@ -42,21 +48,25 @@ class TapPlan:
     """What to tap, fixed for a whole run."""
 
     parts: Parts
-    operations: ModuleType
     weights: list[float]  # w_h, h = 1..K
     detach: bool
     final_norm: bool
     attention: bool
-    direction: Literal["cosine", "mse"] | None  # None: no DAS
+    direction: Kind | None  # None: no DAS
 
     @property
     def layers(self) -> list[nn.Module]:
         """Decoder layers 1..K."""
         return list(self.parts.layers[: len(self.weights)])
 
+    @property
+    def norm(self) -> nn.Module | None:
+        """What a layer's rows go through before they are added to v̂."""
+        return self.parts.norm if self.final_norm else None
+
 
 @contextmanager
-def open_taps(plan: TapPlan, layout: Layout, *, embeddings: bool) -> Iterator[Capture]:
+def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddings: bool) -> Iterator[Capture]:
     """A context around one forward; what it yields is filled when the LLM's forward has returned.
 
     Args:
@@ -69,32 +79,27 @@ def open_taps(plan: TapPlan, layout: Layout, *, embeddings: bool) -> Iterator[Ca
     if layout.positions.numel() == 0:
         yield capture
         return
+    taps = _Taps(plan, operations, capture)
     with ExitStack() as outer, ExitStack() as inner:
         if embeddings:
-            inner.enter_context(_hooked(plan.parts.projector, lambda out: _keep_v(capture, out)))
-            for h, (weight, layer) in enumerate(zip(plan.weights, plan.layers, strict=True), start=1):
-                last = h == len(plan.weights)
-                inner.enter_context(
-                    _hooked(layer, lambda out, w=weight, is_last=last: _keep_layer(plan, capture, out, w, is_last))
-                )
+            capture.stream = operations.target_stream(plan.direction)
+            inner.enter_context(_hooked(plan.parts.projector, taps.keep_v))
+            for h, layer in enumerate(plan.layers, start=1):
+                inner.enter_context(_hooked(layer, partial(taps.keep_layer, h)))
         if plan.attention:
+            inner.enter_context(watch_attention(plan.parts.language_model, plan.layers, taps.keep_mass))
 
-            def watcher(module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-                _keep_mass(plan, capture, module, query, key, options)
-
-            inner.enter_context(watch_attention(plan.parts.language_model, plan.layers, watcher))
-
-        def close(out: Any) -> None:
+        def close(_out: Any) -> None:
             if not capture.closed:
                 inner.close()
-                _finish(plan, capture, embeddings)
+                taps.finish()
 
         outer.enter_context(_hooked(plan.parts.language_model, close))
         yield capture
 
 
 @contextmanager
-def _hooked(module: nn.Module, take: Any) -> Iterator[None]:
+def _hooked(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
     handle = module.register_forward_hook(lambda _module, _args, out: take(out))
     try:
         yield
@@ -102,94 +107,87 @@ def _hooked(module: nn.Module, take: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _keep_v(capture: Capture, out: Tensor) -> None:
-    capture._projected.append(out.reshape(-1, out.shape[-1]))
+@dataclass(frozen=True)
+class _Taps:
+    """What the hooks of one forward do."""
 
+    plan: TapPlan
+    operations: Operations
+    capture: Capture
 
-def _keep_layer(plan: TapPlan, capture: Capture, out: Any, weight: float, last: bool) -> None:
-    hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
-    if not plan.detach:
-        # Only a reference: the gather waits until the LLM is done, outside of any region that checkpointing
-        # recomputes.
-        capture._residuals.append(hidden)
-        return
-    if last and plan.direction is not None:
-        v = _pack_v(capture)  # with its graph
-        with torch.no_grad():
-            hidden, positions = _rows(plan, capture.layout, hidden)
-            capture.direction = plan.operations.capture_and_direction_loss(
-                capture.target, hidden, positions, weight, v, plan.direction
+    def keep_v(self, out: Tensor) -> None:
+        self.capture._projected.append(out.reshape(-1, out.shape[-1]))
+
+    def keep_layer(self, h: int, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
+        if self.plan.detach:
+            if h == len(self.plan.weights):
+                self._pack_v()  # outside of no_grad: v keeps its graph
+            with torch.no_grad():
+                self._add_layer(h, hidden)
+        else:
+            # Only a reference: the rows are read when the LLM is done, outside of what checkpointing recomputes.
+            self.capture._residuals.append(hidden)
+
+    def _add_layer(self, h: int, hidden: Tensor) -> None:
+        """Layer h's share of v̂; the last one finishes it."""
+        plan, stream = self.plan, self.capture.stream
+        assert stream is not None
+        hidden, positions = visual_rows(hidden, self.capture.layout.positions, plan.norm)
+        if h < len(plan.weights):
+            stream.add(hidden, positions, plan.weights[h - 1])
+        else:
+            stream.finish(hidden, positions, plan.weights[h - 1], self._pack_v())
+
+    def _pack_v(self) -> Tensor:
+        """v [M, D] of all the projector's calls, in float32 and with its graph, once."""
+        capture = self.capture
+        if capture.v is None:
+            expected = capture.layout.positions.numel()
+            given = sum(rows.shape[0] for rows in capture._projected)
+            if given != expected:
+                raise RuntimeError(f"the projector gave {given} visual tokens for {expected} image placeholders")
+            v = torch.cat(capture._projected) if len(capture._projected) > 1 else capture._projected[0]
+            capture.v = v.to(torch.promote_types(v.dtype, torch.float32))
+        return capture.v
+
+    def keep_mass(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+        check_options(module, options)
+        capture, layout = self.capture, self.capture.layout
+        if query.shape[2] != layout.valid.shape[1] or key.shape[2] != layout.valid.shape[1]:
+            raise RuntimeError(
+                f"the taps saw {query.shape[2]} queries and {key.shape[2]} keys for a batch of "
+                f"{layout.valid.shape[1]} tokens: they watch whole sequences, not generation with a cache"
             )
-            capture.target = capture.direction.target
-        return
-    with torch.no_grad():
-        capture.target = _add_layer(plan, capture.layout, capture.target, hidden, weight)
+        scaling = options.get("scaling")
+        with torch.no_grad():
+            mass = self.operations.attention_mass(
+                query,
+                key,
+                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                text_queries=layout.text,
+                visual=layout.visual,
+                valid=layout.valid,
+                sliding_window=options.get("sliding_window"),
+                softcap=options.get("softcap"),
+                longest=layout.longest_text,
+            )
+            capture.mass = mass if capture.mass is None else capture.mass.add_(mass)
+        capture.attended += 1
 
-
-def _rows(plan: TapPlan, layout: Layout, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a layer's visual rows are read from: [B, T, D] and positions, normed first where the recipe says so."""
-    if not plan.final_norm:
-        return hidden, layout.positions
-    rows = plan.parts.norm(hidden.flatten(0, 1).index_select(0, layout.positions))[None]  # [1, M, D]
-    return rows, torch.arange(layout.positions.numel(), device=layout.positions.device)
-
-
-def _add_layer(plan: TapPlan, layout: Layout, target: Tensor | None, hidden: Tensor, weight: float) -> Tensor:
-    hidden, positions = _rows(plan, layout, hidden)
-    acc: Tensor = plan.operations.capture_layer(target, hidden, positions, weight)
-    return acc
-
-
-def _pack_v(capture: Capture) -> Tensor:
-    """v [M, D] of all the projector's calls, in float32, once."""
-    if capture.v is None:
-        expected = capture.layout.positions.numel()
-        given = sum(rows.shape[0] for rows in capture._projected)
-        if given != expected:
-            raise RuntimeError(f"the projector gave {given} visual tokens for {expected} image placeholders")
-        v = torch.cat(capture._projected) if len(capture._projected) > 1 else capture._projected[0]
-        capture.v = v.to(torch.promote_types(v.dtype, torch.float32))
-    return capture.v
-
-
-def _keep_mass(
-    plan: TapPlan, capture: Capture, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]
-) -> None:
-    check_options(module, options)
-    layout = capture.layout
-    if query.shape[2] != layout.valid.shape[1] or key.shape[2] != layout.valid.shape[1]:
-        raise RuntimeError(
-            f"the taps saw {query.shape[2]} queries and {key.shape[2]} keys for a batch of "
-            f"{layout.valid.shape[1]} tokens: they watch whole sequences, not generation with a cache"
-        )
-    scaling = options.get("scaling")
-    with torch.no_grad():
-        mass = plan.operations.attention_mass(
-            query,
-            key,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            text_queries=layout.text,
-            visual=layout.visual,
-            valid=layout.valid,
-            sliding_window=options.get("sliding_window"),
-            softcap=options.get("softcap"),
-            longest=layout.longest_text,
-        )
-        capture.mass = mass if capture.mass is None else capture.mass.add_(mass)
-    capture.attended += 1
-
-
-def _finish(plan: TapPlan, capture: Capture, embeddings: bool) -> None:
-    count = len(plan.weights)
-    if plan.attention and capture.attended != count:
-        raise RuntimeError(
-            f"{capture.attended} attention calls were seen in {count} layers: "
-            f"{type(plan.parts.language_model).__name__} doesn't call transformers' AttentionInterface"
-        )
-    if embeddings:
-        _pack_v(capture)
-        for weight, hidden in zip(plan.weights, capture._residuals, strict=False):
-            capture.target = _add_layer(plan, capture.layout, capture.target, hidden, weight)
-        capture._projected.clear()
-        capture._residuals.clear()
-    capture.closed = True
+    def finish(self) -> None:
+        """The LLM's forward is over."""
+        plan, capture = self.plan, self.capture
+        count = len(plan.weights)
+        if plan.attention and capture.attended != count:
+            raise RuntimeError(
+                f"{capture.attended} attention calls were seen in {count} layers: "
+                f"{type(plan.parts.language_model).__name__} doesn't call transformers' AttentionInterface"
+            )
+        if capture.stream is not None:
+            self._pack_v()
+            for h, hidden in enumerate(capture._residuals, start=1):
+                self._add_layer(h, hidden)
+            capture._projected.clear()
+            capture._residuals.clear()
+        capture.closed = True

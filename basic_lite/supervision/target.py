@@ -1,8 +1,11 @@
-"""Which layers make the target, and with what weight."""
+"""The target v̂: which layers make it, with what weight, and which rows of their outputs."""
 
 from __future__ import annotations
 
 from typing import Literal
+
+import torch
+from torch import Tensor, nn
 
 from basic_lite.errors import UserError
 from basic_lite.recipe.rules import layers_problem
@@ -37,3 +40,17 @@ def layer_weights(kind: LayerWeights, count: int) -> list[float]:
     }[kind]
     raw = [height(h) for h in range(1, count + 1)]
     return [w / sum(raw) for w in raw]
+
+
+def visual_rows(hidden: Tensor, positions: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Where a layer's share of v̂ is read from: a tensor [B, T, D], and positions [M] in its flattened B·T.
+
+    Args:
+        hidden: [B, T, D], the layer's output.
+        positions: [M], the visual tokens in it.
+        norm: the LLM's last norm, where ``target_norm`` is ``final``; then the rows are copied, normed: [1, M, D].
+    """
+    if norm is None:
+        return hidden, positions
+    rows = norm(hidden.flatten(0, 1).index_select(0, positions))[None]
+    return rows, torch.arange(positions.numel(), device=positions.device)

@@ -22,8 +22,7 @@ from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
 from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision import Supervision
-from basic_lite.supervision.supervision import choose_kernels
+from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.bundle import Bundle, open_bundle
 from basic_lite.train.optimizer import make_optimizer
@@ -62,7 +61,8 @@ def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Fr
     check_machine(recipe, device)
     frontend = load_frontend(recipe.model)
     if basic_is_on(recipe):
-        choose_kernels(recipe.kernels)
+        if device is not None:
+            choose_kernels(recipe.kernels, device, say)
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
     if recipe.model.projector is not None:
         require_same_model(_earlier(recipe.model.projector), frontend.config, "model.projector")
@@ -104,17 +104,19 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
     if not basic_is_on(recipe):
         say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
         return None
+    operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
     supervision = Supervision(
         loaded.parts,
         recipe.supervision,
         vocabulary_ids=loaded.vocabulary_ids,
-        kernels=recipe.kernels,
+        operations=operations,
         special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
     )
     settings = recipe.supervision
     say(
         f"BASIC: v̂ from layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights}), "
-        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, kernels: {supervision.kernels}"
+        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, "
+        f"kernels: {operations.name} ({reason})"
     )
     return supervision
 

@@ -84,7 +84,7 @@ def micro_batch_loss(
     lambda_das, lambda_sds = lambdas
     if lambda_das <= 0 and lambda_sds <= 0:
         supervision = None
-    with supervision.capture(inputs) if supervision is not None else nullcontext() as captured:
+    with supervision.capture(supervision.layout(inputs)) if supervision is not None else nullcontext() as captured:
         lm = model(**inputs, num_items_in_batch=max(counts.labelled_tokens, 1)).loss
     loss, basic = lm, None
     if supervision is not None and captured is not None:
@@ -109,7 +109,7 @@ def attention_pass(model: Callable[..., Any], supervision: Supervision, inputs: 
         model: in evaluation mode. Without dropout the mass is the same whatever the micro-batch is.
     """
     without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "labelled")}
-    with supervision.capture(inputs, weights_only=True) as captured:
+    with supervision.capture(supervision.layout(inputs), weights_only=True) as captured:
         # Of what the model would return, nothing is wanted: one column of logits, no keys and values of all layers.
         model(**without_labels, logits_to_keep=1, use_cache=False)
     return supervision.masses(captured)

@@ -3,8 +3,8 @@
 Symbols: B batch · H attention heads · H_kv key heads · T sequence · d head size · R text queries of a sample, at most.
 
     rows   the text queries of each sample, packed in their order: other rows cost nothing from here on
-    lse    pass 1: log Σ exp over all keys that a text query sees (a tile of rows stays, keys stream by)
-    sums   pass 2: Σ over heads and text queries of exp(score − LSE) (a tile of columns stays, rows stream by)
+    lse    pass 1: log Σ exp over all keys that a text query sees; a program has BLOCK_M queries
+    sums   pass 2: Σ over heads and text queries of exp(score − LSE); a program has BLOCK_M keys
 
 Pass 2 sums inside one program and writes each number once. Where a batch is too small to fill the card with column
 tiles, the heads are split over programs, each with a partial sum of its own, added up in order at the end. So the same
@@ -17,7 +17,6 @@ tokens; the two passes follow FlashAttention-2's forward (arXiv 2307.08691, sect
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -26,34 +25,59 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from basic_lite_kernels.compiling import CompileCase
+from basic_lite_kernels.triton_support import INTERPRETED, is_amd, require, why_not
 
-LOG2_E, _LIST_BLOCK = 1 / math.log(2), 1024
+LOG2_E, LIST_BLOCK = 1 / math.log(2), 1024
 # Programs of pass 2 a multiprocessor: causal tiles differ in length, and those without an image end at once.
 _PROGRAMS_EACH = 4
 # Numbers that change with every batch: no variant of a kernel for those that are 1 or multiples of 16.
 _LENGTHS = ["T", "R", "H", "heads_each", "group", "window"]
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 class Tiles(NamedTuple):
-    """Tiles of one pass: what stays × what streams by, and how the compiler spreads them."""
+    """A pass holds BLOCK_M rows (pass 1: text queries; pass 2: keys) and reads the others, BLOCK_N at a time."""
 
-    stays: int
-    streams: int
+    BLOCK_M: int
+    BLOCK_N: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None  # most registers a thread; fewer than the compiler would take where it then spills less
 
 
+# Bytes of stack a thread on sm_80, 86, 89, 90 and 120 (0 unless given), in 16 bits; float32 tiles have none:
+#
+#     pass   d       tiles, warps, stages    3.6.0                    3.7.1    3.9.0
+#     lse    64      128x64, 4, 3            0                        0        0
+#     lse    128     128x64, 8, 2            8 to 16 with a window    0        0
+#     lse    256     64x64, 8, 2             0                        0        0
+#     lse    > 256   64x32, 4, 1             0                        0        0
+#     sums   64      64x64, 8, 3, 168 regs   0                        0        0
+#     sums   128     64x64, 4, 3             0                        0        0
+#     sums   256     64x32, 8, 2, 168 regs   0                        0        0
+#     sums   > 256   64x32, 8, 2             0                        0        0
+#
+# Tried: sums of d > 256 in 64x64 spill 24 bytes on sm_120 (3.7.1). A d that is no multiple of 16 spills up to 144
+# bytes; no LLM has one. Tiles narrower than 64 columns of d spill too.
 def choose_tiles(d: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
-    """Tiles of pass 1 and pass 2: what compiles without spills on sm_80, 86, 89, 90 and 120, in 99 KiB at most."""
+    """Tiles of pass 1 and pass 2: at most 32 bytes of stack on sm_80, 86, 89, 90 and 120, and 99 KiB of memory."""
     if dtype == torch.float32:
         return Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)
+    if d > 256:
+        return Tiles(64, 32, 4, 1), Tiles(64, 32, 8, 2)
     if d > 128:
-        return Tiles(64, 64, 8, 2) if d <= 256 else Tiles(64, 32, 4, 1), Tiles(64, 64, 8, 2)
+        return Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 2, maxnreg=168)
     if d > 64:
         return Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 3)
-    return Tiles(128, 64, 4, 3), Tiles(64, 64, 8, 3)
+    return Tiles(128, 64, 4, 3), Tiles(64, 64, 8, 3, maxnreg=168)
+
+
+def supports(query: Tensor, key: Tensor) -> str | None:
+    """Why the kernels don't take these queries and keys; None where they do."""
+    if is_amd() and not INTERPRETED:
+        return "its kernels spill registers on AMD's cards"
+    if query.dtype != key.dtype:
+        return f"queries are {query.dtype} and keys {key.dtype}"
+    return why_not(query, key)
 
 
 def _reads_whole_rows(d: int, dtype: torch.dtype) -> bool:
@@ -109,20 +133,20 @@ def _load_tile(base, index, used, stride, size, d):
 
 @triton.jit
 def _products(
-    stays, base_1, index_1, used_1, stride_1,  # [STAYS, BLOCK_D] with WHOLE; and where it comes from
-    base_2, index_2, used_2, stride_2,  # the tile that streams by
-    d, WHOLE: tl.constexpr, BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr,
+    tile_m, base_m, index_m, used_m, stride_m,  # [BLOCK_M, BLOCK_D] with WHOLE; and where it comes from
+    base_n, index_n, used_n, stride_n,  # the other tile
+    d, WHOLE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Inner products of two tiles of rows, [STAYS, STREAMS] float32."""
+    """Inner products of two tiles of rows, [BLOCK_M, BLOCK_N] float32."""
     size = tl.arange(0, BLOCK_D)
     if WHOLE:
-        return tl.dot(stays, tl.trans(_load_tile(base_2, index_2, used_2, stride_2, size, d)))
+        return tl.dot(tile_m, tl.trans(_load_tile(base_n, index_n, used_n, stride_n, size, d)))
     else:
         # Three tf32 products keep a float32's digits and need its registers thrice: a part of d at a time.
-        total = tl.zeros([STAYS, STREAMS], tl.float32)
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for part in range(0, d, BLOCK_D):
-            left = _load_tile(base_1 + part, index_1, used_1, stride_1, size, d - part)
-            right = _load_tile(base_2 + part, index_2, used_2, stride_2, size, d - part)
+            left = _load_tile(base_m + part, index_m, used_m, stride_m, size, d - part)
+            right = _load_tile(base_n + part, index_n, used_n, stride_n, size, d - part)
             total = tl.dot(left, tl.trans(right), total, input_precision="tf32x3")
         return total
 
@@ -135,33 +159,33 @@ def attention_mass_lse_kernel(
     T, R, d, group, scale, cap, window,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     CAP: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One tile of text queries and one head: log2 Σ 2^score over every key that each of them sees."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     count = tl.load(counts + b)
-    place = tl.program_id(0) * STAYS + tl.arange(0, STAYS)
-    if tl.program_id(0) * STAYS >= count:
+    place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if tl.program_id(0) * BLOCK_M >= count:
         return
     used = place < count
     row = tl.load(rows + b * R + place, mask=used, other=-1)
     query += b * stride_qb + h * tl.cast(stride_qh, tl.int64)
     key += b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
-    stays = 0
+    tile_m = 0
     if WHOLE:
-        stays = _load_tile(query, row, used, stride_qt, tl.arange(0, BLOCK_D), d)
+        tile_m = _load_tile(query, row, used, stride_qt, tl.arange(0, BLOCK_D), d)
     first = 0
     if WINDOW:
         earliest = tl.min(tl.where(used, row, T)) - window + 1
-        first = tl.maximum(earliest, 0) // STREAMS * STREAMS
-    total = tl.zeros([STAYS], tl.float32)
+        first = tl.maximum(earliest, 0) // BLOCK_N * BLOCK_N
+    total = tl.zeros([BLOCK_M], tl.float32)
     top = total - float("inf")
-    for start in range(first, tl.max(row) + 1, STREAMS):
-        column = start + tl.arange(0, STREAMS)
+    for start in range(first, tl.max(row) + 1, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
         inside = column < T
         product = _products(
-            stays, query, row, used, stride_qt, key, column, inside, stride_kt, d, WHOLE, BLOCK_D, STAYS, STREAMS
+            tile_m, query, row, used, stride_qt, key, column, inside, stride_kt, d, WHOLE, BLOCK_D, BLOCK_M, BLOCK_N
         )
         unpadded = tl.load(valid + b * T + column, mask=inside, other=0) != 0
         seen = unpadded[None, :] & (column[None, :] <= row[:, None])
@@ -186,18 +210,18 @@ def attention_mass_sums_kernel(
     T, R, d, H, heads_each, group, scale, cap, window,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     CAP: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK_D: tl.constexpr, STAYS: tl.constexpr, STREAMS: tl.constexpr, LIST_BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LIST_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One tile of columns and ``heads_each`` heads: what their text queries give each column, over H."""
     split = tl.program_id(1)
-    leftmost, b = tl.program_id(0) * STAYS, tl.program_id(2).to(tl.int64)
-    column = leftmost + tl.arange(0, STAYS)
+    leftmost, b = tl.program_id(0) * BLOCK_M, tl.program_id(2).to(tl.int64)
+    column = leftmost + tl.arange(0, BLOCK_M)
     inside = column < T
     wanted = tl.load(visual + b * T + column, mask=inside, other=0) != 0
     wanted = wanted & (tl.load(valid + b * T + column, mask=inside, other=0) != 0)
     sums += (split.to(tl.int64) * tl.num_programs(2) + b) * T
     if tl.max(wanted.to(tl.int32)) == 0:
-        tl.store(sums + column, tl.zeros([STAYS], tl.float32), mask=inside)
+        tl.store(sums + column, tl.zeros([BLOCK_M], tl.float32), mask=inside)
         return
 
     # Text queries that see a column of this tile: in the list those from ``begin`` to ``end``.
@@ -208,26 +232,39 @@ def attention_mass_sums_kernel(
         end = begin
     for start in range(0, count, LIST_BLOCK):
         place = start + tl.arange(0, LIST_BLOCK)
-        row = tl.load(rows + b * R + place, mask=place < count, other=T + window + STAYS)
+        row = tl.load(rows + b * R + place, mask=place < count, other=T + window + BLOCK_M)
         begin += tl.sum((row < leftmost).to(tl.int32))
         if WINDOW:
-            end += tl.sum((row < leftmost + STAYS - 1 + window).to(tl.int32))
+            end += tl.sum((row < leftmost + BLOCK_M - 1 + window).to(tl.int32))
 
-    total = tl.zeros([STAYS], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     for h in range(split * heads_each, tl.minimum((split + 1) * heads_each, H)):
         queries = query + b * stride_qb + h * tl.cast(stride_qh, tl.int64)
         keys = key + b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
-        stays = 0
+        tile_m = 0
         if WHOLE:
-            stays = _load_tile(keys, column, inside, stride_kt, tl.arange(0, BLOCK_D), d)
+            tile_m = _load_tile(keys, column, inside, stride_kt, tl.arange(0, BLOCK_D), d)
         head_lse = lse + (b * H + h) * R
-        for start in range(begin, end, STREAMS):
-            place = start + tl.arange(0, STREAMS)
+        for start in range(begin, end, BLOCK_N):
+            place = start + tl.arange(0, BLOCK_N)
             used = place < end
             row = tl.load(rows + b * R + place, mask=used, other=-1)
             norm = tl.load(head_lse + place, mask=used, other=0.0)
             product = _products(
-                stays, keys, column, inside, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, STAYS, STREAMS
+                tile_m,
+                keys,
+                column,
+                inside,
+                stride_kt,
+                queries,
+                row,
+                used,
+                stride_qt,
+                d,
+                WHOLE,
+                BLOCK_D,
+                BLOCK_M,
+                BLOCK_N,
             )
             seen = column[:, None] <= row[None, :]  # never for the −1 of an unused place
             if WINDOW:
@@ -242,7 +279,6 @@ def attention_mass_sums_kernel(
 def attention_mass(
     query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
     sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
-    chunk_elements: int | None = None,
 ) -> Tensor:  # fmt: skip
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
@@ -256,16 +292,21 @@ def attention_mass(
         text_queries, visual, valid: [B, T] bool, rows j and columns i that count; False at padding, either side.
         sliding_window: keys further back than this many positions (the query's own included) are not seen.
         softcap: scores become c·tanh(score / c) where c is given.
-        longest: the most text queries a sample has, or more; None: T. ``chunk_elements``: no meaning here.
+        longest: the most text queries a sample has, or more; None: T.
 
     Returns:
         [B, T] float32, 0 outside ``visual``. No graph. Deterministic: no atomics.
+
+    Raises:
+        KernelUnavailable: see ``supports``.
+        ValueError: shapes that don't fit one another, or a window below 1.
 
     Peak extra bytes: 4·B·T for the result; row statistics 4·B·R·(H + 1), R = ``longest``; and, where the heads are
     split, partial sums ≤ 1024·P + 4·B·T, P the card's multiprocessors.
     Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
     """
     B, H, T, d = query.shape
+    require("attention_mass", supports(query, key))
     _check(query, key, (text_queries, visual, valid))
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
@@ -274,11 +315,12 @@ def attention_mass(
         return torch.zeros(B, T, dtype=torch.float32, device=query.device)
     query, key = (x if x.stride(-1) == 1 or d == 1 else x.contiguous() for x in (query, key))
     text, visual, valid = (x.contiguous().view(torch.uint8) for x in (text_queries, visual, valid))
-    first, second = choose_tiles(d, query.dtype)
-    heads_each = _heads_each(B, H, triton.cdiv(T, second.stays), query.device)
+    lse_tiles, sums_tiles = choose_tiles(d, query.dtype)
+    heads_each = _heads_each(B, H, triton.cdiv(T, sums_tiles.BLOCK_M), query.device)
     splits = triton.cdiv(H, heads_each)
     rows, counts = (torch.empty(shape, dtype=torch.int32, device=query.device) for shape in ((B, R), (B,)))
     lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, T)))
+    tensors = {"query": query, "key": key, "valid": valid, "rows": rows, "counts": counts, "T": T, "R": R, "d": d}
     softmax = {
         "group": H // key.shape[1],
         "scale": scaling * LOG2_E if softcap is None else scaling / softcap,
@@ -289,22 +331,28 @@ def attention_mass(
         "WINDOW": sliding_window is not None,
     }
     with torch.cuda.device_of(query):
-        attention_mass_rows_kernel[(B,)](text, valid, visual, rows, counts, T, R, BLOCK=_LIST_BLOCK, num_warps=4)
-        attention_mass_lse_kernel[(triton.cdiv(R, first.stays), H, B)](
-            query, key, valid, rows, counts, lse, T, R, d, **softmax, **_options(d, query.dtype, first)
+        attention_mass_rows_kernel[(B,)](text, valid, visual, rows, counts, T, R, BLOCK=LIST_BLOCK, num_warps=4)
+        attention_mass_lse_kernel[(triton.cdiv(R, lse_tiles.BLOCK_M), H, B)](
+            lse=lse, **tensors, **softmax, **tile_options(d, query.dtype, lse_tiles)
         )
-        attention_mass_sums_kernel[(triton.cdiv(T, second.stays), splits, B)](
-            query, key, valid, visual, rows, counts, lse, sums, T, R, d, H, heads_each,
-            LIST_BLOCK=_LIST_BLOCK, **softmax, **_options(d, query.dtype, second),
-        )  # fmt: skip
+        attention_mass_sums_kernel[(triton.cdiv(T, sums_tiles.BLOCK_M), splits, B)](
+            visual=visual,
+            lse=lse,
+            sums=sums,
+            H=H,
+            heads_each=heads_each,
+            LIST_BLOCK=LIST_BLOCK,
+            **tensors,
+            **softmax,
+            **tile_options(d, query.dtype, sums_tiles),
+        )
     return sums[0] if splits == 1 else sums.sum(dim=0)
 
 
-def _options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
-    """Constants and compiler options of both passes."""
-    constants = {"WHOLE": _reads_whole_rows(d, dtype), "BLOCK_D": _block_d(d, dtype)}
-    constants |= {"STAYS": tiles.stays, "STREAMS": tiles.streams}
-    return {**constants, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+def tile_options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
+    """Constants and compiler options of a pass."""
+    chosen = {name: value for name, value in tiles._asdict().items() if value is not None}
+    return {"WHOLE": _reads_whole_rows(d, dtype), "BLOCK_D": _block_d(d, dtype), **chosen}
 
 
 def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
@@ -315,36 +363,7 @@ def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
 
 def _check(query: Tensor, key: Tensor, masks: tuple[Tensor, ...]) -> None:
     B, H, T, d = query.shape
-    if query.dtype not in _TYPES or key.dtype != query.dtype:
-        found = f"query is {query.dtype} and key {key.dtype}"
-        raise TypeError(f"{found}; both must be one of float32, float16 and bfloat16 (kernels: reference takes any)")
     if key.shape[0] != B or key.shape[2:] != (T, d) or H % key.shape[1]:
         raise ValueError(f"query {list(query.shape)} and key {list(key.shape)} aren't [B, H, T, d] and [B, H_kv, T, d]")
     if any(mask.shape != (B, T) or mask.dtype != torch.bool for mask in masks):
         raise ValueError(f"text_queries, visual and valid must be [{B}, {T}] bool")
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every configuration a launcher can choose. float16 gets bfloat16's code but for the instruction's type."""
-    types = dict.fromkeys(("lse", "sums"), "*fp32") | dict.fromkeys(("rows", "counts"), "*i32")
-    types |= dict.fromkeys(("text", "valid", "visual"), "*u8") | dict.fromkeys(("scale", "cap"), "fp32")
-    cases = []
-
-    def add(name: str, function: Any, options: dict[str, Any], more: dict[str, str], is_matrix: bool = True) -> None:
-        constants = {key: value for key, value in options.items() if key in function.arg_names}
-        signature = {key: (types | more).get(key, "i32") for key in function.arg_names if key not in constants}
-        compiler = {key: value for key, value in options.items() if key.startswith("num_")}
-        divisible = tuple(key for key in signature if key == "d" or key.startswith("stride"))
-        cases.append(CompileCase(name, function, signature, constants, compiler, is_matrix, divisible=divisible))
-
-    add("attention_mass_rows", attention_mass_rows_kernel, {"BLOCK": _LIST_BLOCK, "num_warps": 4}, {}, is_matrix=False)
-    sizes = [(torch.bfloat16, d) for d in (128, 64, 256, 512)] + [(torch.float16, 128), (torch.float32, 128)]
-    for (dtype, d), window, cap in itertools.product(sizes, (False, True), (False, True)):
-        if window != cap and dtype != torch.bfloat16:
-            continue
-        kernels = ("lse", attention_mass_lse_kernel), ("sums", attention_mass_sums_kernel)
-        for (name, function), tiles in zip(kernels, choose_tiles(d, dtype), strict=True):
-            label = f"{_TYPES[dtype][1:]}, d={d}, {tiles.stays}x{tiles.streams}{', window' * window}{', cap' * cap}"
-            options = {"CAP": cap, "WINDOW": window, "LIST_BLOCK": _LIST_BLOCK, **_options(d, dtype, tiles)}
-            add(f"attention_mass_{name}[{label}]", function, options, {"query": _TYPES[dtype], "key": _TYPES[dtype]})
-    return cases

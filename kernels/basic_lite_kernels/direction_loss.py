@@ -1,16 +1,24 @@
-"""Directional alignment (DAS) as Triton kernels: layers stream into v̂, and loss and gradient come in one pass.
+"""v̂ and the DAS loss as Triton kernels: layers are added as they pass; loss and gradient take one pass.
 
 Symbols: B batch · T sequence · M packed visual tokens · D hidden size · K supervised layers. One program has one row.
 
     after layer h < K   capture_layer: acc[M, D] += w_h · hidden[positions]
-    after layer K       capture_and_direction_loss: the same, finishing v̂, and in that pass each row's distance and its
-                        gradient, both without a_i, which may not be known yet (``token_weights: uniform``)
-    at the loss         weighted_direction_loss: Σ_i a_i distance_i; a_i and the upstream gradient go onto the gradient
-                        in the backward, row by row, read on the device
+    after layer K       the fused pass: the same, which finishes v̂, and each row's distance to v with its gradient,
+                        both without a_i, which isn't known yet with ``token_weights: uniform``
+    at the loss         Σ_i a_i distance_i; in the backward a_i and the upstream gradient are multiplied onto the
+                        gradient, row by row, read on the device
 
-``direction_loss`` has the last two in one call for a v̂ that is already there. Beyond v, all of it holds v̂ and one
-gradient: 8 bytes per M·D, where the naive chain (stack, sum, normalise, subtract) holds 132. Sums are float32.
-Source: method section of arXiv 2508.06895, target embeddings and direction alignment supervision; streaming is ours.
+Beyond v this holds v̂ and one gradient: 8 bytes per M·D, where the naive chain (stack, sum, normalise, subtract) holds
+132. Sums are float32. Source: method section of arXiv 2508.06895, target embeddings and direction alignment
+supervision; the streaming and the fusion are ours.
+
+Compiled without spills (stack 0) on sm_80 to sm_120 by triton 3.6.0, 3.7.1 and 3.9.0:
+
+    kernel                          BLOCK_D        warps
+    capture_layer, backward         1024           4
+    direction_loss, fused pass      1024 to 4096   BLOCK_D / 512
+                                    8192           8
+                                    16384          16
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -18,9 +26,7 @@ Source: method section of arXiv 2508.06895, target embeddings and direction alig
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,24 +34,20 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from basic_lite_kernels import reference
-from basic_lite_kernels.compiling import CompileCase
-
-Kind = Literal["cosine", "mse"]
+from basic_lite_kernels import eager_direction_loss
+from basic_lite_kernels.signatures import Kind
+from basic_lite_kernels.triton_support import require, why_not
 
 # A row stays in registers: 32 numbers of v and of v̂ a thread, 16 warps. No decoder's hidden size is larger.
 LONGEST_ROW = 16384
 # Columns that a program takes where rows are not reduced, and its warps.
 ELEMENTWISE = {"BLOCK_D": 1024, "num_warps": 4}
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Direction(NamedTuple):
-    """What the pass over layer K leaves for ``weighted_direction_loss``; no part has a graph."""
-
-    target: Tensor  # [M, D] float32, v̂ (the same memory as acc)
-    distance: Tensor  # [M] float32: 2 − 2 cos θ_i, or mean_D (v_i − v̂_i)²
-    dv: Tensor | None  # [M, D] float32, ∂ distance_i / ∂ v_i; None where v needs no gradient
+def supports(rows: Tensor) -> str | None:
+    """Why the kernels don't take rows like those of ``rows`` [..., D]; None where they do."""
+    D = rows.shape[-1]
+    return why_not(rows) or (f"rows of {D} numbers, and a kernel holds {LONGEST_ROW}" if D > LONGEST_ROW else None)
 
 
 @triton.jit
@@ -156,67 +158,40 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
     Args:
         acc: [M, D] float32, changed in place; None starts at zero, without writing the zeros.
         hidden: [B, T, D], float32, float16 or bfloat16; strides of B and T are free.
-        positions, weight: [M] int64, indices into the flattened B·T; w_h of this layer.
+        positions: [M] int64, indices into the flattened B·T.
+        weight: w_h of this layer.
 
     Returns:
         acc, [M, D]. Where grad mode is on and ``hidden`` or ``acc`` has a graph (target not detached) a new tensor with
-        a graph, made by the reference's ``capture_layer``: its backward is PyTorch's own scatter.
+        a graph, made by eager code: its backward is PyTorch's own scatter.
+
+    Raises:
+        KernelUnavailable: see ``supports``.
 
     Peak extra bytes beyond ``acc`` (4·M·D): 0. With a graph: 8·M·D.
-    Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or (acc is not None and acc.requires_grad)):
-        return reference.capture_layer(acc, hidden, positions, weight)
-    hidden, first, positions = _rows("hidden", hidden), acc is None, positions.contiguous()
+    if _has_graph(acc, hidden):
+        return eager_direction_loss.capture_layer(acc, hidden, positions, weight)
+    require("capture_layer", supports(hidden))
+    hidden, first, positions = _contiguous_rows(hidden), acc is None, positions.contiguous()
     acc = _accumulator(acc, hidden, positions)
     M, D = acc.shape
     if M:
-        sizes = hidden.shape[1], D, hidden.stride(0), hidden.stride(1)
         grid = M, triton.cdiv(D, ELEMENTWISE["BLOCK_D"])
         with torch.cuda.device_of(acc):
-            capture_layer_kernel[grid](acc, hidden, positions, float(weight), *sizes, FIRST=first, **ELEMENTWISE)
+            capture_layer_kernel[grid](
+                acc=acc,
+                hidden=hidden,
+                positions=positions,
+                weight=float(weight),
+                T=hidden.shape[1],
+                D=D,
+                stride_b=hidden.stride(0),
+                stride_t=hidden.stride(1),
+                FIRST=first,
+                **ELEMENTWISE,
+            )
     return acc
-
-
-@torch.compiler.disable
-def capture_and_direction_loss(
-    acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, kind: Kind = "cosine"
-) -> Direction:
-    """``capture_layer`` of layer K and, in the same pass, each row's distance to v with its gradient.
-
-    Args:
-        acc, hidden, positions, weight: as ``capture_layer`` takes them. No graph is kept to ``hidden``.
-        v, kind: [M, D], the initial visual embeddings; "cosine" or "mse".
-
-    Returns:
-        v̂ and what ``weighted_direction_loss`` needs. The gradient is made where ``v`` requires one, whatever grad mode
-        is: a checkpointed layer's hook may run with it off.
-
-    Peak extra bytes beyond ``acc`` (4·M·D): 4·M·D for the gradient + 4·M. Traffic: 18·M·D bytes with a bf16 ``hidden``.
-    Source: method section, direction alignment supervision; ``mse`` from the ablations; the fusion is ours.
-    """
-    hidden, first, positions = _rows("hidden", hidden.detach()), acc is None, positions.contiguous()
-    acc = _accumulator(None if acc is None else acc.detach(), hidden, positions)
-    distance, dv, _ = _measure(v, acc, kind, (v.requires_grad, False), (hidden, positions, float(weight), first))
-    return Direction(acc, distance, dv)
-
-
-@torch.compiler.disable
-def weighted_direction_loss(v: Tensor, direction: Direction, weights: Tensor) -> Tensor:
-    """Σ_i a_i distance_i of the pass that ``capture_and_direction_loss`` made.
-
-    Args:
-        v, direction: [M, D], the v of that pass, with its graph; and what the pass returned.
-        weights: [M], a_i, constants.
-
-    Returns:
-        A scalar, float32, with a graph to ``v`` alone.
-
-    Peak extra bytes: 12·M. The backward turns the pass's gradient into the result, in place; a retained graph, or a v
-    that isn't float32, costs one more [M, D]. Source: as ``capture_and_direction_loss``.
-    """
-    _require_weights(v, weights)
-    return _DirectionLoss.apply(v, direction.target, weights, direction.distance, direction.dv, None)
 
 
 @torch.compiler.disable
@@ -231,59 +206,124 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cos
     Args:
         v: [M, D], the initial visual embeddings; float32, float16 or bfloat16.
         target: [M, D], v̂; gets a gradient only when it requires one.
-        weights, kind: [M], a_i, constants; "cosine" or "mse".
+        weights: [M], a_i, constants.
+        kind: "cosine" or "mse".
 
     Returns:
         A scalar, float32.
 
+    Raises:
+        KernelUnavailable: see ``supports``.
+
     Peak extra bytes: 4·M·D for the gradient, made in the forward and scaled in place in the backward, + 12·M; 4·M·D
     more for the target's gradient, for a retained graph, and for inputs that aren't float32.
-    Source: method section, direction alignment supervision; ``mse`` from the ablations.
     """
-    _require_weights(v, weights)
-    needed = [torch.is_grad_enabled() and x.requires_grad for x in (v, target)]
-    return _DirectionLoss.apply(v, target, weights, *_measure(v, target, kind, needed))
+    require("direction_loss", supports(v) or supports(target))
+    wants_v, wants_target = (torch.is_grad_enabled() and x.requires_grad for x in (v, target))
+    measured = _measure(v, target, kind, wants_v=wants_v, wants_target=wants_target)
+    return _weighted(v, target, weights, measured)
 
 
-def _require_weights(v: Tensor, weights: Tensor) -> None:
-    if weights.shape != v.shape[:1]:
-        raise ValueError(f"weights are {list(weights.shape)} for v {list(v.shape)}; they must be [M]")
+class TritonTargetStream:
+    """v̂ and DAS by the kernels; see ``signatures.TargetStream``.
+
+    The fused pass makes v's gradient where v requires one, whatever grad mode is: the hook of a checkpointed layer may
+    run with it off.
+
+    Peak extra bytes: v̂ (4·M·D) and, from ``finish`` on, the gradient (4·M·D) + 4·M; ``loss`` 12·M. The backward turns
+    the gradient into the result, in place; a retained graph, or a v that isn't float32, costs one more [M, D].
+    Traffic of the fused pass: 18·M·D bytes with bf16 layers.
+    """
+
+    def __init__(self, kind: Kind | None) -> None:
+        self.kind = kind
+        self.target: Tensor | None = None
+        self._v: Tensor | None = None
+        self._measured: _Measured | None = None
+
+    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
+        self.target = capture_layer(self.target, hidden, positions, weight)
+
+    @torch.compiler.disable
+    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
+        self._v = v
+        if self.kind is None or _has_graph(self.target, hidden):
+            self.add(hidden, positions, weight)
+            return
+        require("direction_loss", supports(hidden) or supports(v))
+        hidden, first, positions = _contiguous_rows(hidden.detach()), self.target is None, positions.contiguous()
+        self.target = _accumulator(None if self.target is None else self.target.detach(), hidden, positions)
+        layer = _Layer(hidden, positions, float(weight), first)
+        self._measured = _measure(v, self.target, self.kind, wants_v=v.requires_grad, wants_target=False, layer=layer)
+
+    def loss(self, weights: Tensor) -> Tensor:
+        if self.kind is None or self.target is None or self._v is None:
+            raise RuntimeError("a target stream has a loss once it is finished, and where it was given a kind")
+        if self._measured is None:  # v̂ has a graph
+            return direction_loss(self._v, self.target, weights, self.kind)
+        return _weighted(self._v, self.target, weights, self._measured)
+
+
+class _Layer(NamedTuple):
+    """The layer that finishes v̂, for the fused pass."""
+
+    hidden: Tensor  # [B, T, D]
+    positions: Tensor  # [M]
+    weight: float
+    is_first: bool  # v̂ holds nothing yet
+
+
+class _Measured(NamedTuple):
+    """Distances and their gradients, float32, without a_i; a gradient nobody wants is None."""
+
+    distance: Tensor  # [M]: 2 − 2 cos θ_i, or mean_D (v_i − v̂_i)²
+    dv: Tensor | None  # [M, D]
+    dtarget: Tensor | None  # [M, D]
+
+
+def _has_graph(acc: Tensor | None, hidden: Tensor) -> bool:
+    return torch.is_grad_enabled() and (hidden.requires_grad or (acc is not None and acc.requires_grad))
 
 
 def _measure(
-    v: Tensor, target: Tensor, kind: str, needed: Iterable[bool], capture: tuple[Any, ...] | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Distances [M] and their gradients for v and the target, [M, D] where ``needed``; all float32, without a_i.
-
-    ``capture``: hidden, positions, weight and whether ``target`` holds nothing yet.
-    """
+    v: Tensor, target: Tensor, kind: str, *, wants_v: bool, wants_target: bool, layer: _Layer | None = None
+) -> _Measured:
+    """The distance of each row of v and the target [M, D]; with ``layer`` in the pass that finishes the target."""
     if kind not in ("cosine", "mse"):
         raise ValueError(f"direction_loss has no kind {kind!r}; it has 'cosine' and 'mse'")
+    if target.shape != v.shape:
+        raise ValueError(f"v is {list(v.shape)} and the target {list(target.shape)}; both must be [M, D]")
     M, D = v.shape
-    if target.shape != v.shape or D > LONGEST_ROW:
-        raise ValueError(
-            f"v is {list(v.shape)} and the target {list(target.shape)}; both must be [M, D], D at most {LONGEST_ROW} "
-            "(kernels: reference has no such limit)"
-        )
-    v, target = _rows("v", v.detach()), _rows("target", target.detach())
-    hidden, positions, weight, first = capture or (None, None, 0.0, False)
+    v, target = _contiguous_rows(v.detach()), _contiguous_rows(target.detach())
     distance = torch.empty(M, dtype=torch.float32, device=v.device)
-    dv, dtarget = (distance.new_empty(M, D) if need else None for need in needed)
-    T, *of_hidden = (1, 0, 0) if hidden is None else (hidden.shape[1], hidden.stride(0), hidden.stride(1))
+    dv, dtarget = (distance.new_empty(M, D) if wanted else None for wanted in (wants_v, wants_target))
+    hidden = None if layer is None else layer.hidden
     if M:
         with torch.cuda.device_of(v):
             direction_loss_kernel[(M,)](
-                v, target, distance, dv, dtarget, hidden, positions, weight, T, D,
-                v.stride(0), target.stride(0), *of_hidden,
-                COSINE=kind == "cosine", FIRST=first, **row_options(D),
-            )  # fmt: skip
-    return distance, dv, dtarget
+                v=v,
+                target=target,
+                distance=distance,
+                dv=dv,
+                dtarget=dtarget,
+                hidden=hidden,
+                positions=None if layer is None else layer.positions,
+                weight=0.0 if layer is None else layer.weight,
+                T=1 if hidden is None else hidden.shape[1],
+                D=D,
+                stride_v=v.stride(0),
+                stride_target=target.stride(0),
+                stride_b=0 if hidden is None else hidden.stride(0),
+                stride_t=0 if hidden is None else hidden.stride(1),
+                COSINE=kind == "cosine",
+                FIRST=layer is not None and layer.is_first,
+                **row_options(D),
+            )
+    return _Measured(distance, dv, dtarget)
 
 
-def _rows(name: str, x: Tensor) -> Tensor:
+def _contiguous_rows(x: Tensor) -> Tensor:
     """x with a contiguous last dimension; copied only where it has none."""
-    if x.dtype not in _TYPES:
-        raise TypeError(f"{name} is {x.dtype}; the Triton kernels take float32, float16, bfloat16 (kernels: reference)")
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -295,6 +335,15 @@ def _accumulator(acc: Tensor | None, hidden: Tensor, positions: Tensor) -> Tenso
     if acc.dtype != torch.float32 or not acc.is_contiguous() or acc.shape != shape:
         raise ValueError(f"acc is {acc.dtype} {list(acc.shape)}; it must be contiguous float32 {list(shape)}")
     return acc
+
+
+@torch.compiler.disable
+def _weighted(v: Tensor, target: Tensor, weights: Tensor, measured: _Measured) -> Tensor:
+    """Σ_i a_i distance_i, with a graph to v and the target where their gradients were made."""
+    if weights.shape != v.shape[:1]:
+        raise ValueError(f"weights are {list(weights.shape)} for v {list(v.shape)}; they must be [M]")
+    loss: Tensor = _DirectionLoss.apply(v, target, weights, *measured)
+    return loss
 
 
 class _DirectionLoss(torch.autograd.Function):
@@ -332,26 +381,3 @@ def _scaled(gradient: Tensor, weights: Tensor, upstream: Tensor, dtype: torch.dt
         with torch.cuda.device_of(out):
             direction_loss_backward_kernel[grid](out, gradient, weights.contiguous(), upstream, D, **ELEMENTWISE)
     return out
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every configuration a launcher can choose: with bf16 layers, float32 v and v̂, and the most that a pass can do."""
-    types = dict.fromkeys(("T", "D", "stride_v", "stride_target", "stride_b", "stride_t"), "i32")
-    types |= {"weight": "fp32", "hidden": "*bf16", "positions": "*i64"}
-    cases = []
-
-    def add(name: str, function: Any, options: dict[str, int], **constants: Any) -> None:
-        constants["BLOCK_D"] = options["BLOCK_D"]
-        signature = {key: types.get(key, "*fp32") for key in function.arg_names if key not in constants}
-        divisible = tuple(key for key in signature if key == "D" or key.startswith("stride"))
-        warps = {"num_warps": options["num_warps"]}
-        cases.append(CompileCase(name, function, signature, constants, warps, divisible=divisible))
-
-    add("capture_layer", capture_layer_kernel, ELEMENTWISE, FIRST=False)
-    add("capture_layer[first]", capture_layer_kernel, ELEMENTWISE, FIRST=True)
-    add("direction_loss_backward", direction_loss_backward_kernel, ELEMENTWISE)
-    for name, absent in (("direction_loss", ("hidden", "positions")), ("capture_and_direction_loss", ("dtarget",))):
-        for D, kind in itertools.product((4096, 1024, 2048, 8192, 16384), ("cosine", "mse")):
-            constants = {"COSINE": kind == "cosine", "FIRST": False, **dict.fromkeys(absent)}
-            add(f"{name}[{kind}, BLOCK_D={D}]", direction_loss_kernel, row_options(D), **constants)
-    return cases

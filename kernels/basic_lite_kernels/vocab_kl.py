@@ -25,11 +25,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from basic_lite_kernels import reference
-from basic_lite_kernels.compiling import CompileCase
+from basic_lite_kernels.triton_support import require, why_not
 
 # Four numbers a thread and side, so that a load is 16 bytes; 40 registers, so that a processor is full of threads.
-# Twice that spills on sm_120. No smaller than the number of threads: q − p may overwrite z.
+# No smaller than the number of threads: q − p may overwrite z. Stack on sm_80 to sm_120:
+#
+#     BLOCK_V  warps   triton 3.6.0, 3.7.1, 3.9.0
+#     1024     8       0
+#     2048     8       spills on sm_120 (3.9.0)
+#     32768    32      spills (3.9.0)
 BLOCK_V = 1024
 NUM_WARPS = 8
 NUM_STAGES = 1
@@ -148,35 +152,6 @@ def vocab_kl_kernel(
             tl.store(dtarget_ptr + row * stride + words, p * (u - kl) * lift_target, mask=words < stride)
 
 
-def compile_cases() -> list[CompileCase]:
-    """Every variant of the kernel that the launcher can start."""
-    cases = []
-    logits = {"z_ptr": "*fp32", "change_ptr": "*fp32", "kl_ptr": "*fp32"}
-    numbers = {"stride": "i32", "V": "i32"} | dict.fromkeys(("scale", "lift", "lift_target"), "fp32")
-    options = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES}
-    for table in ("bf16", "fp16", "fp32"):
-        for outputs in ((), ("dz_ptr",), ("dz_ptr", "dtarget_ptr")):
-            for excludes in (False, True):
-                if not outputs and table != "bf16":
-                    continue  # the table's dtype is that of the outputs
-                signature = logits | numbers | dict.fromkeys(outputs, f"*{table}")
-                signature |= {"excluded_ptr": "*u8"} if excludes else {}
-                absent = {"dz_ptr", "dtarget_ptr", "excluded_ptr"} - signature.keys()
-                label = ("loss only", f"{table}, gradient", f"{table}, both gradients")[len(outputs)]
-                cases.append(
-                    CompileCase(
-                        f"vocab_kl_kernel[{label}{', excluded' if excludes else ''}]",
-                        vocab_kl_kernel,
-                        signature,
-                        {"BLOCK_V": BLOCK_V} | dict.fromkeys(absent),
-                        options,
-                        unaligned=("kl_ptr",),
-                        divisible=("stride",),
-                    )
-                )
-    return cases
-
-
 def rows_in_flight(M: int, V: int, device: torch.device) -> int:
     """Rows R of a chunk: what the card's scratch allows at 10·V bytes a row, in chunks of equal size."""
     budget, most = SCRATCH_BYTES, SCRATCH_ROWS
@@ -185,6 +160,11 @@ def rows_in_flight(M: int, V: int, device: torch.device) -> int:
     rows = max(1, min(most, max(16, budget // (10 * V))))
     chunks = max(1, -(-M // rows))
     return max(1, -(-M // chunks))
+
+
+def supports(v: Tensor, target: Tensor, table: Tensor) -> str | None:
+    """Why the kernel doesn't take v, v̂ [M, D] and E [V, D]; None where it does."""
+    return why_not(v, target, table)
 
 
 # An operator of its own, so that torch.compile sees one opaque step with known shapes: no graph break.
@@ -235,9 +215,21 @@ def _launch(
                 buffers = [z, change][:outputs]
             dz, dz_target = (*buffers, None, None)[:2]
             vocab_kl_kernel[(r,)](
-                z, change, mask, kl[rows], dz, dz_target, stride, V, scale, *lifts,
-                BLOCK_V=BLOCK_V, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
-            )  # fmt: skip
+                z_ptr=z,
+                change_ptr=change,
+                excluded_ptr=mask,
+                kl_ptr=kl[rows],
+                dz_ptr=dz,
+                dtarget_ptr=dz_target,
+                stride=stride,
+                V=V,
+                scale=scale,
+                lift=lifts[0],
+                lift_target=lifts[1],
+                BLOCK_V=BLOCK_V,
+                num_warps=NUM_WARPS,
+                num_stages=NUM_STAGES,
+            )
             for difference, gradient, lift in ((dz, dv, lifts[0]), (dz_target, dtarget, lifts[1])):
                 if difference is not None:
                     _scaled_product(difference, table, factor[rows] / lift, gradient[rows])
@@ -310,9 +302,7 @@ def vocab_kl(
 ) -> Tensor:
     """Semantic distribution loss (SDS): Σ_i a_i KL(p_i ‖ q_i), p = softmax(s v̂ Eᵀ), q = softmax(s v Eᵀ).
 
-    As ``reference.vocab_kl``, argument by argument, except that v and v̂ − v are rounded to the table's dtype before
-    they meet it, as matrix instructions want. float64 inputs, and tables of a type other than float32, bf16 and fp16,
-    are handed to the reference.
+    Unlike eager code it rounds v and v̂ − v to the table's dtype before they meet it, as matrix instructions want.
 
     Args:
         v: [M, D], the initial visual embeddings.
@@ -326,12 +316,15 @@ def vocab_kl(
     Returns:
         A scalar ≥ 0, float32; 0 where both sides agree.
 
+    Raises:
+        KernelUnavailable: see ``supports``.
+        ValueError: shapes that don't fit one another.
+
     Peak extra bytes: 4·M·D for the gradient, made in the forward (2·M·D for 16-bit v), and independent of M
     max(10·R·V, 8·R·V + 4·R·D) for a 16-bit table, 8·R·V + 4·R·D for a float32 one (two more, 12·R·V, where a 16-bit
     table's target wants a gradient; V rounded up to 16), and V for a mask. Backward: 4·M·D.
     """
-    if torch.float64 in (v.dtype, target.dtype) or table.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return reference.vocab_kl(v, target, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
+    require("vocab_kl", supports(v, target, table))
     # The kernel goes by addresses, so sizes are looked at here.
     if target.shape != v.shape or weights.shape != v.shape[:1] or table.shape[1:] != v.shape[1:]:
         raise ValueError(

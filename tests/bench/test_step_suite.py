@@ -179,7 +179,9 @@ def test_timing_changes_nothing_and_off_is_off(folder: Path, weights: str) -> No
         recipe = tiny_recipe(folder, {**changes, "supervision.token_weights": weights, "data.max_length": 32})
         step = RealStep(recipe, synthetic(recipe), Shape.of(recipe), CPU, lambda text: None)
         step.batch["pixel_values"] = torch.ones_like(step.batch["pixel_values"])
-        times = OperationTimes(step.supervision, Clock(CPU)) if timed and step.supervision is not None else None
+        times = OperationTimes(Clock(CPU)) if timed and step.supervision is not None else None
+        if times is not None:
+            step.supervision = step.supervision.with_operations(times.timed(step.supervision.operations))
         found: list[torch.Tensor] = []
         weight = step.loaded.parts.projector.linear_2.weight
         handle = weight.register_post_accumulate_grad_hook(lambda p: found.append(p.grad.clone()))

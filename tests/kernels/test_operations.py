@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import logging
+import builtins
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from basic_lite_kernels import dispatch, reference
+from basic_lite_kernels import operations as file
+from basic_lite_kernels.operations import EAGER, KernelUnavailable, Operations, choose
 from tests.support.kernels import (
+    CPU,
     DEVICE,
     HAS_TRITON,
     INTERPRETED,
-    draw,
+    draw_on_cpu,
     kernel_test,
     only_gpu,
     relative,
@@ -27,17 +26,18 @@ from tests.support.kernels import (
 
 # Before a test unsets TRITON_INTERPRET: it counts when kernels are defined.
 if HAS_TRITON:
-    for _file in dispatch.OPERATIONS.values():
-        importlib.import_module(f"basic_lite_kernels.{_file}")
+    from basic_lite_kernels.triton_operations import TRITON, triton_or_eager
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed")
+CUDA = torch.device("cuda", 1)
+OPERATIONS = ["direction_loss", "vocab_kl", "attention_mass"]
 
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    dispatch._gpu_obstacle.cache_clear()
+    file._gpu_obstacle.cache_clear()
     yield
-    dispatch._gpu_obstacle.cache_clear()
+    file._gpu_obstacle.cache_clear()
 
 
 @pytest.fixture
@@ -47,205 +47,219 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
-    """A card that torch finds, and on which nobody has tried a kernel yet."""
+def asked(monkeypatch: pytest.MonkeyPatch, compiled: None) -> list[Any]:
+    """Two cards that torch finds, and on which nobody has tried a kernel yet. The devices that it was asked about."""
+    devices: list[Any] = []
+
+    def name(device: Any = None) -> str:
+        devices.append(device)
+        return "a card"
+
+    def capability(device: Any = None) -> tuple[int, int]:
+        devices.append(device)
+        return (8, 9)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    return devices
 
 
-def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A small call of each operation, as supervision makes it."""
-    if name == "capture_layer":
-        return (draw(6, 16, seed=4), draw(2, 5, 16), torch.tensor([0, 1, 4, 7, 8, 9], device=DEVICE), 0.25), {}
+def call(
+    operations: Operations, name: str, dtype: torch.dtype = torch.float32, device: torch.device = DEVICE
+) -> Tensor:
+    """A small call of an operation, as supervision makes it: a gradient of v, or the mass."""
+
+    def draw(*shape: int, seed: int = 0) -> Tensor:
+        return draw_on_cpu(*shape, seed=seed).to(device, dtype)
+
+    v, weights = draw(6, 16).requires_grad_(), draw(6, seed=3).abs()
     if name == "direction_loss":
-        return (draw(6, 16), draw(6, 16, seed=1), draw(6, seed=2).abs(), "cosine"), {}
+        stream, positions = operations.target_stream("cosine"), torch.tensor([0, 1, 4, 7, 8, 9], device=device)
+        with torch.no_grad():
+            stream.add(draw(2, 5, 16, seed=1), positions, 0.25)
+            stream.finish(draw(2, 5, 16, seed=2), positions, 0.75, v)
+        return torch.autograd.grad(stream.loss(weights) * 2, v)[0]
     if name == "vocab_kl":
-        excluded = torch.arange(40, device=DEVICE) < 3
+        excluded = torch.arange(40, device=device) < 3
         table = draw(40, 16, seed=2)
-        return (draw(6, 16), draw(6, 16, seed=1), table, draw(6, seed=3).abs()), {"scale": 0.5, "excluded": excluded}
-    visual = torch.zeros(2, 12, dtype=torch.bool, device=DEVICE)
+        loss = operations.vocab_kl(v, draw(6, 16, seed=1), table, weights, scale=0.5, excluded=excluded)
+        return torch.autograd.grad(loss * 2, v)[0]
+    visual = torch.zeros(2, 12, dtype=torch.bool, device=device)
     visual[:, 2:6] = True
     masks = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
-    return (draw(2, 4, 12, 16), draw(2, 2, 12, 16, seed=1)), {"scaling": 0.25, "longest": 8, **masks}
+    return operations.attention_mass(draw(2, 4, 12, 16), draw(2, 2, 12, 16, seed=1), scaling=0.25, longest=8, **masks)
 
 
 # ---- choosing
 
 
-def test_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch, compiled: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with caplog.at_level(logging.INFO):
-        choice = dispatch.choose("auto")
-    assert choice.operations is reference and choice.name == "reference"
-    assert choice.reason == "the Triton kernels can't run here: torch finds no NVIDIA or AMD GPU"
-    assert f"BASIC operations: reference ({choice.reason})" in caplog.text
-    with pytest.raises(dispatch.KernelUnavailable, match=r"Triton kernels were asked for .* no NVIDIA"):
-        dispatch.choose("triton")
+    choice = choose("auto", CPU)
+    assert choice == (EAGER, "the Triton kernels can't run here: torch finds no NVIDIA or AMD GPU")
+    with pytest.raises(KernelUnavailable, match=r"Triton kernels were asked for .* no NVIDIA"):
+        choose("triton", CPU)
 
 
-def test_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        assert dispatch.choose("reference") == ("reference", "asked for by name", reference)
-    assert "asked for by name" in caplog.text
+def test_by_name() -> None:
+    assert choose("reference", CPU) == (EAGER, "asked for by name") and EAGER.name == "reference"
     with pytest.raises(ValueError, match="'cuda'; known are auto, triton, reference"):
-        dispatch.choose("cuda")  # type: ignore[arg-type]
+        choose("cuda", CPU)  # type: ignore[arg-type]
 
 
-def test_a_card_that_is_too_old(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    choice = dispatch.choose()
-    assert choice.operations is reference and "a card has compute capability 7.5" in choice.reason
-    with pytest.raises(dispatch.KernelUnavailable, match=r"7\.5"):
-        dispatch.choose("triton")
+def test_a_model_on_the_cpu_of_a_machine_with_a_gpu(asked: list[Any]) -> None:
+    assert choose("auto", CPU) == (EAGER, "the Triton kernels can't run here: the model is on cpu, not a GPU")
+    with pytest.raises(KernelUnavailable, match="the model is on cpu"):
+        choose("triton", CPU)
+    assert not asked, "no card was looked at"
 
 
-def test_without_triton(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
-    found = importlib.import_module
+def test_a_card_that_is_too_old(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    choice = choose("auto", CUDA)
+    assert choice.operations is EAGER and "a card has compute capability 7.5, the kernels need 8.0" in choice.reason
+    with pytest.raises(KernelUnavailable, match=r"7\.5"):
+        choose("triton", CUDA)
 
-    def missing(name: str, *rest: Any) -> ModuleType:
-        if name == "triton":
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    found = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("triton") or "triton_operations" in (args[2] if len(args) > 2 and args[2] else ()):
             raise ImportError("No module named 'triton'")
-        return found(name, *rest)
+        return found(name, *args, **kwargs)
 
-    monkeypatch.setattr(importlib, "import_module", missing)
-    choice = dispatch.choose()
-    assert choice.operations is reference
-    assert "triton can't be imported (No module named 'triton')" in choice.reason
-    with pytest.raises(dispatch.KernelUnavailable, match="can't be imported"):
-        dispatch.choose("triton")
+    monkeypatch.setattr(builtins, "__import__", missing)
+    choice = choose("auto", CUDA)
+    assert choice.operations is EAGER and "triton can't be imported (No module named 'triton')" in choice.reason
+    with pytest.raises(KernelUnavailable, match="can't be imported"):
+        choose("triton", CUDA)
 
 
 @needs_triton
-def test_a_trial_that_fails(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+def test_a_trial_that_fails(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
     """Here the trial is real, and there is no such card: whatever goes wrong ends in the reason."""
 
     def broken(*_: Any, **__: Any) -> Tensor:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(torch, "linspace", broken)
-    choice = dispatch.choose()
-    assert choice.operations is reference
+    monkeypatch.setattr(torch.cuda, "device", broken)
+    choice = choose("auto", CUDA)
+    assert choice.operations is EAGER
     assert "a trial of vocab_kl failed (RuntimeError: Failed to find C compiler)" in choice.reason
-    with pytest.raises(dispatch.KernelUnavailable, match="C compiler"):
-        dispatch.choose("triton")
+    with pytest.raises(KernelUnavailable, match="C compiler"):
+        choose("triton", CUDA)
 
 
 @needs_triton
-def test_a_trial_that_succeeds(monkeypatch: pytest.MonkeyPatch, gpu: None, caplog: pytest.LogCaptureFixture) -> None:
-    tried = []
-    monkeypatch.setattr(dispatch, "_trial_obstacle", lambda: tried.append(1))
-    with caplog.at_level(logging.INFO):
-        choice = dispatch.choose()
-        by_name = dispatch.choose("triton")
-    assert (choice.name, choice.reason) == ("triton", "a card")
-    assert (by_name.name, by_name.reason) == ("triton", "asked for by name, a card")
-    assert "BASIC operations: triton (a card)" in caplog.text
-    assert len(tried) == 1, "once a process"
+def test_a_trial_that_succeeds_once_a_device(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr(file, "_trial_obstacle", tried.append)
+    choice, by_name = choose("auto", CUDA), choose("triton", CUDA)
+    assert (choice.operations.name, choice.reason) == ("triton", "a card")
+    assert by_name == (TRITON, "asked for by name, a card")
+    assert tried == [CUDA] and set(asked) == {CUDA}, "one trial, and no other card was looked at"
+    choose("auto", torch.device("cuda", 0))
+    assert tried == [CUDA, torch.device("cuda", 0)]
 
 
 @needs_triton
-def test_an_amd_card(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+def test_an_amd_card(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (0, 0))
-    monkeypatch.setattr(dispatch, "_trial_obstacle", lambda: None)
-    assert dispatch.choose("auto").name == "triton"
-    with pytest.raises(dispatch.KernelUnavailable, match="attention_mass on an AMD card"):
-        dispatch.choose("triton")
-    positional, _ = arguments("attention_mass")
-    assert dispatch._unread("attention_mass", positional) == dispatch.AMD
-    assert dispatch._unread("vocab_kl", arguments("vocab_kl")[0]) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (0, 0))
+    monkeypatch.setattr(file, "_trial_obstacle", lambda device: None)
+    choice = choose("auto", CUDA)
+    assert choice.operations.name == "triton" and choice.reason == "a card; attention_mass as plain PyTorch"
+    with pytest.raises(KernelUnavailable, match="attention_mass: its kernels spill registers on AMD's cards"):
+        choose("triton", CUDA)
 
 
-@pytest.mark.parametrize("name", ["vocab_kl", "direction_loss", "attention_mass"])
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_a_trial_can_tell_right_from_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers, on the CPU: finite, not zero, and not what an operation gives that forgets its inputs."""
-    operation = getattr(reference, name)
-    found = dispatch._trial(name, operation, "cpu")
+    """On the CPU: finite, not zero, and not what an operation gives that reads other numbers."""
+    trial = file.TRIALS[name]
+    found = trial(EAGER, CPU)
     assert torch.isfinite(found).all() and found.norm() > 1e-3
     monkeypatch.setattr(torch.Tensor, "sin", lambda x: x.cos())
-    other = dispatch._trial(name, operation, "cpu")
-    assert float((other - found).norm() / found.norm()) > 0.05
+    assert relative(trial(EAGER, CPU), found) > file.TRIAL_ERROR
 
 
 @kernel_test
-@pytest.mark.parametrize("name", ["vocab_kl", "direction_loss", "attention_mass"])
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_kernels_pass_the_trial(name: str) -> None:
-    kernel = getattr(importlib.import_module(f"basic_lite_kernels.{name}"), name)
-    truth = dispatch._trial(name, getattr(reference, name), DEVICE.type)
     if name == "attention_mass" and INTERPRETED:
         pytest.skip("the trial is in bf16, which the interpreter multiplies wrongly")
-    assert relative(dispatch._trial(name, kernel, DEVICE.type), truth) < 0.05
+    trial = file.TRIALS[name]
+    assert relative(trial(TRITON, DEVICE), trial(EAGER, DEVICE)) < file.TRIAL_ERROR
 
 
 def test_the_interpreter_is_only_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    choice = dispatch.choose("auto")
-    assert choice.operations is reference and "TRITON_INTERPRET" in choice.reason
+    choice = choose("auto", CPU)
+    assert choice.operations is EAGER and "TRITON_INTERPRET" in choice.reason
 
 
 # ---- the operations
 
 
 @needs_triton
-@pytest.mark.parametrize("name", dispatch.OPERATIONS)
-def test_signatures_are_the_references(name: str) -> None:
-    kernel = getattr(importlib.import_module(f"basic_lite_kernels.{dispatch.OPERATIONS[name]}"), name)
-    expected = inspect.signature(getattr(reference, name)).parameters
-    found = inspect.signature(kernel).parameters
-    assert {k: p.kind for k, p in expected.items()} == {k: found[k].kind for k in found if k in expected}
-    assert [k for k in found if k in expected] == list(expected)
-    for extra in found.keys() - expected.keys():
-        assert found[extra].default is not inspect.Parameter.empty
-    operations = dispatch._triton_operations(falls_back=True)
-    assert inspect.signature(getattr(operations, name)) == inspect.signature(getattr(reference, name))
-
-
-@needs_triton
-@pytest.mark.parametrize("name", dispatch.OPERATIONS)
-def test_tensors_on_the_cpu_of_a_machine_with_a_gpu(
-    name: str, compiled: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tests.support.kernels.DEVICE", torch.device("cpu"))
-    monkeypatch.setitem(globals(), "DEVICE", torch.device("cpu"))
-    positional, named = arguments(name)
-    expected = getattr(reference, name)(*(x.clone() if isinstance(x, Tensor) else x for x in positional), **named)
-    operation = getattr(dispatch._triton_operations(falls_back=True), name)
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            copies = [x.clone() if isinstance(x, Tensor) else x for x in positional]
-            assert torch.equal(operation(*copies, **named), expected)
-    assert caplog.text.count(f"{name} by the reference, for tensors on cpu") == 1
-    with pytest.raises(dispatch.KernelUnavailable, match=f"{name} got tensors on cpu"):
-        getattr(dispatch._triton_operations(falls_back=False), name)(*positional, **named)
-
-
-@pytest.mark.parametrize("name", dispatch.OPERATIONS)
-@pytest.mark.parametrize("surroundings", ["autocast", "compile"])
-def test_the_reference_inside_autocast_and_torch_compile(name: str, surroundings: str) -> None:
-    check_inside(reference, name, surroundings)
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels take tensors on the CPU")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_a_kernel_does_not_take_goes_to_eager_code_and_is_said_once(name: str) -> None:
+    lines: list[str] = []
+    either = triton_or_eager(lines.append)
+    for _ in range(2):
+        assert torch.equal(call(either, name, device=CPU), call(EAGER, name, device=CPU))
+    (line,) = lines
+    assert f"({name}) runs as plain PyTorch" in line and "on cpu, not a GPU" in line
+    with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU; set kernels to auto or reference"):
+        call(TRITON, name, device=CPU)
 
 
 @kernel_test
-@pytest.mark.parametrize("name", dispatch.OPERATIONS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_auto_takes_kernels_where_it_can_and_says_each_reason(name: str) -> None:
+    lines: list[str] = []
+    either = triton_or_eager(lines.append)
+    assert torch.equal(call(either, name), call(TRITON, name)) and not lines
+    assert torch.equal(call(either, name, torch.float64), call(EAGER, name, torch.float64))
+    assert len(lines) == 1 and "float64" in lines[0]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("surroundings", ["autocast", "compile"])
+def test_eager_code_inside_autocast_and_torch_compile(name: str, surroundings: str) -> None:
+    check_inside(EAGER, name, surroundings)
+
+
+@kernel_test
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("surroundings", ["autocast", "compile"])
 def test_kernels_inside_autocast_and_torch_compile(name: str, surroundings: str) -> None:
-    check_inside(dispatch.choose("triton").operations, name, surroundings)
+    check_inside(TRITON, name, surroundings)
 
 
-def check_inside(operations: ModuleType, name: str, surroundings: str) -> None:
+def check_inside(operations: Operations, name: str, surroundings: str) -> None:
     """Value and gradient of the first argument are what they are outside."""
-    positional, named = arguments(name)
-    differentiable = name in ("direction_loss", "vocab_kl")
+    v, target, weights = (draw_on_cpu(*shape, seed=i).to(DEVICE) for i, shape in enumerate([(6, 16), (6, 16), (6,)]))
+    table, positions = draw_on_cpu(40, 16, seed=4).to(DEVICE), torch.arange(6, device=DEVICE)
 
-    def step(first: Tensor, *rest: Any) -> Tensor:
-        out: Tensor = getattr(operations, name)(first * 1.0, *rest, **named)
-        return out * 2 + first.sum() if differentiable else out * 2
+    def step(x: Tensor) -> Tensor:
+        x = x * 1.0
+        if name == "attention_mass":
+            return call(operations, name) * 2 + x.sum()
+        if name == "vocab_kl":
+            return operations.vocab_kl(x, target, table, weights.abs(), scale=0.5) * 2 + x.sum()
+        stream = operations.target_stream("cosine")
+        stream.finish(target[None], positions, 0.5, x)
+        return stream.loss(weights.abs()) * 2 + x.sum()
 
-    def run(f: Callable[..., Tensor]) -> list[Tensor]:
-        first = positional[0].clone().requires_grad_(differentiable)
-        out = f(first, *positional[1:])
-        return [out.detach(), *(torch.autograd.grad(out, first) if differentiable else ())]
+    def run(f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        x = v.clone().requires_grad_()
+        out = f(x)
+        return [out.detach(), *torch.autograd.grad(out.sum(), x)]
 
     expected = run(step)
     if surroundings == "autocast":
@@ -259,14 +273,11 @@ def check_inside(operations: ModuleType, name: str, surroundings: str) -> None:
 
 
 @kernel_test
-@pytest.mark.parametrize("name", dispatch.OPERATIONS)
-def test_kernels_agree_with_the_reference(name: str) -> None:
-    choice = dispatch.choose("triton")
-    assert choice.name == "triton" and ("interpreter" in choice.reason) == INTERPRETED
-    positional, named = arguments(name)
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in positional]
-    ours = getattr(choice.operations, name)(*copies, **named)
-    expected = getattr(reference, name)(*positional, **named)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_kernels_agree_with_eager_code(name: str) -> None:
+    choice = choose("triton", DEVICE)
+    assert choice.operations is TRITON and ("interpreter" in choice.reason) == INTERPRETED
+    ours, expected = call(TRITON, name), call(EAGER, name)
     assert ours.dtype == expected.dtype and ours.shape == expected.shape
     assert relative(ours, expected) < (2e-3 if name == "attention_mass" and not INTERPRETED else 1e-5)
 
@@ -274,8 +285,8 @@ def test_kernels_agree_with_the_reference(name: str) -> None:
 @kernel_test
 @only_gpu
 def test_auto_on_a_gpu_is_triton_after_a_real_trial() -> None:
-    choice = dispatch.choose("auto")
-    assert (choice.name, choice.reason) == ("triton", torch.cuda.get_device_name())
+    choice = choose("auto", DEVICE)
+    assert (choice.operations.name, choice.reason) == ("triton", torch.cuda.get_device_name(DEVICE))
 
 
 def test_through_the_interpreter() -> None:

@@ -17,8 +17,6 @@ from tests.support.kernels import (
     draw,
     kernel_test,
     nan_filled_buffers,
-    only_gpu,
-    peak_bytes,
     relative,
     run_interpreted,
 )
@@ -26,7 +24,7 @@ from tests.support.kernels import (
 if not HAS_TRITON:
     pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
 
-from basic_lite_kernels import reference
+from basic_lite_kernels import naive
 from basic_lite_kernels import vocab_kl as file
 from basic_lite_kernels.vocab_kl import vocab_kl
 
@@ -44,16 +42,6 @@ def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(file, "BLOCK_V", 64)
 
 
-def naive(
-    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, scale: float, excluded: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """The definition, with products in ``dtype`` and the rest in it or float32."""
-    kept = table.to(dtype) if excluded is None else table.to(dtype)[~excluded]
-    wide = torch.promote_types(dtype, torch.float32)
-    log_p, log_q = (torch.log_softmax(scale * (x.to(dtype) @ kept.T).to(wide), -1) for x in (target, v))
-    return (weights.to(wide) * (log_p.exp() * (log_p - log_q)).sum(1)).sum()
-
-
 def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor]:
     gradients = torch.autograd.grad(loss * upstream, inputs, retain_graph=True)
     return [loss.detach(), *gradients]
@@ -69,7 +57,9 @@ def exact_results(
     upstream: float = 1.0,
 ) -> list[Tensor]:
     x, y = (t.double().requires_grad_() for t in (v, target))
-    return results(naive(x, y, table, weights, scale, excluded, torch.float64), x, y, upstream=upstream)
+    return results(
+        naive.vocab_kl(x, y, table.double(), weights.double(), scale=scale, excluded=excluded), x, y, upstream=upstream
+    )
 
 
 def compare(
@@ -90,7 +80,9 @@ def compare(
         loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
     ours = results(loss, x, y, upstream=upstream)
     assert loss.dtype == torch.float32 and ours[1].dtype == v.dtype and loss.item() >= 0
-    eager = results(naive(x, y, table, weights, scale, excluded, table.dtype), x, y, upstream=upstream)
+    # Products in the table's type, the rest in it or float32.
+    rounded = x.to(table.dtype), y.to(table.dtype)
+    eager = results(naive.vocab_kl(*rounded, table, weights, scale=scale, excluded=excluded), x, y, upstream=upstream)
     truth = exact_results(v, target, table, weights, scale, excluded, upstream)
     for o, e, t in zip(ours, eager, truth, strict=True):
         assert_as_good_as(o, e, t, TOLERANCE[table.dtype] if tolerance is None else tolerance)
@@ -273,138 +265,6 @@ def test_slices_are_read_in_place(dtype: torch.dtype) -> None:
     weights = torch.ones(5, device=DEVICE)
     expected = vocab_kl(v[:, ::2].contiguous(), target[:, 8:].contiguous(), table[20:70, 4:12].contiguous(), weights)
     assert vocab_kl(v[:, ::2], target[:, 8:], table[20:70, 4:12], weights).item() == pytest.approx(expected.item())
-
-
-# ---- what it is called from
-
-
-@kernel_test
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_under_autocast(dtype: torch.dtype) -> None:
-    v, target, table = draw(5, 16).requires_grad_(), draw(5, 16, seed=1), draw(40, 16, seed=2).to(dtype)
-    plain = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        inside = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
-    for a, b in zip(plain, inside, strict=True):
-        assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
-
-
-@kernel_test
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=only_gpu)])
-def test_under_torch_compile(backend: str) -> None:
-    target, table, weights = draw(5, 16, seed=1), draw(40, 16, seed=2).to(torch.bfloat16), draw(5, seed=3).abs()
-
-    def step(v: Tensor) -> Tensor:
-        return 3 * vocab_kl(v * 2, target, table, weights, scale=0.5) + v.square().sum()
-
-    v = draw(5, 16).requires_grad_()
-    torch._dynamo.reset()
-    compiled = torch.compile(step, backend=backend, fullgraph=True)
-    for a, b in zip(results(step(v), v), results(compiled(v), v), strict=True):
-        assert relative(a, b) < 1e-6
-
-
-@kernel_test
-@pytest.mark.parametrize("wants", [(False, False), (True, False), (True, True), (False, True)])
-def test_the_operator_keeps_its_promises(wants: tuple[bool, bool]) -> None:
-    arguments = (draw(5, 16), draw(5, 16, seed=1), draw(40, 16, seed=2), torch.ones(5, device=DEVICE), 1.0, None, 2)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.basic_lite.vocab_kl, (*arguments, *wants), test_utils=checks)
-
-
-@kernel_test
-def test_a_gradient_for_the_target_alone() -> None:
-    v, target, table = draw(5, 8), draw(5, 8, seed=1).requires_grad_(), draw(40, 8, seed=2)
-    ours = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
-    expected = results(reference.vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
-    assert all(relative(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
-
-
-@kernel_test
-def test_float64_is_the_references() -> None:
-    v, target, table = draw(3, 8).double(), draw(3, 8, seed=1), draw(40, 8, seed=2)
-    loss = vocab_kl(v, target, table, torch.ones(3, device=DEVICE))
-    assert loss.dtype == torch.float64
-    assert torch.equal(loss, reference.vocab_kl(v, target, table, torch.ones(3, device=DEVICE)))
-
-
-@pytest.mark.parametrize("wrong", ["target", "weights", "table", "excluded", "excluded dtype"])
-def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
-    v, target, table, weights = draw(5, 8), draw(5, 8), draw(40, 8), draw(5)
-    excluded = torch.zeros(40, dtype=torch.bool, device=DEVICE)
-    if wrong == "target":
-        target = target[:4]
-    elif wrong == "weights":
-        weights = weights[:4]
-    elif wrong == "table":
-        table = table[:, :7]
-    elif wrong == "excluded":
-        excluded = excluded[:-1]
-    else:
-        excluded = excluded.to(torch.int64)
-    with pytest.raises(ValueError, match="vocab_kl"):
-        vocab_kl(v, target, table, weights, excluded=excluded)
-
-
-# ---- memory
-
-
-@kernel_test
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=only_gpu)])
-@pytest.mark.parametrize("M", [10, 60])
-def test_memory_is_its_formula(M: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off a GPU a 16-bit table is cast for want of its matrix product, so only float32 is measured there."""
-    D, V, R = 16, 8000, 4
-    if ON_GPU:
-        M, D, V, R = 10 * M, 256, 32000, 64
-    if INTERPRETED:
-        monkeypatch.setattr(file, "BLOCK_V", 8192)
-    v, target, table = draw(M, D).requires_grad_(), draw(M, D, seed=1), draw(V, D, seed=2).to(dtype)
-    weights = torch.ones(M, device=DEVICE)
-    loss = vocab_kl(v, target, table, weights, chunk_rows=R)
-    slack = 64 * M + (2**14 if ON_GPU else 0)  # an allocator rounds up
-    peak = peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R))
-    transient = 8 * R * V + 4 * R * D if dtype == torch.float32 else 10 * R * V
-    assert 8 * R * V < peak <= 4 * M * D + transient + slack
-    assert transient <= 10 * R * V
-    assert peak_bytes(lambda: loss.backward(retain_graph=True)) <= 4 * M * D + slack
-
-
-def test_rows_in_flight() -> None:
-    small = torch.device("cpu")
-    assert file.rows_in_flight(576, 32000, small) == 288
-    assert file.rows_in_flight(8 * 576, 32000, small) == 288
-    assert file.rows_in_flight(1, 32000, small) == file.rows_in_flight(0, 32000, small) == 1
-    for M in (1, 100, 576, 577, 4608):
-        for V in (33, 32000, 69_000, 152_064, 262_144):
-            R = file.rows_in_flight(M, V, small)
-            assert 1 <= R <= M and R <= 288 and 10 * R * V <= file.SCRATCH_BYTES
-
-
-def test_a_large_card_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Card:
-        total_memory = 80 * 2**30
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    card = torch.device("cuda")
-    assert file.rows_in_flight(576, 32000, card) == 576
-    assert file.rows_in_flight(8 * 576, 32000, card) == 2304
-    assert 10 * file.rows_in_flight(8 * 576, 152_064, card) * 152_064 <= 10**9
-
-
-# ---- what only a GPU shows
-
-
-@kernel_test
-@only_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_race(dtype: torch.dtype) -> None:
-    v, target = draw(300, 256).requires_grad_(), draw(300, 256, seed=1).requires_grad_()
-    table, weights = draw(32000, 256, seed=2, scale=0.1).to(dtype), draw(300, seed=3).abs()
-    first = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
-    for _ in range(30):
-        again = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_through_the_interpreter() -> None:

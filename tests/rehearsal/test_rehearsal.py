@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from basic_lite.rehearsal.step import KEPT, LAYER
 from basic_lite.run import load_for_training
 from basic_lite.tools.measure import RealStep
 from basic_lite.train.optimizer import make_optimizer
+from basic_lite_kernels.operations import Operations
 from bench import naive_step
 from bench.measure import peak_bytes
 from bench.shapes import on_shapes, shape_recipe, write_image_processor
@@ -227,18 +229,22 @@ def test_kernels_take_more_only_where_the_step_is_not_at_its_peak(
     """The rehearsal has the reference's operations. Here SDS's launcher runs on fake tensors, its kernels left out."""
     from basic_lite_kernels import vocab_kl as kernels
 
+    before: list[int] = []
+
+    class Watched(Rehearser):
+        """Notes how much there is when SDS starts."""
+
+        def _operations(self) -> Operations:
+            operations = super()._operations()
+
+            def vocab_kl(*args: Any, **kwargs: Any) -> Tensor:
+                before.append(self.ledger.live)
+                return operations.vocab_kl(*args, **kwargs)
+
+            return replace(operations, vocab_kl=vocab_kl)
+
     recipe = on_shapes("7b_8gb", shapes)  # the least room of all shipped recipes
-    stage = Rehearser(recipe, load_frontend(recipe.model), Machine.card(recipe))
-    assert stage.supervision is not None
-    operations, ledger, before = stage.supervision.operations, stage.ledger, []
-    reference = operations.vocab_kl
-
-    def watched(*args: Any, **kwargs: Any) -> Tensor:
-        before.append(ledger.live)
-        return reference(*args, **kwargs)
-
-    monkeypatch.setattr(operations, "vocab_kl", watched)
-    rehearsed = stage.rehearse()
+    rehearsed = Watched(recipe, load_frontend(recipe.model), Machine.card(recipe)).rehearse()
     M, D, V = 576, 4096, 32000
     gradient_of_das = 4 * M * D
     assert rehearsed.forward_peak_bytes + gradient_of_das <= rehearsed.peak_bytes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -18,11 +20,12 @@ from basic_lite.errors import UserError
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
-from basic_lite.supervision import Capture, Supervision, SupervisionLosses
-from basic_lite.supervision.losses import patch_weights
+from basic_lite.supervision import Capture, Supervision, SupervisionLosses, choose_kernels
 from basic_lite.supervision.metrics import nearest_special_share
+from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite.supervision.target import layer_weights, supervised_layers
-from basic_lite_kernels import reference
+from basic_lite_kernels.eager_direction_loss import EagerTargetStream
+from basic_lite_kernels.operations import EAGER
 from tests.support.supervision import (
     IMAGE,
     LAYERS,
@@ -65,9 +68,13 @@ SWITCHES: list[dict[str, Any]] = [
 
 
 def run(supervision: Supervision, batch: dict[str, Tensor], **how: Any) -> tuple[Capture, SupervisionLosses]:
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         supervision.parts.model(**inputs(batch), use_cache=False)
     return captured, supervision.losses(captured, **how)
+
+
+def capturing(supervision: Supervision, batch: dict[str, Tensor]) -> AbstractContextManager[Capture]:
+    return supervision.capture(supervision.layout(batch))
 
 
 def projector_grad(model: Any, loss: Tensor) -> list[Tensor]:
@@ -130,7 +137,7 @@ def test_total_gradient_with_the_lm_loss() -> None:
     model, batch = tiny_llava(cls=BasicLlavaForConditionalGeneration), tiny_batch(padding_side="left")
     supervision = build(model)
     set_checkpointing(model, True)
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         lm = model(**batch).loss
     losses = supervision.losses(captured)
     grads = projector_grad(model, lm + losses.das + 0.01 * losses.sds)
@@ -165,7 +172,7 @@ def test_micro_batches_add_up(token_weights: Any) -> None:
     if supervision.needs_mean_mass:
         masses = []
         for part in parts:
-            with torch.no_grad(), supervision.capture(part, weights_only=True) as captured:
+            with torch.no_grad(), supervision.capture(supervision.layout(part), weights_only=True) as captured:
                 model(**inputs(part), use_cache=False)
             assert captured.v is None and captured.target is None
             masses.append(supervision.masses(captured))
@@ -193,20 +200,23 @@ def test_a_batch_without_images_gives_exact_zeros_with_a_graph() -> None:
     assert supervision.masses(captured).numel() == 0
 
 
-def test_a_lambda_of_zero_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lambda_of_zero_computes_nothing() -> None:
     model, batch = tiny_llava(), tiny_batch()
+    kinds: list[str | None] = []
 
-    def forbidden(*_: Any, **__: Any) -> None:
+    def stream(kind: Any) -> EagerTargetStream:
+        kinds.append(kind)
+        return EagerTargetStream(kind)
+
+    def forbidden(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("computed for nothing")
 
-    monkeypatch.setattr(reference, "direction_loss", forbidden)
     for settings in ({"lambda_das": 0.0}, {"direction": "off"}):
-        _, losses = run(build(model, **settings), batch)
+        _, losses = run(build(model, replace(EAGER, target_stream=stream), **settings), batch)
         assert losses.das.item() == 0.0 and losses.das.requires_grad and losses.sds.item() > 0
         assert 0 < losses.metrics["cos"].item() < 1
-    monkeypatch.undo()
-    monkeypatch.setattr(reference, "vocab_kl", forbidden)
-    _, losses = run(build(model, lambda_sds=0.0), batch)
+    assert kinds == [None, None], "a stream without a kind has no loss"
+    _, losses = run(build(model, replace(EAGER, vocab_kl=forbidden), lambda_sds=0.0), batch)
     assert losses.sds.item() == 0.0 and losses.das.item() > 0
 
 
@@ -218,7 +228,7 @@ def test_nothing_is_tapped_when_there_is_nothing_to_compute(settings: dict[str, 
     model, batch = tiny_llava(), tiny_batch()
     supervision = build(model, **settings)
     assert not supervision.active and supervision.lambdas(0, 10) == (0.0, 0.0)
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         assert not any(m._forward_hooks for m in model.modules())
         assert model.model.language_model.config._attn_implementation == "sdpa"
         model(**inputs(batch))
@@ -246,7 +256,7 @@ def test_taps_leave_no_trace(kind: str, attention: str, padding_side: str) -> No
     supervision = build(model)
     plain = model(**inputs(batch), use_cache=False).logits
     before = hooks_and_names(model)  # after transformers has put hooks of its own on the vision tower
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         assert hooks_and_names(model)[2] == before[2], "the vision tower is none of the taps' business"
         assert hooks_and_names(model)[1] != before[1]
         tapped = model(**inputs(batch), use_cache=False).logits
@@ -265,7 +275,7 @@ def test_generation_is_the_same_before_and_after() -> None:
     before = model.generate(**batch, max_new_tokens=6, do_sample=False)
     run(build(model), batch)
     assert torch.equal(before, model.generate(**batch, max_new_tokens=6, do_sample=False))
-    with build(model).capture(batch) as captured:  # a cache that starts empty is no hindrance
+    with capturing(build(model), batch) as captured:  # a cache that starts empty is no hindrance
         model(**batch, use_cache=True)
     assert captured.closed
 
@@ -275,7 +285,7 @@ def test_a_forward_that_fails_leaves_no_trace() -> None:
     model(**inputs(batch))
     before = hooks_and_names(model)
     broken = {**inputs(batch), "pixel_values": batch["pixel_values"][:1]}
-    with pytest.raises(ValueError, match="do not match"), build(model).capture(batch):
+    with pytest.raises(ValueError, match="do not match"), capturing(build(model), batch):
         model(**broken)
     assert hooks_and_names(model) == before
 
@@ -284,7 +294,7 @@ def test_backward_inside_the_context_finds_the_taps_closed() -> None:
     model, batch = tiny_llava(), tiny_batch()
     set_checkpointing(model, True)
     supervision = build(model)
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         logits = model(**inputs(batch), use_cache=False).logits
         mass, target = captured.mass, captured.target
         assert mass is not None and target is not None
@@ -296,7 +306,7 @@ def test_backward_inside_the_context_finds_the_taps_closed() -> None:
 def test_losses_without_a_forward_are_refused() -> None:
     model, batch = tiny_llava(), tiny_batch()
     supervision = build(model)
-    with supervision.capture(batch) as captured:
+    with supervision.capture(supervision.layout(batch)) as captured:
         pass
     with pytest.raises(RuntimeError, match="inside"):
         supervision.losses(captured)
@@ -315,12 +325,11 @@ class Shapes(TorchDispatchMode):
         return out
 
 
-def test_no_map_no_logits_no_stack_of_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_map_no_logits_no_stack_of_hidden_states() -> None:
     """What taps and losses make beyond the model's own tensors, with chunks small enough to matter."""
     model, batch = tiny_llava(), tiny_batch()
     T, M = batch["input_ids"].shape[1], int((batch["input_ids"] == IMAGE).sum())
-    supervision = build(model)
-    monkeypatch.setattr(reference, "vocab_kl", partial(reference.vocab_kl, chunk_rows=5))
+    supervision = build(model, replace(EAGER, vocab_kl=partial(EAGER.vocab_kl, chunk_rows=5)))
     with Shapes() as plain:
         model(**inputs(batch), use_cache=False)
     with Shapes() as tapped:
@@ -350,7 +359,7 @@ def test_bf16_hidden_states_and_float32_v(how: str) -> None:
         given["pixel_values"] = batch["pixel_values"].bfloat16()
     supervision = build(model)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "bf16 autocast"):
-        with supervision.capture(batch) as captured:
+        with supervision.capture(supervision.layout(batch)) as captured:
             model(**given)
         losses = supervision.losses(captured)
     assert captured.v is not None and captured.target is not None and captured.mass is not None
@@ -429,7 +438,7 @@ def test_vocabulary_leaves_out_rows_that_are_no_words() -> None:
     words = weight[[i for i in word_ids().tolist() if i != IMAGE]]
     assert torch.allclose(vocabulary.mean_norm(), words.norm(dim=1).mean())
     parts = find_parts(tiny_llava())
-    whole = Supervision(parts, SupervisionSection(), vocabulary_ids=torch.arange(IMAGE), kernels="auto").vocabulary
+    whole = Supervision(parts, SupervisionSection(), vocabulary_ids=torch.arange(IMAGE), operations=EAGER).vocabulary
     assert whole.excluded is None and whole.rows == IMAGE
 
 
@@ -471,9 +480,9 @@ def test_other_refusals_name_the_key() -> None:
     with pytest.raises(UserError, match=r"supervision\.layers is 9.*4 layers"):
         build(model, layers=9)
     with pytest.raises(UserError, match="set kernels to auto or reference"):
-        Supervision(find_parts(model), SupervisionSection(), vocabulary_ids=word_ids(), kernels="triton")
+        choose_kernels("triton", torch.device("cpu"), print)
     with pytest.raises(UserError, match="40 rows"):
-        Supervision(find_parts(model), SupervisionSection(), vocabulary_ids=torch.arange(50))
+        Supervision(find_parts(model), SupervisionSection(), vocabulary_ids=torch.arange(50), operations=EAGER)
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, WIDTH, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match="quantised"):
         build(model, vocabulary="lm_head")

@@ -15,6 +15,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = HAS_TRITON and torch.cuda.is_available() and not INTERPRETED
 RUNS_KERNELS = INTERPRETED or ON_GPU
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda") if ON_GPU else CPU
 
 only_gpu = pytest.mark.skipif(not ON_GPU, reason="only a GPU shows it")
 
@@ -71,9 +74,29 @@ def skip_where_the_interpreter_is_broken(output: str) -> None:
         pytest.skip(f"the interpreter of triton {triton.__version__} doesn't work with numpy {numpy.__version__}")
 
 
+class MadeShapes(TorchDispatchMode):
+    """Counts the shapes of all tensors that are made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor):
+                self.shapes[tuple(value.shape)] += 1
+        return out
+
+
+def draw_on_cpu(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal numbers on the CPU, where eager code is tested whatever the machine has."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """Normal numbers, the same on every device."""
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(DEVICE)
+    """The same numbers where kernels run."""
+    return draw_on_cpu(*shape, seed=seed, scale=scale).to(DEVICE)
 
 
 def relative(value: Tensor, truth: Tensor) -> float:
@@ -100,10 +123,10 @@ def nan_filled_buffers() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes that ``work`` had allocated at once, beyond what was there before."""
+def peak_bytes(work: Callable[[], object], device: torch.device = DEVICE) -> int:
+    """Most bytes that ``work`` had allocated at once on ``device``, beyond what was there before."""
     from bench import measure  # here, since as a plugin this file is loaded before the repository's root is on the path
 
-    peak = measure.peak_bytes(work, DEVICE)
+    peak = measure.peak_bytes(work, device)
     assert peak > 0, "the profiler gave no records"
     return peak

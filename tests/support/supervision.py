@@ -25,6 +25,7 @@ from transformers import (
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Supervision
+from basic_lite_kernels.operations import EAGER, Operations
 
 VOCAB = 40  # rows of the table
 WORDS = 33  # ids the tokenizer has, the image token among them; the rest pads the table
@@ -151,10 +152,10 @@ def word_ids() -> Tensor:
     return torch.tensor([i for i in range(WORDS) if i != 11])
 
 
-def build(model: LlavaForConditionalGeneration, kernels: str = "reference", **settings: Any) -> Supervision:
+def build(model: LlavaForConditionalGeneration, operations: Operations = EAGER, **settings: Any) -> Supervision:
     """A Supervision of a tiny model."""
     parts, section = find_parts(model), SupervisionSection(**settings)
-    return Supervision(parts, section, vocabulary_ids=word_ids(), special_ids=[0, 1, 2], kernels=kernels)
+    return Supervision(parts, section, vocabulary_ids=word_ids(), special_ids=[0, 1, 2], operations=operations)
 
 
 def set_checkpointing(model: LlavaForConditionalGeneration, on: bool) -> None:

@@ -198,10 +198,10 @@ def test_uniform_weights_are_measured_in_what_memory_there_is(tmp_path: Path, mo
     plain = train(recipe(tmp_path, {**changes, "training.micro_batch": 2, "name": "plain"}), console=quiet()).folder
     capture = step.Supervision.capture
 
-    def limited(self: Any, batch: Any, **kwargs: Any) -> Any:
-        if len(batch["input_ids"]) > 2:
+    def limited(self: Any, layout: Any, **kwargs: Any) -> Any:
+        if len(layout.valid) > 2:
             raise RuntimeError("CUDA error: out of memory")
-        return capture(self, batch, **kwargs)
+        return capture(self, layout, **kwargs)
 
     monkeypatch.setattr(step.Supervision, "capture", limited)
     halved = train(recipe(tmp_path, {**changes, "name": "halved"}), console=quiet()).folder

@@ -1,0 +1,121 @@
+"""``attention_mass`` in plain PyTorch: a few text queries at a time, never a [T, T] map.
+
+Symbols: B batch · T sequence · H attention heads · H_kv key heads · d head size. Sums are float32 whatever the inputs
+are (float64 inputs stay float64), with autocast off.
+Source: method section of arXiv 2508.06895, weights of visual tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from basic_lite_kernels.eager_common import compute_dtype
+
+# Scores in flight at once: as many as a CPU's cache holds (more are no faster there), and enough to keep a GPU busy.
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
+
+
+@torch.no_grad()
+def attention_mass(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    text_queries: Tensor,
+    visual: Tensor,
+    valid: Tensor,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    longest: int | None = None,
+    chunk_elements: int | None = None,
+) -> Tensor:
+    """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
+
+    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax
+    runs over every key the model itself would see: at or before the query, not padding, inside the sliding
+    window.
+
+    Args:
+        query: [B, H, T, d], after position encoding, as the attention function gets it; strides are free.
+        key: [B, H_kv, T, d]; head h reads key head h // (H / H_kv), nothing is expanded.
+        scaling: s, the factor on the scores.
+        text_queries: [B, T] bool, the rows j that count.
+        visual: [B, T] bool, the columns i that count.
+        valid: [B, T] bool, False at padding, on either side.
+        sliding_window: keys further back than this many positions (the query's own included) are not seen;
+            None: all are.
+        softcap: scores become c·tanh(score / c) where c is given.
+        longest: the most text queries a sample has, or more; None: looked up, which waits for the device.
+        chunk_elements: scores in flight at once; None: CHUNK_ELEMENTS of the device.
+
+    Returns:
+        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no
+        atomics.
+
+    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key
+    head's group. Source: method section, weights of visual tokens; computed from queries and keys instead of
+    stored maps.
+    """
+    B, H, T, d = query.shape
+    heads_kv = key.shape[1]
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
+    if chunk_elements is None:
+        chunk_elements = CHUNK_ELEMENTS["cpu" if query.device.type == "cpu" else "cuda"]
+    group = H // heads_kv
+    dtype = compute_dtype(query, key)
+    mass = torch.zeros(B, T, dtype=dtype, device=query.device)
+    counted = text_queries & valid & visual.any(dim=1, keepdim=True)  # a sample without an image needs no row
+    if longest is None:
+        longest = int(counted.sum(dim=1).max())
+    # Counted rows first, in their order; the rest of a row list pads samples with less text and gets weight
+    # 0.
+    order = torch.argsort((~counted).to(torch.int8), dim=1, stable=True)
+    positions = torch.arange(T, device=query.device)
+
+    samples = max(1, min(B, chunk_elements // (heads_kv * T * max(d, group))))
+    key_heads = max(1, min(heads_kv, chunk_elements // (samples * T * max(d, group))))
+    row_step = max(1, chunk_elements // (samples * key_heads * group * T))
+    with torch.autocast(query.device.type, enabled=False):
+        for b in range(0, B, samples):
+            batch = slice(b, min(b + samples, B))
+            for h in range(0, heads_kv, key_heads):
+                heads = slice(h, min(h + key_heads, heads_kv))
+                keys = key[batch, heads].to(dtype).transpose(2, 3)  # [b, h, d, T]
+                queries = query[batch, heads.start * group : heads.stop * group]  # [b, h·g, T, d]
+                for r in range(0, longest, row_step):
+                    rows = order[batch, r : min(r + row_step, longest)]  # [b, R]
+                    used = counted[batch].gather(1, rows)
+                    seen = valid[batch].unsqueeze(1) & (positions <= rows.unsqueeze(2))  # [b, R, T]
+                    if sliding_window is not None:
+                        seen &= positions > rows.unsqueeze(2) - sliding_window
+                    mass[batch] += _column_sums(queries, keys, rows, used, seen, scaling, softcap)
+    return mass.mul_(visual & valid).div_(H)
+
+
+def _column_sums(
+    queries: Tensor,
+    keys: Tensor,
+    rows: Tensor,
+    used: Tensor,
+    seen: Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of the chosen rows, summed over rows and heads, [b, T].
+
+    queries [b, h·g, T, d], keys [b, h, d, T], rows and used [b, R], seen [b, R, T].
+    """
+    b, heads, d, T = keys.shape
+    group, R = queries.shape[1] // heads, rows.shape[1]
+    index = rows[:, None, :, None].expand(-1, queries.shape[1], -1, d)
+    chosen = queries.gather(2, index).to(keys.dtype).view(b, heads, group * R, d)
+    scores = torch.matmul(chosen, keys).mul_(scaling).view(b, heads, group, R, T)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    scores.masked_fill_(~seen[:, None, None], torch.finfo(scores.dtype).min)
+    scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    # Dividing by the row sum, leaving out rows that only pad, and summing over rows and heads is one product.
+    share = used[:, None, None, :].to(scores.dtype) / scores.sum(dim=-1)  # [b, h, g, R]
+    return torch.bmm(share.reshape(b, 1, -1), scores.view(b, -1, T)).squeeze(1)

@@ -1,0 +1,85 @@
+"""The operations of BASIC as types: what each one takes and returns, whoever computes it.
+
+Symbols: B batch · T sequence · M packed visual tokens · H attention heads · H_kv key heads · d head size · D hidden
+size · V vocabulary rows. ``naive`` says what each operation computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+Kind = Literal["cosine", "mse"]
+
+
+class KernelUnavailable(RuntimeError):
+    """The Triton kernels were asked for by name and can't run here, or not on these tensors."""
+
+
+class TargetStream(Protocol):
+    """v̂ of one forward, added up layer by layer, and DAS against it. A new one for each forward."""
+
+    @property
+    def target(self) -> Tensor | None:
+        """v̂ so far, [M, D] float32; None before the first layer."""
+
+    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
+        """Add ``weight`` times the rows ``positions`` [M] of a layer's output [B, T, D], flattened to B·T rows.
+
+        Where grad mode is on and ``hidden`` has a graph, so has v̂ (a target that is not detached).
+        """
+
+    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
+        """Add the last layer, and keep v [M, D] for ``loss``. v's graph counts whatever grad mode is."""
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """DAS of the finished v̂: a scalar with a graph to v. ``weights`` are a_i, [M]."""
+
+
+class MakeTargetStream(Protocol):
+    def __call__(self, kind: Kind | None) -> TargetStream:
+        """``kind`` of the distance; None: v̂ is wanted without a loss."""
+
+
+class VocabKL(Protocol):
+    def __call__(
+        self,
+        v: Tensor,
+        target: Tensor,
+        table: Tensor,
+        weights: Tensor,
+        *,
+        scale: float = 1.0,
+        excluded: Tensor | None = None,
+        chunk_rows: int | None = None,
+    ) -> Tensor:
+        """SDS: a scalar. v and v̂ [M, D], E [V, D], a_i [M], ``excluded`` [V] bool."""
+
+
+class AttentionMass(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        *,
+        scaling: float,
+        text_queries: Tensor,
+        visual: Tensor,
+        valid: Tensor,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        longest: int | None = None,
+    ) -> Tensor:
+        """What each visual token gets, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the three masks [B, T] bool."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Who computes BASIC's operations. ``dataclasses.replace`` makes one with a clock or a ledger around some."""
+
+    name: str  # as the recipe's key ``kernels`` has it
+    target_stream: MakeTargetStream
+    vocab_kl: VocabKL
+    attention_mass: AttentionMass
