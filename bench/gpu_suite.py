@@ -54,7 +54,7 @@ class Step:
 
 
 def kernel_tests() -> list[str]:
-    files = {path for kernel in KERNELS for path in (ROOT / "tests").glob(f"test_*{kernel}*.py")}
+    files = {path for kernel in KERNELS for path in (ROOT / "tests").rglob(f"test_*{kernel}*.py")}
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +57,7 @@ def timings(works: Mapping[str, Callable[[], object]], device: torch.device, sec
     """
     if device.type == "cuda":
         return {name: _device_events(work) for name, work in works.items()}
-    return {name: quantiles(runs) for name, runs in take_turns(works, device, seconds).items()}
+    return {name: timing_of(runs) for name, runs in take_turns(works, device, seconds).items()}
 
 
 def take_turns(
@@ -90,14 +90,20 @@ def _device_events(work: Callable[[], object]) -> Timing:
     from triton.testing import do_bench
 
     runs: list[float] = do_bench(work, rep=GPU_TIMED_MS, return_mode="all")
-    return quantiles([(run, run) for run in runs])
+    return timing_of([(run, run) for run in runs])
 
 
-def quantiles(runs: list[tuple[float, float]]) -> Timing:
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50, p80."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    p20, p50, p80 = (float(numbers.quantile(q)) for q in (0.2, 0.5, 0.8))
+    return p20, p50, p80
+
+
+def timing_of(runs: Sequence[tuple[float, float]]) -> Timing:
     """Of runs (ms, ms on the wall clock)."""
-    taken, wall = torch.tensor(runs, dtype=torch.float64).T
-    p20, p50, p80 = (float(taken.quantile(q)) for q in (0.2, 0.5, 0.8))
-    return Timing(p20, p50, p80, len(runs), float(wall.median()))
+    taken, wall = zip(*runs, strict=True)
+    return Timing(*quantiles(taken), len(runs), quantiles(wall)[1])
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

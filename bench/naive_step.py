@@ -1,8 +1,8 @@
 """BASIC's step the naive way: what one would write in an afternoon on top of transformers. The bench's baseline.
 
 The model runs with eager attention, returns all its attention maps, hidden states and logits, and the losses are made
-of those by ``basic_lite_kernels.naive``. It gives the same loss and gradients as
-``basic_lite.train.step.micro_batch_loss``, so the two take each other's place in the step bench and in a rehearsal.
+of those by ``basic_lite_kernels.naive``. It gives the same loss and gradients as ``TrainStep``, so the two take each
+other's place in the step bench and in a rehearsal.
 
 What gradient checkpointing does to it (read in transformers 5.23, and measured against the rehearsal):
 
@@ -13,8 +13,8 @@ What gradient checkpointing does to it (read in transformers 5.23, and measured 
   loss is made. That is 2·L·B·H·T² bytes in bf16. The backward then makes each map once more, one layer at a time,
   without handing it out, since transformers collects only while the model's forward runs.
 
-Left out, to the naive way's good: under ``transformers.Trainer`` with bf16, accelerate turns every output that is bf16
-to float32 when the forward returns, the maps too, which is 4·L·B·H·T² bytes more at that moment.
+Left out, to the naive way's good: under accelerate's mixed precision every output that is bf16 is turned to float32
+when the forward returns, the maps too, which is 4·L·B·H·T² bytes more at that moment.
 
 Symbols: B batch · T sequence · M packed visual tokens · H attention heads · D hidden size · V vocabulary · L decoder
 layers · K supervised layers.
@@ -22,88 +22,101 @@ layers · K supervised layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
-from basic_lite.supervision.layout import find_layout
-from basic_lite.train.step import MicroBatch
+from basic_lite.supervision.layout import Layout
+from basic_lite.train.step import Batch, Lambdas, MicroBatch, StepCounts, TrainStep
 from basic_lite_kernels import naive
 
 
-def micro_batch_loss(
-    model: Callable[..., Any],
-    parts: Parts,
-    supervision: Supervision | None,
-    inputs: Mapping[str, Tensor],
-    *,
-    lambdas: tuple[float, float],
-    num_items_in_batch: Tensor | int | None,
-    samples_with_image: int,
-    mean_mass: Tensor | None = None,
-    detailed: bool = False,
-    operations: Any = naive,
-) -> MicroBatch:
-    """L_lm + λ1 L_das + λ2 L_sds; arguments as those of ``basic_lite.train.step.micro_batch_loss``.
+class NaiveStep(TrainStep):
+    """A ``TrainStep`` whose loss is made the naive way.
 
-    Of ``supervision`` it takes the settings, K, w_h and E; the embeddings' measures, which ours logs, are not made.
+    Of the supervision it takes the settings, K, w_h and E. The measures of the embeddings, which ours logs, are not
+    made.
 
     Args:
-        model: in a type of its own where ``parts.model`` is wrapped; its LLM's attention must be ``eager``.
-        mean_mass: None; ``detailed``: no matter.
+        arguments: as those of ``TrainStep``.
         operations: who computes the parts: ``naive``, or that with a clock around each.
-
-    Raises:
-        ValueError: settings other than the recipes' (attention weights, cosine, detached, un-normed); no supervision; a
-            batch without images; another attention than eager.
+        options: as those of ``TrainStep``.
     """
-    if supervision is None or not supervision.active or mean_mass is not None:
-        raise ValueError("the naive step is BASIC's, with attention weights; without BASIC take basic_lite's own")
-    settings = supervision.settings
-    if (settings.token_weights, settings.direction, settings.target_norm, settings.detach) != (
-        "attention", "cosine", "none", True
-    ):  # fmt: skip
-        raise ValueError("the naive step has the recipes' settings alone: attention, cosine, none, detached")
-    if parts.language_model.config._attn_implementation != "eager":
-        raise ValueError("only eager attention hands out its maps; set model.attention to eager")
-    labels = inputs["labels"]
-    layout = find_layout(inputs, parts.image_token_id, settings.text_queries)
-    if layout.samples_with_image == 0:
-        raise ValueError("the naive step has nothing to do for a batch without images")
-    outputs = model(
-        **{name: tensor for name, tensor in inputs.items() if name != "labels"},
-        output_attentions=True,
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    lm = parts.model.loss_function(
-        logits=outputs.logits,  # [B, T, V]
-        labels=labels,
-        vocab_size=outputs.logits.shape[-1],
-        num_items_in_batch=num_items_in_batch,
-    )
 
-    K = supervision.layers
-    v = outputs.image_hidden_states.float()  # [M, D]
-    hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
-    target = operations.refined_target(
-        hiddens, layout.positions, torch.tensor(supervision.plan.weights, device=v.device)
-    )
-    with torch.no_grad():
-        mass = sum(
-            operations.column_sums(attention, layout.text, layout.visual) for attention in outputs.attentions[:K]
+    def __init__(self, *arguments: Any, operations: Any = naive, **options: Any) -> None:
+        """Args:
+        operations: who computes the parts: ``naive``, or that with a clock around each.
+        """
+        super().__init__(*arguments, **options)
+        self.operations = operations
+
+    def loss(
+        self,
+        batch: Batch,
+        counts: StepCounts,
+        lambdas: Lambdas,
+        *,
+        mean_mass: Tensor | None = None,
+        detailed: bool = False,
+    ) -> MicroBatch:
+        """L_lm + λ1 L_das + λ2 L_sds. ``detailed`` is ignored.
+
+        Raises:
+            ValueError: no supervision; settings other than the recipes' (attention weights, cosine, detached,
+                un-normed); a batch without images; another attention than eager.
+        """
+        supervision = self._checked_supervision(mean_mass)
+        inputs = self.inputs(batch)
+        layout = supervision.layout(inputs)
+        labels = inputs.pop("labels")
+        del inputs["labelled"]
+        if layout.samples_with_image == 0:
+            raise ValueError("the naive step has nothing to do for a batch without images")
+        # The projector is asked: the name under which the outputs hold v changes from one transformers to the next.
+        projected: list[Tensor] = []  # one of [I, N, D]
+        handle = self.parts.projector.register_forward_hook(lambda _module, _arguments, out: projected.append(out))
+        try:
+            outputs = self.forward(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+        finally:
+            handle.remove()
+        lm = self.parts.model.loss_function(
+            logits=outputs.logits,  # [B, T, V]
+            labels=labels,
+            vocab_size=outputs.logits.shape[-1],
+            num_items_in_batch=counts.labelled_tokens,
         )
-        per_token = mass / (K * layout.text.sum(1, keepdim=True).clamp_min(1))  # [B, T]
-        weights = per_token.flatten()[layout.positions]  # [M], a_i
+        das, sds = self._basic(projected[0].flatten(0, 1).float(), outputs, layout, supervision)
+        das, sds = das / counts.samples_with_image, sds / counts.samples_with_image
+        losses = SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image)
+        return MicroBatch(lm + lambdas[0] * das + lambdas[1] * sds, lm, losses)
 
-    words = supervision.vocabulary
-    table = words.table.float() if words.excluded is None else words.table[~words.excluded].float()  # [V, D]
-    scale = words.scale / settings.temperature
-    das = operations.direction_loss(v, target, weights) / samples_with_image
-    sds = operations.vocab_kl(v, target, table if scale == 1 else table * scale, weights) / samples_with_image
-    loss = lm + lambdas[0] * das + lambdas[1] * sds
-    return MicroBatch(loss, outputs, SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image))
+    def _checked_supervision(self, mean_mass: Tensor | None) -> Supervision:
+        supervision = self.supervision
+        if supervision is None or not supervision.active or mean_mass is not None:
+            raise ValueError("the naive step is BASIC's, with attention weights; without BASIC take TrainStep")
+        settings = supervision.settings
+        found = (settings.token_weights, settings.direction, settings.target_norm, settings.detach)
+        if found != ("attention", "cosine", "none", True):
+            raise ValueError("the naive step has the recipes' settings alone: attention, cosine, none, detached")
+        if self.parts.language_model.config._attn_implementation != "eager":
+            raise ValueError("only eager attention hands out its maps; set model.attention to eager")
+        return supervision
+
+    def _basic(self, v: Tensor, outputs: Any, layout: Layout, supervision: Supervision) -> tuple[Tensor, Tensor]:
+        """L_das and L_sds of a micro-batch with v [M, D], before they are divided by the step's samples."""
+        K, operations = supervision.layers, self.operations
+        hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
+        layer_weights = torch.tensor(supervision.plan.weights, device=v.device)
+        with torch.no_grad():
+            target = operations.refined_target(hiddens, layout.positions, layer_weights)
+            maps = outputs.attentions[:K]
+            mass = sum(operations.column_sums(attention, layout.text, layout.visual) for attention in maps)
+            per_token = mass / (K * layout.text.sum(1, keepdim=True).clamp_min(1))  # [B, T]
+            weights = per_token.flatten()[layout.positions]  # [M], a_i
+        words = supervision.vocabulary
+        table = words.table.float() if words.excluded is None else words.table[~words.excluded].float()  # [V, D]
+        scale = words.scale / supervision.settings.temperature
+        das = operations.direction_loss(v, target, weights)
+        return das, operations.vocab_kl(v, target, table if scale == 1 else table * scale, weights)

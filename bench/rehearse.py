@@ -24,7 +24,8 @@ from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, rehearse
 from basic_lite.units import GIB, MIB
-from bench import measure, naive_step
+from bench import measure
+from bench.naive_step import NaiveStep
 from bench.shapes import shape_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
@@ -81,13 +82,13 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     )
     # Only eager attention hands out its maps.
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
-    frontend, target = load_frontend(recipe.model), Machine.card(recipe)
+    frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
     times = [time.perf_counter()]
-    off = rehearse(recipe, frontend, target, basic=False)
+    off = rehearse(recipe, frontend, machine, basic=False)
     times.append(time.perf_counter())
-    ours = rehearse(recipe, frontend, target)
+    ours = rehearse(recipe, frontend, machine)
     times.append(time.perf_counter())
-    naive = Rehearser(eager, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
+    naive = Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse()
     times.append(time.perf_counter())
 
     def way(found: Rehearsal, place: int) -> Way:
@@ -103,7 +104,7 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
 
     text = frontend.config.text_config
     maps = (
-        text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2 * target.dtype.itemsize
+        text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2 * machine.dtype.itemsize
     )
     return Row(setting, maps, way(off, 0), way(ours, 1), way(naive, 2))
 

@@ -141,8 +141,11 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Gate:
-    """A bound on memory. ``strict`` is the goal's figure, ``allowed`` what is asserted: the same, or with the scratch
-    that the implementation states."""
+    """A bound on memory.
+
+    ``strict`` is the goal's figure. ``allowed`` is what is asserted: the same, or with the scratch that the
+    implementation states.
+    """
 
     name: str
     who: str

@@ -1,4 +1,4 @@
-"""Folders with the configurations of real models, and no weights: what an estimate and a synthetic model read.
+"""Folders with the configurations of models and no weights: what an estimate and a synthetic model read.
 
 Tests and bench both take them from here, so that what is measured is what was rehearsed.
 
@@ -10,25 +10,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from basic_lite.data.templates import V1_SYSTEM
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 
-# hidden size, MLP, layers, heads, key heads, vocabulary: Vicuna 7B and 13B, Yi 34B, and one for the CPU
-LLM_SHAPES = {
-    "tiny": (512, 1408, 6, 8, 4, 2048),
-    "7b": (4096, 11008, 32, 32, 32, 32000),
-    "13b": (5120, 13824, 40, 40, 40, 32000),
-    "34b": (7168, 20480, 60, 56, 8, 64000),
+
+@dataclass(frozen=True)
+class Tower:
+    """Sizes of a CLIP vision encoder."""
+
+    hidden: int
+    layers: int
+    heads: int
+    image_side: int
+    patch: int = 14
+
+    @property
+    def tokens_per_image(self) -> int:
+        return (self.image_side // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a Llama and of the vision encoder before it."""
+
+    hidden: int  # D
+    mlp: int
+    layers: int  # L
+    heads: int
+    key_heads: int
+    vocabulary: int  # V
+    tower: Tower = Tower(1024, 24, 16, 336)  # CLIP ViT-L/14-336: 576 tokens an image
+
+
+SIZES = {
+    "tiny": Size(512, 1408, 6, 8, 4, 2048),
+    "7b": Size(4096, 11008, 32, 32, 32, 32000),  # Vicuna
+    "13b": Size(5120, 13824, 40, 40, 40, 32000),
+    "34b": Size(7168, 20480, 60, 56, 8, 64000),  # Yi
+    # Of a size that a CPU can train. As in LLaVA-1.5 7B the MLP is 2.69 × D, a head has 128 dimensions, and an image
+    # takes more than half of a sample's 256 tokens. Of the vision encoder there is as much as the image tokens need.
+    "mid": Size(1024, 2752, 8, 8, 8, 2000, Tower(256, 4, 4, 168)),
+    # Linear sizes are multiples of 64, so that NF4 blocks are whole.
+    "toy": Size(64, 192, 4, 4, 4, 200, Tower(32, 3, 2, 56)),
 }
 # Part of an LLM's name in a recipe → its shape.
-SHAPE_OF = {"vicuna-7b": "7b", "vicuna-13b": "13b", "Yi-34B": "34b"}
+SIZE_OF = {"vicuna-7b": "7b", "vicuna-13b": "13b", "Yi-34B": "34b"}
 
+QUESTION = "What is in the picture ?"
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"
@@ -37,47 +73,53 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_llm_shape(folder: Path, size: str) -> Path:
-    """An LLM of ``LLM_SHAPES``: configuration, and a tokenizer with a word for each row."""
-    hidden, mlp, layers, heads, key_heads, vocabulary = LLM_SHAPES[size]
+def write_llm_shape(folder: Path, size: Size) -> None:
+    """An LLM: configuration, and a tokenizer with a word for each row."""
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_heads,
         max_position_embeddings=4096,
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
+        pad_token_id=SPECIAL.index("<pad>"),
         tie_word_embeddings=False,
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    words = [*SPECIAL, *(f"w{i}" for i in range(vocabulary - len(SPECIAL)))]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
+    _tokenizer(size.vocabulary).save_pretrained(folder)
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A word a token: those of a prompt with ``QUESTION``, then w0, w1, … up to ``vocabulary``."""
+    splitter = pre_tokenizers.Whitespace()
+    prompt = f"{V1_SYSTEM} USER: {QUESTION} ASSISTANT:"
+    words = list(dict.fromkeys([*SPECIAL, *(word for word, _ in splitter.pre_tokenize_str(prompt))]))
+    words += [f"w{i}" for i in range(vocabulary - len(words))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = splitter
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", SPECIAL.index("<s>"))])
+    return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
-def write_tower_shape(folder: Path) -> Path:
-    """CLIP ViT-L/14-336: 576 tokens an image."""
+def write_tower_shape(folder: Path, tower: Tower) -> None:
+    """A CLIP vision encoder: configuration, and its image processor's settings."""
     config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
+        hidden_size=tower.hidden,
+        intermediate_size=4 * tower.hidden,
+        num_hidden_layers=tower.layers,
+        num_attention_heads=tower.heads,
+        image_size=tower.image_side,
+        patch_size=tower.patch,
     )
     config.architectures = ["CLIPVisionModel"]
     config.save_pretrained(folder)
-    write_image_processor(folder, size=336)
-    return folder
+    write_image_processor(folder, size=tower.image_side)
 
 
 def write_image_processor(folder: Path, size: int = 16, kind: str = "CLIPImageProcessor") -> None:
@@ -100,12 +142,14 @@ def write_image_processor(folder: Path, size: int = 16, kind: str = "CLIPImagePr
 
 
 def write_shapes(root: Path, size: str) -> tuple[Path, Path]:
-    """The folders ``root/size`` and ``root/tower``, written where they aren't there yet."""
-    if not (root / size).exists():
-        write_llm_shape(root / size, size)
-    if not (root / "tower").exists():
-        write_tower_shape(root / "tower")
-    return root / size, root / "tower"
+    """The folders of an LLM and its vision encoder, written where they aren't there yet."""
+    tower = SIZES[size].tower
+    folders = root / size, root / f"tower-{tower.image_side}"
+    if not folders[0].exists():
+        write_llm_shape(folders[0], SIZES[size])
+    if not folders[1].exists():
+        write_tower_shape(folders[1], tower)
+    return folders
 
 
 def on_shapes(recipe: str | Path, root: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -115,9 +159,9 @@ def on_shapes(recipe: str | Path, root: Path, overrides: Sequence[str] = ()) -> 
         KeyError: no shape is known for its LLM.
     """
     llm = str(load_recipe(recipe).model.llm)
-    size = next((size for name, size in SHAPE_OF.items() if name in llm), None)
+    size = next((size for name, size in SIZE_OF.items() if name in llm), None)
     if size is None:
-        raise KeyError(f"no shape is known for model.llm {llm}; known: {', '.join(SHAPE_OF)}")
+        raise KeyError(f"no shape is known for model.llm {llm}; known: {', '.join(SIZE_OF)}")
     language, tower = write_shapes(root, size)
     models_here = [f"model.vision={tower}", f"model.llm={language}", "model.projector=null"]
     return load_recipe(recipe, [*models_here, *overrides])
@@ -130,9 +174,13 @@ def shape_recipe(root: Path, size: str, **keys: Any) -> Recipe:
     tree: dict[str, Any] = {
         "name": f"shape_{size}",
         "stage": 2,
-        "model": {"vision": str(tower), "llm": str(language)},
+        "model": {"vision": str(tower), "llm": str(language), **keys.pop("model", {})},
         "lora": {"enabled": True, "rank": keys.pop("rank", 16), **keys.pop("lora", {})},
-        "data": {"train": {"path": "data.json"}, "max_length": keys.pop("max_length", 1024)},
+        "data": {
+            "train": {"path": "data.json"},
+            "max_length": keys.pop("max_length", 1024),
+            **keys.pop("data", {}),
+        },
         "training": {
             "micro_batch": micro,
             "global_batch": keys.pop("global_batch", micro * 4),

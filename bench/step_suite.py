@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -39,10 +39,10 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
-from basic_lite.tools.measure import RealStep, measure_step, predicted_bytes
+from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
 from basic_lite.units import GIB
-from basic_lite_kernels.operations import Operations, TargetStream
 from bench import measure
+from bench.breakdown import CAPTURE, DAS, MASS, SDS, Breakdown, Clock
 from bench.shapes import on_shapes
 from bench.synthetic import synthetic_model
 
@@ -51,87 +51,8 @@ MOST_STEPS = 20
 # The goals: a step with BASIC over one without, and the operations' share of the former.
 ON_OVER_OFF_GOAL = 1.03
 SHARE_GOALS = {"attention_mass": 0.005, "all": 0.03}
-
-
-class Clock:
-    """Moments, and the milliseconds between them: events on a GPU's stream; processor time on a CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.process_time()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def wait(self) -> None:
-        """Until marks can be read."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def ms(self, start: Any, end: Any) -> float:
-        return float(start.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - start))
-
-
-@dataclass(frozen=True)
-class TimedStream:
-    """A target stream whose three calls have a clock around them."""
-
-    stream: TargetStream
-    add: Callable[..., None]
-    finish: Callable[..., None]
-    loss: Callable[..., Tensor]
-
-    @property
-    def target(self) -> Tensor | None:
-        return self.stream.target
-
-
-class OperationTimes:
-    """What BASIC's operations take inside a step, forward and backward: ``timed`` puts a clock around each."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._spans: list[tuple[str, Any, Any]] = []
-
-    def timed(self, operations: Operations) -> Operations:
-        return replace(
-            operations,
-            target_stream=lambda kind: self._timed_stream(operations.target_stream(kind)),
-            vocab_kl=self._timed(operations.vocab_kl, "vocab_kl"),
-            attention_mass=self._timed(operations.attention_mass, "attention_mass"),
-        )
-
-    def _timed_stream(self, stream: TargetStream) -> TimedStream:
-        add, finish, loss = (self._timed(part, "direction_loss") for part in (stream.add, stream.finish, stream.loss))
-        return TimedStream(stream, add, finish, loss)
-
-    def _timed(self, operation: Callable[..., Any], kind: str) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = self.clock.mark()
-            out = operation(*args, **kwargs)
-            self._spans.append((kind, start, self.clock.mark()))
-            if isinstance(out, Tensor) and out.grad_fn is not None:
-                self._watch_backward(out.grad_fn, kind)
-            return out
-
-        return run
-
-    def _watch_backward(self, node: Any, kind: str) -> None:
-        started: list[Any] = []
-        node.register_prehook(lambda _: started.append(self.clock.mark()))
-        node.register_hook(lambda *_: self._spans.append((kind, started.pop(), self.clock.mark())))
-
-    def take(self) -> dict[str, float]:
-        """Milliseconds of each operation since the last call, once all of it has run."""
-        self.clock.wait()
-        total: dict[str, float] = defaultdict(float)
-        for kind, start, end in self._spans:
-            total[kind] += self.clock.ms(start, end)
-        self._spans.clear()
-        return dict(total)
+# A share's name → the parts of the breakdown that it sums.
+SHARES = {"direction_loss": (CAPTURE, DAS), "vocab_kl": (SDS,), "attention_mass": (MASS,)}
 
 
 @dataclass
@@ -179,9 +100,9 @@ class Side:
         """Of a step, by operation and together: medians over the steps."""
         found: dict[str, list[float]] = defaultdict(list)
         for operations, step in zip(self.operations_ms, self.steps_ms, strict=True):
-            for name in ("direction_loss", "vocab_kl", "attention_mass"):
-                found[name].append(operations.get(name, 0.0) / step)
-            found["all"].append(sum(operations.values()) / step)
+            for name, parts in SHARES.items():
+                found[name].append(sum(operations.get(part, 0.0) for part in parts) / step)
+            found["all"].append(sum(values[-1] for name, values in found.items() if name != "all"))
         return {name: median(values) for name, values in found.items()}
 
 
@@ -268,10 +189,10 @@ def _cell(value: float | None, pattern: str) -> str:
     return "" if value is None else pattern.format(value)
 
 
-def held_bytes(step: RealStep) -> int:
+def held_bytes(step: LongestStep) -> int:
     """What there is between two steps: weights with their statistics, buffers, the optimizer's state."""
     model = step.loaded.model
-    state = [value for values in step.optimizer.state.values() for value in values.values()]
+    state = [value for values in step.step.optimizer.state.values() for value in values.values()]
     statistics = sum(part.bytes for part in audit(step.loaded.parts)) - tensor_bytes(model.parameters())
     return tensor_bytes([*model.parameters(), *model.buffers(), *state]) + max(statistics, 0)
 
@@ -292,26 +213,26 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
     frontend = load_frontend(recipe.model)
     loaded = synthetic_model(recipe, frontend, device)
     check_parts(audit(loaded.parts), recipe, pick_dtype(recipe.model.dtype, device))
-    step = RealStep(recipe, loaded, result.shape, device, lambda text: None)
+    step = LongestStep(recipe, loaded, result.shape, device, lambda text: None)
     clock = Clock(device)
     clock.wait()
     result.building_s = time.monotonic() - started
     result.micro_batch_tokens = step.micro_batch_tokens
     assert step.supervision is not None, "BASIC is off in this recipe: there is nothing to compare"
     result.kernels = step.supervision.operations.name
-    operations = OperationTimes(clock)
-    step.supervision = step.supervision.with_operations(operations.timed(step.supervision.operations))
+    breakdown = Breakdown(clock)
+    step.step.supervision = step.supervision.with_operations(breakdown.operations(step.supervision.operations))
 
     step()  # compiles kernels, makes the optimizer's state
     sides = (("on", result.on, True), ("off", result.off, False))
     for name, side, basic in sides:
-        operations.take()
+        breakdown.take()
         if device.type == "cuda":
             marks: list[Any] = []
             measured = measure_step(step, basic=basic, lap=lambda marks=marks: marks.append(clock.mark()))
             side.measured_bytes = measured.peak_bytes
             side.taken_bytes = measured.reserved_bytes + measured.outside_bytes
-            side.add(_laps(clock, marks), operations.take())
+            side.add(_laps(clock, marks), breakdown.take())
         else:
             # Recording each allocation takes time, so this step's isn't taken.
             side.measured_bytes = held_bytes(step) + measure.peak_bytes(lambda basic=basic: step(basic=basic), device)
@@ -321,13 +242,13 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
         turn_s = 1e-3 * (max(result.on.steps_ms) + max(result.off.steps_ms))
         return time.monotonic() + turn_s < deadline
 
-    operations.take()
+    breakdown.take()
     while not result.off.steps_ms or (len(result.off.steps_ms) < MOST_STEPS and time_is_left()):
         for _, side, basic in sides:
             marks = []
             step(basic=basic, lap=lambda marks=marks: marks.append(clock.mark()))
             clock.wait()
-            side.add(_laps(clock, marks), operations.take())
+            side.add(_laps(clock, marks), breakdown.take())
 
 
 def _laps(clock: Clock, marks: list[Any]) -> list[float]:
@@ -338,8 +259,8 @@ def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, dev
     """What a rehearsal says of the step, before anything is made."""
     started = time.monotonic()
     frontend = load_frontend(recipe.model)
-    target = Machine.card(recipe) if device.type == "cuda" else Machine.this_cpu(recipe)
-    on, off = (Side(predicted_bytes(rehearse(recipe, frontend, target, basic=basic))) for basic in (True, False))
+    machine = Machine.card(recipe) if device.type == "cuda" else Machine.this_cpu(recipe)
+    on, off = (Side(predicted_bytes(rehearse(recipe, frontend, machine, basic=basic))) for basic in (True, False))
     result = StepResult(recipe.name, device_name, limit_gib, Shape.of(recipe), on, off)
     result.rehearsing_s = time.monotonic() - started
     return result

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from basic_lite.data.prepare import prepare_data
+from basic_lite.model.frontend import load_frontend
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,18 +36,33 @@ def test_without_trl_it_says_what_to_install(
     assert "pip install trl" in capsys.readouterr().err
 
 
+def test_samples_are_as_long_as_the_task_says(beside_trl: Any, tmp_path: Path) -> None:
+    task = beside_trl.Task(tmp_path, tiny=True, steps=4, device="cpu")
+    beside_trl.write_task(task)
+    recipe = task.recipe(tmp_path / "runs")
+    frontend = load_frontend(recipe.model)
+    assert frontend.tokens_per_image == task.size.tower.tokens_per_image == 16
+    data = prepare_data(recipe, frontend, say=lambda line: None)
+    lengths = sorted(data.report.lengths)
+    # Two of sixteen are shorter; none is cut, none holds an unknown word.
+    assert lengths[2:] == [task.tokens] * 14 and lengths[1] < task.tokens
+    for sample in (data.train[0], data.train[1]):
+        assert sample["input_ids"][-1] == frontend.tokenizer.eos_token_id == sample["labels"][-1]
+        assert frontend.tokenizer.unk_token_id not in sample["input_ids"]
+
+
 def test_our_side_is_measured(beside_trl: Any, tmp_path: Path) -> None:
     task = beside_trl.Task(tmp_path, tiny=True, steps=beside_trl.WARM_UP + 2, device="cpu")
     beside_trl.write_task(task)
-    run = beside_trl.Run("basic-lite")
+    run = beside_trl.Measured("basic-lite")
     beside_trl.train_with_basic_lite(task, run, tmp_path / "ours")
     # Warm-up and the last step, which is profiled, are not timed.
     assert len(run.processor_ms) == len(run.wall_ms) == 1 and run.processor_ms[0] > 0
-    assert len(run.losses) == len(run.grad_norms) == task.steps
+    assert len(run.losses) == task.steps
     # Step 1 has the first four rows that TRL is given.
     rows = json.loads(task.rows.read_text(encoding="utf-8"))
     assert run.labelled == sum(len(row["completion"].removesuffix("</s>").split()) + 1 for row in rows[:4])
-    assert run.labelled < run.tokens <= 4 * task.parts.size.tokens
+    assert run.labelled < run.tokens <= 4 * task.tokens
     # Held: at least the trained weights with AdamW's two moments; in a step: at least their gradients on top.
     assert run.held_bytes > 3 * 4 * run.trained and run.tensor_bytes > 4 * run.trained
 

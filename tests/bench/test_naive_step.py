@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,17 +11,18 @@ from torch import Tensor
 
 from basic_lite.console import speaker
 from basic_lite.model.load import Loaded
-from basic_lite.run import load_for_training, preflight, supervise
 from basic_lite.supervision import Supervision
-from basic_lite.train.step import micro_batch_loss
-from bench import naive_step, rehearse
+from basic_lite.train.assembly import load_for_training, preflight, supervise
+from basic_lite.train.step import Batch, StepCounts, TrainStep
+from bench import rehearse
+from bench.naive_step import NaiveStep
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Supervision, dict[str, Tensor]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Supervision, Batch]:
     """An NF4 model of four layers with adapters that do something, and a padded batch with text-only samples."""
     folder = tmp_path_factory.mktemp("naive")
     write_data(folder, 6, text_only=2)
@@ -40,22 +40,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Supervisi
     batch = data.collator([data.train[i] for i in range(8)])
     assert not batch["attention_mask"].all()
     assert (batch["input_ids"] == loaded.parts.image_token_id).any(1).tolist().count(True) == 6
-    loaded.model.train()
-    loaded.parts.vision_tower.eval()
     return loaded, supervision, batch
 
 
 def loss_and_gradients(
-    step: Any, attention: str, trained: tuple[Loaded, Supervision, dict[str, Tensor]], lambdas: tuple[float, float]
+    kind: type[TrainStep], attention: str, trained: tuple[Loaded, Supervision, Batch], lambdas: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss; gradients of the projector and of LoRA, each as one vector."""
     loaded, supervision, batch = trained
     loaded.parts.language_model.set_attn_implementation(attention)
-    loaded.model.zero_grad(set_to_none=True)
-    loss = step(
-        loaded.model, loaded.parts, supervision, batch, lambdas=lambdas, num_items_in_batch=37, samples_with_image=11
-    ).loss
-    loss.backward()
+    step = kind(loaded.parts, supervision, device=CPU)
+    step.drop_gradients()
+    loss = step.loss(batch, StepCounts(37, 11, 1), lambdas).loss
+    step.backward(loss)
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in trainable.values())
     lora = torch.cat([p.grad.flatten() for name, p in trainable.items() if "lora_" in name])
@@ -69,25 +66,24 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("lambdas", [(1.0, 0.01), (1e3, 0.0), (0.0, 1e3)], ids=["recipes' λ", "DAS", "SDS"])
 def test_the_naive_step_is_the_same_step(
-    trained: tuple[Loaded, Supervision, dict[str, Tensor]], lambdas: tuple[float, float]
+    trained: tuple[Loaded, Supervision, Batch], lambdas: tuple[float, float]
 ) -> None:
-    ours = loss_and_gradients(micro_batch_loss, "sdpa", trained, lambdas)
-    naive = loss_and_gradients(naive_step.micro_batch_loss, "eager", trained, lambdas)
-    without = loss_and_gradients(micro_batch_loss, "sdpa", trained, (0.0, 0.0))
+    ours = loss_and_gradients(TrainStep, "sdpa", trained, lambdas)
+    naive = loss_and_gradients(NaiveStep, "eager", trained, lambdas)
+    without = loss_and_gradients(TrainStep, "sdpa", trained, (0.0, 0.0))
     for what, value, truth, off in zip(("loss", "projector", "LoRA"), naive, ours, without, strict=True):
         assert relative(value, truth) <= 1e-4, what
         if what != "LoRA" and lambdas != (1.0, 0.01):  # BASIC reaches the projector alone: its target is a constant
             assert relative(off, truth) > 0.1, f"{what}: BASIC changes too little of it for this comparison"
 
 
-def test_the_naive_step_refuses_what_it_does_not_do(trained: tuple[Loaded, Supervision, dict[str, Tensor]]) -> None:
+def test_the_naive_step_refuses_what_it_does_not_do(trained: tuple[Loaded, Supervision, Batch]) -> None:
     loaded, supervision, batch = trained
-    arguments: dict[str, Any] = {"lambdas": (1.0, 0.01), "num_items_in_batch": 1, "samples_with_image": 1}
     loaded.parts.language_model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="eager"):
-        naive_step.micro_batch_loss(loaded.model, loaded.parts, supervision, batch, **arguments)
+        NaiveStep(loaded.parts, supervision, device=CPU).loss(batch, StepCounts(1, 1, 1), (1.0, 0.01))
     with pytest.raises(ValueError, match="without BASIC"):
-        naive_step.micro_batch_loss(loaded.model, loaded.parts, None, batch, **arguments)
+        NaiveStep(loaded.parts, None, device=CPU).loss(batch, StepCounts(1, 1, 1), (1.0, 0.01))
 
 
 def test_committed_rehearsal_is_what_the_code_says(tmp_path: Path) -> None:

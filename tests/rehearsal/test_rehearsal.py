@@ -25,12 +25,13 @@ from basic_lite.rehearsal.build import NF4, TOWER, fake_model
 from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.step import KEPT, LAYER
-from basic_lite.run import load_for_training
-from basic_lite.tools.measure import RealStep
+from basic_lite.tools.measure import LongestStep
+from basic_lite.train.assembly import load_for_training
 from basic_lite.train.optimizer import make_optimizer
+from basic_lite.train.step import TrainStep
 from basic_lite_kernels.operations import Operations
-from bench import naive_step
 from bench.measure import peak_bytes
+from bench.naive_step import NaiveStep
 from bench.shapes import on_shapes, shape_recipe, write_image_processor
 from bench.step_suite import held_bytes, tensor_bytes
 from tests.support.kernels import HAS_TRITON
@@ -64,18 +65,20 @@ def unseen(like: Tensor, *, pinned: bool) -> Tensor:
     return torch.from_numpy(raw).view(like.dtype).view(like.shape)
 
 
-def warmed_step(recipe: Recipe) -> RealStep:
+def warmed_step(recipe: Recipe, kind: type[TrainStep] = TrainStep) -> LongestStep:
     """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
     frontend = load_frontend(recipe.model)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    step = RealStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
+    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
+    if kind is not TrainStep:
+        step.step = kind(loaded.parts, step.supervision, device=CPU, optimizer=step.step.optimizer)
     step()
     return step
 
 
-def measured_peak(recipe: Recipe) -> int:
+def measured_peak(recipe: Recipe, kind: type[TrainStep] = TrainStep) -> int:
     """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
-    step = warmed_step(recipe)
+    step = warmed_step(recipe, kind)
     resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
     return held_bytes(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
@@ -141,10 +144,10 @@ def test_what_is_on_the_host_is_in_the_books(folder: Path, monkeypatch: pytest.M
     # Six layers' inputs [5, 256, 256] in bf16 are 640 KiB each; pinned memory is handed out in powers of two.
     assert rehearsed.host_bytes == 6 * MIB
     assert sum(rehearsed.by_part.values()) == rehearsed.peak_bytes
-    plain = rehearse(recipe_of(folder, {**changes, "training.offload_activations": False}), frontend, rehearsed.target)
+    plain = rehearse(recipe_of(folder, {**changes, "training.offload_activations": False}), frontend, rehearsed.machine)
     assert plain.host_bytes == 0
     tower = {**changes, "model.tower_on_host": True, "training.global_batch": 10}
-    both = rehearse(recipe_of(folder, tower), frontend, rehearsed.target)
+    both = rehearse(recipe_of(folder, tower), frontend, rehearsed.machine)
     loaded = load_for_training(recipe_of(folder, {"model.dtype": "bfloat16"}), CPU, frontend, lambda text: None)
     sizes = [p.numel() * p.element_size() for p in loaded.parts.vision_tower.parameters()]
     assert both.host_bytes == 6 * MIB + sum(2 ** math.ceil(math.log2(size)) for size in sizes)
@@ -168,25 +171,24 @@ def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attent
     rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe))
     step = warmed_step(recipe)
     assert step.supervision is not None
-    measured = held_bytes(step) + peak_bytes(partial(step.mean_mass, step.supervision), CPU)
+    before = partial(step.step.mean_mass, step.batches, step.counts, step.supervision.lambdas(0, 0))
+    measured = held_bytes(step) + peak_bytes(before, CPU)
     whole = held_bytes(step) + peak_bytes(step, CPU)
     assert rehearsed.before_peak_bytes == pytest.approx(measured, rel=0.02)
     assert rehearsed.peak_bytes == pytest.approx(whole, rel=0.02)
 
 
-def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path) -> None:
     """Another step than the project's own, whose memory the short cuts know nothing of: attention maps, full logits."""
     recipe = recipe_of(folder, {"model.attention": "eager"})
-    frontend, target = load_frontend(recipe.model), Machine.this_cpu(recipe)
-    rehearsed = Rehearser(recipe, frontend, target, in_full=True).rehearse(step=naive_step.micro_batch_loss)
-    with monkeypatch.context() as patch:
-        patch.setattr("basic_lite.tools.measure.micro_batch_loss", naive_step.micro_batch_loss)
-        assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe), rel=0.02)
-    ours = rehearse(recipe, frontend, target)
+    frontend, machine = load_frontend(recipe.model), Machine.this_cpu(recipe)
+    rehearsed = Rehearser(recipe, frontend, machine, in_full=True, step=NaiveStep).rehearse()
+    assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe, NaiveStep), rel=0.02)
+    ours = rehearse(recipe, frontend, machine)
     maps = 4 * 6 * 4 * 8 * 256**2  # float32, L · B · H · T²
     assert rehearsed.forward_peak_bytes - ours.forward_peak_bytes > maps
     with pytest.raises(ValueError, match="in_full=True"):
-        Rehearser(recipe, frontend, target).rehearse(step=naive_step.micro_batch_loss)
+        Rehearser(recipe, frontend, machine, step=NaiveStep)
 
 
 # GiB that the step needs, with the allowance, at most; model, micro-batch, tokens, LoRA rank
@@ -215,8 +217,8 @@ def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, 
 
 def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "7b", micro_batch=8, max_length=1024, rank=128)
-    frontend, target = load_frontend(recipe.model), Machine.card(recipe)
-    on, off = (rehearse(recipe, frontend, target, basic=basic) for basic in (True, False))
+    frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
+    on, off = (rehearse(recipe, frontend, machine, basic=basic) for basic in (True, False))
     added = on.peak_bytes - off.peak_bytes
     assert added == pytest.approx(on.by_part["BASIC"], rel=0.05)
     assert added <= min(150 * MIB, 0.01 * on.peak_bytes)
@@ -283,9 +285,9 @@ def test_repeats_change_nothing(
     """Nine images of 64 tokens in four samples are more visual tokens than BASIC's operations are shortened to."""
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
     recipe = recipe_of(folder, {"data.max_length": 700, **changes})
-    frontend, target = load_frontend(recipe.model), Machine.card(recipe)
+    frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
     shape = Shape(4, 700, images, recipe.training.global_batch // 4)
-    short, full = (Rehearser(recipe, frontend, target, in_full=in_full).rehearse(shape) for in_full in (False, True))
+    short, full = (Rehearser(recipe, frontend, machine, in_full=in_full).rehearse(shape) for in_full in (False, True))
     assert short.peak_bytes == pytest.approx(full.peak_bytes, rel=1e-3)
     assert short.forward_peak_bytes == pytest.approx(full.forward_peak_bytes, rel=1e-3)
     assert short.by_part == pytest.approx(full.by_part, rel=0.01, abs=64 * 1024)

@@ -1,0 +1,190 @@
+"""Where a step's time goes: a clock around the parts of a model and around BASIC's operations."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basic_lite.model.parts import Parts
+from basic_lite.train.step import TrainStep
+from basic_lite_kernels import naive
+from basic_lite_kernels.operations import Operations, TargetStream
+
+OTHER = "embeddings, masks, the rest"
+VISION, PROJECTOR, LLM = "vision tower", "projector", "LLM forward"
+CAPTURE, MASS, DAS, SDS = "BASIC: capture (v̂)", "BASIC: attention mass", "BASIC: DAS", "BASIC: SDS"
+MEASURES = "BASIC: roles, measures"
+LM_LOSS, LOSS_BACKWARD = "LM loss", "losses, backward"
+LLM_BACKWARD, PROJECTOR_BACKWARD, OPTIMIZER = "LLM backward", "projector backward", "clip, optimizer"
+ORDER = (
+    VISION, PROJECTOR, LLM, CAPTURE, MASS, LM_LOSS, DAS, SDS, MEASURES, LOSS_BACKWARD, LLM_BACKWARD, PROJECTOR_BACKWARD,
+    OPTIMIZER, OTHER,
+)  # fmt: skip
+NAIVE_OPERATIONS = {
+    "refined_target": CAPTURE,
+    "column_sums": MASS,
+    "direction_loss": DAS,
+    "vocab_kl": SDS,
+}
+
+
+class Clock:
+    """Moments, and the milliseconds between them: events on a GPU's stream; processor time on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self) -> None:
+        """Until marks can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def ms(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - start))
+
+
+class Breakdown:
+    """Time by part, each part without those inside it.
+
+    It only marks moments while a step runs, so nothing waits for a GPU; ``take`` reads them.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._stack = [OTHER]
+        self._marks: list[tuple[str, Any]] = []  # what goes on from a moment on
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was."""
+        self._stack = [OTHER]
+        self._marks = [(OTHER, self.clock.mark())]
+
+    def _mark(self) -> None:
+        self._marks.append((self._stack[-1], self.clock.mark()))
+
+    def base(self, name: str) -> None:
+        """What goes on where nothing else is named, from here on."""
+        self._stack[0] = name
+        self._mark()
+
+    def enter(self, name: str) -> None:
+        self._stack.append(name)
+        self._mark()
+
+    def leave(self) -> None:
+        self._stack.pop()
+        self._mark()
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds by part since ``start``, once all of it has run."""
+        self._mark()
+        self.clock.wait()
+        taken: dict[str, float] = defaultdict(float)
+        for (name, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            taken[name] += self.clock.ms(begin, end)
+        self.start()
+        return dict(taken)
+
+    def wrap(self, name: str, function: Callable[..., Any], *, backward: bool = False) -> Callable[..., Any]:
+        """``function``, with its time under ``name``; ``backward``: that of its result's autograd node too."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.enter(name)
+            try:
+                out = function(*args, **kwargs)
+            finally:
+                self.leave()
+            if backward and isinstance(out, Tensor) and out.grad_fn is not None:
+                out.grad_fn.register_prehook(lambda _: self.enter(name))
+                out.grad_fn.register_hook(lambda *_: self.leave())
+            return out
+
+        return timed
+
+    def operations(self, given: Operations) -> Operations:
+        """BASIC's operations with a clock around each, forward and backward."""
+        return Operations(
+            given.name,
+            target_stream=lambda kind: TimedStream(given.target_stream(kind), self),
+            vocab_kl=self.wrap(SDS, given.vocab_kl, backward=True),
+            attention_mass=self.wrap(MASS, given.attention_mass),
+        )
+
+    def naive_operations(self) -> Any:
+        """The naive way's operations, with a clock around each."""
+        return SimpleNamespace(
+            **{name: self.wrap(label, getattr(naive, name)) for name, label in NAIVE_OPERATIONS.items()}
+        )
+
+    @contextmanager
+    def watching(self, parts: Parts) -> Iterator[None]:
+        """Inside, the model's parts are told apart."""
+        hooks: list[Any] = []
+
+        def part(module: nn.Module, name: str) -> None:
+            hooks.append(module.register_forward_pre_hook(lambda *_: self.enter(name)))
+            hooks.append(module.register_forward_hook(lambda *_: self.leave()))
+
+        def entering(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            """The gradient of its input is the last that the LLM's backward makes."""
+            kwargs["inputs_embeds"].register_hook(lambda gradient: self.base(PROJECTOR_BACKWARD))
+
+        def left(_module: nn.Module, _args: Any, out: Any) -> None:
+            self.base(LM_LOSS)
+            out.last_hidden_state.register_hook(lambda gradient: self.base(LLM_BACKWARD))
+
+        part(parts.vision_tower, VISION)
+        part(parts.projector, PROJECTOR)
+        part(parts.language_model, LLM)
+        hooks.append(parts.language_model.register_forward_pre_hook(entering, with_kwargs=True))
+        hooks.append(parts.language_model.register_forward_hook(left))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class TimedStream:
+    """A target stream under a clock. The pass over layer K is counted as capture, whose bytes it moves."""
+
+    def __init__(self, stream: TargetStream, clock: Breakdown) -> None:
+        self._stream = stream
+        self.add = clock.wrap(CAPTURE, stream.add)
+        self.finish = clock.wrap(CAPTURE, stream.finish)
+        self.loss = clock.wrap(DAS, stream.loss, backward=True)
+
+    @property
+    def target(self) -> Tensor | None:
+        """v̂ so far."""
+        return self._stream.target
+
+
+class WatchedStep(TrainStep):
+    """A ``TrainStep`` with BASIC whose time outside the model and the operations goes under roles and measures."""
+
+    def __init__(self, *arguments: Any, breakdown: Breakdown, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._breakdown = breakdown
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's forward; its end is where the losses begin."""
+        self._breakdown.base(OTHER)
+        out = super().forward(**inputs)
+        self._breakdown.base(MEASURES)
+        return out
