@@ -74,12 +74,18 @@ def micro_batch_loss(
     layout = find_layout(inputs, parts.image_token_id, settings.text_queries)
     if layout.samples_with_image == 0:
         raise ValueError("the naive step has nothing to do for a batch without images")
-    outputs = model(
-        **{name: tensor for name, tensor in inputs.items() if name != "labels"},
-        output_attentions=True,
-        output_hidden_states=True,
-        use_cache=False,
-    )
+    # The projector is asked: the name under which the outputs hold v changes from one transformers to the next.
+    projected: list[Tensor] = []  # one of [I, N, D]
+    handle = parts.projector.register_forward_hook(lambda _module, _arguments, out: projected.append(out))
+    try:
+        outputs = model(
+            **{name: tensor for name, tensor in inputs.items() if name != "labels"},
+            output_attentions=True,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    finally:
+        handle.remove()
     lm = parts.model.loss_function(
         logits=outputs.logits,  # [B, T, V]
         labels=labels,
@@ -88,7 +94,7 @@ def micro_batch_loss(
     )
 
     K = supervision.layers
-    v = outputs.image_hidden_states.float()  # [M, D]
+    v = projected[0].flatten(0, 1).float()  # [M, D]
     hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
     target = operations.refined_target(
         hiddens, layout.positions, torch.tensor(supervision.plan.weights, device=v.device)
