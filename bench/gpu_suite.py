@@ -2,6 +2,9 @@
 
     python -m bench.gpu_suite --out DIR
 
+It is run from the repository's root. The project need not be installed: its packages are found from there. What they
+need must be (pyproject.toml), and the suite says what is missing before it starts.
+
 1. races: each kernel many times on the same inputs, bit for bit, with memory poisoned in between and other work
    beside it;
 2. tests: the kernels' test files, un-interpreted;
@@ -9,22 +12,28 @@
 4. 7b_qlora, 7b_8gb: the training steps of these recipes on a model of random weights, limited to 24 and to 8 GiB of the
    card: predicted and measured memory, tokens/s, BASIC on and off, the kernels' share of a step (`bench.step_suite`).
 
-DIR gets suite.json (what ran, how long, how it ended, and what the training steps gave), a log of each step, and the
-JSON and the plot of the bench. Each step has the time that is left, less what is kept for those after it. A step that
-runs out of time is cut off and said so; the others still run. Exit 0 only where all passed.
+DIR gets suite.json (what ran, how long, how it ended, and what the training steps gave), a log of each step, the
+JSON and the plot of the bench, and results.tar, which holds them all. The first and the last are written anew after
+each step. Each step has the time that is left, less what is kept for those after it. A step that runs out of time is
+cut off and said so; the others still run. Exit 0 only where all passed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds for the steps altogether: half a minute of the eight is left for starting up.
@@ -39,6 +48,10 @@ TRAINING = {"7b_qlora": (24, 120), "7b_8gb": (8, 60)}
 STOP_S = 15
 # A kernel's test file has the kernel's name somewhere in its own.
 KERNELS = ("direction_loss", "vocab_kl", "attention_mass")
+# What pyproject.toml lists and no step here uses. Liger-Kernel is measured beside ours where it is installed.
+UNUSED = {"tensorboard", "sentencepiece", "protobuf", "liger-kernel", "ruff", "mypy", "setuptools"}
+# Where the packages lie that need not be installed.
+PACKAGES = [str(ROOT), str(ROOT / "kernels")]
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,43 @@ class Step:
     exit_code: int | None
     seconds: float
     last_lines: list[str]
+
+
+def missing(version_of: Callable[[str], str] = importlib.metadata.version) -> list[str]:
+    """What has to be installed for the suite, a line each; ``version_of`` raises for what isn't there."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return ["packaging isn't installed"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = []
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        wanted = Requirement(text)
+        if wanted.name in UNUSED or (wanted.marker and not wanted.marker.evaluate()):
+            continue
+        try:
+            version = version_of(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{wanted.name} isn't installed; {wanted.name}{wanted.specifier} is needed")
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            found.append(f"{wanted.name} {version} is installed; {wanted.name}{wanted.specifier} is needed")
+    return found
+
+
+def obstacles() -> list[str]:
+    """Why the suite can't start here, a line each."""
+    found = missing()
+    try:
+        import torch
+    except ImportError:  # among the missing
+        return found
+    if not torch.cuda.is_available():
+        found.append(
+            "the suite needs a GPU, and torch sees none (torch.cuda.is_available() is false); "
+            "`python -m pytest bench/` measures what a CPU can"
+        )
+    return found
 
 
 def kernel_tests() -> list[str]:
@@ -80,6 +130,7 @@ def plan(folder: Path) -> list[tuple[str, list[str], int]]:
 
 def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Step:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_INTERPRET"))}
+    environment["PYTHONPATH"] = os.pathsep.join([*PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
     started = time.monotonic()
     log = folder / f"{name}.log"
     print(f"── {name}: {' '.join(command)}", flush=True)
@@ -104,48 +155,60 @@ def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Ste
     return step
 
 
+def write_results(folder: Path, about: dict[str, Any], seconds: float, steps: list[Step]) -> Path:
+    """suite.json of the steps that have ended, and results.tar of all that ``folder`` has, whose path is returned."""
+    training = {name: training_result(folder, name) for name in TRAINING}
+    result = {
+        **about,
+        "seconds": round(seconds, 1),
+        "steps": [asdict(step) for step in steps],
+        "training": {
+            name: json.loads(path.read_text(encoding="utf-8")) for name, path in training.items() if path.exists()
+        },
+    }
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (folder / "suite.json").write_text(text + "\n", encoding="utf-8")
+    packed = folder / "results.tar"
+    with tarfile.open(packed, "w") as tar:
+        for path in sorted(folder.iterdir()):
+            if path != packed:
+                tar.add(path, path.name)
+    return packed
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the results; results.tar there has them all"
+    )
     options = parser.parse_args(arguments)
+    sys.path[:0] = PACKAGES
+    found = obstacles()
+    if found:
+        print("bench.gpu_suite can't start, nothing was run:", *found, sep="\n  ", file=sys.stderr)
+        return 2
     import torch
 
-    if not torch.cuda.is_available():
-        print(
-            "bench.gpu_suite needs a GPU, and torch sees none (torch.cuda.is_available() is false): nothing was run. "
-            "`python -m pytest bench/` measures what a CPU can.",
-            file=sys.stderr,
-        )
-        return 2
     from bench import measure
 
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    about = measure.describe(torch.device("cuda"))
     started = time.monotonic()
     steps: list[Step] = []
     todo = plan(folder)
+    for name in TRAINING:
+        training_result(folder, name).unlink(missing_ok=True)  # an earlier suite's
     for place, (name, command, _) in enumerate(todo):
         kept_s = sum(seconds for _, _, seconds in todo[place + 1 :])
         seconds = ALL_S - (time.monotonic() - started) - kept_s
         if name in TRAINING:
-            training_result(folder, name).unlink(missing_ok=True)  # an earlier suite's
             command = [*command, f"--seconds={seconds - STOP_S:.0f}"]
         steps.append(run_step(name, command, seconds, folder))
-    result = {
-        **measure.describe(torch.device("cuda")),
-        "seconds": round(time.monotonic() - started, 1),
-        "steps": [asdict(step) for step in steps],
-        "training": {
-            name: json.loads(training_result(folder, name).read_text(encoding="utf-8"))
-            for name in TRAINING
-            if training_result(folder, name).exists()
-        },
-    }
-    path = folder / "suite.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        packed = write_results(folder, about, time.monotonic() - started, steps)
     for step in steps:
         print(f"{step.name:8} {step.outcome:12} {step.seconds:6.1f} s")
-    print(f"results  {path}")
+    print(f"results  {packed}")
     return 0 if all(step.outcome == "passed" for step in steps) else 1
 
 

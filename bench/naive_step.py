@@ -46,9 +46,6 @@ class NaiveStep(TrainStep):
     """
 
     def __init__(self, *arguments: Any, operations: Any = naive, **options: Any) -> None:
-        """Args:
-        operations: who computes the parts: ``naive``, or that with a clock around each.
-        """
         super().__init__(*arguments, **options)
         self.operations = operations
 
