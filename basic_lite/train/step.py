@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -57,62 +57,6 @@ class MicroBatch:
     loss: Tensor
     lm: Tensor
     basic: SupervisionLosses | None
-
-
-def micro_batch_loss(
-    model: Callable[..., Any],
-    parts: Parts,
-    supervision: Supervision | None,
-    inputs: Mapping[str, Tensor],
-    *,
-    lambdas: Lambdas,
-    counts: StepCounts,
-    mean_mass: Tensor | None = None,
-    detailed: bool = False,
-) -> MicroBatch:
-    """L = L_lm + λ1 L_das + λ2 L_sds of one micro-batch: the forward with the taps open, then the losses.
-
-    Args:
-        model: called with ``inputs``.
-        supervision: None, or both λ 0: nothing is tapped.
-        inputs: ``input_ids``, ``attention_mask``, ``labels`` [B, T], ``pixel_values`` [I, 3, h, w] and maybe
-            ``labelled`` [R], on the device.
-        counts: of the whole optimizer step; each term is divided by its count.
-        mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
-        detailed: also the measures that one micro-batch a step is enough for.
-    """
-    lambda_das, lambda_sds = lambdas
-    if lambda_das <= 0 and lambda_sds <= 0:
-        supervision = None
-    with supervision.capture(supervision.layout(inputs)) if supervision is not None else nullcontext() as captured:
-        lm = model(**inputs, num_items_in_batch=max(counts.labelled_tokens, 1)).loss
-    loss, basic = lm, None
-    if supervision is not None and captured is not None:
-        basic = supervision.losses(
-            captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
-        )
-        if lambda_das > 0:
-            loss = loss + lambda_das * basic.das
-        if lambda_sds > 0:
-            loss = loss + lambda_sds * basic.sds
-    if not loss.requires_grad:
-        # A text-only batch in stage 1 reaches no trainable weight. It still takes part, with gradient zero.
-        loss = loss + zero_with_graph(parts.projector)
-    return MicroBatch(loss, lm, basic)
-
-
-@torch.no_grad()
-def attention_pass(model: Callable[..., Any], supervision: Supervision, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Σ_i a_i of a micro-batch's samples with an image, [S]: the forward before a step that ``uniform`` needs.
-
-    Args:
-        model: in evaluation mode. Without dropout the mass is the same whatever the micro-batch is.
-    """
-    without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "labelled")}
-    with supervision.capture(supervision.layout(inputs), weights_only=True) as captured:
-        # Of what the model would return, nothing is wanted: one column of logits, no keys and values of all layers.
-        model(**without_labels, logits_to_keep=1, use_cache=False)
-    return supervision.masses(captured)
 
 
 class TrainStep:
@@ -207,18 +151,31 @@ class TrainStep:
         mean_mass: Tensor | None = None,
         detailed: bool = False,
     ) -> MicroBatch:
-        """The loss of one micro-batch, which is copied to the device first."""
+        """L = L_lm + λ1 L_das + λ2 L_sds of one micro-batch: the forward with the taps open, then the losses.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and maybe ``pixel_values`` [I, 3, h, w], on the
+                host.
+            counts: of the whole optimizer step; each term is divided by its count.
+            lambdas: (λ1, λ2); (0, 0): nothing is tapped.
+            mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
+            detailed: also the measures that one micro-batch a step is enough for.
+        """
+        lambda_das, lambda_sds = lambdas
         supervision = self.supervision if any(lambdas) else None
-        return micro_batch_loss(
-            self.forward,
-            self.parts,
-            supervision,
-            self.inputs(batch),
-            lambdas=lambdas,
-            counts=counts,
-            mean_mass=mean_mass,
-            detailed=detailed and supervision is not None,
-        )
+        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch))
+        with taps as captured:
+            lm = self.forward(**self.inputs(batch), num_items_in_batch=max(counts.labelled_tokens, 1)).loss
+        loss, basic = lm, None
+        if supervision is not None and captured is not None:
+            basic = supervision.losses(
+                captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
+            )
+            loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
+        if not loss.requires_grad:
+            # A text-only batch in stage 1 reaches no trainable weight. It still takes part, with gradient zero.
+            loss = loss + zero_with_graph(self.parts.projector)
+        return MicroBatch(loss, lm, basic)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients to those that are there."""
@@ -257,16 +214,21 @@ class TrainStep:
         self.parts.model.eval()
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            total = total + attention_pass(self.forward, supervision, self.inputs(batch)).sum()
+            with supervision.capture(supervision.layout(batch), weights_only=True) as captured:
+                # Of what the model would return, nothing is wanted: one column of logits, no keys and values.
+                self.forward(**self.inputs(batch, labels=False), logits_to_keep=1, use_cache=False)
+            total = total + supervision.masses(captured).sum()
         self.train_mode()
         return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
 
-    def inputs(self, batch: Batch) -> Batch:
+    def inputs(self, batch: Batch, *, labels: bool = True) -> Batch:
         """A host batch on the device, with the positions of its labelled tokens, which are found on the host.
 
         Nothing waits for the device: copies come from pinned memory.
         """
-        on_host = {**batch, "labelled": labelled_positions(batch["labels"])}
+        on_host = {**batch, "labelled": labelled_positions(batch["labels"])} if labels else dict(batch)
+        if not labels:
+            on_host.pop("labels", None)
         if self.device.type == "cuda":
             on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in on_host.items()}

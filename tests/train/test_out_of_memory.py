@@ -21,7 +21,7 @@ from basic_lite.rehearsal import advice
 from basic_lite.run import train
 from basic_lite.train import evaluation, step
 from basic_lite.train.recovery import slices
-from basic_lite.train.step import TrainStep, micro_batch_loss
+from basic_lite.train.step import TrainStep
 from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, steps_of, tiny_recipe, write_data
 
 IMAGE = 7
@@ -36,25 +36,27 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, most: Callable[[int], int], w
     """
     tried: list[int] = []
 
-    def limited(model: Any, parts: Any, supervision: Any, inputs: Any, **rest: Any) -> Any:
-        samples = len(inputs["input_ids"])
-        if isinstance(inputs.get("pixel_values"), FakeTensor):  # the rehearsal that the advice comes from
-            return micro_batch_loss(model, parts, supervision, inputs, **rest)
+    loss = TrainStep.loss
+
+    def limited(self: TrainStep, batch: Any, *args: Any, **rest: Any) -> Any:
+        samples = len(batch["input_ids"])
+        if isinstance(batch.get("pixel_values"), FakeTensor):  # the rehearsal that the advice comes from
+            return loss(self, batch, *args, **rest)
         fails = samples > most(len(tried))
         tried.append(samples)
         if fails and where == "forward":
             raise torch.OutOfMemoryError(NO_MEMORY)
-        result = micro_batch_loss(model, parts, supervision, inputs, **rest)
+        result = loss(self, batch, *args, **rest)
         if fails:
             # The last layer's adapters have their gradients when the first layer's turn comes.
-            handle = parts.layers[0].mlp.register_forward_pre_hook(lambda *_: no_memory(handle))
+            handle = self.parts.layers[0].mlp.register_forward_pre_hook(lambda *_: no_memory(handle))
         return result
 
     def no_memory(handle: Any) -> None:
         handle.remove()
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(step, "micro_batch_loss", limited)
+    monkeypatch.setattr(TrainStep, "loss", limited)
     return tried
 
 
@@ -229,7 +231,7 @@ def test_other_errors_and_other_places(tmp_path: Path, monkeypatch: pytest.Monke
         return raising
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "micro_batch_loss", fails(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+        patch.setattr(TrainStep, "loss", fails(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             train(recipe(tmp_path, {"name": "shapes"}), console=quiet())
     outside = "outside a step's forward and backward"
