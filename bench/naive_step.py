@@ -29,7 +29,8 @@ from torch import Tensor
 
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
-from basic_lite.train.step import Batch, Lambdas, MicroBatch, StepCounts, TrainStep
+from basic_lite.train.step import Batch, Lambdas, StepCounts, TrainStep
+from basic_lite.train.terms import MicroBatch
 from basic_lite_kernels import naive
 
 

@@ -83,7 +83,6 @@ def write_bundle(
         **facts,
         "models": {"base": recipe.model.base, "vision": recipe.model.vision, "llm": recipe.model.llm},
         "model_facts": model_facts(parts.model.config),
-        "projector_shapes": {name: list(t.shape) for name, t in parts.projector.state_dict().items()},
         "files": {
             path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
             for path in files
@@ -144,9 +143,8 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
     if not place.exists():
         raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
     raise UserError(
-        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or "
-        f"this is "
-        "not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
+        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or this "
+        "is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
     )
 
 
@@ -189,8 +187,7 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
     if wrong:
         raise UserError(
             f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be "
-            f"mixed; "
-            "restore the files, or take another checkpoint (--checkpoint with --resume)"
+            "mixed; restore the files, or take another checkpoint (--checkpoint with --resume)"
         )
     recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     return Bundle(folder, manifest, recipe)

@@ -16,40 +16,34 @@ from basic_lite.train.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bun
 from basic_lite.train.files import read_tensors
 
 
-def foreign_facts(bundle: Bundle, config: LlavaConfig) -> list[str]:
-    """What differs between the model a bundle was trained for and ``config``, each as ``key: theirs, here ours``."""
-    theirs = bundle.manifest.get("model_facts", {})
-    ours = model_facts(config)
-    return [f"{key}: {theirs[key]}, here {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
-
-
 def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:
     """Load a bundle's projector into the model.
 
     Raises:
         UserError: it was trained for another model.
     """
-    projector = parts.projector
     require_same_model(bundle, parts.model.config, key)
     state = read_tensors(bundle.folder / PROJECTOR)
-    own = projector.state_dict()
-    wrong = [
-        f"{name} is {_shape(state.get(name))}, the model wants {_shape(own.get(name))}"
-        for name in sorted(own.keys() | state.keys())
-        if _shape(state.get(name)) != _shape(own.get(name))
-    ]
-    if wrong:
-        models = {k: v for k, v in bundle.manifest["models"].items() if v}
-        raise UserError(
-            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). It was trained for "
-            f"{models}; use it with those models, or train a projector for these (stage 1)"
-        )
-    projector.load_state_dict(state)
+    theirs, ours = ({n: list(t.shape) for n, t in one.items()} for one in (state, parts.projector.state_dict()))
+    names = sorted(ours.keys() | theirs.keys())
+    _require_none(
+        bundle,
+        key,
+        [f"{n} is {theirs.get(n)}, the model wants {ours.get(n)}" for n in names if theirs.get(n) != ours.get(n)],
+    )
+    parts.projector.load_state_dict(state)
 
 
 def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
     """Refuse a bundle of another kind of model: even where shapes agree, its projector speaks to another LLM."""
-    wrong = foreign_facts(bundle, config)
+    theirs, ours = bundle.manifest.get("model_facts", {}), model_facts(config)
+    wrong = [
+        f"{name}: {theirs[name]}, here {ours[name]}" for name in ours if theirs.get(name, ours[name]) != ours[name]
+    ]
+    _require_none(bundle, key, wrong)
+
+
+def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:
     if wrong:
         models = {k: v for k, v in bundle.manifest["models"].items() if v}
         raise UserError(
@@ -70,9 +64,8 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(
-            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
-            f"or other "
-            "shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
+            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, or "
+            "other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
         )
     set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
 
@@ -92,7 +85,3 @@ def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:
     loaded.model.requires_grad_(False)
     loaded.model.eval()
     return loaded, bundle
-
-
-def _shape(tensor: torch.Tensor | None) -> list[int] | None:
-    return None if tensor is None else list(tensor.shape)

@@ -14,10 +14,10 @@ from basic_lite.data.tokens import IGNORE
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.llava import labelled_positions
 from basic_lite.model.parts import Parts
-from basic_lite.supervision import Supervision, SupervisionLosses
+from basic_lite.supervision import Supervision
 from basic_lite.supervision.losses import zero_with_graph
 from basic_lite.train.processes import ALONE, Processes
-from basic_lite.train.terms import Terms
+from basic_lite.train.terms import MicroBatch, Terms
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
@@ -48,15 +48,6 @@ class StepCounts:
     def times(self, factor: int) -> StepCounts:
         """The counts of ``factor`` such batches."""
         return StepCounts(self.labelled_tokens * factor, self.samples_with_image * factor, self.tokens * factor)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A micro-batch's loss and what it is made of. ``basic`` is None where BASIC is off in this step."""
-
-    loss: Tensor
-    lm: Tensor
-    basic: SupervisionLosses | None
 
 
 class TrainStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,17 +11,13 @@ from basic_lite.supervision import SupervisionLosses
 from basic_lite.train.processes import Processes
 
 
-class HasTerms(Protocol):
-    """What a micro-batch adds to a step."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch's loss and what it is made of. ``basic`` is None where BASIC is off in this step."""
 
-    @property
-    def loss(self) -> Tensor: ...
-
-    @property
-    def lm(self) -> Tensor: ...
-
-    @property
-    def basic(self) -> SupervisionLosses | None: ...
+    loss: Tensor
+    lm: Tensor
+    basic: SupervisionLosses | None
 
 
 class Terms:
@@ -31,7 +27,7 @@ class Terms:
         self._sums: dict[str, Tensor] = {}
         self._means: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, result: HasTerms) -> None:
+    def add(self, result: MicroBatch) -> None:
         """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
         self._add("loss", result.loss)
         self._add("lm", result.lm)
