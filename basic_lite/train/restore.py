@@ -64,8 +64,9 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(
-            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, or "
-            "other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it; use that run's recipe"
+            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
+            "or other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it. Use that run's "
+            "recipe"
         )
     set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
 
