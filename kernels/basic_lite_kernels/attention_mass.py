@@ -251,21 +251,9 @@ def attention_mass_sums_kernel(
             row = tl.load(rows + b * R + place, mask=used, other=-1)
             norm = tl.load(head_lse + place, mask=used, other=0.0)
             product = _products(
-                tile_m,
-                keys,
-                column,
-                inside,
-                stride_kt,
-                queries,
-                row,
-                used,
-                stride_qt,
-                d,
-                WHOLE,
-                BLOCK_D,
-                BLOCK_M,
+                tile_m, keys, column, inside, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, BLOCK_M,
                 BLOCK_N,
-            )
+            )  # fmt: skip
             seen = column[:, None] <= row[None, :]  # never for the −1 of an unused place
             if WINDOW:
                 seen = seen & (column[:, None] > row[None, :] - window)
