@@ -268,19 +268,10 @@ def attention_mass(
     query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
     sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
+    """``eager_attention_mass.attention_mass`` by kernels, argument by argument.
 
-    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
-    every key the model itself would see: at or before the query, not padding, inside the sliding window.
-
-    Args:
-        query: [B, H, T, d], after position encoding; float32, float16 or bfloat16; strides of B, H, T are free.
-        key: [B, H_kv, T, d], of the query's type; head h reads key head h // (H / H_kv), nothing is expanded.
-        scaling: s, the factor on the scores.
-        text_queries, visual, valid: [B, T] bool, rows j and columns i that count; False at padding, either side.
-        sliding_window: keys further back than this many positions (the query's own included) are not seen.
-        softcap: scores become c·tanh(score / c) where c is given.
-        longest: the most text queries a sample has, or more; None: T.
+    Query [B, H, T, d] and key [B, H_kv, T, d] are float32, float16 or bfloat16; strides of B, H and T are free. The
+    masks are [B, T] bool. ``longest`` None: T.
 
     Returns:
         [B, T] float32, 0 outside ``visual``. No graph. Deterministic: no atomics.
@@ -291,7 +282,6 @@ def attention_mass(
 
     Peak extra bytes: 4·B·T for the result; row statistics 4·B·R·(H + 1), R = ``longest``; and, where the heads are
     split, partial sums ≤ 1024·P + 4·B·T, P the card's multiprocessors.
-    Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
     """
     B, H, T, d = query.shape
     require("attention_mass", supports(query, key))
