@@ -126,7 +126,7 @@ def _scores(product, scale, cap, CAP: tl.constexpr):
 
 @triton.jit
 def _load_tile(base, index, used, stride, size, d):
-    """Rows ``index`` [N] of a [T, d] slice, its columns ``size`` [S]; 0 where not used or outside. [N, S]"""
+    """Rows ``index`` [N] of a [T, d] slice, its columns ``size`` [S]; 0 where not used or outside: [N, S]."""
     place = index[:, None].to(tl.int64) * stride + size[None, :]
     return tl.load(base + place, mask=used[:, None] & (size < d)[None, :], other=0.0)
 

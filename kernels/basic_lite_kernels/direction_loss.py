@@ -313,7 +313,7 @@ def _contiguous_rows(x: Tensor) -> Tensor:
 
 
 def _accumulator(acc: Tensor | None, hidden: Tensor, positions: Tensor) -> Tensor:
-    """acc, or memory for it. [M, D]"""
+    """``acc``, or memory for it, [M, D]."""
     shape = (positions.numel(), hidden.shape[-1])
     if acc is None:
         return torch.empty(shape, dtype=torch.float32, device=hidden.device)
