@@ -83,8 +83,13 @@ def test_nothing_is_tapped_when_there_is_nothing_to_compute(settings: dict[str, 
 def test_layer_counts() -> None:
     assert [supervised_layers(x, 32) for x in (16, 0.5, 1, 1.0, 32, 0.01)] == [16, 16, 1, 32, 32, 1]
     assert supervised_layers(0.5, 5) == 2 and supervised_layers(0.29, 100) == 29
-    for bad in (0, -1, 33, 0.0, 1.5, 16.0, -0.5):
-        with pytest.raises(UserError, match=r"supervision\.layers.*32"):
+    with pytest.raises(UserError, match=r"supervision\.layers: K = 33, but the LLM has 32 layers"):
+        supervised_layers(33, 32)
+    for bad in (0, -1):
+        with pytest.raises(UserError, match=f"K = {bad} layers .* at least 1"):
+            supervised_layers(bad, 32)
+    for bad in (0.0, 1.5, 16.0, -0.5):
+        with pytest.raises(UserError, match=r"supervision\.layers: a fraction .*found"):
             supervised_layers(bad, 32)
 
 
@@ -107,7 +112,7 @@ def test_lambdas_warm_up_and_rest() -> None:
 
 def test_other_refusals_name_the_key() -> None:
     model = tiny_llava()
-    with pytest.raises(UserError, match=r"supervision\.layers is 9.*4 layers"):
+    with pytest.raises(UserError, match=r"supervision\.layers: K = 9.*4 layers"):
         build(model, layers=9)
     with pytest.raises(UserError, match="set kernels to auto or reference"):
         choose_kernels("triton", torch.device("cpu"), print)
