@@ -53,10 +53,9 @@ def kernel_code(module: str) -> str:
     return "\n".join(kept)
 
 
-def wanted() -> dict[Key, tuple[str, compiling.CompileCase]]:
-    """Every row that the table should have: its key → fingerprint and case."""
+def wanted(version: str) -> dict[Key, tuple[str, compiling.CompileCase]]:
+    """Every row that the table should have, made by a version of Triton: its key → fingerprint and case."""
     rows = {}
-    version = importlib.metadata.version("triton")
     for module, cases in compile_cases.OF_KERNEL_FILE.items():
         code = kernel_code(module)
         for case in cases():
@@ -89,10 +88,13 @@ def stored_version() -> str | None:
 
 
 def current() -> tuple[list[compiling.Compiled], list[Key]]:
-    """Rows that still hold, in the order of the cases, and the keys of those to be compiled."""
+    """Rows that still hold, in the order of the cases, and the keys of those to be compiled.
+
+    Whatever Triton is installed here: what counts is that code and configurations are those that were compiled.
+    """
     old = stored()
     held, stale = [], []
-    for key, (fingerprint, _) in wanted().items():
+    for key, (fingerprint, _) in wanted(stored_version() or "").items():
         if key in old and old[key][0] == fingerprint:
             held.append(old[key][1])
         else:
@@ -114,7 +116,8 @@ _CASES: dict[str, compiling.CompileCase] = {}
 def update(workers: int) -> list[compiling.Compiled]:
     """Compile what changed, write the store and README.md, and return every row."""
     # Looked up once: a kernel that is edited while this runs keeps the fingerprint of what was compiled.
-    order = wanted()
+    version = importlib.metadata.version("triton")
+    order = wanted(version)
     old = stored()
     rows = {key: old[key][1] for key, (fingerprint, _) in order.items() if key in old and old[key][0] == fingerprint}
     stale = [key for key in order if key not in rows]
@@ -125,15 +128,15 @@ def update(workers: int) -> list[compiling.Compiled]:
                 rows[row.name, row.capability] = row
                 if i % 25 == 0 or i == len(stale):
                     print(f"{i} of {len(stale)} compiled, {time.monotonic() - started:.0f} s", flush=True)
-                    store(rows, order)
+                    store(rows, order, version)
     ordered = [rows[key] for key in order]
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN, 1)
-    README.write_text(before + section(ordered) + rest.split(END, 1)[1], encoding="utf-8")
+    README.write_text(before + section(ordered, version) + rest.split(END, 1)[1], encoding="utf-8")
     return ordered
 
 
-def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str, Any]]) -> None:
+def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str, Any]], version: str) -> None:
     """Write the rows that there are, a line each, with their fingerprints."""
     STORE.parent.mkdir(exist_ok=True)
     lines = [
@@ -141,15 +144,14 @@ def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str,
         for key in order
         if key in rows
     ]
-    version = json.dumps(importlib.metadata.version("triton"))
-    STORE.write_text(f'{{"triton": {version}, "rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    STORE.write_text(f'{{"triton": {json.dumps(version)}, "rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
-def section(rows: Iterable[compiling.Compiled]) -> str:
+def section(rows: Iterable[compiling.Compiled], version: str | None) -> str:
     """What README.md has between BEGIN and END, both included."""
     rows = list(rows)
     text = (
-        f"Compiled with triton {importlib.metadata.version('triton')}: {summary(rows)}\n\n"
+        f"Compiled with triton {version}: {summary(rows)}\n\n"
         "<details><summary>Registers a thread / shared memory in KiB a program</summary>\n\n"
         f"{compiling.format_table(rows)}\n\n</details>"
     )
@@ -180,7 +182,7 @@ def why_not_current() -> str | None:
     if stale:
         named = ", ".join(f"{name} sm_{capability}" for name, capability in stale[:3])
         return f"{len(stale)} rows of the compile table are not current ({named}, …): {command}"
-    if section(rows) not in README.read_text(encoding="utf-8"):
+    if section(rows, stored_version()) not in README.read_text(encoding="utf-8"):
         return f"bench/README.md doesn't have the table of results/compile_table.json: {command}"
     return None
 

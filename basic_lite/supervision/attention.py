@@ -1,9 +1,8 @@
-"""The attention seam: the model's own attention, bit for bit, with a watcher beside it.
+"""Reading attention: the model's own, bit for bit, with a watcher that is shown queries and keys.
 
-transformers looks an attention function up by name at every call. While the seam is open, the LLM's config
-names one of ours, which hands queries and keys to the watcher and then calls the function it stands for. Its
-mask function is registered under the same name: without one, transformers hands over no mask, and padding is
-silently attended to.
+transformers looks an attention function up by name at every call. While a watcher is there, the LLM's config names a
+function of ours. It shows queries and keys to the watcher, then calls the function it stands for. Its mask function is
+registered under the same name: without one, transformers hands over no mask, and padding is silently attended to.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Watcher = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
 _PREFIX = "basic_lite_"
 _MEND = "set supervision.token_weights to a number (Σa, spread evenly), which reads no attention"
 
-# Attention modules being watched right now, and by whom. Empty outside an open seam.
+# Attention modules being watched right now, and by whom. Empty outside ``watch_attention``.
 _watchers: dict[nn.Module, Watcher] = {}
 
 

@@ -1,4 +1,4 @@
-"""The one object a trainer talks to: open the taps around a forward, then ask for the losses."""
+"""The one object that training talks to: open the taps around a forward, then ask for the losses."""
 
 from __future__ import annotations
 
@@ -67,8 +67,11 @@ class Supervision:
         special_ids: Iterable[int] | Tensor = (),
         embedding_scale: float | None = None,
     ) -> None:
-        """
+        """Check that the model has what the settings ask for; nothing is tapped yet.
+
         Args:
+            parts: of the model.
+            settings: the recipe's section.
             vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
             operations: who computes the losses and the attention mass.
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.

@@ -29,9 +29,13 @@ class Vocabulary:
         image_token_id: int,
         scale: float | None = None,
     ) -> None:
-        """
+        """Check that the table can be read row by row, and measure its scale.
+
         Args:
+            parts: of the model.
+            kind: which table.
             ids: ids some token of the tokenizer has; the image token's doesn't count.
+            image_token_id: left out of ``ids``.
             scale: factor the embedding module puts on its rows; None: measured.
 
         Raises:

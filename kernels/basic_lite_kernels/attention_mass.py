@@ -126,7 +126,7 @@ def _scores(product, scale, cap, CAP: tl.constexpr):
 
 @triton.jit
 def _load_tile(base, index, used, stride, size, d):
-    """[N, S]: rows ``index`` [N] of a [T, d] slice, its columns ``size`` [S]; 0 where not used or outside."""
+    """Rows ``index`` [N] of a [T, d] slice, its columns ``size`` [S]; 0 where not used or outside: [N, S]."""
     place = index[:, None].to(tl.int64) * stride + size[None, :]
     return tl.load(base + place, mask=used[:, None] & (size < d)[None, :], other=0.0)
 
@@ -251,21 +251,9 @@ def attention_mass_sums_kernel(
             row = tl.load(rows + b * R + place, mask=used, other=-1)
             norm = tl.load(head_lse + place, mask=used, other=0.0)
             product = _products(
-                tile_m,
-                keys,
-                column,
-                inside,
-                stride_kt,
-                queries,
-                row,
-                used,
-                stride_qt,
-                d,
-                WHOLE,
-                BLOCK_D,
-                BLOCK_M,
+                tile_m, keys, column, inside, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, BLOCK_M,
                 BLOCK_N,
-            )
+            )  # fmt: skip
             seen = column[:, None] <= row[None, :]  # never for the −1 of an unused place
             if WINDOW:
                 seen = seen & (column[:, None] > row[None, :] - window)
@@ -280,19 +268,10 @@ def attention_mass(
     query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
     sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
+    """``eager_attention_mass.attention_mass`` by kernels, argument by argument.
 
-    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
-    every key the model itself would see: at or before the query, not padding, inside the sliding window.
-
-    Args:
-        query: [B, H, T, d], after position encoding; float32, float16 or bfloat16; strides of B, H, T are free.
-        key: [B, H_kv, T, d], of the query's type; head h reads key head h // (H / H_kv), nothing is expanded.
-        scaling: s, the factor on the scores.
-        text_queries, visual, valid: [B, T] bool, rows j and columns i that count; False at padding, either side.
-        sliding_window: keys further back than this many positions (the query's own included) are not seen.
-        softcap: scores become c·tanh(score / c) where c is given.
-        longest: the most text queries a sample has, or more; None: T.
+    Query [B, H, T, d] and key [B, H_kv, T, d] are float32, float16 or bfloat16; strides of B, H and T are free. The
+    masks are [B, T] bool. ``longest`` None: T.
 
     Returns:
         [B, T] float32, 0 outside ``visual``. No graph. Deterministic: no atomics.
@@ -303,7 +282,6 @@ def attention_mass(
 
     Peak extra bytes: 4·B·T for the result; row statistics 4·B·R·(H + 1), R = ``longest``; and, where the heads are
     split, partial sums ≤ 1024·P + 4·B·T, P the card's multiprocessors.
-    Source: method section, weights of visual tokens; computed from queries and keys instead of stored maps.
     """
     B, H, T, d = query.shape
     require("attention_mass", supports(query, key))

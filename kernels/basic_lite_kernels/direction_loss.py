@@ -153,17 +153,14 @@ def row_options(D: int) -> dict[str, int]:
 
 @torch.compiler.disable
 def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
-    """Add one layer's share of the target: ``acc[i] += weight · hidden.view(B·T, D)[positions[i]]``.
+    """``eager_direction_loss.capture_layer`` by a kernel, argument by argument.
 
-    Args:
-        acc: [M, D] float32, changed in place; None starts at zero, without writing the zeros.
-        hidden: [B, T, D], float32, float16 or bfloat16; strides of B and T are free.
-        positions: [M] int64, indices into the flattened B·T.
-        weight: w_h of this layer.
+    ``acc`` [M, D] is float32; None starts at zero, without writing the zeros. ``hidden`` [B, T, D] is float32, float16
+    or bfloat16; strides of B and T are free.
 
     Returns:
-        acc, [M, D]. Where grad mode is on and ``hidden`` or ``acc`` has a graph (target not detached) a new tensor with
-        a graph, made by eager code: its backward is PyTorch's own scatter.
+        acc. Where grad mode is on and ``hidden`` or ``acc`` has a graph (target not detached) a new tensor with a
+        graph, made by eager code: its backward is PyTorch's own scatter.
 
     Raises:
         KernelUnavailable: see ``supports``.
@@ -196,21 +193,9 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
 
 @torch.compiler.disable
 def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cosine") -> Tensor:
-    """Directional alignment (DAS), summed over rows.
+    """``eager_direction_loss.direction_loss`` by a kernel, argument by argument; a scalar, float32.
 
-    ``cosine``: Σ_i a_i ‖v_i/‖v_i‖ − v̂_i/‖v̂_i‖‖² = Σ_i a_i (2 − 2 cos θ_i), with
-    ∂/∂v_i = −2 a_i (v̂_i/‖v̂_i‖ − cos θ_i · v_i/‖v_i‖) / ‖v_i‖, and ∂/∂v̂_i the same with v and v̂ exchanged. A zero
-    vector has no direction: its cosine counts as 0 (the term is 2 a_i) and both gradients are 0.
-    ``mse``: Σ_i a_i mean_D (v_i − v̂_i)², with ∂/∂v_i = 2 a_i (v_i − v̂_i) / D = −∂/∂v̂_i.
-
-    Args:
-        v: [M, D], the initial visual embeddings; float32, float16 or bfloat16.
-        target: [M, D], v̂; gets a gradient only when it requires one.
-        weights: [M], a_i, constants.
-        kind: "cosine" or "mse".
-
-    Returns:
-        A scalar, float32.
+    ∂/∂v̂_i is ∂/∂v_i with v and v̂ exchanged; with ``mse`` ∂/∂v_i = 2 a_i (v_i − v̂_i) / D = −∂/∂v̂_i.
 
     Raises:
         KernelUnavailable: see ``supports``.
@@ -328,7 +313,7 @@ def _contiguous_rows(x: Tensor) -> Tensor:
 
 
 def _accumulator(acc: Tensor | None, hidden: Tensor, positions: Tensor) -> Tensor:
-    """acc [M, D], or memory for it."""
+    """``acc``, or memory for it, [M, D]."""
     shape = (positions.numel(), hidden.shape[-1])
     if acc is None:
         return torch.empty(shape, dtype=torch.float32, device=hidden.device)

@@ -300,18 +300,10 @@ def vocab_kl(
     excluded: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Semantic distribution loss (SDS): Σ_i a_i KL(p_i ‖ q_i), p = softmax(s v̂ Eᵀ), q = softmax(s v Eᵀ).
+    """``eager_vocab_kl.vocab_kl`` by the kernel, argument by argument.
 
-    Unlike eager code it rounds v and v̂ − v to the table's dtype before they meet it, as matrix instructions want.
-
-    Args:
-        v: [M, D], the initial visual embeddings.
-        target: [M, D], v̂; gets a gradient only where it requires one.
-        table: [V, D]; a slice of rows is read in place. Never gets a gradient.
-        weights: [M], a_i, constants.
-        scale: s = factor by which the embedding module scales its rows / temperature.
-        excluded: [V] bool, rows that are no words; they get probability 0 on both sides.
-        chunk_rows: rows R in flight; None: ``rows_in_flight``.
+    Unlike eager code it rounds v and v̂ − v [M, D] to the type of the table [V, D] before they meet it, as matrix
+    instructions want. ``chunk_rows`` None: ``rows_in_flight``.
 
     Returns:
         A scalar ≥ 0, float32; 0 where both sides agree.

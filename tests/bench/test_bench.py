@@ -232,10 +232,6 @@ def test_suite_finds_the_kernels_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_readme_has_the_compile_table_of_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    import triton
-
     from bench import compile_table
 
-    if compile_table.stored_version() != triton.__version__:
-        pytest.skip(f"the table was made with triton {compile_table.stored_version()}, here is {triton.__version__}")
     assert compile_table.why_not_current() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import (
 
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
-from basic_lite.supervision import Supervision
+from basic_lite.supervision import Capture, Supervision, SupervisionLosses
 from basic_lite_kernels.operations import EAGER, Operations
 
 VOCAB = 40  # rows of the table
@@ -291,3 +292,20 @@ def error(value: Tensor, truth: Tensor) -> float:
 def grad_error(values: tuple[Tensor, ...] | list[Tensor], truth: list[Tensor]) -> float:
     """The projector's gradient as one vector."""
     return error(torch.cat([g.flatten() for g in values]), torch.cat([g.flatten() for g in truth]))
+
+
+def run(supervision: Supervision, batch: dict[str, Tensor], **how: Any) -> tuple[Capture, SupervisionLosses]:
+    """A forward with the taps open, then the losses; ``how`` goes to them."""
+    with capturing(supervision, batch) as captured:
+        supervision.parts.model(**inputs(batch), use_cache=False)
+    return captured, supervision.losses(captured, **how)
+
+
+def capturing(supervision: Supervision, batch: dict[str, Tensor]) -> AbstractContextManager[Capture]:
+    """The taps around a forward of a batch."""
+    return supervision.capture(supervision.layout(batch))
+
+
+def projector_grad(model: Any, loss: Tensor) -> list[Tensor]:
+    """A loss's gradients of the projector; the graph stays."""
+    return list(torch.autograd.grad(loss, list(model.model.multi_modal_projector.parameters()), retain_graph=True))
