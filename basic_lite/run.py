@@ -18,6 +18,7 @@ from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
+from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.train.assembly import load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.files import write_json
@@ -26,6 +27,7 @@ from basic_lite.train.loop import Loop, Run
 from basic_lite.train.processes import Processes, connect
 from basic_lite.train.recovery import memory_needed
 from basic_lite.train.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
+from basic_lite_kernels.operations import KernelUnavailable
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def train(
     say = speaker(console)
     quiet_libraries()
 
-    with ExitStack() as stack, _memory_explained(recipe, device):
+    with ExitStack() as stack, _explained(recipe, device):
         # The run folder: nothing is loaded for a run that can't be written.
         folder = _open_folder(recipe, resume, checkpoint, processes, stack)
         if folder.finished:
@@ -111,11 +113,13 @@ def _open_folder(
 
 
 @contextmanager
-def _memory_explained(recipe: Recipe, device: torch.device) -> Iterator[None]:
+def _explained(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Training says that memory ran out; what the run needs, and what would make it need less, a rehearsal says."""
     try:
         yield
         return
+    except KernelUnavailable as error:
+        raise UserError(kernels_refused(error)) from error
     except OutOfMemory as error:
         found = str(error)
     # Here the exception is gone, and with it the frames that held the run's tensors.

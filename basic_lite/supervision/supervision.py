@@ -43,7 +43,12 @@ def choose_kernels(kernels: str, device: torch.device, say: Callable[[str], None
     try:
         return choose(kernels, device, say)  # type: ignore[arg-type]
     except KernelUnavailable as error:
-        raise UserError(f"kernels: {error}; set kernels to auto or reference") from error
+        raise UserError(kernels_refused(error)) from error
+
+
+def kernels_refused(error: KernelUnavailable) -> str:
+    """What to tell a user whose kernels, asked for by name, can't run."""
+    return f"kernels: {error}; set kernels to auto or reference"
 
 
 class Supervision:
