@@ -23,17 +23,16 @@ from basic_lite.recipe import Recipe, dump_recipe
 from basic_lite.run import train
 from basic_lite.train.step import TrainStep
 
+TWO = ("--multi_gpu", "--num_processes", "2")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")
 
 
 def launch_command(*program: str) -> list[str]:
-    """``accelerate launch`` of two processes, as README gives it; a free port, so that two launches don't meet."""
+    """README's launch of two processes, on a free port, so that two launches don't meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    choices = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *choices]
-    return [*start, *program]
+    return [sys.executable, "-m", "accelerate.commands.launch", *TWO, "--main_process_port", port, *program]
 
 
 def launch(plan: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:

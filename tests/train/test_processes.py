@@ -25,7 +25,7 @@ from basic_lite.train import assembly
 from basic_lite.train.batches import Schedule
 from basic_lite.train.interruption import Interruption
 from basic_lite.train.processes import SHARDING, Processes
-from tests.support.launched import launch, launch_command, planned
+from tests.support.launched import TWO, launch, launch_command, planned
 from tests.support.runs import (
     TERMS,
     assert_same_terms,
@@ -37,6 +37,7 @@ from tests.support.runs import (
     write_data,
 )
 
+README = Path(__file__).parents[2] / "README.md"
 WITH_IMAGE, TEXT_ONLY = 12, 6
 # 18 samples in steps of 8: an epoch's last step has one micro-batch, so the second process has none.
 COMMON = {
@@ -233,6 +234,10 @@ def test_no_memory_in_one_process_stops_with_a_message(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert no_half_files(folder)
+
+
+def test_readme_gives_the_launch_that_is_tested() -> None:
+    assert " ".join(["accelerate launch", *TWO, "-m basic_lite train recipes/"]) in README.read_text(encoding="utf-8")
 
 
 # --- without a launch -----------------------------------------------------------------------------------------------
