@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from basic_lite import __version__
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted, StoppedElsewhere, UserError
 
 # Plain help text: rich markup would double the time `--help` takes.
 app = typer.Typer(
@@ -92,8 +92,10 @@ def train(
     try:
         train_recipe(loaded, resume=resume, checkpoint=checkpoint)
     except Interrupted as stopped:
-        again = shlex.join(["basic-lite", "train", recipe, *overrides, "--resume"])
-        note(f"{stopped}; go on with: {again}" if stopped.checkpoint else str(stopped))
+        # A launcher's processes all come here, and the first one speaks.
+        if os.environ.get("RANK", "0") == "0":
+            again = shlex.join([*_command(), "train", recipe, *overrides, "--resume"])
+            note(f"{stopped}; go on with: {again}" if stopped.checkpoint else str(stopped))
         raise typer.Exit(130) from None
 
 
@@ -240,7 +242,8 @@ def _status(arguments: list[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        note(f"error: {error}")
+        if not isinstance(error, StoppedElsewhere):
+            note(f"error: {error}")
         return 2
     except TyperException as error:
         if debug:
@@ -255,6 +258,14 @@ def _status(arguments: list[str]) -> int:
             raise
         note("stopped")
         return 130
+
+
+def _command() -> list[str]:
+    """How this program was started: alone, or by a launcher in several processes."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
+        return ["basic-lite"]
+    return ["accelerate", "launch", "--multi_gpu", "--num_processes", count, "-m", "basic_lite"]
 
 
 def _hint(command: str, text: str) -> str:

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class StoppedElsewhere(UserError):
+    """Another process of the run has an error and tells it, so this one ends without a word of its own."""
+
+
 class OutOfMemory(Exception):
     """A device has no memory left for what must be done. Whoever can estimate what is needed turns it into advice.
 

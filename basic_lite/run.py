@@ -15,7 +15,7 @@ from rich.console import Console
 from basic_lite.console import quiet_libraries, speaker
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render
-from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.supervision.supervision import kernels_refused
@@ -24,7 +24,7 @@ from basic_lite.train.bundle import open_bundle
 from basic_lite.train.files import write_json
 from basic_lite.train.log import trackers_of
 from basic_lite.train.loop import Loop, Run
-from basic_lite.train.processes import Processes, connect
+from basic_lite.train.processes import Processes, connect, take_device
 from basic_lite.train.recovery import memory_needed
 from basic_lite.train.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
 from basic_lite_kernels.operations import KernelUnavailable
@@ -54,10 +54,12 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     # The processes of a launcher come first: each has its own device, and one of them speaks and writes.
-    device = pick_device(recipe.training.device)
+    device = take_device(recipe)
     processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=trackers_of(recipe))
     console = console or Console(stderr=True, highlight=False, quiet=not processes.is_main)
     say = speaker(console)
+    if processes.count > 1:
+        say(f"{processes.count} processes share each step's micro-batches")
     quiet_libraries()
 
     with ExitStack() as stack, _explained(recipe, device):
@@ -73,15 +75,16 @@ def train(
         if recipe.training.threads is not None:
             torch.set_num_threads(recipe.training.threads)
         set_seed(recipe.seed)
-        frontend, data = preflight(recipe, device, say)
-        require_same_data(folder, data.fingerprint)
+        with processes.together():
+            frontend, data = preflight(recipe, device, say)
+            require_same_data(folder, data.fingerprint)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
-        with memory_needed("while the model was loaded"):
+        with processes.together(), memory_needed("while the model was loaded"):
             loaded = load_for_training(recipe, device, frontend, say)
-        table = audit(loaded.parts)
-        console.print(render(table))
-        check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
+            table = audit(loaded.parts)
+            console.print(render(table))
+            check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # BASIC's taps, and the loop around them.
         if processes.is_main:
@@ -103,12 +106,13 @@ def _open_folder(
 ) -> RunFolder:
     """The run folder, which the main process makes, locks until ``stack`` closes, and looks at for all."""
     folder = None
-    if processes.is_main:
-        look_at_run_folder(recipe, resume=resume, step=checkpoint)
-        path = Path(recipe.output) / recipe.name
-        require_writable(path)
-        stack.enter_context(locked(path))
-        folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # again: it may have changed until locked
+    with processes.together():
+        if processes.is_main:
+            look_at_run_folder(recipe, resume=resume, step=checkpoint)
+            path = Path(recipe.output) / recipe.name
+            require_writable(path)
+            stack.enter_context(locked(path))
+            folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # it may have changed until locked
     return processes.share(folder)
 
 

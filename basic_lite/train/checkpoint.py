@@ -101,11 +101,10 @@ def read_progress(bundle: Bundle) -> Progress:
 
 def restore_training_state(
     bundle: Bundle, optimizer: torch.optim.Optimizer, scheduler: Any, device: torch.device, processes: Processes
-) -> bool:
+) -> None:
     """Optimizer, scheduler and this process's generators as they were.
 
-    Returns:
-        Whether this process's generators were saved; they weren't where more processes go on than there were.
+    Generators stay as they are where more processes go on than there were.
 
     Raises:
         UserError: the state is of another optimizer or model.
@@ -123,7 +122,6 @@ def restore_training_state(
         own = [generators[name] for name in sorted(generators) if name.split(".")[0] == str(processes.index)]
         if own:
             set_random_state(own, device)
-        return bool(own)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise _foreign(bundle, error) from error
 

@@ -15,9 +15,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """A context in which the first signal sets ``requested`` and the second stops at once."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, *, alone: bool) -> None:
+        """
+        Args:
+            alone: no launcher has started this process. A launcher sends on the signal that the whole group has
+                received, so there a second one means nothing; it kills what isn't done after a while of its own.
+        """
         self.requested = False
         self._leaving = False
+        self._alone = alone
         self._say = say
         self._process = os.getpid()
         self._old: dict[int, Any] = {}
@@ -38,6 +44,11 @@ class Interruption:
         if os.getpid() != self._process:  # a process forked from this one, which inherits the handler
             return
         if self._leaving:  # workers and files are being put away
+            return
+        if not self._alone:
+            if not self.requested:
+                self._say("stopping: this step is finished and saved first, if the launcher waits so long")
+            self.requested = True
             return
         if self.requested:
             self._leaving = True

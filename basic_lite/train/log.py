@@ -67,7 +67,9 @@ class RunLog:
     def close(self) -> None:
         """Let the trackers write what they hold."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            # Not accelerate's end_training: it also closes the connection to the other processes, here in one alone.
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
 
 
 def _step(line: dict[str, Any]) -> float:

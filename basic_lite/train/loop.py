@@ -17,7 +17,7 @@ from rich.console import Console
 from basic_lite.console import speaker
 from basic_lite.data.prepare import Prepared
 from basic_lite.data.problems import RecordProblem
-from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.errors import Interrupted, OutOfMemory, StoppedElsewhere, UserError
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
@@ -99,18 +99,22 @@ class Loop:
         """From step 0, or as the checkpoint says."""
         bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
         self.processes.same_weights(self.train_step.trainable)
+        if self.processes.index:
+            # Other samples, so other dropout; the main process draws what it would draw alone.
+            torch.manual_seed(self.recipe.seed + self.processes.index)
         if bundle is None:
-            if self.processes.index:
-                # Other samples, so other dropout; the main process draws what it would draw alone.
-                torch.manual_seed(self.recipe.seed + self.processes.index)
             return Progress()
         restore_projector(bundle, parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, parts)
-        if not restore_training_state(
+        restore_training_state(
             bundle, self.train_step.optimizer, self.train_step.scheduler, self.device, self.processes
-        ):
-            self.say("note: more processes go on than there were, so dropout differs from an uninterrupted run's")
+        )
+        if (before := bundle.manifest["processes"]) != self.processes.count:
+            self.say(
+                f"note: the run had {before} process(es) and goes on with {self.processes.count}, so dropout differs "
+                "from an uninterrupted run's"
+            )
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
         self.say(f"going on from {bundle.folder} (step {progress.step})")
@@ -130,7 +134,12 @@ class Loop:
             UserError: something the user can mend.
         """
         try:
-            with Interruption(self.say) as interruption, memory_needed(OUTSIDE), closing(self._batches()) as batches:
+            alone = self.processes.count == 1
+            with (
+                Interruption(self.say, alone=alone) as interruption,
+                memory_needed(OUTSIDE),
+                closing(self._batches()) as batches,
+            ):
                 self.log.start_trackers(self.recipe)
                 if self.progress.step == 0:
                     self._measure_premise()
@@ -159,12 +168,16 @@ class Loop:
         """One whole optimizer step: what is retried with smaller micro-batches, and what counts samples and tokens."""
         started = time.perf_counter()
         try:
-            batches = next(source)
+            with self.processes.together():
+                batches = next(source)
             counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
             gradients = partial(self.train_step.gradients, counts=counts, lambdas=self._lambdas(step))
             terms = self.recovery.run(gradients, batches, f"step {step}", self._begin_again)
-        except (OutOfMemory, RecordProblem):
-            self._save_before_leaving()
+        except (RecordProblem, StoppedElsewhere):
+            self._save_before_leaving(all_here=True)
+            raise
+        except OutOfMemory:
+            self._save_before_leaving(all_here=self.processes.count == 1)
             raise
         self.check.look(step, has_image=counts.samples_with_image > 0)
         self.progress.projector_seen = self.check.projector_seen
@@ -216,7 +229,7 @@ class Loop:
                 self.train_step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
             )
         except OutOfMemory:
-            self._save_before_leaving()
+            self._save_before_leaving(all_here=self.processes.count == 1)
             raise
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise()
@@ -248,11 +261,11 @@ class Loop:
                 shutil.rmtree(old, ignore_errors=True)
         self.processes.wait()
 
-    def _save_before_leaving(self) -> None:
-        """Keep the whole steps; several processes can't, since a checkpoint needs what each of them has."""
-        if self.processes.count == 1 and self.progress.step:
+    def _save_before_leaving(self, *, all_here: bool) -> None:
+        """Keep the whole steps, if all processes have stopped here: a checkpoint needs what each of them has."""
+        if all_here and self.progress.step:
             self.train_step.drop_gradients()
-            if not self.run.folder.checkpoint_at(self.progress.step).exists():
+            if not self.processes.share(self.run.folder.checkpoint_at(self.progress.step).exists()):
                 self._save()
 
     def _save_final(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,11 +13,21 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
-from basic_lite.errors import UserError
+from basic_lite.errors import StoppedElsewhere, UserError, is_out_of_memory
+from basic_lite.model.load import pick_device
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 
+T = TypeVar("T")
+
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# What a launcher asks for by environment variable, some of which accelerate passes over in silence on a CPU.
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 
 
 class Processes:
@@ -53,11 +65,11 @@ class Processes:
         assert self.accelerator is not None
         whole = all(isinstance(number, int) for number in numbers)
         values = torch.tensor(numbers, dtype=torch.int64 if whole else torch.float64, device=self.accelerator.device)
-        return list(reduce(values, "sum").tolist())
+        return list(self._with_others(lambda: reduce(values, "sum").tolist()))
 
     def sum_tensor(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
-        return value if self.count == 1 else reduce(value, "sum")
+        return value if self.count == 1 else self._with_others(lambda: reduce(value, "sum"))
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
@@ -65,11 +77,11 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any]:
         """What every process has, in their order."""
-        return [value] if self.count == 1 else list(gather_object([value]))
+        return [value] if self.count == 1 else self._with_others(lambda: list(gather_object([value])))
 
     def share(self, value: Any) -> Any:
         """What the main process has."""
-        return value if self.count == 1 else broadcast_object_list([value])[0]
+        return value if self.count == 1 else self._with_others(lambda: broadcast_object_list([value])[0])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients over all processes, in place; a missing one counts as zero."""
@@ -77,22 +89,70 @@ class Processes:
             return
         for parameter in parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, "sum")
+            parameter.grad = self.sum_tensor(gradient)
 
     @torch.no_grad()
     def same_weights(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the main process's weights."""
-        if self.count > 1:
+
+        def copy_all() -> None:
             for parameter in parameters:
                 parameter.copy_(broadcast(parameter.detach(), from_process=0))
+
+        if self.count > 1:
+            self._with_others(copy_all)
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+            self._with_others(self.accelerator.wait_for_everyone)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what each process does alone: a ``UserError`` in one of them stops all, here, and one tells it.
+
+        Raises:
+            UserError: this process's error, if it is the first that has one.
+            StoppedElsewhere: another process has one and tells it.
+        """
+        error = None
+        try:
+            yield
+        except UserError as found:
+            error = found
+        if not self.any(error is not None):
+            return
+        teller = self.gather(error is not None).index(True)
+        if error is not None and teller == self.index:
+            raise error
+        raise StoppedElsewhere(f"process {teller} has an error and tells it")
+
+    def _with_others(self, exchange: Callable[[], T]) -> T:
+        """What needs all processes.
+
+        Raises:
+            UserError: another one is gone.
+        """
+        try:
+            return exchange()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"process {self.index} of {self.count} lost another one, whose own message says why; mend that, and go "
+                f"on with --resume ({str(error).strip().splitlines()[0]})"
+            ) from error
 
 
 ALONE = Processes()
+
+
+def take_device(recipe: Recipe) -> torch.device:
+    """This process's device. From here on it is torch's current one: what asks "the" GPU must not open the first."""
+    device = pick_device(recipe.training.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[Any]) -> Processes:
@@ -106,6 +166,7 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
     Raises:
         UserError: the launcher shards the model, or the global batch doesn't divide over the processes.
     """
+    _refuse_sharding()
     # accelerate's state is the whole program's: an earlier run of this program may have had other settings.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
@@ -114,10 +175,23 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"the launcher asks for {kind.value}, which splits one model over processes. BASIC reads the vocabulary "
-            "table and 4-bit weights whole, outside the model's forward, so every process must hold all of them. "
-            "Launch with `accelerate launch --multi_gpu`, or with `accelerate launch --cpu`"
+            f"the launcher asks for {kind.value}; a run is on CPUs, or on NVIDIA or AMD GPUs. Launch with "
+            "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
         )
     processes = Processes(accelerator)
-    accumulation(recipe, processes.count)
+    with processes.together():
+        accumulation(recipe, processes.count)
     return processes
+
+
+def _refuse_sharding() -> None:
+    """Before accelerate reads the same variables: for some it needs a library, and on CPUs it drops others unsaid."""
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise UserError(
+                f"the launcher asks for {name} ({variable}), which splits one model over processes. That can't work "
+                "here: BASIC reads the vocabulary table outside the model's forward, where a split table is not whole; "
+                "and a split layer waits for every process at each forward, but an epoch's last step, an evaluation "
+                "and the refinement curve give the processes unequally many. Let each process hold the whole model: "
+                "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
+            )
