@@ -21,6 +21,11 @@ from basic_lite.train.terms import MicroBatch, Terms
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
+Lap = Callable[[], object]
+
+
+def nothing() -> None:
+    """A lap that nobody measures."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +98,14 @@ class TrainStep:
             leave_casts_to_autocast(parts)
         self.train_mode()
 
-    def __call__(
-        self,
-        batches: Sequence[Batch],
-        counts: StepCounts,
-        lambdas: Lambdas,
-        lap: Callable[[], object] = lambda: None,
-    ) -> Terms:
+    def __call__(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
         """One whole step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
         terms = self.gradients(batches, counts, lambdas, lap)
         self.update()
         lap()
         return terms
 
-    def gradients(
-        self,
-        batches: Sequence[Batch],
-        counts: StepCounts,
-        lambdas: Lambdas,
-        lap: Callable[[], object] = lambda: None,
-    ) -> Terms:
+    def gradients(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
         """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
 
         Args:

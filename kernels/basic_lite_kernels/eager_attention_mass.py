@@ -18,18 +18,10 @@ CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
 
 @torch.no_grad()
 def attention_mass(
-    query: Tensor,
-    key: Tensor,
-    *,
-    scaling: float,
-    text_queries: Tensor,
-    visual: Tensor,
-    valid: Tensor,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    longest: int | None = None,
+    query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
+    sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
     chunk_elements: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
     Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax

@@ -24,15 +24,9 @@ _SERIES_BELOW = 0.05
 
 
 def vocab_kl(
-    v: Tensor,
-    target: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    *,
-    scale: float = 1.0,
-    excluded: Tensor | None = None,
+    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, *, scale: float = 1.0, excluded: Tensor | None = None,
     chunk_rows: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Semantic distribution loss (SDS): Σ_i a_i KL(p_i ‖ q_i), p = softmax(s v̂ Eᵀ), q = softmax(s v Eᵀ).
 
     The gradient ∂/∂v_i = a_i s (q_i − p_i) E is made in the forward, chunk by chunk, so no [M, V] tensor

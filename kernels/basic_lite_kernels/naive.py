@@ -72,16 +72,9 @@ def column_sums(attention: Tensor, text_queries: Tensor, visual: Tensor) -> Tens
 
 
 def attention_mass(
-    query: Tensor,
-    key: Tensor,
-    *,
-    scaling: float,
-    text_queries: Tensor,
-    visual: Tensor,
-    valid: Tensor,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+    query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
+    sliding_window: int | None = None, softcap: float | None = None,
+) -> Tensor:  # fmt: skip
     """The column sums of one layer's map, [B, T]; over K·n and summed over layers they are a_i.
 
     Peak extra bytes: some 12·B·H·T², the scores, the scores without what isn't seen, and the map.

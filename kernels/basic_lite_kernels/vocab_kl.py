@@ -170,16 +170,9 @@ def supports(v: Tensor, target: Tensor, table: Tensor) -> str | None:
 # An operator of its own, so that torch.compile sees one opaque step with known shapes: no graph break.
 @torch.library.custom_op("basic_lite::vocab_kl", mutates_args=())
 def _launch(
-    v: Tensor,
-    target: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    scale: float,
-    excluded: Tensor | None,
-    chunk_rows: int | None,
-    wants_v: bool,
-    wants_target: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, scale: float, excluded: Tensor | None,
+    chunk_rows: int | None, wants_v: bool, wants_target: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss, its gradient for v and for target; an unwanted gradient is empty."""
     M, D = v.shape
     V = table.shape[0]
@@ -291,15 +284,9 @@ class _VocabKL(torch.autograd.Function):
 
 
 def vocab_kl(
-    v: Tensor,
-    target: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    *,
-    scale: float = 1.0,
-    excluded: Tensor | None = None,
+    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, *, scale: float = 1.0, excluded: Tensor | None = None,
     chunk_rows: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """``eager_vocab_kl.vocab_kl`` by the kernel, argument by argument.
 
     Unlike eager code it rounds v and v̂ − v [M, D] to the type of the table [V, D] before they meet it, as matrix

@@ -10,22 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.kernels import (
-    DEVICE,
-    HAS_TRITON,
-    INTERPRETED,
-    ON_GPU,
-    assert_as_good_as,
-    draw,
-    kernel_test,
-    nan_filled_buffers,
-    only_gpu,
-    peak_bytes,
-    relative,
-    run_interpreted,
-)
+from tests.support import kernels as kit
 
-if not HAS_TRITON:
+if not kit.HAS_TRITON:
     pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
 
 from basic_lite_kernels import attention_mass as file
@@ -43,13 +30,13 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short sequence is several tiles, ragged last ones; a GPU keeps its own."""
-    if INTERPRETED:
+    if kit.INTERPRETED:
         monkeypatch.setattr(file, "choose_tiles", lambda d, dtype: (Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1)))
         monkeypatch.setattr(file, "LIST_BLOCK", 32)
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    if INTERPRETED and dtype == torch.bfloat16:
+    if kit.INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("the interpreter's tl.dot gives garbage in bfloat16 (triton 3.9); a GPU runs this")
 
 
@@ -69,21 +56,21 @@ def masks(B: int, T: int, seed: int = 0) -> dict[str, Tensor]:
     text = valid & ~visual
     if B > 2:
         text[2] &= torch.rand(T, generator=generator) < 0.5  # text_queries: response
-    return {name: x.to(DEVICE) for name, x in (("text_queries", text), ("visual", visual), ("valid", valid))}
+    return {name: x.to(kit.DEVICE) for name, x in (("text_queries", text), ("visual", visual), ("valid", valid))}
 
 
 def inputs(B: int, heads: tuple[int, int], T: int, d: int, dtype: torch.dtype, scale: float = 1.0) -> list[Tensor]:
     """Query and key as a model hands them over: [B, T, H, d] transposed."""
-    return [draw(B, T, h, d, seed=h + 7 * i, scale=scale).to(dtype).transpose(1, 2) for i, h in enumerate(heads)]
+    return [kit.draw(B, T, h, d, seed=h + 7 * i, scale=scale).to(dtype).transpose(1, 2) for i, h in enumerate(heads)]
 
 
 def compare(query: Tensor, key: Tensor, longest: int | None = None, **arguments: Any) -> Tensor:
     truth = naive.attention_mass(query.double(), key.double(), **arguments)
     eager = naive.attention_mass(query, key, **arguments)
-    with nan_filled_buffers():
+    with kit.nan_filled_buffers():
         mass = attention_mass(query, key, longest=longest, **arguments)
     assert mass.dtype == torch.float32 and mass.shape == truth.shape and not mass.requires_grad
-    assert_as_good_as(mass, eager, truth, TOLERANCE)
+    kit.assert_as_good_as(mass, eager, truth, TOLERANCE)
     assert not mass[~arguments["visual"]].any()
     return mass
 
@@ -92,17 +79,17 @@ def longest(arguments: dict[str, Tensor]) -> int:
     return int(arguments["text_queries"].sum(1).max())
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [16, 64, 80, 128, 256, 320])
 def test_head_sizes(d: int, dtype: torch.dtype) -> None:
     check_dtype(dtype)
-    arguments = masks(3, 300 if ON_GPU else 40)
+    arguments = masks(3, 300 if kit.ON_GPU else 40)
     query, key = inputs(3, (4, 2), arguments["valid"].shape[1], d, dtype)
     compare(query, key, longest(arguments), scaling=d**-0.5, **arguments)
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("window, cap", [(None, None), (7, None), (1, None), (None, 2.0), (33, 0.5), (1000, 30.0)])
 def test_groups_windows_and_caps(heads: tuple[int, int], window: int | None, cap: float | None) -> None:
@@ -111,7 +98,7 @@ def test_groups_windows_and_caps(heads: tuple[int, int], window: int | None, cap
     compare(query, key, longest(arguments), scaling=0.4, sliding_window=window, softcap=cap, **arguments)
 
 
-@kernel_test
+@kit.kernel_test
 @given(
     B=st.integers(1, 4),
     T=st.integers(1, 70),
@@ -122,7 +109,7 @@ def test_groups_windows_and_caps(heads: tuple[int, int], window: int | None, cap
     given_longest=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=100 if ON_GPU else 12)
+@settings(max_examples=100 if kit.ON_GPU else 12)
 def test_any_shape(
     B: int, T: int, group: int, heads_kv: int, d: int, window: int | None, given_longest: bool, seed: int
 ) -> None:
@@ -131,7 +118,7 @@ def test_any_shape(
     compare(query, key, longest(arguments) if given_longest else None, scaling=0.3, sliding_window=window, **arguments)
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-3, 7.0])
 def test_extreme_scores(scale: float, dtype: torch.dtype) -> None:
@@ -142,7 +129,7 @@ def test_extreme_scores(scale: float, dtype: torch.dtype) -> None:
     compare(query, key, longest(arguments), scaling=64**-0.5, **arguments)
 
 
-@kernel_test
+@kit.kernel_test
 def test_padding_holds_anything() -> None:
     """What stands at padded positions, infinities and NaN too, is never seen."""
     arguments = masks(2, 40, seed=3)
@@ -154,27 +141,27 @@ def test_padding_holds_anything() -> None:
     assert plain.any() and torch.equal(attention_mass(query, key, scaling=0.3, **arguments), plain)
 
 
-@kernel_test
+@kit.kernel_test
 def test_the_mass_is_the_gradient_of_values() -> None:
     """Another oracle: a_i is dV of attention where dO is the indicator of the text queries."""
     arguments = masks(3, 50, seed=4)
     query, key = inputs(3, (2, 2), 50, 32, torch.float32)
-    value = torch.zeros(3, 2, 50, 1, device=DEVICE, dtype=torch.float64, requires_grad=True)
-    seen = arguments["valid"][:, None, None, :] & torch.ones(50, 50, dtype=torch.bool, device=DEVICE).tril()
-    seen = seen | torch.eye(50, dtype=torch.bool, device=DEVICE)  # rows of padding must not be empty
+    value = torch.zeros(3, 2, 50, 1, device=kit.DEVICE, dtype=torch.float64, requires_grad=True)
+    seen = arguments["valid"][:, None, None, :] & torch.ones(50, 50, dtype=torch.bool, device=kit.DEVICE).tril()
+    seen = seen | torch.eye(50, dtype=torch.bool, device=kit.DEVICE)  # rows of padding must not be empty
     out = torch.nn.functional.scaled_dot_product_attention(
         query.double(), key.double(), value, attn_mask=seen, scale=0.25
     )
     indicator = (arguments["text_queries"] & arguments["valid"]).double()[:, None, :, None].expand_as(out)
     (gradient,) = torch.autograd.grad(out, value, indicator)
     mass = attention_mass(query, key, scaling=0.25, **arguments)
-    assert relative(mass, gradient.mean(1).squeeze(-1) * (arguments["visual"] & arguments["valid"])) < TOLERANCE
+    assert kit.relative(mass, gradient.mean(1).squeeze(-1) * (arguments["visual"] & arguments["valid"])) < TOLERANCE
 
 
-@kernel_test
+@kit.kernel_test
 def test_strides_are_read_in_place() -> None:
     arguments = masks(2, 30)
-    packed = draw(2, 30, 3, 4, 16).half()  # [B, T, (q, k, v), H, d]
+    packed = kit.draw(2, 30, 3, 4, 16).half()  # [B, T, (q, k, v), H, d]
     query, key = packed[:, :, 0].transpose(1, 2), packed[:, :, 1].transpose(1, 2)
     plain = compare(query, key, scaling=0.25, **arguments)
     flipped = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (query, key)]  # d is not contiguous: copied
@@ -183,11 +170,11 @@ def test_strides_are_read_in_place() -> None:
     assert torch.equal(attention_mass(query, key, scaling=0.25, **wide), plain)
 
 
-@kernel_test
+@kit.kernel_test
 def test_nothing_to_count() -> None:
     arguments = masks(2, 30)
     query, key = inputs(2, (2, 1), 30, 16, torch.float32)
-    with nan_filled_buffers():
+    with kit.nan_filled_buffers():
         for name in ("visual", "text_queries", "valid"):
             nothing = arguments | {name: torch.zeros_like(arguments[name])}  # without visual: a text-only batch
             assert not attention_mass(query, key, scaling=0.25, **nothing).any()
@@ -196,7 +183,7 @@ def test_nothing_to_count() -> None:
         assert attention_mass(query[:0], key[:0], scaling=0.25, **empty).shape == (0, 30)
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("heads_each", [6, 4, 1])
 def test_heads_are_split_in_order(heads_each: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "_heads_each", lambda *_: heads_each)
@@ -220,22 +207,22 @@ def test_programs_fill_a_card_and_partial_sums_stay_bounded(monkeypatch: pytest.
         assert splits == 1 or 4 * splits * B * T <= 1024 * 82
 
 
-@kernel_test
+@kit.kernel_test
 def test_autocast_and_a_compiled_caller_change_nothing() -> None:
     arguments = masks(2, 30)
     query, key = inputs(2, (2, 1), 30, 16, torch.float32)
     plain = attention_mass(query, key, scaling=0.25, **arguments)
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+    with torch.autocast(kit.DEVICE.type, dtype=torch.bfloat16):
         assert torch.equal(attention_mass(query, key, scaling=0.25, **arguments), plain)
 
     def caller(q: Tensor) -> Tensor:
         return attention_mass(q * 1.0, key, scaling=0.25, **arguments) + 1
 
-    compiled = torch.compile(caller, backend="inductor" if ON_GPU else "eager")  # tracing is what could break
+    compiled = torch.compile(caller, backend="inductor" if kit.ON_GPU else "eager")  # tracing is what could break
     assert torch.equal(compiled(query), plain + 1)
 
 
-@kernel_test
+@kit.kernel_test
 def test_bad_arguments_are_named() -> None:
     arguments = masks(2, 30)
     query, key = inputs(2, (2, 1), 30, 16, torch.float32)
@@ -249,24 +236,24 @@ def test_bad_arguments_are_named() -> None:
         attention_mass(query, key, scaling=1.0, **arguments | {"visual": arguments["visual"].int()})
 
 
-@kernel_test
+@kit.kernel_test
 def test_memory_is_its_formula() -> None:
     B, H, T = 4, 4, 64
     arguments = masks(B, T)
     query, key = inputs(B, (H, 2), T, 16, torch.float16)
     R = longest(arguments)
     attention_mass(query, key, scaling=0.25, longest=R, **arguments)
-    peak = peak_bytes(lambda: attention_mass(query, key, scaling=0.25, longest=R, **arguments))
-    processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count if ON_GPU else 0
-    slack = 8 * 512 if ON_GPU else 64  # of the allocator, a tensor
+    peak = kit.peak_bytes(lambda: attention_mass(query, key, scaling=0.25, longest=R, **arguments))
+    processors = torch.cuda.get_device_properties(kit.DEVICE).multi_processor_count if kit.ON_GPU else 0
+    slack = 8 * 512 if kit.ON_GPU else 64  # of the allocator, a tensor
     assert peak <= 4 * B * T + 4 * B * R * (H + 1) + 4 * B + (1024 * processors + 4 * B * T) * (processors > 0) + slack
 
 
 # ---- what only a GPU shows
 
 
-@kernel_test
-@only_gpu
+@kit.kernel_test
+@kit.only_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_no_race(d: int, dtype: torch.dtype) -> None:
@@ -278,4 +265,4 @@ def test_no_race(d: int, dtype: torch.dtype) -> None:
 
 
 def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
+    kit.run_interpreted(__file__)

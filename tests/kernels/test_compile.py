@@ -13,11 +13,11 @@ import pytest
 
 from bench import compiling
 from bench.compiling import SHARED_LIMIT_BYTES, STACK_LIMIT_BYTES, CompileCase, Compiled
-from tests.support.kernels import HAS_TRITON, INTERPRETED
+from tests.support import kernels as kit
 
-if not HAS_TRITON:
+if not kit.HAS_TRITON:
     pytest.skip("triton isn't installed, so there is nothing to compile", allow_module_level=True)
-if INTERPRETED:
+if kit.INTERPRETED:
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
 from bench.compile_cases import all_cases

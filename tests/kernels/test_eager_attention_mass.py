@@ -10,7 +10,7 @@ import torch
 
 from basic_lite_kernels import naive
 from basic_lite_kernels.eager_attention_mass import attention_mass
-from tests.support.kernels import CPU, MadeShapes, peak_bytes, relative
+from tests.support import kernels as kit
 from tests.support.kernels import draw_on_cpu as draw
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def test_mass(heads: tuple[int, int], window: int | None, cap: float | None, chu
     truth = naive.attention_mass(query.double(), key.double(), **arguments)
     mass = attention_mass(query, key, chunk_elements=chunk, **arguments)
     assert mass.dtype == torch.float32 and mass.shape == (B, T)
-    assert relative(mass, truth) < 1e-6
+    assert kit.relative(mass, truth) < 1e-6
     assert not mass[3].any() and not mass[~visual].any()
 
 
@@ -53,7 +53,7 @@ def test_reads_strided_bf16_in_float32_and_is_deterministic() -> None:
         mass = attention_mass(query, key, scaling=0.5, **masks)
         again = attention_mass(query, key, scaling=0.5, **masks)
     truth = naive.attention_mass(query.double(), key.double(), scaling=0.5, **masks)
-    assert relative(mass, truth) < 1e-6 and torch.equal(mass, again)
+    assert kit.relative(mass, truth) < 1e-6 and torch.equal(mass, again)
 
 
 def test_never_makes_the_map() -> None:
@@ -63,7 +63,7 @@ def test_never_makes_the_map() -> None:
     visual[:, 2:40] = True
     text = ~visual
     text[:, :2] = False
-    with MadeShapes() as made:
+    with kit.MadeShapes() as made:
         attention_mass(
             query,
             key,
@@ -87,7 +87,7 @@ def test_memory_is_bounded() -> None:
         visual[:, 2:20] = True
         masks = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
         arguments = {"query": query, "key": key, "scaling": 0.3, "chunk_elements": chunk, **masks}
-        peaks.append(peak_bytes(partial(attention_mass, **arguments), CPU))
+        peaks.append(kit.peak_bytes(partial(attention_mass, **arguments), kit.CPU))
         assert peaks[-1] <= 14 * chunk + 40 * B * T
     assert peaks[1] - peaks[0] <= 9 * 40 * T
 

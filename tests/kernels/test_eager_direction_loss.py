@@ -8,7 +8,7 @@ import torch
 from basic_lite_kernels import eager_direction_loss as eager
 from basic_lite_kernels import naive
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
-from tests.support.kernels import CPU, peak_bytes, relative
+from tests.support import kernels as kit
 from tests.support.kernels import draw_on_cpu as draw
 
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def test_capture_accumulates_weighted_rows(dtype: torch.dtype, monkeypatch: pyte
     layer_weights = torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64)
     truth = naive.refined_target([x.double() for x in layers], positions, layer_weights)
     assert acc is not None and acc.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert relative(acc, truth) < 1e-6
+    assert kit.relative(acc, truth) < 1e-6
 
 
 def test_capture_with_a_graph_gives_the_gradient() -> None:
@@ -61,10 +61,10 @@ def test_direction_loss_and_gradients(
     truth = naive.direction_loss(*exact, weights.double(), kind)
     (3.0 * truth).backward()
     value = direction_loss(v, target, weights, kind)
-    assert relative(value, truth.detach()) < 1e-5 / nearness**0.5
+    assert kit.relative(value, truth.detach()) < 1e-5 / nearness**0.5
     for x, y in zip(inputs, exact, strict=True):
         assert x.grad is not None and y.grad is not None
-        assert relative(x.grad, y.grad) < (1e-6 if nearness == 1.0 or kind == "mse" else 2e-4)
+        assert kit.relative(x.grad, y.grad) < (1e-6 if nearness == 1.0 or kind == "mse" else 2e-4)
 
 
 def test_direction_gradcheck_in_float64() -> None:
@@ -101,7 +101,7 @@ def test_tiny_and_huge_rows_keep_their_directions() -> None:
     direction_loss(x, y, torch.full((4,), 1e-6)).backward()
     naive.direction_loss(exact, y.double(), torch.full((4,), 1e-6, dtype=torch.float64), "cosine").backward()
     for row in range(4):
-        assert x.grad is not None and exact.grad is not None and relative(x.grad[row], exact.grad[row]) < 1e-5
+        assert x.grad is not None and exact.grad is not None and kit.relative(x.grad[row], exact.grad[row]) < 1e-5
 
 
 # ---- memory
@@ -113,11 +113,11 @@ def test_direction_and_capture_memory_are_their_formulas(monkeypatch: pytest.Mon
     v, target, weights = draw(M, D).requires_grad_(), draw(M, D, seed=1), torch.ones(M)
     slack = 2**14 + 64
     loss = direction_loss(v, target, weights)
-    assert peak_bytes(lambda: direction_loss(v, target, weights), CPU) <= slack + 64 * M
-    assert peak_bytes(loss.backward, CPU) <= 4 * M * D + 64 * M
+    assert kit.peak_bytes(lambda: direction_loss(v, target, weights), kit.CPU) <= slack + 64 * M
+    assert kit.peak_bytes(loss.backward, kit.CPU) <= 4 * M * D + 64 * M
     hidden, positions = draw(2, M, D).bfloat16(), torch.arange(M)
     acc = torch.zeros(M, D)
-    assert peak_bytes(lambda: capture_layer(acc, hidden, positions, 0.5), CPU) <= slack
+    assert kit.peak_bytes(lambda: capture_layer(acc, hidden, positions, 0.5), kit.CPU) <= slack
 
 
 @pytest.mark.parametrize("M, D", [(3, 512), (600, 1024)])
@@ -134,4 +134,4 @@ def test_das_takes_eight_bytes_an_element(M: int, D: int) -> None:
             stream.finish(hiddens[2], torch.arange(M), 0.5, v)
         torch.autograd.grad(stream.loss(weights), v)
 
-    assert 8 * M * D < peak_bytes(step, CPU) <= 8 * M * D + 64 * M + 4096
+    assert 8 * M * D < kit.peak_bytes(step, kit.CPU) <= 8 * M * D + 64 * M + 4096

@@ -7,7 +7,7 @@ import torch
 
 from basic_lite_kernels import naive
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
-from tests.support.kernels import CPU, MadeShapes, peak_bytes, relative
+from tests.support import kernels as kit
 from tests.support.kernels import draw_on_cpu as draw
 
 torch.set_num_threads(1)
@@ -32,10 +32,10 @@ def test_and_gradients(logit_scale: float, nearness: float, excludes: bool) -> N
     (5.0 * loss).backward()
     truth = naive.vocab_kl(*exact, table.double(), weights.double(), scale=0.7, excluded=excluded)
     (5.0 * truth).backward()
-    assert relative(loss.detach(), truth.detach()) < 1e-5
+    assert kit.relative(loss.detach(), truth.detach()) < 1e-5
     for x, y in zip(inputs, exact, strict=True):
         assert x.grad is not None and y.grad is not None
-        assert relative(x.grad, y.grad) < 2e-5
+        assert kit.relative(x.grad, y.grad) < 2e-5
 
 
 @pytest.mark.parametrize("gap", [1e-4, 0.01, 0.045, 0.055, 0.2])
@@ -45,7 +45,7 @@ def test_terms_on_both_sides_of_the_series(gap: float) -> None:
     target = v + gap * draw(4, 8, seed=1).double().clamp(-1, 1)
     truth = naive.vocab_kl(v, target, table, torch.ones(4).double())
     tolerance = 1e-7 + 1e-15 / gap**2  # the naive difference cancels
-    assert relative(vocab_kl(v, target, table, torch.ones(4)), truth) < tolerance
+    assert kit.relative(vocab_kl(v, target, table, torch.ones(4)), truth) < tolerance
 
 
 def test_gradcheck_in_float64() -> None:
@@ -79,7 +79,7 @@ def test_bf16_table_counts_as_its_values_even_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = vocab_kl(v, target, table, torch.ones(5))
     truth = naive.vocab_kl(v.double(), target.double(), table.double(), torch.ones(5).double())
-    assert loss.dtype == torch.float32 and relative(loss, truth) < 1e-5
+    assert loss.dtype == torch.float32 and kit.relative(loss, truth) < 1e-5
 
 
 def test_repeated_backward_and_no_grad() -> None:
@@ -100,10 +100,10 @@ def test_memory_is_its_formula(M: int, dtype: torch.dtype) -> None:
     D, V, R = 32, 4000, 64
     v, target, table = draw(M, D).requires_grad_(), draw(M, D, seed=1), draw(V, D, seed=2).to(dtype)
     weights = torch.ones(M)
-    with MadeShapes() as made:
+    with kit.MadeShapes() as made:
         loss = vocab_kl(v, target, table, weights, chunk_rows=R)
     assert max(torch.Size(shape).numel() for shape in made.shapes) == R * V, "never [M, V]"
-    peak = peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R), CPU)
+    peak = kit.peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R), kit.CPU)
     assert 8 * R * V < peak <= 4 * M * D + 10 * R * V + 64 * M
-    peak = peak_bytes(loss.backward, CPU)
+    peak = kit.peak_bytes(loss.backward, kit.CPU)
     assert peak <= 4 * M * D + 64 * M

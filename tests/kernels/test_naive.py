@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from basic_lite_kernels import naive
-from tests.support.kernels import draw_on_cpu, relative
+from tests.support import kernels as kit
 
 torch.set_num_threads(1)
 
@@ -42,7 +42,7 @@ def by_elements(
 @pytest.mark.parametrize("window, cap", [(None, None), (5, None), (None, 2.0)])
 def test_attention_mass_is_its_definition(heads: tuple[int, int], window: int | None, cap: float | None) -> None:
     B, T, d = 3, 12, 6
-    query, key = draw_on_cpu(B, heads[0], T, d).double(), draw_on_cpu(B, heads[1], T, d, seed=1).double()
+    query, key = kit.draw_on_cpu(B, heads[0], T, d).double(), kit.draw_on_cpu(B, heads[1], T, d, seed=1).double()
     valid, visual = torch.ones(B, T, dtype=torch.bool), torch.zeros(B, T, dtype=torch.bool)
     valid[0, :3] = valid[1, 10:] = False
     visual[:2, 4:7] = True
@@ -50,11 +50,11 @@ def test_attention_mass_is_its_definition(heads: tuple[int, int], window: int | 
     mass = naive.attention_mass(
         query, key, scaling=0.4, text_queries=text, visual=visual, valid=valid, sliding_window=window, softcap=cap
     )
-    assert relative(mass, by_elements(query, key, 0.4, text, visual, valid, window, cap)) < 1e-12
+    assert kit.relative(mass, by_elements(query, key, 0.4, text, visual, valid, window, cap)) < 1e-12
 
 
 def test_a_loss_is_zero_where_both_sides_agree() -> None:
-    v, weights, table = draw_on_cpu(4, 8).double(), torch.ones(4), draw_on_cpu(9, 8, seed=1).double()
+    v, weights, table = kit.draw_on_cpu(4, 8).double(), torch.ones(4), kit.draw_on_cpu(9, 8, seed=1).double()
     for kind in ("cosine", "mse"):
         assert naive.direction_loss(v, v, weights, kind).item() == 0
     assert naive.vocab_kl(v, v, table, weights).item() == 0

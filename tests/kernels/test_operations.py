@@ -12,23 +12,13 @@ from torch import Tensor
 
 from basic_lite_kernels import operations as file
 from basic_lite_kernels.operations import EAGER, KernelUnavailable, Operations, choose
-from tests.support.kernels import (
-    CPU,
-    DEVICE,
-    HAS_TRITON,
-    INTERPRETED,
-    draw_on_cpu,
-    kernel_test,
-    only_gpu,
-    relative,
-    run_interpreted,
-)
+from tests.support import kernels as kit
 
 # Before a test unsets TRITON_INTERPRET: it counts when kernels are defined.
-if HAS_TRITON:
+if kit.HAS_TRITON:
     from basic_lite_kernels.triton_operations import TRITON, triton_or_eager
 
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed")
+needs_triton = pytest.mark.skipif(not kit.HAS_TRITON, reason="triton isn't installed")
 CUDA = torch.device("cuda", 1)
 OPERATIONS = ["direction_loss", "vocab_kl", "attention_mass"]
 
@@ -66,12 +56,12 @@ def asked(monkeypatch: pytest.MonkeyPatch, compiled: None) -> list[Any]:
 
 
 def call(
-    operations: Operations, name: str, dtype: torch.dtype = torch.float32, device: torch.device = DEVICE
+    operations: Operations, name: str, dtype: torch.dtype = torch.float32, device: torch.device = kit.DEVICE
 ) -> Tensor:
     """A small call of an operation, as supervision makes it: a gradient of v, or the mass."""
 
     def draw(*shape: int, seed: int = 0) -> Tensor:
-        return draw_on_cpu(*shape, seed=seed).to(device, dtype)
+        return kit.draw_on_cpu(*shape, seed=seed).to(device, dtype)
 
     v, weights = draw(6, 16).requires_grad_(), draw(6, seed=3).abs()
     if name == "direction_loss":
@@ -96,22 +86,22 @@ def call(
 
 def test_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    choice = choose("auto", CPU)
+    choice = choose("auto", kit.CPU)
     assert choice == (EAGER, "the Triton kernels can't run here: torch finds no NVIDIA or AMD GPU")
     with pytest.raises(KernelUnavailable, match=r"Triton kernels were asked for .* no NVIDIA"):
-        choose("triton", CPU)
+        choose("triton", kit.CPU)
 
 
 def test_by_name() -> None:
-    assert choose("reference", CPU) == (EAGER, "asked for by name") and EAGER.name == "reference"
+    assert choose("reference", kit.CPU) == (EAGER, "asked for by name") and EAGER.name == "reference"
     with pytest.raises(ValueError, match="'cuda'; known are auto, triton, reference"):
-        choose("cuda", CPU)  # type: ignore[arg-type]
+        choose("cuda", kit.CPU)  # type: ignore[arg-type]
 
 
 def test_a_model_on_the_cpu_of_a_machine_with_a_gpu(asked: list[Any]) -> None:
-    assert choose("auto", CPU) == (EAGER, "the Triton kernels can't run here: the model is on cpu, not a GPU")
+    assert choose("auto", kit.CPU) == (EAGER, "the Triton kernels can't run here: the model is on cpu, not a GPU")
     with pytest.raises(KernelUnavailable, match="the model is on cpu"):
-        choose("triton", CPU)
+        choose("triton", kit.CPU)
     assert not asked, "no card was looked at"
 
 
@@ -178,26 +168,26 @@ def test_an_amd_card(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_trial_can_tell_right_from_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU: finite, not zero, and not what an operation gives that reads other numbers."""
+    """On the kit.CPU: finite, not zero, and not what an operation gives that reads other numbers."""
     trial = file.TRIALS[name]
-    found = trial(EAGER, CPU)
+    found = trial(EAGER, kit.CPU)
     assert torch.isfinite(found).all() and found.norm() > 1e-3
     monkeypatch.setattr(torch.Tensor, "sin", lambda x: x.cos())
-    assert relative(trial(EAGER, CPU), found) > file.TRIAL_ERROR
+    assert kit.relative(trial(EAGER, kit.CPU), found) > file.TRIAL_ERROR
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_kernels_pass_the_trial(name: str) -> None:
-    if name == "attention_mass" and INTERPRETED:
+    if name == "attention_mass" and kit.INTERPRETED:
         pytest.skip("the trial is in bf16, which the interpreter multiplies wrongly")
     trial = file.TRIALS[name]
-    assert relative(trial(TRITON, DEVICE), trial(EAGER, DEVICE)) < file.TRIAL_ERROR
+    assert kit.relative(trial(TRITON, kit.DEVICE), trial(EAGER, kit.DEVICE)) < file.TRIAL_ERROR
 
 
 def test_the_interpreter_is_only_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    choice = choose("auto", CPU)
+    choice = choose("auto", kit.CPU)
     assert choice.operations is EAGER and "TRITON_INTERPRET" in choice.reason
 
 
@@ -205,20 +195,20 @@ def test_the_interpreter_is_only_taken_by_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels take tensors on the CPU")
+@pytest.mark.skipif(kit.INTERPRETED, reason="interpreted kernels take tensors on the kit.CPU")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_a_kernel_does_not_take_goes_to_eager_code_and_is_said_once(name: str) -> None:
     lines: list[str] = []
     either = triton_or_eager(lines.append)
     for _ in range(2):
-        assert torch.equal(call(either, name, device=CPU), call(EAGER, name, device=CPU))
+        assert torch.equal(call(either, name, device=kit.CPU), call(EAGER, name, device=kit.CPU))
     (line,) = lines
     assert f"({name}) runs as plain PyTorch" in line and "on cpu, not a GPU" in line
     with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU; set kernels to auto or reference"):
-        call(TRITON, name, device=CPU)
+        call(TRITON, name, device=kit.CPU)
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_auto_takes_kernels_where_it_can_and_says_each_reason(name: str) -> None:
     lines: list[str] = []
@@ -234,7 +224,7 @@ def test_eager_code_inside_autocast_and_torch_compile(name: str, surroundings: s
     check_inside(EAGER, name, surroundings)
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("surroundings", ["autocast", "compile"])
 def test_kernels_inside_autocast_and_torch_compile(name: str, surroundings: str) -> None:
@@ -243,8 +233,9 @@ def test_kernels_inside_autocast_and_torch_compile(name: str, surroundings: str)
 
 def check_inside(operations: Operations, name: str, surroundings: str) -> None:
     """Value and gradient of the first argument are what they are outside."""
-    v, target, weights = (draw_on_cpu(*shape, seed=i).to(DEVICE) for i, shape in enumerate([(6, 16), (6, 16), (6,)]))
-    table, positions = draw_on_cpu(40, 16, seed=4).to(DEVICE), torch.arange(6, device=DEVICE)
+    shapes = (6, 16), (6, 16), (6,)
+    v, target, weights = (kit.draw_on_cpu(*shape, seed=i).to(kit.DEVICE) for i, shape in enumerate(shapes))
+    table, positions = kit.draw_on_cpu(40, 16, seed=4).to(kit.DEVICE), torch.arange(6, device=kit.DEVICE)
 
     def step(x: Tensor) -> Tensor:
         x = x * 1.0
@@ -263,31 +254,31 @@ def check_inside(operations: Operations, name: str, surroundings: str) -> None:
 
     expected = run(step)
     if surroundings == "autocast":
-        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        with torch.autocast(kit.DEVICE.type, dtype=torch.bfloat16):
             found = run(step)
     else:
         torch._dynamo.reset()
         found = run(torch.compile(step, backend="aot_eager"))
     for x, y in zip(found, expected, strict=True):
-        assert x.dtype == y.dtype and relative(x, y) < 1e-6
+        assert x.dtype == y.dtype and kit.relative(x, y) < 1e-6
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_kernels_agree_with_eager_code(name: str) -> None:
-    choice = choose("triton", DEVICE)
-    assert choice.operations is TRITON and ("interpreter" in choice.reason) == INTERPRETED
+    choice = choose("triton", kit.DEVICE)
+    assert choice.operations is TRITON and ("interpreter" in choice.reason) == kit.INTERPRETED
     ours, expected = call(TRITON, name), call(EAGER, name)
     assert ours.dtype == expected.dtype and ours.shape == expected.shape
-    assert relative(ours, expected) < (2e-3 if name == "attention_mass" and not INTERPRETED else 1e-5)
+    assert kit.relative(ours, expected) < (2e-3 if name == "attention_mass" and not kit.INTERPRETED else 1e-5)
 
 
-@kernel_test
-@only_gpu
+@kit.kernel_test
+@kit.only_gpu
 def test_auto_on_a_gpu_is_triton_after_a_real_trial() -> None:
-    choice = choose("auto", DEVICE)
-    assert (choice.operations.name, choice.reason) == ("triton", torch.cuda.get_device_name(DEVICE))
+    choice = choose("auto", kit.DEVICE)
+    assert (choice.operations.name, choice.reason) == ("triton", torch.cuda.get_device_name(kit.DEVICE))
 
 
 def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
+    kit.run_interpreted(__file__)

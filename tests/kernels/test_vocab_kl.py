@@ -8,20 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.kernels import (
-    DEVICE,
-    HAS_TRITON,
-    INTERPRETED,
-    ON_GPU,
-    assert_as_good_as,
-    draw,
-    kernel_test,
-    nan_filled_buffers,
-    relative,
-    run_interpreted,
-)
+from tests.support import kernels as kit
 
-if not HAS_TRITON:
+if not kit.HAS_TRITON:
     pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
 
 from basic_lite_kernels import naive
@@ -38,7 +27,7 @@ DTYPES = list(TOLERANCE)
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a small vocabulary are several blocks, a ragged last one; a GPU keeps its own block."""
-    if INTERPRETED:
+    if kit.INTERPRETED:
         monkeypatch.setattr(file, "BLOCK_V", 64)
 
 
@@ -76,7 +65,7 @@ def compare(
 ) -> list[float]:
     """Ours against eager code and the truth, loss and both gradients; the errors."""
     x, y = (t.clone().requires_grad_() for t in (v, target))
-    with nan_filled_buffers():
+    with kit.nan_filled_buffers():
         loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
     ours = results(loss, x, y, upstream=upstream)
     assert loss.dtype == torch.float32 and ours[1].dtype == v.dtype and loss.item() >= 0
@@ -85,26 +74,26 @@ def compare(
     eager = results(naive.vocab_kl(*rounded, table, weights, scale=scale, excluded=excluded), x, y, upstream=upstream)
     truth = exact_results(v, target, table, weights, scale, excluded, upstream)
     for o, e, t in zip(ours, eager, truth, strict=True):
-        assert_as_good_as(o, e, t, TOLERANCE[table.dtype] if tolerance is None else tolerance)
-    return [relative(o, t) for o, t in zip(ours, truth, strict=True)]
+        kit.assert_as_good_as(o, e, t, TOLERANCE[table.dtype] if tolerance is None else tolerance)
+    return [kit.relative(o, t) for o, t in zip(ours, truth, strict=True)]
 
 
 # ---- values and gradients
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("logit_std", [0.01, 1.0, 8.0, 50.0])
 @pytest.mark.parametrize("nearness", [1.0, 0.01])
 def test_loss_and_gradients(dtype: torch.dtype, logit_std: float, nearness: float) -> None:
     M, D, V = 5, 24, 67
-    v = draw(M, D)
-    target = v + nearness * draw(M, D, seed=1)
-    table = draw(V, D, seed=2, scale=logit_std / D**0.5)
-    excluded = torch.zeros(V, dtype=torch.bool, device=DEVICE)
+    v = kit.draw(M, D)
+    target = v + nearness * kit.draw(M, D, seed=1)
+    table = kit.draw(V, D, seed=2, scale=logit_std / D**0.5)
+    excluded = torch.zeros(V, dtype=torch.bool, device=kit.DEVICE)
     excluded[[0, 5, 66]] = True
     table[excluded] = 50.0  # would dominate
-    weights = draw(M, seed=3).abs()
+    weights = kit.draw(M, seed=3).abs()
     # Rounded factors move logits in proportion to their size, and p by as much of itself. Where u is tiny, it has the
     # rounding of float32 logits. Eager code is no measure of either where, by luck, it is better.
     tolerance = TOLERANCE[dtype] * max(1.0, 0.5 * logit_std) + 2e-7 / (nearness * min(1.0, logit_std))
@@ -114,36 +103,36 @@ def test_loss_and_gradients(dtype: torch.dtype, logit_std: float, nearness: floa
     assert max(errors) <= 2 * tolerance
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize(
     "M, D, V",
     [(1, 96, 33), (575, 8, 5), (2, 2560, 33), (2, 5120, 40)]
-    + ([(1153, 96, 33), (575, 4096, 32000), (1153, 2560, 32000), (70, 5120, 152064)] if ON_GPU else []),
+    + ([(1153, 96, 33), (575, 4096, 32000), (1153, 2560, 32000), (70, 5120, 152064)] if kit.ON_GPU else []),
 )
 def test_shapes(M: int, D: int, V: int) -> None:
-    v, target = draw(M, D), draw(M, D, seed=1)
-    table = draw(V, D, seed=2, scale=2 / D**0.5).to(torch.bfloat16)
-    compare(v, target, table, draw(M, seed=3).abs())
+    v, target = kit.draw(M, D), kit.draw(M, D, seed=1)
+    table = kit.draw(V, D, seed=2, scale=2 / D**0.5).to(torch.bfloat16)
+    compare(v, target, table, kit.draw(M, seed=3).abs())
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("V", [32000, 152064])
 def test_large_vocabularies(V: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flat softmax over them is below fp16's normal numbers: unscaled, its q − p would be lost."""
-    if INTERPRETED:
+    if kit.INTERPRETED:
         monkeypatch.setattr(file, "BLOCK_V", 8192)
-    v = draw(2, 16)
-    target = v + 0.1 * draw(2, 16, seed=1)
-    errors = compare(v, target, draw(V, 16, seed=2, scale=0.05).to(dtype), torch.ones(2, device=DEVICE))
+    v = kit.draw(2, 16)
+    target = v + 0.1 * kit.draw(2, 16, seed=1)
+    errors = compare(v, target, kit.draw(V, 16, seed=2, scale=0.05).to(dtype), torch.ones(2, device=kit.DEVICE))
     assert max(errors) <= TOLERANCE[dtype]
 
 
-@kernel_test
+@kit.kernel_test
 @given(
     M=st.integers(0, 5),
     D=st.integers(1, 40),
-    V=st.integers(1, 5000 if ON_GPU else 100),
+    V=st.integers(1, 5000 if kit.ON_GPU else 100),
     chunk_rows=st.none() | st.integers(1, 9),
     dtype=st.sampled_from(DTYPES),
     input_dtype=st.sampled_from(DTYPES),
@@ -163,13 +152,13 @@ def test_drawn_shapes(
     scale: float,
     seed: int,
 ) -> None:
-    v, target = draw(M, D, seed=seed).to(input_dtype), draw(M, D, seed=seed + 1).to(input_dtype)
-    table, weights = draw(V, D, seed=seed + 2, scale=D**-0.5).to(dtype), draw(M, seed=seed + 3).abs()
-    excluded = draw(V, seed=seed + 4).abs() < 0.385 if excludes == 0.3 else None  # 30 %
+    v, target = kit.draw(M, D, seed=seed).to(input_dtype), kit.draw(M, D, seed=seed + 1).to(input_dtype)
+    table, weights = kit.draw(V, D, seed=seed + 2, scale=D**-0.5).to(dtype), kit.draw(M, seed=seed + 3).abs()
+    excluded = kit.draw(V, seed=seed + 4).abs() < 0.385 if excludes == 0.3 else None  # 30 %
     if excludes == 1.0:
-        excluded = torch.ones(V, dtype=torch.bool, device=DEVICE)
+        excluded = torch.ones(V, dtype=torch.bool, device=kit.DEVICE)
     x, y = v.clone().requires_grad_(), target.clone().requires_grad_()
-    with nan_filled_buffers():
+    with kit.nan_filled_buffers():
         loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
     ours = results(loss, x, y)
     if M == 0 or V == 1 or (excluded is not None and (~excluded).sum() <= 1):
@@ -182,58 +171,58 @@ def test_drawn_shapes(
         assert float((o.double() - t).norm()) <= allowed * float(t.norm()) + 1e-9
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_where_both_agree_and_positive_elsewhere(dtype: torch.dtype) -> None:
-    v, table = draw(4, 8, scale=3).requires_grad_(), draw(70, 8, seed=1).to(dtype)
-    loss = vocab_kl(v, v.detach().clone(), table, torch.ones(4, device=DEVICE))
+    v, table = kit.draw(4, 8, scale=3).requires_grad_(), kit.draw(70, 8, seed=1).to(dtype)
+    loss = vocab_kl(v, v.detach().clone(), table, torch.ones(4, device=kit.DEVICE))
     loss.backward()
     assert loss.item() == 0.0 and v.grad is not None and not v.grad.any()
     for seed in range(3):
-        nearby = v.detach() + 1e-4 * draw(4, 8, seed=seed)
-        assert vocab_kl(v, nearby, table, torch.ones(4, device=DEVICE)).item() > 0
+        nearby = v.detach() + 1e-4 * kit.draw(4, 8, seed=seed)
+        assert vocab_kl(v, nearby, table, torch.ones(4, device=kit.DEVICE)).item() > 0
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("gap", [1e-3, 0.045, 0.055, 0.2])
 def test_nearby_targets_keep_their_digits(gap: float) -> None:
     """On both sides of the series; in bf16 eager code is wrong by more than the whole gradient at the nearest."""
-    v, table = draw(4, 8), draw(70, 8, seed=2, scale=8**-0.5).to(torch.bfloat16)
-    target = v + gap * draw(4, 8, seed=1).clamp(-1, 1)
-    errors = compare(v, target, table, torch.ones(4, device=DEVICE))
+    v, table = kit.draw(4, 8), kit.draw(70, 8, seed=2, scale=8**-0.5).to(torch.bfloat16)
+    target = v + gap * kit.draw(4, 8, seed=1).clamp(-1, 1)
+    errors = compare(v, target, table, torch.ones(4, device=kit.DEVICE))
     assert max(errors) < 0.015
     tolerance = 2e-5 + 2e-7 / gap  # float32 logits
-    errors = compare(v, target, table.float(), torch.ones(4, device=DEVICE), tolerance=tolerance)
+    errors = compare(v, target, table.float(), torch.ones(4, device=kit.DEVICE), tolerance=tolerance)
     assert max(errors) <= 2 * tolerance
 
 
-@kernel_test
+@kit.kernel_test
 def test_one_sided_certainty() -> None:
     """p and q that share no support: exp would overflow or give 0 · inf."""
-    table = torch.eye(3, device=DEVICE) * 300.0
-    v = torch.tensor([[1.0, 0.0, 0.0]], device=DEVICE, requires_grad=True)
-    target = torch.tensor([[0.0, 1.0, 0.0]], device=DEVICE, requires_grad=True)
+    table = torch.eye(3, device=kit.DEVICE) * 300.0
+    v = torch.tensor([[1.0, 0.0, 0.0]], device=kit.DEVICE, requires_grad=True)
+    target = torch.tensor([[0.0, 1.0, 0.0]], device=kit.DEVICE, requires_grad=True)
     for dtype in DTYPES:
         v.grad = target.grad = None
-        loss = vocab_kl(v, target, table.to(dtype), torch.ones(1, device=DEVICE))
+        loss = vocab_kl(v, target, table.to(dtype), torch.ones(1, device=kit.DEVICE))
         loss.backward()
         assert loss.item() == pytest.approx(300.0)
         assert v.grad is not None and v.grad.tolist() == [[300.0, -300.0, 0.0]]
         assert target.grad is not None and target.grad.isfinite().all()
 
 
-@kernel_test
+@kit.kernel_test
 def test_broken_inputs_show() -> None:
-    v, table = draw(3, 8), draw(40, 8, seed=1)
+    v, table = kit.draw(3, 8), kit.draw(40, 8, seed=1)
     v[1, 2] = torch.nan
-    assert vocab_kl(v, draw(3, 8, seed=2), table, torch.ones(3, device=DEVICE)).isnan()
+    assert vocab_kl(v, kit.draw(3, 8, seed=2), table, torch.ones(3, device=kit.DEVICE)).isnan()
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backward_repeats_and_follows_the_upstream_gradient(dtype: torch.dtype) -> None:
-    v, target, table = draw(5, 8).requires_grad_(), draw(5, 8, seed=1), draw(40, 8, seed=2).to(dtype)
-    loss = vocab_kl(v, target, table, torch.ones(5, device=DEVICE))
+    v, target, table = kit.draw(5, 8).requires_grad_(), kit.draw(5, 8, seed=1), kit.draw(40, 8, seed=2).to(dtype)
+    loss = vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE))
     loss.backward(retain_graph=True)
     assert v.grad is not None
     first = v.grad.clone()
@@ -242,30 +231,30 @@ def test_backward_repeats_and_follows_the_upstream_gradient(dtype: torch.dtype) 
     (-4.0 * loss).backward()
     assert torch.equal(v.grad, -2 * first)
     with torch.no_grad():
-        assert not vocab_kl(v, target, table, torch.ones(5, device=DEVICE)).requires_grad
+        assert not vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)).requires_grad
 
 
-@kernel_test
+@kit.kernel_test
 def test_weights_are_constants_on_rows() -> None:
-    v, target, table = draw(4, 8).requires_grad_(), draw(4, 8, seed=1), draw(40, 8, seed=2)
-    weights = torch.tensor([0.0, 1.0, 0.0, 1e-6], device=DEVICE)
+    v, target, table = kit.draw(4, 8).requires_grad_(), kit.draw(4, 8, seed=1), kit.draw(40, 8, seed=2)
+    weights = torch.tensor([0.0, 1.0, 0.0, 1e-6], device=kit.DEVICE)
     (gradient,) = torch.autograd.grad(vocab_kl(v, target, table, weights), v)
     (whole,) = torch.autograd.grad(vocab_kl(v, target, table, torch.ones_like(weights)), v)
-    assert relative(gradient, weights.unsqueeze(1) * whole) < 1e-6
+    assert kit.relative(gradient, weights.unsqueeze(1) * whole) < 1e-6
     assert not gradient[0].any()
     none = vocab_kl(v, target, table, torch.zeros_like(weights))
     (gradient,) = torch.autograd.grad(none, v)
     assert none.item() == 0.0 and not gradient.any()
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_slices_are_read_in_place(dtype: torch.dtype) -> None:
-    v, target, table = draw(5, 16), draw(5, 16, seed=1), draw(90, 16, seed=2).to(dtype)
-    weights = torch.ones(5, device=DEVICE)
+    v, target, table = kit.draw(5, 16), kit.draw(5, 16, seed=1), kit.draw(90, 16, seed=2).to(dtype)
+    weights = torch.ones(5, device=kit.DEVICE)
     expected = vocab_kl(v[:, ::2].contiguous(), target[:, 8:].contiguous(), table[20:70, 4:12].contiguous(), weights)
     assert vocab_kl(v[:, ::2], target[:, 8:], table[20:70, 4:12], weights).item() == pytest.approx(expected.item())
 
 
 def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
+    kit.run_interpreted(__file__)

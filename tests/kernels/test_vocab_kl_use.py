@@ -6,20 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.kernels import (
-    DEVICE,
-    HAS_TRITON,
-    INTERPRETED,
-    ON_GPU,
-    draw,
-    kernel_test,
-    only_gpu,
-    peak_bytes,
-    relative,
-    run_interpreted,
-)
+from tests.support import kernels as kit
 
-if not HAS_TRITON:
+if not kit.HAS_TRITON:
     pytest.skip("triton isn't installed, so there are no kernels to test", allow_module_level=True)
 
 from basic_lite_kernels import eager_vocab_kl
@@ -37,7 +26,7 @@ DTYPES = list(TOLERANCE)
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a small vocabulary are several blocks, a ragged last one; a GPU keeps its own block."""
-    if INTERPRETED:
+    if kit.INTERPRETED:
         monkeypatch.setattr(file, "BLOCK_V", 64)
 
 
@@ -49,61 +38,63 @@ def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor
 # ---- what it is called from
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_under_autocast(dtype: torch.dtype) -> None:
-    v, target, table = draw(5, 16).requires_grad_(), draw(5, 16, seed=1), draw(40, 16, seed=2).to(dtype)
-    plain = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        inside = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), v)
+    v, target, table = kit.draw(5, 16).requires_grad_(), kit.draw(5, 16, seed=1), kit.draw(40, 16, seed=2).to(dtype)
+    plain = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
+    with torch.autocast(kit.DEVICE.type, dtype=torch.bfloat16):
+        inside = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
     for a, b in zip(plain, inside, strict=True):
         assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
 
 
-@kernel_test
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=only_gpu)])
+@kit.kernel_test
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=kit.only_gpu)])
 def test_under_torch_compile(backend: str) -> None:
-    target, table, weights = draw(5, 16, seed=1), draw(40, 16, seed=2).to(torch.bfloat16), draw(5, seed=3).abs()
+    target, table = kit.draw(5, 16, seed=1), kit.draw(40, 16, seed=2).to(torch.bfloat16)
+    weights = kit.draw(5, seed=3).abs()
 
     def step(v: Tensor) -> Tensor:
         return 3 * vocab_kl(v * 2, target, table, weights, scale=0.5) + v.square().sum()
 
-    v = draw(5, 16).requires_grad_()
+    v = kit.draw(5, 16).requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(step, backend=backend, fullgraph=True)
     for a, b in zip(results(step(v), v), results(compiled(v), v), strict=True):
-        assert relative(a, b) < 1e-6
+        assert kit.relative(a, b) < 1e-6
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("wants", [(False, False), (True, False), (True, True), (False, True)])
 def test_the_operator_keeps_its_promises(wants: tuple[bool, bool]) -> None:
-    arguments = (draw(5, 16), draw(5, 16, seed=1), draw(40, 16, seed=2), torch.ones(5, device=DEVICE), 1.0, None, 2)
+    tensors = kit.draw(5, 16), kit.draw(5, 16, seed=1), kit.draw(40, 16, seed=2), torch.ones(5, device=kit.DEVICE)
+    arguments = (*tensors, 1.0, None, 2)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.basic_lite.vocab_kl, (*arguments, *wants), test_utils=checks)
 
 
-@kernel_test
+@kit.kernel_test
 def test_a_gradient_for_the_target_alone() -> None:
-    v, target, table = draw(5, 8), draw(5, 8, seed=1).requires_grad_(), draw(40, 8, seed=2)
-    ours = results(vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
-    expected = results(eager_vocab_kl.vocab_kl(v, target, table, torch.ones(5, device=DEVICE)), target)
-    assert all(relative(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
+    v, target, table = kit.draw(5, 8), kit.draw(5, 8, seed=1).requires_grad_(), kit.draw(40, 8, seed=2)
+    ours = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target)
+    expected = results(eager_vocab_kl.vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target)
+    assert all(kit.relative(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
 
 
-@kernel_test
+@kit.kernel_test
 def test_other_types_are_refused() -> None:
-    v, target, table = draw(3, 8), draw(3, 8, seed=1), draw(40, 8, seed=2)
+    v, target, table = kit.draw(3, 8), kit.draw(3, 8, seed=1), kit.draw(40, 8, seed=2)
     for arguments in ((v.double(), target, table), (v, target, table.int())):
         with pytest.raises(KernelUnavailable, match=r"vocab_kl .*set kernels to auto or reference"):
-            vocab_kl(*arguments, torch.ones(3, device=DEVICE))
+            vocab_kl(*arguments, torch.ones(3, device=kit.DEVICE))
 
 
-@kernel_test
+@kit.kernel_test
 @pytest.mark.parametrize("wrong", ["target", "weights", "table", "excluded", "excluded dtype"])
 def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
-    v, target, table, weights = draw(5, 8), draw(5, 8), draw(40, 8), draw(5)
-    excluded = torch.zeros(40, dtype=torch.bool, device=DEVICE)
+    v, target, table, weights = kit.draw(5, 8), kit.draw(5, 8), kit.draw(40, 8), kit.draw(5)
+    excluded = torch.zeros(40, dtype=torch.bool, device=kit.DEVICE)
     if wrong == "target":
         target = target[:4]
     elif wrong == "weights":
@@ -121,25 +112,25 @@ def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
 # ---- memory
 
 
-@kernel_test
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=only_gpu)])
+@kit.kernel_test
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=kit.only_gpu)])
 @pytest.mark.parametrize("M", [10, 60])
 def test_memory_is_its_formula(M: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off a GPU a 16-bit table is cast for want of its matrix product, so only float32 is measured there."""
     D, V, R = 16, 8000, 4
-    if ON_GPU:
+    if kit.ON_GPU:
         M, D, V, R = 10 * M, 256, 32000, 64
-    if INTERPRETED:
+    if kit.INTERPRETED:
         monkeypatch.setattr(file, "BLOCK_V", 8192)
-    v, target, table = draw(M, D).requires_grad_(), draw(M, D, seed=1), draw(V, D, seed=2).to(dtype)
-    weights = torch.ones(M, device=DEVICE)
+    v, target, table = kit.draw(M, D).requires_grad_(), kit.draw(M, D, seed=1), kit.draw(V, D, seed=2).to(dtype)
+    weights = torch.ones(M, device=kit.DEVICE)
     loss = vocab_kl(v, target, table, weights, chunk_rows=R)
-    slack = 64 * M + (2**14 if ON_GPU else 0)  # an allocator rounds up
-    peak = peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R))
+    slack = 64 * M + (2**14 if kit.ON_GPU else 0)  # an allocator rounds up
+    peak = kit.peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=R))
     transient = 8 * R * V + 4 * R * D if dtype == torch.float32 else 10 * R * V
     assert 8 * R * V < peak <= 4 * M * D + transient + slack
     assert transient <= 10 * R * V
-    assert peak_bytes(lambda: loss.backward(retain_graph=True)) <= 4 * M * D + slack
+    assert kit.peak_bytes(lambda: loss.backward(retain_graph=True)) <= 4 * M * D + slack
 
 
 def test_rows_in_flight() -> None:
@@ -167,12 +158,12 @@ def test_a_large_card_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- what only a GPU shows
 
 
-@kernel_test
-@only_gpu
+@kit.kernel_test
+@kit.only_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_race(dtype: torch.dtype) -> None:
-    v, target = draw(300, 256).requires_grad_(), draw(300, 256, seed=1).requires_grad_()
-    table, weights = draw(32000, 256, seed=2, scale=0.1).to(dtype), draw(300, seed=3).abs()
+    v, target = kit.draw(300, 256).requires_grad_(), kit.draw(300, 256, seed=1).requires_grad_()
+    table, weights = kit.draw(32000, 256, seed=2, scale=0.1).to(dtype), kit.draw(300, seed=3).abs()
     first = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
     for _ in range(30):
         again = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
@@ -180,4 +171,4 @@ def test_no_race(dtype: torch.dtype) -> None:
 
 
 def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
+    kit.run_interpreted(__file__)

@@ -11,26 +11,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from basic_lite.supervision.layout import find_layout
-from tests.support.supervision import IMAGE, PATCHES, build, inputs, tiny_batch, tiny_llava
+from tests.support import supervision as kit
 
 torch.set_num_threads(1)
 
 
 def test_roles_of_each_token() -> None:
     """The batch has one image, two images, a text-only row and a sample without text after its image."""
-    batch = tiny_batch(padding_side="left")
-    layout = find_layout(batch, IMAGE, "all")
-    assert layout.patches.tolist() == [PATCHES, 2 * PATCHES, 0, PATCHES]
+    batch = kit.tiny_batch(padding_side="left")
+    layout = find_layout(batch, kit.IMAGE, "all")
+    assert layout.patches.tolist() == [kit.PATCHES, 2 * kit.PATCHES, 0, kit.PATCHES]
     assert layout.rows_with_image.tolist() == [0, 1, 3] and layout.samples_with_image == 3
     assert layout.text.sum(dim=1).tolist() == [5, 7, 0, 0] and layout.longest_text == 7
-    assert layout.sample.tolist() == [0] * PATCHES + [1] * 2 * PATCHES + [3] * PATCHES
-    assert (batch["input_ids"].flatten()[layout.positions] == IMAGE).all()
+    assert layout.sample.tolist() == [0] * kit.PATCHES + [1] * 2 * kit.PATCHES + [3] * kit.PATCHES
+    assert (batch["input_ids"].flatten()[layout.positions] == kit.IMAGE).all()
     with pytest.raises(ValueError, match="text_queries: prompt needs labels"):
-        find_layout(inputs(batch), IMAGE, "prompt")
+        find_layout(kit.inputs(batch), kit.IMAGE, "prompt")
 
 
 def test_it_moves_as_a_whole() -> None:
-    layout = find_layout(tiny_batch(), IMAGE, "all")
+    layout = find_layout(kit.tiny_batch(), kit.IMAGE, "all")
     moved = layout.to(torch.device("meta"))
     tensors = {name: value for name, value in vars(moved).items() if isinstance(value, Tensor)}
     assert len(tensors) == 7 and all(value.is_meta for value in tensors.values())
@@ -56,18 +56,18 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("token_weights", ["attention", "uniform", 0.4])
 def test_a_forward_and_its_losses_wait_for_nothing(token_weights: Any) -> None:
-    model, batch = tiny_llava(), tiny_batch(padding_side="left")
-    supervision = build(model, token_weights=token_weights)
+    model, batch = kit.tiny_llava(), kit.tiny_batch(padding_side="left")
+    supervision = kit.build(model, token_weights=token_weights)
     supervision.vocabulary.mean_norm()  # once a run
     layout = supervision.layout(batch)
     with Waits() as plain:
-        model(**inputs(batch), use_cache=False)
+        model(**kit.inputs(batch), use_cache=False)
     with Waits() as tapped:
         with supervision.capture(layout) as captured:
-            model(**inputs(batch), use_cache=False)
+            model(**kit.inputs(batch), use_cache=False)
         losses = supervision.losses(captured, detailed=True)
         (losses.das + losses.sds).backward()
     assert tapped.found == plain.found, "BASIC adds no wait to the model's own"
     with Waits() as seen:
-        find_layout(batch, IMAGE, "all")
+        find_layout(batch, kit.IMAGE, "all")
     assert seen.found["nonzero"] and seen.found["_local_scalar_dense"], "the mode sees waits"

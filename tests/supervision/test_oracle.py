@@ -1,4 +1,4 @@
-"""The oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
+"""The kit.oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ from torch import Tensor
 
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.supervision.patch_weights import patch_weights
-from tests.support.supervision import (
-    LAYERS,
-    build,
-    capturing,
-    error,
-    grad_error,
-    inputs,
-    oracle,
-    projector_grad,
-    run,
-    set_checkpointing,
-    tiny_batch,
-    tiny_llava,
-)
+from tests.support import supervision as kit
 
 torch.set_num_threads(1)
 
@@ -33,12 +20,12 @@ SWITCHES: list[dict[str, Any]] = [
     {},
     {"layers": 1},
     {"layers": 0.75},
-    {"layers": LAYERS},
+    {"layers": kit.LAYERS},
     {"layer_weights": "linear"},
     {"layer_weights": "constant"},
     {"layer_weights": "decreasing"},
     {"detach": False},
-    {"detach": False, "target_norm": "final", "layers": LAYERS, "direction": "mse", "vocabulary": "lm_head"},
+    {"detach": False, "target_norm": "final", "layers": kit.LAYERS, "direction": "mse", "vocabulary": "lm_head"},
     {"target_norm": "final"},
     {"token_weights": "uniform"},
     {"token_weights": 0.6},
@@ -51,23 +38,23 @@ SWITCHES: list[dict[str, Any]] = [
 
 
 def assert_matches_oracle(model: Any, batch: dict[str, Tensor], checkpointing: bool = False, **settings: Any) -> None:
-    supervision = build(model, **settings)
-    set_checkpointing(model, checkpointing)
-    captured, losses = run(supervision, batch)
-    truth = oracle(model, batch, supervision.settings)
+    supervision = kit.build(model, **settings)
+    kit.set_checkpointing(model, checkpointing)
+    captured, losses = kit.run(supervision, batch)
+    truth = kit.oracle(model, batch, supervision.settings)
     assert captured.v is not None and captured.target is not None
     assert captured.v.dtype == captured.target.dtype == torch.float32
     errors = {
-        "v": error(captured.v, truth.v),
-        "target": error(captured.target, truth.target),
-        "weights": error(patch_weights(captured, supervision.settings.token_weights, None), truth.weights),
-        "das": error(losses.das, truth.das),
-        "sds": error(losses.sds, truth.sds),
-        "das gradient": grad_error(projector_grad(model, losses.das), truth.das_grad),
-        "sds gradient": grad_error(projector_grad(model, losses.sds), truth.sds_grad),
+        "v": kit.error(captured.v, truth.v),
+        "target": kit.error(captured.target, truth.target),
+        "weights": kit.error(patch_weights(captured, supervision.settings.token_weights, None), truth.weights),
+        "das": kit.error(losses.das, truth.das),
+        "sds": kit.error(losses.sds, truth.sds),
+        "das gradient": kit.grad_error(kit.projector_grad(model, losses.das), truth.das_grad),
+        "sds gradient": kit.grad_error(kit.projector_grad(model, losses.sds), truth.sds_grad),
     }
     if supervision.reads_attention:
-        errors["masses"] = error(supervision.masses(captured), truth.masses)
+        errors["masses"] = kit.error(supervision.masses(captured), truth.masses)
     assert all(value <= TOLERANCE for value in errors.values()), errors
 
 
@@ -76,7 +63,7 @@ def assert_matches_oracle(model: Any, batch: dict[str, Tensor], checkpointing: b
 def test_oracle_for_every_switch(settings: dict[str, Any], checkpointing: bool) -> None:
     """The batch has one image, two images, a text-only row and a sample without text after its image."""
     side = "left" if checkpointing else "right"
-    assert_matches_oracle(tiny_llava(), tiny_batch(padding_side=side), checkpointing, **settings)
+    assert_matches_oracle(kit.tiny_llava(), kit.tiny_batch(padding_side=side), checkpointing, **settings)
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -89,41 +76,43 @@ def test_oracle_for_every_switch(settings: dict[str, Any], checkpointing: bool) 
     ],
 )
 def test_oracle_for_every_llm(kind: str, attention: str, padding_side: str) -> None:
-    assert_matches_oracle(tiny_llava(kind, attention=attention), tiny_batch(padding_side=padding_side), layers=3)
+    assert_matches_oracle(
+        kit.tiny_llava(kind, attention=attention), kit.tiny_batch(padding_side=padding_side), layers=3
+    )
 
 
 def test_oracle_where_everything_is_small() -> None:
     """A fresh model: nearly flat distributions, v close to v̂, where float32 differences lose their digits."""
-    model = tiny_llava()
+    model = kit.tiny_llava()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(0.08)
-    assert_matches_oracle(model, tiny_batch("image"))
+    assert_matches_oracle(model, kit.tiny_batch("image"))
 
 
 def test_total_gradient_with_the_lm_loss() -> None:
-    model, batch = tiny_llava(cls=BasicLlavaForConditionalGeneration), tiny_batch(padding_side="left")
-    supervision = build(model)
-    set_checkpointing(model, True)
-    with capturing(supervision, batch) as captured:
+    model, batch = kit.tiny_llava(cls=BasicLlavaForConditionalGeneration), kit.tiny_batch(padding_side="left")
+    supervision = kit.build(model)
+    kit.set_checkpointing(model, True)
+    with kit.capturing(supervision, batch) as captured:
         lm = model(**batch).loss
     losses = supervision.losses(captured)
-    grads = projector_grad(model, lm + losses.das + 0.01 * losses.sds)
-    truth = oracle(model, batch, supervision.settings)
-    exact = tiny_llava(cls=BasicLlavaForConditionalGeneration).double()
+    grads = kit.projector_grad(model, lm + losses.das + 0.01 * losses.sds)
+    truth = kit.oracle(model, batch, supervision.settings)
+    exact = kit.tiny_llava(cls=BasicLlavaForConditionalGeneration).double()
     given = {k: (x.double() if x.is_floating_point() else x) for k, x in batch.items()}
-    lm_grads = projector_grad(exact, exact(**given).loss)
+    lm_grads = kit.projector_grad(exact, exact(**given).loss)
     total = [a + b + 0.01 * c for a, b, c in zip(lm_grads, truth.das_grad, truth.sds_grad, strict=True)]
-    assert grad_error(grads, total) <= TOLERANCE
+    assert kit.grad_error(grads, total) <= TOLERANCE
 
 
 @pytest.mark.parametrize("token_weights", ["attention", "uniform", 0.4])
 def test_micro_batches_add_up(token_weights: Any) -> None:
-    model = tiny_llava()
-    supervision = build(model, token_weights=token_weights)
-    batch = tiny_batch(padding_side="left")
-    _, whole = run(supervision, batch)
+    model = kit.tiny_llava()
+    supervision = kit.build(model, token_weights=token_weights)
+    batch = kit.tiny_batch(padding_side="left")
+    _, whole = kit.run(supervision, batch)
 
     images = torch.tensor([1, 2, 0, 1])
     parts = []
@@ -139,14 +128,14 @@ def test_micro_batches_add_up(token_weights: Any) -> None:
         masses = []
         for part in parts:
             with torch.no_grad(), supervision.capture(supervision.layout(part), weights_only=True) as captured:
-                model(**inputs(part), use_cache=False)
+                model(**kit.inputs(part), use_cache=False)
             assert captured.v is None and captured.target is None
             masses.append(supervision.masses(captured))
         mean_mass = float(torch.cat(masses).mean())
-    pieces = [run(supervision, part, samples_with_image=3, mean_mass=mean_mass)[1] for part in parts]
+    pieces = [kit.run(supervision, part, samples_with_image=3, mean_mass=mean_mass)[1] for part in parts]
     assert [p.samples for p in pieces] == [1, 1, 0, 1] and whole.samples == 3
     for name in ("das", "sds"):
         total = sum(getattr(p, name) for p in pieces)
-        assert error(total, getattr(whole, name).detach().double()) < 2e-6
-        truth = [g.double() for g in projector_grad(model, getattr(whole, name))]
-        assert grad_error(projector_grad(model, total), truth) < 5e-6
+        assert kit.error(total, getattr(whole, name).detach().double()) < 2e-6
+        truth = [g.double() for g in kit.projector_grad(model, getattr(whole, name))]
+        assert kit.grad_error(kit.projector_grad(model, total), truth) < 5e-6

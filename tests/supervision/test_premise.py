@@ -12,18 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from basic_lite.supervision import RefinementCurve, refinement_curve
-from tests.support.supervision import (
-    IMAGE,
-    LAYERS,
-    PATCHES,
-    VOCAB,
-    WORDS,
-    build,
-    inputs,
-    tiny_batch,
-    tiny_llava,
-    word_ids,
-)
+from tests.support import supervision as kit
 
 torch.set_num_threads(1)
 
@@ -33,8 +22,8 @@ SHORT = {3: "a", 4: "12", 5: ".", 6: "of", 8: "狗"}
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Ids 0..2 are special, a few too short to count, 9 and 10 one word in two spellings, the rest words."""
-    names = {i: f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(WORDS)}
-    names |= {0: "<pad>", 1: "<s>", 2: "</s>", IMAGE: "<image>", 9: "Tree", 10: "tree", **SHORT}
+    names = {i: f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(kit.WORDS)}
+    names |= {0: "<pad>", 1: "<s>", 2: "</s>", kit.IMAGE: "<image>", 9: "Tree", 10: "tree", **SHORT}
     base = Tokenizer(models.WordLevel({name: i for i, name in names.items()}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
@@ -43,7 +32,7 @@ def as_words(model: Any, words: list[int]) -> None:
     """Let the projector give exactly these words' embeddings, patch by patch."""
     table = model.get_input_embeddings().weight
     model.model.multi_modal_projector.register_forward_hook(
-        lambda m, a, out: table[words].view(-1, PATCHES, table.shape[1])
+        lambda m, a, out: table[words].view(-1, kit.PATCHES, table.shape[1])
     )
 
 
@@ -55,12 +44,12 @@ def rows(*samples: list[int]) -> dict[str, Tensor]:
 
 
 def test_shares_at_v(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = tiny_llava()
-    image = [IMAGE] * PATCHES
+    model = kit.tiny_llava()
+    image = [kit.IMAGE] * kit.PATCHES
     # 12 and 13 in the first, 10 (as "Tree" in the text) in the second; short words and specials never match.
     as_words(model, [12, 13, 20, 3, 10, 12, 4, 1])
     batch = rows([1, *image, 12, 13, 3, 4, 5, 6], [1, *image, 9, 22, 2])
-    curve = refinement_curve(build(model), [batch], tokenizer)
+    curve = refinement_curve(kit.build(model), [batch], tokenizer)
     assert curve.places == ["v", "h1", "h2", "h3", "h4", "target"]
     assert (curve.samples, curve.patches) == (2, 8)
     assert curve.own[0] == pytest.approx((2 / 4 + 1 / 4) / 2)
@@ -70,9 +59,9 @@ def test_shares_at_v(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_a_letter_of_an_unspaced_script_is_a_word(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = tiny_llava()
+    model = kit.tiny_llava()
     as_words(model, [8, 8, 3, 3])
-    curve = refinement_curve(build(model), [rows([*([IMAGE] * PATCHES), 8, 3])], tokenizer)
+    curve = refinement_curve(kit.build(model), [rows([*([kit.IMAGE] * kit.PATCHES), 8, 3])], tokenizer)
     assert curve.own[0] == 0.5 and curve.control is None and curve.score is None and curve.warning() is None
 
 
@@ -81,55 +70,59 @@ def test_a_letter_of_an_unspaced_script_is_a_word(tokenizer: PreTrainedTokenizer
 def test_every_place_matches_the_naive_count(
     settings: dict[str, Any], padding_side: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = tiny_llava()
-    batches = [tiny_batch(padding_side=padding_side), tiny_batch("text"), tiny_batch("image", seed=5)]
-    supervision = build(model, **settings)
+    model = kit.tiny_llava()
+    batches = [kit.tiny_batch(padding_side=padding_side), kit.tiny_batch("text"), kit.tiny_batch("image", seed=5)]
+    supervision = kit.build(model, **settings)
     curve = refinement_curve(supervision, batches, tokenizer)
 
-    words = torch.tensor([i for i in word_ids().tolist() if i != IMAGE])
+    words = torch.tensor([i for i in kit.word_ids().tolist() if i != kit.IMAGE])
     table = model.get_input_embeddings().weight[words]
     norm = model.model.language_model.norm
     texts, found = [], []
     for batch in batches:
         seen: dict[str, Tensor] = {}
         hook = norm.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(last=a[0]))
-        states = list(model(**inputs(batch), output_hidden_states=True).hidden_states)
+        states = list(model(**kit.inputs(batch), output_hidden_states=True).hidden_states)
         hook.remove()
         states[-1] = seen["last"]
         K = supervision.layers
         refined = [norm(s) if supervision.settings.target_norm == "final" else s for s in states]
         states.append(sum(h * h * refined[h] for h in range(1, K + 1)))
         for b, ids in enumerate(batch["input_ids"]):
-            visual = ids == IMAGE
+            visual = ids == kit.IMAGE
             if visual.any():
                 texts.append(
-                    {tokenizer.decode([i]).casefold() for i in ids.tolist() if i > 2 and i not in (IMAGE, 3, 4, 5, 6)}
+                    {
+                        tokenizer.decode([i]).casefold()
+                        for i in ids.tolist()
+                        if i > 2 and i not in (kit.IMAGE, 3, 4, 5, 6)
+                    }
                 )
                 near = [torch.cosine_similarity(s[b][visual][:, None], table[None], dim=2).argmax(1) for s in states]
                 found.append([[tokenizer.decode([words[i]]).casefold() for i in place] for place in near])
-    for place in range(LAYERS + 2):
+    for place in range(kit.LAYERS + 2):
         share = [[sum(w in text for w in own[place]) / len(own[place]) for text in texts] for own in found]
         S = len(texts)
         own_share = sum(share[s][s] for s in range(S)) / S
         control = sum(share[s][t] for s in range(S) for t in range(S) if s != t) / (S * (S - 1))
         assert curve.own[place] == pytest.approx(own_share), curve.places[place]
         assert curve.control is not None and curve.control[place] == pytest.approx(control)
-    assert curve.samples == 5 and curve.patches == 6 * PATCHES
+    assert curve.samples == 5 and curve.patches == 6 * kit.PATCHES
     assert any(curve.own), "something matches, else nothing is compared"
 
 
 def test_modes_hooks_and_generators_are_left_as_they_were(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = tiny_llava().train()
+    model = kit.tiny_llava().train()
     model.model.vision_tower.eval()
-    batch = tiny_batch("image")
-    model(**inputs(batch))
+    batch = kit.tiny_batch("image")
+    model(**kit.inputs(batch))
     hooks = sum(len(m._forward_hooks) for m in model.modules())
     state = torch.get_rng_state()
-    curve = refinement_curve(build(model), [batch], tokenizer)
+    curve = refinement_curve(kit.build(model), [batch], tokenizer)
     assert model.training and model.lm_head.training and not model.model.vision_tower.training
     assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
     assert torch.equal(torch.get_rng_state(), state)
-    assert curve == refinement_curve(build(model), [batch], tokenizer)
+    assert curve == refinement_curve(kit.build(model), [batch], tokenizer)
 
 
 def test_warning_only_where_the_target_is_worse() -> None:
@@ -141,6 +134,6 @@ def test_warning_only_where_the_target_is_worse() -> None:
 
 
 def test_no_image_at_all(tokenizer: PreTrainedTokenizerFast) -> None:
-    curve = refinement_curve(build(tiny_llava()), [tiny_batch("text")], tokenizer)
+    curve = refinement_curve(kit.build(kit.tiny_llava()), [kit.tiny_batch("text")], tokenizer)
     assert curve.samples == curve.patches == 0 and curve.warning() is None
-    assert VOCAB > WORDS
+    assert kit.VOCAB > kit.WORDS

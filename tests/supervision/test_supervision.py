@@ -16,26 +16,17 @@ from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import layer_weights, supervised_layers
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
 from basic_lite_kernels.operations import EAGER
-from tests.support.supervision import (
-    VOCAB,
-    WIDTH,
-    build,
-    capturing,
-    inputs,
-    run,
-    tiny_batch,
-    tiny_llava,
-)
+from tests.support import supervision as kit
 
 torch.set_num_threads(1)
 
 
 def test_a_batch_without_images_gives_exact_zeros_with_a_graph() -> None:
-    model = tiny_llava()
-    supervision = build(model)
+    model = kit.tiny_llava()
+    supervision = kit.build(model)
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight[0, 0] = torch.inf  # even then
-    captured, losses = run(supervision, tiny_batch("text"), samples_with_image=5)
+    captured, losses = kit.run(supervision, kit.tiny_batch("text"), samples_with_image=5)
     assert losses.samples == 0 and losses.metrics == {} and captured.v is None
     (losses.das + losses.sds).backward()
     for parameter in model.model.multi_modal_projector.parameters():
@@ -45,7 +36,7 @@ def test_a_batch_without_images_gives_exact_zeros_with_a_graph() -> None:
 
 
 def test_a_lambda_of_zero_computes_nothing() -> None:
-    model, batch = tiny_llava(), tiny_batch()
+    model, batch = kit.tiny_llava(), kit.tiny_batch()
     kinds: list[str | None] = []
 
     def stream(kind: Any) -> EagerTargetStream:
@@ -56,11 +47,11 @@ def test_a_lambda_of_zero_computes_nothing() -> None:
         raise AssertionError("computed for nothing")
 
     for settings in ({"lambda_das": 0.0}, {"direction": "off"}):
-        _, losses = run(build(model, replace(EAGER, target_stream=stream), **settings), batch)
+        _, losses = kit.run(kit.build(model, replace(EAGER, target_stream=stream), **settings), batch)
         assert losses.das.item() == 0.0 and losses.das.requires_grad and losses.sds.item() > 0
         assert 0 < losses.metrics["cos"].item() < 1
     assert kinds == [None, None], "a stream without a kind has no loss"
-    _, losses = run(build(model, replace(EAGER, vocab_kl=forbidden), lambda_sds=0.0), batch)
+    _, losses = kit.run(kit.build(model, replace(EAGER, vocab_kl=forbidden), lambda_sds=0.0), batch)
     assert losses.sds.item() == 0.0 and losses.das.item() > 0
 
 
@@ -69,13 +60,13 @@ def test_a_lambda_of_zero_computes_nothing() -> None:
     [{"enabled": False}, {"lambda_das": 0.0, "lambda_sds": 0.0}, {"direction": "off", "lambda_sds": 0.0}],
 )
 def test_nothing_is_tapped_when_there_is_nothing_to_compute(settings: dict[str, Any]) -> None:
-    model, batch = tiny_llava(), tiny_batch()
-    supervision = build(model, **settings)
+    model, batch = kit.tiny_llava(), kit.tiny_batch()
+    supervision = kit.build(model, **settings)
     assert not supervision.active and supervision.lambdas(0, 10) == (0.0, 0.0)
-    with capturing(supervision, batch) as captured:
+    with kit.capturing(supervision, batch) as captured:
         assert not any(m._forward_hooks for m in model.modules())
         assert model.model.language_model.config._attn_implementation == "sdpa"
-        model(**inputs(batch))
+        model(**kit.inputs(batch))
     losses = supervision.losses(captured)
     assert losses.das.item() == losses.sds.item() == 0.0
 
@@ -101,27 +92,27 @@ def test_layer_weights() -> None:
 
 
 def test_lambdas_warm_up_and_rest() -> None:
-    model = tiny_llava()
-    supervision = build(model, warmup_ratio=0.1, every_n_steps=2, lambda_das=2.0, lambda_sds=0.5)
+    model = kit.tiny_llava()
+    supervision = kit.build(model, warmup_ratio=0.1, every_n_steps=2, lambda_das=2.0, lambda_sds=0.5)
     steps = [supervision.lambdas(step, 80) for step in range(12)]
     assert steps[0] == (0.0, 0.0) and steps[4] == (1.0, 0.25) and steps[8] == steps[10] == (2.0, 0.5)
     assert all(pair == (0.0, 0.0) for pair in steps[1::2])
-    assert build(model).lambdas(0, 10) == (1.0, 0.01)
-    assert build(model, direction="off").lambdas(3, 10) == (0.0, 0.01)
+    assert kit.build(model).lambdas(0, 10) == (1.0, 0.01)
+    assert kit.build(model, direction="off").lambdas(3, 10) == (0.0, 0.01)
 
 
 def test_other_refusals_name_the_key() -> None:
-    model = tiny_llava()
+    model = kit.tiny_llava()
     with pytest.raises(UserError, match=r"supervision\.layers: K = 9.*4 layers"):
-        build(model, layers=9)
+        kit.build(model, layers=9)
     with pytest.raises(UserError, match="set kernels to auto or reference"):
         choose_kernels("triton", torch.device("cpu"), print)
     with pytest.raises(UserError, match="40 rows"):
         Supervision(find_parts(model), SupervisionSection(), vocabulary_ids=torch.arange(50), operations=EAGER)
-    model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, WIDTH, dtype=torch.uint8), requires_grad=False)
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(kit.VOCAB, kit.WIDTH, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match="quantised"):
-        build(model, vocabulary="lm_head")
+        kit.build(model, vocabulary="lm_head")
     model.model.language_model.config.layer_types = ["full_attention", "chunked_attention"] * 2
     with pytest.raises(UserError, match=r"chunked_attention.*supervision\.token_weights"):
-        build(model)
-    build(model, token_weights=0.5)
+        kit.build(model)
+    kit.build(model, token_weights=0.5)

@@ -14,48 +14,41 @@ from basic_lite.supervision import Supervision
 from basic_lite.supervision.metrics import nearest_special_share
 from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite_kernels.operations import EAGER
-from tests.support.supervision import (
-    IMAGE,
-    PATCHES,
-    WIDTH,
-    build,
-    run,
-    tiny_batch,
-    tiny_llava,
-    word_ids,
-)
+from tests.support import supervision as kit
 
 torch.set_num_threads(1)
 
 
 def test_vocabulary_leaves_out_rows_that_are_no_words() -> None:
-    vocabulary = build(tiny_llava()).vocabulary
+    vocabulary = kit.build(kit.tiny_llava()).vocabulary
     assert vocabulary.rows == 33 and vocabulary.excluded is not None
-    assert vocabulary.excluded.nonzero().flatten().tolist() == [IMAGE, 11]
+    assert vocabulary.excluded.nonzero().flatten().tolist() == [kit.IMAGE, 11]
     weight = vocabulary._module.weight
     assert isinstance(weight, Tensor) and vocabulary.table.data_ptr() == weight.data_ptr(), "a slice, not a copy"
-    words = weight[[i for i in word_ids().tolist() if i != IMAGE]]
+    words = weight[[i for i in kit.word_ids().tolist() if i != kit.IMAGE]]
     assert torch.allclose(vocabulary.mean_norm(), words.norm(dim=1).mean())
-    parts = find_parts(tiny_llava())
-    whole = Supervision(parts, SupervisionSection(), vocabulary_ids=torch.arange(IMAGE), operations=EAGER).vocabulary
-    assert whole.excluded is None and whole.rows == IMAGE
+    parts = find_parts(kit.tiny_llava())
+    whole = Supervision(
+        parts, SupervisionSection(), vocabulary_ids=torch.arange(kit.IMAGE), operations=EAGER
+    ).vocabulary
+    assert whole.excluded is None and whole.rows == kit.IMAGE
 
 
 def test_gemma_embeddings_count_as_the_llm_sees_them() -> None:
-    model = tiny_llava("gemma")
-    vocabulary = build(model).vocabulary
-    seen = model.get_input_embeddings()(word_ids())
-    assert vocabulary.scale == pytest.approx(WIDTH**0.5, rel=1e-6)
-    assert torch.allclose(vocabulary.scale * vocabulary.table[word_ids()], seen)
-    assert build(model, vocabulary="lm_head").vocabulary.scale == 1.0
+    model = kit.tiny_llava("gemma")
+    vocabulary = kit.build(model).vocabulary
+    seen = model.get_input_embeddings()(kit.word_ids())
+    assert vocabulary.scale == pytest.approx(kit.WIDTH**0.5, rel=1e-6)
+    assert torch.allclose(vocabulary.scale * vocabulary.table[kit.word_ids()], seen)
+    assert kit.build(model, vocabulary="lm_head").vocabulary.scale == 1.0
     model.bfloat16()
-    assert build(model).vocabulary.scale == pytest.approx(WIDTH**0.5, rel=2**-7)
+    assert kit.build(model).vocabulary.scale == pytest.approx(kit.WIDTH**0.5, rel=2**-7)
 
 
 def test_nearest_word_is_the_cosine_search() -> None:
-    vocabulary = build(tiny_llava()).vocabulary
-    rows = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(3))
-    words = torch.tensor([i for i in word_ids().tolist() if i != IMAGE])
+    vocabulary = kit.build(kit.tiny_llava()).vocabulary
+    rows = torch.randn(50, kit.WIDTH, generator=torch.Generator().manual_seed(3))
+    words = torch.tensor([i for i in kit.word_ids().tolist() if i != kit.IMAGE])
     cosine = torch.nn.functional.cosine_similarity(rows[:, None], vocabulary.table[words][None], dim=2)
     assert torch.equal(vocabulary.nearest(rows), words[cosine.argmax(1)])
     special = words[:9]
@@ -65,19 +58,19 @@ def test_nearest_word_is_the_cosine_search() -> None:
 
 @pytest.mark.parametrize("table,target", [("input_embeddings", "embed_tokens"), ("lm_head", "lm_head")])
 def test_lora_on_a_vocabulary_table_is_refused(table: str, target: str) -> None:
-    model = tiny_llava()
+    model = kit.tiny_llava()
     inject_adapter_in_model(LoraConfig(r=2, target_modules=[target]), model)
     with pytest.raises(UserError, match=r"LoRA on a vocabulary table.*lora\.targets"):
-        build(model, vocabulary=table)
+        kit.build(model, vocabulary=table)
     other = "lm_head" if table == "input_embeddings" else "input_embeddings"
-    build(model, vocabulary=other)
-    build(model, vocabulary=table, enabled=False)
+    kit.build(model, vocabulary=other)
+    kit.build(model, vocabulary=table, enabled=False)
 
 
 def test_metrics_are_what_they_say() -> None:
-    model, batch = tiny_llava(), tiny_batch()
-    supervision = build(model)
-    captured, _ = run(supervision, batch)
+    model, batch = kit.tiny_llava(), kit.tiny_batch()
+    supervision = kit.build(model)
+    captured, _ = kit.run(supervision, batch)
     metrics = supervision.losses(captured, detailed=True).metrics
     v, target = captured.v, captured.target
     assert v is not None and target is not None
@@ -85,7 +78,7 @@ def test_metrics_are_what_they_say() -> None:
     weights = patch_weights(captured, "attention", None)
     cosine = torch.nn.functional.cosine_similarity
     pairwise = []
-    for rows in v.split([PATCHES, 2 * PATCHES, PATCHES]):
+    for rows in v.split([kit.PATCHES, 2 * kit.PATCHES, kit.PATCHES]):
         grid = cosine(rows[:, None], rows[None], dim=2)
         pairwise.append(grid[~torch.eye(len(rows), dtype=torch.bool)].mean())
     expected = {
