@@ -16,6 +16,7 @@ from torch import Tensor
 
 from basic_lite_kernels.operations import Operations, choose
 from bench import bench_attention_mass, bench_direction_loss, bench_vocab_kl
+from bench.rows import Found, loss_and_gradient
 
 REPEATS = 60
 POISON_BYTES = 2**28
@@ -43,8 +44,12 @@ def works(operations: Operations, device: torch.device, *, tiny: bool = False) -
     return found
 
 
+def _bits(found: Found) -> list[Tensor]:
+    return [x for x in found if x is not None]
+
+
 def _direction(operations: Operations, inputs: bench_direction_loss.Inputs) -> Callable[[], list[Tensor]]:
-    return lambda: list(inputs.step(lambda: bench_direction_loss.streamed(operations, inputs)))
+    return lambda: _bits(loss_and_gradient(lambda: bench_direction_loss.streamed(operations, inputs), inputs.v))
 
 
 def _vocab(operations: Operations, inputs: bench_vocab_kl.Inputs) -> Callable[[], list[Tensor]]:
@@ -52,11 +57,11 @@ def _vocab(operations: Operations, inputs: bench_vocab_kl.Inputs) -> Callable[[]
         value: Tensor = operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights)
         return value
 
-    return lambda: list(inputs.step(loss))
+    return lambda: _bits(loss_and_gradient(loss, inputs.v))
 
 
 def _mass(operations: Operations, inputs: bench_attention_mass.Inputs, longest: int) -> Callable[[], list[Tensor]]:
-    return lambda: [bench_attention_mass.ours(operations, inputs, longest)]
+    return lambda: [bench_attention_mass.mass(operations.attention_mass, inputs, longest=longest)]
 
 
 def differing_runs(work: Callable[[], list[Tensor]], disturb: Callable[[int], None], repeats: int) -> int:

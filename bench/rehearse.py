@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from basic_lite.units import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
 from bench.shapes import shape_recipe
+from bench.tables import columns, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
 
@@ -126,18 +126,6 @@ def line(row: Row) -> tuple[str, ...]:
     )
 
 
-def table(rows: Iterable[Row]) -> str:
-    lines = [HEADER, *(line(row) for row in rows)]
-    widths = [max(len(cells[i]) for cells in lines) for i in range(len(HEADER))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in lines
-    )
-
-
 def content(rows: Iterable[Row]) -> dict[str, Any]:
     """The JSON: rows, and with what they were made."""
     about = measure.describe(torch.device("cpu"))
@@ -160,9 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
         for setting in SETTINGS:
             rows.append(rehearse_row(setting, Path(shapes)))
             print(f"{setting}: done", file=sys.stderr, flush=True)
-    print(table(rows))
+    print(columns(HEADER, [line(row) for row in rows]))
     if chosen.write:
-        RESULTS.write_text(json.dumps(content(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(RESULTS, content(rows))
         print(f"\nresults  {RESULTS}")
     return 0
 
