@@ -16,9 +16,10 @@ from torch import Tensor
 
 from basic_lite_kernels import naive
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS
+from basic_lite_kernels.operations import Operations
 from bench import measure
 from bench.report import Report
-from bench.rows import Case, Contender, Truth, contenders_of, shape_label
+from bench.rows import Case, Contender, Found, Truth, contenders_of, shape_label
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Inputs:
     text: Tensor  # [B, T] bool
     visual: Tensor  # [B, T] bool
     valid: Tensor  # [B, T] bool
+    longest: int  # text of a sample
 
     @classmethod
     def make(cls, shape: Shape, device: torch.device) -> Inputs:
@@ -73,21 +75,25 @@ class Inputs:
         valid = torch.ones_like(visual)
         for b in range(1, B):  # texts differ in length: the shorter ones are padded
             valid[b, T - b * shape.n // (2 * B) :] = False
-        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid)
+        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid, shape.n)
 
 
-def mass(operation: Callable[..., Tensor], inputs: Inputs, **options: int) -> Tensor:
+def mass(operation: Callable[..., Tensor], inputs: Inputs, **options: int) -> Found:
     """Of one layer; ``options``: of ours alone."""
     masks = {"text_queries": inputs.text, "visual": inputs.visual, "valid": inputs.valid}
-    return operation(inputs.query, inputs.key, scaling=inputs.scaling, **masks, **options)
+    return None, operation(inputs.query, inputs.key, scaling=inputs.scaling, **masks, **options)
+
+
+def ours(operations: Operations, inputs: Inputs) -> Found:
+    return mass(operations.attention_mass, inputs, longest=inputs.longest)
 
 
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
     return contenders_of(
         device,
         naive.attention_mass,
-        step=lambda work: (None, mass(work, inputs)),
-        ours=lambda operations: (None, mass(operations.attention_mass, inputs, longest=shape.n)),
+        step=lambda work: mass(work, inputs),
+        ours=lambda operations: ours(operations, inputs),
         inputs_on=inputs.query.device,
         compiles=shape.compiles,
     )

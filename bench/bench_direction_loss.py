@@ -18,7 +18,7 @@ from basic_lite_kernels import naive
 from basic_lite_kernels.operations import Operations
 from bench import measure
 from bench.report import Report
-from bench.rows import Case, Contender, Truth, contenders_of, loss_and_gradient, shape_label
+from bench.rows import Case, Contender, Found, Truth, contenders_of, loss_and_gradient, shape_label
 
 TEXT = 64
 
@@ -96,12 +96,16 @@ def streamed(operations: Operations, inputs: Inputs) -> Tensor:
     return stream.loss(inputs.weights)
 
 
+def ours(operations: Operations, inputs: Inputs) -> Found:
+    return loss_and_gradient(lambda: streamed(operations, inputs), inputs.v)
+
+
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
     return contenders_of(
         device,
         naive_loss,
         step=lambda work: loss_and_gradient(lambda: naively(work, inputs), inputs.v),
-        ours=lambda operations: loss_and_gradient(lambda: streamed(operations, inputs), inputs.v),
+        ours=lambda operations: ours(operations, inputs),
         inputs_on=inputs.v.device,
         compiles=shape.compiles,
     )

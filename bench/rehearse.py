@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, rehearse
+from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.units import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
@@ -83,30 +84,21 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     # Only eager attention hands out its maps.
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
-    times = [time.perf_counter()]
-    off = rehearse(recipe, frontend, machine, basic=False)
-    times.append(time.perf_counter())
-    ours = rehearse(recipe, frontend, machine)
-    times.append(time.perf_counter())
-    naive = Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse()
-    times.append(time.perf_counter())
-
-    def way(found: Rehearsal, place: int) -> Way:
-        adds = found.peak_bytes - off.peak_bytes
-        return Way(
-            found.needed_bytes,
-            found.peak_bytes,
-            found.forward_peak_bytes,
-            adds,
-            adds / found.peak_bytes,
-            round(times[place + 1] - times[place], 1),
-        )
-
+    ways: list[Way] = []
+    for rehearsal_of in (
+        partial(rehearse, recipe, frontend, machine, basic=False),
+        partial(rehearse, recipe, frontend, machine),
+        lambda: Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse(),
+    ):
+        started = time.perf_counter()
+        found = rehearsal_of()
+        adds = found.peak_bytes - (ways[0].peak_bytes if ways else found.peak_bytes)
+        seconds = round(time.perf_counter() - started, 1)
+        sizes = found.needed_bytes, found.peak_bytes, found.forward_peak_bytes
+        ways.append(Way(*sizes, adds, adds / found.peak_bytes, seconds))
     text = frontend.config.text_config
-    maps = (
-        text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2 * machine.dtype.itemsize
-    )
-    return Row(setting, maps, way(off, 0), way(ours, 1), way(naive, 2))
+    maps = text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2
+    return Row(setting, maps * machine.dtype.itemsize, *ways)
 
 
 HEADER = ("", "off", "ours", "naive", "ours adds", "share", "naive adds", "share", "of it maps", "rehearsed in")

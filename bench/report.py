@@ -29,7 +29,6 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
-    compiled: str = ""
     notes: list[str] = field(default_factory=list)
 
     def compare(self, case: Case, contenders: Sequence[Contender], truth: Truth) -> None:
@@ -117,8 +116,6 @@ class Report:
         if self.gates:
             lines = [f"  {gate.sentence()}" for gate in self.gates]
             parts.append("\n".join(["Memory gates", *lines]))
-        if self.compiled:
-            parts.append(self.compiled)
         if self.notes:
             parts.append("\n".join(["Not measured in this run", *(f"  {note}" for note in self.notes)]))
         return "\n\n".join(parts)
