@@ -16,9 +16,10 @@ from torch import Tensor
 
 from basic_lite_kernels import naive
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS
-from basic_lite_kernels.operations import EAGER, Operations, choose
+from basic_lite_kernels.operations import Operations
 from bench import measure
-from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+from bench.report import Report
+from bench.rows import Case, Contender, Found, Truth, contenders_of, shape_label
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ class Shape:
         return self.before + self.N + self.n
 
     def __str__(self) -> str:
-        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        plural = "s" if self.images > 1 else ""
         heads = f"H {self.H}" if self.H_kv == self.H else f"H {self.H}:{self.H_kv}"
-        return f"{self.images} image{plural} · T {self.T}, N {self.N}, n {self.n}, {heads}, d {self.d}, {dtype}"
+        return shape_label(self.images, f"T {self.T}, N {self.N}, n {self.n}, {heads}, d {self.d}", self.dtype)
 
 
 SHAPES = {
@@ -62,6 +61,7 @@ class Inputs:
     text: Tensor  # [B, T] bool
     visual: Tensor  # [B, T] bool
     valid: Tensor  # [B, T] bool
+    longest: int  # text of a sample
 
     @classmethod
     def make(cls, shape: Shape, device: torch.device) -> Inputs:
@@ -75,39 +75,28 @@ class Inputs:
         valid = torch.ones_like(visual)
         for b in range(1, B):  # texts differ in length: the shorter ones are padded
             valid[b, T - b * shape.n // (2 * B) :] = False
-        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid)
+        return cls(query.transpose(1, 2), key.transpose(1, 2), d**-0.5, text & valid, visual, valid, shape.n)
 
 
-def ours(operations: Operations, inputs: Inputs, longest: int) -> Tensor:
-    mass: Tensor = operations.attention_mass(
-        inputs.query,
-        inputs.key,
-        scaling=inputs.scaling,
-        text_queries=inputs.text,
-        visual=inputs.visual,
-        valid=inputs.valid,
-        longest=longest,
-    )
-    return mass
-
-
-def by_map(mass: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+def mass(operation: Callable[..., Tensor], inputs: Inputs, **options: int) -> Found:
+    """Of one layer; ``options``: of ours alone."""
     masks = {"text_queries": inputs.text, "visual": inputs.visual, "valid": inputs.valid}
-    return mass(inputs.query, inputs.key, scaling=inputs.scaling, **masks)
+    return None, operation(inputs.query, inputs.key, scaling=inputs.scaling, **masks, **options)
+
+
+def ours(operations: Operations, inputs: Inputs) -> Found:
+    return mass(operations.attention_mass, inputs, longest=inputs.longest)
 
 
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
-    chosen = choose("auto", inputs.query.device).operations
-    found = [
-        Contender(NAIVE, lambda: (None, by_map(naive.attention_mass, inputs))),
-        Contender(chosen.name, lambda: (None, ours(chosen, inputs, shape.n)), ours=True),
-    ]
-    if chosen is not EAGER:
-        found.append(Contender(EAGER.name, lambda: (None, ours(EAGER, inputs, shape.n))))
-    if device.type == "cuda" and shape.compiles:
-        compiled = torch.compile(naive.attention_mass, dynamic=False)
-        found.append(Contender("torch.compile", lambda: (None, by_map(compiled, inputs))))
-    return found
+    return contenders_of(
+        device,
+        naive.attention_mass,
+        step=lambda work: mass(work, inputs),
+        ours=lambda operations: ours(operations, inputs),
+        inputs_on=inputs.query.device,
+        compiles=shape.compiles,
+    )
 
 
 def exact(inputs: Inputs) -> Truth:
@@ -148,34 +137,17 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
     )
     report.compare(case, contenders(shape, inputs, device), exact(inputs))
 
-    for row in report.rows:
-        if row.operation != case.operation or row.shape != case.shape or row.peak_bytes is None:
-            continue
-        # The result, and one number for each text query of each head.
-        strict = 4 * B * T + 4 * B * n * H
-        if row.who == "reference":
-            chunk = CHUNK_ELEMENTS[device.type]
-            # 40 bytes a position: row lists and masks.
-            allowed, allowance = strict + 14 * chunk + 40 * B * T, f"scratch of {14 * chunk / 2**20:g} MiB"
-        elif row.who == "triton":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-            # Row lists, and where the heads are split their partial sums; each allocation is rounded up to 512 bytes.
-            allowed = strict + 4 * B * n + 1024 * processors + 4 * B * T + 4096
-            allowance = f"partial sums for {processors} multiprocessors"
-        else:
-            continue
-        report.gate(
-            Gate(
-                f"attention mass, {case.shape}",
-                row.who,
-                row.peak_bytes,
-                strict,
-                allowed,
-                B * shape.N,
-                "bytes per B·N",
-                allowance,
-            )
-        )
+    # The result, and one number for each text query of each head.
+    strict = 4 * B * T + 4 * B * n * H
+    chunk = CHUNK_ELEMENTS[device.type]
+    # 40 bytes a position: row lists and masks.
+    bounds = {"reference": (strict + 14 * chunk + 40 * B * T, f"scratch of {14 * chunk / 2**20:g} MiB")}
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        # Row lists, and where the heads are split their partial sums; each allocation is rounded up to 512 bytes.
+        allowed = strict + 4 * B * n + 1024 * processors + 4 * B * T + 4096
+        bounds["triton"] = allowed, f"partial sums for {processors} multiprocessors"
+    report.gate_rows(case, "attention mass", strict, bounds)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from basic_lite_kernels import naive
-from basic_lite_kernels.operations import EAGER, Operations, choose
+from basic_lite_kernels.operations import Operations
 from bench import measure
-from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+from bench.report import Report
+from bench.rows import Case, Contender, Found, Truth, contenders_of, loss_and_gradient, shape_label
 
 TEXT = 64
 
@@ -38,9 +39,7 @@ class Shape:
         return self.images * self.tokens
 
     def __str__(self) -> str:
-        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        plural = "s" if self.images > 1 else ""
-        return f"{self.images} image{plural} · {self.tokens} tokens, D {self.D}, K {self.K}, {dtype}"
+        return shape_label(self.images, f"{self.tokens} tokens, D {self.D}, K {self.K}", self.dtype)
 
 
 SHAPES = {
@@ -73,12 +72,6 @@ class Inputs:
             measure.draw(shape.M, device=device, seed=101).abs() / shape.M,
         )
 
-    def step(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and gradient, which the caller owns: nothing stays behind that the next step would free."""
-        loss = loss_of()
-        (gradient,) = torch.autograd.grad(loss, self.v)
-        return loss.detach(), gradient
-
 
 def naively(work: Naive, inputs: Inputs) -> Tensor:
     """All layers at once."""
@@ -103,18 +96,19 @@ def streamed(operations: Operations, inputs: Inputs) -> Tensor:
     return stream.loss(inputs.weights)
 
 
+def ours(operations: Operations, inputs: Inputs) -> Found:
+    return loss_and_gradient(lambda: streamed(operations, inputs), inputs.v)
+
+
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
-    chosen = choose("auto", inputs.v.device).operations
-    found = [
-        Contender(NAIVE, lambda: inputs.step(lambda: naively(naive_loss, inputs))),
-        Contender(chosen.name, lambda: inputs.step(lambda: streamed(chosen, inputs)), ours=True),
-    ]
-    if chosen is not EAGER:
-        found.append(Contender(EAGER.name, lambda: inputs.step(lambda: streamed(EAGER, inputs))))
-    if device.type == "cuda" and shape.compiles:
-        compiled = torch.compile(naive_loss, dynamic=False)
-        found.append(Contender("torch.compile", lambda: inputs.step(lambda: naively(compiled, inputs))))
-    return found
+    return contenders_of(
+        device,
+        naive_loss,
+        step=lambda work: loss_and_gradient(lambda: naively(work, inputs), inputs.v),
+        ours=lambda operations: ours(operations, inputs),
+        inputs_on=inputs.v.device,
+        compiles=shape.compiles,
+    )
 
 
 def exact(inputs: Inputs) -> Truth:
@@ -153,26 +147,12 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
     )
     report.compare(case, contenders(shape, inputs, device), exact(inputs))
 
+    # Norms, distances, weights.
+    bound = 8 * elements + 64 * shape.M + 4096, "64 bytes a row + 4 KiB"
+    report.gate_rows(case, "DAS", 8 * elements, {"reference": bound, "triton": bound})
     for row in report.rows:
-        if row.operation != case.operation or row.shape != case.shape or row.peak_bytes is None:
-            continue
-        if row.who not in ("reference", "triton"):
-            continue
-        # Norms, distances, weights.
-        allowed, allowance = 8 * elements + 64 * shape.M + 4096, "64 bytes a row + 4 KiB"
-        assert row.peak_bytes >= 8 * elements, "v̂ and the gradient alone take this much: the measurement is wrong"
-        report.gate(
-            Gate(
-                f"DAS, {case.shape}",
-                row.who,
-                row.peak_bytes,
-                8 * elements,
-                allowed,
-                elements,
-                "bytes per M·D",
-                allowance,
-            )
-        )
+        if (row.operation, row.shape) == (case.operation, case.shape) and row.who in ("reference", "triton"):
+            assert (row.peak_bytes or 0) >= 8 * elements, "less than v̂ and its gradient: the measurement is wrong"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from bench import measure
 from bench.breakdown import LOSS_BACKWARD, MEASURES, OPTIMIZER, ORDER, OTHER, Breakdown, Clock, WatchedStep
 from bench.flops import SEVEN_B, basic_share, dimensions, flops
 from bench.naive_step import NaiveStep
-from bench.report import Report, StepRow
+from bench.report import Report
+from bench.rows import StepRow
 from bench.shapes import SIZES, shape_recipe
 from bench.synthetic import synthetic_model
 

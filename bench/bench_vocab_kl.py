@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from basic_lite_kernels import naive
-from basic_lite_kernels.operations import EAGER, choose
+from basic_lite_kernels.operations import EAGER, Operations, choose
 from bench import measure
-from bench.report import NAIVE, Case, Contender, Gate, Report, Truth
+from bench.report import Report
+from bench.rows import Case, Contender, Found, Gate, Truth, contenders_of, loss_and_gradient, shape_label
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class Shape:
         return self.images * self.tokens
 
     def __str__(self) -> str:
-        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        plural = "s" if self.images > 1 else ""
-        return f"{self.images} image{plural} · {self.tokens} tokens, D {self.D}, V {self.V}, {dtype}"
+        return shape_label(self.images, f"{self.tokens} tokens, D {self.D}, V {self.V}", self.dtype)
 
 
 # A CPU does an eighth of each image: at full size one product takes a second or more.
@@ -67,12 +66,6 @@ class Inputs:
         table = draw(V, D, device=device, seed=2).mul_(4 / D**0.5).to(dtype)  # logits of standard deviation 4
         return cls(v.requires_grad_(), target, table, draw(M, device=device, seed=3).abs() / M)
 
-    def step(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and gradient, which the caller owns: nothing stays behind that the next step would free."""
-        loss = loss_of()
-        (gradient,) = torch.autograd.grad(loss, self.v)
-        return loss.detach(), gradient
-
 
 def draw(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
     return measure.draw(*shape, device=device, seed=seed).bfloat16().float()
@@ -101,28 +94,33 @@ def exact(inputs: Inputs) -> Truth:
     return Truth(loss, gradient * inputs.weights[picked, None].double(), picked)
 
 
+def ours(operations: Operations, inputs: Inputs) -> Found:
+    v, target, table, weights = inputs.v, inputs.target, inputs.table, inputs.weights
+    return loss_and_gradient(lambda: operations.vocab_kl(v, target, table, weights), v)
+
+
 def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Contender]:
     v, target, table, weights = inputs.v, inputs.target, inputs.table, inputs.weights
     wide = table.float()  # not counted against naive code
-    chosen = choose("auto", v.device).operations
-    found = [
-        Contender(NAIVE, lambda: inputs.step(lambda: naive.vocab_kl(v, target, wide, weights))),
-        Contender(chosen.name, lambda: inputs.step(lambda: chosen.vocab_kl(v, target, table, weights)), ours=True),
-    ]
+
+    def autocast(work: Callable[..., Tensor]) -> Found:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return loss_and_gradient(lambda: work(v, target, table, weights), v)
+
+    found = contenders_of(
+        device,
+        naive.vocab_kl,
+        step=lambda work: loss_and_gradient(lambda: work(v, target, wide, weights), v),
+        ours=lambda operations: ours(operations, inputs),
+        inputs_on=v.device,
+        compiles=shape.compiles,
+    )
     if device.type != "cuda":
         return found
-
-    def autocast(naive_kl: Callable[..., Tensor]) -> Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            return naive_kl(v, target, table, weights)
-
-    found.append(Contender("naive autocast bf16", lambda: inputs.step(lambda: autocast(naive.vocab_kl))))
+    found.append(Contender("naive autocast bf16", lambda: autocast(naive.vocab_kl)))
     if shape.compiles:
         compiled = torch.compile(naive.vocab_kl, dynamic=False)
-        found.append(Contender("torch.compile", lambda: inputs.step(lambda: compiled(v, target, wide, weights))))
-        found.append(Contender("torch.compile autocast", lambda: inputs.step(lambda: autocast(compiled))))
-    if chosen is not EAGER:
-        found.append(Contender(EAGER.name, lambda: inputs.step(lambda: EAGER.vocab_kl(v, target, table, weights))))
+        found.append(Contender("torch.compile autocast", lambda: autocast(compiled)))
     return found + [Contender(who, partial(work, inputs)) for who, work in OTHERS.items()]
 
 
@@ -130,7 +128,7 @@ def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Conte
 # here, and their loss (unweighted) is not compared. All take bf16 and make bf16 gradients.
 
 
-def liger_kl(inputs: Inputs) -> tuple[None, Tensor]:
+def liger_kl(inputs: Inputs) -> Found:
     """Takes the teacher as [M, V] probabilities, made here from float32 logits: part of its step."""
     from liger_kernel.transformers.fused_linear_kl_div import LigerFusedLinearKLDivLoss
 
@@ -142,29 +140,30 @@ def liger_kl(inputs: Inputs) -> tuple[None, Tensor]:
     return None, x.grad.float() * inputs.weights[:, None]
 
 
-def liger_jsd(inputs: Inputs) -> tuple[None, Tensor]:
-    """β 0 is KL(teacher ‖ student); a mean over rows."""
+def mean_over_rows(loss: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs) -> Found:
+    """A step with a loss of (student [M, D], teacher [M, D], table) that is a mean over rows."""
+    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
+    loss(x, inputs.target.to(inputs.table.dtype), inputs.table).backward()
+    assert x.grad is not None
+    return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+
+
+def liger_jsd(inputs: Inputs) -> Found:
+    """β 0 is KL(teacher ‖ student)."""
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
-    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
-    teacher = inputs.target.to(inputs.table.dtype)
-    LigerFusedLinearJSD(jsd_beta=0.0)(x, inputs.table, teacher, inputs.table, None).backward()
-    assert x.grad is not None
-    return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+    jsd = LigerFusedLinearJSD(jsd_beta=0.0)
+    return mean_over_rows(lambda x, teacher, table: jsd(x, table, teacher, table, None), inputs)
 
 
-def fla_kl(inputs: Inputs) -> tuple[None, Tensor]:
-    """bf16 logits; a mean over rows. Versions before July 2026 make the table's gradient even where it is frozen."""
+def fla_kl(inputs: Inputs) -> Found:
+    """bf16 logits. Versions before July 2026 make the table's gradient even where it is frozen."""
     from fla.modules.fused_kl_div import fused_kl_div_loss
 
-    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
-    teacher = inputs.target.to(inputs.table.dtype)
-    fused_kl_div_loss(x, teacher, inputs.table, inputs.table).backward()
-    assert x.grad is not None
-    return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+    return mean_over_rows(lambda x, teacher, table: fused_kl_div_loss(x, teacher, table, table), inputs)
 
 
-OTHERS: dict[str, Callable[[Inputs], tuple[None, Tensor]]] = {
+OTHERS: dict[str, Callable[[Inputs], Found]] = {
     "Liger fused_linear_kl_div": liger_kl,
     "Liger fused_linear_jsd": liger_jsd,
     "fla fused_kl_div": fla_kl,

@@ -72,7 +72,7 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     output.mkdir(parents=True)
     folder.begin(recipe)
     loop = Loop(Run(recipe, loaded, watched, None, folder, processes, device, Console(file=io.StringIO())))
-    Stopwatch(found, task, loaded.model, loop.step.optimizer)
+    Stopwatch(found, task, loaded.model, loop.train_step.optimizer)
     found.losses = [line["loss"] for line in loop.train() if "loss" in line]
 
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from basic_lite_kernels.operations import Operations, choose
-from bench import bench_attention_mass, bench_direction_loss, bench_vocab_kl
+from bench import bench_attention_mass as mass
+from bench import bench_direction_loss as direction
+from bench import bench_vocab_kl as vocab
+from bench.rows import Found
 
 REPEATS = 60
 POISON_BYTES = 2**28
@@ -24,39 +28,22 @@ POISON_BYTES = 2**28
 def works(operations: Operations, device: torch.device, *, tiny: bool = False) -> dict[str, Callable[[], list[Tensor]]]:
     """Operation and shape → one run of it; each shape has ragged edges."""
     dtype = torch.float32 if tiny else torch.bfloat16
-    found: dict[str, Callable[[], list[Tensor]]] = {}
-    for tokens, D in ((5, 40), (7, 96)) if tiny else ((575, 4096), (1153, 2560), (77, 12288)):
-        shape = bench_direction_loss.Shape(1, tokens, D, 3 if tiny else 8, dtype)
-        found[f"direction_loss M {tokens} D {D}"] = _direction(
-            operations, bench_direction_loss.Inputs.make(shape, device)
-        )
+    cases: dict[str, Callable[[], Found]] = {}
+    for M, D in ((5, 40), (7, 96)) if tiny else ((575, 4096), (1153, 2560), (77, 12288)):
+        hidden = direction.Inputs.make(direction.Shape(1, M, D, 3 if tiny else 8, dtype), device)
+        cases[f"direction_loss M {M} D {D}"] = partial(direction.ours, operations, hidden)
     for M, D, V in ((5, 40, 33),) if tiny else ((575, 4096, 32000), (1153, 96, 33), (130, 3584, 152064)):
-        inputs = bench_vocab_kl.Inputs.make(M, D, V, dtype, device)
-        found[f"vocab_kl M {M} D {D} V {V}"] = _vocab(operations, inputs)
-    heads = ((2, 4, 2, 16),) if tiny else ((1, 32, 32, 128), (3, 28, 4, 128), (2, 8, 8, 80))
-    for B, H, H_kv, d in heads:
+        rows = vocab.Inputs.make(M, D, V, dtype, device)
+        cases[f"vocab_kl M {M} D {D} V {V}"] = partial(vocab.ours, operations, rows)
+    for B, H, H_kv, d in ((2, 4, 2, 16),) if tiny else ((1, 32, 32, 128), (3, 28, 4, 128), (2, 8, 8, 80)):
         image, text = (9, 5) if tiny else (575, 131)
-        masses = bench_attention_mass.Inputs.make(
-            bench_attention_mass.Shape(B, image, 3, text, H, H_kv, d, dtype), device
-        )
-        found[f"attention_mass B {B} H {H}:{H_kv} d {d}"] = _mass(operations, masses, text)
-    return found
+        heads = mass.Inputs.make(mass.Shape(B, image, 3, text, H, H_kv, d, dtype), device)
+        cases[f"attention_mass B {B} H {H}:{H_kv} d {d}"] = partial(mass.ours, operations, heads)
+    return {name: partial(_tensors, work) for name, work in cases.items()}
 
 
-def _direction(operations: Operations, inputs: bench_direction_loss.Inputs) -> Callable[[], list[Tensor]]:
-    return lambda: list(inputs.step(lambda: bench_direction_loss.streamed(operations, inputs)))
-
-
-def _vocab(operations: Operations, inputs: bench_vocab_kl.Inputs) -> Callable[[], list[Tensor]]:
-    def loss() -> Tensor:
-        value: Tensor = operations.vocab_kl(inputs.v, inputs.target, inputs.table, inputs.weights)
-        return value
-
-    return lambda: list(inputs.step(loss))
-
-
-def _mass(operations: Operations, inputs: bench_attention_mass.Inputs, longest: int) -> Callable[[], list[Tensor]]:
-    return lambda: [bench_attention_mass.ours(operations, inputs, longest)]
+def _tensors(work: Callable[[], Found]) -> list[Tensor]:
+    return [x for x in work() if x is not None]
 
 
 def differing_runs(work: Callable[[], list[Tensor]], disturb: Callable[[int], None], repeats: int) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, rehearse
+from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.units import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
 from bench.shapes import shape_recipe
+from bench.tables import columns, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
 
@@ -83,30 +84,21 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     # Only eager attention hands out its maps.
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
-    times = [time.perf_counter()]
-    off = rehearse(recipe, frontend, machine, basic=False)
-    times.append(time.perf_counter())
-    ours = rehearse(recipe, frontend, machine)
-    times.append(time.perf_counter())
-    naive = Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse()
-    times.append(time.perf_counter())
-
-    def way(found: Rehearsal, place: int) -> Way:
-        adds = found.peak_bytes - off.peak_bytes
-        return Way(
-            found.needed_bytes,
-            found.peak_bytes,
-            found.forward_peak_bytes,
-            adds,
-            adds / found.peak_bytes,
-            round(times[place + 1] - times[place], 1),
-        )
-
+    ways: list[Way] = []
+    for rehearsal_of in (
+        partial(rehearse, recipe, frontend, machine, basic=False),
+        partial(rehearse, recipe, frontend, machine),
+        lambda: Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse(),
+    ):
+        started = time.perf_counter()
+        found = rehearsal_of()
+        adds = found.peak_bytes - (ways[0].peak_bytes if ways else found.peak_bytes)
+        seconds = round(time.perf_counter() - started, 1)
+        sizes = found.needed_bytes, found.peak_bytes, found.forward_peak_bytes
+        ways.append(Way(*sizes, adds, adds / found.peak_bytes, seconds))
     text = frontend.config.text_config
-    maps = (
-        text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2 * machine.dtype.itemsize
-    )
-    return Row(setting, maps, way(off, 0), way(ours, 1), way(naive, 2))
+    maps = text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2
+    return Row(setting, maps * machine.dtype.itemsize, *ways)
 
 
 HEADER = ("", "off", "ours", "naive", "ours adds", "share", "naive adds", "share", "of it maps", "rehearsed in")
@@ -123,18 +115,6 @@ def line(row: Row) -> tuple[str, ...]:
         f"{row.naive.share:.0%}",
         f"{row.maps_bytes / MIB:,.0f} MiB",
         " + ".join(f"{way.seconds:.1f}" for way in (row.off, row.ours, row.naive)) + " s",
-    )
-
-
-def table(rows: Iterable[Row]) -> str:
-    lines = [HEADER, *(line(row) for row in rows)]
-    widths = [max(len(cells[i]) for cells in lines) for i in range(len(HEADER))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in lines
     )
 
 
@@ -160,9 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
         for setting in SETTINGS:
             rows.append(rehearse_row(setting, Path(shapes)))
             print(f"{setting}: done", file=sys.stderr, flush=True)
-    print(table(rows))
+    print(columns(HEADER, [line(row) for row in rows]))
     if chosen.write:
-        RESULTS.write_text(json.dumps(content(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(RESULTS, content(rows))
         print(f"\nresults  {RESULTS}")
     return 0
 

@@ -14,7 +14,6 @@ Exit 1 where the step ran out of memory, or where the prediction is more than 10
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -29,8 +28,6 @@ from typing import Any
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from basic_lite.console import quiet_libraries
@@ -45,6 +42,7 @@ from bench import measure
 from bench.breakdown import CAPTURE, DAS, MASS, SDS, Breakdown, Clock
 from bench.shapes import on_shapes
 from bench.synthetic import synthetic_model
+from bench.tables import columns, number, write_json
 
 MOST_OFF = 0.10  # of a prediction, relative to what is measured
 MOST_STEPS = 20
@@ -83,8 +81,7 @@ class Side:
         """p20, p50, p80 of the measured step."""
         if not self.steps_ms:
             return None
-        steps = torch.tensor(self.steps_ms, dtype=torch.float64)
-        return [float(steps.quantile(q)) for q in (0.2, 0.5, 0.8)]
+        return list(measure.quantiles(self.steps_ms))
 
     def whole_step_ms(self, accumulation: int) -> float | None:
         """A step with all of the recipe's micro-batches, from medians: those after the first are alike."""
@@ -100,9 +97,9 @@ class Side:
         """Of a step, by operation and together: medians over the steps."""
         found: dict[str, list[float]] = defaultdict(list)
         for operations, step in zip(self.operations_ms, self.steps_ms, strict=True):
-            for name, parts in SHARES.items():
-                found[name].append(sum(operations.get(part, 0.0) for part in parts) / step)
-            found["all"].append(sum(values[-1] for name, values in found.items() if name != "all"))
+            for name in SHARES:
+                found[name].append(operations.get(name, 0.0) / step)
+            found["all"].append(sum(operations.values()) / step)
         return {name: median(values) for name, values in found.items()}
 
 
@@ -150,25 +147,20 @@ class StepResult:
         found |= {"on_over_off": self.on_over_off, "on_over_off_goal": ON_OVER_OFF_GOAL}
         return found | {"shares": self.on.shares(), "share_goals": SHARE_GOALS}
 
-    def table(self) -> Table:
+    def table(self) -> str:
+        """Memory and time of both sides."""
         shape = self.shape
         limit = "" if self.limit_gib is None else f", limited to {self.limit_gib:g} GiB"
-        batch = f"{shape.accumulation} × {shape.samples} × {shape.tokens} tokens"
-        table = Table(title=f"{self.recipe} on {self.device}{limit}: {batch}", title_justify="left")
-        for name in ("BASIC", "predicted GiB", "measured", "taken", "step ms p20", "p50", "p80", "whole s", "tokens/s"):
-            table.add_column(name, justify="right")
+        title = f"{self.recipe} on {self.device}{limit}: {shape.accumulation} × {shape.samples} × {shape.tokens} tokens"
+        header = ["BASIC", "predicted GiB", "measured", "taken", "step ms p20", "p50", "p80", "whole ms", "tokens/s"]
+        body = []
         for name, side in (("on", self.on), ("off", self.off)):
-            memory = (side.predicted_bytes, side.measured_bytes, side.taken_bytes)
-            whole = side.whole_step_ms(shape.accumulation)
+            sizes = (side.predicted_bytes, side.measured_bytes, side.taken_bytes)
             times = side.quantiles_ms() or (None, None, None)
-            table.add_row(
-                name,
-                *(_cell(None if size is None else size / GIB, "{:.2f}") for size in memory),
-                *(_cell(value, "{:.1f}") for value in times),
-                _cell(whole and whole / 1e3, "{:.2f}"),
-                _cell(self.tokens_per_s(side), "{:.0f}"),
-            )
-        return table
+            cells = [number(None if size is None else size / GIB, "{:.2f}") for size in sizes]
+            cells += [number(value, "{:.1f}") for value in (*times, side.whole_step_ms(shape.accumulation))]
+            body.append([name, *cells, number(self.tokens_per_s(side), "{:.0f}")])
+        return f"{title}\n{columns(header, body)}"
 
     def sentences(self) -> Iterable[str]:
         """What the table leaves out."""
@@ -183,10 +175,6 @@ class StepResult:
             goal = f" (goal ≤ {SHARE_GOALS[name]:.1%})" if name in SHARE_GOALS else ""
             yield f"share of a step, {name}: {share:.2%}{goal}"
         yield from self.problems
-
-
-def _cell(value: float | None, pattern: str) -> str:
-    return "" if value is None else pattern.format(value)
 
 
 def held_bytes(step: LongestStep) -> int:
@@ -232,7 +220,7 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
             measured = measure_step(step, basic=basic, lap=lambda marks=marks: marks.append(clock.mark()))
             side.measured_bytes = measured.peak_bytes
             side.taken_bytes = measured.reserved_bytes + measured.outside_bytes
-            side.add(_laps(clock, marks), breakdown.take())
+            side.add(_laps(clock, marks), _operations_ms(breakdown))
         else:
             # Recording each allocation takes time, so this step's isn't taken.
             side.measured_bytes = held_bytes(step) + measure.peak_bytes(lambda basic=basic: step(basic=basic), device)
@@ -248,7 +236,14 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
             marks = []
             step(basic=basic, lap=lambda marks=marks: marks.append(clock.mark()))
             clock.wait()
-            side.add(_laps(clock, marks), breakdown.take())
+            side.add(_laps(clock, marks), _operations_ms(breakdown))
+
+
+def _operations_ms(breakdown: Breakdown) -> dict[str, float]:
+    """Of a step, by operation."""
+    taken = breakdown.take()
+    sums = {name: sum(taken.get(part, 0.0) for part in parts) for name, parts in SHARES.items()}
+    return {name: ms for name, ms in sums.items() if ms}
 
 
 def _laps(clock: Clock, marks: list[Any]) -> list[float]:
@@ -304,13 +299,8 @@ def report(result: StepResult, path: Path, about: dict[str, Any], work: Callable
     except torch.cuda.OutOfMemoryError as error:
         result.problems.append(f"out of memory: {str(error).splitlines()[0]}")
     finally:
-        text = json.dumps({**about, **result.to_dict()}, indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        console = Console(width=130, highlight=False)
-        console.print(result.table())
-        for sentence in result.sentences():
-            console.print(sentence, markup=False)
-        console.print(f"results  {path}", markup=False)
+        write_json(path, {**about, **result.to_dict()})
+        print("\n".join([result.table(), *result.sentences(), f"results  {path}"]), flush=True)
     return 1 if result.problems else 0
 
 

@@ -1,8 +1,7 @@
 """A training step without weights or a card: how much memory it takes, and what for.
 
-The project's own step runs on fake tensors (shapes and types without values), and a ledger counts every storage while
-it
-lives. So the answer follows the code and can't drift from it.
+The project's own step runs on fake tensors (shapes and types without values), and a ledger counts every storage for as
+long as it lives. So the answer follows the code and can't drift from it.
 
     frontend = load_frontend(recipe.model)
     rehearsal = rehearse(recipe, frontend, Machine.card(recipe))

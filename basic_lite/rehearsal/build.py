@@ -12,7 +12,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, table_rows
-from basic_lite.model.offload import offload
+from basic_lite.model.offload import ActivationOffload, RestOnHost
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
@@ -51,7 +51,10 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     adapt(parts, recipe)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
-    _offload(parts, recipe, ledger)
+    if recipe.model.tower_on_host:
+        TaggedTower(parts.vision_tower, ledger)
+    if recipe.training.offload_activations:
+        TaggedActivations(parts, ledger)
     if machine.cuda:
         _fuse_dropout(parts.layers)
     model.train()
@@ -59,18 +62,35 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     return Loaded(model, parts, frontend)
 
 
-def _offload(parts: Parts, recipe: Recipe, ledger: Ledger) -> None:
-    """As ``load_for_training`` does, with what rests on the host under its own tag.
+class TaggedTower(RestOnHost):
+    """A tower that rests on the host, with its host memory and its visits to the card in the ledger.
 
     Fake tensors are all on the CPU: the tag alone says where they would be.
     """
-    tower, activations = offload(parts, recipe, torch.device("cpu"))
-    if tower is not None:
-        for tensor in tower.host:
+
+    def __init__(self, tower: nn.Module, ledger: Ledger) -> None:
+        super().__init__(tower, torch.device("cpu"))
+        self._ledger = ledger
+        for tensor in self.host:
             ledger.enter(tensor, HOST)
-        tower.to_device = ledger.wrap(TOWER, tower.to_device)  # type: ignore[method-assign]
-    if activations is not None:
-        activations.to_host = ledger.wrap(HOST, activations.to_host)  # type: ignore[method-assign]
+
+    def to_device(self, host: Tensor) -> Tensor:
+        """A copy that counts as the card's."""
+        with self._ledger.scope(TOWER):
+            return super().to_device(host)
+
+
+class TaggedActivations(ActivationOffload):
+    """Layer inputs that wait on the host, in the ledger as host memory."""
+
+    def __init__(self, parts: Parts, ledger: Ledger) -> None:
+        super().__init__(parts.language_model, parts.layers, torch.device("cpu"))
+        self._ledger = ledger
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy that counts as the host's."""
+        with self._ledger.scope(HOST):
+            return super().to_host(tensor)
 
 
 def _quantise(layers: nn.Module, *, double: bool, compute_dtype: torch.dtype) -> None:

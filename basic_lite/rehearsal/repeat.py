@@ -1,10 +1,9 @@
 """What only repeats itself is run once, so that a rehearsal takes seconds: decoder layers, chunks of rows.
 
-Under gradient checkpointing a layer leaves its input behind in the forward and its gradients in the backward, and
-whatever else it takes it gives back before the next one starts. So of layers that are alike, what the transients come
-on
-top of changes evenly from layer to layer, and the most is reached at an end: the first layer, the last, or the
-last one that BASIC watches. Those run in full. The others keep and make what the full ones do, in a few operations.
+Under gradient checkpointing a layer leaves its input behind in the forward and its gradients in the backward. It gives
+everything else back before the next layer starts. What is left behind grows by the same amount from one layer to the
+next, where layers are alike. So the peak is at one end: in the first layer, the last one, or the last one that BASIC
+watches. Those run in full. The others only keep and make what they leave behind.
 """
 
 from __future__ import annotations
@@ -20,20 +19,25 @@ from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
 
 
-class Repeat:
-    """Takes the place of one layer's forward.
+class RepeatedLayer(nn.Module):
+    """Stands in a model where a decoder layer was, and leaves behind what that would.
 
-    ``watched``: BASIC reads this layer's attention, so it calls the attention function with tensors of the right
-    shapes. ``casts``: autocast's copies of float32 adapters, which it keeps until the model's forward is over.
+    Args:
+        layer: whose parameters get gradients.
+        ledger: where the gradients are entered.
+        watched: BASIC reads this layer's attention, so the attention function is called with tensors of its shapes.
+        casts: where autocast's copies of float32 adapters are kept until the model's forward is over; None: there are
+            none.
     """
 
     def __init__(self, layer: nn.Module, ledger: Ledger, *, watched: bool, casts: list[Tensor] | None) -> None:
+        super().__init__()
         self.layer = layer
         self.ledger = ledger
         self.watched = watched
         self.casts = casts
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, D] → [B, T, D]."""
         if self.watched:
             self._attend(hidden_states)
@@ -54,7 +58,8 @@ class Repeat:
         function = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
         function(attention, query, key, key, None, scaling=attention.scaling)
 
-    def backward(self) -> None:
+    def make_gradients(self) -> None:
+        """What the layer's backward would leave in its parameters."""
         for parameter in self.layer.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = fake_like(self.ledger, parameter, "gradients")
@@ -62,14 +67,14 @@ class Repeat:
 
 class _Repeated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, repeat: Repeat) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, layer: RepeatedLayer) -> Tensor:
         ctx.save_for_backward(hidden)
-        ctx.repeat = repeat
+        ctx.layer = layer
         return torch.empty_like(hidden)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.repeat.backward()
+        ctx.layer.make_gradients()
         return torch.empty_like(grad), None
 
 
@@ -92,14 +97,14 @@ def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: boo
         full |= {members[0], members[-1], *within[-1:]}
     for index, layer in enumerate(parts.layers):
         if index not in full:
-            layer.gradient_checkpointing = False
-            layer.forward = Repeat(layer, ledger, watched=watched and index < supervised, casts=casts)
+            parts.layers[index] = RepeatedLayer(layer, ledger, watched=watched and index < supervised, casts=casts)
 
 
 def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int) -> Callable[..., Tensor]:
-    """Every layer's call takes and gives back the same; only the last of them, on top of most, is computed.
+    """The attention mass of the last of ``layers`` layers alone, where most else is there already.
 
-    And of its samples, which are worked on a few at a time, only as many as make a round of ``chunk`` elements.
+    Every layer's call takes and gives back the same. Samples are worked on a few at a time, so of the last layer's only
+    as many are computed as make a round of ``chunk`` elements.
     """
     calls = 0
 
@@ -122,7 +127,7 @@ FEW_ROWS = 512
 
 
 def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Callable[..., Tensor]:
-    """DAS or SDS: all chunks of rows take the same, so a few are enough, beside the gradient of all rows.
+    """DAS or SDS of a few rows, since all chunks of rows take the same, beside the gradient of all rows.
 
     SDS makes its gradient in the forward and keeps that; DAS keeps v and v̂.
     """
@@ -142,7 +147,7 @@ def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Calla
 
 
 def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Likewise for one layer's share of the target."""
+    """One layer's share of the target: a few rows are enough here too."""
 
     def shortened(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
         if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
