@@ -49,7 +49,7 @@ STOP_S = 15
 # A kernel's test file has the kernel's name somewhere in its own.
 KERNELS = ("direction_loss", "vocab_kl", "attention_mass")
 # What pyproject.toml lists and no step here uses. Liger-Kernel is measured beside ours where it is installed.
-UNUSED = {"tensorboard", "sentencepiece", "protobuf", "liger-kernel", "ruff", "mypy", "setuptools"}
+UNUSED = {"typer", "tensorboard", "sentencepiece", "protobuf", "liger-kernel", "ruff", "mypy", "setuptools"}
 # Where the packages lie that need not be installed.
 PACKAGES = [str(ROOT), str(ROOT / "kernels")]
 
