@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, run_stage
+from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, logged, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
 from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
@@ -65,8 +64,7 @@ def _one(place: Place, folder: Path, changes: dict[str, Any], console: Console) 
 
 
 def _last_lm(run: Path) -> float:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return statistics.fmean([line["lm"] for line in lines if "lm" in line][-LAST_LINES:])
+    return statistics.fmean(logged(run, "lm")[-LAST_LINES:])
 
 
 def _table(results: dict[str, list[dict[str, float]]], seeds: int) -> Table:

@@ -20,7 +20,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.run import train
-from basic_lite.tools.answer import answered
+from basic_lite.tools.answer import answer, chat_format
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.train.bundle import MANIFEST, sha256
 from basic_lite.train.files import write_json
@@ -73,27 +73,24 @@ def run_stage(recipe: Recipe, console: Console) -> bool:
 
     A stage made with other settings is replaced: the demo's folder is the demo's own.
     """
-    folder = Path(recipe.output) / recipe.name
-    old = folder / "recipe.yaml"
-    if old.is_file() and (differences(load_recipe(old), recipe) or _projector_changed(folder, recipe)):
-        shutil.rmtree(folder)
+    folder, projector = Path(recipe.output) / recipe.name, recipe.model.projector
+    old, note = folder / "recipe.yaml", folder / "projector_from.json"
+    source = sha256(Path(projector) / "final" / "projector.safetensors") if projector is not None else None
+    if old.is_file():
+        another_projector = note.is_file() and json.loads(note.read_text(encoding="utf-8")) != source
+        if another_projector or differences(load_recipe(old), recipe):
+            shutil.rmtree(folder)
     finished = (folder / "final" / MANIFEST).is_file()
     train(recipe, resume=old.is_file(), console=console)
-    if not finished and recipe.model.projector is not None:
-        write_json(folder / "projector_from.json", _projector_hash(recipe))
+    if source is not None and not finished:
+        write_json(note, source)
     return finished
 
 
-def _projector_hash(recipe: Recipe) -> str | None:
-    if recipe.model.projector is None:
-        return None
-    return sha256(Path(recipe.model.projector) / "final" / "projector.safetensors")
-
-
-def _projector_changed(folder: Path, recipe: Recipe) -> bool:
-    """Whether a finished stage 2 was made from another projector than the one that is there now."""
-    note = folder / "projector_from.json"
-    return note.is_file() and json.loads(note.read_text(encoding="utf-8")) != _projector_hash(recipe)
+def logged(run: Path, key: str) -> list[Any]:
+    """The values of ``key`` in a run's log, from those lines that have it."""
+    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line[key] for line in lines if key in line]
 
 
 def scores_of(
@@ -108,14 +105,13 @@ def scores_of(
     shuffle: int | None = None,
 ) -> Scores:
     """Scores from ``path`` when they are of this very model and data, else measured and written there."""
+    bundles = (
+        [] if path.stem == "before" else [place.out / stage / "final" / MANIFEST for stage in ("stage1", "stage2")]
+    )
     stamp = {
         "world": sha256(place.world.eval),
-        "models": [sha256(p) for p in sorted(place.models.rglob("*.safetensors"))],
-        "bundles": [
-            sha256(p) for p in (place.out / s / "final" / MANIFEST for s in ("stage1", "stage2")) if p.is_file()
-        ]
-        if path.stem != "before"
-        else [],
+        "models": [sha256(weights) for weights in sorted(place.models.rglob("*.safetensors"))],
+        "bundles": [sha256(bundle) for bundle in bundles if bundle.is_file()],
     }
     if path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -133,5 +129,7 @@ def scores_of(
 def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> float:
     """Mean F1 of held-out captions, asked for as in stage 1."""
     records = place.records(place.world.eval_captions)
-    references, texts = answered(loaded, recipe, records, batch_size=EVAL_BATCH)
-    return sum(caption_f1(text, ref) for text, ref in zip(texts, references, strict=True)) / len(records)
+    chat = chat_format(recipe, loaded)
+    texts = answer(loaded, chat, records, image_fit=recipe.data.image_fit, batch_size=EVAL_BATCH)
+    scores = [caption_f1(text, chat.reference(record)) for text, record in zip(texts, records, strict=True)]
+    return sum(scores) / len(scores)

@@ -1,25 +1,55 @@
-"""What the demo prints at its end."""
+"""What the demo prints: how long each phase took, and the tables at its end."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from basic_lite.demo.phases import Phases
-from basic_lite.demo.place import Place, Scores
+from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
 from basic_lite.tools.evaluate import ALL, accuracy_table
 
 
+@dataclass
+class Phases:
+    """Seconds each phase took; a phase whose result was there already is marked as reused."""
+
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[str]:
+        """Time what runs inside, below a heading."""
+        self.console.rule(f"[bold]{name}", align="left")
+        start = time.perf_counter()
+        yield name
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def table(self) -> Table:
+        """Seconds of each phase and in all."""
+        table = Table(title="time", title_justify="left", show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right")
+        for name, seconds in self.seconds.items():
+            note = " (reused)" if name in self.reused else ""
+            table.add_row(name + note, f"{seconds:.1f} s")
+        table.add_row("total", f"{sum(self.seconds.values()):.1f} s", style="bold")
+        return table
+
+
 def refinement_of(run: Path) -> dict[str, Any]:
     """First and last refinement curve in a run's log, as ``{"start": …, "end": …}``."""
-    lines = (json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    curves = [line["refinement"] for line in lines if "refinement" in line]
+    curves = logged(run, "refinement")
     return {"start": curves[0], "end": curves[-1]} if curves else {}
 
 
@@ -35,9 +65,8 @@ def show_report(
     by_chance = chance(instruct)
     last = columns["after stage 2"]
     by_chance[ALL] = sum(by_chance[kind] * last.counts[kind] for kind in by_chance) / last.counts[ALL]
-    console.print("\nheld-out images, exact match by question type")
     shares = {"chance": by_chance} | {name: scores.accuracy for name, scores in columns.items()}
-    console.print(accuracy_table(shares, last.counts))
+    console.print("\nheld-out images, exact match by question type", accuracy_table(shares, last.counts), sep="\n")
     console.print(
         "chance: the best constant answer to each type. other image: the model after stage 2, shown another picture.\n"
     )

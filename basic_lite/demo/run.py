@@ -14,14 +14,12 @@ from rich.console import Console
 from basic_lite.console import quiet_libraries
 from basic_lite.demo import ASSETS
 from basic_lite.demo.ablate import ablation
-from basic_lite.demo.phases import Phases
 from basic_lite.demo.place import CPU, Place, Scores, run_stage, scores_of
 from basic_lite.demo.rebuild import rebuild as rebuild_models
-from basic_lite.demo.report import refinement_of, show_report
+from basic_lite.demo.report import Phases, refinement_of, show_report
 from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, load_base
-from basic_lite.recipe.schema import Recipe
 from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
 
@@ -71,21 +69,16 @@ def _prepare(out: Path, seed: int, rebuild: bool, phases: Phases) -> Place:
                 rebuild_models(models, seed, progress=lambda line: console.print(line, markup=False))
                 write_json(marker, {"seed": seed})
     with phases.phase("world"):
-        world_folder = out / "world"
-        before = _written(world_folder / "world.json")
+        marker = out / "world" / "world.json"
+        before = marker.stat().st_mtime_ns if marker.is_file() else None
         try:
-            world = write_world(world_folder, seed, progress=lambda line: console.print(line, markup=False))
+            world = write_world(marker.parent, seed, progress=lambda line: console.print(line, markup=False))
         except FileExistsError as error:
             raise UserError(f"{error}; or choose another folder with --out") from error
-        if before is not None and before == _written(world_folder / "world.json"):
+        if marker.stat().st_mtime_ns == before:
             phases.reused.add("world")
         console.print(f"pictures and LLaVA JSON files in {world.folder}", soft_wrap=True)
     return Place(out, models, world, seed)
-
-
-def _written(path: Path) -> int | None:
-    """When a file was written, ns; None: there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _train_and_score(
@@ -102,23 +95,17 @@ def _train_and_score(
     with phases.phase("answers before training"):
         # A fresh projector: the pictures reach the LLM as noise.
         fresh = two.model_copy(update={"model": two.model.model_copy(update={"projector": None})})
-        measured("before training", "before", lambda: _fresh(fresh))
-    with phases.phase("stage 1: the projector learns captions"):
+        transformers.set_seed(two.seed)
+        measured("before training", "before", lambda: load_base(fresh, CPU))
+    with phases.phase("stage 1: the projector learns captions") as name:
         if run_stage(one, console):
-            phases.reused.add("stage 1: the projector learns captions")
+            phases.reused.add(name)
     with phases.phase("answers after stage 1"):
         measured("after stage 1", "stage1", lambda: load_trained(place.out / "stage1", CPU)[0], captions=True)
-    with phases.phase("stage 2: projector and LoRA learn questions"):
+    with phases.phase("stage 2: projector and LoRA learn questions") as name:
         if run_stage(two, console):
-            phases.reused.add("stage 2: projector and LoRA learn questions")
+            phases.reused.add(name)
     with phases.phase("answers after stage 2"):
         measured("after stage 2", "stage2", lambda: load_trained(place.out / "stage2", CPU)[0], captions=True)
         measured("other image", "shuffled", lambda: load_trained(place.out / "stage2", CPU)[0], shuffle=place.seed)
     return columns, {stage: refinement_of(place.out / stage) for stage in ("stage1", "stage2")}
-
-
-def _fresh(recipe: Recipe) -> Loaded:
-    transformers.set_seed(recipe.seed)
-    loaded = load_base(recipe, CPU)
-    loaded.model.eval()
-    return loaded

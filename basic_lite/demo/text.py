@@ -1,12 +1,72 @@
-"""What the demo's LLM reads in training: scenes told in words, and conversations about them. Text only."""
+"""What the demo's LLM reads: a tokenizer of one token per word, scenes told in words, conversations about them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
 from basic_lite.demo import world
-from basic_lite.demo.world import Scene, Thing, ask, caption, sample_scene
+from basic_lite.demo.world import COLOURS, COLUMNS, NUMBERS, ROWS, SHAPES, Scene, Thing, ask, caption, sample_scene
+
+_CONTENT_WORDS = [*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS]
+
+PIECE = r"\w+|[^\w\s]|\n"
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+
+# `generation` marks what the assistant says, which lets transformers return a mask of the supervised tokens.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ 'assistant: ' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% elif message['role'] in ['user', 'system'] %}"
+    "{{ message['role'] + ': ' + message['content'] }}"
+    "{% else %}"
+    "{{ raise_exception('the roles are system, user and assistant, not ' + message['role']) }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nassistant: ' }}{% endif %}"
+)
+
+_WORDS = """
+    user assistant system describe the image what colour shape is object where how many objects are there
+    left of a an and at empty yes no
+"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the tokenizer: words, punctuation marks and line breaks are tokens; letter case and spaces are not kept.
+
+    It has no `<image>` token: whoever joins the LLM to a vision encoder adds one, as with any LLM.
+    """
+    words = [PAD, BOS, EOS, UNK, "\n", *":?.,", *_WORDS.split(), *_CONTENT_WORDS]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    core = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    core.normalizer = Lowercase()
+    # `invert` makes the pattern say what a token is; all else, which is blanks, is dropped.
+    core.pre_tokenizer = Split(Regex(PIECE), behavior="removed", invert=True)
+    core.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        model_max_length=512,
+        # Removing blanks before punctuation would be a second, lossy rule beside the pre-tokenizer's.
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
 
 EMPTY = "empty"
 
@@ -45,10 +105,7 @@ def shuffled_list(scene: Scene, rng: random.Random) -> str:
     return caption(Scene(tuple(things)))
 
 
-DESCRIPTIONS: dict[str, Callable[[Scene, random.Random], str]] = {
-    "map": drawn_map,
-    "list": shuffled_list,
-}
+DESCRIPTIONS: dict[str, Callable[[Scene, random.Random], str]] = {"map": drawn_map, "list": shuffled_list}
 
 
 def conversation(description: str, turns: list[tuple[str, str]]) -> Document:
@@ -77,9 +134,7 @@ def retelling(scene: Scene, description: str, rng: random.Random) -> Document:
     for _ in range(3):
         things = list(scene.things)
         rng.shuffle(things)
-        style = rng.choice(
-            ("{0} {1} {2}", "{1} {0} {2}", "{2} {1} {0}", "{2} {0} {1}", "{1} {2} {0}"),
-        )
+        style = rng.choice(("{0} {1} {2}", "{1} {0} {2}", "{2} {1} {0}", "{2} {0} {1}", "{1} {2} {0}"))
         told = " and ".join(style.format(t.colour, t.shape, t.position) for t in things)
         document.append((f"{told}\n", True))
     return document
@@ -93,7 +148,6 @@ def copying(rng: random.Random) -> Document:
 
 # How often each of the QUESTION_TYPES is asked. Places are learnt last and need the most practice.
 _PRACTICE = (1, 1, 1, 3, 1, 5)
-_CONTENT_WORDS = [*world.COLOURS, *world.SHAPES, *world.ROWS, *world.COLUMNS, *world.NUMBERS]
 
 
 def read_lesson(rng: random.Random, *, only_copies: bool = False) -> Document:

@@ -8,13 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPVisionModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from basic_lite.demo.world import IMAGE_SIZE, caption, render, sample_scene
 
@@ -27,6 +21,22 @@ VISION_CONFIG = {
     "patch_size": 8,
     "projection_dim": 96,
 }
+
+
+TEXT_CONFIG = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 48,
+    "projection_dim": 96,
+}
+
+STEPS = 1200
+_BATCH = 128
+# Drawn before the first step.
+_PICTURES = 24000
+_LEARNING_RATE = 1e-3
 
 
 def image_processor() -> CLIPImageProcessorPil:
@@ -48,11 +58,7 @@ def train_vision(
     out_dir: Path,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
-    *,
-    steps: int = 1200,
-    batch: int = 128,
-    pictures: int = 24000,
-    learning_rate: float = 1e-3,
+    steps: int = STEPS,
     progress: Callable[[str], None] = print,
 ) -> None:
     """Train the encoder contrastively beside a two-layer text tower and save it with its image processor.
@@ -61,12 +67,12 @@ def train_vision(
         out_dir: gets config, weights and preprocessor config, as AutoModel and AutoImageProcessor read them.
         tokenizer: reads the captions for the text tower, which is thrown away afterwards.
         seed: of scenes, pictures, initial weights and batch order.
-        steps, batch, learning_rate: AdamW, linear warm-up over 100 steps, then cosine to zero.
-        pictures: training pictures drawn before the first step.
+        steps: of AdamW, whose rate warms up over 100 of them and falls to zero as a cosine.
+        progress: called with one line of text every 50 steps.
     """
     rng = random.Random(f"vision {seed}")
     # A short trial need not draw what it never shows.
-    pictures = min(pictures, steps * batch)
+    pictures = min(_PICTURES, steps * _BATCH)
     pixel_rng = np.random.default_rng([seed, 2])
     scenes = [sample_scene(rng, held_out=False) for _ in range(pictures)]
     pixels = np.stack([np.asarray(render(scene, pixel_rng)) for scene in scenes])
@@ -74,30 +80,15 @@ def train_vision(
     texts = tokenizer(captions, padding=True, add_special_tokens=False, return_tensors="pt")
 
     torch.manual_seed(seed)
-    model = CLIPModel(
-        CLIPConfig(
-            vision_config=VISION_CONFIG,
-            text_config={
-                "vocab_size": len(tokenizer),
-                "hidden_size": 96,
-                "intermediate_size": 192,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 48,
-                "projection_dim": 96,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            projection_dim=96,
-        )
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text_config = TEXT_CONFIG | special | {"vocab_size": len(tokenizer)}
+    model = CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=text_config, projection_dim=96))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
     for step in range(steps):
         warm_up = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warm_up * 0.5 * (1 + np.cos(np.pi * step / steps))
-        chosen = torch.tensor(rng.sample(range(pictures), batch))
+            group["lr"] = _LEARNING_RATE * warm_up * 0.5 * (1 + np.cos(np.pi * step / steps))
+        chosen = torch.tensor(rng.sample(range(pictures), _BATCH))
         loss = model(
             pixel_values=normalised(pixels[chosen.numpy()]),
             input_ids=texts["input_ids"][chosen],

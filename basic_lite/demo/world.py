@@ -51,6 +51,16 @@ QUESTION_TYPES: tuple[str, ...] = ("colour", "shape", "count", "position", "exis
 COUNT_WEIGHTS: tuple[float, ...] = (0.1, 0.3, 0.3, 0.3)
 # One scene in this many is held out.
 HELD_OUT_EVERY = 9
+# Numbers of pictures and records. Held-out scenes differ from each other and from every training scene. Each record of
+# `pretrain.json` has a picture of its own; questions are of all types equally often; `eval_…`: of held-out pictures.
+SIZES = {
+    "train_scenes": 8000,
+    "held_out_scenes": 1000,
+    "captions": 4000,
+    "questions": 16000,
+    "eval_questions": 1002,
+    "eval_captions": 200,
+}
 
 CAPTION_REQUEST = "describe the image."
 
@@ -105,8 +115,10 @@ class World:
     eval: Path
     eval_captions: Path
 
-
-# ---------------------------------------------------------------------------------------------- scenes
+    @staticmethod
+    def in_folder(folder: Path) -> World:
+        names = ("images", "pretrain.json", "instruct.json", "eval.json", "eval_captions.json")
+        return World(folder, *(folder / name for name in names))
 
 
 def sample_scene(rng: random.Random, *, held_out: bool) -> Scene:
@@ -126,9 +138,6 @@ PAIRS: list[tuple[str, str]] = [(colour, shape) for colour in COLOURS for shape 
 def caption(scene: Scene) -> str:
     """Name all objects and places in raster order: `red circle top left and blue ring middle right`."""
     return " and ".join(f"{t.name} {t.position}" for t in scene.things)
-
-
-# ------------------------------------------------------------------------------------------- questions
 
 
 def ask(scene: Scene, kind: str, rng: random.Random, *, yes: bool | None = None) -> Question | None:
@@ -201,8 +210,6 @@ def caption_f1(predicted: str, reference: str) -> float:
     return 2 * len(p & r) / (len(p) + len(r)) if p or r else 1.0
 
 
-# -------------------------------------------------------------------------------------------- pictures
-
 # Shapes are drawn at twice the size and then halved, which smooths their edges.
 _SCALE = 2
 
@@ -244,20 +251,8 @@ def _draw(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, f
         draw.polygon([(x, y - r), (x + r * 0.8, y), (x, y + r), (x - r * 0.8, y)], fill=fill)
 
 
-# --------------------------------------------------------------------------------------------- on disk
-
-
 def write_world(
-    folder: Path,
-    seed: int = 0,
-    *,
-    train_scenes: int = 8000,
-    held_out_scenes: int = 1000,
-    captions: int = 4000,
-    questions: int = 16000,
-    eval_questions: int = 1002,
-    eval_captions: int = 200,
-    progress: Callable[[str], None] | None = None,
+    folder: Path, seed: int = 0, *, progress: Callable[[str], None] = lambda line: None, **sizes: int
 ) -> World:
     """Write the world of `seed` below `folder`, or reuse it where exactly this world already lies there.
 
@@ -268,41 +263,23 @@ def write_world(
     Args:
         folder: where the world shall lie; a folder that holds another world is replaced.
         seed: everything random follows from it.
-        train_scenes, held_out_scenes: numbers of pictures. Held-out scenes differ from each other and from
-            every training scene.
-        captions: records of `pretrain.json`, one picture each; ≤ `train_scenes`.
-        questions: records of `instruct.json`, all types equally often.
-        eval_questions, eval_captions: records about held-out pictures; `eval_captions` ≤ `held_out_scenes`.
         progress: called with one line of text now and then.
+        sizes: instead of those in ``SIZES``.
 
     Raises:
-        ValueError: more captions than pictures were asked for.
+        ValueError: an unknown size, or more captions than pictures.
         FileExistsError: `folder` holds files but no world, so replacing it could destroy something else.
     """
-    if captions > train_scenes or eval_captions > held_out_scenes:
-        raise ValueError(
-            f"{captions} captions of {train_scenes} training pictures and {eval_captions} of "
-            f"{held_out_scenes} held-out ones: each picture has one caption, so ask for "
-            "fewer captions or more pictures"
-        )
-    world = World(
-        folder,
-        folder / "images",
-        folder / "pretrain.json",
-        folder / "instruct.json",
-        folder / "eval.json",
-        folder / "eval_captions.json",
-    )
-    identity = {
-        "version": WORLD_VERSION,
-        "seed": seed,
-        "train_scenes": train_scenes,
-        "held_out_scenes": held_out_scenes,
-        "captions": captions,
-        "questions": questions,
-        "eval_questions": eval_questions,
-        "eval_captions": eval_captions,
-    }
+    if unknown := sizes.keys() - SIZES.keys():
+        raise ValueError(f"a world has no size {', '.join(unknown)}; it has {', '.join(SIZES)}")
+    identity = {"version": WORLD_VERSION, "seed": seed, **SIZES, **sizes}
+    for captions, scenes in (("captions", "train_scenes"), ("eval_captions", "held_out_scenes")):
+        if identity[captions] > identity[scenes]:
+            raise ValueError(
+                f"{captions} is {identity[captions]} and {scenes} is {identity[scenes]}: each picture has one caption, "
+                "so ask for fewer captions or more pictures"
+            )
+    world = World.in_folder(folder)
     marker = folder / "world.json"
     if marker.is_file():
         if json.loads(marker.read_text()) == identity:
@@ -313,7 +290,7 @@ def write_world(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(draft, seed, identity, progress or (lambda line: None))
+        _write(World.in_folder(draft), identity, progress)
         if folder.exists():
             shutil.rmtree(folder)
         # mkdtemp makes private folders; a world is as readable as any other output.
@@ -334,28 +311,29 @@ def scenes_of(seed: int, train_scenes: int, held_out_scenes: int) -> tuple[list[
     return train, list(held_out)
 
 
-def _write(folder: Path, seed: int, identity: Mapping[str, int], progress: Callable[[str], None]) -> None:
+def _write(world: World, identity: Mapping[str, int], progress: Callable[[str], None]) -> None:
+    seed = identity["seed"]
     train, held_out = scenes_of(seed, identity["train_scenes"], identity["held_out_scenes"])
-    (folder / "images").mkdir()
+    world.images.mkdir()
     scenes = train + held_out
     pixels = np.random.default_rng([seed, 1])
     for number, scene in enumerate(scenes):
         # Noise hardly compresses; the lowest level is several times faster and the files are as small.
-        render(scene, pixels).save(folder / "images" / _image_name(number), compress_level=1)
+        render(scene, pixels).save(world.images / _image_name(number), compress_level=1)
         if (number + 1) % 3000 == 0 or number + 1 == len(scenes):
             progress(f"world: {number + 1} of {len(scenes)} pictures")
 
     rng = random.Random(f"records {seed}")
     first = len(train)
     files = {
-        "pretrain.json": _captions(train[: identity["captions"]], 0),
-        "instruct.json": _questions(train, 0, identity["questions"], rng),
-        "eval.json": _questions(held_out, first, identity["eval_questions"], rng),
-        "eval_captions.json": _captions(held_out[: identity["eval_captions"]], first),
+        world.pretrain: _captions(train[: identity["captions"]], 0),
+        world.instruct: _questions(train, 0, identity["questions"], rng),
+        world.eval: _questions(held_out, first, identity["eval_questions"], rng),
+        world.eval_captions: _captions(held_out[: identity["eval_captions"]], first),
     }
-    for name, records in files.items():
-        (folder / name).write_text(json.dumps(records, indent=1))
-    (folder / "world.json").write_text(json.dumps(identity, indent=1))
+    for path, records in files.items():
+        path.write_text(json.dumps(records, indent=1))
+    (world.folder / "world.json").write_text(json.dumps(identity, indent=1))
 
 
 def _image_name(number: int) -> str:

@@ -85,7 +85,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = None) -> Loaded:
-    """The model of ``recipe`` before any adapter: all frozen, projector in float32.
+    """The model of ``recipe`` before any adapter: all frozen, in eval mode, projector in float32.
 
     Raises:
         UserError: a checkpoint is missing, of a wrong kind, or lacks its image token.
@@ -98,7 +98,7 @@ def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = 
     frontend = frontend or load_frontend(recipe.model)
     loader = _open_llava if recipe.model.base is not None else _compose
     model = loader(recipe, frontend, pick_dtype(recipe.model.dtype, device), device)
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()
     model.config.use_cache = False
     _settle_generation(model, frontend.tokenizer)
     parts = find_parts(model)

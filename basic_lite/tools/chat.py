@@ -32,8 +32,8 @@ def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> 
     loaded, bundle = load_trained(run, pick_device(device, "--device"))
     recipe = bundle.recipe
     form = chat_format(recipe, loaded)
-    if form.template != recipe.data.template:
-        print(asked_otherwise(recipe, form), file=sys.stderr)
+    if note := asked_otherwise(recipe, form):
+        print(note, file=sys.stderr)
 
     def ask(text: str) -> str:
         record = Record(1, "", "chat", (picture,), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{text}"),))

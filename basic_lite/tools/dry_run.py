@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from basic_lite.console import quiet_libraries, speaker
+from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
 from basic_lite.data.show import render_sample
 from basic_lite.errors import UserError
@@ -27,49 +26,6 @@ from basic_lite.train.bundle import open_bundle
 from basic_lite.train.restore import require_same_model
 from basic_lite.train.run_folder import look_at_run_folder, require_writable
 from basic_lite.units import MIB
-
-
-@dataclass(frozen=True)
-class BasicCost:
-    """What BASIC adds to one micro-batch, computed from shapes. Bytes are the peaks that the eager operations state."""
-
-    layers: int
-    total_layers: int
-    visual_tokens: int
-    flops: float
-    step_flops: float
-    buffer_bytes: int
-
-    @property
-    def share(self) -> float:
-        """BASIC's floating-point operations, divided by those of the forward and backward without it."""
-        return self.flops / self.step_flops if self.step_flops else 0.0
-
-
-def basic_cost(recipe: Recipe, frontend: Frontend, parts: list[Part], *, tokens: int, visual: int) -> BasicCost:
-    """BASIC's cost for one sample of ``tokens`` tokens, ``visual`` of them visual, times the micro-batch.
-
-    SDS is three products of M × D × V: two forward, one for the gradient. Attention mass recomputes the scores of the
-    text rows in K layers. DAS and the taps are a few operations an element. A step without BASIC takes 2 operations a
-    weight and token forward, 2 for the gradient of the activations, and 2 more under checkpointing. The head is left
-    out: it works on labelled rows only.
-    """
-    text = frontend.config.text_config
-    hidden, vocabulary = text.hidden_size, text.vocab_size
-    k = supervised_layers(recipe.supervision.layers, frontend.layer_count)
-    m = visual * recipe.training.micro_batch
-    settings = recipe.supervision
-    flops = 0.0
-    if settings.lambda_sds > 0:
-        flops += 3 * 2.0 * m * hidden * vocabulary
-    if isinstance(settings.token_weights, str):
-        words = max(tokens - visual, 0)
-        flops += k * 2.0 * hidden * words * tokens * recipe.training.micro_batch
-    flops += (2 * k + 20) * m * hidden
-    weights = sum(p.parameters for p in parts if p.part in ("LLM linears", "LoRA"))
-    passes = 3 if recipe.training.gradient_checkpointing else 2
-    step = 2.0 * passes * weights * tokens * recipe.training.micro_batch
-    return BasicCost(k, frontend.layer_count, m, flops, step, 8 * m * hidden)
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
@@ -131,7 +87,7 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
     steps = Schedule(data.sampler, recipe).steps
     samples = steps * training.global_batch
     per_sample = float(report.lengths.mean())
-    rows: dict[str, Any] = {
+    rows = {
         "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
         "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × "
         f"{accumulation(recipe)} accumulated), "
@@ -142,26 +98,41 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         "learning rates": f"projector {training.projector_learning_rate:g}"
         + (f", LoRA {training.learning_rate:g}" if recipe.lora.enabled else ""),
     }
-    if basic_is_on(recipe):
-        images = report.n_images[report.has_image]
-        visual = round(float(images.mean()) * frontend.tokens_per_image) if len(images) else 0
-        length = round(float(report.lengths[report.has_image].mean())) if len(images) else 0
-        cost = basic_cost(recipe, frontend, parts, tokens=length, visual=visual)
-        settings = recipe.supervision
-        rows["BASIC adds"] = (
-            f"v̂ from layers 1..{cost.layers} of {cost.total_layers}; "
-            f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
-            f"{cost.share:.1%} of the step's operations and {cost.buffer_bytes / MIB:.1f} MiB of buffers "
-            f"for {cost.visual_tokens:,} visual tokens (from shapes)"
-        )
-    else:
-        rows["BASIC adds"] = "nothing: it is off in this recipe"
+    rows["BASIC adds"] = _basic_adds(recipe, frontend, report, parts)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _basic_adds(recipe: Recipe, frontend: Frontend, report: DataReport, parts: list[Part]) -> str:
+    """What BASIC adds to a micro-batch of mean samples with images, from shapes.
+
+    Of products: SDS has three of M × D × V; attention mass makes the scores of the text rows in K layers. A step
+    without BASIC multiplies each weight of the linear layers with each token once in the forward, once in the backward,
+    and once more under checkpointing. The head is left out: it works on labelled rows only.
+    """
+    settings, text = recipe.supervision, frontend.config.text_config
+    if not basic_is_on(recipe):
+        return "nothing: it is off in this recipe"
+    samples = max(int(report.has_image.sum()), 1)
+    visual = round(int(report.n_images.sum()) / samples * frontend.tokens_per_image)
+    tokens = round(int(report.lengths[report.has_image].sum()) / samples)
+    k = supervised_layers(settings.layers, frontend.layer_count)
+    sds = 3 * visual * text.vocab_size if settings.lambda_sds > 0 else 0
+    mass = k * (tokens - visual) * tokens if isinstance(settings.token_weights, str) else 0
+    weights = sum(p.parameters for p in parts if p.part in ("LLM linears", "LoRA"))
+    passes = 3 if recipe.training.gradient_checkpointing else 2
+    share = text.hidden_size * (sds + mass) / max(passes * weights * tokens, 1)
+    visual *= recipe.training.micro_batch
+    return (
+        f"v̂ from layers 1..{k} of {frontend.layer_count}; "
+        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
+        f"{share:.1%} of the step's operations and {8 * visual * text.hidden_size / MIB:.1f} MiB of buffers "
+        f"for {visual:,} visual tokens (from shapes)"
+    )
 
 
 def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Console) -> None:

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from basic_lite.console import counting, quiet_libraries
-from basic_lite.data.images import ImageRef
+from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, SourceSection, Template
-from basic_lite.tools.answer import answered, asked_otherwise, chat_format, require_images_open
+from basic_lite.tools.answer import answer, asked_otherwise, chat_format
 from basic_lite.train.restore import load_trained
 
 ALL = "all"
@@ -61,7 +62,7 @@ def evaluate(
     batch_size: int = 16,
     shuffle_images: int | None = None,
     template: Template | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> EvalResult:
     """Answer the last question of every record and score it.
 
@@ -70,15 +71,17 @@ def evaluate(
         shuffle_images: a seed. Each question is then asked about the images of another record that has as many. That
             shows how much the answers owe to the picture.
     """
-    references, texts = answered(
+    chat = chat_format(recipe, loaded, template)
+    texts = answer(
         loaded,
-        recipe,
+        chat,
         records,
+        image_fit=recipe.data.image_fit,
         batch_size=batch_size,
-        template=template,
         images=None if shuffle_images is None else other_images(records, shuffle_images),
         progress=progress,
     )
+    references = [chat.reference(record) for record in records]
     predictions = [
         Prediction(
             number=record.number,
@@ -172,13 +175,17 @@ def evaluate_run(
     quiet_libraries()
     source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
     records = list(load_records(source, root=Path.cwd()))
-    require_images_open(records)
+    for record in records:  # before the first answer, not in the middle
+        try:
+            for image in record.images:
+                check_image(image, "exists")
+        except RecordProblem as problem:
+            raise problem.at(record.place) from problem
     if out is not None:
         _require_writable(out)
     loaded, bundle = load_trained(run, pick_device(device, "--device"))
-    form = chat_format(bundle.recipe, loaded, template)
-    if template is None and form.template != bundle.recipe.data.template:
-        notes.print(asked_otherwise(bundle.recipe, form), markup=False)
+    if template is None and (note := asked_otherwise(bundle.recipe, chat_format(bundle.recipe, loaded))):
+        notes.print(note, markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
     several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
     if several:
