@@ -57,8 +57,9 @@ class Case:
         )
 
     def recipe(self, folder: Path, device: torch.device, **keys: Any) -> Recipe:
-        """NF4, LoRA on all linear layers, checkpointing, AdamW; one micro-batch a step."""
+        """NF4, LoRA on all linear layers without dropout, checkpointing, AdamW; one micro-batch a step."""
         training = {"device": device.type, "optimizer": "adamw"}
+        keys["lora"] = {"alpha": 32.0, "dropout": 0.0}
         batch = {"micro_batch": self.samples, "global_batch": self.samples, "max_length": self.tokens}
         return shape_recipe(folder, self.size, training=training, **batch, **keys)
 
