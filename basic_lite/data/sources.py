@@ -9,8 +9,8 @@ from basic_lite.data.hf_source import DatasetsSource
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.records import Records, Source
 from basic_lite.errors import UserError
+from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.schema import SourceSection
-from basic_lite.recipe.sources import check_source
 
 
 def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path) -> Records:
