@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.problems import BadImage
-from basic_lite.model.processor import input_side, mean_colour, resampling
+from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).

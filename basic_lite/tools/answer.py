@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.collate import Collator
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import Record
 from basic_lite.model.load import Loaded

@@ -1,0 +1,109 @@
+"""Records as samples for the trainer (ids, labels and pixels of one record), and samples to a padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.images import pixels
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import Record, Records
+from basic_lite.data.tokens import IGNORE
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import ImageFit, PaddingSide
+
+
+class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Map-style, picklable. Sample i is ``records[indices[i]]``.
+
+    Args:
+        indices: The records to use, as `DataReport.kept` has them; none: all.
+    """
+
+    def __init__(
+        self,
+        records: Records | Sequence[Record],
+        chat: ChatFormat,
+        image_processor: Any,
+        image_fit: ImageFit,
+        max_length: int,
+        indices: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        self.records = records
+        self.chat = chat
+        self.image_processor = image_processor
+        self.image_fit = image_fit
+        self.max_length = max_length
+        self.indices = np.arange(len(records)) if indices is None else np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        """The record behind a sample.
+
+        Raises:
+            RecordProblem: it is no usable conversation.
+        """
+        return self.records[int(self.indices[index])]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``input_ids`` and ``labels`` (lists of length T), and ``pixel_values`` [n, 3, h, w] where n > 0.
+
+        Raises:
+            RecordProblem: the record or one of its images can't be used; names source and record number.
+        """
+        record = self.record(index)
+        encoded = self.chat.encode(record, self.max_length)
+        sample: dict[str, Any] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+        if record.images:
+            try:
+                sample["pixel_values"] = pixels(record.images, self.image_processor, self.image_fit)
+            except RecordProblem as problem:
+                raise problem.at(record.place) from problem.__cause__
+        return sample
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads to the longest sample. Picklable.
+
+    Returns ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64 (labels `IGNORE` at padding; left
+    out when no sample has any, as for generation), and ``pixel_values`` [I, 3, h, w] float32 where I > 0: all
+    images of row 0 in the order of their placeholders, then those of row 1, and so on.
+    """
+
+    pad_token_id: int
+    padding_side: PaddingSide = "right"
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        size = (len(samples), longest)
+        batch = {
+            "input_ids": torch.full(size, self.pad_token_id, dtype=torch.int64),
+            "attention_mask": torch.zeros(size, dtype=torch.int64),
+        }
+        if any("labels" in sample for sample in samples):
+            batch["labels"] = torch.full(size, IGNORE, dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            length = len(sample["input_ids"])
+            where = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
+            batch["input_ids"][row, where] = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
+            batch["attention_mask"][row, where] = 1
+            if "labels" in sample:
+                batch["labels"][row, where] = torch.as_tensor(sample["labels"], dtype=torch.int64)
+        if images := [sample["pixel_values"] for sample in samples if len(sample.get("pixel_values", ()))]:
+            shapes = {tuple(one.shape[1:]) for one in images}
+            if len(shapes) > 1:
+                raise UserError(
+                    f"the image processor gives images of different sizes "
+                    f"({', '.join(map(str, sorted(shapes)))}); it must resize to one size: correct "
+                    f"preprocessor_config.json of model.vision."
+                )
+            batch["pixel_values"] = torch.cat(images).to(torch.float32)
+        return batch
