@@ -50,8 +50,7 @@ def _print_version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True),
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -155,13 +154,11 @@ def demo(
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild",
-            help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long).",
+            "--rebuild", help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long)."
         ),
     ] = False,
     ablate: Annotated[
-        bool,
-        typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."),
+        bool, typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
 ) -> None:

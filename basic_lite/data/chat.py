@@ -105,8 +105,7 @@ class ChatFormat:
         ids, labels, images = self._tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
-                f"the chat template has written {images} of its {len(record.images)} images",
-                "set data.template: v1",
+                f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"
             )
         return ids, labels, images
 
