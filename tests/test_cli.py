@@ -199,7 +199,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["eval", "run"], "--data"),
         (["eval", "run", "--data", "d", "--batch", "0"], "--batch"),
         (["eval", "run", "--data", "d", "--batch", "x"], "--batch"),
-        (["eval", "run", "--data", "d", "--device", "tpu"], "none of auto, cpu, cuda"),
+        (["eval", "run", "--data", "d", "--device", "tpu"], "is not one of 'auto', 'cpu', 'cuda'"),
         (["demo", "--seeds", "0"], "--seeds"),
         (["--nonsense"], "--nonsense"),
     ],
