@@ -181,7 +181,7 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Ask a trained model about a picture."""
-    from basic_lite.tools.chat import chat as ask
+    from basic_lite.tools.answer import chat as ask
 
     ask(run, image, question, device)
 

@@ -158,7 +158,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
 
     stand_in(monkeypatch, "basic_lite.tools.evaluate", "evaluate_run", record)
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", record)
-    stand_in(monkeypatch, "basic_lite.tools.chat", "chat", record)
+    stand_in(monkeypatch, "basic_lite.tools.answer", "chat", record)
     assert run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu")[0] == 0
     assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
     assert run("chat", "r", "i.png", "what?")[0] == 0

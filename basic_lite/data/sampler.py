@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from basic_lite.recipe.schema import Grouping
 _POOL_BATCHES = 50
 
 
-class GroupedSampler(torch.utils.data.Sampler[int]):
+class GroupedSampler:
     """Indices of one epoch, ``global_batch`` after ``global_batch``, each micro-batch a slice of one.
 
     The order follows from ``(seed, epoch)`` alone: the global generator is neither read nor changed, a
@@ -51,17 +51,10 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         if len(self.lengths) != len(self.has_image):
             raise ValueError(f"{len(self.lengths)} lengths but {len(self.has_image)} has_image")
         self.global_batch = global_batch
-        self.mode, self.seed, self.epoch = mode, seed, 0
+        self.mode, self.seed = mode, seed
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
 
     def order(self, epoch: int) -> np.ndarray:
         """All indices [n] in the order of an epoch."""

@@ -63,7 +63,10 @@ def load_frontend(section: ModelSection) -> Frontend:
         with torch.device("meta"):
             require_decoder(AutoModel.from_config(config.text_config), section.llm)
         tokenizer = load_tokenizer(section.llm, "model.llm")
-        config.image_token_id = add_image_token(tokenizer, section.image_token)
+        token = section.image_token
+        if token not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+        config.image_token_id = int(tokenizer.convert_tokens_to_ids(token))
         select = section.vision_feature_select
         images = load_image_processor(section.vision, "model.vision")
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
@@ -139,13 +142,11 @@ def llava_config_of(name: str) -> LlavaConfig:
 def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:
     """N, visual tokens an image: patches, and the class token where it is kept."""
     patches = (vision.image_size // vision.patch_size) ** 2
-    has_class_token = vision.model_type.startswith("clip")
-    return patches + (1 if has_class_token and select == "full" else 0)
+    return patches + int(_has_class_token(vision) and select == "full")
 
 
-def feature_select(vision: PreTrainedConfig, select: str) -> str:
-    """``vision_feature_select_strategy``: ``default`` drops the first token, which SigLIP doesn't have."""
-    return select if vision.model_type.startswith("clip") else "full"
+def _has_class_token(vision: PreTrainedConfig) -> bool:
+    return vision.model_type.startswith("clip")
 
 
 def composed_config(section: ModelSection) -> LlavaConfig:
@@ -163,7 +164,8 @@ def composed_config(section: ModelSection) -> LlavaConfig:
         image_token_index=text.vocab_size,  # the real id is set once the tokenizer has one
         projector_hidden_act="gelu",
         vision_feature_layer=section.vision_feature_layer,
-        vision_feature_select_strategy=feature_select(vision, section.vision_feature_select),
+        # `default` drops the first token, which SigLIP doesn't have.
+        vision_feature_select_strategy=section.vision_feature_select if _has_class_token(vision) else "full",
         image_seq_length=tokens_per_image(vision, section.vision_feature_select),
         tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
     )
@@ -184,13 +186,6 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
             "name one in its tokenizer_config.json (pad_token)"
         )
     return tokenizer
-
-
-def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
-    """Give the tokenizer of a fresh composition its image token; returns the id."""
-    if image_token not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
-    return int(tokenizer.convert_tokens_to_ids(image_token))
 
 
 def _check_image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, section: ModelSection) -> None:

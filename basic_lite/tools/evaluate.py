@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, SourceSection, Template
 from basic_lite.tools.answer import answer, asked_otherwise, chat_format
+from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
 
 ALL = "all"
@@ -87,7 +87,7 @@ def evaluate(
             number=record.number,
             id=record.id,
             question_type=record.question_type or "",
-            question=_last_question(record),
+            question=next((turn.text for turn in reversed(record.turns) if turn.role == "human"), ""),
             reference=reference,
             prediction=text,
             correct=normalise(text) == normalise(reference) if reference else None,
@@ -131,11 +131,6 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
                     partner[index] = candidate
                     break
     return lambda index: records[partner[index]].images
-
-
-def _last_question(record: Record) -> str:
-    questions = [turn.text for turn in record.turns if turn.role == "human"]
-    return questions[-1] if questions else ""
 
 
 def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Table:
@@ -225,5 +220,4 @@ def write_predictions(result: EvalResult, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(vars(p), ensure_ascii=False) for p in result.predictions]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    summary: dict[str, Any] = {"exact_match": result.accuracy, "counts": result.counts}
-    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".summary.json"), {"exact_match": result.accuracy, "counts": result.counts})
