@@ -216,28 +216,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_status(list(sys.argv[1:] if argv is None else argv)))
 
 
+def _run(arguments: list[str]) -> int:
+    result = app(args=arguments, prog_name="basic-lite", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
 def _status(arguments: list[str]) -> int:
-    debug = os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0")
+    if os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0"):
+        return _run(arguments)
     try:
-        result = app(args=arguments, prog_name="basic-lite", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        return _run(arguments)
     except UserError as error:
-        if debug:
-            raise
         if not isinstance(error, StoppedElsewhere):
             note(f"error: {error}")
         return 2
     except TyperException as error:
-        if debug:
-            raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "basic-lite"
         text = error.format_message()
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        if debug:
-            raise
         note("stopped")
         return 130
 

@@ -12,34 +12,22 @@ import torch
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import pixels
 from basic_lite.data.problems import RecordProblem
-from basic_lite.data.records import Record, Records
+from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import ImageFit, PaddingSide
 
 
+@dataclass(eq=False)
 class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Map-style, picklable. Sample i is ``records[indices[i]]``.
+    """Map-style, picklable. Sample i is ``records[indices[i]]``, as `DataReport.kept` has the indices [n]."""
 
-    Args:
-        indices: The records to use, as `DataReport.kept` has them; none: all.
-    """
-
-    def __init__(
-        self,
-        records: Records | Sequence[Record],
-        chat: ChatFormat,
-        image_processor: Any,
-        image_fit: ImageFit,
-        max_length: int,
-        indices: Sequence[int] | np.ndarray | None = None,
-    ) -> None:
-        self.records = records
-        self.chat = chat
-        self.image_processor = image_processor
-        self.image_fit = image_fit
-        self.max_length = max_length
-        self.indices = np.arange(len(records)) if indices is None else np.asarray(indices, dtype=np.int64)
+    records: Sequence[Record]
+    chat: ChatFormat
+    image_processor: Any
+    image_fit: ImageFit
+    max_length: int
+    indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)

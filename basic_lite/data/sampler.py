@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from basic_lite.recipe.schema import Grouping
 _POOL_BATCHES = 50
 
 
+@dataclass
 class GroupedSampler:
     """Indices of one epoch, ``global_batch`` after ``global_batch``, each micro-batch a slice of one.
 
@@ -32,26 +33,20 @@ class GroupedSampler:
     hours. Every sample comes once an epoch. The last global batch is smaller where the samples don't fill it.
 
     Args:
-        lengths: Tokens of each sample, after cutting.
-        has_image: Whether each sample has an image.
+        lengths: Tokens of each sample, after cutting [n].
+        has_image: Whether each sample has an image [n].
         global_batch: Samples of one optimizer step.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        has_image: Sequence[bool] | np.ndarray,
-        *,
-        global_batch: int,
-        mode: Grouping = "modality_length",
-        seed: int = 0,
-    ) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.has_image = np.asarray(has_image, dtype=bool)
+    lengths: np.ndarray
+    has_image: np.ndarray
+    global_batch: int
+    mode: Grouping = "modality_length"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         if len(self.lengths) != len(self.has_image):
             raise ValueError(f"{len(self.lengths)} lengths but {len(self.has_image)} has_image")
-        self.global_batch = global_batch
-        self.mode, self.seed = mode, seed
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -6,7 +6,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -45,8 +45,8 @@ class EvalResult:
     """Predictions in the order of the data, and the exact-match share by question type (``all``: overall)."""
 
     predictions: list[Prediction]
-    accuracy: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, float]
+    counts: dict[str, int]
 
 
 def normalise(text: str) -> str:
@@ -189,7 +189,9 @@ def evaluate_run(
         )
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(loaded, bundle.recipe, records, batch_size=batch_size, template=template, progress=count)
-    target = out or _default_out(run, bundle.folder, data)
+    # A bundle's own folder stays as its manifest describes it.
+    folder = bundle.folder.parent if run == bundle.folder else run
+    target = out or folder / f"predictions_{data.stem}_{bundle.folder.name}.jsonl"
     write_predictions(result, target)
     if result.counts:
         console.print(accuracy_table({"exact match": result.accuracy}, result.counts))
@@ -207,12 +209,6 @@ def _require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error
-
-
-def _default_out(run: Path, bundle: Path, data: Path) -> Path:
-    # A bundle's own folder stays as its manifest describes it.
-    folder = bundle.parent if run == bundle else run
-    return folder / f"predictions_{data.stem}_{bundle.name}.jsonl"
 
 
 def write_predictions(result: EvalResult, path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_broken_image_at_load_time_is_named(tmp_path: Path, in_worker: bool) -
 
 def test_dataset_pickles_and_gives_the_same(tmp_path: Path) -> None:
     records, chat, _ = setup(tmp_path, [ROWS[0], ROWS[1], ROWS[9]])
-    dataset = SupervisedDataset(records, chat, processor(), "square", 200)
+    dataset = SupervisedDataset(records, chat, processor(), "square", 200, np.arange(len(records)))
     before = [dataset[i] for i in range(3)]
     again = pickle.loads(pickle.dumps((dataset, Collator(5, "left"))))
     after = [again[0][i] for i in range(3)]
@@ -255,5 +255,5 @@ def test_any_order(n: int, share: float, accumulation: int, micro: int, mode: An
 
 def test_sampler_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="lengths"):
-        GroupedSampler([1, 2], [True], global_batch=8)
+        GroupedSampler(np.array([1, 2]), np.array([True]), global_batch=8)
     assert N == 5
