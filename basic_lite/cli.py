@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -32,7 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
+Template = Literal["plain", "v1", "tokenizer"]
 RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -50,8 +51,7 @@ def _print_version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True),
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -128,23 +128,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many questions.")] = None,
     device: Device = "auto",
-    template: Annotated[
-        str | None, typer.Option(help="plain, v1 or tokenizer; default: as the model was trained.")
-    ] = None,
+    template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
 ) -> None:
     """Answer a file of questions and score the answers.
 
     One question a record: its last one, what comes before is context. Greedy decoding; exact match, overall and by the
     records' `question_type` where they have one; predictions as JSON lines.
     """
-    from basic_lite.recipe import schema
-
-    one_of("--device", device, get_args(schema.Device))
-    asked_in = None if template is None else one_of("--template", template, get_args(schema.Template))
     from basic_lite.tools.evaluate import evaluate_run
 
     evaluate_run(
-        run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device, template=asked_in
+        run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device, template=template
     )
 
 
@@ -155,13 +149,11 @@ def demo(
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild",
-            help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long).",
+            "--rebuild", help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long)."
         ),
     ] = False,
     ablate: Annotated[
-        bool,
-        typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds."),
+        bool, typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
 ) -> None:
@@ -189,10 +181,7 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Ask a trained model about a picture."""
-    from basic_lite.recipe import schema
-
-    one_of("--device", device, get_args(schema.Device))
-    from basic_lite.tools.chat import chat as ask
+    from basic_lite.tools.answer import chat as ask
 
     ask(run, image, question, device)
 
@@ -213,13 +202,6 @@ def keys(
         print(f"{row.name}  ({row.type}; {default})\n    {row.doc}")
 
 
-def one_of(option: str, value: str, names: Sequence[str]) -> Any:
-    """Refuse a value of an option before anything heavy is imported."""
-    if value not in names:
-        raise UserError(f"{option} {value!r} is none of {', '.join(names)}")
-    return value
-
-
 def note(text: str) -> None:
     """A line for the reader that is no result."""
     print(text, file=sys.stderr, flush=True)
@@ -234,28 +216,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_status(list(sys.argv[1:] if argv is None else argv)))
 
 
+def _run(arguments: list[str]) -> int:
+    result = app(args=arguments, prog_name="basic-lite", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
 def _status(arguments: list[str]) -> int:
-    debug = os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0")
+    if os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0"):
+        return _run(arguments)
     try:
-        result = app(args=arguments, prog_name="basic-lite", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        return _run(arguments)
     except UserError as error:
-        if debug:
-            raise
         if not isinstance(error, StoppedElsewhere):
             note(f"error: {error}")
         return 2
     except TyperException as error:
-        if debug:
-            raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "basic-lite"
         text = error.format_message()
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        if debug:
-            raise
         note("stopped")
         return 130
 

@@ -77,7 +77,7 @@ def train(
         set_seed(recipe.seed)
         with processes.together():
             frontend, data = preflight(recipe, device, say)
-            require_same_data(folder, data.fingerprint)
+            require_same_data(folder, data.report.fingerprint)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
@@ -89,7 +89,7 @@ def train(
         # BASIC's taps, and the loop around them.
         if processes.is_main:
             folder.begin(recipe)
-            write_json(folder.path / "parts.json", [part.to_dict() for part in table])
+            write_json(folder.path / "parts.json", [vars(part) for part in table])
             write_json(folder.path / "data.json", data.summary())
         processes.wait()
         supervision = supervise(recipe, loaded, say)

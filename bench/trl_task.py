@@ -99,7 +99,7 @@ def write_task(task: Task) -> None:
     data = prepare_data(recipe, load_frontend(recipe.model), say=lambda line: None)
     tokenizer = frontend.tokenizer
     rows = []
-    for index in data.sampler:
+    for index in data.sampler.order(0):
         record = records[int(data.train.indices[index])]
         question, answer = (turn["value"] for turn in record["conversations"])
         rows.append(

@@ -158,7 +158,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
 
     stand_in(monkeypatch, "basic_lite.tools.evaluate", "evaluate_run", record)
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", record)
-    stand_in(monkeypatch, "basic_lite.tools.chat", "chat", record)
+    stand_in(monkeypatch, "basic_lite.tools.answer", "chat", record)
     assert run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu")[0] == 0
     assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
     assert run("chat", "r", "i.png", "what?")[0] == 0
@@ -199,7 +199,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["eval", "run"], "--data"),
         (["eval", "run", "--data", "d", "--batch", "0"], "--batch"),
         (["eval", "run", "--data", "d", "--batch", "x"], "--batch"),
-        (["eval", "run", "--data", "d", "--device", "tpu"], "none of auto, cpu, cuda"),
+        (["eval", "run", "--data", "d", "--device", "tpu"], "is not one of 'auto', 'cpu', 'cuda'"),
         (["demo", "--seeds", "0"], "--seeds"),
         (["--nonsense"], "--nonsense"),
     ],

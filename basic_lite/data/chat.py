@@ -41,13 +41,7 @@ class ChatFormat:
         UserError: the template and the tokenizer don't go together.
     """
 
-    def __init__(
-        self,
-        template: Template,
-        tokenizer: Any,
-        image_token_id: int,
-        tokens_per_image: int,
-    ) -> None:
+    def __init__(self, template: Template, tokenizer: Any, image_token_id: int, tokens_per_image: int) -> None:
         self.template = template
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
@@ -111,8 +105,7 @@ class ChatFormat:
         ids, labels, images = self._tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
-                f"the chat template has written {images} of its {len(record.images)} images",
-                "set data.template: v1",
+                f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"
             )
         return ids, labels, images
 
@@ -129,19 +122,14 @@ class ChatFormat:
                 f"of text is more than data.max_length {max_length}",
                 "raise data.max_length, or set data.too_long: drop",
             )
-        keep = [True] * len(ids)
-        left = cut
-        for n in range(len(ids) - 1, -1, -1):
-            if not left:
-                break
-            if ids[n] != self.image_token_id:
-                keep[n] = False
-                left -= 1
-        kept_labels = [label for label, kept in zip(labels, keep, strict=True) if kept]
+        text = [n for n, one in enumerate(ids) if one != self.image_token_id]
+        gone = set(text[-cut:])
+        kept = [n for n in range(len(ids)) if n not in gone]
+        kept_labels = [labels[n] for n in kept]
         if all(label == IGNORE for label in kept_labels[1:]):
             raise TooLong(
                 f"its prompt alone fills data.max_length {max_length} ({len(ids)} tokens, {of_images} of "
                 f"them of images): cut to fit, it has no supervised token left",
                 "raise data.max_length, or set data.too_long: drop",
             )
-        return Encoded([one for one, kept in zip(ids, keep, strict=True) if kept], kept_labels, images, cut)
+        return Encoded([ids[n] for n in kept], kept_labels, images, cut)

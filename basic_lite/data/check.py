@@ -11,6 +11,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -28,20 +29,6 @@ _SHOWN = 20
 _CHUNK_RECORDS = 500
 # Below this, starting processes takes longer than it saves.
 _WORTH_PROCESSES = 20_000
-
-
-@dataclass(frozen=True)
-class UnusableRecord:
-    """Why one record can't be used. ``index`` is its 0-based position in `Records`."""
-
-    index: int
-    place: str
-    kind: str
-    what: str
-    mend: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.what}; {self.mend}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class DataReport:
     n_images: np.ndarray
     cut: np.ndarray
     fingerprint: str = ""
-    problems: list[UnusableRecord] = field(default_factory=list)
+    problems: list[RecordProblem] = field(default_factory=list)
 
     @property
     def has_image(self) -> np.ndarray:
@@ -110,8 +97,8 @@ def check_data(
     """
     total = len(records)
     columns = np.zeros((4, total), dtype=np.int32)
-    problems: list[UnusableRecord] = []
-    job = _Job(records, chat, section.max_length, section.check_images)
+    problems: list[RecordProblem] = []
+    job = partial(_check_range, records, chat, section)
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
     digest = hashlib.sha256()
     for done, (values, found, part) in zip(ranges, _results(job, ranges, total, processes), strict=True):
@@ -123,7 +110,7 @@ def check_data(
     refused = [one for one in problems if _policy(one, section) == "refuse"]
     if refused:
         raise UserError(_refusal(refused, total))
-    kept = np.setdiff1d(np.arange(total), np.array([one.index for one in problems], dtype=np.int64))
+    kept = np.flatnonzero(columns[0])  # whatever can be used has tokens
     if not len(kept):
         listing = "\n".join(_listing(problems))
         raise UserError(f"none of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
@@ -131,16 +118,16 @@ def check_data(
     return DataReport(total, kept, lengths, supervised, n_images, cut, digest.hexdigest(), problems)
 
 
-def _policy(problem: UnusableRecord, section: DataSection) -> str:
+def _policy(problem: RecordProblem, section: DataSection) -> str:
     return section.too_long if problem.kind == TooLong.kind else section.bad_records
 
 
-def _listing(problems: list[UnusableRecord]) -> list[str]:
+def _listing(problems: list[RecordProblem]) -> list[str]:
     lines = [f"  {problem}" for problem in problems[:_SHOWN]]
     return lines + ([f"  … and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else [])
 
 
-def _refusal(problems: list[UnusableRecord], total: int) -> str:
+def _refusal(problems: list[RecordProblem], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
     keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
@@ -155,44 +142,38 @@ def _refusal(problems: list[UnusableRecord], total: int) -> str:
 
 
 # Of a range of records: length, supervised tokens, images and cut tokens [4, n]; its problems; a hash of its samples.
-Checked = tuple[np.ndarray, list[UnusableRecord], bytes]
+Checked = tuple[np.ndarray, list[RecordProblem], bytes]
 
 
-@dataclass
-class _Job:
-    records: Records
-    chat: ChatFormat
-    max_length: int
-    how: str
-
-    def __call__(self, indices: range) -> Checked:
-        """Look at a range of records."""
-        values = np.zeros((4, len(indices)), dtype=np.int32)
-        problems: list[UnusableRecord] = []
-        digest = hashlib.sha256()
-        for column, index in enumerate(indices):
-            place = self.records.place(index)
-            try:
-                record = self.records[index]
-                place = record.place
-                encoded = self.chat.encode(record, self.max_length)
-                for image in record.images:
-                    check_image(image, self.how)  # type: ignore[arg-type]
-            except RecordProblem as problem:
-                problems.append(UnusableRecord(index, problem.place or place, problem.kind, problem.what, problem.mend))
-                continue
-            supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
-            values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
-            digest.update(array("q", [*encoded.input_ids, *encoded.labels]).tobytes())
-            digest.update("\0".join(image.name for image in record.images).encode("utf-8", "surrogatepass"))
-        return values, problems, digest.digest()
+def _check_range(records: Records, chat: ChatFormat, section: DataSection, indices: range) -> Checked:
+    values = np.zeros((4, len(indices)), dtype=np.int32)
+    problems: list[RecordProblem] = []
+    digest = hashlib.sha256()
+    for column, index in enumerate(indices):
+        place = records.place(index)
+        try:
+            record = records[index]
+            place = record.place
+            encoded = chat.encode(record, section.max_length)
+            for image in record.images:
+                check_image(image, section.check_images)
+        except RecordProblem as problem:
+            problems.append(problem.at(place))
+            continue
+        supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
+        values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
+        digest.update(array("q", [*encoded.input_ids, *encoded.labels]).tobytes())
+        digest.update("\0".join(image.name for image in record.images).encode("utf-8", "surrogatepass"))
+    return values, problems, digest.digest()
 
 
-# Handed to worker processes by fork: neither the records nor the tokenizer are pickled.
-_job: _Job | None = None
+# Of a worker process. It comes there by fork: neither the records nor the tokenizer are pickled.
+_job: Callable[[range], Checked]
 
 
-def _start_worker() -> None:
+def _start_worker(job: Callable[[range], Checked]) -> None:
+    global _job
+    _job = job
     # Ctrl-C goes to every process; the main one stops these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A fork inherits no threads, and records are tokenised one at a time.
@@ -200,25 +181,21 @@ def _start_worker() -> None:
 
 
 def _run(indices: range) -> Checked:
-    assert _job is not None
     return _job(indices)
 
 
-def _results(job: _Job, ranges: list[range], total: int, processes: int | None) -> Iterator[Checked]:
+def _results(
+    job: Callable[[range], Checked], ranges: list[range], total: int, processes: int | None
+) -> Iterator[Checked]:
     """The job's result for each range, in order."""
-    global _job
     if processes is None:
         processes = (os.cpu_count() or 1) if total >= _WORTH_PROCESSES else 1
     # Elsewhere than on Linux processes start empty: that costs more than it saves, and needs a guarded main.
     if processes < 2 or sys.platform != "linux":
         yield from map(job, ranges)
         return
-    _job = job
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of fork beside threads; the workers only tokenise, one record at a time.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            with multiprocessing.get_context("fork").Pool(processes, _start_worker) as pool:
-                yield from pool.imap(_run, ranges)
-    finally:
-        _job = None
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork beside threads; the workers only tokenise, one record at a time.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with multiprocessing.get_context("fork").Pool(processes, _start_worker, (job,)) as pool:
+            yield from pool.imap(_run, ranges)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.problems import BadImage
-from basic_lite.model.processor import input_side, mean_colour, resampling
+from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
@@ -42,10 +42,6 @@ class ImageRef:
         return ImageRef(path.name, str(path.parent))
 
 
-def _inside(root: str, path: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)
-
-
 def locate(image: ImageRef, *, must_exist: bool = True) -> str:
     """Absolute path of an image that lies in a file.
 
@@ -59,7 +55,7 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
         raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
     root = os.path.abspath(image.folder or ".")
     path = os.path.normpath(os.path.join(root, image.name))
-    if not _inside(root, path):
+    if not path.startswith(root.rstrip(os.sep) + os.sep):
         raise BadImage(
             f"image {image.name!r} leaves the image folder {root}",
             "move it inside, or set image_dir of this source to a folder that holds all its images",

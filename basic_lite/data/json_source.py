@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import mmap
 from array import array
@@ -18,8 +19,7 @@ from basic_lite.recipe.schema import SourceSection
 
 # Bytes read at once while scanning.
 _CHUNK = 1 << 24
-# Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try
-# again.
+# Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
 _MARGIN = 4096
 _RECORD_KEYS = {"conversations", "conversation", "messages", "question", "image", "images"}
 _SPACE = " \t\r\n"
@@ -44,10 +44,8 @@ class JsonSource:
         folder = (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
         self.image_dir = str(folder.absolute())
         flat = array("q")
-        for n, (start, end) in enumerate(_spans(self.path, self.name)):
-            if n == section.limit:
-                break
-            flat.extend((start, end))
+        for span in itertools.islice(_spans(self.path, self.name), section.limit):
+            flat.extend(span)
         self._spans = np.array(flat, dtype=np.int64).reshape(-1, 2)
         self._map: mmap.mmap | None = None
 
@@ -142,13 +140,6 @@ def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _broken(name: str, line: int, column: int, what: str) -> UserError:
-    return UserError(
-        f"{name}, line {line}, column {column}: broken JSON: {what}. Mend the file there "
-        f"(`python -m json.tool` checks it, for JSONL with --json-lines), or set `path` to another."
-    )
-
-
 class _Reader:
     """Reads JSON values from a file piece by piece, knowing their byte positions."""
 
@@ -236,4 +227,7 @@ class _Reader:
     def fail(self, what: str) -> Any:
         """Raise what is wrong at the current position."""
         self._move(self.text[: self.at])
-        raise _broken(self.name, self.line, self.column, what)
+        raise UserError(
+            f"{self.name}, line {self.line}, column {self.column}: broken JSON: {what}. Mend the file there "
+            f"(`python -m json.tool` checks it, for JSONL with --json-lines), or set `path` to another."
+        )

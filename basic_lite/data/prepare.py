@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from basic_lite.console import Say
+from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, check_data
-from basic_lite.data.collate import Collator
-from basic_lite.data.dataset import SupervisedDataset
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.data.sources import load_records
 from basic_lite.model.frontend import Frontend
@@ -32,11 +31,6 @@ class Prepared:
     collator: Collator
     eval: SupervisedDataset | None
     eval_report: DataReport | None
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the training samples."""
-        return self.report.fingerprint
 
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""

@@ -22,11 +22,8 @@ class RecordProblem(UserError):
         if what.startswith("Caught ") and "\nOriginal Traceback" in what:
             what = what.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
         self.what, self.mend, self.place = what, mend, place
-        super().__init__(self._text())
-
-    def _text(self) -> str:
-        text = f"{self.place}: {self.what}" if self.place else self.what
-        return f"{text}; {self.mend}" if self.mend else text
+        text = f"{place}: {what}" if place else what
+        super().__init__(f"{text}; {mend}" if mend else text)
 
     def found_while_training(self) -> RecordProblem:
         """The same problem, with how to find all of its kind before a run."""

@@ -238,18 +238,12 @@ def _images(value: Any, image_dir: str) -> Iterator[ImageRef]:
             yield from _images(one, image_dir)
     elif isinstance(value, str):
         yield ImageRef(value, image_dir)
-    elif isinstance(value, bytes):
+    elif isinstance(value, bytes) or hasattr(value, "as_py"):
         yield ImageRef("(image column)", blob=value)
     elif isinstance(value, Mapping) and (value.get("bytes") is not None or isinstance(value.get("path"), str)):
-        name = value.get("path") if isinstance(value.get("path"), str) else None
-        blob = value.get("bytes")
-        yield (
-            ImageRef(name or "(image column)", image_dir)
-            if blob is None
-            else ImageRef(name or "(image column)", blob=blob)
-        )
-    elif hasattr(value, "as_py"):
-        yield ImageRef("(image column)", blob=value)
+        name, blob = value.get("path"), value.get("bytes")
+        known = name if isinstance(name, str) and name else "(image column)"
+        yield ImageRef(known, image_dir if blob is None else "", blob)
     else:
         raise BadRecord(f"its image is {shorten(value)}", "image must be a path, a list of paths, or null")
 

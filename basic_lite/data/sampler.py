@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from basic_lite.recipe.schema import Grouping
 _POOL_BATCHES = 50
 
 
-class GroupedSampler(torch.utils.data.Sampler[int]):
+@dataclass
+class GroupedSampler:
     """Indices of one epoch, ``global_batch`` after ``global_batch``, each micro-batch a slice of one.
 
     The order follows from ``(seed, epoch)`` alone: the global generator is neither read nor changed, a
@@ -32,36 +33,23 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
     hours. Every sample comes once an epoch. The last global batch is smaller where the samples don't fill it.
 
     Args:
-        lengths: Tokens of each sample, after cutting.
-        has_image: Whether each sample has an image.
+        lengths: Tokens of each sample, after cutting [n].
+        has_image: Whether each sample has an image [n].
         global_batch: Samples of one optimizer step.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        has_image: Sequence[bool] | np.ndarray,
-        *,
-        global_batch: int,
-        mode: Grouping = "modality_length",
-        seed: int = 0,
-    ) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.has_image = np.asarray(has_image, dtype=bool)
+    lengths: np.ndarray
+    has_image: np.ndarray
+    global_batch: int
+    mode: Grouping = "modality_length"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         if len(self.lengths) != len(self.has_image):
             raise ValueError(f"{len(self.lengths)} lengths but {len(self.has_image)} has_image")
-        self.global_batch = global_batch
-        self.mode, self.seed, self.epoch = mode, seed, 0
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
 
     def order(self, epoch: int) -> np.ndarray:
         """All indices [n] in the order of an epoch."""

@@ -154,8 +154,7 @@ class OwnTemplate:
         whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * answers
         if not whole or marked.replace(START, "").replace(END, "") != text:
             raise TemplateRefused(
-                "the chat template changes an answer's text, so which tokens are the answer is unknown",
-                _MEND,
+                "the chat template changes an answer's text, so which tokens are the answer is unknown", _MEND
             )
         return self._from_marks(marked)
 

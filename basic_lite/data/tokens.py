@@ -45,7 +45,8 @@ class Tokens:
             start = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
         # What the tokenizer itself puts at the start of a text.
         self.bos: list[int] = full[:start]
-        self.image_text = tokenizer.convert_ids_to_tokens(self.image_token_id) if self._in_vocabulary() else None
+        known = self.image_token_id < len(tokenizer)
+        self.image_text = tokenizer.convert_ids_to_tokens(self.image_token_id) if known else None
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in tokenizer.all_special_tokens}
         special |= {self.image_text} if self.image_text else set()
@@ -64,9 +65,6 @@ class Tokens:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_heads": {}}
-
-    def _in_vocabulary(self) -> bool:
-        return self.image_token_id < len(self.tokenizer)
 
     def harmless(self, text: str) -> str:
         """Text of a record, with the written-out special tokens in it (`</s>`, `<image>`) broken up."""

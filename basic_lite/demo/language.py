@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from basic_lite.data.collate import Collator
+from basic_lite.data.batches import Collator
 from basic_lite.data.tokens import IGNORE
 from basic_lite.demo.text import PIECE, Document, read_lesson
 

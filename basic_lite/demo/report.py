@@ -54,11 +54,7 @@ def refinement_of(run: Path) -> dict[str, Any]:
 
 
 def show_report(
-    place: Place,
-    columns: dict[str, Scores],
-    curves: dict[str, dict[str, Any]],
-    phases: Phases,
-    console: Console,
+    place: Place, columns: dict[str, Scores], curves: dict[str, dict[str, Any]], phases: Phases, console: Console
 ) -> None:
     console.rule("[bold]result", align="left")
     instruct = json.loads(place.world.eval.read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -20,23 +19,15 @@ ADAPTER = "default"
 DECODER = "model.language_model.layers"
 
 
-def linear_names(parts: Parts) -> list[str]:
-    """Short names of the linear layers of the LLM's decoder layers, e.g. q_proj … down_proj."""
-    found: dict[str, None] = {}
-    for name, module in parts.layers.named_modules():
-        if isinstance(module, nn.Linear | Linear4bit):
-            found[name.rsplit(".", 1)[-1]] = None
-    return list(found)
-
-
-def lora_config(section: LoraSection, names: Iterable[str]) -> LoraConfig:
-    """PEFT's configuration for the given short module names, on decoder layers only.
+def lora_config(section: LoraSection, parts: Parts) -> LoraConfig:
+    """PEFT's configuration for linear layers of the decoder layers only.
 
     Raises:
         UserError: no linear layer has a target's name.
     """
-    names = list(names)
-    targets = names if section.targets == "all-linear" else list(section.targets)
+    linears = [name for name, module in parts.layers.named_modules() if isinstance(module, nn.Linear | Linear4bit)]
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))  # q_proj … down_proj
+    targets = names if section.targets == "all-linear" else section.targets
     for target in targets:
         if target not in names:
             raise UserError(
@@ -85,8 +76,7 @@ def adapt(parts: Parts, recipe: Recipe) -> None:
     model.requires_grad_(False)
     if recipe.lora.enabled:
         on_meta = next(parts.layers.parameters()).is_meta
-        config = lora_config(recipe.lora, linear_names(parts))
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER, low_cpu_mem_usage=on_meta)
+        inject_adapter_in_model(lora_config(recipe.lora, parts), model, adapter_name=ADAPTER, low_cpu_mem_usage=on_meta)
         dtype = getattr(torch, recipe.lora.dtype)
         for parameter in lora_parameters(model).values():
             parameter.data = parameter.data.to(dtype)

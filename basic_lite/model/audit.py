@@ -1,9 +1,10 @@
-"""The part table: what was really loaded, compared with what the recipe says."""
+"""The part table: what was really loaded, compared with what the recipe says, and what loading will give."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Params4bit
@@ -11,9 +12,17 @@ from rich.table import Table
 from torch import nn
 
 from basic_lite.errors import UserError
-from basic_lite.model.parts import Parts
+from basic_lite.model.adapt import adapt
+from basic_lite.model.frontend import Frontend
+from basic_lite.model.llava import BasicLlavaForConditionalGeneration
+from basic_lite.model.load import table_rows
+from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.units import MIB
+
+# bitsandbytes' NF4: a statistic for each 64 weights, float32; double: 8 bit, with a float32 for each 256 of them and
+# tables of 16 and 256 float32 a layer.
+BLOCK, NESTED_BLOCK = 64, 256
 
 
 @dataclass(frozen=True)
@@ -27,42 +36,27 @@ class Part:
     trainable: int
     bytes: int
 
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
-
-@dataclass(frozen=True)
-class _Weight:
-    part: str
-    module: str
-    dtype: str
-    count: int
-    trainable: bool
-    bytes: int
-
-
-def _is_4bit(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, Params4bit)
+def _quantised(parameter: nn.Parameter) -> Any:
+    """bitsandbytes' statistics of a 4-bit weight that has been quantised, else None."""
+    return parameter.quant_state if isinstance(parameter, Params4bit) else None
 
 
 def parameter_count(parameter: nn.Parameter) -> int:
     """Weights a parameter stands for; a 4-bit one packs two in a byte."""
-    if _is_4bit(parameter) and parameter.quant_state is not None:
-        return int(torch.Size(parameter.quant_state.shape).numel())
-    return parameter.numel()
+    state = _quantised(parameter)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
 
 
 def parameter_bytes(parameter: nn.Parameter) -> int:
     """Bytes of a parameter, with the block statistics of a 4-bit one."""
-    size = parameter.numel() * parameter.element_size()
-    if _is_4bit(parameter) and parameter.quant_state is not None:
-        for tensor in parameter.quant_state.as_dict(packed=True).values():
-            if isinstance(tensor, torch.Tensor):
-                size += tensor.numel() * tensor.element_size()
-    return size
+    state = _quantised(parameter)
+    statistics = [] if state is None else state.as_dict(packed=True).values()
+    return parameter.nbytes + sum(one.nbytes for one in statistics if isinstance(one, torch.Tensor))
 
 
-def _weights(parts: Parts) -> list[_Weight]:
+def _weights(parts: Parts) -> list[Part]:
+    """A row for each parameter; tied ones count once."""
     groups: list[tuple[str, nn.Module]] = [
         ("vision tower", parts.vision_tower),
         ("projector", parts.projector),
@@ -70,7 +64,7 @@ def _weights(parts: Parts) -> list[_Weight]:
         ("head", parts.lm_head),
         ("LLM", parts.language_model),
     ]
-    rows: list[_Weight] = []
+    rows: list[Part] = []
     seen: set[int] = set()
     for part, root in groups:
         for module_name, module in root.named_modules():
@@ -85,7 +79,7 @@ def _weights(parts: Parts) -> list[_Weight]:
     return rows
 
 
-def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> _Weight:
+def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> Part:
     is_lora = "lora_" in f"{path}.{name}"
     kind = type(root).__name__ if part == "vision tower" else type(module).__name__
     if part == "LLM":
@@ -98,29 +92,51 @@ def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, pa
     elif is_lora:
         part = f"LoRA on {part}"
     dtype = str(parameter.dtype).removeprefix("torch.")
-    if _is_4bit(parameter):
-        nested = bool(parameter.quant_state is not None and parameter.quant_state.nested)
+    if isinstance(parameter, Params4bit):
+        nested = parameter.quant_state is not None and parameter.quant_state.nested
         dtype = f"{parameter.quant_type}{' double' if nested else ''}"
-    return _Weight(part, kind, dtype, parameter_count(parameter), parameter.requires_grad, parameter_bytes(parameter))
+    count = parameter_count(parameter)
+    return Part(part, kind, dtype, count, count if parameter.requires_grad else 0, parameter_bytes(parameter))
+
+
+def _sum(rows: list[Part], **names: str) -> Part:
+    """One row with the sums of several."""
+    sums = {field: sum(getattr(row, field) for row in rows) for field in ("parameters", "trainable", "bytes")}
+    return replace(rows[0], **names, **sums)  # type: ignore[arg-type]
 
 
 def audit(parts: Parts) -> list[Part]:
     """The part table of a model, one row for each part × module class × dtype."""
-    groups: dict[tuple[str, str, str], list[_Weight]] = {}
-    for weight in _weights(parts):
-        groups.setdefault((weight.part, weight.module, weight.dtype), []).append(weight)
+    groups: dict[tuple[str, str, str], list[Part]] = {}
+    for row in _weights(parts):
+        groups.setdefault((row.part, row.module, row.dtype), []).append(row)
+    return [_sum(rows) for rows in groups.values()]
+
+
+def nf4_bytes(weights: int, *, double: bool) -> int:
+    """Bytes of ``weights`` weights in NF4 with their statistics (bitsandbytes), tables aside."""
+    blocks = -(-weights // BLOCK)
+    statistics = blocks + 4 * -(-blocks // NESTED_BLOCK) if double else 4 * blocks
+    return -(-weights // 2) + statistics
+
+
+def planned_parts(recipe: Recipe, frontend: Frontend, dtype: torch.dtype) -> list[Part]:
+    """The part table of a recipe's model, made on the meta device: no weight is read or allocated."""
+    config = frontend.config
+    config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
+    with torch.device("meta"):
+        model = BasicLlavaForConditionalGeneration(config).to(dtype)
+        model.model.multi_modal_projector.float()
+    model.tie_weights()
+    parts = find_parts(model)
+    adapt(parts, recipe)
     table = []
-    for (part, module, dtype), weights in groups.items():
-        table.append(
-            Part(
-                part=part,
-                module=module,
-                dtype=dtype,
-                parameters=sum(w.count for w in weights),
-                trainable=sum(w.count for w in weights if w.trainable),
-                bytes=sum(w.bytes for w in weights),
-            )
-        )
+    for part in audit(parts):
+        if part.part == "LLM linears" and recipe.quantization.mode == "nf4":
+            kind = f"nf4{' double' if recipe.quantization.double else ''}"
+            size = nf4_bytes(part.parameters, double=recipe.quantization.double)
+            part = replace(part, module="Linear4bit", dtype=kind, bytes=size)
+        table.append(part)
     return table
 
 
@@ -168,22 +184,17 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
 def render(table: list[Part]) -> Table:
     """The part table for a terminal."""
     out = Table(title="parts", title_justify="left", header_style="bold")
-    for column, justify in (("part", "left"), ("class", "left"), ("dtype", "left")):
-        out.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("part", "class", "dtype"):
+        out.add_column(column)
     for column in ("parameters", "trainable", "MiB"):
         out.add_column(column, justify="right")
+
+    def add(row: Part, style: str | None) -> None:
+        figures = (f"{row.parameters:,}", f"{row.trainable:,}", f"{row.bytes / MIB:,.2f}")
+        out.add_row(row.part, row.module, row.dtype, *figures, style=style)
+
     for row in table:
-        style = "green" if row.trainable else None
-        out.add_row(
-            row.part,
-            row.module,
-            row.dtype,
-            f"{row.parameters:,}",
-            f"{row.trainable:,}",
-            f"{row.bytes / MIB:,.2f}",
-            style=style,
-        )
-    total = [sum(getattr(r, field) for r in table) for field in ("parameters", "trainable", "bytes")]
+        add(row, "green" if row.trainable else None)
     out.add_section()
-    out.add_row("total", "", "", f"{total[0]:,}", f"{total[1]:,}", f"{total[2] / MIB:,.2f}", style="bold")
+    add(_sum(table, part="total", module="", dtype=""), "bold")
     return out

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+# Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import require_decoder
-from basic_lite.model.processor import load_image_processor
-from basic_lite.model.unreadable import unreadable
 from basic_lite.recipe.schema import ModelSection
 
 # model type → attribute that holds the vision part of its configuration
@@ -51,25 +54,44 @@ def load_frontend(section: ModelSection) -> Frontend:
     if section.base is not None:
         config = llava_config_of(section.base)
         tokenizer = load_tokenizer(section.base, "model.base")
-        image_token_of_base(tokenizer, config, section)
+        _check_image_token(tokenizer, config, section)
         select = config.vision_feature_select_strategy
         images = load_image_processor(section.base, "model.base")
     else:
         assert section.vision is not None and section.llm is not None
         config = composed_config(section)
-        _require_decoder(config.text_config, section.llm)
+        with torch.device("meta"):
+            require_decoder(AutoModel.from_config(config.text_config), section.llm)
         tokenizer = load_tokenizer(section.llm, "model.llm")
-        config.image_token_id = add_image_token(tokenizer, section.image_token)
+        token = section.image_token
+        if token not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+        config.image_token_id = int(tokenizer.convert_tokens_to_ids(token))
         select = section.vision_feature_select
         images = load_image_processor(section.vision, "model.vision")
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
 
 
-def _require_decoder(config: PreTrainedConfig, name: str) -> None:
-    """Refuse an LLM without the parts that are tapped, before its weights are read."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    require_decoder(model, name)
+def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:
+    """The error for the file of a checkpoint that a library refused.
+
+    Args:
+        name: folder or hub name, as the recipe has it.
+        key: recipe key that names it.
+        error: what the library raised.
+        what: what was read.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2):
+        return UserError(
+            f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = "the folder holds no readable one" if folder.is_dir() else "no such folder, and not found on the hub"
+    return UserError(
+        f"{key}: can't read the {what} {name} ({where}): {reason}\n"
+        f"  mend: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
+    )
 
 
 def read_config(name: str, key: str) -> PreTrainedConfig:
@@ -120,13 +142,11 @@ def llava_config_of(name: str) -> LlavaConfig:
 def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:
     """N, visual tokens an image: patches, and the class token where it is kept."""
     patches = (vision.image_size // vision.patch_size) ** 2
-    has_class_token = vision.model_type.startswith("clip")
-    return patches + (1 if has_class_token and select == "full" else 0)
+    return patches + int(_has_class_token(vision) and select == "full")
 
 
-def feature_select(vision: PreTrainedConfig, select: str) -> str:
-    """``vision_feature_select_strategy``: ``default`` drops the first token, which SigLIP doesn't have."""
-    return select if vision.model_type.startswith("clip") else "full"
+def _has_class_token(vision: PreTrainedConfig) -> bool:
+    return vision.model_type.startswith("clip")
 
 
 def composed_config(section: ModelSection) -> LlavaConfig:
@@ -144,7 +164,8 @@ def composed_config(section: ModelSection) -> LlavaConfig:
         image_token_index=text.vocab_size,  # the real id is set once the tokenizer has one
         projector_hidden_act="gelu",
         vision_feature_layer=section.vision_feature_layer,
-        vision_feature_select_strategy=feature_select(vision, section.vision_feature_select),
+        # `default` drops the first token, which SigLIP doesn't have.
+        vision_feature_select_strategy=section.vision_feature_select if _has_class_token(vision) else "full",
         image_seq_length=tokens_per_image(vision, section.vision_feature_select),
         tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
     )
@@ -167,15 +188,8 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
-    """Give the tokenizer of a fresh composition its image token; returns the id."""
-    if image_token not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
-    return int(tokenizer.convert_tokens_to_ids(image_token))
-
-
-def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, section: ModelSection) -> int:
-    """The image token's id in an existing checkpoint.
+def _check_image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, section: ModelSection) -> None:
+    """See that tokenizer and configuration of an existing checkpoint mean the same image token.
 
     Raises:
         UserError: the tokenizer has no such token, or the checkpoint's configuration means another.
@@ -196,4 +210,45 @@ def image_token_of_base(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig,
             f"model.base: in {section.base} {section.image_token!r} has id {token_id} for the tokenizer and "
             f"{config.image_token_id} for the model's configuration; take tokenizer and weights of one checkpoint"
         )
-    return token_id
+
+
+def load_image_processor(name: str | Path, key: str = "model.vision") -> Any:
+    """The image processor of a checkpoint, always its PIL version (torchvision resizes in another way).
+
+    Args:
+        name: folder or hub name.
+        key: recipe key that names it.
+
+    Raises:
+        UserError: there is none at that place, or it has no PIL version.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(str(name), backend="pil")
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise unreadable(str(name), key, error, what="image processor (preprocessor_config.json)") from error
+    if getattr(processor, "backend", "pil") != "pil":
+        raise UserError(
+            f"{key}: {type(processor).__name__} of {name} has no PIL version, and torchvision is not used here; "
+            f"choose a CLIP or SigLIP encoder in {key}"
+        )
+    return processor
+
+
+def mean_colour(processor: Any) -> tuple[int, int, int]:
+    """The processor's mean as 8-bit RGB: padding of this colour is about 0 after normalisation."""
+    mean = getattr(processor, "image_mean", None)
+    values = list(mean) if isinstance(mean, (list, tuple)) else [0.5 if mean is None else float(mean)] * 3
+    r, g, b = (int(value * 255) for value in values)
+    return r, g, b
+
+
+def input_side(processor: Any) -> int | None:
+    """Side in pixels of the square that the processor resizes to; None where it doesn't say."""
+    size = dict(getattr(processor, "size", None) or {})
+    return size.get("shortest_edge") or size.get("height")
+
+
+def resampling(processor: Any) -> Image.Resampling:
+    """The filter that the processor resizes with; bicubic where it doesn't say."""
+    chosen = getattr(processor, "resample", None)
+    return Image.Resampling.BICUBIC if chosen is None else Image.Resampling(chosen)

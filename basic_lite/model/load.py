@@ -21,16 +21,14 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     LlavaForConditionalGeneration,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_flash_attn_2_available
 
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.frontend import Frontend, load_frontend, unreadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.parts import Parts, find_parts
-from basic_lite.model.unreadable import unreadable
 from basic_lite.recipe.schema import QuantizationSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -100,7 +98,10 @@ def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = 
     model = loader(recipe, frontend, pick_dtype(recipe.model.dtype, device), device)
     model.requires_grad_(False).eval()
     model.config.use_cache = False
-    _settle_generation(model, frontend.tokenizer)
+    # What generation needs.
+    model.generation_config.pad_token_id = frontend.tokenizer.pad_token_id
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.eos_token_id = frontend.tokenizer.eos_token_id
     parts = find_parts(model)
     freeze_in_no_grad(parts.vision_tower)
     return Loaded(model, parts, frontend)
@@ -142,11 +143,13 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     return model
 
 
-def _load_kwargs(dtype: torch.dtype, device: torch.device, bnb: BitsAndBytesConfig | None) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
-    if bnb is not None:
-        kwargs["quantization_config"] = bnb
-    return kwargs
+def _llm_options(recipe: Recipe, dtype: torch.dtype, device: torch.device, skip: list[str]) -> dict[str, Any]:
+    return {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "quantization_config": quantization_config(recipe.quantization, dtype, device, skip),
+        "attn_implementation": recipe.model.attention,
+    }
 
 
 def _compose(
@@ -155,12 +158,12 @@ def _compose(
     """A vision encoder, a fresh projector and a causal LLM, put together."""
     section, config = recipe.model, frontend.config
     assert section.vision is not None and section.llm is not None
-    bnb = quantization_config(recipe.quantization, dtype, device, ["lm_head"])
-    kwargs = _load_kwargs(dtype, device, bnb)
-    llm = _from_pretrained(
-        AutoModelForCausalLM, section.llm, "model.llm", attn_implementation=section.attention, **kwargs
-    )
-    vision = _load_vision(section.vision, config.vision_config, dtype, device)
+    options = _llm_options(recipe, dtype, device, ["lm_head"])
+    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", **options)
+    with torch.device("meta"):
+        tower = type(AutoModel.from_config(config.vision_config))
+    options = {"config": config.vision_config, "dtype": dtype, "device_map": {"": device}}
+    vision = _from_pretrained(tower, section.vision, "model.vision", **options)
     before = _probe_logits(llm, device)
     _give_row(llm, frontend.image_token_id)
     config.text_config = llm.config
@@ -183,11 +186,8 @@ def _open_llava(
     # Names of modules are matched from the start of the full name, or as a suffix (transformers 5.x): a bare
     # "vision_tower" matches neither and would leave the tower in 4 bit.
     skip = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    bnb = quantization_config(recipe.quantization, dtype, device, skip)
-    kwargs = _load_kwargs(dtype, device, bnb)
-    source = _from_pretrained(
-        LlavaForConditionalGeneration, section.base, "model.base", attn_implementation=section.attention, **kwargs
-    )
+    options = _llm_options(recipe, dtype, device, skip)
+    source = _from_pretrained(LlavaForConditionalGeneration, section.base, "model.base", **options)
     config = source.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
@@ -230,12 +230,6 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_vision(name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    with torch.device("meta"):
-        cls = type(AutoModel.from_config(config))
-    return _from_pretrained(cls, name, "model.vision", config=config, **_load_kwargs(dtype, device, None))
-
-
 def table_rows(rows: int, image_token_id: int) -> int:
     """Rows of the embedding table once the image token has one."""
     return rows if image_token_id < rows else -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
@@ -272,14 +266,6 @@ def _assemble(
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise RuntimeError(f"weights were not loaded for {left[:5]}")
-
-
-def _settle_generation(model: BasicLlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The pad and end tokens that generation needs."""
-    generation = model.generation_config
-    generation.pad_token_id = tokenizer.pad_token_id
-    if generation.eos_token_id is None:
-        generation.eos_token_id = tokenizer.eos_token_id
 
 
 @torch.no_grad()

@@ -6,9 +6,7 @@ copy. autograd runs the backward of a node on the stream of its forward. A pinne
 the copies that use it are done: PyTorch records an event on it with each copy (``ATen/cuda/CachingHostAllocator.h``,
 "currently invoked by at::native::copy_kernel_cuda").
 
-A second stream would let copies overlap with the forward, but its events and ``record_stream`` go wrong unseen. On one
-stream the copies add their own length to a step.
-
+A second stream would let copies overlap with the forward, but its events and ``record_stream`` go wrong unseen.
 transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cpu``) do the same for layer inputs. They
 pin memory even where there is no card, so neither tests nor rehearsals could run them.
 """

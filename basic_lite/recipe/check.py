@@ -12,23 +12,21 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from basic_lite.recipe.keys import is_section, nearest_key, options, wanted
-from basic_lite.recipe.problems import KeyPath, RecipeProblem, Wrong, plain
-from basic_lite.recipe.read import Document, read_scalar
+from basic_lite.recipe.problems import KeyPath, Wrong, plain
 from basic_lite.recipe.schema import Section
+from basic_lite.recipe.yaml import Document, read_scalar
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class Checker:
-    """Checks values against the schema key by key, collecting every problem with its place."""
+    """Checks values against the schema key by key; every problem goes to the document, with its place."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.problems: list[RecipeProblem] = []
 
     def report(self, path: KeyPath, message: str, *, key: bool = False) -> Wrong:
-        self.problems.append(RecipeProblem(self.document.place_of(path, key=key), ".".join(path), message))
-        return Wrong()
+        return self.document.report(self.document.place_of(path, key=key), path, message)
 
     def section(self, model: type[Section], value: Any, path: KeyPath) -> Any:
         """Checked values of one section, defaults filled in; :class:`Wrong` in place of what is wrong."""
@@ -62,8 +60,7 @@ class Checker:
             elif field.is_required():
                 what = field.description or f"give {wanted(field.annotation)}"
                 place = self.document.place_of(path, key=True)
-                self.problems.append(RecipeProblem(place, ".".join(here), f"this key is required and missing: {what}"))
-                checked[key] = Wrong()
+                checked[key] = self.document.report(place, here, f"this key is required and missing: {what}")
             else:
                 default = field.get_default(call_default_factory=True)
                 checked[key] = default.model_dump() if isinstance(default, Section) else default

@@ -8,39 +8,87 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from basic_lite.errors import UserError
+from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
 from basic_lite.recipe.rules import batch_problem, layers_problem, needs_gpu
-from basic_lite.recipe.sources import source_findings
-from basic_lite.recipe.values import Finding, Unusable, Values
+from basic_lite.recipe.schema import SourceSection
 
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
+KINDS = ("path", "hub", "parquet", "saved")
+COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_type")
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
 
+# Keys, whether they can't work together, and what to do. Rules whose message tells a value are functions below.
+_RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
+    (
+        ["lora.enabled", "stage"],
+        lambda v: v["lora.enabled"] and v["stage"] == 1,
+        "stage 1 trains the projector alone, and lora.enabled adds adapters; set lora.enabled: false, or stage: 2",
+    ),
+    (
+        ["lora.targets"],
+        lambda v: v["lora.enabled"] and v["lora.targets"] == [],
+        "the list is empty, so nothing would get an adapter; write all-linear, or name modules",
+    ),
+    (
+        ["supervision.stages", "supervision.enabled"],
+        lambda v: v["supervision.enabled"] and not v["supervision.stages"],
+        "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled: false",
+    ),
+    (
+        ["training.projector_learning_rate", "lora.enabled"],
+        lambda v: v["training.projector_learning_rate"] == 0 and not v["lora.enabled"],
+        "nothing would be trained: the projector's learning rate is 0 and there is no LoRA; "
+        "set training.projector_learning_rate, or lora.enabled: true in stage 2",
+    ),
+    (
+        ["training.learning_rate", "training.projector_learning_rate"],
+        lambda v: v["lora.enabled"] and v["training.projector_learning_rate"] == v["training.learning_rate"] == 0,
+        "nothing would be trained: both learning rates are 0; "
+        "set training.learning_rate (LoRA) or training.projector_learning_rate",
+    ),
+    (
+        ["training.eval_every", "data.eval"],
+        lambda v: v["training.eval_every"] is not None and v["data.eval"] is None,
+        "there is nothing to evaluate on: data.eval is not given; add data.eval, or remove training.eval_every",
+    ),
+    (
+        ["training.offload_activations", "training.gradient_checkpointing"],
+        lambda v: v["training.offload_activations"] and not v["training.gradient_checkpointing"],
+        "offload_activations moves the layer inputs that gradient checkpointing keeps; without checkpointing it "
+        "would copy every activation of every layer; set training.gradient_checkpointing: true, or "
+        "training.offload_activations: false",
+    ),
+    (
+        ["model.attention", "model.dtype"],
+        lambda v: (
+            [v["model.attention"], v["model.dtype"], v["training.autocast"]] == ["flash_attention_2", "float32", "off"]
+        ),
+        "flash_attention_2 computes in 16 bit, and model.dtype is float32 with autocast off; "
+        "set model.dtype: bfloat16, training.autocast: bfloat16, or model.attention: sdpa",
+    ),
+)
+
+
 def _models(v: Values) -> Iterator[Finding]:
-    base, vision, llm = v["model.base"], v["model.vision"], v["model.llm"]
-    parts = [key for key, value in (("model.vision", vision), ("model.llm", llm)) if value is not None]
-    if base is not None and parts:
-        what = " and ".join(parts)
-        yield (
-            ["model.base", *parts],
-            f"model.base opens a whole checkpoint, so {what} can't be given too; remove model.base or {what}",
-        )
-    elif base is None and not parts:
-        yield (
-            ["model"],
-            "no model is named; give model.vision and model.llm (a new composition), "
-            "or model.base (a llava-hf checkpoint)",
-        )
-    elif base is None and len(parts) == 1:
-        missing = "model.llm" if vision is not None else "model.vision"
-        yield (
-            [parts[0], missing],
-            f"{parts[0]} alone makes no model: a vision encoder and an LLM are put together; add {missing}",
-        )
+    given = [key for key in ("model.base", "model.vision", "model.llm") if v[key] is not None]
+    if not given:
+        what = "give model.vision and model.llm (a new composition), or model.base (a llava-hf checkpoint)"
+        yield ["model"], f"no model is named; {what}"
+    elif given[0] == "model.base" and len(given) > 1:
+        what = " and ".join(given[1:])
+        yield given, f"model.base opens a whole checkpoint, so {what} can't be given too; remove model.base or {what}"
+    elif given in (["model.vision"], ["model.llm"]):
+        missing = "model.llm" if given == ["model.vision"] else "model.vision"
+        what = f"{given[0]} alone makes no model: a vision encoder and an LLM are put together; add {missing}"
+        yield [given[0], missing], what
 
 
 def _image_token(v: Values) -> Iterator[Finding]:
@@ -73,52 +121,20 @@ def _projector_is_another_run(v: Values) -> Iterator[Finding]:
         )
 
 
-def _lora_stage(v: Values) -> Iterator[Finding]:
-    if v["lora.enabled"] and v["stage"] == 1:
-        yield (
-            ["lora.enabled", "stage"],
-            "stage 1 trains the projector alone, and lora.enabled adds adapters; set lora.enabled: false, or stage: 2",
-        )
-
-
 def _lora_targets(v: Values) -> Iterator[Finding]:
     targets = v["lora.targets"]
     if not v["lora.enabled"] or isinstance(targets, str):
         return
-    if not targets:
-        yield (
-            ["lora.targets"],
-            "the list is empty, so nothing would get an adapter; write all-linear, or name modules",
-        )
     for number, target in enumerate(targets):
         parts = target.split(".")
         at = [f"lora.targets.{number}", "lora.targets"]
         if any(part in VOCABULARY_TABLES for part in parts):
-            yield (
-                at,
-                f"{target!r} is a vocabulary table, which must stay frozen: BASIC compares embeddings with it; "
-                "remove it from lora.targets",
-            )
+            why = "is a vocabulary table, which must stay frozen: BASIC compares embeddings with it"
         elif any(part in OUTSIDE_LLM for part in parts):
-            yield (
-                at,
-                f"{target!r} is not part of the LLM: the projector is trained whole, the vision "
-                "encoder is frozen; remove it from lora.targets",
-            )
-
-
-def _layers(v: Values) -> Iterator[Finding]:
-    problem = layers_problem(v["supervision.layers"])
-    if problem is not None:
-        yield ["supervision.layers"], problem
-
-
-def _supervision(v: Values) -> Iterator[Finding]:
-    if v["supervision.enabled"] and not v["supervision.stages"]:
-        yield (
-            ["supervision.stages", "supervision.enabled"],
-            "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled: false",
-        )
+            why = "is not part of the LLM: the projector is trained whole, the vision encoder is frozen"
+        else:
+            continue
+        yield at, f"{target!r} {why}; remove it from lora.targets"
 
 
 def _token_weights(v: Values) -> Iterator[Finding]:
@@ -131,9 +147,13 @@ def _token_weights(v: Values) -> Iterator[Finding]:
         )
 
 
+def _layers(v: Values) -> Iterator[Finding]:
+    if problem := layers_problem(v["supervision.layers"]):
+        yield ["supervision.layers"], problem
+
+
 def _micro_batch(v: Values) -> Iterator[Finding]:
-    problem = batch_problem(v["training.micro_batch"], v["training.global_batch"])
-    if problem is not None:
+    if problem := batch_problem(v["training.micro_batch"], v["training.global_batch"]):
         yield ["training.micro_batch", "training.global_batch"], problem
 
 
@@ -146,55 +166,47 @@ def _betas(v: Values) -> Iterator[Finding]:
         )
 
 
-def _something_trains(v: Values) -> Iterator[Finding]:
-    if v["training.projector_learning_rate"] > 0:
-        return
-    if not v["lora.enabled"]:
-        yield (
-            ["training.projector_learning_rate", "lora.enabled"],
-            "nothing would be trained: the projector's learning rate is 0 and there is no LoRA; "
-            "set training.projector_learning_rate, or lora.enabled: true in stage 2",
-        )
-    elif v["training.learning_rate"] == 0:
-        yield (
-            ["training.learning_rate", "training.projector_learning_rate"],
-            "nothing would be trained: both learning rates are 0; "
-            "set training.learning_rate (LoRA) or training.projector_learning_rate",
-        )
-
-
-def _evaluation(v: Values) -> Iterator[Finding]:
-    if v["training.eval_every"] is not None and v["data.eval"] is None:
-        yield (
-            ["training.eval_every", "data.eval"],
-            "there is nothing to evaluate on: data.eval is not given; add data.eval, or remove training.eval_every",
-        )
-
-
-def _offload(v: Values) -> Iterator[Finding]:
-    if v["training.offload_activations"] and not v["training.gradient_checkpointing"]:
-        yield (
-            ["training.offload_activations", "training.gradient_checkpointing"],
-            "offload_activations moves the layer inputs that gradient checkpointing keeps; without checkpointing it "
-            "would copy every activation of every layer; set training.gradient_checkpointing: true, or "
-            "training.offload_activations: false",
-        )
-
-
 def _needs_gpu(v: Values) -> Iterator[Finding]:
     if v["training.device"] == "cpu":
         for key, message in needs_gpu(v, "training.device is cpu"):
             yield [key, "training.device"], f"{message}, or training.device: cuda"
 
 
-def _flash_dtype(v: Values) -> Iterator[Finding]:
-    attention, dtype = v["model.attention"], v["model.dtype"]
-    if attention == "flash_attention_2" and dtype == "float32" and v["training.autocast"] == "off":
-        yield (
-            ["model.attention", "model.dtype"],
-            "flash_attention_2 computes in 16 bit, and model.dtype is float32 with autocast off; "
-            "set model.dtype: bfloat16, training.autocast: bfloat16, or model.attention: sdpa",
-        )
+def source_findings(v: Values) -> Iterator[Finding]:
+    """What is wrong with the sources of `data.train` and `data.eval`."""
+    for key in ("data.train", "data.eval"):
+        value = v.get(key)
+        if value == []:
+            yield [key], f"the list of sources is empty; give at least one source with {', '.join(KINDS)}"
+        sources = [] if value is None else [(key, value)]
+        if isinstance(value, list):
+            sources = [(f"{key}.{number}", entry) for number, entry in enumerate(value)]
+        for at, source in sources:
+            if not isinstance(source, Wrong):
+                yield from _source(Values(source), f"{at}.")
+
+
+def _source(v: Values, at: str) -> Iterator[Finding]:
+    """Findings in one source; ``at``: what its keys are below, with a dot."""
+    try:
+        given = [f"{at}{kind}" for kind in KINDS if v[kind]]
+    except Unusable:
+        return
+    if not given:
+        yield [at.rstrip(".")], f"the source names no data; give one of {', '.join(at + kind for kind in KINDS)}"
+    if len(given) > 1:
+        yield given, f"one source can't be {' and '.join(given)} at once; keep one, or make a list of sources"
+    try:
+        if v["config"] is not None and given and f"{at}hub" not in given:
+            yield [f"{at}config", given[0]], f"{at}config belongs to {at}hub; remove it"
+        columns = v["columns"]
+    except Unusable:
+        return
+    for name in columns:
+        if name not in COLUMN_NAMES:
+            near = get_close_matches(name, COLUMN_NAMES, 1, 0.0)[0]
+            message = f"{name!r} is none of our names ({', '.join(COLUMN_NAMES)}); the nearest is {near!r}"
+            yield [f"{at}columns.{name}"], message
 
 
 CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
@@ -203,27 +215,35 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     _image_token,
     _projector_is_another_run,
     source_findings,
-    _lora_stage,
     _lora_targets,
     _layers,
-    _supervision,
     _token_weights,
     _micro_batch,
     _betas,
-    _something_trains,
-    _evaluation,
-    _offload,
     _needs_gpu,
-    _flash_dtype,
 )
 
 
 def findings(checked: dict[str, Any]) -> list[Finding]:
     """All impossible combinations in nested values, of which each is a checked value or :class:`Wrong`."""
+    values = Values(checked)
     found: list[Finding] = []
     for check in CHECKS:
-        try:
-            found += check(Values(checked))
-        except Unusable:
-            continue
+        with suppress(Unusable):
+            found += check(values)
+    for keys, broken, message in _RULES:
+        with suppress(Unusable):
+            if broken(values):
+                found.append((keys, message))
     return found
+
+
+def check_source(section: SourceSection) -> None:
+    """Refuse a data source that was built in Python; a recipe's have been checked already.
+
+    Raises:
+        UserError: with everything that is wrong with it.
+    """
+    found = [message for _, message in _source(Values(section.model_dump()), "")]
+    if found:
+        raise UserError("a data source can't be read: " + "; ".join(found))

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from basic_lite.recipe.problems import KeyPath
 from basic_lite.recipe.schema import Recipe, Section
-from basic_lite.recipe.write import write_yaml
+from basic_lite.recipe.yaml import write_yaml
 
 # What other tools call these keys; similarity of spelling would not find them.
 SYNONYMS = {
@@ -109,16 +107,8 @@ def is_section(annotation: Any) -> bool:
 def wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """A type in plain words: "an integer of at least 1", "one of cosine, mse, off"."""
     words = " or ".join(_wanted_one(option) for option in options(annotation) if option is not types.NoneType)
-    bounds = []
-    for bound in metadata:
-        for kind, name, phrase in (
-            (Ge, "ge", "at least"),
-            (Gt, "gt", "more than"),
-            (Le, "le", "at most"),
-            (Lt, "lt", "less than"),
-        ):
-            if isinstance(bound, kind):
-                bounds.append(f"{phrase} {getattr(bound, name)}")
+    phrases = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    bounds = [f"{phrases[name]} {getattr(one, name)}" for one in metadata for name in phrases if hasattr(one, name)]
     return f"{words} of {' and '.join(bounds)}" if bounds else words
 
 

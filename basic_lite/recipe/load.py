@@ -10,19 +10,18 @@ recipe is instant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
-from basic_lite.recipe.overrides import apply_overrides
-from basic_lite.recipe.problems import RecipeProblem
-from basic_lite.recipe.read import read_document
+from basic_lite.recipe.problems import KeyPath, Place, plain
 from basic_lite.recipe.schema import Recipe
-from basic_lite.recipe.shipped import find_recipe
-from basic_lite.recipe.write import write_yaml
+from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -35,19 +34,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(path)
     document = read_document(_read_text(path), str(path))
-    problems = document.problems
-    overridden = apply_overrides(document, overrides)
-    if document.values is None:
-        return _refuse(path, problems + overridden)
-    problems += overridden
-    checker = Checker(document)
-    checked = checker.section(Recipe, document.values, ())
-    problems += checker.problems
-    for keys, message in combinations.findings(checked):
-        written = next((key for key in keys if tuple(key.split(".")) in document.places), keys[0])
-        problems.append(RecipeProblem(document.place_of(tuple(written.split("."))), keys[0], message))
-    if problems:
-        return _refuse(path, problems)
+    apply_overrides(document, overrides)
+    checked: Any = None
+    if document.values is not None:
+        checked = Checker(document).section(Recipe, document.values, ())
+        for keys, message in combinations.findings(checked):
+            paths = [tuple(key.split(".")) for key in keys]
+            written = next((one for one in paths if one in document.places), paths[0])
+            document.report(document.place_of(written), paths[0], message)
+    if document.problems:
+        unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
+        count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
+        raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
     return Recipe.model_validate(checked)
 
 
@@ -60,12 +58,6 @@ def check_recipe(recipe: Recipe) -> None:
     found = combinations.findings(recipe.model_dump())
     if found:
         raise UserError("\n".join([f"the recipe {recipe.name!r} can't work:", *(f"  {k[0]}: {m}" for k, m in found)]))
-
-
-def _refuse(path: Path, problems: Iterable[RecipeProblem]) -> Recipe:
-    unique = sorted(set(problems), key=lambda problem: (problem.place, problem.key))
-    count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
-    raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
 
 
 def _read_text(path: Path) -> str:
@@ -94,3 +86,120 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
                 yield prefix + key, value
 
     return dict(flat(recipe.model_dump(mode="json"), ""))
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Write overrides into the document's values, the last of a key wins; what is wrong with them is reported there."""
+    for number, text in enumerate(overrides, start=1):
+        place = Place.on_command_line(number)
+        dotted, equals, value_text = text.partition("=")
+        path = tuple(dotted.strip().split("."))
+        if not equals or not all(path):
+            second = text.endswith((".yaml", ".yml"))
+            what = "only one recipe can be trained at a time" if second else "expected key.path=value"
+            document.report(place, (), f"{what}, found {text!r}; for example training.micro_batch=2")
+            continue
+        try:
+            value = read_override(value_text)
+        except ValueError as error:
+            document.report(place, (dotted,), f"{value_text!r} is {error}")
+            continue
+        if document.values is not None:
+            _override(document, path, value, place)
+
+
+def _override(document: Document, path: KeyPath, value: Any, place: Place) -> None:
+    holder: Any = document.values
+    for depth, part in enumerate(path):
+        here, last = path[: depth + 1], depth == len(path) - 1
+        above = ".".join(path[:depth])
+        if isinstance(holder, list):
+            if not part.isascii() or not part.isdigit() or int(part) >= len(holder):
+                entries = f"0 to {len(holder) - 1}" if holder else "none"
+                what = f"`{above}` is a list here; name one of its entries ({entries}), as in {above}.0"
+                document.report(place, path, what)
+                return
+            slot: Any = int(part)
+        elif isinstance(holder, dict):
+            slot = part
+            if holder.get(part) is None and not last:
+                holder[part] = {}
+            if part not in holder or last or not holder[part]:
+                document.keys[here] = place
+        else:
+            document.report(place, path, f"`{above}` holds {plain(holder)}, not keys, so nothing can be set in it")
+            return
+        if not last:
+            holder = holder[slot]
+    holder[slot] = value
+    for known in [*document.keys, *document.places]:
+        if known[: len(path)] == path:
+            document.keys.pop(known, None)
+            document.places.pop(known, None)
+    document.keys[path] = document.places[path] = place
+
+
+def read_override(text: str) -> Any:
+    """The value in ``key.path=value``: ``[...]``, ``{...}`` and quoted texts as YAML, else a plain scalar.
+
+    So Windows paths, globs and texts with ``: `` or ``#`` need no YAML quoting.
+
+    Raises:
+        ValueError: brackets or quotes that don't close.
+    """
+    text = text.strip()
+    if not text.startswith(("[", "{", '"', "'")):
+        return read_scalar(text)
+    document = read_document(f"value: {text}\n", "value")
+    if document.problems or document.values is None or len(document.values) != 1:
+        reason = document.problems[0].message if document.problems else "not one value"
+        raise ValueError(reason)
+    return document.values["value"]
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file a user means: the path itself, or the shipped recipe of that name.
+
+    Raises:
+        UserError: there is neither; names the nearest recipe there is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_recipes()}
+    by_name = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
+    if by_name and not path.exists() and path.stem in shipped:
+        return shipped[path.stem]
+    beside = path if path.is_dir() else path.parent
+    known = sorted(beside.glob("*.y*ml")) if beside.is_dir() else []
+    known += [Path("recipes", file.name) for file in shipped.values()]
+    what = "is a folder, not a recipe file" if path.is_dir() else "doesn't exist"
+    near = get_close_matches(path.stem, [file.stem for file in known], 1, 0.0)
+    best = next(file for file in known if file.stem == near[0]) if near else None
+    hint = f"; the nearest is {best}" if best else ""
+    raise UserError(f"the recipe {path} {what}{hint}\nShipped recipes: {', '.join(sorted(shipped))}")
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipe files of the package: beside it in a source tree, in ``share`` when installed."""
+    beside = Path(__file__).resolve().parents[2] / "recipes"
+    if (beside.parent / "pyproject.toml").is_file():
+        return sorted(beside.glob("*.yaml"))
+    try:
+        installed = files("basic-lite") or []
+    except PackageNotFoundError:
+        installed = []
+    found = [Path(str(file.locate())) for file in installed if file.parts[-3:-1] == ("basic-lite", "recipes")]
+    return sorted(file.resolve() for file in found if file.suffix == ".yaml")
+
+
+def shipped_recipe(name: str) -> Path:
+    """Path of a shipped recipe by its name (``7b_qlora``, with or without ``.yaml``).
+
+    Raises:
+        UserError: no recipe of that name is shipped; lists those that are.
+    """
+    for path in shipped_recipes():
+        if path.stem == name.removesuffix(".yaml"):
+            return path
+    raise UserError(f"no recipe {name!r} is shipped; there are: {', '.join(p.stem for p in shipped_recipes())}")

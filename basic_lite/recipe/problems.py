@@ -1,11 +1,14 @@
-"""What is wrong with a recipe, and where it stands."""
+"""What is wrong with a recipe, and where it stands; values of a recipe, some of them wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 KeyPath = tuple[str, ...]
+# The keys concerned (the first one present in the file gives the place), and the message.
+Finding = tuple[Sequence[str], str]
 
 
 class Wrong:
@@ -60,3 +63,35 @@ def plain(value: Any) -> str:
             f"keys ({', '.join(map(str, list(value)[:3]))}{', ...' if len(value) > 3 else ''})" if value else "no keys"
         )
     return "a list" if value else "an empty list"
+
+
+class Unusable(Exception):
+    """A key was looked up whose value is missing or wrong, which has been reported already."""
+
+
+class Values:
+    """Dotted look-up in nested checked values: ``values["training.micro_batch"]``.
+
+    Raises:
+        Unusable: on look-up of a key whose value is wrong, or whose section is.
+    """
+
+    def __init__(self, checked: dict[str, Any]) -> None:
+        self._checked = checked
+
+    def __getitem__(self, dotted: str) -> Any:
+        value: Any = self._checked
+        for part in dotted.split("."):
+            if isinstance(value, Wrong):
+                raise Unusable
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if isinstance(value, Wrong):
+            raise Unusable
+        return value
+
+    def get(self, dotted: str) -> Any:
+        """The value, or :class:`Wrong` where it is wrong: for a check that goes on without it."""
+        try:
+            return self[dotted]
+        except Unusable:
+            return Wrong()

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 
 from basic_lite.errors import UserError
+from basic_lite.recipe.problems import Values
 from basic_lite.recipe.schema import Recipe
-from basic_lite.recipe.values import Values
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:

@@ -34,16 +34,14 @@ class ModelSection(Section):
     vision: str | None = Field(None, description="Vision encoder, CLIP or SigLIP (hub name or folder).")
     llm: str | None = Field(None, description="Causal language model (hub name or folder).")
     projector: str | None = Field(
-        None,
-        description="Run folder or bundle whose projector is taken (stage 1's); none: a fresh projector.",
+        None, description="Run folder or bundle whose projector is taken (stage 1's); none: a fresh projector."
     )
     image_token: str = Field(
         "<image>", description="The placeholder token; added to the tokenizer of a fresh composition."
     )
     vision_feature_layer: int = Field(-2, description="Hidden state of the vision encoder that feeds the projector.")
     vision_feature_select: Literal["default", "full"] = Field(
-        "default",
-        description="default: patch features only, no class token; full: all (SigLIP has no class token).",
+        "default", description="default: patch features only, no class token; full: all (SigLIP has no class token)."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -79,8 +77,7 @@ class LoraSection(Section):
     alpha: float = Field(256.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear",
-        description="all-linear: every linear layer of the LLM's decoder; or a list of module names.",
+        "all-linear", description="all-linear: every linear layer of the LLM's decoder; or a list of module names."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the adapter weights.")
 
@@ -111,13 +108,10 @@ class DataSection(Section):
         None, description="Held-out data, for the loss during training."
     )
     template: Template = Field(
-        "v1",
-        description="plain: image, then caption (stage 1); v1: Vicuna; tokenizer: the LLM's own template.",
+        "v1", description="plain: image, then caption (stage 1); v1: Vicuna; tokenizer: the LLM's own template."
     )
     max_length: int = Field(
-        2048,
-        ge=8,
-        description="Tokens a sample may have, image tokens included. Text is cut, image tokens never.",
+        2048, ge=8, description="Tokens a sample may have, image tokens included. Text is cut, image tokens never."
     )
     too_long: Literal["drop", "refuse"] = Field(
         "refuse",
@@ -128,8 +122,7 @@ class DataSection(Section):
         description="A broken record (no image, no supervised token): drop it and list it, or refuse to start.",
     )
     image_fit: ImageFit = Field(
-        "pad",
-        description="square: resize to a square; pad: pad to a square with the mean colour, then resize.",
+        "pad", description="square: resize to a square; pad: pad to a square with the mean colour, then resize."
     )
     check_images: ImageCheck = Field(
         "exists",
@@ -148,12 +141,10 @@ class SupervisionSection(Section):
 
     enabled: bool = Field(True, description="Compute the BASIC losses. false: the run is LLaVA's own.")
     stages: list[Stage] = Field(
-        default_factory=lambda: list[Stage]((1, 2)),
-        description="Stages (key `stage`) BASIC is on in. [paper] both.",
+        default_factory=lambda: list[Stage]((1, 2)), description="Stages (key `stage`) BASIC is on in. [paper] both."
     )
     layers: int | float = Field(
-        0.5,
-        description="Supervised layers K: a count (int) or a fraction of the LLM's (float). [paper] half.",
+        0.5, description="Supervised layers K: a count (int) or a fraction of the LLM's (float). [paper] half."
     )
     layer_weights: Literal["quadratic", "linear", "constant", "decreasing"] = Field(
         "quadratic", description="w_h over layers 1..K. [paper] h²/Σh²."
@@ -221,8 +212,7 @@ class TrainingSection(Section):
     eval_every: int | None = Field(None, ge=1, description="Optimizer steps between evaluations on `data.eval`.")
     log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(
-        default_factory=lambda: list[Tracker](("tensorboard",)),
-        description="Where curves go, besides log.jsonl.",
+        default_factory=lambda: list[Tracker](("tensorboard",)), description="Where curves go, besides log.jsonl."
     )
     device: Device = Field("auto", description="auto: the GPU where there is one.")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
@@ -236,8 +226,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything drawn: initial weights, order, dropout.")
     output: str = Field("runs", description="Folder that run folders are made in.")
     kernels: Literal["auto", "triton", "reference"] = Field(
-        "auto",
-        description="What computes BASIC's operations. auto: Triton on a GPU that has it, else PyTorch.",
+        "auto", description="What computes BASIC's operations. auto: Triton on a GPU that has it, else PyTorch."
     )
     model: ModelSection
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basic_lite.model.plan import BLOCK, NESTED_BLOCK
+from basic_lite.model.audit import BLOCK, NESTED_BLOCK
 
 NF4_VALUES = 16
 STATISTIC_VALUES = 256

@@ -1,18 +1,27 @@
-"""Greedy answers of a trained model, in batches."""
+"""Greedy answers of a trained model: in batches, and to questions about one picture (``basic-lite chat``)."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from basic_lite.console import quiet_libraries
+from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.collate import Collator
-from basic_lite.data.images import ImageRef, pixels
-from basic_lite.data.records import Record
-from basic_lite.model.load import Loaded
+from basic_lite.data.images import ImageRef, check_image, pixels
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
+from basic_lite.errors import UserError
+from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
+from basic_lite.train.restore import load_trained
+
+# Of an answer in `chat`.
+MAX_NEW_TOKENS = 256
 
 
 def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None) -> ChatFormat:
@@ -102,3 +111,39 @@ def _answer_length(loaded: Loaded, chat: ChatFormat, records: Sequence[Record]) 
         (len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references), default=56
     )
     return min(512, longest + 8)
+
+
+def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> None:
+    """Answer a question about ``image``, or questions from standard input until an empty line. Answers go to stdout.
+
+    Raises:
+        UserError: no usable bundle, or the picture can't be read.
+    """
+    quiet_libraries()
+    picture = ImageRef.of_file(image)
+    try:
+        check_image(picture, "open")
+    except RecordProblem as problem:
+        raise UserError(f"{image}: {problem}") from problem
+    loaded, bundle = load_trained(run, pick_device(device, "--device"))
+    recipe = bundle.recipe
+    form = chat_format(recipe, loaded)
+    if note := asked_otherwise(recipe, form):
+        print(note, file=sys.stderr)
+
+    def ask(text: str) -> str:
+        record = Record(1, "", "chat", (picture,), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{text}"),))
+        return answer(
+            loaded, form, [record], image_fit=recipe.data.image_fit, batch_size=1, max_new_tokens=MAX_NEW_TOKENS
+        )[0]
+
+    if question is not None:
+        print(ask(question))
+        return
+    while True:
+        if sys.stdin.isatty():
+            print("question (empty line to stop): ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        print(ask(line), flush=True)

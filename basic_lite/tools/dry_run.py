@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from basic_lite.console import quiet_libraries, speaker
+from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
-from basic_lite.data.show import render_sample
+from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
-from basic_lite.model.audit import Part, render
+from basic_lite.model.audit import Part, planned_parts, render
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
-from basic_lite.model.plan import planned_parts
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
@@ -26,6 +29,10 @@ from basic_lite.train.bundle import open_bundle
 from basic_lite.train.restore import require_same_model
 from basic_lite.train.run_folder import look_at_run_folder, require_writable
 from basic_lite.units import MIB
+
+SUPERVISED = "bold green"
+UNSUPERVISED = "dim"
+IMAGE = "cyan"
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
@@ -151,3 +158,41 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     )
     console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
+
+
+def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text:
+    """Decoded tokens: supervised ones green, the rest dim, each run of image tokens as `<image>×576`.
+
+    Special tokens are written out; a line break that is supervised shows as ⏎. Images in a row are one run.
+    """
+    text = Text()
+    kinds = [
+        IMAGE if one == image_token_id else UNSUPERVISED if label == IGNORE else SUPERVISED
+        for one, label in zip(encoded.input_ids, encoded.labels, strict=True)
+    ]
+    position = 0
+    before: list[int] = []
+    for style, run in groupby(kinds):
+        length = len(list(run))
+        ids = encoded.input_ids[position : position + length]
+        position += length
+        if style == IMAGE:
+            text.append(f"<image>×{length}", style=style)
+            before = []
+            continue
+        words = _continued(tokenizer, before, ids)
+        before = ids[-1:]
+        if style == SUPERVISED:
+            words = words.replace("\n", "⏎\n")
+        text.append(words, style=style)
+    return text
+
+
+def _continued(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Text of tokens that stand after others: decoded alone, many lose the space before their first word."""
+
+    def decode(some: list[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    head, whole = decode(before), decode(before + ids)
+    return whole[len(head) :] if before and whole.startswith(head) else decode(ids)

@@ -6,9 +6,8 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, SourceSection, Template
 from basic_lite.tools.answer import answer, asked_otherwise, chat_format
+from basic_lite.train.files import write_json
 from basic_lite.train.restore import load_trained
 
 ALL = "all"
@@ -45,8 +45,8 @@ class EvalResult:
     """Predictions in the order of the data, and the exact-match share by question type (``all``: overall)."""
 
     predictions: list[Prediction]
-    accuracy: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, float]
+    counts: dict[str, int]
 
 
 def normalise(text: str) -> str:
@@ -87,7 +87,7 @@ def evaluate(
             number=record.number,
             id=record.id,
             question_type=record.question_type or "",
-            question=_last_question(record),
+            question=next((turn.text for turn in reversed(record.turns) if turn.role == "human"), ""),
             reference=reference,
             prediction=text,
             correct=normalise(text) == normalise(reference) if reference else None,
@@ -131,11 +131,6 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
                     partner[index] = candidate
                     break
     return lambda index: records[partner[index]].images
-
-
-def _last_question(record: Record) -> str:
-    questions = [turn.text for turn in record.turns if turn.role == "human"]
-    return questions[-1] if questions else ""
 
 
 def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Table:
@@ -194,7 +189,9 @@ def evaluate_run(
         )
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(loaded, bundle.recipe, records, batch_size=batch_size, template=template, progress=count)
-    target = out or _default_out(run, bundle.folder, data)
+    # A bundle's own folder stays as its manifest describes it.
+    folder = bundle.folder.parent if run == bundle.folder else run
+    target = out or folder / f"predictions_{data.stem}_{bundle.folder.name}.jsonl"
     write_predictions(result, target)
     if result.counts:
         console.print(accuracy_table({"exact match": result.accuracy}, result.counts))
@@ -214,16 +211,9 @@ def _require_writable(path: Path) -> None:
         raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error
 
 
-def _default_out(run: Path, bundle: Path, data: Path) -> Path:
-    # A bundle's own folder stays as its manifest describes it.
-    folder = bundle.parent if run == bundle else run
-    return folder / f"predictions_{data.stem}_{bundle.name}.jsonl"
-
-
 def write_predictions(result: EvalResult, path: Path) -> None:
     """One JSON object a prediction, and the summary beside it as ``.summary.json``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(vars(p), ensure_ascii=False) for p in result.predictions]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    summary: dict[str, Any] = {"exact_match": result.accuracy, "counts": result.counts}
-    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".summary.json"), {"exact_match": result.accuracy, "counts": result.counts})

@@ -286,7 +286,7 @@ class Loop:
                 "epoch": self.schedule.epochs_after(step),
                 "samples": self.schedule.samples_after(step),
                 "seed": self.recipe.seed,
-                "fingerprint": self.run.data.fingerprint,
+                "fingerprint": self.run.data.report.fingerprint,
             },
             "recipe": recipe_fingerprint(self.recipe),
             "processes": self.processes.count,

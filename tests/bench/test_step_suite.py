@@ -54,7 +54,7 @@ def tensors_of(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 def without_bytes(part: Part) -> dict[str, object]:
-    return {key: value for key, value in part.to_dict().items() if key != "bytes"}
+    return {key: value for key, value in vars(part).items() if key != "bytes"}
 
 
 @pytest.mark.parametrize(

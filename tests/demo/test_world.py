@@ -302,7 +302,7 @@ def test_lessons_are_tokenised_as_the_tokenizer_does_it() -> None:
 def test_vision_encoder_loads_and_sees_36_patches(world: World) -> None:
     from transformers import CLIPVisionModel
 
-    from basic_lite.model.processor import load_image_processor
+    from basic_lite.model.frontend import load_image_processor
 
     processor = load_image_processor(VISION)
     encoder = CLIPVisionModel.from_pretrained(VISION)
@@ -367,7 +367,7 @@ def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]
 def test_rebuild_is_deterministic(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
-    from basic_lite.model.processor import load_image_processor
+    from basic_lite.model.frontend import load_image_processor
 
     def weights(name: str, seed: int) -> tuple[bytes, bytes]:
         lines: list[str] = []

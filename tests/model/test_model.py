@@ -116,7 +116,7 @@ def test_lm_loss_in_chunks_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     adapt(loaded.parts, recipe)
     gradients = []
     for chunk_bytes in (2**28, 4 * 64 * 3):
-        monkeypatch.setattr("basic_lite.model.lm_loss.CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("basic_lite.model.llava.CHUNK_BYTES", chunk_bytes)
         loaded.model.zero_grad()
         loss = loaded.model(**a_batch(loaded)).loss
         loss.backward()

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from basic_lite.errors import UserError
-from basic_lite.model.processor import load_image_processor
+from basic_lite.model.frontend import load_image_processor
 from tests.support.data import processor
 
 

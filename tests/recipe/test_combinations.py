@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from basic_lite.errors import UserError
-from basic_lite.recipe import check_recipe, dump_recipe, load_recipe
+from basic_lite.recipe import dump_recipe, load_recipe
+from basic_lite.recipe.load import check_recipe
 from basic_lite.recipe.rules import accumulation, batch_problem, layers_problem
 from tests.support.recipes import GOOD, problem, write_recipe
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from basic_lite.recipe import load_recipe
-from basic_lite.recipe.overrides import read_override
+from basic_lite.recipe.load import read_override
 from tests.support.recipes import GOOD, problems, write_recipe
 
 

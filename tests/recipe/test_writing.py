@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from basic_lite.recipe import describe_keys, dump_recipe, load_recipe, shipped_recipes
-from basic_lite.recipe.read import read_document, read_scalar
 from basic_lite.recipe.schema import Recipe
-from basic_lite.recipe.write import write_yaml
+from basic_lite.recipe.yaml import read_document, read_scalar, write_yaml
 
 words = st.sampled_from(("yes", "off", "1e5", "0x1f", "1_000", "1:30", "2020-01-01", "~", "", "=", "<<", " a", "#"))
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

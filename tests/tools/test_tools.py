@@ -16,8 +16,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
-from basic_lite.tools.answer import answer, chat_format
-from basic_lite.tools.chat import chat
+from basic_lite.tools.answer import answer, chat, chat_format
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
 from basic_lite.train.restore import load_trained
@@ -150,10 +149,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: 
 
 def test_planned_parts_are_the_loaded_ones(tmp_path: Path) -> None:
     from basic_lite.model.adapt import adapt
-    from basic_lite.model.audit import audit
+    from basic_lite.model.audit import audit, planned_parts
     from basic_lite.model.frontend import load_frontend
     from basic_lite.model.load import load_base
-    from basic_lite.model.plan import planned_parts
 
     recipe = tiny_recipe(tmp_path)
     planned = {p.part: p for p in planned_parts(recipe, load_frontend(recipe.model), torch.float32)}

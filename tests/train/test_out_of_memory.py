@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from basic_lite.data.collate import Collator
+from basic_lite.data.batches import Collator
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import Interrupted, UserError, is_out_of_memory
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration

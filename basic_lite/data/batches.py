@@ -1,4 +1,4 @@
-"""Samples to a padded batch."""
+"""Records as samples for the trainer (ids, labels and pixels of one record), and samples to a padded batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,55 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.images import pixels
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
-from basic_lite.recipe.schema import PaddingSide
+from basic_lite.recipe.schema import ImageFit, PaddingSide
+
+
+@dataclass(eq=False)
+class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Map-style, picklable. Sample i is ``records[indices[i]]``, as `DataReport.kept` has the indices [n]."""
+
+    records: Sequence[Record]
+    chat: ChatFormat
+    image_processor: Any
+    image_fit: ImageFit
+    max_length: int
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        """The record behind a sample.
+
+        Raises:
+            RecordProblem: it is no usable conversation.
+        """
+        return self.records[int(self.indices[index])]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``input_ids`` and ``labels`` (lists of length T), and ``pixel_values`` [n, 3, h, w] where n > 0.
+
+        Raises:
+            RecordProblem: the record or one of its images can't be used; names source and record number.
+        """
+        record = self.record(index)
+        encoded = self.chat.encode(record, self.max_length)
+        sample: dict[str, Any] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+        if record.images:
+            try:
+                sample["pixel_values"] = pixels(record.images, self.image_processor, self.image_fit)
+            except RecordProblem as problem:
+                raise problem.at(record.place) from problem.__cause__
+        return sample
 
 
 @dataclass(frozen=True)
@@ -41,9 +85,7 @@ class Collator:
             batch["attention_mask"][row, where] = 1
             if "labels" in sample:
                 batch["labels"][row, where] = torch.as_tensor(sample["labels"], dtype=torch.int64)
-        images = [sample["pixel_values"] for sample in samples if sample.get("pixel_values") is not None]
-        images = [one for one in images if len(one)]
-        if images:
+        if images := [sample["pixel_values"] for sample in samples if len(sample.get("pixel_values", ()))]:
             shapes = {tuple(one.shape[1:]) for one in images}
             if len(shapes) > 1:
                 raise UserError(
