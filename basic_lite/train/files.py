@@ -43,10 +43,11 @@ def written_whole(folder: Path, mend: str) -> Iterator[Path]:
         os.replace(scratch, folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{folder} could not be saved: {why}. {mend}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:

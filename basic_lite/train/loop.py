@@ -76,6 +76,7 @@ class Loop:
         self.log = RunLog(run.folder.log, run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
         self.progress = self._start()
+        self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
         self.recovery = Recovery(
             training,
@@ -171,7 +172,8 @@ class Loop:
             with self.processes.together():
                 batches = next(source)
             counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
-            gradients = partial(self.train_step.gradients, counts=counts, lambdas=self._lambdas(step))
+            lambdas = self._lambdas(step)
+            gradients = partial(self.train_step.gradients, counts=counts, lambdas=lambdas)
             terms = self.recovery.run(gradients, batches, f"step {step}", self._begin_again)
         except (RecordProblem, StoppedElsewhere):
             self._save_before_leaving(all_here=True)
@@ -184,6 +186,8 @@ class Loop:
         rates = self.train_step.rates()
         self.train_step.update()
         self.progress.step = step
+        if any(lambdas):
+            self._basic_terms = terms
         self._log(step, terms, counts, rates, time.perf_counter() - started)
 
     def _lambdas(self, step: int) -> tuple[float, float]:
@@ -200,14 +204,13 @@ class Loop:
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], seconds: float) -> None:
         """A line of this step alone, not a mean since the last line: a resumed run logs what an uninterrupted one does.
 
-        A step in which BASIC is off (``every_n_steps``) shows the terms of the last line that had it on.
+        A step in which BASIC is off (``every_n_steps``) shows BASIC's terms of the last step that had it on.
         """
         if step % self.recipe.training.log_every and step != self.schedule.steps:
             self.line.show(step, self.schedule.steps)
             return
-        values = terms.values(self.processes)
-        self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
-        values = self.progress.last_terms | values
+        self._settle_basic_terms()
+        values = self.progress.last_terms | terms.values(self.processes)
         values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
         values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
         if not math.isfinite(values["loss"]):
@@ -218,6 +221,13 @@ class Loop:
             )
         self.log.write(step, values)
         self.line.show(step, self.schedule.steps, values)
+
+    def _settle_basic_terms(self) -> None:
+        """Bring the terms of the last step with BASIC to the host; until they are wanted, nothing waits for them."""
+        if self._basic_terms is not None:
+            values = self._basic_terms.values(self.processes)
+            self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
+            self._basic_terms = None
 
     def _evaluate(self, step: int) -> None:
         data, every = self.run.data, self.recipe.training.eval_every
@@ -248,6 +258,7 @@ class Loop:
         """A checkpoint of the steps so far; older ones go only when it is whole, so that there is one at any time."""
         folder, run = self.run.folder, self.run
         generators = generators_of(self.device, self.processes)
+        self._settle_basic_terms()
         if self.processes.is_main:
             good = checkpoints_of(folder.path)
             last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"

@@ -316,19 +316,19 @@ def test_log_holds_what_a_user_watches(tmp_path: Path) -> None:
     assert manifest["data"]["samples"] == 4 * 4 and manifest["data"]["epoch"] == pytest.approx(4 / 3)
 
 
-@pytest.mark.parametrize("save_every", [1, 100])
+@pytest.mark.parametrize("save_every", [1, 4])
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, save_every: int) -> None:
     changes = {
         "training.max_grad_norm": 0.0,
         "training.projector_learning_rate": 1e30,
         "training.scheduler": "constant",
         "training.warmup_ratio": 0.0,
-        "training.max_steps": 2,
+        "training.max_steps": 9,
         "training.log_every": 100,
         "training.save_every": save_every,
         "supervision.enabled": False,
     }
-    with pytest.raises(UserError, match=r"not finite|the loss is"):
+    with pytest.raises(UserError, match=r"after step \d the weights are not finite .* so they were not saved"):
         run(tmp_path, changes)
     folder = tmp_path / "runs" / "tiny"
     for bundle in [*folder.glob("checkpoint-*"), folder / "final"]:
@@ -353,7 +353,7 @@ def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     changes = {"training.max_grad_norm": 0.0, "training.projector_learning_rate": 1e30, "training.max_steps": 9}
-    with pytest.raises(UserError, match=r"the loss is (nan|inf)|not finite"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d"):
         run(tmp_path, changes)
 
 
