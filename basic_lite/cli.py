@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -237,6 +238,7 @@ def _status(arguments: list[str]) -> int:
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would break into Python's own leaving
         note("stopped")
         return 130
 

@@ -21,7 +21,7 @@ from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.train.assembly import load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
-from basic_lite.train.files import write_json
+from basic_lite.train.files import saving, write_json
 from basic_lite.train.log import trackers_of
 from basic_lite.train.loop import Loop, Run
 from basic_lite.train.processes import Processes, connect, take_device
@@ -87,13 +87,14 @@ def train(
             check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # BASIC's taps, and the loop around them.
-        if processes.is_main:
-            folder.begin(recipe)
-            write_json(folder.path / "parts.json", [vars(part) for part in table])
-            write_json(folder.path / "data.json", data.summary())
-        processes.wait()
-        supervision = supervise(recipe, loaded, say)
-        loop = Loop(Run(recipe, loaded, data, supervision, folder, processes, device, console))
+        with processes.together(), saving(folder.path, "Make room, or change output"):
+            if processes.is_main:
+                folder.begin(recipe)
+                write_json(folder.path / "parts.json", [vars(part) for part in table])
+                write_json(folder.path / "data.json", data.summary())
+        with processes.together():
+            supervision = supervise(recipe, loaded, say)
+            loop = Loop(Run(recipe, loaded, data, supervision, folder, processes, device, console))
         history = loop.train()
 
         steps = loop.schedule.steps

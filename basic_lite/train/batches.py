@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import multiprocessing
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -28,15 +31,14 @@ class Schedule:
         self.sampler, self.global_batch, self.micro_batch = sampler, training.global_batch, training.micro_batch
         self.steps_per_epoch = max(1, math.ceil(len(sampler) / self.global_batch))
         self.steps = training.max_steps or max(1, math.ceil(self.steps_per_epoch * training.epochs))
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+        # Two epochs: near an epoch's end the loader, which reads ahead, is in the next one already.
+        self._order_of = lru_cache(maxsize=2)(sampler.order)
 
     def samples_of(self, step: int) -> list[int]:
         """The samples of a 0-based step; the last step of an epoch may have fewer."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.sampler.order(epoch)
         start = place * self.global_batch
-        return [int(i) for i in self._order[start : start + self.global_batch]]
+        return [int(i) for i in self._order_of(epoch)[start : start + self.global_batch]]
 
     def micro_batches(self, step: int, processes: Processes) -> list[list[int]]:
         """This process's micro-batches of a step. In an epoch's last step a process may have none."""
@@ -65,23 +67,34 @@ class _MicroBatches(Sampler[list[int]]):
             yield from self.schedule.micro_batches(step, self.processes)
 
 
-def make_loader(
+@contextmanager
+def loading(
     dataset: Dataset[Any], batches: Any, collate: Any, recipe: Recipe, device: torch.device
-) -> DataLoader[Any]:
-    """A loader of host batches, pinned where they go to a GPU.
+) -> Iterator[Iterator[Batch]]:
+    """Host batches, pinned where they go to a GPU. The loader's workers end with the context.
 
     Its generator is its own. A loader draws a seed for its workers whenever it is iterated, by default from the global
     generator: evaluating, or resuming in the middle of an epoch, would then change the dropout of every later step.
+
+    Raises:
+        RecordProblem: a record that was fine before the run is broken now.
     """
-    return DataLoader(
+    ending = multiprocessing.RawValue(ctypes.c_bool, False)
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=recipe.data.workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
+        worker_init_fn=partial(start_worker, ending=ending),
         generator=torch.Generator().manual_seed(recipe.seed),
     )
+    try:
+        yield iter(loader)
+    except RecordProblem as problem:
+        raise problem.found_while_training() from problem
+    finally:
+        ending.value = True
 
 
 def step_batches(
@@ -93,14 +106,7 @@ def step_batches(
     processes: Processes,
     first: int,
 ) -> Generator[list[Batch]]:
-    """This process's micro-batches of each step from ``first`` on, on the host. Workers end when it is closed.
-
-    Raises:
-        RecordProblem: a record that was fine before the run is broken now.
-    """
-    source = iter(make_loader(dataset, _MicroBatches(schedule, processes, first), collate, recipe, device))
-    for step in range(first, schedule.steps):
-        try:
+    """This process's micro-batches of each step from ``first`` on, on the host. Workers end when it is closed."""
+    with loading(dataset, _MicroBatches(schedule, processes, first), collate, recipe, device) as source:
+        for step in range(first, schedule.steps):
             yield [next(source) for _ in schedule.micro_batches(step, processes)]
-        except RecordProblem as problem:
-            raise problem.found_while_training() from problem

@@ -189,5 +189,11 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
             f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be "
             "mixed; restore the files, or take another checkpoint (--checkpoint with --resume)"
         )
-    recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
+    try:
+        recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise UserError(
+            f"{folder / RECIPE} has other keys than this version of basic-lite ({__version__}); the bundle is of "
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one"
+        ) from error
     return Bundle(folder, manifest, recipe)

@@ -27,6 +27,8 @@ from basic_lite.train.files import read_tensors, save_tensors, write_json
 from basic_lite.train.processes import Processes
 from basic_lite.train.recovery import random_state, set_random_state
 
+# What torch and bitsandbytes call the two moments of a parameter; both have its shape.
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
 OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetensors", "training.json"
 
 
@@ -157,8 +159,8 @@ def _require_same_sizes(saved: dict[str, Any], optimizer: torch.optim.Optimizer)
     if any(index >= len(parameters) for index in saved["state"]):
         raise ValueError("it has more parameters")
     for index, entries in saved["state"].items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in entries and entries[name].shape != parameters[index].shape:
+        for path, tensor in _flatten(entries)[0].items():
+            if path.split("/")[-1] in MOMENTS and tensor.shape != parameters[index].shape:
                 raise ValueError(f"parameter {index} has another shape")
 
 

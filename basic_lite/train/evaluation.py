@@ -16,9 +16,9 @@ from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import is_out_of_memory
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
-from basic_lite.train.batches import make_loader
+from basic_lite.train.batches import loading
 from basic_lite.train.processes import Processes
-from basic_lite.train.recovery import Batch, Recovery
+from basic_lite.train.recovery import Recovery
 from basic_lite.train.step import TrainStep
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
@@ -39,7 +39,7 @@ def held_out_loss(
 
     Args:
         what: for messages, as in "the evaluation after step 3".
-        begin_again: see ``Recovery.run``.
+        begin_again: see ``Recovery.attempts``.
 
     Raises:
         OutOfMemory: not even one sample has room.
@@ -49,16 +49,15 @@ def held_out_loss(
     groups = [order[i : i + size] for i in range(0, len(order), size)][processes.index :: processes.count]
     total, count = 0.0, 0
 
-    def losses(parts: list[Batch]) -> list[tuple[float, int]]:
-        step.parts.model.eval()
-        return [
-            (float(step.forward(**step.inputs(part)).loss), int((part["labels"][:, 1:] != IGNORE).sum()))
-            for part in parts
-        ]
-
-    for batch in make_loader(dataset, groups, collate, recipe, step.device):
-        for mean, labelled in recovery.run(losses, [batch], what, begin_again):
-            total, count = total + (mean * labelled if labelled else 0.0), count + labelled
+    step.parts.model.eval()
+    with processes.together(), loading(dataset, groups, collate, recipe, step.device) as loader:
+        for batch in loader:
+            for attempt in recovery.attempts([batch], what, begin_again):
+                with attempt as parts:
+                    means = [float(step.forward(**step.inputs(part)).loss) for part in parts]
+                    labelled = [int((part["labels"][:, 1:] != IGNORE).sum()) for part in parts]
+            total += sum(mean * tokens for mean, tokens in zip(means, labelled, strict=True) if tokens)
+            count += sum(labelled)
     step.train_mode()
     total, count = processes.sum([total, float(count)])
     return total / max(count, 1)

@@ -33,21 +33,36 @@ def written_whole(folder: Path, mend: str) -> Iterator[Path]:
     """
     scratch = folder.with_name(folder.name + PART)
     old = folder.with_name(folder.name + ".old")
+    with saving(folder, mend):
+        try:
+            for left in (scratch, old):
+                shutil.rmtree(left, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            yield scratch
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(scratch, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # what an error left
+
+
+@contextmanager
+def saving(path: Path, mend: str) -> Iterator[None]:
+    """Around writing ``path``: a disk that is full or can't be written becomes an error for the user.
+
+    Raises:
+        UserError: says so, and ``mend``.
+    """
     try:
-        for left in (scratch, old):
-            shutil.rmtree(left, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        yield scratch
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(scratch, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+        yield
+    except Exception as error:
+        # Libraries in Rust put the number of the system's error into their text.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        if not full and not isinstance(error, OSError | SafetensorError):
+            raise
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{folder} could not be saved: {why}. {mend}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # what an error left
+        raise UserError(f"{path} could not be saved: {why}. {mend}") from error
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:

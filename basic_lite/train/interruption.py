@@ -57,19 +57,18 @@ class Interruption:
         self._say("stopping: this step is finished and saved first (once more to stop at once, unsaved)")
 
 
-def start_worker(_worker: int) -> None:
+def start_worker(_worker: int, *, ending: Any) -> None:
     """Start a data loader's worker: what a terminal or a scheduler sends to the whole group doesn't end it.
 
-    The main process needs its workers to finish the step. It ends them itself: by its queue, and where a traceback
-    keeps that queue alive by SIGTERM, which torch and multiprocessing send once each. A worker whose main process is
-    gone notices that within seconds.
+    The main process needs its workers to finish the step. It ends them by their queue, and where a traceback keeps
+    that alive by SIGTERM, as torch and multiprocessing do at exit. A worker whose main process is gone ends by itself.
+
+    Args:
+        ending: shared with the main process; its ``value`` is true once the workers aren't needed any more.
     """
-    received = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        if received > 1:
+        if ending.value:
             os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,9 +6,9 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +16,11 @@ from rich.console import Console
 
 from basic_lite.console import speaker
 from basic_lite.data.prepare import Prepared
-from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import Interrupted, OutOfMemory, StoppedElsewhere, UserError
-from basic_lite.model.load import Loaded
+from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import autocast_of, make_step
+from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
 from basic_lite.train.batches import Batch, Schedule, step_batches
 from basic_lite.train.bundle import checkpoints_of, write_bundle
 from basic_lite.train.checkpoint import (
@@ -40,7 +39,7 @@ from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.recovery import Recovery, memory_needed
 from basic_lite.train.restore import restore_adapter, restore_projector
-from basic_lite.train.run_folder import RunFolder, recipe_fingerprint
+from basic_lite.train.run_folder import RunFolder
 from basic_lite.train.step import StepCounts
 from basic_lite.train.terms import Terms
 from basic_lite.units import peak_memory_gib
@@ -116,6 +115,9 @@ class Loop:
                 f"note: the run had {before} process(es) and goes on with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
+        was, now = bundle.manifest["machine"], self._machine()
+        if was != now:
+            self.say(f"note: the run was computed with {was} and goes on with {now}, so its numbers will differ")
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
         self.say(f"going on from {bundle.folder} (step {progress.step})")
@@ -134,26 +136,42 @@ class Loop:
             OutOfMemory: a step has no room for a single sample; the steps before it are saved.
             UserError: something the user can mend.
         """
+        processes, last = self.processes, self.schedule.steps
         try:
-            alone = self.processes.count == 1
             with (
-                Interruption(self.say, alone=alone) as interruption,
+                Interruption(self.say, alone=not processes.launched) as interruption,
                 memory_needed(OUTSIDE),
-                closing(self._batches()) as batches,
+                closing(self._batches()) as source,
             ):
                 self.log.start_trackers(self.recipe)
                 if self.progress.step == 0:
                     self._measure_premise()
                 self.line.start(self.progress.step)
-                for step in range(self.progress.step + 1, self.schedule.steps + 1):
-                    self._optimizer_step(step, batches)
+                for step in range(self.progress.step + 1, last + 1):
+                    started = time.perf_counter()
+                    with self._kept_when_stopped(all_here=True), processes.together():
+                        batches = next(source)
+                    counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(processes)
+                    lambdas = self._lambdas(step)
+                    with self._kept_when_stopped(all_here=False):
+                        for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
+                            with attempt as parts:
+                                terms = self.train_step.gradients(parts, counts, lambdas)
+                    with processes.together():
+                        self.check.look(step, has_image=counts.samples_with_image > 0)
+                    rates = self.train_step.rates()
+                    self.train_step.update()
+                    self.progress.step, self.progress.projector_seen = step, self.check.projector_seen
+                    if any(lambdas):
+                        self._basic_terms = terms
+                    self._log(step, terms, counts, rates, started)
                     self._evaluate(step)
-                    stop = self.processes.any(interruption.requested) and step < self.schedule.steps
-                    if step % self.recipe.training.save_every == 0 or step == self.schedule.steps or stop:
+                    stop = processes.any(interruption.requested) and step < last
+                    if step % self.recipe.training.save_every == 0 or step == last or stop:
                         self._save()
                     if stop:
                         raise Interrupted(self.run.folder.checkpoint_at(step))
-                self.check.finish(self.schedule.steps)
+                self.check.finish(last)
                 self._measure_premise()
                 self._save_final()
         finally:
@@ -165,30 +183,19 @@ class Loop:
         data, first = self.run.data, self.progress.step
         return step_batches(data.train, data.collator, self.schedule, self.recipe, self.device, self.processes, first)
 
-    def _optimizer_step(self, step: int, source: Iterator[list[Batch]]) -> None:
-        """One whole optimizer step: what is retried with smaller micro-batches, and what counts samples and tokens."""
-        started = time.perf_counter()
+    @contextmanager
+    def _kept_when_stopped(self, *, all_here: bool) -> Iterator[None]:
+        """Save the steps so far when something stops the run between two of them.
+
+        Args:
+            all_here: whether it stops all processes at this place; a checkpoint needs what each of them has.
+        """
         try:
-            with self.processes.together():
-                batches = next(source)
-            counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(self.processes)
-            lambdas = self._lambdas(step)
-            gradients = partial(self.train_step.gradients, counts=counts, lambdas=lambdas)
-            terms = self.recovery.run(gradients, batches, f"step {step}", self._begin_again)
-        except (RecordProblem, StoppedElsewhere):
-            self._save_before_leaving(all_here=True)
+            yield
+        except (OutOfMemory, UserError, StoppedElsewhere):
+            if all_here or self.processes.count == 1:
+                self._save_before_leaving()
             raise
-        except OutOfMemory:
-            self._save_before_leaving(all_here=self.processes.count == 1)
-            raise
-        self.check.look(step, has_image=counts.samples_with_image > 0)
-        self.progress.projector_seen = self.check.projector_seen
-        rates = self.train_step.rates()
-        self.train_step.update()
-        self.progress.step = step
-        if any(lambdas):
-            self._basic_terms = terms
-        self._log(step, terms, counts, rates, time.perf_counter() - started)
 
     def _lambdas(self, step: int) -> tuple[float, float]:
         supervision = self.run.supervision
@@ -201,24 +208,21 @@ class Loop:
 
     # --- log, evaluate --------------------------------------------------------------------------------------------
 
-    def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], seconds: float) -> None:
-        """A line of this step alone, not a mean since the last line: a resumed run logs what an uninterrupted one does.
+    def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], started: float) -> None:
+        """Log this step's own values, not a mean since the last line. With BASIC off, BASIC's are the last known ones.
 
-        A step in which BASIC is off (``every_n_steps``) shows BASIC's terms of the last step that had it on.
+        So a resumed run logs what an uninterrupted one does.
         """
         if step % self.recipe.training.log_every and step != self.schedule.steps:
             self.line.show(step, self.schedule.steps)
             return
         self._settle_basic_terms()
         values = self.progress.last_terms | terms.values(self.processes)
+        seconds = time.perf_counter() - started  # the values have waited for the device
         values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
         values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower "
-                "training.projector_learning_rate or training.learning_rate and start again under another name, or go "
-                "on from the last checkpoint with --resume"
-            )
+        with self.processes.together():
+            _require_finite(step, values)
         self.log.write(step, values)
         self.line.show(step, self.schedule.steps, values)
 
@@ -234,13 +238,10 @@ class Loop:
         if data.eval is None or every is None or (step % every and step != self.schedule.steps):
             return
         what = f"the evaluation after step {step}"
-        try:
+        with self._kept_when_stopped(all_here=True):
             loss = held_out_loss(
                 self.train_step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
             )
-        except OutOfMemory:
-            self._save_before_leaving(all_here=self.processes.count == 1)
-            raise
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise()
 
@@ -255,37 +256,41 @@ class Loop:
     # --- save -----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """A checkpoint of the steps so far; older ones go only when it is whole, so that there is one at any time."""
-        folder, run = self.run.folder, self.run
+        """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""
+        folder = self.run.folder
         generators = generators_of(self.device, self.processes)
         self._settle_basic_terms()
-        if self.processes.is_main:
-            good = checkpoints_of(folder.path)
-            last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
-            mend = f"{last}; make room, and go on with --resume"
-            with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
-                write_training_state(
-                    scratch, self.progress, self.train_step.optimizer, self.train_step.scheduler, generators
-                )
-                write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
-            for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        self.processes.wait()
+        with self.processes.together():
+            if self.processes.is_main:
+                good = checkpoints_of(folder.path)
+                last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
+                mend = f"{last}; make room, and go on with --resume"
+                with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
+                    optimizer, scheduler = self.train_step.optimizer, self.train_step.scheduler
+                    write_training_state(scratch, self.progress, optimizer, scheduler, generators)
+                    self._write_bundle(scratch)
+                for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
 
-    def _save_before_leaving(self, *, all_here: bool) -> None:
-        """Keep the whole steps, if all processes have stopped here: a checkpoint needs what each of them has."""
-        if all_here and self.progress.step:
-            self.train_step.drop_gradients()
-            if not self.processes.share(self.run.folder.checkpoint_at(self.progress.step).exists()):
-                self._save()
+    def _save_before_leaving(self) -> None:
+        self.train_step.drop_gradients()
+        if self.progress.step and not self.processes.share(self.run.folder.checkpoint_at(self.progress.step).exists()):
+            self._save()
 
     def _save_final(self) -> None:
-        run = self.run
-        if self.processes.is_main:
-            mend = "Make room, and write it with --resume, which trains nothing anew"
-            with written_whole(run.folder.final, mend) as scratch:
-                write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
-        self.processes.wait()
+        with self.processes.together():
+            if self.processes.is_main:
+                mend = "Make room, and write it with --resume, which trains nothing anew"
+                with written_whole(self.run.folder.final, mend) as scratch:
+                    self._write_bundle(scratch)
+
+    def _write_bundle(self, folder: Path) -> None:
+        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, self._facts())
+
+    def _machine(self) -> dict[str, str]:
+        """What the recipe leaves to the machine."""
+        dtype, autocast = pick_dtype(self.recipe.model.dtype, self.device), uses_autocast(self.recipe, self.device)
+        return {"device": self.device.type, "dtype": str(dtype), "autocast": str(autocast)}
 
     def _facts(self) -> dict[str, Any]:
         """Of the run, for a bundle's manifest."""
@@ -299,6 +304,15 @@ class Loop:
                 "seed": self.recipe.seed,
                 "fingerprint": self.run.data.report.fingerprint,
             },
-            "recipe": recipe_fingerprint(self.recipe),
+            "machine": self._machine(),
             "processes": self.processes.count,
         }
+
+
+def _require_finite(step: int, values: dict[str, float]) -> None:
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower training.projector_learning_rate "
+            "or training.learning_rate and start again under another name, or go on from the last checkpoint with "
+            "--resume"
+        )

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
-from basic_lite.errors import StoppedElsewhere, UserError, is_out_of_memory
+from basic_lite.errors import OutOfMemory, StoppedElsewhere, UserError, is_out_of_memory
 from basic_lite.model.load import pick_device
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
@@ -51,6 +51,11 @@ class Processes:
     def index(self) -> int:
         """0 to ``count`` − 1."""
         return 0 if self.accelerator is None else self.accelerator.process_index
+
+    @property
+    def launched(self) -> bool:
+        """Whether a launcher has started this process, which then sends signals on to it."""
+        return self.count > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
     @property
     def is_main(self) -> bool:
@@ -115,10 +120,10 @@ class Processes:
             UserError: this process's error, if it is the first that has one.
             StoppedElsewhere: another process has one and tells it.
         """
-        error = None
+        error: UserError | OutOfMemory | None = None
         try:
             yield
-        except UserError as found:
+        except (UserError, OutOfMemory) as found:
             error = found
         if not self.any(error is not None):
             return
@@ -136,7 +141,7 @@ class Processes:
         try:
             return exchange()
         except RuntimeError as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or "CUDA error" in str(error):  # this process's own
                 raise
             raise UserError(
                 f"process {self.index} of {self.count} lost another one, whose own message says why; mend that, and go "
@@ -151,6 +156,11 @@ def take_device(recipe: Recipe) -> torch.device:
     """This process's device. From here on it is torch's current one: what asks "the" GPU must not open the first."""
     device = pick_device(recipe.training.device)
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"the launcher started process {device.index} on this machine, and torch sees "
+                f"{torch.cuda.device_count()} GPUs; lower --num_processes"
+            )
         torch.cuda.set_device(device)
     return device
 

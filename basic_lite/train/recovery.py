@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -15,11 +14,29 @@ from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.recipe.schema import TrainingSection
 
 Batch = dict[str, Tensor]
-T = TypeVar("T")
+
+
+class Attempt:
+    """A context around one attempt; that it finds no memory is kept in ``found`` instead of raised."""
+
+    def __init__(self, parts: list[Batch]) -> None:
+        self.found: str | None = None
+        self._parts = parts
+
+    def __enter__(self) -> list[Batch]:
+        return self._parts
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error):
+            return False
+        # The message alone: with the exception go the frames that hold the failed attempt's tensors.
+        self.found = str(error)
+        self._parts = []
+        return True
 
 
 class Recovery:
-    """Runs attempts on micro-batches that memory has room for, and remembers how large those are.
+    """Attempts with micro-batches that memory has room for; remembers how large those are.
 
     The whole optimizer step is what is tried again, since a backward that broke off has left some of its gradients. It
     draws the same dropout as a run that had the smaller micro-batch from the start, and every term is divided by the
@@ -52,14 +69,10 @@ class Recovery:
         """Samples in memory at once: the recipe's, or fewer once memory ran out."""
         return self.whole if self.lowered_to is None else min(self.whole, self.lowered_to)
 
-    def run(
-        self,
-        attempt: Callable[[list[Batch]], T],
-        batches: Sequence[Batch],
-        what: str,
-        begin_again: Callable[[dict[str, int]], None],
-    ) -> T:
-        """``attempt`` on the batches, cut into smaller and smaller parts as long as it finds no memory.
+    def attempts(
+        self, batches: Sequence[Batch], what: str, begin_again: Callable[[dict[str, int]], None]
+    ) -> Iterator[Attempt]:
+        """The batches, cut into smaller and smaller parts until an attempt on them finds memory.
 
         Args:
             what: is done, as in "step 3".
@@ -71,17 +84,15 @@ class Recovery:
         random = random_state(self.device)
         while True:
             parts = [part for batch in batches for part in slices(batch, self.micro_batch, self.image_token_id)]
-            try:
-                return attempt(parts)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                found = str(error)
-            # Here the exception is gone, and with it the frames that held the failed attempt's tensors.
+            attempt = Attempt(parts)
+            yield attempt
+            if attempt.found is None:
+                return
             del parts
             clear_device_cache(garbage_collection=True)
             set_random_state(random, self.device)
-            begin_again(self._lower(found, max(len(batch["input_ids"]) for batch in batches), what))
+            largest = max((len(batch["input_ids"]) for batch in batches), default=1)
+            begin_again(self._lower(attempt.found, largest, what))
 
     def _lower(self, found: str, largest: int, what: str) -> dict[str, int]:
         """To a divisor of the recipe's micro-batch, so that a run could have begun with it."""

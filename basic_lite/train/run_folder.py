@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,9 +62,12 @@ class RunFolder:
         if self.checkpoint is None:
             self.log.unlink(missing_ok=True)
             return
-        for later in checkpoints_of(self.path):
-            if int(later.name.split("-")[1]) > self.checkpoint.step:
-                later.rename(later.with_name(f"set-aside-{later.name}"))
+        later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > self.checkpoint.step]
+        for old in [*later, self.final]:
+            aside = old.with_name(f"set-aside-{old.name}")
+            if old.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                old.rename(aside)
 
 
 @contextmanager
@@ -184,14 +186,16 @@ def _require_same_recipe(bundle: Path, changed: list[str]) -> None:
 def require_same_data(folder: RunFolder, fingerprint: str) -> None:
     """Refuse to go on with other training data than the run has had so far.
 
+    A picture that was replaced under its name isn't noticed: a broken one may be mended between two parts of a run.
+
     Raises:
         UserError: the samples aren't those of the checkpoint.
     """
     if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
         raise UserError(
             f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: records, their "
-            "order, their text or the tokenizer changed. Restore the files that data.train names, or start a new run "
-            "with name=…"
+            "order, their text or image names, or the tokenizer changed. Restore the files that data.train names, or "
+            "start a new run with name=…"
         )
 
 
@@ -203,11 +207,6 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key) != flat_new.get(key)
     ]
-
-
-def recipe_fingerprint(recipe: Recipe) -> str:
-    """A hash of the keys that decide what a run computes."""
-    return hashlib.sha256(json.dumps(_matters(recipe), sort_keys=True).encode()).hexdigest()
 
 
 def _matters(recipe: Recipe) -> dict[str, Any]:

@@ -156,9 +156,9 @@ class TrainStep:
                 captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
             )
             loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
-        if not loss.requires_grad:
-            # A text-only batch in stage 1 reaches no trainable weight. It still takes part, with gradient zero.
-            loss = loss + zero_with_graph(self.parts.projector)
+        # A text-only batch doesn't reach the projector. It takes part all the same, with gradient zero: its optimizer
+        # state moves on as it does with BASIC on, and in several processes of which another has an image.
+        loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatch(loss, lm, basic)
 
     def backward(self, loss: Tensor) -> None:

@@ -85,7 +85,8 @@ def test_signals_to_the_whole_group_reach_the_loaders_workers_and_save_the_run(t
         os.killpg(process.pid, number)
         time.sleep(0.02)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in said, said
+    # The last one may come when Python is leaving already, and then ends it.
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said, said
     assert [path.name for path in (tmp_path / "runs" / "tiny").glob("checkpoint-*")] == saved
 
 

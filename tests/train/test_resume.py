@@ -62,6 +62,10 @@ def resume(place: Path, finished: Path, changes: dict[str, Any] | None = None, *
     return run(finished, {**SAVING, "output": str(place.parent), **(changes or {})}, resume=True, **kwargs)
 
 
+def stopped(self: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def reseal(checkpoint: Path) -> None:
     """Make a changed checkpoint look whole."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
@@ -134,11 +138,8 @@ def test_a_run_that_dies_before_its_final_bundle_is_finished_without_a_step(
     changes = {**length, "supervision.refinement_batches": 1}
     whole = run(tmp_path, {**changes, "name": "whole"})
 
-    def killed(self: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_save_final", killed)
+        patch.setattr(loop.Loop, "_save_final", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, {**changes, "name": "part"})
     part = run(tmp_path, {**changes, "name": "part"}, resume=True)
@@ -211,6 +212,13 @@ def _other_shapes(checkpoint: Path) -> None:
     save_file({name: t.flatten()[:1] for name, t in load_file(checkpoint / OPTIMIZER).items()}, checkpoint / OPTIMIZER)
 
 
+def _other_8_bit_shapes(checkpoint: Path) -> None:
+    state = load_file(checkpoint / OPTIMIZER)
+    moments = {"exp_avg": "state1", "exp_avg_sq": "state2"}
+    renamed = {"/".join(moments.get(part, part) for part in name.split("/")): t for name, t in state.items()}
+    save_file({name: t.flatten()[:1].clone() for name, t in renamed.items()}, checkpoint / OPTIMIZER)
+
+
 FOREIGN: dict[str, Callable[[Path], Any]] = {
     "a list": _edit(lambda state: [1]),
     "no optimizer": _edit(lambda state: {"progress": state["progress"]}),
@@ -219,6 +227,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "one group": _edit(lambda state: state["optimizer"].update(groups=state["optimizer"]["groups"][:1])),
     "no JSON": lambda checkpoint: (checkpoint / TRAINING).write_bytes(b"\xff{"),
     "other shapes": _other_shapes,
+    "other shapes of bitsandbytes": _other_8_bit_shapes,
     "other names": lambda checkpoint: save_file(
         {"x": load_file(checkpoint / GENERATORS)["0.0"]}, checkpoint / OPTIMIZER
     ),
@@ -239,7 +248,9 @@ def test_foreign_training_state_is_refused(place: Path, finished: Path, foreign:
     assert [line["step"] for line in steps_of(place)] == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(place: Path, finished: Path) -> None:
+def test_a_checkpoint_that_was_cut_off_is_passed_over(
+    place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run killed while saving goes on from the checkpoint before; a damaged one is refused, another can be named."""
     # What a kill leaves: the scratch folder under its temporary name.
     shutil.copytree(place / "checkpoint-3", place / "checkpoint-4.part")
@@ -253,6 +264,14 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(place: Path, finished: Pat
     resume(place, finished, checkpoint=2)
     assert [line["step"] for line in steps_of(place)] == [1, 2, 3, 4]
     assert (place / "set-aside-checkpoint-3").is_dir() and open_bundle(place / "checkpoint-3").step == 3
+    assert_same_weights(place / "final", finished / "runs" / "tiny" / "final")
+    # A second time, and from a finished run: what is made anew can't be taken for what is there.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_save_final", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            resume(place, finished, checkpoint=2)
+    assert not (place / "final").exists() and (place / "set-aside-final").is_dir()
+    resume(place, finished)
     assert_same_weights(place / "final", finished / "runs" / "tiny" / "final")
 
 
@@ -275,7 +294,12 @@ def test_a_file_where_the_model_must_go_is_said_first(place: Path, finished: Pat
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: … (os error 28)")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: … (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as tokenizers raises it
+    ],
 )
 def test_a_full_disk_is_said_with_the_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -91,7 +91,13 @@ def test_eval_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
 
 
 def test_zero_lambdas_are_no_supervision(tmp_path: Path) -> None:
+    # Batches of text alone too: the projector's optimizer state must move on in them whether BASIC is on or off.
+    write_data(tmp_path, 8, text_only=8)
     off = run(tmp_path, {"name": "off", "supervision.enabled": False, "lora.dropout": 0.1})
+    # So small that nothing but the code path differs.
+    tiny = {"supervision.lambda_das": 1e-30, "supervision.lambda_sds": 1e-30}
+    on_in_name = run(tmp_path, {"name": "tiny_lambdas", **tiny, "lora.dropout": 0.1})
+    assert_same_weights(off / "final", on_in_name / "final")
     zero = {"supervision.lambda_das": 0.0, "supervision.lambda_sds": 0.0}
     both = run(tmp_path, {"name": "zero", **zero, "lora.dropout": 0.1})
     other_stage = run(tmp_path, {"name": "stages", "supervision.stages": [1], "lora.dropout": 0.1})
