@@ -9,11 +9,8 @@ seen no held-out scene of any other seed.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from basic_lite.train.files import written_whole
 
 # Any change that alters a written world must raise this number: folders of another version are written anew.
 WORLD_VERSION = 4
@@ -287,17 +286,8 @@ def write_world(
     elif folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files but no world.json; give an empty or a new folder")
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with written_whole(folder, "Free some space, or choose another folder") as draft:
         _write(World.in_folder(draft), identity, progress)
-        if folder.exists():
-            shutil.rmtree(folder)
-        # mkdtemp makes private folders; a world is as readable as any other output.
-        draft.chmod(0o755)
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return world
 
 

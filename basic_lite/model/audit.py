@@ -14,8 +14,7 @@ from torch import nn
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
-from basic_lite.model.llava import BasicLlavaForConditionalGeneration
-from basic_lite.model.load import table_rows
+from basic_lite.model.load import planned_model
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.units import MIB
@@ -122,13 +121,7 @@ def nf4_bytes(weights: int, *, double: bool) -> int:
 
 def planned_parts(recipe: Recipe, frontend: Frontend, dtype: torch.dtype) -> list[Part]:
     """The part table of a recipe's model, made on the meta device: no weight is read or allocated."""
-    config = frontend.config
-    config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
-    with torch.device("meta"):
-        model = BasicLlavaForConditionalGeneration(config).to(dtype)
-        model.model.multi_modal_projector.float()
-    model.tie_weights()
-    parts = find_parts(model)
+    parts = find_parts(planned_model(frontend, dtype))
     adapt(parts, recipe)
     table = []
     for part in audit(parts):

@@ -6,6 +6,7 @@ quantised. Weights are read once and quantised as they are read.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -233,6 +234,17 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
 def table_rows(rows: int, image_token_id: int) -> int:
     """Rows of the embedding table once the image token has one."""
     return rows if image_token_id < rows else -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
+
+
+def planned_model(frontend: Frontend, dtype: torch.dtype) -> BasicLlavaForConditionalGeneration:
+    """A frontend's model on the meta device, with a configuration of its own: no weight is read or allocated."""
+    config = copy.deepcopy(frontend.config)
+    config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
+    with torch.device("meta"):
+        model = BasicLlavaForConditionalGeneration(config).to(dtype)
+        model.model.multi_modal_projector.float()
+    model.tie_weights()
+    return model
 
 
 def _give_row(llm: Any, image_token_id: int) -> None:

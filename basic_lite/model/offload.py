@@ -44,10 +44,6 @@ def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
         raise MemoryError(f"{mib:.1f} MiB of pinned host memory could not be had: {error}") from error
 
 
-def _pins(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
 @dataclass(frozen=True)
 class Offloaded:
     """A saved tensor's values on the host, and the device that they go back to."""
@@ -102,7 +98,7 @@ class ActivationOffload:
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """A copy on the host, in the making."""
-        host = empty_host(tensor, pinned=_pins(self.device))
+        host = empty_host(tensor, pinned=self.device.type == "cuda")
         return host.copy_(tensor.detach(), non_blocking=True)
 
     def _pack(self, tensor: Tensor) -> Tensor | Offloaded:
@@ -144,7 +140,7 @@ class RestOnHost:
         if any(p.requires_grad for p in self.parameters):
             raise ValueError("weights that are trained can't rest on the host: only frozen ones stay what they are")
         try:
-            self.host = [empty_host(p, pinned=_pins(device)).copy_(p) for p in self.parameters]
+            self.host = [empty_host(p, pinned=device.type == "cuda").copy_(p) for p in self.parameters]
         except MemoryError as error:
             raise UserError(f"{error}; set model.tower_on_host to false") from error
         self.leave()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
-from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
-from basic_lite.model.load import Loaded, table_rows
+from basic_lite.model.llava import freeze_in_no_grad
+from basic_lite.model.load import Loaded, planned_model
 from basic_lite.model.offload import ActivationOffload, RestOnHost
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
@@ -35,13 +34,8 @@ class FusedDropout(nn.Module):
 
 def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Ledger) -> Loaded:
     """The model as ``load_base`` and ``adapt`` leave it, with every weight in the ledger under its part."""
-    frontend = replace(frontend, config=copy.deepcopy(frontend.config))
-    config = frontend.config
-    config.text_config.vocab_size = table_rows(config.text_config.vocab_size, frontend.image_token_id)
-    with torch.device("meta"):
-        model = BasicLlavaForConditionalGeneration(config).to(machine.dtype)
-        model.model.multi_modal_projector.float()
-    model.tie_weights()
+    model = planned_model(frontend, machine.dtype)
+    frontend = replace(frontend, config=model.config)
     model.config.use_cache = False
     # flash-attn need not be installed for an estimate; sdpa keeps as little.
     model.model.language_model.config._attn_implementation = "eager" if recipe.model.attention == "eager" else "sdpa"
