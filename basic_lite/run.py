@@ -46,11 +46,11 @@ def train(
     """Run one stage.
 
     Args:
-        resume: go on with the run in the recipe's folder.
-        checkpoint: with ``resume``: from this step's checkpoint; None: from the newest.
+        resume: continue the run in the recipe's folder.
+        checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
 
     Raises:
-        UserError: anything the user can mend, before step 0 wherever that is possible.
+        UserError: anything the user can fix, before step 0 wherever that is possible.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     # The processes of a launcher come first: each has its own device, and one of them speaks and writes.
@@ -113,12 +113,12 @@ def _open_folder(
             require_writable(path)
             stack.enter_context(locked(path))
             folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # it may have changed until locked
-    return processes.share(folder)
+    return processes.from_main(folder)
 
 
 @contextmanager
 def _explained(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Training says that memory ran out; what the run needs, and what would make it need less, a rehearsal says."""
+    """Training reports that memory ran out. A rehearsal adds what the run needs and what would reduce it."""
     try:
         yield
         return

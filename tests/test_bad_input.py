@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear message that names the place and the mend, exit 2, no traceback."""
+"""Bad input through the command line: one clear message that names the place and the fix, exit 2, no traceback."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def q(value: object) -> str:
     ],
     ids=lambda value: value[0].split("/")[-1][:40] if isinstance(value, list) else None,
 )
-def test_refused_with_place_and_mend(
+def test_refused_with_place_and_fix(
     overrides: list[str],
     expected: list[str],
     dry: list[str],

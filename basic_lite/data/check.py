@@ -136,7 +136,7 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *_listing(problems),
-            f"Mend them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
         ]
     )
 

@@ -90,7 +90,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     where = "the folder holds no readable one" if folder.is_dir() else "no such folder, and not found on the hub"
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
-        f"  mend: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
+        f"  fix: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
     )
 
 

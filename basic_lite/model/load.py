@@ -298,7 +298,7 @@ def keep_weights_unpacked(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode rewrites the weights into an inference-only format
-    (bitsandbytes 0.50, ``Linear4bit.forward``); training goes on after an evaluation, so that must not happen.
+    (bitsandbytes 0.50, ``Linear4bit.forward``); training continues after an evaluation, so that must not happen.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

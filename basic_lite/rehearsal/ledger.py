@@ -185,7 +185,7 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _shrink(self, value: Any) -> Any:
-        """A real result that is too large to go on computing with becomes a fake one."""
+        """Replace a real result that is too large to compute with by a fake one."""
         if not isinstance(value, Tensor) or value.untyped_storage().nbytes() <= self.real_bytes:
             return value
         with self.fake_mode:

@@ -49,12 +49,12 @@ class Rehearsal:
 
     @property
     def needed_bytes(self) -> int:
-        """With the allowance for context and fragmentation; optimizer state on the card."""
+        """The peak with the allowance for context and fragmentation; optimizer state is on the card."""
         return self.peak_bytes + (ALLOWANCE_BYTES if self.machine.cuda else 0)
 
     @property
     def least_bytes(self) -> int:
-        """As ``needed_bytes``, with the optimizer's pages on the host during forward and backward."""
+        """``needed_bytes`` without the optimizer's pages, which then wait on the host."""
         return self.needed_bytes - self.pageable_bytes
 
 
@@ -124,7 +124,7 @@ class Rehearser:
         optimizer's step, after it, work in place and take nothing more.
 
         Args:
-            shape: of the micro-batch; None: the recipe's, at its maximum length.
+            shape: the micro-batch's; None: the recipe's, at its maximum length.
         """
         ledger, step = self.ledger, self.step
         shape = shape or Shape.of(self.recipe)

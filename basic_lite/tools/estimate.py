@@ -166,7 +166,7 @@ def _verdict(found: Estimate) -> Iterator[str]:
     else:
         shape = found.largest.shape
         total = shape.samples * shape.accumulation
-        yield f"largest training.micro_batch that fits: {shape.samples}, of those that divide global_batch {total}"
+        yield f"largest training.micro_batch that fits and divides global_batch {total}: {shape.samples}"
     if found.advice:
         yield "to make it fit, cheapest first, each on top of those before:"
         yield from advice_lines(found.advice)

@@ -33,7 +33,7 @@ class LongestStep:
         """
         Args:
             loaded: the recipe's model on ``device``, adapted.
-            shape: of the longest batch.
+            shape: the longest batch's.
         """
         self.loaded, self.device = loaded, device
         self.supervision = supervise(recipe, loaded, say)

@@ -35,7 +35,7 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
     """Refuse what can't run here, before anything is loaded.
 
     Args:
-        device: None: not known yet, as in a dry run for another machine.
+        device: None if the run is for another machine, as in a dry run.
 
     Raises:
         UserError: a tracker isn't installed, or a paged optimizer or offloading has no GPU.
@@ -50,10 +50,10 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
 
 
 def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:
-    """All that can be found wrong without weights.
+    """Check everything that needs no weights, and prepare the data.
 
     Args:
-        device: None: of a machine that isn't this one, as in a dry run.
+        device: None if the run is for another machine, as in a dry run.
 
     Raises:
         UserError: models, data or settings that can't make a run.
@@ -151,7 +151,7 @@ def make_step(
     """The optimizer step of a recipe on an adapted model.
 
     Args:
-        steps: of the whole run, for the learning rate's schedule; None: the rates stay as they are.
+        steps: the whole run's steps, for the learning rate's schedule; None: the rates stay as they are.
     """
     training = recipe.training
     optimizer = make_optimizer(loaded.parts, training, device)

@@ -1,4 +1,4 @@
-"""A checkpoint: a bundle, and beside it all that a run needs to go on bit for bit.
+"""A checkpoint: a bundle, and beside it all that a run needs to continue bit for bit.
 
 ::
 
@@ -71,7 +71,7 @@ def write_training_state(
 
 
 def require_checkpoint(bundle: Bundle) -> None:
-    """Refuse a bundle that a run can't go on from.
+    """Refuse a bundle that a run can't continue from.
 
     Raises:
         UserError: an older version's checkpoint, or a bundle without training state.
@@ -80,7 +80,7 @@ def require_checkpoint(bundle: Bundle) -> None:
         older = "trainer_state.json" in bundle.manifest["files"]
         why = (
             f"was written by basic-lite {bundle.manifest.get('basic_lite', '0.1.0')}, which kept its training state in "
-            "pickle files; go on with that version, or start a new run with name=… and model.projector"
+            "pickle files; continue with that version, or start a new run with name=… and model.projector"
             if older
             else "holds no training state; take another checkpoint with --checkpoint, or start a new run with name=…"
         )
@@ -104,7 +104,7 @@ def restore_training_state(
 ) -> None:
     """Optimizer, scheduler and this process's generators as they were.
 
-    Generators stay as they are where more processes go on than there were.
+    Generators stay as they are where the run continues with more processes than before.
 
     Raises:
         UserError: the state is of another optimizer or model.

@@ -22,11 +22,11 @@ PART = ".part"
 
 
 @contextmanager
-def written_whole(folder: Path, mend: str) -> Iterator[Path]:
+def written_whole(folder: Path, fix: str) -> Iterator[Path]:
     """A scratch folder beside ``folder`` that takes its name once everything is in it; an older one goes then.
 
     Args:
-        mend: what to do where the disk is full or can't be written.
+        fix: what to do where the disk is full or can't be written.
 
     Raises:
         UserError: the disk is full, or can't be written.
@@ -45,7 +45,7 @@ def written_whole(folder: Path, mend: str) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{folder} could not be saved: {why}. {mend}") from error
+        raise UserError(f"{folder} could not be saved: {why}. {fix}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 

@@ -31,7 +31,7 @@ from basic_lite.train.checkpoint import (
     restore_training_state,
     write_training_state,
 )
-from basic_lite.train.evaluation import SAMPLES_PER_BATCH, Premise, held_out_loss
+from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
 from basic_lite.train.interruption import Interruption
@@ -86,7 +86,7 @@ class Loop:
             alone=run.processes.count == 1,
             lowered_to=self.progress.lowered_to,
         )
-        self.premise = Premise(
+        self.refinement = RefinementLog(
             run.supervision,
             run.data.batches_with_images(recipe.supervision.refinement_batches, SAMPLES_PER_BATCH),
             run.loaded.tokenizer,
@@ -97,9 +97,9 @@ class Loop:
         )
 
     def _start(self) -> Progress:
-        """From step 0, or as the checkpoint says."""
+        """Start at step 0, or restore the checkpoint."""
         bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
-        self.processes.same_weights(self.train_step.trainable)
+        self.processes.copy_main_weights(self.train_step.trainable)
         if self.processes.index:
             # Other samples, so other dropout; the main process draws what it would draw alone.
             torch.manual_seed(self.recipe.seed + self.processes.index)
@@ -113,14 +113,14 @@ class Loop:
         )
         if (before := bundle.manifest["processes"]) != self.processes.count:
             self.say(
-                f"note: the run had {before} process(es) and goes on with {self.processes.count}, so dropout differs "
+                f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
-        self.say(f"going on from {bundle.folder} (step {progress.step})")
+        self.say(f"continuing from {bundle.folder} (step {progress.step})")
         if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
-            self.say(f"the run ran out of memory before: it goes on with a micro-batch of {progress.lowered_to}")
+            self.say(f"the run ran out of memory before: it continues with a micro-batch of {progress.lowered_to}")
         return progress
 
     def train(self) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ class Loop:
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
             OutOfMemory: a step has no room for a single sample; the steps before it are saved.
-            UserError: something the user can mend.
+            UserError: something the user can fix.
         """
         try:
             alone = self.processes.count == 1
@@ -166,7 +166,7 @@ class Loop:
         return step_batches(data.train, data.collator, self.schedule, self.recipe, self.device, self.processes, first)
 
     def _optimizer_step(self, step: int, source: Iterator[list[Batch]]) -> None:
-        """One whole optimizer step: what is retried with smaller micro-batches, and what counts samples and tokens."""
+        """Make one optimizer step. On out of memory it is made again with smaller micro-batches."""
         started = time.perf_counter()
         try:
             with self.processes.together():
@@ -202,9 +202,9 @@ class Loop:
     # --- log, evaluate --------------------------------------------------------------------------------------------
 
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], seconds: float) -> None:
-        """A line of this step alone, not a mean since the last line: a resumed run logs what an uninterrupted one does.
+        """Log this step's own values, not a mean since the last line.
 
-        A step in which BASIC is off (``every_n_steps``) shows BASIC's terms of the last step that had it on.
+        With BASIC off, BASIC's terms are the last known ones.
         """
         if step % self.recipe.training.log_every and step != self.schedule.steps:
             self.line.show(step, self.schedule.steps)
@@ -215,9 +215,9 @@ class Loop:
         values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
         if not math.isfinite(values["loss"]):
             raise UserError(
-                f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower "
-                "training.projector_learning_rate or training.learning_rate and start again under another name, or go "
-                "on from the last checkpoint with --resume"
+                f"the loss is {values['loss']} at step {step} (lm {values['lm']}). "
+                "Lower training.projector_learning_rate or training.learning_rate, and start again under another name; "
+                "or continue from the last checkpoint with --resume"
             )
         self.log.write(step, values)
         self.line.show(step, self.schedule.steps, values)
@@ -245,25 +245,25 @@ class Loop:
         self._measure_premise()
 
     def _measure_premise(self) -> None:
-        """Once a step: an evaluation in the last step is the end's, and a resumed run may have it in the log."""
+        """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            curve = self.premise.measure(step)
+            curve = self.refinement.measure(step)
             if curve is not None:
                 self.log.write(step, curve)
 
     # --- save -----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """A checkpoint of the steps so far; older ones go only when it is whole, so that there is one at any time."""
+        """Save a checkpoint. Older ones are deleted only after it is complete."""
         folder, run = self.run.folder, self.run
         generators = generators_of(self.device, self.processes)
         self._settle_basic_terms()
         if self.processes.is_main:
             good = checkpoints_of(folder.path)
             last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
-            mend = f"{last}; make room, and go on with --resume"
-            with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
+            fix = f"{last}; make room, and continue with --resume"
+            with written_whole(folder.checkpoint_at(self.progress.step), fix) as scratch:
                 write_training_state(
                     scratch, self.progress, self.train_step.optimizer, self.train_step.scheduler, generators
                 )
@@ -276,19 +276,19 @@ class Loop:
         """Keep the whole steps, if all processes have stopped here: a checkpoint needs what each of them has."""
         if all_here and self.progress.step:
             self.train_step.drop_gradients()
-            if not self.processes.share(self.run.folder.checkpoint_at(self.progress.step).exists()):
+            if not self.processes.from_main(self.run.folder.checkpoint_at(self.progress.step).exists()):
                 self._save()
 
     def _save_final(self) -> None:
         run = self.run
         if self.processes.is_main:
-            mend = "Make room, and write it with --resume, which trains nothing anew"
-            with written_whole(run.folder.final, mend) as scratch:
+            fix = "Make room, and write it with --resume, which trains nothing anew"
+            with written_whole(run.folder.final, fix) as scratch:
                 write_bundle(scratch, run.loaded.parts, run.loaded.tokenizer, self.recipe, self._facts())
         self.processes.wait()
 
     def _facts(self) -> dict[str, Any]:
-        """Of the run, for a bundle's manifest."""
+        """Facts about the run for a bundle's manifest."""
         step = self.progress.step
         return {
             "step": step,

@@ -59,10 +59,10 @@ class Recovery:
         what: str,
         begin_again: Callable[[dict[str, int]], None],
     ) -> T:
-        """``attempt`` on the batches, cut into smaller and smaller parts as long as it finds no memory.
+        """Run ``attempt`` on the batches, cut into smaller and smaller parts as long as it finds no memory.
 
         Args:
-            what: is done, as in "step 3".
+            what: the name of the work for messages, such as "step 3".
             begin_again: called before a further attempt, with a record for the log.
 
         Raises:
@@ -84,10 +84,10 @@ class Recovery:
             begin_again(self._lower(found, max(len(batch["input_ids"]) for batch in batches), what))
 
     def _lower(self, found: str, largest: int, what: str) -> dict[str, int]:
-        """To a divisor of the recipe's micro-batch, so that a run could have begun with it."""
+        """Lower to a divisor of the recipe's micro-batch, so that a run could have begun with it."""
         samples = min(self.micro_batch, largest)
         if samples == 1 or not self.alone:
-            others = "" if self.alone else ", in one of several processes: --resume goes on from the last checkpoint"
+            others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
             raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
         fewer = max(n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples)
         self.lowered_to = fewer
@@ -104,7 +104,7 @@ def memory_needed(when: str) -> Iterator[None]:
     """Turn a device that has no memory left, in what is done inside, into ``OutOfMemory``.
 
     Args:
-        when: what is done, as in "while the model was loaded".
+        when: the time for messages, such as "while the model was loaded".
     """
     try:
         yield
@@ -154,7 +154,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    """Back to what ``random_state`` gave."""
+    """Restore what ``random_state`` gave."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)

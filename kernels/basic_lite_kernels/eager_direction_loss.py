@@ -154,7 +154,7 @@ class EagerTargetStream:
     """v̂ and DAS by ``capture_layer`` and ``direction_loss``; see ``signatures.TargetStream``.
 
     Args:
-        kind: of the distance; None: there is no loss.
+        kind: the distance; None: there is no loss.
         capture_layer: computes one layer's share. A rehearsal gives one that it keeps books of.
         direction_loss: computes the loss, likewise.
 

@@ -204,7 +204,7 @@ def test_what_a_kernel_does_not_take_goes_to_eager_code_and_is_said_once(name: s
         assert torch.equal(call(either, name, device=kit.CPU), call(EAGER, name, device=kit.CPU))
     (line,) = lines
     assert f"({name}) runs as plain PyTorch" in line and "on cpu, not a GPU" in line
-    with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU; set kernels to auto or reference"):
+    with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU$"):
         call(TRITON, name, device=kit.CPU)
 
 

@@ -86,7 +86,7 @@ def test_a_gradient_for_the_target_alone() -> None:
 def test_other_types_are_refused() -> None:
     v, target, table = kit.draw(3, 8), kit.draw(3, 8, seed=1), kit.draw(40, 8, seed=2)
     for arguments in ((v.double(), target, table), (v, target, table.int())):
-        with pytest.raises(KernelUnavailable, match=r"vocab_kl .*set kernels to auto or reference"):
+        with pytest.raises(KernelUnavailable, match=r"vocab_kl can't run: it got"):
             vocab_kl(*arguments, torch.ones(3, device=kit.DEVICE))
 
 

@@ -230,7 +230,7 @@ def test_no_memory_in_one_process_stops_with_a_message(tmp_path: Path) -> None:
     done = launch(plan, timeout_s=120)
     assert done.returncode != 0 and "[rank" not in done.stderr
     assert "out of memory in step 3" in done.stderr
-    assert "in one of several processes: --resume goes on from the last checkpoint" in done.stderr
+    assert "in one of several processes: --resume continues from the last checkpoint" in done.stderr
     folder = tmp_path / "runs" / "tiny"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert no_half_files(folder)
