@@ -37,7 +37,7 @@ Key = tuple[str, int]  # a case's name, a compute capability
 
 
 def kernel_code(module: str) -> str:
-    """What of a kernel file decides its binaries: its ``@triton.jit`` functions and module constants, as bare code."""
+    """The parts of a kernel file that decide its binaries: ``@triton.jit`` functions and module constants."""
     spec = importlib.util.find_spec(f"basic_lite_kernels.{module}")
     assert spec is not None and spec.origin is not None
     kept = []
@@ -103,7 +103,7 @@ def current() -> tuple[list[compiling.Compiled], list[Key]]:
 
 
 def _compile(key: Key) -> compiling.Compiled:
-    """In a worker: cases hold functions, which don't travel between processes, so it looks its own up."""
+    """Compile one case in a worker. It looks the case up: cases hold functions, which can't be pickled."""
     name, capability = key
     if not _CASES:
         _CASES.update({case.name: case for case in compile_cases.all_cases()})

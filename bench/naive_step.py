@@ -37,13 +37,12 @@ from basic_lite_kernels import naive
 class NaiveStep(TrainStep):
     """A ``TrainStep`` whose loss is made the naive way.
 
-    Of the supervision it takes the settings, K, w_h and E. The measures of the embeddings, which ours logs, are not
-    made.
+    It takes settings, K, w_h and E from the supervision. It doesn't make the measures of the embeddings that ours logs.
 
     Args:
-        arguments: as those of ``TrainStep``.
+        arguments: ``TrainStep``'s.
         operations: who computes the parts: ``naive``, or that with a clock around each.
-        options: as those of ``TrainStep``.
+        options: ``TrainStep``'s.
     """
 
     def __init__(self, *arguments: Any, operations: Any = naive, **options: Any) -> None:

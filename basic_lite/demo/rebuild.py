@@ -1,4 +1,4 @@
-"""The demo's checkpoints, made again from nothing."""
+"""Train the demo's checkpoints again from scratch."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class TrainStep:
         self.train_mode()
 
     def __call__(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
-        """Make one whole step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
+        """Make one step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
         terms = self.gradients(batches, counts, lambdas, lap)
         self.update()
         lap()

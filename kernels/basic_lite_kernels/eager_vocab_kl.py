@@ -150,8 +150,8 @@ def _kl_tile(z: Tensor, z_target: Tensor, scale: float, excluded: Tensor | None)
 
     With u = log p − log q a row's KL is Σ p (u + e^{−u} − 1): the sum that the definition has, plus Σ q − Σ p
     = 0. Every term is ≥ 0, and a rounding error in the normalisers drops out to first order, so nearby p and
-    q keep their digits. q − p is computed as −sign(u) · max(p, q) · (1 − e^{−|u|}), which is no difference of nearby numbers and never
-    overflows.
+    q keep their digits. q − p is computed as −sign(u) · max(p, q) · (1 − e^{−|u|}), which is no difference of
+    nearby numbers and never overflows.
     """
     normalisers = []
     for logits in (z, z_target):

@@ -66,7 +66,7 @@ def attention_map(
 
 
 def column_sums(attention: Tensor, text_queries: Tensor, visual: Tensor) -> Tensor:
-    """The attention that each visual token gets from the text, mean over heads, [B, T], of a map [B, H, T, T]; masks [B, T] bool."""
+    """Attention that visual tokens get from the text, mean over heads, [B, T], of a map [B, H, T, T]; masks [B, T]."""
     mean = _wide(attention.mean(1))  # [B, T, T]
     return mean.masked_fill(~text_queries[:, :, None], 0).sum(1).masked_fill(~visual, 0)
 

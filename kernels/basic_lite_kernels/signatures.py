@@ -72,7 +72,7 @@ class AttentionMass(Protocol):
         softcap: float | None = None,
         longest: int | None = None,
     ) -> Tensor:
-        """The attention that each visual token gets, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the three masks [B, T] bool."""
+        """Attention that visual tokens get, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the masks [B, T] bool."""
 
 
 @dataclass(frozen=True)

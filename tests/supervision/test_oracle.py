@@ -1,4 +1,4 @@
-"""The kit.oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
+"""The oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
 
 from __future__ import annotations
 
