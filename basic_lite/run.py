@@ -76,7 +76,7 @@ def train(
             torch.set_num_threads(recipe.training.threads)
         set_seed(recipe.seed)
         with processes.together():
-            frontend, data = preflight(recipe, device, say)
+            frontend, data = preflight(recipe, device, say, shown=processes.is_main)
             require_same_data(folder, data.report.fingerprint)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.

@@ -12,16 +12,15 @@ from basic_lite.recipe import dump_recipe
 from basic_lite.run import train
 from tests.support.models import write_llava, write_llm, write_vision
 from tests.support.runs import quiet, tiny_recipe, write_data
-from tests.support.runs import tiny_recipe as _recipe
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("material")
-    _recipe(folder)
-    (folder / "good.yaml").write_text(dump_recipe(_recipe(folder)))
+    tiny_recipe(folder)
+    (folder / "good.yaml").write_text(dump_recipe(tiny_recipe(folder)))
     write_llava(folder / "llava_without_image_token", image_token=False)
-    train(_recipe(folder, {"name": "finished", "training.max_steps": 1}), console=quiet())
+    train(tiny_recipe(folder, {"name": "finished", "training.max_steps": 1}), console=quiet())
     write_llm(folder / "wide", hidden_size=128)
     return folder
 

@@ -49,11 +49,14 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
         check_without_gpu(recipe, f"the run is on the {device}")
 
 
-def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:
+def preflight(
+    recipe: Recipe, device: torch.device | None, say: Say, *, shown: bool = True
+) -> tuple[Frontend, Prepared]:
     """Check everything that needs no weights, and prepare the data.
 
     Args:
         device: None if the run is for another machine, as in a dry run.
+        shown: count the records on a terminal. In a run of several processes only the main one does.
 
     Raises:
         UserError: models, data or settings that can't make a run.
@@ -66,7 +69,7 @@ def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Fr
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
     if recipe.model.projector is not None:
         require_same_model(_earlier(recipe.model.projector), frontend.config, "model.projector")
-    data = prepare_data(recipe, frontend, say=say)
+    data = prepare_data(recipe, frontend, say=say, shown=shown)
     if not data.report.has_image.any():
         raise UserError(
             "no record of data.train has an image, so the projector would learn nothing; add records with images (a "
