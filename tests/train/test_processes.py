@@ -214,7 +214,7 @@ def test_a_signal_to_the_whole_launch_saves_once_and_goes_on_exactly(tmp_path: P
     os.killpg(process.pid, number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert error.count("stopped, saved in") == 1 and "go on with: accelerate launch --multi_gpu" in error
+    assert error.count("stopped, saved in") == 1 and "continue with: accelerate launch --multi_gpu" in error
     saved = list((out / "tiny").glob("checkpoint-*"))
     assert len(saved) == 1 and no_half_files(out)
     plan = tmp_path / "plan.json"
