@@ -19,7 +19,7 @@ class StoppedElsewhere(UserError):
 
 
 class OutOfMemory(Exception):
-    """A device has no memory left for what must be done. Whoever can estimate what is needed turns it into advice.
+    """A device ran out of memory. Code that can estimate the need turns this error into advice.
 
     Args:
         when: what was done, as in "in step 3 with a micro-batch of 1".

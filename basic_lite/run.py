@@ -104,7 +104,7 @@ def train(
 def _open_folder(
     recipe: Recipe, resume: bool, checkpoint: int | None, processes: Processes, stack: ExitStack
 ) -> RunFolder:
-    """The run folder, which the main process makes, locks until ``stack`` closes, and looks at for all."""
+    """Open the run folder. The main process makes it, checks it, and locks it until ``stack`` closes."""
     folder = None
     with processes.together():
         if processes.is_main:

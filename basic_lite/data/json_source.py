@@ -228,6 +228,7 @@ class _Reader:
         """Raise what is wrong at the current position."""
         self._move(self.text[: self.at])
         raise UserError(
-            f"{self.name}, line {self.line}, column {self.column}: broken JSON: {what}. Fix the file there "
-            f"(`python -m json.tool` checks it, for JSONL with --json-lines), or set `path` to another."
+            f"{self.name}, line {self.line}, column {self.column}: broken JSON: {what}. "
+            "Fix the file there, or set `path` to another "
+            "(`python -m json.tool` checks it, for JSONL with --json-lines)."
         )

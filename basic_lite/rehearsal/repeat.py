@@ -59,7 +59,7 @@ class RepeatedLayer(nn.Module):
         function(attention, query, key, key, None, scaling=attention.scaling)
 
     def make_gradients(self) -> None:
-        """What the layer's backward would leave in its parameters."""
+        """Leave the gradients that the layer's backward would leave."""
         for parameter in self.layer.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = fake_like(self.ledger, parameter, "gradients")
@@ -79,7 +79,7 @@ class _Repeated(torch.autograd.Function):
 
 
 def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: bool, casts: list[Tensor] | None) -> None:
-    """Let layers that are alike repeat one another; the first, the last and the last supervised of a kind run in full.
+    """Replace layers that are alike. Of a kind, the first, the last and the last supervised layer run in full.
 
     Args:
         supervised: K; 0 without BASIC.

@@ -51,7 +51,7 @@ class RefinementCurve:
         }
 
     def warning(self) -> str | None:
-        """What to tell the user when v̂ is below v; None when it isn't, or when too few samples were seen."""
+        """The warning for a v̂ that is below v; None if it isn't, or if too few samples were seen."""
         score = self.score
         if score is None or round(score[-1], 3) >= round(score[0], 3):
             return None

@@ -131,7 +131,7 @@ class _Taps:
             self.capture._residuals.append(hidden)
 
     def _add_layer(self, h: int, hidden: Tensor) -> None:
-        """Layer h's share of v̂; the last one finishes it."""
+        """Add layer h's share of v̂; the last one finishes it."""
         plan, stream = self.plan, self.capture.stream
         assert stream is not None
         hidden, positions = visual_rows(hidden, self.capture.layout.positions, plan.norm)
@@ -141,7 +141,7 @@ class _Taps:
             stream.finish(hidden, positions, plan.layer_weights[h - 1], self._pack_v())
 
     def _pack_v(self) -> Tensor:
-        """v [M, D] of all the projector's calls, in float32 and with its graph, once."""
+        """Pack v [M, D] of all the projector's calls once, in float32 and with its graph."""
         capture = self.capture
         if capture.v is None:
             expected = capture.layout.positions.numel()
@@ -177,7 +177,7 @@ class _Taps:
         capture.attended += 1
 
     def finish(self) -> None:
-        """The LLM's forward is over."""
+        """Finish v̂ and check the attention when the LLM's forward is over."""
         plan, capture = self.plan, self.capture
         count = len(plan.layer_weights)
         if plan.attention and capture.attended != count:

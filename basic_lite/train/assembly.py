@@ -72,8 +72,8 @@ def preflight(
     data = prepare_data(recipe, frontend, say=say, shown=shown)
     if not data.report.has_image.any():
         raise UserError(
-            "no record of data.train has an image, so the projector would learn nothing; add records with images (a "
-            "text-only LLM is better trained elsewhere)"
+            "no record of data.train has an image, so the projector would learn nothing; "
+            "add records with images (a text-only LLM is better trained elsewhere)"
         )
     return frontend, data
 

@@ -143,8 +143,8 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
     if not place.exists():
         raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
     raise UserError(
-        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or this "
-        "is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
+        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
+        "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
     )
 
 

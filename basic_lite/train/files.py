@@ -23,7 +23,7 @@ PART = ".part"
 
 @contextmanager
 def written_whole(folder: Path, fix: str) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that takes its name once everything is in it; an older one goes then.
+    """Give a scratch folder that is renamed to ``folder`` when it is complete; an older one is deleted then.
 
     Args:
         fix: what to do where the disk is full or can't be written.
@@ -51,7 +51,7 @@ def written_whole(folder: Path, fix: str) -> Iterator[Path]:
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Tensors into a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
+    """Write a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
     seen: set[int] = set()
     written: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -63,7 +63,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read a safetensors file to the CPU.
 
     Raises:
         UserError: it can't be read.
@@ -77,7 +77,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with a newline at the end."""
+    """Write JSON with a newline at the end."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Does everything that should learn have a gradient? Looked at in the first step."""
+"""Check in the first step that everything that should learn has a gradient."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Interruption:
 
 
 def start_worker(_worker: int) -> None:
-    """Start a data loader's worker: what a terminal or a scheduler sends to the whole group doesn't end it.
+    """Start a data loader's worker that a signal to the whole group doesn't end.
 
     The main process needs its workers to finish the step. It ends them itself: by its queue, and where a traceback
     keeps that queue alive by SIGTERM, which torch and multiprocessing send once each. A worker whose main process is

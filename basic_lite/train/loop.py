@@ -223,7 +223,7 @@ class Loop:
         self.line.show(step, self.schedule.steps, values)
 
     def _settle_basic_terms(self) -> None:
-        """Bring the terms of the last step with BASIC to the host; until they are wanted, nothing waits for them."""
+        """Bring the terms of the last step with BASIC to the host. Before that, nothing waits for them."""
         if self._basic_terms is not None:
             values = self._basic_terms.values(self.processes)
             self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
@@ -273,7 +273,7 @@ class Loop:
         self.processes.wait()
 
     def _save_before_leaving(self, *, all_here: bool) -> None:
-        """Keep the whole steps, if all processes have stopped here: a checkpoint needs what each of them has."""
+        """Save the finished steps if all processes stop here: a checkpoint needs what each of them has."""
         if all_here and self.progress.step:
             self.train_step.drop_gradients()
             if not self.processes.from_main(self.run.folder.checkpoint_at(self.progress.step).exists()):

@@ -1,4 +1,4 @@
-"""This process among those that a launcher has started, by ``accelerate.Accelerator``; alone without one."""
+"""The processes that a launcher has started, by ``accelerate.Accelerator``; one process without a launcher."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
-        """None: one process, and accelerate's state, which is the whole program's, stays as it is."""
+        """``accelerator`` None: one process; accelerate's state, which is the whole program's, isn't touched."""
         self.accelerator = accelerator
 
     @property
@@ -175,8 +175,8 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"the launcher asks for {kind.value}; a run is on CPUs, or on NVIDIA or AMD GPUs. Launch with "
-            "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
+            f"the launcher asks for {kind.value}; a run is on CPUs, or on NVIDIA or AMD GPUs. "
+            "Launch with `accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
         )
     processes = Processes(accelerator)
     with processes.together():
@@ -189,9 +189,10 @@ def _refuse_sharding() -> None:
     for variable, name in SHARDING.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise UserError(
-                f"the launcher asks for {name} ({variable}), which splits one model over processes. That can't work "
-                "here: BASIC reads the vocabulary table outside the model's forward, where a split table is not whole; "
-                "and a split layer waits for every process at each forward, but an epoch's last step, an evaluation "
-                "and the refinement curve give the processes unequally many. Let each process hold the whole model: "
+                f"the launcher asks for {name} ({variable}), which splits one model over processes. "
+                "That can't work here: BASIC reads the vocabulary table outside the model's forward, "
+                "where a split table is not whole. A split layer waits for every process at each forward, "
+                "but in an epoch's last step, an evaluation and the refinement curve some processes have fewer. "
+                "Let each process hold the whole model: "
                 "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
             )

@@ -1,4 +1,4 @@
-"""A step that finds no memory starts again with smaller micro-batches; the step stays the same."""
+"""Make a step that ran out of memory again with smaller micro-batches; the step stays the same."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Recovery:
 
 @contextmanager
 def memory_needed(when: str) -> Iterator[None]:
-    """Turn a device that has no memory left, in what is done inside, into ``OutOfMemory``.
+    """Raise ``OutOfMemory`` if the work inside runs out of memory.
 
     Args:
         when: the time for messages, such as "while the model was loaded".
@@ -117,7 +117,7 @@ def memory_needed(when: str) -> Iterator[None]:
 
 
 def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
-    """A collated batch in parts of at most ``samples`` samples, each as if it had been collated alone.
+    """Cut a collated batch into parts of at most ``samples`` samples, each as if it had been collated alone.
 
     Args:
         batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T]; ``pixel_values`` [I, 3, h, w], images in the order

@@ -58,7 +58,7 @@ class RunFolder:
         return self.path / f"checkpoint-{step}"
 
     def begin(self, recipe: Recipe) -> None:
-        """Take the folder: write the resolved recipe, put away what belongs to steps that are made anew."""
+        """Take the folder: write the resolved recipe, set aside checkpoints of steps that are made again."""
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
             self.log.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | Non
 
 
 def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Path | None) -> None:
-    """A run that saved something keeps its folder; a start that saved nothing does not."""
+    """Refuse a folder in which a run saved something."""
     newest = final or (checkpoints[-1] if checkpoints else None)
     if newest is None:
         return

@@ -155,7 +155,7 @@ class EagerTargetStream:
 
     Args:
         kind: the distance; None: there is no loss.
-        capture_layer: computes one layer's share. A rehearsal gives one that it keeps books of.
+        capture_layer: computes one layer's share. A rehearsal gives one whose memory it counts.
         direction_loss: computes the loss, likewise.
 
     Peak extra bytes: v̂ (4·M·D), and in the backward the gradient (4·M·D).
