@@ -1,7 +1,7 @@
 """The command ``basic-lite``: one function a command, each a few lines that call the code that does the work.
 
 Whatever is heavy (torch, pydantic) is imported inside the commands, so ``--help`` answers at once. Results go
-to stdout; notes and errors to stderr. Exit status: 0 done, 2 something the user can mend, 130 stopped by
+to stdout; notes and errors to stderr. Exit status: 0 done, 2 something the user can fix, 130 stopped by
 Ctrl-C; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` shows tracebacks of all errors.
 """
 
@@ -63,7 +63,7 @@ def _options(
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     checkpoint: Annotated[
         int | None,
         typer.Option(min=1, metavar="STEP", help="With --resume: from this step's checkpoint, not the newest."),
@@ -77,7 +77,7 @@ def train(
 
     overrides = overrides or []
     if checkpoint is not None and not resume:
-        raise UserError("--checkpoint names where --resume goes on; add --resume")
+        raise UserError("--checkpoint chooses the checkpoint for --resume; add --resume")
     loaded = load_recipe(recipe, overrides)
     if not Path(recipe).is_file():
         note(f"using the shipped recipe {find_recipe(recipe)}")
@@ -96,7 +96,7 @@ def train(
         # A launcher's processes all come here, and the first one speaks.
         if os.environ.get("RANK", "0") == "0":
             again = shlex.join([*_command(), "train", recipe, *overrides, "--resume"])
-            note(f"{stopped}; go on with: {again}" if stopped.checkpoint else str(stopped))
+            note(f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped))
         raise typer.Exit(130) from None
 
 
@@ -167,7 +167,7 @@ def demo(
     try:
         run_demo(out, seed=seed, rebuild=rebuild, ablate=ablate, seeds=seeds)
     except Interrupted:
-        note("stopped; the same command goes on with what is already made")
+        note("stopped; run the same command to continue")
         raise typer.Exit(130) from None
 
 
@@ -204,7 +204,7 @@ def keys(
 
 
 def note(text: str) -> None:
-    """A line for the reader that is no result."""
+    """Print a note to stderr, apart from the results."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -214,7 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A Windows console, or a pipe in another encoding, shows '?' for λ; it must not stop a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    sys.exit(_status(list(sys.argv[1:] if argv is None else argv)))
+    status = _status(list(sys.argv[1:] if argv is None else argv))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # one more would only break into Python's own leaving
+    sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int:
@@ -238,7 +241,6 @@ def _status(arguments: list[str]) -> int:
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would break into Python's own leaving
         note("stopped")
         return 130
 

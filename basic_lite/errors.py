@@ -8,18 +8,18 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "
 
 
 class UserError(Exception):
-    """Something the user can mend: says what was found, why it can't work, and which key or command mends it.
+    """Something the user can fix: says what was found, why it can't work, and which key or command fixes it.
 
     The command line prints the text alone, without a traceback, and exits with status 2.
     """
 
 
 class StoppedElsewhere(UserError):
-    """Another process of the run has an error and tells it, so this one ends without a word of its own."""
+    """Another process reports the error, so this one ends silently."""
 
 
 class OutOfMemory(Exception):
-    """A device has no memory left for what must be done. Whoever can estimate what is needed turns it into advice.
+    """A device ran out of memory. Code that can estimate the need turns this error into advice.
 
     Args:
         when: what was done, as in "in step 3 with a micro-batch of 1".
@@ -46,7 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Interrupted(Exception):
     """A run that was stopped on purpose (Ctrl-C, SIGTERM) after it saved its state; not an error.
 
-    The command line says so in one line with the command that goes on, and exits with status 130.
+    The command line says so in one line with the command that continues, and exits with status 130.
 
     Args:
         checkpoint: folder of the checkpoint written, or None where the run stopped before its first step.

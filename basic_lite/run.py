@@ -46,11 +46,11 @@ def train(
     """Run one stage.
 
     Args:
-        resume: go on with the run in the recipe's folder.
-        checkpoint: with ``resume``: from this step's checkpoint; None: from the newest.
+        resume: continue the run in the recipe's folder.
+        checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
 
     Raises:
-        UserError: anything the user can mend, before step 0 wherever that is possible.
+        UserError: anything the user can fix, before step 0 wherever that is possible.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     # The processes of a launcher come first: each has its own device, and one of them speaks and writes.
@@ -76,7 +76,7 @@ def train(
             torch.set_num_threads(recipe.training.threads)
         set_seed(recipe.seed)
         with processes.together():
-            frontend, data = preflight(recipe, device, say)
+            frontend, data = preflight(recipe, device, say, shown=processes.is_main)
             require_same_data(folder, data.report.fingerprint)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
@@ -105,7 +105,7 @@ def train(
 def _open_folder(
     recipe: Recipe, resume: bool, checkpoint: int | None, processes: Processes, stack: ExitStack
 ) -> RunFolder:
-    """The run folder, which the main process makes, locks until ``stack`` closes, and looks at for all."""
+    """Open the run folder. The main process makes it, checks it, and locks it until ``stack`` closes."""
     folder = None
     with processes.together():
         if processes.is_main:
@@ -114,12 +114,12 @@ def _open_folder(
             require_writable(path)
             stack.enter_context(locked(path))
             folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # it may have changed until locked
-    return processes.share(folder)
+    return processes.from_main(folder)
 
 
 @contextmanager
 def _explained(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Training says that memory ran out; what the run needs, and what would make it need less, a rehearsal says."""
+    """Training reports that memory ran out. A rehearsal adds what the run needs and what would reduce it."""
     try:
         yield
         return

@@ -79,7 +79,7 @@ class Inputs:
 
 
 def mass(operation: Callable[..., Tensor], inputs: Inputs, **options: int) -> Found:
-    """Of one layer; ``options``: of ours alone."""
+    """Attention mass of one layer; ``options``: options that only our code takes."""
     masks = {"text_queries": inputs.text, "visual": inputs.visual, "valid": inputs.valid}
     return None, operation(inputs.query, inputs.key, scaling=inputs.scaling, **masks, **options)
 

@@ -74,7 +74,7 @@ class Inputs:
 
 
 def naively(work: Naive, inputs: Inputs) -> Tensor:
-    """All layers at once."""
+    """DAS from all layers at once."""
     layer_weights = torch.tensor(inputs.layer_weights, device=inputs.v.device)
     return work(inputs.hiddens, inputs.positions, layer_weights, inputs.v, inputs.weights)
 
@@ -86,7 +86,7 @@ def naive_loss(hiddens: list[Tensor], positions: Tensor, layer_weights: Tensor, 
 
 
 def streamed(operations: Operations, inputs: Inputs) -> Tensor:
-    """Layer by layer, as the taps do it."""
+    """DAS layer by layer, as the taps do it."""
     stream = operations.target_stream("cosine")
     *before, (last, last_weight) = zip(inputs.hiddens, inputs.layer_weights, strict=True)
     with torch.no_grad():

@@ -164,7 +164,7 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
 
     for way in WAYS:
         timing = measure.timing_of(runs[way])
-        # Of each round by itself, so that a machine that slows down in between does not count.
+        # The ratio of each round by itself, so that a machine that slows down in between does not count.
         ratios = [mine / off for (mine, _), (off, _) in zip(runs[way], runs[OFF], strict=True)]
         report.steps.append(
             StepRow(

@@ -49,7 +49,7 @@ class Clock:
         return event
 
     def wait(self) -> None:
-        """Until marks can be read."""
+        """Wait until marks can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -66,11 +66,11 @@ class Breakdown:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._stack = [OTHER]
-        self._marks: list[tuple[str, Any]] = []  # what goes on from a moment on
+        self._marks: list[tuple[str, Any]] = []  # the part that runs from each moment on
         self.start()
 
     def start(self) -> None:
-        """Forget what was."""
+        """Forget all marks and start again."""
         self._stack = [OTHER]
         self._marks = [(OTHER, self.clock.mark())]
 
@@ -78,7 +78,7 @@ class Breakdown:
         self._marks.append((self._stack[-1], self.clock.mark()))
 
     def base(self, name: str) -> None:
-        """What goes on where nothing else is named, from here on."""
+        """Name the time that no part names, from here on."""
         self._stack[0] = name
         self._mark()
 
@@ -133,7 +133,7 @@ class Breakdown:
 
     @contextmanager
     def watching(self, parts: Parts) -> Iterator[None]:
-        """Inside, the model's parts are told apart."""
+        """Time the model's parts apart inside this context."""
         hooks: list[Any] = []
 
         def part(module: nn.Module, name: str) -> None:

@@ -17,7 +17,7 @@ TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"
 
 
 def of_direction_loss() -> list[CompileCase]:
-    """With bf16 layers, float32 v and v̂, and the most that a pass can do."""
+    """Cases with bf16 layers, float32 v and v̂, and the most that a pass can do."""
     types = dict.fromkeys(("T", "D", "stride_v", "stride_target", "stride_b", "stride_t"), "i32")
     types |= {"weight": "fp32", "hidden": "*bf16", "positions": "*i64"}
     cases = []

@@ -37,7 +37,7 @@ Key = tuple[str, int]  # a case's name, a compute capability
 
 
 def kernel_code(module: str) -> str:
-    """What of a kernel file decides its binaries: its ``@triton.jit`` functions and module constants, as bare code."""
+    """The parts of a kernel file that decide its binaries: ``@triton.jit`` functions and module constants."""
     spec = importlib.util.find_spec(f"basic_lite_kernels.{module}")
     assert spec is not None and spec.origin is not None
     kept = []
@@ -90,7 +90,7 @@ def stored_version() -> str | None:
 def current() -> tuple[list[compiling.Compiled], list[Key]]:
     """Rows that still hold, in the order of the cases, and the keys of those to be compiled.
 
-    Whatever Triton is installed here: what counts is that code and configurations are those that were compiled.
+    The installed Triton doesn't matter: a row holds while its code and configuration are unchanged.
     """
     old = stored()
     held, stale = [], []
@@ -103,7 +103,7 @@ def current() -> tuple[list[compiling.Compiled], list[Key]]:
 
 
 def _compile(key: Key) -> compiling.Compiled:
-    """In a worker: cases hold functions, which don't travel between processes, so it looks its own up."""
+    """Compile one case in a worker. It looks the case up: cases hold functions, which can't be pickled."""
     name, capability = key
     if not _CASES:
         _CASES.update({case.name: case for case in compile_cases.all_cases()})
@@ -148,7 +148,7 @@ def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str,
 
 
 def section(rows: Iterable[compiling.Compiled], version: str | None) -> str:
-    """What README.md has between BEGIN and END, both included."""
+    """The part of README.md from BEGIN to END."""
     rows = list(rows)
     text = (
         f"Compiled with triton {version}: {summary(rows)}\n\n"
@@ -176,7 +176,7 @@ def summary(rows: Iterable[compiling.Compiled]) -> str:
 
 
 def why_not_current() -> str | None:
-    """What README.md lacks; None where it is current. Compiles nothing."""
+    """Why README.md isn't current; None if it is. Compiles nothing."""
     rows, stale = current()
     command = "run `python -m bench.compile_table`"
     if stale:

@@ -37,7 +37,7 @@ _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)")
 
 
 class CompilingUnavailable(RuntimeError):
-    """Kernels can't be compiled in this process, and why."""
+    """Says why kernels can't be compiled in this process."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def compile_case(case: CompileCase, capability: int) -> Compiled:
 
 
 def amd_problems(case: CompileCase, architecture: str) -> list[str]:
-    """What keeps a kernel from running on one of AMD's architectures, of AMD_WAVES; empty where nothing.
+    """What keeps a kernel from running on one of AMD's architectures, a key of AMD_WAVES; empty if nothing does.
 
     Raises:
         CompilingUnavailable: as ``compile_case``.
@@ -170,7 +170,7 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
     usage = _USAGE.search(text)
     if usage is None:
-        raise CompilingUnavailable(f"{tool} -res-usage says nothing of registers: {text!r}")
+        raise CompilingUnavailable(f"{tool} -res-usage gives no registers: {text!r}")
     registers, stack, _, local = (int(number) for number in usage.groups())
     return registers, stack + local
 

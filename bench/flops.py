@@ -64,7 +64,7 @@ def basic_share(counted: dict[str, float]) -> float:
 
 
 def llama_linears(hidden: int, mlp: int) -> tuple[tuple[int, int], ...]:
-    """A Llama layer's: four of attention, three of the MLP."""
+    """A Llama layer's linear layers: four of attention, three of the MLP."""
     return ((hidden, hidden),) * 4 + ((hidden, mlp), (hidden, mlp), (mlp, hidden))
 
 
@@ -76,7 +76,7 @@ SEVEN_B = Dimensions(
 
 
 def dimensions(recipe: Recipe, longest: LongestStep) -> Dimensions:
-    """Read from the model and the batch, not from the shape."""
+    """Read the dimensions from the model and the batch, not from the shape."""
     parts, config = longest.loaded.parts, longest.loaded.model.config.text_config
     batch, supervision = longest.batches[0], longest.supervision
     assert supervision is not None, "BASIC is off in this recipe"

@@ -101,7 +101,7 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def timing_of(runs: Sequence[tuple[float, float]]) -> Timing:
-    """Of runs (ms, ms on the wall clock)."""
+    """The timing of runs (ms, ms on the wall clock)."""
     taken, wall = zip(*runs, strict=True)
     return Timing(*quantiles(taken), len(runs), quantiles(wall)[1])
 

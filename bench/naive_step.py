@@ -30,20 +30,19 @@ from torch import Tensor
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
 from basic_lite.train.step import Batch, Lambdas, StepCounts, TrainStep
-from basic_lite.train.terms import MicroBatch
+from basic_lite.train.terms import MicroBatchLoss
 from basic_lite_kernels import naive
 
 
 class NaiveStep(TrainStep):
     """A ``TrainStep`` whose loss is made the naive way.
 
-    Of the supervision it takes the settings, K, w_h and E. The measures of the embeddings, which ours logs, are not
-    made.
+    It takes settings, K, w_h and E from the supervision. It doesn't make the measures of the embeddings that ours logs.
 
     Args:
-        arguments: as those of ``TrainStep``.
+        arguments: ``TrainStep``'s.
         operations: who computes the parts: ``naive``, or that with a clock around each.
-        options: as those of ``TrainStep``.
+        options: ``TrainStep``'s.
     """
 
     def __init__(self, *arguments: Any, operations: Any = naive, **options: Any) -> None:
@@ -58,7 +57,7 @@ class NaiveStep(TrainStep):
         *,
         mean_mass: Tensor | None = None,
         detailed: bool = False,
-    ) -> MicroBatch:
+    ) -> MicroBatchLoss:
         """L_lm + λ1 L_das + λ2 L_sds. ``detailed`` is ignored.
 
         Raises:
@@ -88,7 +87,7 @@ class NaiveStep(TrainStep):
         das, sds = self._basic(projected[0].flatten(0, 1).float(), outputs, layout, supervision)
         das, sds = das / counts.samples_with_image, sds / counts.samples_with_image
         losses = SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image)
-        return MicroBatch(lm + lambdas[0] * das + lambdas[1] * sds, lm, losses)
+        return MicroBatchLoss(lm + lambdas[0] * das + lambdas[1] * sds, lm, losses)
 
     def _checked_supervision(self, mean_mass: Tensor | None) -> Supervision:
         supervision = self.supervision
@@ -106,7 +105,7 @@ class NaiveStep(TrainStep):
         """L_das and L_sds of a micro-batch with v [M, D], before they are divided by the step's samples."""
         K, operations = supervision.layers, self.operations
         hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
-        layer_weights = torch.tensor(supervision.plan.weights, device=v.device)
+        layer_weights = torch.tensor(supervision.plan.layer_weights, device=v.device)
         with torch.no_grad():
             target = operations.refined_target(hiddens, layout.positions, layer_weights)
             maps = outputs.attentions[:K]

@@ -59,7 +59,7 @@ def differing_runs(work: Callable[[], list[Tensor]], disturb: Callable[[int], No
 
 
 class Disturbance:
-    """Before each run: free memory becomes NaN, and another stream gets work of changing length."""
+    """Fills free memory with NaN before each run, and gives another stream work of changing length."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -90,11 +90,11 @@ class Report:
         assert gate.held, gate.sentence()
 
     def gate_rows(self, case: Case, what: str, strict: float, bounds: Mapping[str, tuple[float, str]]) -> None:
-        """A bound on the peak of some who took part in a case.
+        """Bound the peak memory of contenders in a case.
 
         Args:
-            case: as it was compared.
-            what: is bounded.
+            case: the case that was compared.
+            what: the name of the bounded quantity.
             strict: the goal's bytes.
             bounds: who → bytes that are asserted, and what those have beyond ``strict``.
         """
@@ -123,9 +123,9 @@ class Report:
     # ---- for a machine
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Into ``folder``, named after the device: a JSON and a plot of the operations, a JSON of whole steps.
+        """Write files named after the device: a JSON and a plot of the operations, a JSON of whole steps.
 
-        Each only where there is something in it, so that a run of some bench files leaves the others' results alone.
+        Each is written only if it has rows, so that a run of some bench files leaves the others' results alone.
 
         Returns:
             What was written: "results", "plot", "step results".

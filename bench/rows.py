@@ -24,7 +24,7 @@ class Case:
         operation: its name.
         shape: label, in the symbols of the bench file.
         images: images in the batch, the axis of the plot.
-        elements: what peak memory is divided by; ``unit`` names it ("M·D").
+        elements: the number that peak memory is divided by; ``unit`` names it ("M·D").
         moved_bytes, flops: the least that any implementation moves and multiplies.
         floor: which of the two bounds the time: "copy" or "gemm".
         tolerance: how much ours may err beyond naive eager code of the same types, relative.
@@ -45,12 +45,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Contender:
-    """Someone who computes the operation. ``work`` does one step and returns what it found.
+    """One implementation to compare. ``work`` does one step and returns what it found.
 
     Args:
         who: NAIVE, "triton", …
         work: one step.
-        ours: its error is asserted, and an exception of it fails the bench. Others' failures are reported.
+        ours: its error is asserted, and if it raises the bench fails. Others' failures are reported.
     """
 
     who: str
@@ -71,7 +71,7 @@ def contenders_of(
 
     Args:
         device: where the bench runs.
-        naive: code of the operation.
+        naive: the operation's naive code.
         step: one step with naive code.
         ours: one step with operations of ours.
         inputs_on: the device of the inputs.
@@ -93,7 +93,7 @@ def shape_label(images: int, rest: str, dtype: torch.dtype) -> str:
 
 
 def loss_and_gradient(loss_of: Callable[[], Tensor], v: Tensor) -> Found:
-    """Of one step. The caller owns the gradient: nothing stays behind that the next step would free."""
+    """Loss and gradient of one step. The caller owns the gradient: the next step frees nothing."""
     loss = loss_of()
     (gradient,) = torch.autograd.grad(loss, v)
     return loss.detach(), gradient

@@ -55,7 +55,7 @@ SIZES = {
     "7b": Size(4096, 11008, 32, 32, 32, 32000),  # Vicuna
     "13b": Size(5120, 13824, 40, 40, 40, 32000),
     "34b": Size(7168, 20480, 60, 56, 8, 64000),  # Yi
-    # Of a size that a CPU can train. As in LLaVA-1.5 7B the MLP is 2.69 × D, a head has 128 dimensions, and an image
+    # A size that a CPU can train. As in LLaVA-1.5 7B the MLP is 2.69 × D, a head has 128 dimensions, and an image
     # takes more than half of a sample's 256 tokens. Of the vision encoder there is as much as the image tokens need.
     "mid": Size(1024, 2752, 8, 8, 8, 2000, Tower(256, 4, 4, 168)),
     # Linear sizes are multiples of 64, so that NF4 blocks are whole.

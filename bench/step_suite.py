@@ -94,7 +94,7 @@ class Side:
         return before + micro_batches + median(self.optimizer_ms)
 
     def shares(self) -> dict[str, float]:
-        """Of a step, by operation and together: medians over the steps."""
+        """Shares of a step, by operation and together: medians over the steps."""
         found: dict[str, list[float]] = defaultdict(list)
         for operations, step in zip(self.operations_ms, self.steps_ms, strict=True):
             for name in SHARES:
@@ -163,14 +163,14 @@ class StepResult:
         return f"{title}\n{columns(header, body)}"
 
     def sentences(self) -> Iterable[str]:
-        """What the table leaves out."""
+        """Lines for what the table leaves out."""
         steps = len(self.on.steps_ms), len(self.off.steps_ms)
         yield f"kernels: {self.kernels}; steps timed: {steps[0]} with BASIC, {steps[1]} without"
         yield f"rehearsing {self.rehearsing_s:.1f} s, making the model {self.building_s:.1f} s"
         if self.on_over_off is not None:
             yield f"on ÷ off: {self.on_over_off:.4f} (goal ≤ {ON_OVER_OFF_GOAL})"
         else:
-            yield "on ÷ off: not measured, for want of time or memory"
+            yield "on ÷ off: not measured: too little time or memory"
         for name, share in self.on.shares().items():
             goal = f" (goal ≤ {SHARE_GOALS[name]:.1%})" if name in SHARE_GOALS else ""
             yield f"share of a step, {name}: {share:.2%}{goal}"
@@ -195,7 +195,7 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
     """Fill ``result``: memory of a step with BASIC and without, then times, taking turns until ``deadline``.
 
     Args:
-        deadline: by ``time.monotonic``; no step is begun that would probably end later, but each side gets one.
+        deadline: a time of ``time.monotonic``; no step is begun that would probably end later, but each side gets one.
     """
     started = time.monotonic()
     frontend = load_frontend(recipe.model)
@@ -240,7 +240,7 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
 
 
 def _operations_ms(breakdown: Breakdown) -> dict[str, float]:
-    """Of a step, by operation."""
+    """Milliseconds of a step, by operation."""
     taken = breakdown.take()
     sums = {name: sum(taken.get(part, 0.0) for part in parts) for name, parts in SHARES.items()}
     return {name: ms for name, ms in sums.items() if ms}

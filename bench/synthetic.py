@@ -35,8 +35,8 @@ def synthetic_model(recipe: Recipe, frontend: Frontend, device: torch.device) ->
     bitsandbytes takes to quantise it.
 
     Args:
-        recipe: with ``model.vision`` and ``model.llm``, of which only the configurations are read.
-        frontend: of ``recipe.model``; not changed.
+        recipe: a recipe with ``model.vision`` and ``model.llm``; only their configurations are read.
+        frontend: ``recipe.model``'s; not changed.
         device: where the weights are made.
     """
     assert recipe.model.base is None, "a synthetic model is composed of model.vision and model.llm"

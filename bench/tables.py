@@ -26,7 +26,7 @@ def columns(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, pattern: str = "{:.3g}") -> str:
-    """Empty where there is none."""
+    """Format a number; empty if there is none."""
     if value is None:
         return ""
     return f"{value:.0f}" if pattern == "{:.3g}" and value >= 100 else pattern.format(value)
@@ -38,6 +38,6 @@ def mib(size: float | None) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Into ``path``, whose folder is made where it isn't there."""
+    """Write JSON to ``path``; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -35,7 +35,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of the model, in ``shapes``."""
+        """The model's name in ``shapes``."""
         return "toy" if self.tiny else "mid"
 
     @property
@@ -44,7 +44,7 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """T, of a full sample."""
+        """T, the tokens of a full sample."""
         return 80 if self.tiny else 256
 
     @property

@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear message that names the place and the mend, exit 2, no traceback."""
+"""Bad input through the command line: one clear message that names the place and the fix, exit 2, no traceback."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from basic_lite.recipe import dump_recipe
 from basic_lite.run import train
 from tests.support.models import write_llava, write_llm, write_vision
 from tests.support.runs import quiet, tiny_recipe, write_data
-from tests.support.runs import tiny_recipe as _recipe
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("material")
-    _recipe(folder)
-    (folder / "good.yaml").write_text(dump_recipe(_recipe(folder)))
+    tiny_recipe(folder)
+    (folder / "good.yaml").write_text(dump_recipe(tiny_recipe(folder)))
     write_llava(folder / "llava_without_image_token", image_token=False)
-    train(_recipe(folder, {"name": "finished", "training.max_steps": 1}), console=quiet())
+    train(tiny_recipe(folder, {"name": "finished", "training.max_steps": 1}), console=quiet())
     write_llm(folder / "wide", hidden_size=128)
     return folder
 
@@ -66,7 +65,7 @@ def q(value: object) -> str:
     ],
     ids=lambda value: value[0].split("/")[-1][:40] if isinstance(value, list) else None,
 )
-def test_refused_with_place_and_mend(
+def test_refused_with_place_and_fix(
     overrides: list[str],
     expected: list[str],
     dry: list[str],

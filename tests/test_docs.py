@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from basic_lite.cli import app
 from basic_lite.recipe import describe_keys
 
 ROOT = Path(__file__).resolve().parent.parent
+BASES = (ROOT, ROOT / "basic_lite", ROOT / "kernels" / "basic_lite_kernels")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "bench/README.md", "docs/ARCHITECTURE.md", "docs/METHOD.md")
 KEYS = {row.name for row in describe_keys()}
 SECTIONS = "|".join({key.split(".")[0] for key in KEYS if "." in key})
 FILE = re.compile(r"(?:[\w*-]+/)*[\w*-]+\.(?:py|md)|(?:basic_lite|kernels|tests|bench|recipes|results|\.ci)/[\w./*-]*")
+PLACED = re.compile(r"`([A-Za-z_][\w.]*)`\s+(?:in\s+|\()`([\w/.*-]+\.py)`")
 KEY = re.compile(rf"((?:{SECTIONS})\.(?!json$)\w+)(?:[=:].*)?")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TOPS = ("basic_lite", "kernels", "tests", "bench", "recipes")
@@ -29,12 +32,19 @@ WORDS = {word for path in CODE for word in re.findall(r"\w+", path.read_text(enc
 def named_fault(span: str, folder: Path) -> str | None:
     """What is wrong with a text between backticks; None for what names nothing of ours."""
     if FILE.fullmatch(span):
-        bases = (folder, ROOT, ROOT / "basic_lite", ROOT / "kernels" / "basic_lite_kernels")
-        return None if any(any(base.glob(span)) for base in bases) else f"no file {span}"
+        return None if any(any(base.glob(span)) for base in (folder, *BASES)) else f"no file {span}"
     if key := KEY.fullmatch(span):
         return None if key[1] in KEYS else f"no recipe key {key[1]}"
     lacking = set(re.findall(r"\w+", span)) - WORDS if re.fullmatch(r"[A-Za-z_][\w.]{3,}", span) else set()
     return f"nothing in the code is called {', '.join(sorted(lacking))}" if lacking else None
+
+
+def misplaced(prose: str) -> Iterator[str]:
+    """Names that aren't in the file in which the text says they are: `X` in `file.py`, or `X` (`file.py`)."""
+    for name, file in PLACED.findall(prose):
+        texts = [path.read_text(encoding="utf-8") for base in BASES for path in base.glob(file)]
+        if texts and not any(set(name.split(".")) <= set(re.findall(r"\w+", text)) for text in texts):
+            yield f"no {name} in {file}"
 
 
 def command_fault(line: str) -> str | None:
@@ -53,7 +63,7 @@ def faults(text: str, folder: Path) -> list[str]:
     commands = "\n".join([*spans, *re.findall(r"```bash(.*?)```", text, re.DOTALL)]).splitlines()
     links = [link for link in re.findall(r"\]\((?!https?://)([^)#]+)", prose) if not (folder / link).exists()]
     found = [named_fault(span, folder) for span in spans] + [command_fault(line.split("  #")[0]) for line in commands]
-    return [*filter(None, found), *(f"no file {link}" for link in links)]
+    return [*filter(None, found), *(f"no file {link}" for link in links), *misplaced(prose)]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -68,6 +78,11 @@ WRONG = "`x.py` `docs/x.md` [x](x.md) `training.x=2` `XyzXyz` `basic-lite x` `ba
 @pytest.mark.parametrize("text", re.findall(r"`.*?`|\[.*?\)", WRONG))
 def test_what_does_not_exist_is_found(text: str) -> None:
     assert len(faults(text, ROOT)) == 1
+
+
+@pytest.mark.parametrize("text", ["`choose` in `signatures.py`", "`Operations.vocab_kl`\n(`basic_lite/errors.py`)"])
+def test_a_name_must_be_in_the_file_named_with_it(text: str) -> None:
+    assert len(faults(text, ROOT)) == 1 and not faults("`Operations.vocab_kl` in `signatures.py`", ROOT)
 
 
 def test_citation_and_workflow() -> None:

@@ -1,4 +1,4 @@
-"""All records are read and tokenised before step 0, and all problems are reported at once."""
+"""Read and tokenise all records before step 0, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *_listing(problems),
-            f"Mend them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
         ]
     )
 
 
-# Of a range of records: length, supervised tokens, images and cut tokens [4, n]; its problems; a hash of its samples.
+# Results of a range of records: length, supervised tokens, images, cut tokens [4, n]; problems; a hash of samples.
 Checked = tuple[np.ndarray, list[RecordProblem], bytes]
 
 
@@ -167,7 +167,7 @@ def _check_range(records: Records, chat: ChatFormat, section: DataSection, indic
     return values, problems, digest.digest()
 
 
-# Of a worker process. It comes there by fork: neither the records nor the tokenizer are pickled.
+# A worker process's job. It comes there by fork: neither the records nor the tokenizer are pickled.
 _job: Callable[[range], Checked]
 
 

@@ -75,7 +75,7 @@ class JsonSource:
             what = ": broken JSON: values are nested too deeply"
         # Only a line gets here: a list is parsed as a whole when it is scanned.
         line = 1 + self._map[:start].count(b"\n")
-        raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "mend the line")
+        raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "fix the line")
 
 
 def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
@@ -216,7 +216,7 @@ class _Reader:
                     self.at = error.pos
                     self.fail(error.msg if error.pos < len(self.text) else "the file ends inside a record")
             else:
-                # A bare number at the end of what was read may go on in the next piece.
+                # A bare number at the end of what was read may continue in the next piece.
                 if end < len(self.text) or self.ended:
                     break
             self._more()
@@ -228,6 +228,7 @@ class _Reader:
         """Raise what is wrong at the current position."""
         self._move(self.text[: self.at])
         raise UserError(
-            f"{self.name}, line {self.line}, column {self.column}: broken JSON: {what}. Mend the file there "
-            f"(`python -m json.tool` checks it, for JSONL with --json-lines), or set `path` to another."
+            f"{self.name}, line {self.line}, column {self.column}: broken JSON: {what}. "
+            "Fix the file there, or set `path` to another "
+            "(`python -m json.tool` checks it, for JSONL with --json-lines)."
         )

@@ -53,8 +53,11 @@ class Prepared:
         return [self.collator([data[i] for i in group]) for group in groups]
 
 
-def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say) -> Prepared:
+def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = True) -> Prepared:
     """Read and check all data of a recipe.
+
+    Args:
+        shown: count the records on a terminal.
 
     Raises:
         UserError: a source can't be read, or records can't be used and the recipe says refuse.
@@ -64,7 +67,7 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say) -> Prepared:
 
     def checked(source: SourceSection | list[SourceSection], name: str) -> tuple[SupervisedDataset, DataReport]:
         records = load_records(source, root=Path.cwd())
-        report = check_data(records, chat, section, progress=_progress(name))
+        report = check_data(records, chat, section, progress=_progress(name) if shown else None)
         for line in report.summary():
             say(f"{name}: {line}")
         data = SupervisedDataset(

@@ -1,4 +1,4 @@
-"""What can be wrong with one record, as exceptions that name the record, the reason and the mend."""
+"""What can be wrong with one record, as exceptions that name the record, the reason and the fix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RecordProblem(UserError):
 
     def found_while_training(self) -> RecordProblem:
         """The same problem, with how to find all of its kind before a run."""
-        hint = "data.check_images=open finds all such images before the run; afterwards go on with --resume"
+        hint = "data.check_images=open finds all such images before the run; afterwards continue with --resume"
         return type(self)(self.what, f"{self.mend}; {hint}" if self.mend else hint, self.place)
 
     def at(self, place: str) -> RecordProblem:

@@ -132,8 +132,8 @@ def _columns(asked: Mapping[str, str], present: list[str], name: str) -> dict[st
     for ours, wanted in asked.items():
         if wanted not in present:
             raise UserError(
-                f"{name}: there is no column {wanted!r}{nearest(wanted, present)}; it has "
-                f"{', '.join(present)}. Correct columns.{ours} of this data source."
+                f"{name}: there is no column {wanted!r}{nearest(wanted, present)}; "
+                f"it has {', '.join(present)}. Correct columns.{ours} of this data source."
             )
     found = dict(asked)
     for ours, usual in COLUMNS.items():

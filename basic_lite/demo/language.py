@@ -67,8 +67,8 @@ def train_language(
     Args:
         out_dir: gets config and weights, as AutoModelForCausalLM reads them.
         tokenizer: the demo's own; its ids and chat template are what the LLM learns.
-        seed: of scenes, text and initial weights.
-        steps: of each round.
+        seed: the seed of scenes, text and initial weights.
+        steps: the steps of each round.
         progress: called with one line of text every 100 steps.
     """
     torch.manual_seed(seed)

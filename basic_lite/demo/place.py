@@ -69,7 +69,7 @@ class Place:
 
 
 def run_stage(recipe: Recipe, console: Console) -> bool:
-    """Train one stage, go on with it, or take it as it is when it is finished. True when it was finished already.
+    """Train one stage, continue it, or take it as it is when it is finished. True when it was finished already.
 
     A stage made with other settings is replaced: the demo's folder is the demo's own.
     """

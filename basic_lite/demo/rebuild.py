@@ -1,4 +1,4 @@
-"""The demo's checkpoints, made again from nothing."""
+"""Train the demo's checkpoints again from scratch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def rebuild(
 ) -> None:
     """Train the vision encoder and the LLM from scratch into `out_dir/vision` and `out_dir/llm`.
 
-    The same seed gives the same weights on the same machine and torch version. The shipped models are
-    of seed 0; the LLM's two rounds were run one after the other, the second from the saved first.
+    The same seed gives the same weights on the same machine and torch version. The shipped models
+    have seed 0. The LLM's second round started from the saved first.
 
     Args:
         out_dir: made where it is missing; both folders are overwritten.
-        seed: of everything random.
+        seed: the seed of everything random.
         progress: called with one line of text now and then.
         vision_steps, language_steps: optimizer steps; fewer for a quick trial.
     """

@@ -39,7 +39,7 @@ def demo(
 
     Raises:
         UserError: ``out`` holds something else.
-        Interrupted: Ctrl-C during a training; the same call goes on.
+        Interrupted: Ctrl-C during a training; the same call continues.
     """
     console = console or Console(highlight=False)
     quiet_libraries()

@@ -66,8 +66,8 @@ def train_vision(
     Args:
         out_dir: gets config, weights and preprocessor config, as AutoModel and AutoImageProcessor read them.
         tokenizer: reads the captions for the text tower, which is thrown away afterwards.
-        seed: of scenes, pictures, initial weights and batch order.
-        steps: of AdamW, whose rate warms up over 100 of them and falls to zero as a cosine.
+        seed: the seed of scenes, pictures, initial weights and batch order.
+        steps: the steps of AdamW, whose rate warms up over 100 of them and falls to zero as a cosine.
         progress: called with one line of text every 50 steps.
     """
     rng = random.Random(f"vision {seed}")

@@ -31,8 +31,8 @@ def lora_config(section: LoraSection, parts: Parts) -> LoraConfig:
     for target in targets:
         if target not in names:
             raise UserError(
-                f"lora.targets names {target}, but the LLM's decoder layers have no such linear layer; they have "
-                f"{', '.join(names)}. Mend lora.targets, or use all-linear"
+                f"lora.targets names {target}, but the LLM's decoder layers have no such linear layer; "
+                f"they have {', '.join(names)}. Fix lora.targets, or use all-linear"
             )
     return LoraConfig(
         r=section.rank,

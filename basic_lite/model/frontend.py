@@ -90,7 +90,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     where = "the folder holds no readable one" if folder.is_dir() else "no such folder, and not found on the hub"
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
-        f"  mend: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
+        f"  fix: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
     )
 
 
@@ -107,8 +107,8 @@ def vision_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.vision")
     if config.model_type not in VISION_TYPES:
         raise UserError(
-            f"model.vision: {name} is a {config.model_type} checkpoint, not CLIP or SigLIP; name a vision encoder such "
-            "as openai/clip-vit-large-patch14-336"
+            f"model.vision: {name} is a {config.model_type} checkpoint, not CLIP or SigLIP; "
+            "name a vision encoder such as openai/clip-vit-large-patch14-336"
         )
     inner = VISION_TYPES[config.model_type]
     return config if inner is None else getattr(config, inner)
@@ -120,8 +120,8 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         hint = "; a LLaVA checkpoint belongs in model.base" if config.model_type == "llava" else ""
         raise UserError(
-            f"model.llm: {name} is a {config.model_type} checkpoint, which already has a vision part or is no language "
-            f"model; name a text-only causal LLM{hint}"
+            f"model.llm: {name} is a {config.model_type} checkpoint, which already has a vision part "
+            f"or is no language model; name a text-only causal LLM{hint}"
         )
     return config
 
@@ -131,8 +131,8 @@ def llava_config_of(name: str) -> LlavaConfig:
     config = read_config(name, "model.base")
     if config.model_type != "llava":
         raise UserError(
-            f"model.base: {name} is a {config.model_type} checkpoint, not LLaVA in the llava-hf layout (model_type "
-            "llava); for an LLM alone use model.llm together with model.vision"
+            f"model.base: {name} is a {config.model_type} checkpoint, not LLaVA in the llava-hf layout "
+            "(model_type llava); for an LLM alone use model.llm together with model.vision"
         )
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
@@ -201,8 +201,9 @@ def _check_image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, 
         )
         hint = f"; its image token is {named!r}: set model.image_token" if named else ""
         raise UserError(
-            f"the tokenizer of {section.base} has no token {section.image_token!r}, so images would have no place in "
-            f"the text{hint or '; take the checkpoint’s own tokenizer, or compose model.vision with model.llm'}"
+            f"the tokenizer of {section.base} has no token {section.image_token!r}, "
+            "so images would have no place in the text"
+            f"{hint or '; take the checkpoint’s own tokenizer, or compose model.vision with model.llm'}"
         )
     token_id = vocabulary[section.image_token]
     if token_id != config.image_token_id:

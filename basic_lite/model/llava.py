@@ -50,11 +50,11 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         labelled: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
-        """As the parent's; with ``labels`` [B, T] the output holds ``loss`` and no logits.
+        """The parent's forward. With ``labels`` [B, T] it returns ``loss`` and no logits.
 
         ``num_items_in_batch``: labelled tokens of the whole accumulated step, which the summed loss is divided by;
         None: those of this batch. Equal to the parent's loss for the same arguments.
-        ``labelled``: ``labelled_positions`` of the labels; None: found here, for which a device is waited for.
+        ``labelled``: ``labelled_positions`` of the labels; None: computed here, and the host waits for the device.
         """
         kwargs |= {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:

@@ -1,4 +1,4 @@
-"""From the names in a recipe to a model on the device: vision and LLM put together, or a llava-hf checkpoint.
+"""Load the model that a recipe names onto the device: vision and LLM put together, or a llava-hf checkpoint.
 
 Either way the result is one ``LlavaForConditionalGeneration`` with the LLM's linear layers in NF4 and nothing else
 quantised. Weights are read once and quantised as they are read.
@@ -66,8 +66,8 @@ def pick_device(name: str, key: str = "training.device") -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"{key} is cuda, but torch sees no GPU (torch.cuda.is_available() is false); install a CUDA build "
-            f"of torch and check `nvidia-smi`, or set {key} to cpu"
+            f"{key} is cuda, but torch sees no GPU (torch.cuda.is_available() is false); "
+            f"install a CUDA build of torch and check `nvidia-smi`, or set {key} to cpu"
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,8 +219,8 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
         path = cached_file(name, shard, _raise_exceptions_for_missing_entries=False)
         if path is None:
             raise UserError(
-                f"model.base: {name} has no {shard}: its weights are not in safetensors, or the download is "
-                f"incomplete; fetch it again: hf download {name}"
+                f"model.base: {name} has no {shard}: its weights are not in safetensors, "
+                f"or the download is incomplete; fetch it again: hf download {name}"
             )
         try:
             with safe_open(path, framework="pt") as tensors:
@@ -300,9 +300,9 @@ def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
     error = (before - after).abs().max().item()
     if not error <= 1e-3 * max(1.0, before.abs().max().item()):
         raise UserError(
-            f"model.llm: {name} computes its logits in a way that LLaVA can't hold. They differ by {error:.3g} "
-            "after composition; a soft cap or a scale of the logits does that, as in Gemma 2 or Cohere. "
-            "Choose another LLM"
+            f"model.llm: {name} computes its logits in a way that LLaVA can't hold. "
+            f"They differ by {error:.3g} after composition; "
+            "a soft cap or a scale of the logits does that, as in Gemma 2 or Cohere. Choose another LLM"
         )
 
 
@@ -310,7 +310,7 @@ def keep_weights_unpacked(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode rewrites the weights into an inference-only format
-    (bitsandbytes 0.50, ``Linear4bit.forward``); training goes on after an evaluation, so that must not happen.
+    (bitsandbytes 0.50, ``Linear4bit.forward``); training continues after an evaluation, so that must not happen.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

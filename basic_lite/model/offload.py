@@ -53,7 +53,7 @@ class Offloaded:
 
 
 class ActivationOffload:
-    """What a language model's layers keep for the backward waits on the host.
+    """Keep on the host what the LLM's layers save for the backward.
 
     Under gradient checkpointing that is each layer's input [B, T, D]: within a checkpointed layer, checkpoint's own
     hooks come first, in the forward and when it is recomputed. What comes after the last layer stays on the device: its
@@ -67,7 +67,7 @@ class ActivationOffload:
     Args:
         language_model: gets forward hooks.
         layers: its decoder layers.
-        device: that it computes on. Host memory is pinned where that is a GPU.
+        device: the device that computes. Host memory is pinned if that is a GPU.
     """
 
     def __init__(self, language_model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
@@ -97,7 +97,7 @@ class ActivationOffload:
             self._hooks = None
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A copy on the host, in the making."""
+        """Start a copy to the host."""
         host = empty_host(tensor, pinned=self.device.type == "cuda")
         return host.copy_(tensor.detach(), non_blocking=True)
 
@@ -117,7 +117,7 @@ class ActivationOffload:
 
 
 class RestOnHost:
-    """A frozen module's weights rest on the host and are on the device only while its forward runs.
+    """Keep a frozen module's weights on the host, and on the device only while its forward runs.
 
     Parameters stay the same objects; their data is exchanged. Where something else moves the whole model to the device,
     the weights go along until the end of the next forward. Buffers stay on the device.
@@ -127,7 +127,7 @@ class RestOnHost:
 
     Args:
         module: gets forward hooks; its weights must not change any more.
-        device: that it computes on. Host memory is pinned where that is a GPU.
+        device: the device that computes. Host memory is pinned if that is a GPU.
 
     Raises:
         ValueError: a parameter is trained.
@@ -148,7 +148,7 @@ class RestOnHost:
         module.register_forward_hook(lambda *_: self.leave(), always_call=True)
 
     def to_device(self, host: Tensor) -> Tensor:
-        """A copy on the device, in the making."""
+        """Start a copy to the device."""
         return _copy_to(host, self.device)
 
     def enter(self) -> None:
@@ -167,7 +167,7 @@ class RestOnHost:
 
 
 def offload(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[RestOnHost | None, ActivationOffload | None]:
-    """What a recipe wants on the host, on an adapted model that is to be trained; None for what it doesn't."""
+    """Offload what the recipe asks for; None for each part it doesn't."""
     tower = RestOnHost(parts.vision_tower, device) if recipe.model.tower_on_host else None
     wanted = recipe.training.offload_activations
     return tower, ActivationOffload(parts.language_model, parts.layers, device) if wanted else None

@@ -34,8 +34,9 @@ def require_decoder(language_model: nn.Module, name: str) -> None:
     lacking = [part for part in ("layers", "norm", "embed_tokens") if not hasattr(language_model, part)]
     if lacking:
         raise UserError(
-            f"model.llm: {name} ({type(language_model).__name__}) has no {', '.join(lacking)}: BASIC reads what the "
-            "layers of a plain decoder hand on. Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM"
+            f"model.llm: {name} ({type(language_model).__name__}) has no {', '.join(lacking)}: "
+            "BASIC reads what the layers of a plain decoder hand on. "
+            "Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM"
         )
 
 

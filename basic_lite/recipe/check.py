@@ -108,7 +108,7 @@ class Checker:
 
 
 def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
-    """What to write instead, where that can be told."""
+    """The hint of what to write instead; empty if there is none."""
     if isinstance(value, str):
         near = get_close_matches(value.strip().lower(), [word for word in words if isinstance(word, str)], 1, 0.5)
         if near:

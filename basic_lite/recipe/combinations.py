@@ -1,4 +1,4 @@
-"""Recipe keys that are each right and cannot work together: what was found, why, and which key mends it.
+"""Recipe keys that are each right and cannot work together: what was found, why, and which key fixes it.
 
 Each check sees the whole recipe and reports on its own, so none hides another. A check is skipped where a key it needs
 has a wrong value. Rules that also need the machine or the model are in ``rules``.
@@ -25,7 +25,7 @@ COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
 
-# Keys, whether they can't work together, and what to do. Rules whose message tells a value are functions below.
+# Keys, whether they can't work together, and what to do. Rules whose message names a value are functions below.
 _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     (
         ["lora.enabled", "stage"],
@@ -62,9 +62,9 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     (
         ["training.offload_activations", "training.gradient_checkpointing"],
         lambda v: v["training.offload_activations"] and not v["training.gradient_checkpointing"],
-        "offload_activations moves the layer inputs that gradient checkpointing keeps; without checkpointing it "
-        "would copy every activation of every layer; set training.gradient_checkpointing: true, or "
-        "training.offload_activations: false",
+        "offload_activations moves the layer inputs that gradient checkpointing keeps; "
+        "without checkpointing it would copy every activation of every layer; "
+        "set training.gradient_checkpointing: true, or training.offload_activations: false",
     ),
     (
         ["model.attention", "model.dtype"],
@@ -225,7 +225,7 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
 
 
 def findings(checked: dict[str, Any]) -> list[Finding]:
-    """All impossible combinations in nested values, of which each is a checked value or :class:`Wrong`."""
+    """Find all impossible combinations. A value is a checked value or :class:`Wrong`."""
     values = Values(checked)
     found: list[Finding] = []
     for check in CHECKS:

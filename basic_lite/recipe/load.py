@@ -27,10 +27,10 @@ from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_y
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply ``key.path=value`` overrides, and check everything.
 
-    A name that is no file here but a shipped recipe's (``recipes/7b_qlora.yaml``, ``7b_qlora``) is that one.
+    If no file has this name, a shipped recipe of that name is used (``recipes/7b_qlora.yaml``, ``7b_qlora``).
 
     Raises:
-        UserError: with every problem found, each on a line of its own: place, key path, what and mend.
+        UserError: with every problem found, each on a line of its own: place, key path, what and fix.
     """
     path = find_recipe(path)
     document = read_document(_read_text(path), str(path))

@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RecipeProblem:
-    """One thing wrong with a recipe: where, at which key (empty: no certain one), and what, with its mend."""
+    """One thing wrong with a recipe: where, at which key (empty: no certain one), and what, with its fix."""
 
     place: Place
     key: str
@@ -90,7 +90,7 @@ class Values:
         return value
 
     def get(self, dotted: str) -> Any:
-        """The value, or :class:`Wrong` where it is wrong: for a check that goes on without it."""
+        """The value, or :class:`Wrong` where it is wrong: for a check that continues without it."""
         try:
             return self[dotted]
         except Unusable:

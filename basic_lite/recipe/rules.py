@@ -14,7 +14,7 @@ from basic_lite.recipe.schema import Recipe
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
-    """What is wrong where a global batch doesn't divide into micro-batches of all processes; None: it does."""
+    """The problem of a global batch that doesn't divide into micro-batches of all processes; None: it does."""
     step = micro * processes
     if whole % step == 0:
         return None

@@ -155,8 +155,8 @@ class SupervisionSection(Section):
     )
     token_weights: Literal["attention", "uniform"] | float = Field(
         "attention",
-        description="a_i. attention: attention mass [paper]; uniform: 1/N × the batch's mean mass "
-        "(one more forward a step); or Σa as a fixed number, spread evenly.",
+        description="a_i. attention: attention mass [paper]; uniform: the step's mean Σa, spread evenly over "
+        "a sample's visual tokens (one more forward a step); or Σa as a fixed number, spread evenly.",
     )
     text_queries: Literal["all", "prompt", "response"] = Field(
         "all", description="Text tokens whose attention counts. [paper] all."

@@ -1,4 +1,4 @@
-"""What makes a run need less memory, cheapest first; and what to say to one that ran out of it."""
+"""Changes that make a run need less memory, cheapest first; and the message for a run that ran out of it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def largest_micro_batch(
 ) -> Rehearsal | None:
     """The largest divisor of the global batch whose step fits.
 
-    What grows with the micro-batch grows very nearly evenly, so one rehearsal says where to look, and the next looks.
+    Memory grows almost linearly with the micro-batch, so one rehearsal predicts the next size.
     """
     total = rehearser.recipe.training.global_batch
     sizes = [n for n in range(1, total + 1) if total % n == 0]
 
     def guess(samples: int) -> float:
-        """From the nearest size seen."""
+        """Bytes needed, from the nearest size seen."""
         near = seen[min(seen, key=lambda n: abs(n - samples))]
         growing = sum(near.by_part.get(part, 0) for part in (KEPT, LAYER, PROJECTION, BASIC, BATCH))
         return near.needed_bytes + growing * (samples / near.shape.samples - 1)
@@ -75,7 +75,7 @@ def advise(
 
     Args:
         first: the recipe's own rehearsal.
-        largest: with the largest micro-batch that fits, which is all the advice that is needed then.
+        largest: the rehearsal of the largest micro-batch that fits; then it is all the advice that is needed.
         seen: micro-batch → what was rehearsed of it.
     """
     recipe = rehearser.recipe
@@ -106,11 +106,11 @@ def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
         state = "fits" if change.fits else "not yet"
         yield f"  {' '.join(change.overrides)}  →  {change.needed_bytes / GIB:.2f} GiB, {state} ({change.cost})"
     if not advice or not advice[-1].fits:
-        yield "  and still too much: a smaller LLM, or a larger card"
+        yield "  still too much: use a smaller LLM or a larger card"
 
 
 def _written(value: Any) -> str:
-    """A value as an override has it."""
+    """A value as an override writes it."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -155,7 +155,7 @@ def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
-    """Lines for the error that ends a run for want of memory: who holds it, what the run needs, what to change."""
+    """Lines for the error of a run that ran out of memory: who holds it, what the run needs, what to change."""
     total, others = memory_of(device)
     where = "the card" if device.type == "cuda" else "this machine"
     lines = []
@@ -178,8 +178,8 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
     yield f"by the estimate this recipe needs {needs} at a micro-batch of 1; {where} has {has} for it"
     if needed < available / 2:
         yield (
-            "so it isn't the model that takes it: look for a limit on this process (ulimit, a container's), for many "
-            "or very large images, or lower data.workers"
+            "so the model isn't the cause: look for a limit on this process (ulimit, a container's), "
+            "for many or very large images, or lower data.workers"
         )
         return
     if needed <= available:

@@ -32,7 +32,7 @@ def longest_batch(frontend: Frontend, shape: Shape) -> dict[str, Tensor]:
     """``input_ids``, ``attention_mask``, ``labels`` [B, T]; the pixels are made by the rehearsal.
 
     One token, the sample's images, then text that is all supervised. All but the first of several samples are one
-    token shorter, for with padding attention needs a mask.
+    token shorter, because attention needs a mask when there is padding.
 
     Raises:
         UserError: no room for text beside the images.

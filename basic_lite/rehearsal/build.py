@@ -102,7 +102,7 @@ def _fuse_dropout(layers: nn.Module) -> None:
 
 
 def _materialise(parts: Parts, ledger: Ledger) -> None:
-    """Meta tensors become fake ones on a device, shared ones once."""
+    """Replace meta tensors by fake ones on a device, shared ones once."""
     tower = set(map(id, parts.vision_tower.modules()))
     projector = set(map(id, parts.projector.modules()))
     made: dict[int, nn.Parameter] = {}

@@ -36,7 +36,7 @@ _INDEXED |= {aten._unsafe_index.Tensor: 1, aten._index_put_impl_.default: 1}
 
 
 class Ledger(TorchDispatchMode):
-    """A dispatch mode that runs operations on fake tensors and keeps the books.
+    """A dispatch mode that runs operations on fake tensors and counts their storages.
 
     ``live`` is the sum of live storages on the card in bytes, ``peak`` its maximum, ``at_peak`` the sum by tag at that
     moment, ``most`` the maximum of each tag, whenever it was. A storage gets the tag that is current where it is made:
@@ -66,7 +66,7 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def scope(self, tag: str) -> Iterator[None]:
-        """What is made inside gets ``tag``."""
+        """Give ``tag`` to what is made inside."""
         self.push(tag)
         try:
             yield
@@ -89,7 +89,7 @@ class Ledger(TorchDispatchMode):
         return scoped
 
     def retag(self, tensor: Tensor, tag: str) -> None:
-        """Move a tensor's storage to another tag; one that isn't in the books yet is entered."""
+        """Move a tensor's storage to another tag; one that isn't counted yet is entered."""
         key = tensor.untyped_storage()._cdata
         if key not in self._storages:
             self.enter(tensor, tag)
@@ -134,7 +134,7 @@ class Ledger(TorchDispatchMode):
         self._count(tag, -size)
 
     def reset_peak(self) -> None:
-        """Start to look for a peak anew; what lives stays in the books."""
+        """Start to look for a new peak; what lives stays counted."""
         self.peak = 0
         self.at_peak = {}
         self.most = {tag: size for tag, size in self.by_tag.items() if size}
@@ -185,21 +185,21 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _shrink(self, value: Any) -> Any:
-        """A real result that is too large to go on computing with becomes a fake one."""
+        """Replace a real result that is too large to compute with by a fake one."""
         if not isinstance(value, Tensor) or value.untyped_storage().nbytes() <= self.real_bytes:
             return value
         with self.fake_mode:
             return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
     def _masked_select(self, source: Tensor, mask: Tensor) -> Tensor:
-        """The result's size is read from the mask, which is real."""
+        """Read the result's size from the mask, which is real."""
         count = _count(mask) * (torch.broadcast_shapes(source.shape, mask.shape).numel() // max(mask.numel(), 1))
         with self.fake_mode:
             return source.new_empty(count)
 
 
 def fake_like(ledger: Ledger, tensor: Tensor, tag: str) -> Tensor:
-    """A fake tensor with the size of ``tensor`` (which may be on the meta device), in the books."""
+    """A fake tensor with the size of ``tensor`` (which may be on the meta device), counted."""
     with ledger.fake_mode:
         new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     ledger.retag(new, tag)  # while the ledger runs, it has entered it already

@@ -1,4 +1,4 @@
-"""A stand-in for bitsandbytes' ``Linear4bit`` with the same bytes at rest and in passing.
+"""A stand-in for bitsandbytes' ``Linear4bit`` that holds and uses the same bytes.
 
 ``Params4bit`` can't be built on a fake tensor. What a step needs of it is its size and what its products take: the
 weight dequantised to the compute type, once in the forward and once more in the backward, and nothing kept between

@@ -1,4 +1,4 @@
-"""What only repeats itself is run once, so that a rehearsal takes seconds: decoder layers, chunks of rows.
+"""Run once what only repeats itself (decoder layers, chunks of rows), so that a rehearsal takes seconds.
 
 Under gradient checkpointing a layer leaves its input behind in the forward and its gradients in the backward. It gives
 everything else back before the next layer starts. What is left behind grows by the same amount from one layer to the
@@ -20,14 +20,14 @@ from basic_lite.rehearsal.ledger import Ledger, fake_like
 
 
 class RepeatedLayer(nn.Module):
-    """Stands in a model where a decoder layer was, and leaves behind what that would.
+    """Replace a decoder layer and leave behind the tensors that it would.
 
     Args:
-        layer: whose parameters get gradients.
-        ledger: where the gradients are entered.
+        layer: the layer whose parameters get gradients.
+        ledger: the ledger that counts the gradients.
         watched: BASIC reads this layer's attention, so the attention function is called with tensors of its shapes.
-        casts: where autocast's copies of float32 adapters are kept until the model's forward is over; None: there are
-            none.
+        casts: the list that keeps autocast's copies of float32 adapters until the model's forward is over; None: there
+            are none.
     """
 
     def __init__(self, layer: nn.Module, ledger: Ledger, *, watched: bool, casts: list[Tensor] | None) -> None:
@@ -59,7 +59,7 @@ class RepeatedLayer(nn.Module):
         function(attention, query, key, key, None, scaling=attention.scaling)
 
     def make_gradients(self) -> None:
-        """What the layer's backward would leave in its parameters."""
+        """Leave the gradients that the layer's backward would leave."""
         for parameter in self.layer.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = fake_like(self.ledger, parameter, "gradients")
@@ -79,12 +79,12 @@ class _Repeated(torch.autograd.Function):
 
 
 def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: bool, casts: list[Tensor] | None) -> None:
-    """Let layers that are alike repeat one another; the first, the last and the last supervised of a kind run in full.
+    """Replace layers that are alike. Of a kind, the first, the last and the last supervised layer run in full.
 
     Args:
         supervised: K; 0 without BASIC.
         watched: BASIC reads attention.
-        casts: where autocast's copies are kept; None: there are none.
+        casts: the list that keeps autocast's copies; None: there are none.
     """
     types = getattr(parts.language_model.config, "layer_types", None) or []
     kinds: dict[Any, list[int]] = {}
@@ -101,10 +101,10 @@ def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: boo
 
 
 def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int) -> Callable[..., Tensor]:
-    """The attention mass of the last of ``layers`` layers alone, where most else is there already.
+    """Compute attention mass for the last supervised layer only. By then most other memory is in use.
 
-    Every layer's call takes and gives back the same. Samples are worked on a few at a time, so of the last layer's only
-    as many are computed as make a round of ``chunk`` elements.
+    Every layer's call takes and gives back the same. Samples are worked on a few at a time, so only as many are
+    computed as make a round of ``chunk`` elements.
     """
     calls = 0
 
@@ -127,7 +127,7 @@ FEW_ROWS = 512
 
 
 def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Callable[..., Tensor]:
-    """DAS or SDS of a few rows, since all chunks of rows take the same, beside the gradient of all rows.
+    """Compute DAS or SDS on a few rows. Every chunk needs the same scratch; the gradient has all rows.
 
     SDS makes its gradient in the forward and keeps that; DAS keeps v and v̂.
     """
@@ -147,7 +147,7 @@ def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Calla
 
 
 def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One layer's share of the target: a few rows are enough here too."""
+    """Add a few rows of one layer to the target: they are enough here too."""
 
     def shortened(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
         if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):

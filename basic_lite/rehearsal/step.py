@@ -49,12 +49,12 @@ class Rehearsal:
 
     @property
     def needed_bytes(self) -> int:
-        """With the allowance for context and fragmentation; optimizer state on the card."""
+        """The peak with the allowance for context and fragmentation; optimizer state is on the card."""
         return self.peak_bytes + (ALLOWANCE_BYTES if self.machine.cuda else 0)
 
     @property
     def least_bytes(self) -> int:
-        """As ``needed_bytes``, with the optimizer's pages on the host during forward and backward."""
+        """``needed_bytes`` without the optimizer's pages, which then wait on the host."""
         return self.needed_bytes - self.pageable_bytes
 
 
@@ -117,14 +117,14 @@ class Rehearser:
         self._casts.clear()
 
     def rehearse(self, shape: Shape | None = None) -> Rehearsal:
-        """Run one micro-batch of a step in which everything is there that training holds.
+        """Run one micro-batch of a step, with everything in memory that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
         ones. The model's forward runs with BASIC's taps open, then come the losses and the backward. Clipping and the
         optimizer's step, after it, work in place and take nothing more.
 
         Args:
-            shape: of the micro-batch; None: the recipe's, at its maximum length.
+            shape: the micro-batch's; None: the recipe's, at its maximum length.
         """
         ledger, step = self.ledger, self.step
         shape = shape or Shape.of(self.recipe)
@@ -188,7 +188,7 @@ class Rehearser:
         )
 
     def _operations(self) -> Operations:
-        """The eager operations, tagged in the ledger, what repeats in them left out.
+        """The eager operations, tagged in the ledger, without what repeats in them.
 
         The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a card of 40 GiB or
         more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
@@ -210,7 +210,7 @@ class Rehearser:
 
 
 class TaggedSupervision(Supervision):
-    """BASIC whose losses and metrics are booked under its name."""
+    """BASIC whose losses and metrics are counted under its name."""
 
     def __init__(self, *args: Any, ledger: Ledger, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -255,7 +255,7 @@ def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:
         layer.register_forward_hook(keep)
 
     def left(_module: nn.Module, _args: Any, out: Any) -> None:
-        """The LLM is done: what follows is the loss; in the backward, what follows its gradient are the layers."""
+        """Switch to the loss when the LLM is done; in the backward, its gradient switches to the layers."""
         ledger.base = LM_LOSS
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
 

@@ -1,4 +1,4 @@
-"""Reading attention: the model's own, bit for bit, with a watcher that is shown queries and keys.
+"""Show queries and keys to a watcher while the LLM's own attention runs unchanged.
 
 transformers looks an attention function up by name at every call. While a watcher is there, the LLM's config names a
 function of ours. It shows queries and keys to the watcher, then calls the function it stands for. Its mask function is

@@ -1,9 +1,8 @@
 """The refinement curve: does the LLM make visual embeddings more word-like, and is v̂ better than v?
 
-BASIC pays only where it is. The measure needs no labels: the share of visual tokens whose nearest word
-(cosine with E) occurs in the sample's own text, minus the same share against other samples' texts (the
-shuffled control: without it, words that every text has would count). Method: arXiv 2508.06895, analysis of
-visual embeddings; the measure is ours.
+BASIC can help only if v̂ is better than v. Score: the share of visual tokens whose nearest word (cosine with E) is in
+the sample's text, minus that share for other samples' texts. The control removes words that every text has. No labels
+are needed. Method: arXiv 2508.06895, analysis of visual embeddings; the measure is ours.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class RefinementCurve:
         return [own - other for own, other in zip(self.own, self.control, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The curve as a JSON object."""
         return {
             "places": self.places,
             "own": self.own,
@@ -52,7 +51,7 @@ class RefinementCurve:
         }
 
     def warning(self) -> str | None:
-        """What to tell the user when v̂ is below v; None when it isn't, or when too few samples were seen."""
+        """The warning for a v̂ that is below v; None if it isn't, or if too few samples were seen."""
         score = self.score
         if score is None or round(score[-1], 3) >= round(score[0], 3):
             return None
@@ -124,8 +123,8 @@ def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], pos
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
             hidden = out[0] if isinstance(out, tuple) else out
             keep(h, hidden.flatten(0, 1).index_select(0, positions))
-            if h <= len(plan.weights):
-                stream.add(*visual_rows(hidden, positions, plan.norm), plan.weights[h - 1])
+            if h <= len(plan.layer_weights):
+                stream.add(*visual_rows(hidden, positions, plan.norm), plan.layer_weights[h - 1])
 
         return hook
 

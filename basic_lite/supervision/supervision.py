@@ -31,7 +31,7 @@ from basic_lite_kernels.operations import Choice, KernelUnavailable, Operations,
 
 
 def choose_kernels(kernels: str, device: torch.device, say: Callable[[str], None]) -> Choice:
-    """Who computes the operations for a model on ``device``, and why.
+    """Choose the operations for a model on ``device``, and say why.
 
     Args:
         kernels: the recipe's key.
@@ -47,7 +47,7 @@ def choose_kernels(kernels: str, device: torch.device, say: Callable[[str], None
 
 
 def kernels_refused(error: KernelUnavailable) -> str:
-    """What to tell a user whose kernels, asked for by name, can't run."""
+    """The message for a user whose kernels, asked for by name, can't run."""
     return f"kernels: {error}; set kernels to auto or reference"
 
 
@@ -75,7 +75,7 @@ class Supervision:
         """Check that the model has what the settings ask for; nothing is tapped yet.
 
         Args:
-            parts: of the model.
+            parts: the model's parts.
             settings: the recipe's section.
             vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
             operations: who computes the losses and the attention mass.
@@ -98,7 +98,7 @@ class Supervision:
         self.operations = operations
         self.plan = TapPlan(
             parts=parts,
-            weights=layer_weights(settings.layer_weights, self.layers),
+            layer_weights=layer_weights(settings.layer_weights, self.layers),
             detach=settings.detach,
             final_norm=settings.target_norm == "final",
             attention=self.reads_attention,
@@ -149,7 +149,7 @@ class Supervision:
         )
 
     def with_operations(self, operations: Operations) -> Supervision:
-        """The same with other operations: what a bench or a test has put a clock or a watch around."""
+        """A copy that uses other operations, such as ones that a bench times."""
         other = copy.copy(self)
         other.operations = operations
         return other
@@ -163,15 +163,15 @@ class Supervision:
         """
         return find_layout(batch, self.parts.image_token_id, self.settings.text_queries).to(self.device)
 
-    def capture(self, layout: Layout, *, weights_only: bool = False) -> AbstractContextManager[Capture]:
+    def capture(self, layout: Layout, *, attention_only: bool = False) -> AbstractContextManager[Capture]:
         """A context around one forward of the batch of ``layout``; what it yields goes to ``losses`` or ``masses``.
 
         Args:
-            weights_only: tap attention only, for ``masses`` of a pass before the step.
+            attention_only: tap attention only, for ``masses`` of a pass before the step.
         """
         if not self.active:
             return nullcontext(Capture(layout))
-        return open_taps(self.plan, self.operations, layout, embeddings=not weights_only)
+        return open_taps(self.plan, self.operations, layout, embeddings=not attention_only)
 
     def masses(self, captured: Capture) -> Tensor:
         """Σ_i a_i as attention gives it, per sample with an image, [S] float32 (S may be 0)."""
@@ -191,10 +191,10 @@ class Supervision:
         """L_das and L_sds, before λ.
 
         Args:
-            samples_with_image: of the whole accumulated step, so that micro-batches add up; None: of this
+            samples_with_image: their count in the whole accumulated step, so that micro-batches add up; None: in this
                 batch.
-            mean_mass: mean of ``masses`` over the whole accumulated step, for ``token_weights: uniform``;
-                None: of this batch.
+            mean_mass: the mean of ``masses`` over the whole accumulated step, for ``token_weights: uniform``;
+                None: this batch's.
             detailed: also ``nearest_special_share``, a search through the vocabulary for a few patches.
 
         Returns:

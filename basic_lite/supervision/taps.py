@@ -1,9 +1,10 @@
 """Taps: what one forward of the model leaves behind for the losses, gathered while it passes.
 
 v is taken where the projector hands it over, v̂ is added up layer by layer, attention is reduced to column sums.
-Neither hidden states nor attention maps are kept, so ``output_hidden_states`` and ``output_attentions`` are never
-needed. The taps close when the LLM's forward returns: under gradient checkpointing the layers and their attention run
-again in the backward, and must find them closed.
+Attention maps are never kept. Hidden states are kept only with ``supervision.detach: false``: then the outputs of the K
+layers stay until the LLM is done. ``output_hidden_states`` and ``output_attentions`` are never needed. The taps close
+when the LLM's forward returns: under gradient checkpointing the layers and their attention run again in the backward,
+and must find them closed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class TapPlan:
     """What to tap, fixed for a whole run."""
 
     parts: Parts
-    weights: list[float]  # w_h, h = 1..K
+    layer_weights: list[float]  # w_h, h = 1..K
     detach: bool
     final_norm: bool
     attention: bool
@@ -57,7 +58,7 @@ class TapPlan:
     @property
     def layers(self) -> list[nn.Module]:
         """Decoder layers 1..K."""
-        return list(self.parts.layers[: len(self.weights)])
+        return list(self.parts.layers[: len(self.layer_weights)])
 
     @property
     def norm(self) -> nn.Module | None:
@@ -121,7 +122,7 @@ class _Taps:
     def keep_layer(self, h: int, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
         if self.plan.detach:
-            if h == len(self.plan.weights):
+            if h == len(self.plan.layer_weights):
                 self._pack_v()  # outside of no_grad: v keeps its graph
             with torch.no_grad():
                 self._add_layer(h, hidden)
@@ -130,17 +131,17 @@ class _Taps:
             self.capture._residuals.append(hidden)
 
     def _add_layer(self, h: int, hidden: Tensor) -> None:
-        """Layer h's share of v̂; the last one finishes it."""
+        """Add layer h's share of v̂; the last one finishes it."""
         plan, stream = self.plan, self.capture.stream
         assert stream is not None
         hidden, positions = visual_rows(hidden, self.capture.layout.positions, plan.norm)
-        if h < len(plan.weights):
-            stream.add(hidden, positions, plan.weights[h - 1])
+        if h < len(plan.layer_weights):
+            stream.add(hidden, positions, plan.layer_weights[h - 1])
         else:
-            stream.finish(hidden, positions, plan.weights[h - 1], self._pack_v())
+            stream.finish(hidden, positions, plan.layer_weights[h - 1], self._pack_v())
 
     def _pack_v(self) -> Tensor:
-        """v [M, D] of all the projector's calls, in float32 and with its graph, once."""
+        """Pack v [M, D] of all the projector's calls once, in float32 and with its graph."""
         capture = self.capture
         if capture.v is None:
             expected = capture.layout.positions.numel()
@@ -176,9 +177,9 @@ class _Taps:
         capture.attended += 1
 
     def finish(self) -> None:
-        """The LLM's forward is over."""
+        """Finish v̂ and check the attention when the LLM's forward is over."""
         plan, capture = self.plan, self.capture
-        count = len(plan.weights)
+        count = len(plan.layer_weights)
         if plan.attention and capture.attended != count:
             raise RuntimeError(
                 f"{capture.attended} attention calls were seen in {count} layers: "

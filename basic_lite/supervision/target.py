@@ -43,11 +43,11 @@ def layer_weights(kind: LayerWeights, count: int) -> list[float]:
 
 
 def visual_rows(hidden: Tensor, positions: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Where a layer's share of v̂ is read from: a tensor [B, T, D], and positions [M] in its flattened B·T.
+    """Return the tensor [B, T, D] and the positions [M] to read a layer's share of v̂ from.
 
     Args:
         hidden: [B, T, D], the layer's output.
-        positions: [M], the visual tokens in it.
+        positions: [M], the visual tokens in its flattened B·T.
         norm: the LLM's last norm, where ``target_norm`` is ``final``; then the rows are copied, normed: [1, M, D].
     """
     if norm is None:

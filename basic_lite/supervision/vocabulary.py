@@ -32,7 +32,7 @@ class Vocabulary:
         """Check that the table can be read row by row, and measure its scale.
 
         Args:
-            parts: of the model.
+            parts: the model's parts.
             kind: which table.
             ids: ids some token of the tokenizer has; the image token's doesn't count.
             image_token_id: left out of ``ids``.
@@ -118,13 +118,13 @@ class Vocabulary:
 def _plain_weight(module: nn.Module, kind: str) -> Tensor:
     """The table's weight, or a refusal."""
     other = "input_embeddings" if kind == "lm_head" else "lm_head"
-    mend = f"remove it from lora.targets, or set supervision.vocabulary to {other}"
+    fix = f"remove it from lora.targets, or set supervision.vocabulary to {other}"
     names = [name for name, _ in module.named_parameters()]
     if any("lora_" in name or "modules_to_save" in name or "trainable_tokens" in name for name in names):
         raise UserError(
             f"LoRA on a vocabulary table: supervision.vocabulary is {kind}, and that module "
             f"({type(module).__name__}) has an adapter. BASIC's target distribution needs words that stay "
-            f"where they are; {mend}"
+            f"where they are; {fix}"
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or hasattr(weight, "quant_state"):
@@ -138,7 +138,7 @@ def _plain_weight(module: nn.Module, kind: str) -> Tensor:
 
 @torch.no_grad()
 def _embedding_scale(module: nn.Module, weight: Tensor, ids: Tensor) -> float:
-    """The factor the embedding module puts on its rows, measured: what counts is what the LLM gets to see."""
+    """Measure the factor that the embedding module puts on its rows."""
     probe = ids[torch.linspace(0, ids.numel() - 1, min(64, ids.numel())).long()].to(weight.device)
     stored = weight[probe].double()
     seen = module(probe).double()

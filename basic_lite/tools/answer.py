@@ -20,7 +20,7 @@ from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
 from basic_lite.train.restore import load_trained
 
-# Of an answer in `chat`.
+# The most tokens of an answer in `chat`.
 MAX_NEW_TOKENS = 256
 
 

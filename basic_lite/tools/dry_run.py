@@ -53,7 +53,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         except UserError as error:
             say(f"note: this machine has no GPU; on it the run would be refused: {error}")
     frontend, data = preflight(_without_projector(recipe), device, say)
-    # Of the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
+    # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
     console.print(render(parts))

@@ -104,7 +104,7 @@ def estimate(
 
 
 def machine_of(recipe: Recipe) -> Machine:
-    """A CUDA card, but for recipes that ask for the CPU."""
+    """This CPU for a recipe that asks for it, else a CUDA card."""
     return Machine.this_cpu(recipe) if recipe.training.device == "cpu" else Machine.card(recipe)
 
 
@@ -166,11 +166,11 @@ def _verdict(found: Estimate) -> Iterator[str]:
     else:
         shape = found.largest.shape
         total = shape.samples * shape.accumulation
-        yield f"largest training.micro_batch that fits: {shape.samples}, of those that divide global_batch {total}"
+        yield f"largest training.micro_batch that fits and divides global_batch {total}: {shape.samples}"
     if found.advice:
         yield "to make it fit, cheapest first, each on top of those before:"
         yield from advice_lines(found.advice)
     yield (
-        f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; if yours are "
-        "shorter, set data.max_length to what they have"
+        f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; "
+        "if yours are shorter, set data.max_length to what they have"
     )

@@ -33,7 +33,7 @@ class LongestStep:
         """
         Args:
             loaded: the recipe's model on ``device``, adapted.
-            shape: of the longest batch.
+            shape: the longest batch's.
         """
         self.loaded, self.device = loaded, device
         self.supervision = supervise(recipe, loaded, say)
@@ -68,7 +68,7 @@ class Measured:
 
 
 def measure_step(step: LongestStep, *, basic: bool = True, lap: Callable[[], object] = lambda: None) -> Measured:
-    """Run one step on a GPU, after one that made the optimizer's state, and see what it took.
+    """Run one step on a GPU, after one that made the optimizer's state, and measure its memory.
 
     Raises:
         torch.cuda.OutOfMemoryError: too little memory.
@@ -122,8 +122,8 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
         return measure_step(step)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f"--measure ran out of memory at {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB of tensors; lower "
-            "training.micro_batch, or see what the estimate advises"
+            f"--measure ran out of memory at {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB of tensors; "
+            "lower training.micro_batch, or see what the estimate advises"
         ) from error
 
 

@@ -35,7 +35,7 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
     """Refuse what can't run here, before anything is loaded.
 
     Args:
-        device: None: not known yet, as in a dry run for another machine.
+        device: None if the run is for another machine, as in a dry run.
 
     Raises:
         UserError: a tracker isn't installed, or a paged optimizer or offloading has no GPU.
@@ -49,11 +49,14 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
         check_without_gpu(recipe, f"the run is on the {device}")
 
 
-def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Frontend, Prepared]:
-    """All that can be found wrong without weights.
+def preflight(
+    recipe: Recipe, device: torch.device | None, say: Say, *, shown: bool = True
+) -> tuple[Frontend, Prepared]:
+    """Check everything that needs no weights, and prepare the data.
 
     Args:
-        device: None: of a machine that isn't this one, as in a dry run.
+        device: None if the run is for another machine, as in a dry run.
+        shown: count the records on a terminal. In a run of several processes only the main one does.
 
     Raises:
         UserError: models, data or settings that can't make a run.
@@ -66,11 +69,11 @@ def preflight(recipe: Recipe, device: torch.device | None, say: Say) -> tuple[Fr
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
     if recipe.model.projector is not None:
         require_same_model(_earlier(recipe.model.projector), frontend.config, "model.projector")
-    data = prepare_data(recipe, frontend, say=say)
+    data = prepare_data(recipe, frontend, say=say, shown=shown)
     if not data.report.has_image.any():
         raise UserError(
-            "no record of data.train has an image, so the projector would learn nothing; add records with images (a "
-            "text-only LLM is better trained elsewhere)"
+            "no record of data.train has an image, so the projector would learn nothing; "
+            "add records with images (a text-only LLM is better trained elsewhere)"
         )
     return frontend, data
 
@@ -151,7 +154,7 @@ def make_step(
     """The optimizer step of a recipe on an adapted model.
 
     Args:
-        steps: of the whole run, for the learning rate's schedule; None: the rates stay as they are.
+        steps: the whole run's steps, for the learning rate's schedule; None: the rates stay as they are.
     """
     training = recipe.training
     optimizer = make_optimizer(loaded.parts, training, device)

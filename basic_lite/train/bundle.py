@@ -9,7 +9,7 @@ A bundle is a folder::
     adapter/adapter_model.safetensors
     tokenizer/ …                       JSON
 
-Safetensors and JSON only. A checkpoint is a bundle plus what is needed to go on: see ``checkpoint``.
+Safetensors and JSON only. A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from basic_lite.train.files import save_tensors, sha256, write_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROJECTOR = "projector.safetensors"
-RECIPE = "recipe.json"
+RECIPE_JSON = "recipe.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
 PEFT_PREFIX = "base_model.model."
@@ -64,14 +64,14 @@ def write_bundle(
     """Write a bundle into ``folder``, a scratch folder of ``written_whole``. The manifest lists all that is there then.
 
     Args:
-        facts: of the run, for the manifest: step, total_steps, data, …
+        facts: the run's facts for the manifest: step, total_steps, data, …
 
     Raises:
         UserError: a trained weight isn't finite; nothing is written then.
     """
     _require_finite(parts, int(facts["step"]))
     save_tensors(parts.projector.state_dict(), folder / PROJECTOR)
-    write_json(folder / RECIPE, recipe.model_dump(mode="json"))
+    write_json(folder / RECIPE_JSON, recipe.model_dump(mode="json"))
     if lora_parameters(parts.model):
         _write_adapter(folder / "adapter", parts, recipe)
     tokenizer.save_pretrained(str(folder / "tokenizer"), save_jinja_files=False)
@@ -109,9 +109,9 @@ def _require_finite(parts: Parts, step: int) -> None:
     if broken:
         some = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
         raise UserError(
-            f"after step {step} the weights are not finite ({some}), so they were not saved. Lower "
-            "training.projector_learning_rate or training.learning_rate, and start again under another name or go on "
-            "from the last checkpoint with --resume"
+            f"after step {step} the weights are not finite ({some}), so they were not saved. "
+            "Lower training.projector_learning_rate or training.learning_rate, and start again under another name; "
+            "or continue from the last checkpoint with --resume"
         )
 
 
@@ -143,8 +143,8 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
     if not place.exists():
         raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
     raise UserError(
-        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): the run wrote none yet, or this "
-        "is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
+        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
+        "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
     )
 
 
@@ -166,12 +166,12 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
         version = manifest["format"]
-        if not {PROJECTOR, RECIPE} <= files.keys():
-            raise ValueError(f"it lists no {PROJECTOR} or {RECIPE}")
+        if not {PROJECTOR, RECIPE_JSON} <= files.keys():
+            raise ValueError(f"it lists no {PROJECTOR} or {RECIPE_JSON}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. Take another "
-            "checkpoint (--checkpoint with --resume)"
+            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. "
+            "Take another checkpoint (--checkpoint with --resume)"
         ) from error
     if version != FORMAT:
         raise UserError(
@@ -186,14 +186,15 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
             wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
     if wrong:
         raise UserError(
-            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. Parts of different runs must not be "
-            "mixed; restore the files, or take another checkpoint (--checkpoint with --resume)"
+            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. "
+            "Parts of different runs must not be mixed; "
+            "restore the files, or take another checkpoint (--checkpoint with --resume)"
         )
     try:
-        recipe = Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
     except ValueError as error:  # pydantic's ValidationError is one
         raise UserError(
-            f"{folder / RECIPE} has other keys than this version of basic-lite ({__version__}); the bundle is of "
+            f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
             f"{manifest.get('basic_lite', 'an unknown version')}: use that one"
         ) from error
     return Bundle(folder, manifest, recipe)

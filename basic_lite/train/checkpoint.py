@@ -1,4 +1,4 @@
-"""A checkpoint: a bundle, and beside it all that a run needs to go on bit for bit.
+"""A checkpoint: a bundle, and beside it all that a run needs to continue bit for bit.
 
 ::
 
@@ -49,7 +49,7 @@ def write_training_state(
     scheduler: Any,
     generators: list[list[Tensor]],
 ) -> None:
-    """The files beside the bundle.
+    """Write the files beside the bundle.
 
     Args:
         generators: each process's ``random_state``.
@@ -73,7 +73,7 @@ def write_training_state(
 
 
 def require_checkpoint(bundle: Bundle) -> None:
-    """Refuse a bundle that a run can't go on from.
+    """Refuse a bundle that a run can't continue from.
 
     Raises:
         UserError: an older version's checkpoint, or a bundle without training state.
@@ -81,8 +81,9 @@ def require_checkpoint(bundle: Bundle) -> None:
     if not {OPTIMIZER, GENERATORS, TRAINING} <= bundle.manifest["files"].keys():
         older = "trainer_state.json" in bundle.manifest["files"]
         why = (
-            f"was written by basic-lite {bundle.manifest.get('basic_lite', '0.1.0')}, which kept its training state in "
-            "pickle files; go on with that version, or start a new run with name=… and model.projector"
+            f"was written by basic-lite {bundle.manifest.get('basic_lite', '0.1.0')}, "
+            "which kept its training state in pickle files; "
+            "continue with that version, or start a new run with name=… and model.projector"
             if older
             else "holds no training state; take another checkpoint with --checkpoint, or start a new run with name=…"
         )
@@ -90,7 +91,7 @@ def require_checkpoint(bundle: Bundle) -> None:
 
 
 def read_progress(bundle: Bundle) -> Progress:
-    """What the loop remembered.
+    """Read what the loop remembered.
 
     Raises:
         UserError: the file isn't one of ours.
@@ -104,9 +105,9 @@ def read_progress(bundle: Bundle) -> Progress:
 def restore_training_state(
     bundle: Bundle, optimizer: torch.optim.Optimizer, scheduler: Any, device: torch.device, processes: Processes
 ) -> None:
-    """Optimizer, scheduler and this process's generators as they were.
+    """Restore optimizer, scheduler and this process's generators.
 
-    Generators stay as they are where more processes go on than there were.
+    Generators stay as they are where the run continues with more processes than before.
 
     Raises:
         UserError: the state is of another optimizer or model.
@@ -146,13 +147,14 @@ def _training(bundle: Bundle) -> dict[str, Any]:
 def _foreign(bundle: Bundle, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
-        f"--resume: the training state in {bundle.folder} doesn't fit this run's optimizer and model ({reason}). Use "
-        "the recipe of the run that wrote it, take another checkpoint with --checkpoint, or start a new run with name=…"
+        f"--resume: the training state in {bundle.folder} doesn't fit this run's optimizer and model ({reason}). "
+        "Use the recipe of the run that wrote it, take another checkpoint with --checkpoint, "
+        "or start a new run with name=…"
     )
 
 
 def _require_same_sizes(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """torch takes states of any size and fails in the next step; here is the place to say so."""
+    """Refuse states of another size: torch takes them and fails in the next step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if [len(group["params"]) for group in saved["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
         raise ValueError("its parameter groups have other sizes")

@@ -38,7 +38,7 @@ def held_out_loss(
     """Mean L_lm over the labelled tokens of held-out data, whatever the batches are and however many processes.
 
     Args:
-        what: for messages, as in "the evaluation after step 3".
+        what: the name of the work for messages, such as "the evaluation after step 3".
         begin_again: see ``Recovery.attempts``.
 
     Raises:
@@ -76,7 +76,7 @@ def measure_curve(
         return refinement_curve(supervision, moved, tokenizer)
 
 
-class Premise:
+class RefinementLog:
     """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns.
 
     Only the main process measures.
@@ -96,7 +96,7 @@ class Premise:
         """
         Args:
             supervision: None: BASIC is off, and nothing is measured.
-            batches: of samples with images; none: nothing is measured.
+            batches: batches of samples with images; none: nothing is measured.
             fresh: the projector starts untrained, so its output at step 0 is noise and no reason to warn.
         """
         self._supervision = supervision if supervision is not None and supervision.active else None
@@ -105,7 +105,7 @@ class Premise:
         self._on = self._supervision is not None and bool(batches) and processes.is_main
 
     def measure(self, step: int) -> dict[str, Any] | None:
-        """The curve after a step, as the log takes it; None where there is none."""
+        """Measure the curve after a step, in the form for the log; None where there is none."""
         if not self._on:
             return None
         assert self._supervision is not None
@@ -121,7 +121,7 @@ class Premise:
             return {"refinement": curve.to_dict()}
         clear_device_cache(garbage_collection=True)
         self._say(
-            f"warning: step {step}: no refinement curve, for want of memory for {SAMPLES_PER_BATCH} samples at once; "
-            "supervision.refinement_batches=0 leaves it out"
+            f"warning: step {step}: no refinement curve: not enough memory for {SAMPLES_PER_BATCH} samples at once; "
+            "set supervision.refinement_batches=0 to skip it"
         )
         return None

@@ -22,18 +22,18 @@ PART = ".part"
 
 
 @contextmanager
-def written_whole(folder: Path, mend: str) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that takes its name once everything is in it; an older one goes then.
+def written_whole(folder: Path, fix: str) -> Iterator[Path]:
+    """Give a scratch folder that is renamed to ``folder`` when it is complete; an older one is deleted then.
 
     Args:
-        mend: what to do where the disk is full or can't be written.
+        fix: what to do where the disk is full or can't be written.
 
     Raises:
         UserError: the disk is full, or can't be written.
     """
     scratch = folder.with_name(folder.name + PART)
     old = folder.with_name(folder.name + ".old")
-    with saving(folder, mend):
+    with saving(folder, fix):
         try:
             for left in (scratch, old):
                 shutil.rmtree(left, ignore_errors=True)
@@ -48,11 +48,11 @@ def written_whole(folder: Path, mend: str) -> Iterator[Path]:
 
 
 @contextmanager
-def saving(path: Path, mend: str) -> Iterator[None]:
+def saving(path: Path, fix: str) -> Iterator[None]:
     """Around writing ``path``: a disk that is full or can't be written becomes an error for the user.
 
     Raises:
-        UserError: says so, and ``mend``.
+        UserError: says so, and ``fix``.
     """
     try:
         yield
@@ -62,11 +62,11 @@ def saving(path: Path, mend: str) -> Iterator[None]:
         if not full and not isinstance(error, OSError | SafetensorError):
             raise
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} could not be saved: {why}. {mend}") from error
+        raise UserError(f"{path} could not be saved: {why}. {fix}") from error
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Tensors into a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
+    """Write a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
     seen: set[int] = set()
     written: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -78,7 +78,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read a safetensors file to the CPU.
 
     Raises:
         UserError: it can't be read.
@@ -92,7 +92,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with a newline at the end."""
+    """Write JSON with a newline at the end."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

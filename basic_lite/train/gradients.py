@@ -1,4 +1,4 @@
-"""Does everything that should learn have a gradient? Looked at in the first step."""
+"""Check in the first step that everything that should learn has a gradient."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class GradientCheck:
         self._adapter_seen = False
 
     def look(self, step: int, *, has_image: bool) -> None:
-        """After the backwards of a step, before its update.
+        """Look at the gradients after a step's backwards, before its update.
 
         Raises:
             UserError: a part has no gradient.
@@ -66,15 +66,16 @@ class GradientCheck:
                 f"after the backward of step {step} not every trainable part has a gradient:\n  - "
                 + "\n  - ".join(faults[:MOST_FAULTS])
                 + more
-                + "\nThe run is stopped: it would train less than the recipe says. A gradient that is zero from the "
-                "start often means that labels are empty (see --dry-run); one that isn't finite, a rate or type that "
-                "is too coarse (training.learning_rate, model.dtype)"
+                + "\nThe run is stopped: it would train less than the recipe says. "
+                "A gradient that is zero from the start often means that labels are empty (see --dry-run). "
+                "A gradient that isn't finite often means a learning rate that is too high or a type that is too "
+                "coarse (training.learning_rate, model.dtype)"
             )
         self._adapter_seen = True
         self.projector_seen |= has_image
 
     def finish(self, steps: int) -> None:
-        """At the end of a run.
+        """Check the projector at the end of a run.
 
         Raises:
             UserError: no step had an image, so the projector has learnt nothing.

@@ -47,14 +47,14 @@ class Interruption:
             return
         if not self._alone:
             if not self.requested:
-                self._say("stopping: this step is finished and saved first, if the launcher waits so long")
+                self._say("stopping: finishing and saving this step, if the launcher allows the time")
             self.requested = True
             return
         if self.requested:
             self._leaving = True
             raise KeyboardInterrupt
         self.requested = True
-        self._say("stopping: this step is finished and saved first (once more to stop at once, unsaved)")
+        self._say("stopping: finishing and saving this step first (press Ctrl-C again to stop now without saving)")
 
 
 def start_worker(_worker: int, *, ending: Any) -> None:

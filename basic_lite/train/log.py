@@ -14,7 +14,7 @@ from basic_lite.recipe import Recipe, flat_values
 from basic_lite.train.files import saving
 from basic_lite.train.processes import Processes
 
-MEND = "Make room, and go on from the last checkpoint with --resume"
+FIX = "Make room, and continue from the last checkpoint with --resume"
 
 
 def trackers_of(recipe: Recipe) -> list[Any]:
@@ -61,7 +61,7 @@ class RunLog:
         if not self._processes.is_main:
             return
         self.history.append({"step": step, **values})
-        with saving(self.path, MEND), self.path.open("a", encoding="utf-8") as stream:
+        with saving(self.path, FIX), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._accelerator is not None and numbers:

@@ -30,7 +30,7 @@ from basic_lite.train.checkpoint import (
     restore_training_state,
     write_training_state,
 )
-from basic_lite.train.evaluation import SAMPLES_PER_BATCH, Premise, held_out_loss
+from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
 from basic_lite.train.interruption import Interruption
@@ -85,7 +85,7 @@ class Loop:
             alone=run.processes.count == 1,
             lowered_to=self.progress.lowered_to,
         )
-        self.premise = Premise(
+        self.refinement = RefinementLog(
             run.supervision,
             run.data.batches_with_images(recipe.supervision.refinement_batches, SAMPLES_PER_BATCH),
             run.loaded.tokenizer,
@@ -96,9 +96,9 @@ class Loop:
         )
 
     def _start(self) -> Progress:
-        """From step 0, or as the checkpoint says."""
+        """Start at step 0, or restore the checkpoint."""
         bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
-        self.processes.same_weights(self.train_step.trainable)
+        self.processes.copy_main_weights(self.train_step.trainable)
         if self.processes.index:
             # Other samples, so other dropout; the main process draws what it would draw alone.
             torch.manual_seed(self.recipe.seed + self.processes.index)
@@ -112,17 +112,17 @@ class Loop:
         )
         if (before := bundle.manifest["processes"]) != self.processes.count:
             self.say(
-                f"note: the run had {before} process(es) and goes on with {self.processes.count}, so dropout differs "
+                f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
         was, now = bundle.manifest["machine"], self._machine()
         if was != now:
-            self.say(f"note: the run was computed with {was} and goes on with {now}, so its numbers will differ")
+            self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
-        self.say(f"going on from {bundle.folder} (step {progress.step})")
+        self.say(f"continuing from {bundle.folder} (step {progress.step})")
         if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
-            self.say(f"the run ran out of memory before: it goes on with a micro-batch of {progress.lowered_to}")
+            self.say(f"the run ran out of memory before: it continues with a micro-batch of {progress.lowered_to}")
         return progress
 
     def train(self) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ class Loop:
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
             OutOfMemory: a step has no room for a single sample; the steps before it are saved.
-            UserError: something the user can mend.
+            UserError: something the user can fix.
         """
         processes, last = self.processes, self.schedule.steps
         try:
@@ -227,7 +227,7 @@ class Loop:
         self.line.show(step, self.schedule.steps, values)
 
     def _settle_basic_terms(self) -> None:
-        """Bring the terms of the last step with BASIC to the host; until they are wanted, nothing waits for them."""
+        """Bring the terms of the last step with BASIC to the host. Before that, nothing waits for them."""
         if self._basic_terms is not None:
             values = self._basic_terms.values(self.processes)
             self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
@@ -246,10 +246,10 @@ class Loop:
         self._measure_premise()
 
     def _measure_premise(self) -> None:
-        """Once a step: an evaluation in the last step is the end's, and a resumed run may have it in the log."""
+        """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            curve = self.premise.measure(step)
+            curve = self.refinement.measure(step)
             if curve is not None:
                 self.log.write(step, curve)
 
@@ -264,8 +264,8 @@ class Loop:
             if self.processes.is_main:
                 good = checkpoints_of(folder.path)
                 last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
-                mend = f"{last}; make room, and go on with --resume"
-                with written_whole(folder.checkpoint_at(self.progress.step), mend) as scratch:
+                fix = f"{last}; make room, and continue with --resume"
+                with written_whole(folder.checkpoint_at(self.progress.step), fix) as scratch:
                     optimizer, scheduler = self.train_step.optimizer, self.train_step.scheduler
                     write_training_state(scratch, self.progress, optimizer, scheduler, generators)
                     self._write_bundle(scratch)
@@ -274,14 +274,16 @@ class Loop:
 
     def _save_before_leaving(self) -> None:
         self.train_step.drop_gradients()
-        if self.progress.step and not self.processes.share(self.run.folder.checkpoint_at(self.progress.step).exists()):
+        if self.progress.step and not self.processes.from_main(
+            self.run.folder.checkpoint_at(self.progress.step).exists()
+        ):
             self._save()
 
     def _save_final(self) -> None:
         with self.processes.together():
             if self.processes.is_main:
-                mend = "Make room, and write it with --resume, which trains nothing anew"
-                with written_whole(self.run.folder.final, mend) as scratch:
+                fix = "Make room, and write it with --resume, which trains nothing anew"
+                with written_whole(self.run.folder.final, fix) as scratch:
                     self._write_bundle(scratch)
 
     def _write_bundle(self, folder: Path) -> None:
@@ -293,7 +295,7 @@ class Loop:
         return {"device": self.device.type, "dtype": str(dtype), "autocast": str(autocast)}
 
     def _facts(self) -> dict[str, Any]:
-        """Of the run, for a bundle's manifest."""
+        """Facts about the run for a bundle's manifest."""
         step = self.progress.step
         return {
             "step": step,
@@ -313,6 +315,6 @@ def _require_finite(step: int, values: dict[str, float]) -> None:
     if not math.isfinite(values["loss"]):
         raise UserError(
             f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower training.projector_learning_rate "
-            "or training.learning_rate and start again under another name, or go on from the last checkpoint with "
+            "or training.learning_rate, and start again under another name; or continue from the last checkpoint with "
             "--resume"
         )

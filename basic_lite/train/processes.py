@@ -1,4 +1,4 @@
-"""This process among those that a launcher has started, by ``accelerate.Accelerator``; alone without one."""
+"""The processes that a launcher has started, by ``accelerate.Accelerator``; one process without a launcher."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
-        """None: one process, and accelerate's state, which is the whole program's, stays as it is."""
+        """``accelerator`` None: one process; accelerate's state, which is the whole program's, isn't touched."""
         self.accelerator = accelerator
 
     @property
@@ -81,11 +81,11 @@ class Processes:
         return flag if self.count == 1 else self.sum([int(flag)])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process has, in their order."""
+        """Give what every process has, in their order."""
         return [value] if self.count == 1 else self._with_others(lambda: list(gather_object([value])))
 
-    def share(self, value: Any) -> Any:
-        """What the main process has."""
+    def from_main(self, value: Any) -> Any:
+        """Give the main process's value."""
         return value if self.count == 1 else self._with_others(lambda: broadcast_object_list([value])[0])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -97,7 +97,7 @@ class Processes:
             parameter.grad = self.sum_tensor(gradient)
 
     @torch.no_grad()
-    def same_weights(self, parameters: Iterable[nn.Parameter]) -> None:
+    def copy_main_weights(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the main process's weights."""
 
         def copy_all() -> None:
@@ -108,17 +108,17 @@ class Processes:
             self._with_others(copy_all)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.accelerator is not None:
             self._with_others(self.accelerator.wait_for_everyone)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around what each process does alone: a ``UserError`` in one of them stops all, here, and one tells it.
+        """Wrap work that each process does alone. If one raises ``UserError``, all stop here and one reports it.
 
         Raises:
             UserError: this process's error, if it is the first that has one.
-            StoppedElsewhere: another process has one and tells it.
+            StoppedElsewhere: another process has one and reports it.
         """
         error: UserError | OutOfMemory | None = None
         try:
@@ -127,13 +127,13 @@ class Processes:
             error = found
         if not self.any(error is not None):
             return
-        teller = self.gather(error is not None).index(True)
-        if error is not None and teller == self.index:
+        reporter = self.gather(error is not None).index(True)
+        if error is not None and reporter == self.index:
             raise error
-        raise StoppedElsewhere(f"process {teller} has an error and tells it")
+        raise StoppedElsewhere(f"process {reporter} has an error and reports it")
 
     def _with_others(self, exchange: Callable[[], T]) -> T:
-        """What needs all processes.
+        """Run an exchange that needs every process.
 
         Raises:
             UserError: another one is gone.
@@ -144,8 +144,8 @@ class Processes:
             if is_out_of_memory(error) or "CUDA error" in str(error):  # this process's own
                 raise
             raise UserError(
-                f"process {self.index} of {self.count} lost another one, whose own message says why; mend that, and go "
-                f"on with --resume ({str(error).strip().splitlines()[0]})"
+                f"process {self.index} of {self.count} lost another one, whose own message says why; "
+                f"fix that, and continue with --resume ({str(error).strip().splitlines()[0]})"
             ) from error
 
 
@@ -185,8 +185,8 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"the launcher asks for {kind.value}; a run is on CPUs, or on NVIDIA or AMD GPUs. Launch with "
-            "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
+            f"the launcher asks for {kind.value}; a run is on CPUs, or on NVIDIA or AMD GPUs. "
+            "Launch with `accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
         )
     processes = Processes(accelerator)
     with processes.together():
@@ -195,13 +195,14 @@ def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[
 
 
 def _refuse_sharding() -> None:
-    """Before accelerate reads the same variables: for some it needs a library, and on CPUs it drops others unsaid."""
+    """Refuse sharding before accelerate reads these variables: on CPUs it would drop some of them in silence."""
     for variable, name in SHARDING.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise UserError(
-                f"the launcher asks for {name} ({variable}), which splits one model over processes. That can't work "
-                "here: BASIC reads the vocabulary table outside the model's forward, where a split table is not whole; "
-                "and a split layer waits for every process at each forward, but an epoch's last step, an evaluation "
-                "and the refinement curve give the processes unequally many. Let each process hold the whole model: "
+                f"the launcher asks for {name} ({variable}), which splits one model over processes. "
+                "That can't work here: BASIC reads the vocabulary table outside the model's forward, "
+                "where a split table is not whole. A split layer waits for every process at each forward, "
+                "but in an epoch's last step, an evaluation and the refinement curve some processes have fewer. "
+                "Let each process hold the whole model: "
                 "`accelerate launch --multi_gpu --num_processes N -m basic_lite train …`"
             )

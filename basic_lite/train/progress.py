@@ -76,7 +76,7 @@ class ProgressLine:
             self._live.start()
 
     def show(self, step: int, total: int, values: dict[str, float] | None = None) -> None:
-        """After a step; ``values``: its log line, where it has one."""
+        """Show the line after a step; ``values``: its log line, where it has one."""
         self._values |= values or {}
         if not self.shown:
             return

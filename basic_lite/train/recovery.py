@@ -1,4 +1,4 @@
-"""A step that finds no memory starts again with smaller micro-batches; the step stays the same."""
+"""Make a step that ran out of memory again with smaller micro-batches; the step stays the same."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Recovery:
         """The batches, cut into smaller and smaller parts until an attempt on them finds memory.
 
         Args:
-            what: is done, as in "step 3".
+            what: the name of the work for messages, such as "step 3".
             begin_again: called before a further attempt, with a record for the log.
 
         Raises:
@@ -95,10 +95,10 @@ class Recovery:
             begin_again(self._lower(attempt.found, largest, what))
 
     def _lower(self, found: str, largest: int, what: str) -> dict[str, int]:
-        """To a divisor of the recipe's micro-batch, so that a run could have begun with it."""
+        """Lower to a divisor of the recipe's micro-batch, so that a run could have begun with it."""
         samples = min(self.micro_batch, largest)
         if samples == 1 or not self.alone:
-            others = "" if self.alone else ", in one of several processes: --resume goes on from the last checkpoint"
+            others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
             raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
         fewer = max(n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples)
         self.lowered_to = fewer
@@ -112,10 +112,10 @@ class Recovery:
 
 @contextmanager
 def memory_needed(when: str) -> Iterator[None]:
-    """Turn a device that has no memory left, in what is done inside, into ``OutOfMemory``.
+    """Raise ``OutOfMemory`` if the work inside runs out of memory.
 
     Args:
-        when: what is done, as in "while the model was loaded".
+        when: the time for messages, such as "while the model was loaded".
     """
     try:
         yield
@@ -128,7 +128,7 @@ def memory_needed(when: str) -> Iterator[None]:
 
 
 def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
-    """A collated batch in parts of at most ``samples`` samples, each as if it had been collated alone.
+    """Cut a collated batch into parts of at most ``samples`` samples, each as if it had been collated alone.
 
     Args:
         batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T]; ``pixel_values`` [I, 3, h, w], images in the order
@@ -165,7 +165,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    """Back to what ``random_state`` gave."""
+    """Restore what ``random_state`` gave."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)

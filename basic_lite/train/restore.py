@@ -1,4 +1,4 @@
-"""From a bundle back into a model: projector, adapter, or the whole trained model."""
+"""Load a bundle back into a model: projector, adapter, or the whole trained model."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:
     if wrong:
         models = {k: v for k, v in bundle.manifest["models"].items() if v}
         raise UserError(
-            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). It was trained for "
-            f"{models}; use it with those models, or train a projector for these (stage 1)"
+            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). "
+            f"It was trained for {models}; use it with those models, or train a projector for these (stage 1)"
         )
 
 
@@ -65,8 +65,8 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
         raise UserError(
             f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
-            "or other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it. Use that run's "
-            "recipe"
+            "or other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it. "
+            "Use that run's recipe"
         )
     set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
 

@@ -1,4 +1,4 @@
-"""The run folder: who owns it, and whether a run in it can go on."""
+"""The run folder: who owns it, and whether a run in it can continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.train.bundle import MANIFEST, Bundle, checkpoints_of, open_bundle
 from basic_lite.train.checkpoint import require_checkpoint
 
-RECIPE = "recipe.yaml"
+RECIPE_YAML = "recipe.yaml"
 LOCK = ".lock"
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
@@ -36,7 +36,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, and the checkpoint it goes on from (None: from the start)."""
+    """A run's folder, and the checkpoint it continues from (None: from the start)."""
 
     path: Path
     checkpoint: Bundle | None = None
@@ -57,8 +57,8 @@ class RunFolder:
         return self.path / f"checkpoint-{step}"
 
     def begin(self, recipe: Recipe) -> None:
-        """Take the folder: write the resolved recipe, put away what belongs to steps that are made anew."""
-        (self.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+        """Take the folder: write the resolved recipe, set aside checkpoints of steps that are made again."""
+        (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
             self.log.unlink(missing_ok=True)
             return
@@ -82,8 +82,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"another process trains in {path} now. Wait until it ends, or choose another folder with name=… or "
-            "output=…"
+            f"another process trains in {path} now. "
+            "Wait until it ends, or choose another folder with name=… or output=…"
         ) from error
     try:
         yield
@@ -113,11 +113,11 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None)
     """Look at ``output/name`` before anything is loaded; nothing is changed.
 
     Args:
-        resume: go on with the run that is there.
-        step: from this step's checkpoint; None: from the newest.
+        resume: continue the run that is there.
+        step: the step of the checkpoint to start from; None: the newest.
 
     Raises:
-        UserError: it holds another run or other files, or there is nothing that this recipe can go on from.
+        UserError: it holds another run or other files, or there is nothing that this recipe can continue from.
     """
     path = Path(recipe.output) / recipe.name
     if path.exists() and not path.is_dir():
@@ -127,8 +127,8 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None)
         raise UserError(f"{final} is a file, and the trained model must go there; move it away, or change name")
     checkpoints = checkpoints_of(path)
     finished = (final / MANIFEST).is_file()
-    others = [p for p in path.iterdir() if p.name not in (LOCK, RECIPE)] if path.is_dir() else []
-    if others and not (path / RECIPE).is_file() and not checkpoints and not finished:
+    others = [p for p in path.iterdir() if p.name not in (LOCK, RECIPE_YAML)] if path.is_dir() else []
+    if others and not (path / RECIPE_YAML).is_file() and not checkpoints and not finished:
         raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
     if not resume:
         _require_free(recipe, path, checkpoints, final if finished else None)
@@ -157,7 +157,7 @@ def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | Non
 
 
 def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Path | None) -> None:
-    """A run that saved something keeps its folder; a start that saved nothing does not."""
+    """Refuse a folder in which a run saved something."""
     newest = final or (checkpoints[-1] if checkpoints else None)
     if newest is None:
         return
@@ -167,10 +167,9 @@ def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Pa
         changed = ["its newest bundle can't be read"]
     what = "a finished run" if final else f"a run with {len(checkpoints)} checkpoint(s)"
     whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
-    mend = "" if changed or final else "go on with it by --resume, or "
+    fix = "" if changed or final else "continue it with --resume, or "
     raise UserError(
-        f"the run folder {path} already holds {whose}; {mend}choose another folder with name=… or output=…, or "
-        "delete it"
+        f"the run folder {path} already holds {whose}; {fix}choose another folder with name=… or output=…, or delete it"
     )
 
 
@@ -184,18 +183,18 @@ def _require_same_recipe(bundle: Path, changed: list[str]) -> None:
 
 
 def require_same_data(folder: RunFolder, fingerprint: str) -> None:
-    """Refuse to go on with other training data than the run has had so far.
+    """Refuse to continue with other training data than the run has had so far.
 
-    A picture that was replaced under its name isn't noticed: a broken one may be mended between two parts of a run.
+    A picture that was replaced under its name isn't noticed: a broken one may be fixed between two parts of a run.
 
     Raises:
         UserError: the samples aren't those of the checkpoint.
     """
     if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
         raise UserError(
-            f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: records, their "
-            "order, their text or image names, or the tokenizer changed. Restore the files that data.train names, or "
-            "start a new run with name=…"
+            f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: "
+            "records, their order, their text or image names, or the tokenizer changed. "
+            "Restore the files that data.train names, or start a new run with name=…"
         )
 
 

@@ -17,7 +17,7 @@ from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.losses import zero_with_graph
 from basic_lite.train.processes import ALONE, Processes
-from basic_lite.train.terms import MicroBatch, Terms
+from basic_lite.train.terms import MicroBatchLoss, Terms
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
@@ -80,14 +80,14 @@ class TrainStep:
         """Put the model into training mode.
 
         Args:
-            parts: of an adapted model.
+            parts: the parts of an adapted model.
             supervision: BASIC; None: off.
             device: where the model is, and where batches are copied.
             optimizer: None where steps are never updated, as in a rehearsal.
             scheduler: the learning rate's; stepped after the optimizer.
             max_grad_norm: gradients are clipped to it; 0: not.
             autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
-            processes: that share the step.
+            processes: the processes that share the step.
         """
         self.parts, self.supervision, self.device = parts, supervision, device
         self.optimizer, self.scheduler, self.max_grad_norm = optimizer, scheduler, max_grad_norm
@@ -99,7 +99,7 @@ class TrainStep:
         self.train_mode()
 
     def __call__(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
-        """One whole step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
+        """Make one step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
         terms = self.gradients(batches, counts, lambdas, lap)
         self.update()
         lap()
@@ -110,7 +110,7 @@ class TrainStep:
 
         Args:
             batches: this process's micro-batches, on the host.
-            counts: of the whole step, over all processes.
+            counts: the whole step's, over all processes.
             lambdas: (λ1, λ2); (0, 0): BASIC is off in this step.
         """
         self.train_mode()
@@ -134,13 +134,13 @@ class TrainStep:
         *,
         mean_mass: Tensor | None = None,
         detailed: bool = False,
-    ) -> MicroBatch:
+    ) -> MicroBatchLoss:
         """L = L_lm + λ1 L_das + λ2 L_sds of one micro-batch: the forward with the taps open, then the losses.
 
         Args:
             batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and maybe ``pixel_values`` [I, 3, h, w], on the
                 host.
-            counts: of the whole optimizer step; each term is divided by its count.
+            counts: the whole optimizer step's; each term is divided by its count.
             lambdas: (λ1, λ2); (0, 0): nothing is tapped.
             mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
             detailed: also the measures that one micro-batch a step is enough for.
@@ -159,7 +159,7 @@ class TrainStep:
         # A text-only batch doesn't reach the projector. It takes part all the same, with gradient zero: its optimizer
         # state moves on as it does with BASIC on, and in several processes of which another has an image.
         loss = loss + zero_with_graph(self.parts.projector)
-        return MicroBatch(loss, lm, basic)
+        return MicroBatchLoss(loss, lm, basic)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients to those that are there."""
@@ -198,8 +198,8 @@ class TrainStep:
         self.parts.model.eval()
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            with supervision.capture(supervision.layout(batch), weights_only=True) as captured:
-                # Of what the model would return, nothing is wanted: one column of logits, no keys and values.
+            with supervision.capture(supervision.layout(batch), attention_only=True) as captured:
+                # The output isn't needed: compute one column of logits, and no cache.
                 self.forward(**self.inputs(batch, labels=False), logits_to_keep=1, use_cache=False)
             total = total + supervision.masses(captured).sum()
         self.train_mode()

@@ -12,8 +12,8 @@ from basic_lite.train.processes import Processes
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """A micro-batch's loss and what it is made of. ``basic`` is None where BASIC is off in this step."""
+class MicroBatchLoss:
+    """A micro-batch's loss and its terms. ``basic`` is None where BASIC is off in this step."""
 
     loss: Tensor
     lm: Tensor
@@ -27,7 +27,7 @@ class Terms:
         self._sums: dict[str, Tensor] = {}
         self._means: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, result: MicroBatch) -> None:
+    def add(self, result: MicroBatchLoss) -> None:
         """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
         self._add("loss", result.loss)
         self._add("lm", result.lm)

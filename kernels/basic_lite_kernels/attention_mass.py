@@ -1,4 +1,4 @@
-"""How much attention each visual token gets from the text, as Triton kernels: no attention map, no atomics.
+"""``attention_mass``, the attention each visual token gets from the text: no attention map, no atomics.
 
 Symbols: B batch · H attention heads · H_kv key heads · T sequence · d head size · R text queries of a sample, at most.
 
@@ -86,7 +86,7 @@ def _reads_whole_rows(d: int, dtype: torch.dtype) -> bool:
 
 
 def _block_d(d: int, dtype: torch.dtype) -> int:
-    """Columns of a dot. Tiles narrower than 64 spilled, of all things; heads that small are toys, and get padded."""
+    """Columns of a dot, at least 64: narrower tiles spilled registers. Small heads are padded."""
     return max(64, triton.next_power_of_2(d)) if _reads_whole_rows(d, dtype) else 32
 
 

@@ -61,8 +61,7 @@ def attention_mass(
     counted = text_queries & valid & visual.any(dim=1, keepdim=True)  # a sample without an image needs no row
     if longest is None:
         longest = int(counted.sum(dim=1).max())
-    # Counted rows first, in their order; the rest of a row list pads samples with less text and gets weight
-    # 0.
+    # Counted rows first. The others pad samples with less text; their weight is 0.
     order = torch.argsort((~counted).to(torch.int8), dim=1, stable=True)
     positions = torch.arange(T, device=query.device)
 

@@ -154,8 +154,8 @@ class EagerTargetStream:
     """v̂ and DAS by ``capture_layer`` and ``direction_loss``; see ``signatures.TargetStream``.
 
     Args:
-        kind: of the distance; None: there is no loss.
-        capture_layer: computes one layer's share. A rehearsal gives one that it keeps books of.
+        kind: the distance; None: there is no loss.
+        capture_layer: computes one layer's share. A rehearsal gives one whose memory it counts.
         direction_loss: computes the loss, likewise.
 
     Peak extra bytes: v̂ (4·M·D), and in the backward the gradient (4·M·D).

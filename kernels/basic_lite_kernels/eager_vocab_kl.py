@@ -40,8 +40,7 @@ def vocab_kl(
         weights: [M], a_i, constants.
         scale: s = factor by which the embedding module scales its rows / temperature.
         excluded: [V] bool, rows that are no words; they get probability 0 on both sides.
-        chunk_rows: rows R in flight; None: CHUNK_ROWS, more of a small vocabulary, fewer of a large
-            one.
+        chunk_rows: R; None: from CHUNK_ROWS and V.
 
     Returns:
         A scalar ≥ 0, float32 (float64 for float64 inputs); 0 where both sides agree.
@@ -151,8 +150,8 @@ def _kl_tile(z: Tensor, z_target: Tensor, scale: float, excluded: Tensor | None)
 
     With u = log p − log q a row's KL is Σ p (u + e^{−u} − 1): the sum that the definition has, plus Σ q − Σ p
     = 0. Every term is ≥ 0, and a rounding error in the normalisers drops out to first order, so nearby p and
-    q keep their digits. Likewise q − p = −sign(u) · max(p, q) · (1 − e^{−|u|}) is no difference of nearby
-    numbers, and never overflows.
+    q keep their digits. q − p is computed as −sign(u) · max(p, q) · (1 − e^{−|u|}), which is no difference of
+    nearby numbers and never overflows.
     """
     normalisers = []
     for logits in (z, z_target):

@@ -66,7 +66,7 @@ def attention_map(
 
 
 def column_sums(attention: Tensor, text_queries: Tensor, visual: Tensor) -> Tensor:
-    """What each visual token gets from the text, mean over heads, [B, T], of a map [B, H, T, T]; masks [B, T] bool."""
+    """Attention that visual tokens get from the text, mean over heads, [B, T], of a map [B, H, T, T]; masks [B, T]."""
     mean = _wide(attention.mean(1))  # [B, T, T]
     return mean.masked_fill(~text_queries[:, :, None], 0).sum(1).masked_fill(~visual, 0)
 
@@ -84,5 +84,5 @@ def attention_mass(
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least: 16-bit products are rounded, but what follows them is not."""
+    """Cast to float32 at least: 16-bit products are rounded, but what follows them is not."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

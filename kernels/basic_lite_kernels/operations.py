@@ -82,7 +82,7 @@ def _import_obstacle() -> str | None:
 
 
 def _interpreter_obstacle(by_name: bool) -> str | None:
-    """The interpreter shows that a kernel is right, thousands of times slower: nothing to choose unasked."""
+    """The interpreter is for tests: thousands of times slower, so ``auto`` never takes it."""
     if not by_name:
         return "TRITON_INTERPRET is set, which interprets kernels on the CPU, far slower than plain PyTorch"
     return _import_obstacle()

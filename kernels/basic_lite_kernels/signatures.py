@@ -28,11 +28,11 @@ class TargetStream(Protocol):
     def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
         """Add ``weight`` times the rows ``positions`` [M] of a layer's output [B, T, D], flattened to B·T rows.
 
-        Where grad mode is on and ``hidden`` has a graph, so has v̂ (a target that is not detached).
+        v̂ gets a graph if grad mode is on and ``hidden`` has one (a target that is not detached).
         """
 
     def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
-        """Add the last layer, and keep v [M, D] for ``loss``. v's graph counts whatever grad mode is."""
+        """Add the last layer, and keep v [M, D] for ``loss``. The graph of v is kept in every grad mode."""
 
     def loss(self, weights: Tensor) -> Tensor:
         """DAS of the finished v̂: a scalar with a graph to v. ``weights`` are a_i, [M]."""
@@ -40,7 +40,7 @@ class TargetStream(Protocol):
 
 class MakeTargetStream(Protocol):
     def __call__(self, kind: Kind | None) -> TargetStream:
-        """``kind`` of the distance; None: v̂ is wanted without a loss."""
+        """``kind``: the distance; None computes v̂ without a loss."""
 
 
 class VocabKL(Protocol):
@@ -72,7 +72,7 @@ class AttentionMass(Protocol):
         softcap: float | None = None,
         longest: int | None = None,
     ) -> Tensor:
-        """What each visual token gets, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the three masks [B, T] bool."""
+        """Attention that visual tokens get, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the masks [B, T] bool."""
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,7 @@ def require(operation: str, reason: str | None) -> None:
     """Raise where there is a reason against the kernels.
 
     Raises:
-        KernelUnavailable: names the operation, the reason and the key that mends it.
+        KernelUnavailable: names the operation and the reason.
     """
     if reason is not None:
-        raise KernelUnavailable(
-            f"the Triton kernel of {operation} can't run: {reason}; set kernels to auto or reference"
-        )
+        raise KernelUnavailable(f"the Triton kernel of {operation} can't run: {reason}")

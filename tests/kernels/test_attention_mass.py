@@ -226,7 +226,7 @@ def test_autocast_and_a_compiled_caller_change_nothing() -> None:
 def test_bad_arguments_are_named() -> None:
     arguments = masks(2, 30)
     query, key = inputs(2, (2, 1), 30, 16, torch.float32)
-    with pytest.raises(KernelUnavailable, match=r"attention_mass .*float64.*set kernels to auto or reference"):
+    with pytest.raises(KernelUnavailable, match=r"attention_mass .*float64"):
         attention_mass(query.double(), key.double(), scaling=1.0, **arguments)
     with pytest.raises(KernelUnavailable, match=r"queries are torch\.float32"):
         attention_mass(query, key.half(), scaling=1.0, **arguments)

@@ -93,7 +93,7 @@ def test_capture_of_nothing_and_of_what_it_cannot_take() -> None:
     nothing = torch.zeros(0, dtype=torch.int64, device=kit.DEVICE)
     assert capture_layer(None, kit.draw(2, 3, 8), nothing, 1.0).shape == (0, 8)
     one = torch.zeros(1, dtype=torch.int64, device=kit.DEVICE)
-    with pytest.raises(KernelUnavailable, match=r"capture_layer .*float64.*set kernels to auto or reference"):
+    with pytest.raises(KernelUnavailable, match=r"capture_layer .*float64"):
         capture_layer(None, kit.draw(2, 3, 8).double(), one, 1.0)
     with pytest.raises(ValueError, match="contiguous float32"):
         capture_layer(kit.draw(1, 8).half(), kit.draw(2, 3, 8), one, 1.0)

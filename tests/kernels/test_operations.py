@@ -168,7 +168,7 @@ def test_an_amd_card(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_trial_can_tell_right_from_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the kit.CPU: finite, not zero, and not what an operation gives that reads other numbers."""
+    """On the CPU: finite, not zero, and not what an operation gives that reads other numbers."""
     trial = file.TRIALS[name]
     found = trial(EAGER, kit.CPU)
     assert torch.isfinite(found).all() and found.norm() > 1e-3
@@ -195,7 +195,7 @@ def test_the_interpreter_is_only_taken_by_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_triton
-@pytest.mark.skipif(kit.INTERPRETED, reason="interpreted kernels take tensors on the kit.CPU")
+@pytest.mark.skipif(kit.INTERPRETED, reason="interpreted kernels take tensors on the CPU")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_a_kernel_does_not_take_goes_to_eager_code_and_is_said_once(name: str) -> None:
     lines: list[str] = []
@@ -204,7 +204,7 @@ def test_what_a_kernel_does_not_take_goes_to_eager_code_and_is_said_once(name: s
         assert torch.equal(call(either, name, device=kit.CPU), call(EAGER, name, device=kit.CPU))
     (line,) = lines
     assert f"({name}) runs as plain PyTorch" in line and "on cpu, not a GPU" in line
-    with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU; set kernels to auto or reference"):
+    with pytest.raises(KernelUnavailable, match=r"on cpu, not a GPU$"):
         call(TRITON, name, device=kit.CPU)
 
 

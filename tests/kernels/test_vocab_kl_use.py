@@ -86,7 +86,7 @@ def test_a_gradient_for_the_target_alone() -> None:
 def test_other_types_are_refused() -> None:
     v, target, table = kit.draw(3, 8), kit.draw(3, 8, seed=1), kit.draw(40, 8, seed=2)
     for arguments in ((v.double(), target, table), (v, target, table.int())):
-        with pytest.raises(KernelUnavailable, match=r"vocab_kl .*set kernels to auto or reference"):
+        with pytest.raises(KernelUnavailable, match=r"vocab_kl can't run: it got"):
             vocab_kl(*arguments, torch.ones(3, device=kit.DEVICE))
 
 
@@ -116,7 +116,7 @@ def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=kit.only_gpu)])
 @pytest.mark.parametrize("M", [10, 60])
 def test_memory_is_its_formula(M: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off a GPU a 16-bit table is cast for want of its matrix product, so only float32 is measured there."""
+    """Off a GPU a 16-bit table is cast, as it has no matrix product there, so only float32 is measured."""
     D, V, R = 16, 8000, 4
     if kit.ON_GPU:
         M, D, V, R = 10 * M, 256, 32000, 64

@@ -127,7 +127,7 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
 
     shutil.rmtree(moved.folder / "final")
     shutil.rmtree(moved.folder / "checkpoint-4")
-    # A run may go on with other values of both keys.
+    # A run may continue with other values of both keys.
     train(tiny_recipe(folder, {**changes, **TOWER, "name": "moved"}), resume=True, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS
     for name in ("projector.safetensors", "adapter/adapter_model.safetensors"):

@@ -1,4 +1,4 @@
-"""The kit.oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
+"""The oracle: BASIC through the taps, in float32, against BASIC by the book, in float64."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_micro_batches_add_up(token_weights: Any) -> None:
     if supervision.needs_mean_mass:
         masses = []
         for part in parts:
-            with torch.no_grad(), supervision.capture(supervision.layout(part), weights_only=True) as captured:
+            with torch.no_grad(), supervision.capture(supervision.layout(part), attention_only=True) as captured:
                 model(**kit.inputs(part), use_cache=False)
             assert captured.v is None and captured.target is None
             masses.append(supervision.masses(captured))

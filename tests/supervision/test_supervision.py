@@ -13,9 +13,11 @@ from basic_lite.errors import UserError
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
+from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.supervision.target import layer_weights, supervised_layers
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
-from basic_lite_kernels.operations import EAGER
+from basic_lite_kernels.operations import EAGER, KernelUnavailable
+from basic_lite_kernels.triton_support import require
 from tests.support import supervision as kit
 
 torch.set_num_threads(1)
@@ -101,12 +103,23 @@ def test_lambdas_warm_up_and_rest() -> None:
     assert kit.build(model, direction="off").lambdas(3, 10) == (0.0, 0.01)
 
 
+def test_refused_kernels_are_advised_once() -> None:
+    with pytest.raises(UserError) as here:
+        choose_kernels("triton", torch.device("cpu"), print)
+    assert str(here.value).startswith("kernels: the Triton kernels were asked for and can't run here: ")
+    assert str(here.value).count("set kernels to auto or reference") == 1
+    with pytest.raises(KernelUnavailable) as later:
+        require("vocab_kl", "its tensors are on cpu, not a GPU")
+    assert kernels_refused(later.value) == (
+        "kernels: the Triton kernel of vocab_kl can't run: its tensors are on cpu, not a GPU; "
+        "set kernels to auto or reference"
+    )
+
+
 def test_other_refusals_name_the_key() -> None:
     model = kit.tiny_llava()
     with pytest.raises(UserError, match=r"supervision\.layers: K = 9.*4 layers"):
         kit.build(model, layers=9)
-    with pytest.raises(UserError, match="set kernels to auto or reference"):
-        choose_kernels("triton", torch.device("cpu"), print)
     with pytest.raises(UserError, match="40 rows"):
         Supervision(find_parts(model), SupervisionSection(), vocabulary_ids=torch.arange(50), operations=EAGER)
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(kit.VOCAB, kit.WIDTH, dtype=torch.uint8), requires_grad=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import tests.support.supervision as h
 from basic_lite_kernels.operations import choose
+from tests.support import supervision as kit
 from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted
 
 
@@ -24,13 +24,13 @@ def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
     found = []
     for kernels in ("reference", "triton"):
         operations = choose(kernels, DEVICE).operations
-        model = h.tiny_llava("llama").to(DEVICE)
+        model = kit.tiny_llava("llama").to(DEVICE)
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)
-        batch = {name: tensor.to(DEVICE) for name, tensor in h.tiny_batch("full").items()}
-        supervision = h.build(model, operations, **settings)
+        batch = {name: tensor.to(DEVICE) for name, tensor in kit.tiny_batch("full").items()}
+        supervision = kit.build(model, operations, **settings)
         with supervision.capture(supervision.layout(batch)) as captured:
-            model(**h.inputs(batch))
+            model(**kit.inputs(batch))
         losses = supervision.losses(captured)
         (losses.das + losses.sds).backward()
         gradient = model.model.multi_modal_projector.linear_1.weight.grad

@@ -43,7 +43,7 @@ def kernel_test(test: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """As a plugin (``run_interpreted`` loads it): of a file's tests, those that run kernels."""
+    """Keep only tests that run kernels. ``run_interpreted`` loads this file as a plugin."""
     items[:] = [item for item in items if getattr(item.function, "runs_kernels", False)]
 
 
@@ -65,7 +65,7 @@ def run_interpreted(file: str) -> None:
 
 
 def skip_where_the_interpreter_is_broken(output: str) -> None:
-    """Triton 3.6's interpreter turns arrays of one element into numbers as numpy from 2.4 on doesn't any more."""
+    """Skip with triton 3.6 and numpy >= 2.4, which don't work together."""
     import numpy
     import triton
 
@@ -106,7 +106,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_good_as(ours: Tensor, eager: Tensor, truth: Tensor, tolerance: float) -> None:
-    """Ours is as near the truth as eager code of the same dtype, or nearer than ``tolerance`` more than that."""
+    """Our error is at most eager code's error plus ``tolerance``."""
     error, allowed = relative(ours, truth), relative(eager, truth) + tolerance
     assert error <= allowed, f"error {error:.3g}, eager code's plus tolerance is {allowed:.3g}"
 

@@ -47,8 +47,8 @@ def planned(
     """A run of a plan.
 
     Args:
-        copy_of: the run folder to go on with, under the recipe's name; None: a new run.
-        checkpoint: with ``copy_of``: the step to go on from; None: the newest checkpoint.
+        copy_of: the run folder to continue, under the recipe's name; None: a new run.
+        checkpoint: with ``copy_of``: the step to continue from; None: the newest checkpoint.
         no_memory_at: number of the second process's backward that finds no memory; None: none.
     """
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +169,3 @@ def write_llava(folder: Path, *, seed: int = 0, image_token: bool = True, dtype:
     tokenizer.save_pretrained(folder)
     write_image_processor(folder)
     return folder
-
-
-@functools.cache
-def word_ids() -> dict[str, int]:
-    return dict(tiny_tokenizer().get_vocab())

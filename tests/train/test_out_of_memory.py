@@ -137,7 +137,7 @@ def test_a_run_that_was_halved_is_resumed_exactly(tmp_path: Path, monkeypatch: p
             train(recipe(tmp_path, {**changes, "name": "halves"}), console=quiet())
     console = quiet()
     resumed = train(recipe(tmp_path, {**changes, "name": "halves"}), resume=True, console=console).folder
-    assert "goes on with a micro-batch of 2" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "continues with a micro-batch of 2" in console.file.getvalue()  # type: ignore[attr-defined]
     assert_same_weights(whole / "final", resumed / "final")
     assert_same_terms(whole, resumed, rel=1e-6)
 
@@ -220,7 +220,7 @@ def test_a_refinement_curve_without_memory_is_left_out_and_said(
     console = quiet()
     done = train(recipe(tmp_path, {"supervision.refinement_batches": 1}), console=console)
     assert done.steps == 3
-    assert "no refinement curve, for want of memory" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "no refinement curve: not enough memory" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 def test_other_errors_and_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,23 @@ def test_evaluation_and_curve_are_those_of_one_process(runs: Path) -> None:
     assert [line["step"] for line in one] == [line["step"] for line in two]
     losses = [[line["eval_loss"] for line in lines if "eval_loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=2e-5)
+    curves = [[line["refinement"] for line in lines if "refinement" in line] for lines in (one, two)]
+    assert len(curves[0]) == len(curves[1]) == 3  # at the start, and at two evaluations
+    for alone, together in zip(*curves, strict=True):
+        assert together["places"] == alone["places"] and together["patches"] == alone["patches"] > 0
+        for name in ("own", "control", "score"):
+            assert together[name] == pytest.approx(alone[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_records_are_counted_where_it_is_asked_for(
+    tmp_path: Path, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data(tmp_path, WITH_IMAGE)
+    recipe = recipe_of(tmp_path, "counted", {})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assembly.preflight(recipe, torch.device("cpu"), lambda text: None, shown=shown)
+    assert (f"checked {WITH_IMAGE} of {WITH_IMAGE} records" in capsys.readouterr().err) == shown
 
 
 def test_a_resumed_run_is_the_unbroken_one(runs: Path) -> None:
@@ -167,7 +185,7 @@ def test_a_picture_that_one_process_cannot_read_stops_both(tmp_path: Path) -> No
     assert done.returncode != 0
     # The launcher ends with a traceback of its own; the processes with one line of the one that found it.
     assert done.stderr.count("error: ") == 1 and "[rank" not in done.stderr
-    assert "can't be decoded" in done.stderr and "afterwards go on with --resume" in done.stderr
+    assert "can't be decoded" in done.stderr and "afterwards continue with --resume" in done.stderr
     folder = tmp_path / "runs" / "tiny"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"] and no_half_files(folder)
     picture.write_bytes(good)
@@ -198,7 +216,7 @@ def test_a_signal_to_the_whole_launch_saves_once_and_goes_on_exactly(tmp_path: P
     os.killpg(process.pid, number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert error.count("stopped, saved in") == 1 and "go on with: accelerate launch --multi_gpu" in error
+    assert error.count("stopped, saved in") == 1 and "continue with: accelerate launch --multi_gpu" in error
     saved = list((out / "tiny").glob("checkpoint-*"))
     assert len(saved) == 1 and no_half_files(out)
     plan = tmp_path / "plan.json"
@@ -232,7 +250,7 @@ def test_no_memory_in_one_process_stops_with_a_message(tmp_path: Path) -> None:
     done = launch(plan, timeout_s=120)
     assert done.returncode != 0 and "[rank" not in done.stderr
     assert "out of memory in step 3" in done.stderr
-    assert "in one of several processes: --resume goes on from the last checkpoint" in done.stderr
+    assert "in one of several processes: --resume continues from the last checkpoint" in done.stderr
     folder = tmp_path / "runs" / "tiny"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert no_half_files(folder)
