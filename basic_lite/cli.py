@@ -5,8 +5,7 @@ to stdout; notes and errors to stderr. Exit status: 0 done, 2 something the user
 Ctrl-C; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` shows tracebacks of all errors.
 """
 
-from __future__ import annotations
-
+import atexit
 import os
 import shlex
 import signal
@@ -215,8 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     status = _status(list(sys.argv[1:] if argv is None else argv))
+    # Registered last, so called first: one more Ctrl-C would only break into Python's own leaving.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # one more would only break into Python's own leaving
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     sys.exit(status)
 
 

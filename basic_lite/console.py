@@ -1,7 +1,5 @@
 """What the libraries and the program say on a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The exceptions that are meant for the user."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")

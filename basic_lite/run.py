@@ -1,7 +1,5 @@
 """One run, from a recipe to a bundle. Read this page first: each stage of ``train`` is one paragraph."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Units of memory, and peaks in them."""
 
-from __future__ import annotations
-
 import sys
 
 import torch

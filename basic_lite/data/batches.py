@@ -1,7 +1,5 @@
 """Records as samples for the trainer (ids, labels and pixels of one record), and samples to a padded batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A record as the model gets it: token ids, label mask, and the prompt of a generation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read and tokenise all records before step 0, and report all problems at once."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import os

@@ -13,8 +13,6 @@ What published data holds, and what is done with it:
   text, and never becomes an image token.
 """
 
-from __future__ import annotations
-
 from basic_lite.data.problems import BadPlaceholders, BadRecord, NoSupervisedToken
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 

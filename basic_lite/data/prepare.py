@@ -1,7 +1,5 @@
 """A recipe's data section, made ready: records read and checked, samples, order, batches."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 so 665k records cost a few MB.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Order of the samples: like lengths together, one modality at a time, from a generator of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Those are a hub name, local parquet files, or a folder saved by `save_to_disk`.
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Supervised is an answer together with the token that ends it, and nothing else.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -5,8 +5,6 @@ training and in generation. Some tokenizers encode the first word of a text in a
 (SentencePiece's dummy prefix). They are given what stands before the piece too, and its ids are taken off again.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

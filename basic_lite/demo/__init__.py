@@ -1,7 +1,5 @@
 """The embedded small world: pictures, questions, and the tiny checkpoints that the demo starts from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"

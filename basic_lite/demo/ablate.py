@@ -1,7 +1,5 @@
 """``basic-lite demo --ablate``: BASIC off, DAS alone, SDS alone and both, over several seeds; whatever comes out."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo's LLM: a small Llama, trained from scratch on text only."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

@@ -1,7 +1,5 @@
 """Where a demo lies on disk, and its stages and scores there."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

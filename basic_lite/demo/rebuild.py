@@ -1,7 +1,5 @@
 """Train the demo's checkpoints again from scratch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

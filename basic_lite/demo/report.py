@@ -1,7 +1,5 @@
 """What the demo prints: how long each phase took, and the tables at its end."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import time

@@ -1,7 +1,5 @@
 """``basic-lite demo``: both stages on the small world, through the same code as any run, and a table at the end."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the demo's LLM reads: a tokenizer of one token per word, scenes told in words, conversations about them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

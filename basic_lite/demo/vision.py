@@ -1,7 +1,5 @@
 """The demo's vision encoder: a tiny CLIP, trained from scratch on pictures and captions."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path

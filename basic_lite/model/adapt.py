@@ -1,7 +1,5 @@
 """What is trained: LoRA on the LLM by PEFT, the projector in float32 outside PEFT."""
 
-from __future__ import annotations
-
 import re
 
 import torch

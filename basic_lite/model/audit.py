@@ -1,7 +1,5 @@
 """The part table: what was really loaded, compared with what the recipe says, and what loading will give."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any

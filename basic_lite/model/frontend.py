@@ -1,7 +1,5 @@
 """What is read of a model before its weights: configurations, tokenizer, image processor. A dry run needs no more."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

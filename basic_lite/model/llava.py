@@ -4,8 +4,6 @@ Module names are those of ``transformers.LlavaForConditionalGeneration``, so its
 merged exports fit without renaming.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

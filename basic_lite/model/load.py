@@ -4,8 +4,6 @@ Either way the result is one ``LlavaForConditionalGeneration`` with the LLM's li
 quantised. Weights are read once and quantised as they are read.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -11,8 +11,6 @@ transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cp
 pin memory even where there is no card, so neither tests nor rehearsals could run them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

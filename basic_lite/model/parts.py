@@ -1,7 +1,5 @@
 """Where things are in a LLaVA model: tower, projector, decoder layers, embeddings, head, image token."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Values of a recipe file against the schema, key by key: every problem is collected, with its place."""
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each check sees the whole recipe and reports on its own, so none hides another. 
 has a wrong value. Rules that also need the machine or the model are in ``rules``.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress

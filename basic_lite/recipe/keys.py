@@ -1,7 +1,5 @@
 """The recipe keys as texts: names, types in plain words, defaults, documentation; the nearest one."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

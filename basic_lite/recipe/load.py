@@ -8,8 +8,6 @@ The keys are in ``schema``; ``check`` looks at each key, ``combinations`` at key
 recipe is instant.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, files

@@ -3,8 +3,6 @@
 Each has one home and one wording here. A function returns a message for what is wrong, without the key's name.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

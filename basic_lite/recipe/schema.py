@@ -4,8 +4,6 @@ Plain data, no torch: the command line validates a recipe before anything heavy 
 Reading and error reporting are in ``load.py``, keys that cannot work together in ``combinations.py``.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field

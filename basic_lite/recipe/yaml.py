@@ -6,8 +6,6 @@ wrong with a recipe, and so that a scalar means the same whatever YAML version a
 the same values.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Changes that make a run need less memory, cheapest first; and the message for a run that ran out of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A recipe's model on fake tensors, made from its configurations: nothing is read, nothing is allocated."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

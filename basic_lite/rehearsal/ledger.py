@@ -6,8 +6,6 @@ the step's true peak. Ids, labels and masks stay real: they are small, and which
 on their values.
 """
 
-from __future__ import annotations
-
 import functools
 import weakref
 from collections import defaultdict

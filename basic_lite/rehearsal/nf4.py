@@ -6,8 +6,6 @@ but the packed weight (bitsandbytes 0.50, ``MatMul4Bit``). For few rows bitsandb
 nothing; counting the dequantised weight there too errs on the safe side.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The optimizer's state by the rules of torch and bitsandbytes: their steps can't run on tensors without values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ next, where layers are alike. So the peak is at one end: in the first layer, the
 watches. Those run in full. The others only keep and make what they leave behind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One training step of a recipe on fake tensors: the project's own code, every allocation counted."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

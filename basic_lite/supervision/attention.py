@@ -5,8 +5,6 @@ function of ours. It shows queries and keys to the watcher, then calls the funct
 registered under the same name: without one, transformers hands over no mask, and padding is silently attended to.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

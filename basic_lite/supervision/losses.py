@@ -1,7 +1,5 @@
 """The two losses, DAS and SDS, of what the taps have captured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

@@ -1,7 +1,5 @@
 """What a run logs about the embeddings, to tell a falling DAS from a collapse. O(M·D), nothing [M, V]."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The patch weights a_i: how much each visual token counts in the losses."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

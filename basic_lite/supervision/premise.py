@@ -5,8 +5,6 @@ the sample's text, minus that share for other samples' texts. The control remove
 are needed. Method: arXiv 2508.06895, analysis of visual embeddings; the measure is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ when the LLM's forward returns: under gradient checkpointing the layers and thei
 and must find them closed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

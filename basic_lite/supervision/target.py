@@ -1,7 +1,5 @@
 """The target v̂: which layers make it, with what weight, and which rows of their outputs."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """E, the table of words that SDS, the metrics and the refinement curve compare visual tokens with."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

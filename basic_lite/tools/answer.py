@@ -1,7 +1,5 @@
 """Greedy answers of a trained model: in batches, and to questions about one picture (``basic-lite chat``)."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

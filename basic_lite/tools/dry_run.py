@@ -1,7 +1,5 @@
 """``basic-lite train RECIPE --dry-run``: all of a run that needs neither weights nor a GPU."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``basic-lite estimate RECIPE``: what a run needs, from a rehearsal of its step; no weights, no data, no GPU."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

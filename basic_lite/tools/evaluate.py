@@ -1,7 +1,5 @@
 """``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """``basic-lite estimate --measure``: two real steps on the longest batch, measured beside what was predicted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

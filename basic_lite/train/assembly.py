@@ -1,7 +1,5 @@
 """The parts of a run, made from a recipe: what is checked first, the model, BASIC, the step."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math

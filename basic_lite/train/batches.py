@@ -1,7 +1,5 @@
 """The batches of a run: which samples each optimizer step has, and the loader that reads them."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import multiprocessing

@@ -12,8 +12,6 @@ A bundle is a folder::
 Safetensors and JSON only. A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -10,8 +10,6 @@
 Safetensors and JSON only: no pickle is written or read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """What a run measures beside its steps: the loss on held-out data, and the refinement curve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

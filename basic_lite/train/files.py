@@ -1,7 +1,5 @@
 """Files of a run: tensors as safetensors, the rest as JSON, folders that appear only when they are whole."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Check in the first step that everything that should learn has a gradient."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from basic_lite.errors import UserError

@@ -1,7 +1,5 @@
 """What a run writes as it goes: ``log.jsonl``, and the trackers that the recipe names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

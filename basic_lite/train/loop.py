@@ -1,7 +1,5 @@
 """A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

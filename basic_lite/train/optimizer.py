@@ -1,7 +1,5 @@
 """AdamW in the ecosystem's variants, with one learning rate for LoRA and one for the projector."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The processes that a launcher has started, by ``accelerate.Accelerator``; one process without a launcher."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

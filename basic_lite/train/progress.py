@@ -1,7 +1,5 @@
 """The live progress line."""
 
-from __future__ import annotations
-
 import time
 
 from rich.console import Console

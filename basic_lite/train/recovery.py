@@ -1,7 +1,5 @@
 """Make a step that ran out of memory again with smaller micro-batches; the step stays the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

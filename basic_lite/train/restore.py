@@ -1,7 +1,5 @@
 """Load a bundle back into a model: projector, adapter, or the whole trained model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The run folder: who owns it, and whether a run in it can continue."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

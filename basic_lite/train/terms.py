@@ -1,7 +1,5 @@
 """The terms of one optimizer step's loss, and its measures, summed over micro-batches and processes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -15,8 +15,6 @@ tokens; the two passes follow FlashAttention-2's forward (arXiv 2307.08691, sect
 # mypy: disable-error-code="no-untyped-def"
 # (arguments of a kernel have no Python types)
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -24,8 +24,6 @@ Compiled without spills (stack 0) on sm_80 to sm_120 by triton 3.6.0, 3.7.1 and 
 # mypy: disable-error-code="no-untyped-def"
 # (arguments of a kernel have no Python types)
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ are (float64 inputs stay float64), with autocast off.
 Source: method section of arXiv 2508.06895, weights of visual tokens.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What the eager operations share: the type they compute in, and rows worked on a few at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

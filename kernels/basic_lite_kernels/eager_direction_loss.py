@@ -4,8 +4,6 @@ Symbols: B batch · T sequence · M packed visual tokens · D hidden size. Sums 
 (float64 inputs stay float64). Sources are sections of arXiv 2508.06895.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

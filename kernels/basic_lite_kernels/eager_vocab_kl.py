@@ -5,8 +5,6 @@ inputs are (float64 inputs stay float64), with autocast off: bf16 logits make th
 Source: method section of arXiv 2508.06895, semantic distribution supervision.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

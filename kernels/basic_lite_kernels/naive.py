@@ -4,8 +4,6 @@ Symbols: B batch · T sequence · M packed visual tokens · H attention heads ·
 size · V vocabulary rows · K supervised layers. Rows of zeros have no direction and are left to the tests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Who computes the operations, and why: ``choose`` for a device, or ``EAGER``, or ``triton_operations.TRITON``."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

@@ -4,8 +4,6 @@ Symbols: B batch · T sequence · M packed visual tokens · H attention heads ·
 size · V vocabulary rows. ``naive`` says what each operation computes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, Protocol
 

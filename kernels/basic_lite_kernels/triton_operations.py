@@ -1,7 +1,5 @@
 """The operations by Triton kernels: strictly, or with eager code for inputs that a kernel doesn't take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

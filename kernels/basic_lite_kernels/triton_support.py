@@ -1,7 +1,5 @@
 """Where Triton kernels run: what all kernel files ask before they take a tensor. Needs no triton."""
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -15,8 +15,6 @@ by chunk, is the idea of Liger-Kernel's fused linear losses (arXiv 2410.10989, s
 
 # mypy: disable-error-code="no-untyped-def"
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -251,7 +251,7 @@ def test_foreign_training_state_is_refused(place: Path, finished: Path, foreign:
 def test_a_checkpoint_that_was_cut_off_is_passed_over(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run killed while saving continues from the checkpoint before; a damaged one is refused, another can be named."""
+    """A run killed while saving continues from the one before. A damaged one is refused, another can be named."""
     # What a kill leaves: the scratch folder under its temporary name.
     shutil.copytree(place / "checkpoint-3", place / "checkpoint-4.part")
     assert [path.name for path in checkpoints_of(place)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
