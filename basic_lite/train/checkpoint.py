@@ -23,7 +23,7 @@ from basic_lite.errors import UserError
 from basic_lite.train.bundle import Bundle
 from basic_lite.train.files import read_tensors, save_tensors, write_json
 from basic_lite.train.processes import Processes
-from basic_lite.train.recovery import random_state, set_random_state
+from basic_lite.train.recovery import set_random_state
 
 # What torch and bitsandbytes call the two moments of a parameter; both have its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
@@ -125,11 +125,6 @@ def restore_training_state(
             set_random_state(own, device)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise _foreign(bundle, error) from error
-
-
-def generators_of(device: torch.device, processes: Processes) -> list[list[Tensor]]:
-    """Each process's ``random_state``, in every process."""
-    return processes.gather(random_state(device))
 
 
 def _training(bundle: Bundle) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,8 @@ from basic_lite.console import Say
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import is_out_of_memory
 from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
+from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.train.batches import loading
-from basic_lite.train.processes import Processes
 from basic_lite.train.recovery import Recovery
 from basic_lite.train.step import TrainStep
 
@@ -61,64 +61,36 @@ def held_out_loss(
     return total / max(count, 1)
 
 
-def measure_curve(
-    supervision: Supervision,
-    batches: Sequence[dict[str, Tensor]],
-    tokenizer: Any,
-    autocast: Callable[[], AbstractContextManager[Any]] | None,
-) -> RefinementCurve:
-    """The curve over collated batches, which are moved to the model's device one by one."""
-    device = supervision.parts.embeddings.weight.device
-    moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
-    with autocast() if autocast is not None else nullcontext():
-        return refinement_curve(supervision, moved, tokenizer)
-
-
+@dataclass(frozen=True)
 class RefinementLog:
-    """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns.
+    """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns."""
 
-    Only the main process measures.
-    """
-
-    def __init__(
-        self,
-        supervision: Supervision | None,
-        batches: Sequence[dict[str, Tensor]],
-        tokenizer: Any,
-        say: Say,
-        processes: Processes,
-        *,
-        autocast: Callable[[], AbstractContextManager[Any]] | None,
-        fresh: bool,
-    ) -> None:
-        """
-        Args:
-            supervision: None: BASIC is off, and nothing is measured.
-            batches: batches of samples with images; none: nothing is measured.
-            fresh: the projector starts untrained, so its output at step 0 is noise and no reason to warn.
-        """
-        self._supervision = supervision if supervision is not None and supervision.active else None
-        self._batches, self._tokenizer, self._say = batches, tokenizer, say
-        self._autocast, self._fresh = autocast, fresh
-        self._on = self._supervision is not None and bool(batches) and processes.is_main
+    supervision: Supervision | None  # None: BASIC is off, and nothing is measured
+    batches: Sequence[dict[str, Tensor]]  # of samples with images; none: nothing is measured
+    tokenizer: Any
+    say: Say
+    autocast: Callable[[], AbstractContextManager[Any]] | None
+    fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
 
     def measure(self, step: int) -> dict[str, Any] | None:
         """Measure the curve after a step, in the form for the log; None where there is none."""
-        if not self._on:
+        if self.supervision is None or not self.supervision.active or not self.batches:
             return None
-        assert self._supervision is not None
+        device = self.supervision.device
+        moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
         try:
-            curve = measure_curve(self._supervision, self._batches, self._tokenizer, self._autocast)
+            with self.autocast() if self.autocast is not None else nullcontext():
+                curve = refinement_curve(self.supervision, moved, self.tokenizer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            warning = None if step == 0 and self._fresh else curve.warning()
+            warning = None if step == 0 and self.fresh else curve.warning()
             if warning is not None:
-                self._say(f"warning: step {step}: {warning}")
+                self.say(f"warning: step {step}: {warning}")
             return {"refinement": curve.to_dict()}
         clear_device_cache(garbage_collection=True)
-        self._say(
+        self.say(
             f"warning: step {step}: no refinement curve: not enough memory for {SAMPLES_PER_BATCH} samples at once; "
             "set supervision.refinement_batches=0 to skip it"
         )

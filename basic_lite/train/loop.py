@@ -23,7 +23,6 @@ from basic_lite.train.batches import Batch, Schedule, step_batches
 from basic_lite.train.bundle import checkpoints_of, write_bundle
 from basic_lite.train.checkpoint import (
     Progress,
-    generators_of,
     read_progress,
     restore_training_state,
     write_training_state,
@@ -35,7 +34,7 @@ from basic_lite.train.interruption import Interruption
 from basic_lite.train.log import RunLog
 from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
-from basic_lite.train.recovery import Recovery, memory_needed
+from basic_lite.train.recovery import Recovery, memory_needed, random_state
 from basic_lite.train.restore import restore_adapter, restore_projector
 from basic_lite.train.run_folder import RunFolder
 from basic_lite.train.step import StepCounts
@@ -83,13 +82,13 @@ class Loop:
             alone=run.processes.count == 1,
             lowered_to=self.progress.lowered_to,
         )
+        count = recipe.supervision.refinement_batches if run.processes.is_main else 0
         self.refinement = RefinementLog(
             run.supervision,
-            run.data.batches_with_images(recipe.supervision.refinement_batches, SAMPLES_PER_BATCH),
+            run.data.batches_with_images(count, SAMPLES_PER_BATCH),
             run.loaded.tokenizer,
             self.say,
-            run.processes,
-            autocast=autocast_of(recipe, run.device),
+            autocast_of(recipe, run.device),
             fresh=recipe.model.projector is None and recipe.model.base is None,
         )
 
@@ -256,7 +255,7 @@ class Loop:
     def _save(self) -> None:
         """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""
         folder = self.run.folder
-        generators = generators_of(self.device, self.processes)
+        generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
         with self.processes.together():
             if self.processes.is_main:
