@@ -8,4 +8,4 @@ import logging
 # bitsandbytes 0.50 warns at import, on CPUs with AVX512-BF16, that an optional inference kernel isn't installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
