@@ -83,7 +83,7 @@ class ThreeWays:
         self.breakdown = Breakdown(Clock(device))
         supervision, watched = self.longest.supervision, self.breakdown
         assert supervision is not None
-        timed = supervision.with_operations(watched.operations(supervision.operations))
+        timed = watched.supervision(supervision)
         timed.vocabulary.mean_norm()  # once a run, so none of a step's time
         self.steps = {
             OFF: self.longest.step,

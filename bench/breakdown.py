@@ -6,16 +6,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from basic_lite.model.load import Loaded
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision
+from basic_lite.train.assembly import make_step
 from basic_lite.train.step import TrainStep
 from basic_lite_kernels import naive
 from basic_lite_kernels.operations import Operations, TargetStream
+from bench.naive_step import NaiveOperations
 
 OTHER = "embeddings, masks, the rest"
 VISION, PROJECTOR, LLM = "vision tower", "projector", "LLM forward"
@@ -27,12 +31,6 @@ ORDER = (
     VISION, PROJECTOR, LLM, CAPTURE, MASS, LM_LOSS, DAS, SDS, MEASURES, LOSS_BACKWARD, LLM_BACKWARD, PROJECTOR_BACKWARD,
     OPTIMIZER, OTHER,
 )  # fmt: skip
-NAIVE_OPERATIONS = {
-    "refined_target": CAPTURE,
-    "column_sums": MASS,
-    "direction_loss": DAS,
-    "vocab_kl": SDS,
-}
 
 
 class Clock:
@@ -125,10 +123,24 @@ class Breakdown:
             attention_mass=self.wrap(MASS, given.attention_mass),
         )
 
-    def naive_operations(self) -> Any:
+    def supervision(self, given: Supervision) -> Supervision:
+        """A copy with a clock around each operation."""
+        return given.with_operations(self.operations(given.operations))
+
+    def make_step(
+        self, recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device
+    ) -> TrainStep:
+        """The recipe's step, with a clock around BASIC's operations."""
+        watched = self.supervision(supervision) if supervision is not None else None
+        return make_step(recipe, loaded, watched, device)
+
+    def naive_operations(self) -> NaiveOperations:
         """The naive way's operations, with a clock around each."""
-        return SimpleNamespace(
-            **{name: self.wrap(label, getattr(naive, name)) for name, label in NAIVE_OPERATIONS.items()}
+        return NaiveOperations(
+            refined_target=self.wrap(CAPTURE, naive.refined_target),
+            column_sums=self.wrap(MASS, naive.column_sums),
+            direction_loss=self.wrap(DAS, naive.direction_loss),
+            vocab_kl=self.wrap(SDS, naive.vocab_kl),
         )
 
     @contextmanager

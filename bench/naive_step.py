@@ -22,6 +22,8 @@ layers · K supervised layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +36,19 @@ from basic_lite.train.terms import MicroBatchLoss
 from basic_lite_kernels import naive
 
 
+@dataclass(frozen=True)
+class NaiveOperations:
+    """Who computes the parts of the naive step; ``naive`` says what each one computes."""
+
+    refined_target: Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+    column_sums: Callable[[Tensor, Tensor, Tensor], Tensor]
+    direction_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    vocab_kl: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+NAIVE = NaiveOperations(naive.refined_target, naive.column_sums, naive.direction_loss, naive.vocab_kl)
+
+
 class NaiveStep(TrainStep):
     """A ``TrainStep`` whose loss is made the naive way.
 
@@ -41,11 +56,11 @@ class NaiveStep(TrainStep):
 
     Args:
         arguments: ``TrainStep``'s.
-        operations: who computes the parts: ``naive``, or that with a clock around each.
+        operations: who computes the parts: ``NAIVE``, or that with a clock around each.
         options: ``TrainStep``'s.
     """
 
-    def __init__(self, *arguments: Any, operations: Any = naive, **options: Any) -> None:
+    def __init__(self, *arguments: Any, operations: NaiveOperations = NAIVE, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.operations = operations
 

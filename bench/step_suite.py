@@ -201,15 +201,14 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
     frontend = load_frontend(recipe.model)
     loaded = synthetic_model(recipe, frontend, device)
     check_parts(audit(loaded.parts), recipe, pick_dtype(recipe.model.dtype, device))
-    step = LongestStep(recipe, loaded, result.shape, device, lambda text: None)
     clock = Clock(device)
+    breakdown = Breakdown(clock)
+    step = LongestStep(recipe, loaded, result.shape, device, lambda text: None, breakdown.make_step)
     clock.wait()
     result.building_s = time.monotonic() - started
     result.micro_batch_tokens = step.micro_batch_tokens
     assert step.supervision is not None, "BASIC is off in this recipe: there is nothing to compare"
     result.kernels = step.supervision.operations.name
-    breakdown = Breakdown(clock)
-    step.step.supervision = step.supervision.with_operations(breakdown.operations(step.supervision.operations))
 
     step()  # compiles kernels, makes the optimizer's state
     sides = (("on", result.on, True), ("off", result.off, False))

@@ -89,3 +89,5 @@ def test_citation_and_workflow() -> None:
     citation, workflow = (YAML(typ="safe").load(ROOT / p) for p in ("CITATION.cff", ".github/workflows/ci.yml"))
     assert citation["version"] == __version__
     assert any(step.get("run") == ".ci/run" for step in workflow["jobs"]["ci"]["steps"])
+    weekly = workflow["jobs"]["weekly"]["strategy"]["matrix"]["run"]
+    assert workflow["on"]["schedule"] and ".ci/lowest" in weekly and any("pytest -m soak" in run for run in weekly)

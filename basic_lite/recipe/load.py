@@ -47,17 +47,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe.model_validate(checked)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse impossible combinations in a recipe built in Python; :func:`load_recipe` has done it already.
-
-    Raises:
-        UserError: with every combination found.
-    """
-    found = combinations.findings(recipe.model_dump())
-    if found:
-        raise UserError("\n".join([f"the recipe {recipe.name!r} can't work:", *(f"  {k[0]}: {m}" for k, m in found)]))
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")

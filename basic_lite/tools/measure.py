@@ -14,11 +14,13 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Rehearsal, Shape
 from basic_lite.rehearsal.batch import longest_batch
+from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import load_for_training, make_step, supervise
-from basic_lite.train.step import StepCounts
+from basic_lite.train.step import StepCounts, TrainStep
 from basic_lite.units import GIB
 
 MOST_MICRO_BATCHES = 2
+MakeStep = Callable[[Recipe, Loaded, Supervision | None, torch.device], TrainStep]
 
 
 class LongestStep:
@@ -27,15 +29,24 @@ class LongestStep:
     A step has the recipe's micro-batches, but at most ``MOST_MICRO_BATCHES``: from the second on all are alike.
     """
 
-    def __init__(self, recipe: Recipe, loaded: Loaded, shape: Shape, device: torch.device, say: Say) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: Loaded,
+        shape: Shape,
+        device: torch.device,
+        say: Say,
+        make: MakeStep = make_step,
+    ) -> None:
         """
         Args:
             loaded: the recipe's model on ``device``, adapted.
             shape: the longest batch's.
+            make: makes the step; the bench makes one with a clock around its operations.
         """
         self.loaded, self.device = loaded, device
         self.supervision = supervise(recipe, loaded, say)
-        self.step = make_step(recipe, loaded, self.supervision, device)
+        self.step = make(recipe, loaded, self.supervision, device)
         batch = longest_batch(loaded.frontend, shape)
         self.micro_batch_tokens = int(batch["attention_mask"].sum())  # without padding
         self.counts = StepCounts.of([batch], loaded.parts.image_token_id).times(shape.accumulation)

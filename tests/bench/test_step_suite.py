@@ -20,7 +20,7 @@ from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import load_for_training
+from basic_lite.train.assembly import load_for_training, make_step
 from bench import gpu_suite, measure, step_suite
 from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
 from bench.shapes import on_shapes
@@ -178,11 +178,10 @@ def test_timing_changes_nothing_and_off_is_off(folder: Path, weights: str) -> No
     def gradient(basic_in_recipe: bool, *, basic: bool, timed: bool) -> torch.Tensor:
         changes = {"training.max_grad_norm": 0.0, "supervision.enabled": basic_in_recipe}
         recipe = tiny_recipe(folder, {**changes, "supervision.token_weights": weights, "data.max_length": 32})
-        step = LongestStep(recipe, synthetic(recipe), Shape.of(recipe), CPU, lambda text: None)
-        step.batches[0]["pixel_values"] = torch.ones_like(step.batches[0]["pixel_values"])
         times = Breakdown(Clock(CPU))
-        if timed and step.supervision is not None:
-            step.step.supervision = step.supervision.with_operations(times.operations(step.supervision.operations))
+        make = times.make_step if timed else make_step
+        step = LongestStep(recipe, synthetic(recipe), Shape.of(recipe), CPU, lambda text: None, make)
+        step.batches[0]["pixel_values"] = torch.ones_like(step.batches[0]["pixel_values"])
         found: list[torch.Tensor] = []
         weight = step.loaded.parts.projector.linear_2.weight
         handle = weight.register_post_accumulate_grad_hook(lambda p: found.append(p.grad.clone()))

@@ -8,7 +8,6 @@ import pytest
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import dump_recipe, load_recipe
-from basic_lite.recipe.load import check_recipe
 from basic_lite.recipe.rules import accumulation, batch_problem, layers_problem
 from tests.support.recipes import GOOD, problem, write_recipe
 
@@ -105,18 +104,7 @@ def test_impossible_combinations(tmp_path: Path, overrides: list[str], key: str,
 )
 def test_what_is_unusual_but_possible_is_allowed(tmp_path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(write_recipe(tmp_path, GOOD), overrides)
-    check_recipe(recipe)
     assert load_recipe(write_recipe(tmp_path, dump_recipe(recipe))) == recipe
-
-
-def test_recipe_built_in_python_is_checked_too(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, GOOD))
-    recipe.training.micro_batch = 3
-    recipe.supervision.layers = 0
-    with pytest.raises(UserError) as caught:
-        check_recipe(recipe)
-    assert "training.micro_batch" in str(caught.value)
-    assert "supervision.layers" in str(caught.value)
 
 
 @pytest.mark.parametrize(

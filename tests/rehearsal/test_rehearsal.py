@@ -19,16 +19,17 @@ from transformers import CLIPVisionModel
 from basic_lite.model import offload
 from basic_lite.model.audit import audit
 from basic_lite.model.frontend import load_frontend
+from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape, rehearse
 from basic_lite.rehearsal.build import NF4, TOWER, fake_model
 from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.step import KEPT, LAYER
-from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import load_for_training
+from basic_lite.supervision import Supervision
+from basic_lite.tools.measure import LongestStep, MakeStep
+from basic_lite.train.assembly import load_for_training, make_step
 from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.step import TrainStep
 from basic_lite_kernels.operations import Operations
 from bench.measure import peak_bytes
 from bench.naive_step import NaiveStep
@@ -65,20 +66,23 @@ def unseen(like: Tensor, *, pinned: bool) -> Tensor:
     return torch.from_numpy(raw).view(like.dtype).view(like.shape)
 
 
-def warmed_step(recipe: Recipe, kind: type[TrainStep] = TrainStep) -> LongestStep:
+def warmed_step(recipe: Recipe, make: MakeStep = make_step) -> LongestStep:
     """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
     frontend = load_frontend(recipe.model)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
-    if kind is not TrainStep:
-        step.step = kind(loaded.parts, step.supervision, device=CPU, optimizer=step.step.optimizer)
+    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None, make)
     step()
     return step
 
 
-def measured_peak(recipe: Recipe, kind: type[TrainStep] = TrainStep) -> int:
+def make_naive_step(recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device) -> NaiveStep:
+    optimizer = make_optimizer(loaded.parts, recipe.training, device)
+    return NaiveStep(loaded.parts, supervision, device=device, optimizer=optimizer)
+
+
+def measured_peak(recipe: Recipe, make: MakeStep = make_step) -> int:
     """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
-    step = warmed_step(recipe, kind)
+    step = warmed_step(recipe, make)
     resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
     return held_bytes(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
@@ -183,7 +187,7 @@ def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path) -> None:
     recipe = recipe_of(folder, {"model.attention": "eager"})
     frontend, machine = load_frontend(recipe.model), Machine.this_cpu(recipe)
     rehearsed = Rehearser(recipe, frontend, machine, in_full=True, step=NaiveStep).rehearse()
-    assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe, NaiveStep), rel=0.02)
+    assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe, make_naive_step), rel=0.02)
     ours = rehearse(recipe, frontend, machine)
     maps = 4 * 6 * 4 * 8 * 256**2  # float32, L · B · H · T²
     assert rehearsed.forward_peak_bytes - ours.forward_peak_bytes > maps

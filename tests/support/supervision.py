@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
@@ -197,13 +197,6 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     exact.model.multi_modal_projector.register_forward_hook(lambda m, a, out: seen.update(v=out.flatten(0, 1)))
     norm.register_forward_pre_hook(lambda m, a: seen.update(last=a[0]))  # hidden_states[L] is normed
     layers = settings.layers if isinstance(settings.layers, int) else int(settings.layers * LAYERS)
-    height = {
-        "quadratic": lambda h: h * h,
-        "linear": lambda h: h,
-        "constant": lambda h: 1,
-        "decreasing": lambda h: (layers + 1 - h) ** 2,
-    }[settings.layer_weights]
-    total = sum(height(h) for h in range(1, layers + 1))
 
     v, target, attended = [], [], []  # per sample
     image = 0
@@ -223,31 +216,17 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
             output_attentions=True,
             use_cache=False,
         )
-        after = [*out.hidden_states[1:LAYERS], seen["last"]]
-        refined = []
-        for t in where:
-            mean = torch.zeros(WIDTH, dtype=torch.float64)
-            for h in range(1, layers + 1):
-                state = after[h - 1][0, t]
-                normed = norm(state[None])[0] if settings.target_norm == "final" else state
-                mean = mean + height(h) / total * normed
-            refined.append(mean)
         queries = [
             j
             for j in range(where[0] + 1, len(ids))
             if j not in where
             and (settings.text_queries == "all" or (settings.text_queries == "response") == bool(labels[j] != -100))
         ]
-        attention = torch.zeros(len(where), dtype=torch.float64)
-        for i, t in enumerate(where):
-            shares = [out.attentions[h][0, :, j, t].mean() for h in range(layers) for j in queries]
-            if shares:
-                attention[i] = torch.stack(shares).mean().detach()
+        after = [*out.hidden_states[1:LAYERS], seen["last"]][:layers]
         v.append(seen["v"])
-        target.append(torch.stack(refined))
-        attended.append(attention)
+        target.append(refined(after, where, norm if settings.target_norm == "final" else None, settings.layer_weights))
+        attended.append(attention_shares(out.attentions[:layers], where, queries))
 
-    samples = len(v)
     masses = torch.stack([a.sum() for a in attended])
     if settings.token_weights == "attention":
         weights = torch.cat(attended)
@@ -257,18 +236,7 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     v_all, v_hat = torch.cat(v), torch.cat(target)
     if settings.detach:
         v_hat = v_hat.detach()
-    words = torch.tensor([i for i in word_ids().tolist() if i != IMAGE])
-    head = settings.vocabulary == "lm_head"
-    table = (exact.lm_head.weight[words] if head else exact.get_input_embeddings()(words)) / settings.temperature
-    das = sds = torch.zeros((), dtype=torch.float64)
-    for a, x, y in zip(weights, v_all, v_hat, strict=True):
-        if settings.direction == "mse":
-            das = das + a * ((x - y) ** 2).mean()
-        else:
-            das = das + a * ((x / x.norm() - y / y.norm()) ** 2).sum()
-        log_p, log_q = torch.log_softmax(table @ y, 0), torch.log_softmax(table @ x, 0)
-        sds = sds + a * (log_p.exp() * (log_p - log_q)).sum()
-    das, sds = das / samples, sds / samples
+    das, sds = (loss / len(v) for loss in exact_losses(exact, v_all, v_hat, weights, settings))
     parameters = list(exact.model.multi_modal_projector.parameters())
     das_grad = torch.autograd.grad(das, parameters, retain_graph=True)
     sds_grad = torch.autograd.grad(sds, parameters)
@@ -282,6 +250,54 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
         list(das_grad),
         list(sds_grad),
     )
+
+
+def refined(after: list[Tensor], where: list[int], norm: nn.Module | None, layer_weights: str) -> Tensor:
+    """v̂ of one sample's visual tokens at ``where``, [n, D], from its layers' outputs [1, T, D]."""
+    layers = len(after)
+    height = {
+        "quadratic": lambda h: h * h,
+        "linear": lambda h: h,
+        "constant": lambda h: 1,
+        "decreasing": lambda h: (layers + 1 - h) ** 2,
+    }[layer_weights]
+    total = sum(height(h) for h in range(1, layers + 1))
+    means = []
+    for t in where:
+        mean = torch.zeros(WIDTH, dtype=torch.float64)
+        for h, states in enumerate(after, start=1):
+            state = states[0, t]
+            mean = mean + height(h) / total * (state if norm is None else norm(state[None])[0])
+        means.append(mean)
+    return torch.stack(means)
+
+
+def attention_shares(attentions: tuple[Tensor, ...], where: list[int], queries: list[int]) -> Tensor:
+    """a_i of one sample's visual tokens, [n]: means over layers, heads and queries of maps [1, H, T, T]."""
+    found = torch.zeros(len(where), dtype=torch.float64)
+    for i, t in enumerate(where):
+        shares = [attention[0, :, j, t].mean() for attention in attentions for j in queries]
+        if shares:
+            found[i] = torch.stack(shares).mean().detach()
+    return found
+
+
+def exact_losses(
+    exact: LlavaForConditionalGeneration, v: Tensor, target: Tensor, weights: Tensor, settings: SupervisionSection
+) -> tuple[Tensor, Tensor]:
+    """L_das and L_sds of v and v̂ [M, D] with a [M], before they are divided by the samples."""
+    words = torch.tensor([i for i in word_ids().tolist() if i != IMAGE])
+    head = settings.vocabulary == "lm_head"
+    table = (exact.lm_head.weight[words] if head else exact.get_input_embeddings()(words)) / settings.temperature
+    das = sds = torch.zeros((), dtype=torch.float64)
+    for a, x, y in zip(weights, v, target, strict=True):
+        if settings.direction == "mse":
+            das = das + a * ((x - y) ** 2).mean()
+        else:
+            das = das + a * ((x / x.norm() - y / y.norm()) ** 2).sum()
+        log_p, log_q = torch.log_softmax(table @ y, 0), torch.log_softmax(table @ x, 0)
+        sds = sds + a * (log_p.exp() * (log_p - log_q)).sum()
+    return das, sds
 
 
 def error(value: Tensor, truth: Tensor) -> float:
