@@ -167,7 +167,7 @@ def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
 
 
 def _advice(recipe: Recipe, device: torch.device, where: str, available: int) -> Iterator[str]:
-    smallest = recipe.model_copy(update={"training": recipe.training.model_copy(update={"micro_batch": 1})})
+    smallest = _with(recipe, {"training.micro_batch": 1})
     machine = Machine.card(smallest) if device.type == "cuda" else Machine.this_cpu(smallest)
     rehearser = Rehearser(smallest, load_frontend(smallest.model), machine)
     rehearsal = rehearser.rehearse()

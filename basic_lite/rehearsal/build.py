@@ -1,6 +1,8 @@
 """A recipe's model on fake tensors, made from its configurations: nothing is read, nothing is allocated."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,8 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     model.model.language_model.config._attn_implementation = "eager" if recipe.model.attention == "eager" else "sdpa"
     parts = find_parts(model)
     if recipe.quantization.mode == "nf4":
-        _quantise(parts.layers, double=recipe.quantization.double, compute_dtype=machine.compute_dtype)
+        options = {"double": recipe.quantization.double, "compute_dtype": machine.compute_dtype}
+        _replace(parts.layers, nn.Linear, lambda linear: NF4Linear(linear, **options))
     adapt(parts, recipe)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
@@ -48,7 +51,7 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     if recipe.training.offload_activations:
         TaggedActivations(parts, ledger)
     if machine.cuda:
-        _fuse_dropout(parts.layers)
+        _replace(parts.layers, nn.Dropout, lambda dropout: FusedDropout(dropout.p) if 0 < dropout.p < 1 else dropout)
     model.train()
     parts.vision_tower.eval()
     return Loaded(model, parts, frontend)
@@ -85,40 +88,27 @@ class TaggedActivations(ActivationOffload):
             return super().to_host(tensor)
 
 
-def _quantise(layers: nn.Module, *, double: bool, compute_dtype: torch.dtype) -> None:
+def _replace(layers: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Put ``make(module)`` in the place of each module of a kind."""
     for module in list(layers.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, NF4Linear(child, double=double, compute_dtype=compute_dtype))
-
-
-def _fuse_dropout(layers: nn.Module) -> None:
-    for module in list(layers.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout) and 0 < child.p < 1:
-                setattr(module, name, FusedDropout(child.p))
+            if isinstance(child, kind):
+                setattr(module, name, make(child))
 
 
 def _materialise(parts: Parts, ledger: Ledger) -> None:
     """Replace meta tensors by fake ones on a device, shared ones once."""
-    tower = set(map(id, parts.vision_tower.modules()))
-    projector = set(map(id, parts.projector.modules()))
+    placed = dict.fromkeys(map(id, parts.vision_tower.modules()), TOWER)
+    placed |= dict.fromkeys(map(id, parts.projector.modules()), PROJECTOR)
     made: dict[int, nn.Parameter] = {}
     for path, module in parts.model.named_modules():
-        if id(module) in tower:
-            tag = TOWER
-        elif id(module) in projector:
-            tag = PROJECTOR
-        elif "lora_" in path:
-            tag = LORA
-        else:
-            tag = NF4 if isinstance(module, NF4Linear) else OTHER
+        of_llm = LORA if "lora_" in path else NF4 if isinstance(module, NF4Linear) else OTHER
+        tag = placed.get(id(module), of_llm)
         for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(fake_like(ledger, parameter, tag), parameter.requires_grad)
-            module._parameters[name] = made[id(parameter)]
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(fake_like(ledger, parameter, tag), parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake_like(ledger, buffer, tag)

@@ -60,8 +60,6 @@ class Ledger(TorchDispatchMode):
         self._scopes: list[str] = []
         self._storages: dict[int, tuple[weakref.ref[Any], int, str]] = {}
 
-    # --- tags -----------------------------------------------------------------------------------------------------
-
     @contextmanager
     def scope(self, tag: str) -> Iterator[None]:
         """Give ``tag`` to what is made inside."""
@@ -100,13 +98,8 @@ class Ledger(TorchDispatchMode):
     def _tag(self) -> str:
         if self._scopes:
             return self._scopes[-1]
-        if self.node_tags:
-            node = torch._C._current_autograd_node()
-            if node is not None and (tag := self.node_tags.get(node.name())) is not None:
-                return tag
-        return self.base
-
-    # --- books ----------------------------------------------------------------------------------------------------
+        node = torch._C._current_autograd_node()
+        return self.base if node is None else self.node_tags.get(node.name(), self.base)
 
     def enter(self, tensor: Tensor, tag: str | None = None) -> None:
         """Count a tensor's storage, once, for as long as it lives."""
@@ -124,8 +117,7 @@ class Ledger(TorchDispatchMode):
         if tag != HOST:
             self.live += size
         self.by_tag[tag] += size
-        if self.by_tag[tag] > self.most.get(tag, 0):
-            self.most[tag] = self.by_tag[tag]
+        self.most[tag] = max(self.most.get(tag, 0), self.by_tag[tag])
 
     def _leave(self, key: int, _: Any) -> None:
         _, size, tag = self._storages.pop(key)
@@ -147,22 +139,16 @@ class Ledger(TorchDispatchMode):
                 tag = self._tag()
                 self.at_peak[tag] = self.at_peak.get(tag, 0) + extra
 
-    # --- operations -----------------------------------------------------------------------------------------------
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # asked for at every turn, and no operation
         kwargs = kwargs or {}
-        fake, real = False, False
-        for leaf in arg_tree_leaves(*args, **kwargs):
-            if isinstance(leaf, FakeTensor):
-                fake = True
-            elif isinstance(leaf, Tensor):
-                real = True
+        tensors = [leaf for leaf in arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
+        fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
         extra = 0
-        if real and not fake:
+        if tensors and not fake:
             out = tree_map(self._shrink, func(*args, **kwargs))
         else:
             if fake and func in _INDEXED:
@@ -216,10 +202,8 @@ def _with_row_numbers(args: tuple[Any, ...], place: int) -> tuple[Any, ...]:
     """Indices by mask become indices by number, as the device makes them, so that results have a known size."""
     indices: list[Any] = []
     for index in args[place]:
-        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
-            indices += list(index.nonzero(as_tuple=True))
-        else:
-            indices.append(index)
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        indices += index.nonzero(as_tuple=True) if is_mask else [index]
     return (*args[:place], indices, *args[place + 1 :])
 
 

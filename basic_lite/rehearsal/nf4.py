@@ -34,16 +34,12 @@ class NF4Linear(nn.Linear):
         self.bias = linear.bias
         self.weight_dtype = linear.weight.dtype
         self.compute_dtype = compute_dtype
-        statistics: dict[str, Tensor] = {"code": torch.empty(NF4_VALUES, device="meta")}
+        sizes: dict[str, tuple[int, ...]] = {"code": (NF4_VALUES,), "absmax": (blocks,)}
         if double:
-            statistics["absmax"] = torch.empty(blocks, dtype=torch.uint8, device="meta")
-            statistics["nested_absmax"] = torch.empty(-(-blocks // NESTED_BLOCK), device="meta")
-            statistics["nested_code"] = torch.empty(STATISTIC_VALUES, device="meta")
-            statistics["offset"] = torch.empty((), device="meta")
-        else:
-            statistics["absmax"] = torch.empty(blocks, device="meta")
-        for name, tensor in statistics.items():
-            self.register_buffer(name, tensor, persistent=False)
+            sizes |= {"nested_absmax": (-(-blocks // NESTED_BLOCK),), "nested_code": (STATISTIC_VALUES,), "offset": ()}
+        for name, size in sizes.items():
+            dtype = torch.uint8 if double and name == "absmax" else torch.float32
+            self.register_buffer(name, torch.empty(size, dtype=dtype, device="meta"), persistent=False)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """[N, K]; statistics in 8 bit are turned to float32 first."""

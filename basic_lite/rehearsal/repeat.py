@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
+from basic_lite.supervision import Supervision
 
 
 class RepeatedLayer(nn.Module):
@@ -76,14 +77,13 @@ class _Repeated(torch.autograd.Function):
         return torch.empty_like(grad), None
 
 
-def repeat_layers(parts: Parts, ledger: Ledger, *, supervised: int, watched: bool, casts: list[Tensor] | None) -> None:
+def repeat_layers(parts: Parts, ledger: Ledger, supervision: Supervision | None, casts: list[Tensor] | None) -> None:
     """Replace layers that are alike. Of a kind, the first, the last and the last supervised layer run in full.
 
-    Args:
-        supervised: K; 0 without BASIC.
-        watched: BASIC reads attention.
-        casts: the list that keeps autocast's copies; None: there are none.
+    ``casts`` as in ``RepeatedLayer``.
     """
+    supervised = 0 if supervision is None else supervision.layers
+    watched = supervision is not None and supervision.reads_attention
     types = getattr(parts.language_model.config, "layer_types", None) or []
     kinds: dict[Any, list[int]] = {}
     for index, layer in enumerate(parts.layers):
@@ -151,9 +151,8 @@ def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]
         if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
             return capture_layer(acc, hidden, positions, weight)
         if acc is None:
-            acc = hidden.new_zeros(
-                positions.numel(), hidden.shape[-1], dtype=torch.promote_types(hidden.dtype, torch.float32)
-            )
+            dtype = torch.promote_types(hidden.dtype, torch.float32)
+            acc = hidden.new_zeros(positions.numel(), hidden.shape[-1], dtype=dtype)
         capture_layer(acc[:FEW_ROWS], hidden, positions[:FEW_ROWS], weight)
         return acc
 

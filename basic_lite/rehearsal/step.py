@@ -20,6 +20,7 @@ from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.target import supervised_layers
+from basic_lite.train.assembly import basic_is_on
 from basic_lite.train.step import StepCounts, TrainStep
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
@@ -89,22 +90,11 @@ class Rehearser:
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
         self._casts: list[Tensor] = []
-        self.step = step(
-            self.parts,
-            self.supervision,
-            device=torch.device("cpu"),
-            autocast=self._autocast if machine.autocast else None,
-        )
+        autocast = self._autocast if machine.autocast else None
+        self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=autocast)
         checkpointing = recipe.training.gradient_checkpointing
         if checkpointing and not in_full:
-            supervision = self.supervision
-            repeat_layers(
-                self.parts,
-                self.ledger,
-                supervised=supervision.layers if supervision is not None else 0,
-                watched=supervision is not None and supervision.reads_attention,
-                casts=self._casts if machine.autocast else None,
-            )
+            repeat_layers(self.parts, self.ledger, self.supervision, self._casts if machine.autocast else None)
         _watch(self.parts, self.ledger, checkpointing=checkpointing)
 
     @contextmanager
@@ -172,7 +162,7 @@ class Rehearser:
     def _supervision(self) -> Supervision | None:
         """BASIC on the fake model, its operations tagged; None where the recipe has it off."""
         recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
-        if not recipe.supervision.enabled or recipe.stage not in recipe.supervision.stages:
+        if not basic_is_on(recipe):
             return None
         ledger.node_tags |= {"_VocabKLBackward": BASIC, "_DirectionLossBackward": BASIC, "_FewRowsBackward": BASIC}
         return TaggedSupervision(
@@ -197,11 +187,9 @@ class Rehearser:
         das: Callable[..., Tensor] = direction_loss
         sds: Callable[..., Tensor] = vocab_kl
         if not self.in_full:
-            layers = supervised_layers(self.recipe.supervision.layers, len(self.parts.layers))
-            mass = last_in_full(mass, layers, chunk)
+            mass = last_in_full(mass, supervised_layers(self.recipe.supervision.layers, len(self.parts.layers)), chunk)
             capture = few_positions(capture)
-            das = few_rows(das, gradient_in_forward=False)
-            sds = few_rows(sds, gradient_in_forward=True)
+            das, sds = few_rows(das, gradient_in_forward=False), few_rows(sds, gradient_in_forward=True)
         tagged = functools.partial(self.ledger.wrap, BASIC)
         stream = functools.partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
         return Operations("reference", stream, vocab_kl=tagged(sds), attention_mass=tagged(mass))
@@ -255,11 +243,11 @@ def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:
     def left(_module: nn.Module, _args: Any, out: Any) -> None:
         """Switch to the loss when the LLM is done; in the backward, its gradient switches to the layers."""
         ledger.base = LM_LOSS
-        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
 
         def entered(gradient: Tensor) -> None:
             ledger.base = LAYER
 
+        hidden = out[0]  # of a tuple, or of what transformers gives
         if hidden.requires_grad:
             hidden.register_hook(entered)
 

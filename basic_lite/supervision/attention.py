@@ -41,21 +41,16 @@ def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
 
 def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **options: Any,
+        module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         watcher = _watchers.get(module)
         if watcher is not None:
             watcher(module, query, key, options)
         if original == "eager":
-            return _eager(module)(module, query, key, value, attention_mask, **options)
+            return _eager(module)(module, query, key, *rest, **options)
         # flash-attention reads the name from the config again, and must find the one it knows.
         with _named([module.config], original):
-            return ALL_ATTENTION_FUNCTIONS[original](module, query, key, value, attention_mask, **options)
+            return ALL_ATTENTION_FUNCTIONS[original](module, query, key, *rest, **options)
 
     return attention
 
@@ -64,9 +59,8 @@ def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 def watch_attention(language_model: nn.Module, layers: list[nn.Module], watcher: Watcher) -> Iterator[None]:
     """Call ``watcher(module, query, key, options)`` for each attention inside ``layers``.
 
-    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes
-    (scaling, sliding_window, softcap, …). Only the language model's configs are renamed, never the vision
-    tower's.
+    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes (scaling,
+    sliding_window, softcap, …). Only the language model's configs are renamed, never the vision tower's.
     """
     configs = _attention_configs(language_model)
     original = configs[0]._attn_implementation
@@ -104,14 +98,10 @@ def check_attention(language_model: nn.Module, count: int) -> None:
     name = config._attn_implementation
     if name != "eager" and (name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS):
         raise UserError(
-            f"the LLM's attention {name!r} has no attention and mask function registered with transformers, "
-            f"so its weights can't be read; set model.attention to sdpa, eager or flash_attention_2, "
-            f"or {_MEND}"
+            f"the LLM's attention {name!r} has no attention and mask function registered with transformers, so its "
+            f"weights can't be read; set model.attention to sdpa, eager or flash_attention_2, or {_MEND}"
         )
-    kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {
-        "full_attention",
-        "sliding_attention",
-    }
+    kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {"full_attention", "sliding_attention"}
     if kinds or not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         found = ", ".join(sorted(kinds)) or "attention that is not causal"
         raise UserError(f"the LLM {type(language_model).__name__} uses {found}, whose weights can't be read; {_MEND}")
@@ -130,9 +120,5 @@ def check_options(module: nn.Module, options: dict[str, Any]) -> None:
 
 def _attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:
     """The distinct configs that the language model and its modules hold, the model's own first."""
-    found = {id(language_model.config): language_model.config}
-    for module in language_model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            found.setdefault(id(config), config)
-    return list(found.values())
+    configs = [getattr(module, "config", None) for module in language_model.modules()]
+    return list({id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values())

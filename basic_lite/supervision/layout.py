@@ -33,14 +33,8 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same on ``device``. A GPU's copy is queued behind its work; nothing waits for it."""
-        return dataclasses.replace(
-            self,
-            **{
-                name: _queued_copy(value, device)
-                for name in (field.name for field in dataclasses.fields(self))
-                if isinstance(value := getattr(self, name), Tensor)
-            },
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **{name: _queued_copy(tensor, device) for name, tensor in tensors.items()})
 
 
 def _queued_copy(tensor: Tensor, device: torch.device) -> Tensor:

@@ -36,14 +36,8 @@ def semantic_distribution(
     """SDS: Σ_i a_i KL(softmax(v̂ Eᵀ) ‖ softmax(v Eᵀ)), logits over the temperature. ``weights`` are a_i, [M]."""
     v, target = captured.v, captured.target
     assert v is not None and target is not None
-    return operations.vocab_kl(
-        v,
-        target,
-        vocabulary.table,
-        weights,
-        scale=vocabulary.scale / temperature,
-        excluded=vocabulary.excluded,
-    )
+    scale = vocabulary.scale / temperature
+    return operations.vocab_kl(v, target, vocabulary.table, weights, scale=scale, excluded=vocabulary.excluded)
 
 
 def zero_with_graph(module: nn.Module) -> Tensor:

@@ -6,8 +6,9 @@ are needed. Method: arXiv 2508.06895, analysis of visual embeddings; the measure
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.supervision import Supervision
+from basic_lite.supervision.taps import hooked
 from basic_lite.supervision.target import visual_rows
 
 
@@ -39,14 +41,7 @@ class RefinementCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as a JSON object."""
-        return {
-            "places": self.places,
-            "own": self.own,
-            "control": self.control,
-            "score": self.score,
-            "samples": self.samples,
-            "patches": self.patches,
-        }
+        return {**asdict(self), "score": self.score}
 
     def warning(self) -> str | None:
         """The warning for a v̂ that is below v; None if it isn't, or if too few samples were seen."""
@@ -106,35 +101,23 @@ def refinement_curve(
 def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], positions: Tensor) -> Tensor:
     """Ids of the nearest words at each place, [places, M] on the CPU."""
     parts, plan = supervision.parts, supervision.plan
+    stream = supervision.operations.target_stream(None)
     found: dict[int, Tensor] = {}
-    handles = []
 
     def keep(place: int, rows: Tensor) -> None:
         found[place] = supervision.vocabulary.nearest(rows).cpu()
 
-    def on_projector(_module: nn.Module, _args: Any, out: Tensor) -> None:
-        keep(0, out.reshape(-1, out.shape[-1]))
+    def keep_layer(h: int, hidden: Tensor) -> None:
+        keep(h, hidden.flatten(0, 1).index_select(0, positions))
+        if h <= len(plan.layer_weights):
+            stream.add(*visual_rows(hidden, positions, plan.norm), plan.layer_weights[h - 1])
 
-    stream = supervision.operations.target_stream(None)
-
-    def on_layer(h: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-            hidden = out[0] if isinstance(out, tuple) else out
-            keep(h, hidden.flatten(0, 1).index_select(0, positions))
-            if h <= len(plan.layer_weights):
-                stream.add(*visual_rows(hidden, positions, plan.norm), plan.layer_weights[h - 1])
-
-        return hook
-
-    try:
-        handles.append(parts.projector.register_forward_hook(on_projector))
+    with ExitStack() as hooks:
+        hooks.enter_context(hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))))
         for h, layer in enumerate(parts.layers, start=1):
-            handles.append(layer.register_forward_hook(on_layer(h)))
+            hooks.enter_context(hooked(layer, partial(keep_layer, h)))
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
         parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
-    finally:
-        for handle in handles:
-            handle.remove()
     assert stream.target is not None
     keep(len(parts.layers) + 1, stream.target)
     return torch.stack([found[place] for place in range(len(parts.layers) + 2)])

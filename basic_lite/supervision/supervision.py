@@ -31,11 +31,7 @@ from basic_lite_kernels.operations import Choice, KernelUnavailable, Operations,
 
 
 def choose_kernels(kernels: str, device: torch.device, say: Callable[[str], None]) -> Choice:
-    """Choose the operations for a model on ``device``, and say why.
-
-    Args:
-        kernels: the recipe's key.
-        say: shows the user a line, where a call can't be computed by a kernel later on.
+    """``choose`` for the recipe's key, with an error for the user.
 
     Raises:
         UserError: kernels that were asked for by name aren't there.
@@ -75,8 +71,6 @@ class Supervision:
         """Check that the model has what the settings ask for; nothing is tapped yet.
 
         Args:
-            parts: the model's parts.
-            settings: the recipe's section.
             vocabulary_ids: ids the tokenizer has; the image token is left out here if it is among them.
             operations: who computes the losses and the attention mass.
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.
@@ -88,7 +82,8 @@ class Supervision:
         """
         self.parts = parts
         self.settings = settings
-        self.computes_das = settings.enabled and settings.direction != "off" and settings.lambda_das > 0
+        direction = None if settings.direction == "off" or settings.lambda_das <= 0 else settings.direction
+        self.computes_das = settings.enabled and direction is not None
         self.computes_sds = settings.enabled and settings.lambda_sds > 0
         self.reads_attention = isinstance(settings.token_weights, str)
         self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
@@ -102,7 +97,7 @@ class Supervision:
             detach=settings.detach,
             final_norm=settings.target_norm == "final",
             attention=self.reads_attention,
-            direction=settings.direction if self.computes_das and settings.direction != "off" else None,
+            direction=direction if settings.enabled else None,
         )
         if self.active:
             _ = self.vocabulary
@@ -118,13 +113,7 @@ class Supervision:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """E. Checked at once where there is a loss to compute, else only when the refinement curve asks."""
-        return Vocabulary(
-            self.parts,
-            self.settings.vocabulary,
-            self._vocabulary_ids,
-            image_token_id=self.parts.image_token_id,
-            scale=self._embedding_scale,
-        )
+        return Vocabulary(self.parts, self.settings.vocabulary, self._vocabulary_ids, self._embedding_scale)
 
     @property
     def active(self) -> bool:

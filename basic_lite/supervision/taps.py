@@ -82,9 +82,9 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
     with ExitStack() as outer, ExitStack() as inner:
         if embeddings:
             capture.stream = operations.target_stream(plan.direction)
-            inner.enter_context(_hooked(plan.parts.projector, taps.keep_v))
+            inner.enter_context(hooked(plan.parts.projector, taps.keep_v))
             for h, layer in enumerate(plan.layers, start=1):
-                inner.enter_context(_hooked(layer, partial(taps.keep_layer, h)))
+                inner.enter_context(hooked(layer, partial(taps.keep_layer, h)))
         if plan.attention:
             inner.enter_context(watch_attention(plan.parts.language_model, plan.layers, taps.keep_mass))
 
@@ -93,13 +93,14 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
                 inner.close()
                 taps.finish()
 
-        outer.enter_context(_hooked(plan.parts.language_model, close))
+        outer.enter_context(hooked(plan.parts.language_model, close))
         yield capture
 
 
 @contextmanager
-def _hooked(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _module, _args, out: take(out))
+def hooked(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
+    """Let ``take`` see each output of ``module``, the first tensor of a tuple, for a while."""
+    handle = module.register_forward_hook(lambda _module, _args, out: take(out[0] if isinstance(out, tuple) else out))
     try:
         yield
     finally:
@@ -117,8 +118,7 @@ class _Taps:
     def keep_v(self, out: Tensor) -> None:
         self.capture._projected.append(out.reshape(-1, out.shape[-1]))
 
-    def keep_layer(self, h: int, out: Any) -> None:
-        hidden = out[0] if isinstance(out, tuple) else out  # [B, T, D]
+    def keep_layer(self, h: int, hidden: Tensor) -> None:
         if self.plan.detach:
             if h == len(self.plan.layer_weights):
                 self._pack_v()  # outside of no_grad: v keeps its graph
@@ -153,10 +153,11 @@ class _Taps:
     def keep_mass(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
         check_options(module, options)
         capture, layout = self.capture, self.capture.layout
-        if query.shape[2] != layout.valid.shape[1] or key.shape[2] != layout.valid.shape[1]:
+        queries, keys, tokens = query.shape[2], key.shape[2], layout.valid.shape[1]
+        if queries != tokens or keys != tokens:
             raise RuntimeError(
-                f"the taps saw {query.shape[2]} queries and {key.shape[2]} keys for a batch of "
-                f"{layout.valid.shape[1]} tokens: they watch whole sequences, not generation with a cache"
+                f"the taps saw {queries} queries and {keys} keys for a batch of {tokens} tokens: they watch whole "
+                "sequences, not generation with a cache"
             )
         scaling = options.get("scaling")
         with torch.no_grad():

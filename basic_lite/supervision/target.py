@@ -30,13 +30,10 @@ def supervised_layers(layers: int | float, total: int) -> int:
 
 def layer_weights(kind: LayerWeights, count: int) -> list[float]:
     """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``: h² in reverse order."""
-    height = {
-        "quadratic": lambda h: h**2,
-        "linear": lambda h: h,
-        "constant": lambda h: 1,
-        "decreasing": lambda h: (count + 1 - h) ** 2,
-    }[kind]
-    raw = [height(h) for h in range(1, count + 1)]
+    power = {"quadratic": 2, "linear": 1, "constant": 0, "decreasing": 2}[kind]
+    raw = [h**power for h in range(1, count + 1)]
+    if kind == "decreasing":
+        raw.reverse()
     return [w / sum(raw) for w in raw]
 
 

@@ -19,21 +19,13 @@ class Vocabulary:
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        kind: Literal["input_embeddings", "lm_head"],
-        ids: Tensor,
-        *,
-        image_token_id: int,
-        scale: float | None = None,
+        self, parts: Parts, kind: Literal["input_embeddings", "lm_head"], ids: Tensor, scale: float | None = None
     ) -> None:
         """Check that the table can be read row by row, and measure its scale.
 
         Args:
-            parts: the model's parts.
             kind: which table.
             ids: ids some token of the tokenizer has; the image token's doesn't count.
-            image_token_id: left out of ``ids``.
             scale: factor the embedding module puts on its rows; None: measured.
 
         Raises:
@@ -43,20 +35,18 @@ class Vocabulary:
         self._module: nn.Module = parts.lm_head if kind == "lm_head" else parts.embeddings
         weight = _plain_weight(self._module, kind)
         ids = ids.detach().cpu().unique()
-        self.ids = ids[ids != image_token_id]
+        self.ids = ids[ids != parts.image_token_id]
         if self.ids.numel() == 0 or int(self.ids[-1]) >= weight.shape[0]:
             raise UserError(
-                f"the tokenizer has ids up to {int(ids.max()) if ids.numel() else 'none'}, the {kind} table "
-                f"has {weight.shape[0]} rows: tokenizer and LLM don't belong together; check model.llm or "
-                "model.base"
+                f"the tokenizer has ids up to {int(ids.max()) if ids.numel() else 'none'}, the {kind} table has "
+                f"{weight.shape[0]} rows: tokenizer and LLM don't belong together; check model.llm or model.base"
             )
         self.rows = int(self.ids[-1]) + 1
         excluded = torch.ones(self.rows, dtype=torch.bool)
         excluded[self.ids] = False
         # Ids without a gap need no mask: a slice of the table is enough.
         self._excluded = excluded if bool(excluded.any()) else None
-        if kind == "lm_head":
-            scale = 1.0
+        scale = 1.0 if kind == "lm_head" else scale
         self.scale = _embedding_scale(self._module, weight, self.ids) if scale is None else scale
         self._mean_norm: Tensor | None = None
 
@@ -120,16 +110,14 @@ def _plain_weight(module: nn.Module, kind: str) -> Tensor:
     names = [name for name, _ in module.named_parameters()]
     if any("lora_" in name or "modules_to_save" in name or "trainable_tokens" in name for name in names):
         raise UserError(
-            f"LoRA on a vocabulary table: supervision.vocabulary is {kind}, and that module "
-            f"({type(module).__name__}) has an adapter. BASIC's target distribution needs words that stay "
-            f"where they are; {fix}"
+            f"LoRA on a vocabulary table: supervision.vocabulary is {kind}, and that module ({type(module).__name__}) "
+            f"has an adapter. BASIC's target distribution needs words that stay where they are; {fix}"
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or hasattr(weight, "quant_state"):
         raise UserError(
-            f"supervision.vocabulary is {kind}, and that table ({type(module).__name__}) is quantised: "
-            "its rows can't be read. Load the model with the table unquantised, or set "
-            f"supervision.vocabulary to {other}"
+            f"supervision.vocabulary is {kind}, and that table ({type(module).__name__}) is quantised: its rows can't "
+            f"be read. Load the model with the table unquantised, or set supervision.vocabulary to {other}"
         )
     return weight
 
@@ -143,8 +131,8 @@ def _embedding_scale(module: nn.Module, weight: Tensor, ids: Tensor) -> float:
     norm = stored.square().sum()
     if seen.shape != stored.shape or not bool(torch.isfinite(norm)) or float(norm) == 0:
         raise UserError(
-            f"the LLM's embedding table ({type(module).__name__}) can't be read row by row: it holds "
-            "zeros or NaN, or is projected; check model.llm"
+            f"the LLM's embedding table ({type(module).__name__}) can't be read row by row: it holds zeros or NaN, or "
+            "is projected; check model.llm"
         )
     scale = float((seen * stored).sum() / norm)
     # bf16 rows rounded after scaling are off by up to 2^-8.

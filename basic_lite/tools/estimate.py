@@ -15,17 +15,7 @@ from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
-from basic_lite.rehearsal.step import (
-    BASIC,
-    BATCH,
-    GRADIENTS,
-    KEPT,
-    LAYER,
-    LM_LOSS,
-    OPTIMIZER,
-    PROJECTION,
-    VISION,
-)
+from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.units import GIB, MIB
 
@@ -55,7 +45,6 @@ class Estimate:
     gpu_gib: float
     largest: Rehearsal | None  # with the largest micro-batch that fits and divides the global batch; None: not even 1
     advice: list[Advice] = field(default_factory=list)
-    seen: dict[int, Rehearsal] = field(default_factory=dict)  # micro-batch → what was rehearsed of it
 
     @property
     def fits(self) -> bool:
@@ -89,12 +78,12 @@ def estimate(
     started = time.perf_counter()
     frontend = load_frontend(recipe.model)
     rehearser = Rehearser(recipe, frontend, machine_of(recipe))
-    rehearsal = rehearser.rehearse()
+    rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)
     seen = {rehearsal.shape.samples: rehearsal}
-    largest = largest_micro_batch(rehearser, rehearsal, int(gpu_gib * GIB), seen)
-    result = Estimate(rehearsal, gpu_gib, largest, seen=seen)
+    result = Estimate(rehearsal, gpu_gib, largest_micro_batch(rehearser, rehearsal, budget_bytes, seen))
     if not result.fits:
-        result = replace(result, advice=list(advise(rehearser, rehearsal, int(gpu_gib * GIB), largest, seen)))
+        advice = list(advise(rehearser, rehearsal, budget_bytes, result.largest, seen))
+        result = replace(result, advice=advice)
     _show(recipe, result, console, time.perf_counter() - started)
     if measure:
         measure_and_show(recipe, frontend, rehearsal, console)
@@ -117,13 +106,13 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     table.add_column("GiB at the peak", justify="right")
     table.add_column("at most", justify="right")
     table.add_column("")
+    paged = f"{r.pageable_bytes / GIB:.2f} GiB of it may be paged out to the host"
     kept = "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers"
     notes = PARTS | {
         KEPT: "besides the layer inputs, which are on the host" if recipe.training.offload_activations else kept,
         TOWER: "frozen; on the card for its forward only" if recipe.model.tower_on_host else PARTS[TOWER],
         LORA: f"rank {recipe.lora.rank}, {recipe.lora.dtype}",
-        OPTIMIZER: f"{recipe.training.optimizer}"
-        + (f"; {r.pageable_bytes / GIB:.2f} GiB of it may be paged out to the host" if r.pageable_bytes else ""),
+        OPTIMIZER: recipe.training.optimizer + (f"; {paged}" if r.pageable_bytes else ""),
     }
     for part, note in notes.items():
         if most := r.most_by_part.get(part):
@@ -134,10 +123,8 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     table.add_section()
     table.add_row("needed", f"{r.needed_bytes / GIB:.2f}", "", f"[dim]on {r.machine.name}[/]", style="bold")
     if r.host_bytes:
-        resting = {
-            "each layer's input": recipe.training.offload_activations,
-            "the vision tower": recipe.model.tower_on_host,
-        }
+        inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host
+        resting = {"each layer's input": inputs, "the vision tower": tower}
         what = " and ".join(name for name, on in resting.items() if on)
         table.add_row("on the host", "", f"{r.host_bytes / GIB:.2f}", f"[dim]pinned: {what}[/]")
     console.print(table)

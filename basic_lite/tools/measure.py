@@ -115,12 +115,11 @@ def require_gpu() -> None:
 
 
 def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) -> Measured:
-    """Load the model, run two optimizer steps, measure the second.
+    """Load the model on the GPU, run two optimizer steps, measure the second.
 
     Raises:
-        UserError: no GPU, weights that can't be read, or too little memory.
+        UserError: weights that can't be read, or too little memory.
     """
-    require_gpu()
     device = torch.device("cuda", 0)
     say = speaker(console)
     # A fresh projector has the same size, and an earlier stage need not have run.
@@ -136,26 +135,17 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
         ) from error
 
 
-def measure_and_show(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console: Console) -> Measured:
+def measure_and_show(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console: Console) -> None:
     """Measure, and print it beside the rehearsal."""
     found = measure(recipe, frontend, rehearsal.shape, console)
-    predicted = predicted_bytes(rehearsal)
+    taken = found.reserved_bytes + found.outside_bytes
     table = Table(title=f"on {torch.cuda.get_device_name(0)}", title_justify="left", header_style="bold")
     table.add_column("")
     for column in ("predicted GiB", "measured GiB", "difference"):
         table.add_column(column, justify="right")
-    table.add_row(
-        "tensors at the peak, without the optimizer's pages",
-        f"{predicted / GIB:.2f}",
-        f"{found.peak_bytes / GIB:.2f}",
-        f"{predicted / found.peak_bytes - 1:+.1%}",
-    )
-    whole = found.reserved_bytes + found.outside_bytes
-    table.add_row(
-        "taken from the card",
-        f"{rehearsal.needed_bytes / GIB:.2f}",
-        f"{whole / GIB:.2f}",
-        f"{rehearsal.needed_bytes / whole - 1:+.1%}",
-    )
+    for what, predicted, measured in (
+        ("tensors at the peak, without the optimizer's pages", predicted_bytes(rehearsal), found.peak_bytes),
+        ("taken from the card", rehearsal.needed_bytes, taken),
+    ):
+        table.add_row(what, f"{predicted / GIB:.2f}", f"{measured / GIB:.2f}", f"{predicted / measured - 1:+.1%}")
     console.print(table)
-    return found

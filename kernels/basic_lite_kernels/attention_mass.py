@@ -296,31 +296,23 @@ def attention_mass(
     splits = triton.cdiv(H, heads_each)
     rows, counts = (torch.empty(shape, dtype=torch.int32, device=query.device) for shape in ((B, R), (B,)))
     lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, T)))
-    tensors = {"query": query, "key": key, "valid": valid, "rows": rows, "counts": counts, "T": T, "R": R, "d": d}
-    softmax = {
-        "group": H // key.shape[1],
+    shared = {"query": query, "key": key, "valid": valid, "rows": rows, "counts": counts, "lse": lse}
+    shared |= {"T": T, "R": R, "d": d, "group": H // key.shape[1], "window": min(sliding_window or 0, T)}
+    shared |= {
         "scale": scaling * LOG2_E if softcap is None else scaling / softcap,
         "cap": 0.0 if softcap is None else softcap * LOG2_E,
-        "window": min(sliding_window or 0, T),
         **{f"stride_{x}{name}": t.stride(i) for x, t in (("q", query), ("k", key)) for i, name in enumerate("bht")},
         "CAP": softcap is not None,
         "WINDOW": sliding_window is not None,
     }
+    summed = {"visual": visual, "sums": sums, "H": H, "heads_each": heads_each, "LIST_BLOCK": LIST_BLOCK}
     with torch.cuda.device_of(query):
         attention_mass_rows_kernel[(B,)](text, valid, visual, rows, counts, T, R, BLOCK=LIST_BLOCK, num_warps=4)
         attention_mass_lse_kernel[(triton.cdiv(R, lse_tiles.BLOCK_M), H, B)](
-            lse=lse, **tensors, **softmax, **tile_options(d, query.dtype, lse_tiles)
+            **shared, **tile_options(d, query.dtype, lse_tiles)
         )
         attention_mass_sums_kernel[(triton.cdiv(T, sums_tiles.BLOCK_M), splits, B)](
-            visual=visual,
-            lse=lse,
-            sums=sums,
-            H=H,
-            heads_each=heads_each,
-            LIST_BLOCK=LIST_BLOCK,
-            **tensors,
-            **softmax,
-            **tile_options(d, query.dtype, sums_tiles),
+            **shared, **summed, **tile_options(d, query.dtype, sums_tiles)
         )
     return sums[0] if splits == 1 else sums.sum(dim=0)
 

@@ -40,6 +40,8 @@ from basic_lite_kernels.triton_support import require, why_not
 LONGEST_ROW = 16384
 # Columns that a program takes where rows are not reduced, and its warps.
 ELEMENTWISE = {"BLOCK_D": 1024, "num_warps": 4}
+# What a kernel is told where no layer is added.
+_NO_LAYER = {"hidden": None, "positions": None, "weight": 0.0, "T": 1, "stride_b": 0, "stride_t": 0, "FIRST": False}
 
 
 def supports(rows: Tensor) -> str | None:
@@ -168,24 +170,12 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
     if _has_graph(acc, hidden):
         return eager_direction_loss.capture_layer(acc, hidden, positions, weight)
     require("capture_layer", supports(hidden))
-    hidden, first, positions = _contiguous_rows(hidden), acc is None, positions.contiguous()
-    acc = _accumulator(acc, hidden, positions)
+    acc, layer = _next_layer(acc, hidden, positions, weight)
     M, D = acc.shape
     if M:
         grid = M, triton.cdiv(D, ELEMENTWISE["BLOCK_D"])
         with torch.cuda.device_of(acc):
-            capture_layer_kernel[grid](
-                acc=acc,
-                hidden=hidden,
-                positions=positions,
-                weight=float(weight),
-                T=hidden.shape[1],
-                D=D,
-                stride_b=hidden.stride(0),
-                stride_t=hidden.stride(1),
-                FIRST=first,
-                **ELEMENTWISE,
-            )
+            capture_layer_kernel[grid](acc=acc, D=D, **layer, **ELEMENTWISE)
     return acc
 
 
@@ -207,7 +197,7 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cos
     return _weighted(v, target, weights, measured)
 
 
-class TritonTargetStream:
+class TritonTargetStream(eager_direction_loss.EagerTargetStream):
     """v̂ and DAS by the kernels; see ``signatures.TargetStream``.
 
     The fused pass makes v's gradient where v requires one, whatever grad mode is: the hook of a checkpointed layer may
@@ -219,41 +209,25 @@ class TritonTargetStream:
     """
 
     def __init__(self, kind: Kind | None) -> None:
-        self.kind = kind
-        self.target: Tensor | None = None
-        self._v: Tensor | None = None
+        super().__init__(kind, capture_layer=capture_layer, direction_loss=direction_loss)
         self._measured: _Measured | None = None
-
-    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
-        self.target = capture_layer(self.target, hidden, positions, weight)
 
     @torch.compiler.disable
     def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
-        self._v = v
         if self.kind is None or _has_graph(self.target, hidden):
-            self.add(hidden, positions, weight)
+            super().finish(hidden, positions, weight, v)
             return
         require("direction_loss", supports(hidden) or supports(v))
-        hidden, first, positions = _contiguous_rows(hidden.detach()), self.target is None, positions.contiguous()
-        self.target = _accumulator(None if self.target is None else self.target.detach(), hidden, positions)
-        layer = _Layer(hidden, positions, float(weight), first)
+        so_far = None if self.target is None else self.target.detach()
+        self.target, layer = _next_layer(so_far, hidden.detach(), positions, weight)
         self._measured = _measure(v, self.target, self.kind, wants_v=v.requires_grad, wants_target=False, layer=layer)
+        self._v = v
 
     def loss(self, weights: Tensor) -> Tensor:
-        if self.kind is None or self.target is None or self._v is None:
-            raise RuntimeError("a target stream has a loss once it is finished, and where it was given a kind")
         if self._measured is None:  # v̂ has a graph
-            return direction_loss(self._v, self.target, weights, self.kind)
+            return super().loss(weights)
+        assert self._v is not None and self.target is not None
         return _weighted(self._v, self.target, weights, self._measured)
-
-
-class _Layer(NamedTuple):
-    """The layer that finishes v̂, for the fused pass."""
-
-    hidden: Tensor  # [B, T, D]
-    positions: Tensor  # [M]
-    weight: float
-    is_first: bool  # v̂ holds nothing yet
 
 
 class _Measured(NamedTuple):
@@ -268,8 +242,20 @@ def _has_graph(acc: Tensor | None, hidden: Tensor) -> bool:
     return torch.is_grad_enabled() and (hidden.requires_grad or (acc is not None and acc.requires_grad))
 
 
+def _next_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> tuple[Tensor, dict[str, Any]]:
+    """``acc`` or memory for it, [M, D], and what kernels are told of a layer [B, T, D] that is added to it."""
+    hidden, shape = _contiguous_rows(hidden), (positions.numel(), hidden.shape[-1])
+    layer = _NO_LAYER | {"hidden": hidden, "positions": positions.contiguous(), "weight": float(weight)}
+    layer |= {"T": hidden.shape[1], "stride_b": hidden.stride(0), "stride_t": hidden.stride(1), "FIRST": acc is None}
+    if acc is None:
+        acc = torch.empty(shape, dtype=torch.float32, device=hidden.device)
+    elif acc.dtype != torch.float32 or not acc.is_contiguous() or acc.shape != shape:
+        raise ValueError(f"acc is {acc.dtype} {list(acc.shape)}; it must be contiguous float32 {list(shape)}")
+    return acc, layer
+
+
 def _measure(
-    v: Tensor, target: Tensor, kind: str, *, wants_v: bool, wants_target: bool, layer: _Layer | None = None
+    v: Tensor, target: Tensor, kind: str, *, wants_v: bool, wants_target: bool, layer: dict[str, Any] = _NO_LAYER
 ) -> _Measured:
     """The distance of each row of v and the target [M, D]; with ``layer`` in the pass that finishes the target."""
     if kind not in ("cosine", "mse"):
@@ -280,7 +266,6 @@ def _measure(
     v, target = _contiguous_rows(v.detach()), _contiguous_rows(target.detach())
     distance = torch.empty(M, dtype=torch.float32, device=v.device)
     dv, dtarget = (distance.new_empty(M, D) if wanted else None for wanted in (wants_v, wants_target))
-    hidden = None if layer is None else layer.hidden
     if M:
         with torch.cuda.device_of(v):
             direction_loss_kernel[(M,)](
@@ -289,17 +274,11 @@ def _measure(
                 distance=distance,
                 dv=dv,
                 dtarget=dtarget,
-                hidden=hidden,
-                positions=None if layer is None else layer.positions,
-                weight=0.0 if layer is None else layer.weight,
-                T=1 if hidden is None else hidden.shape[1],
                 D=D,
                 stride_v=v.stride(0),
                 stride_target=target.stride(0),
-                stride_b=0 if hidden is None else hidden.stride(0),
-                stride_t=0 if hidden is None else hidden.stride(1),
                 COSINE=kind == "cosine",
-                FIRST=layer is not None and layer.is_first,
+                **layer,
                 **row_options(D),
             )
     return _Measured(distance, dv, dtarget)
@@ -308,16 +287,6 @@ def _measure(
 def _contiguous_rows(x: Tensor) -> Tensor:
     """x with a contiguous last dimension; copied only where it has none."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _accumulator(acc: Tensor | None, hidden: Tensor, positions: Tensor) -> Tensor:
-    """``acc``, or memory for it, [M, D]."""
-    shape = (positions.numel(), hidden.shape[-1])
-    if acc is None:
-        return torch.empty(shape, dtype=torch.float32, device=hidden.device)
-    if acc.dtype != torch.float32 or not acc.is_contiguous() or acc.shape != shape:
-        raise ValueError(f"acc is {acc.dtype} {list(acc.shape)}; it must be contiguous float32 {list(shape)}")
-    return acc
 
 
 @torch.compiler.disable

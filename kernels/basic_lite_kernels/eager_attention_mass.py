@@ -2,13 +2,13 @@
 
 Symbols: B batch · T sequence · H attention heads · H_kv key heads · d head size. Sums are float32 whatever the inputs
 are (float64 inputs stay float64), with autocast off.
-Source: method section of arXiv 2508.06895, weights of visual tokens.
+Source: method section of arXiv 2508.06895, weights of visual tokens; from queries and keys instead of stored maps.
 """
 
 import torch
 from torch import Tensor
 
-from basic_lite_kernels.eager_common import compute_dtype
+from basic_lite_kernels.signatures import compute_dtype
 
 # Scores in flight at once: as many as a CPU's cache holds (more are no faster there), and enough to keep a GPU busy.
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
@@ -22,9 +22,8 @@ def attention_mass(
 ) -> Tensor:  # fmt: skip
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
-    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax
-    runs over every key the model itself would see: at or before the query, not padding, inside the sliding
-    window.
+    Divided by K·n and summed over K layers this is a_i. Only rows of text queries are computed; the softmax runs over
+    every key the model itself would see: at or before the query, not padding, inside the sliding window.
 
     Args:
         query: [B, H, T, d], after position encoding, as the attention function gets it; strides are free.
@@ -40,12 +39,9 @@ def attention_mass(
         chunk_elements: scores in flight at once; None: CHUNK_ELEMENTS of the device.
 
     Returns:
-        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no
-        atomics.
+        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no atomics.
 
-    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key
-    head's group. Source: method section, weights of visual tokens; computed from queries and keys instead of
-    stored maps.
+    Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key head's group.
     """
     B, H, T, d = query.shape
     heads_kv = key.shape[1]
@@ -68,11 +64,10 @@ def attention_mass(
     row_step = max(1, chunk_elements // (samples * key_heads * group * T))
     with torch.autocast(query.device.type, enabled=False):
         for b in range(0, B, samples):
-            batch = slice(b, min(b + samples, B))
+            batch = slice(b, b + samples)
             for h in range(0, heads_kv, key_heads):
-                heads = slice(h, min(h + key_heads, heads_kv))
-                keys = key[batch, heads].to(dtype).transpose(2, 3)  # [b, h, d, T]
-                queries = query[batch, heads.start * group : heads.stop * group]  # [b, h·g, T, d]
+                keys = key[batch, h : h + key_heads].to(dtype).transpose(2, 3)  # [b, h, d, T]
+                queries = query[batch, h * group : (h + key_heads) * group]  # [b, h·g, T, d]
                 for r in range(0, longest, row_step):
                     rows = order[batch, r : min(r + row_step, longest)]  # [b, R]
                     used = counted[batch].gather(1, rows)
@@ -84,13 +79,7 @@ def attention_mass(
 
 
 def _column_sums(
-    queries: Tensor,
-    keys: Tensor,
-    rows: Tensor,
-    used: Tensor,
-    seen: Tensor,
-    scaling: float,
-    softcap: float | None,
+    queries: Tensor, keys: Tensor, rows: Tensor, used: Tensor, seen: Tensor, scaling: float, softcap: float | None
 ) -> Tensor:
     """Attention of the chosen rows, summed over rows and heads, [b, T].
 

@@ -4,15 +4,14 @@ Symbols: B batch · T sequence · M packed visual tokens · D hidden size. Sums 
 (float64 inputs stay float64). Sources are sections of arXiv 2508.06895.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from basic_lite_kernels.eager_common import compute_dtype, row_chunks
-from basic_lite_kernels.signatures import Kind
+from basic_lite_kernels.signatures import Kind, compute_dtype
 
 # A chunk of rows takes about this much. It is small next to a training step, and enough to keep a GPU busy. Where few
 # rows are left it is at most 4 bytes an element of them: what their gradient takes when the scratch memory is free.
@@ -44,9 +43,15 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
         acc = torch.zeros(positions.numel(), flat.shape[1], dtype=dtype, device=hidden.device)
     row_bytes = flat.shape[1] * (flat.element_size() + acc.element_size())  # gathered, and cast to add
     scratch = min(SCRATCH_BYTES, 4 * acc.numel())
-    for start, stop in row_chunks(positions.numel(), row_bytes, scratch):
-        acc[start:stop].add_(flat.index_select(0, positions[start:stop]), alpha=weight)
+    for rows in _row_chunks(positions.numel(), row_bytes, scratch):
+        acc[rows].add_(flat.index_select(0, positions[rows]), alpha=weight)
     return acc
+
+
+def _row_chunks(rows: int, row_bytes: int, scratch_bytes: int) -> Iterator[slice]:
+    """Chunks of rows that fit the scratch memory; one row at least."""
+    step = max(1, scratch_bytes // max(1, row_bytes))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cosine") -> Tensor:
@@ -79,12 +84,9 @@ class _DirectionLoss(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, target: Tensor, weights: Tensor, kind: str) -> Tensor:
         dtype = compute_dtype(v, target)
         distance = torch.empty(v.shape[0], dtype=dtype, device=v.device)
-        inverse_x = inverse_y = None
-        if kind == "cosine":
-            inverse_x, inverse_y = torch.empty_like(distance), torch.empty_like(distance)
+        inverse_x, inverse_y = (torch.empty_like(distance) if kind == "cosine" else None for _ in range(2))
         scratch = min(SCRATCH_BYTES, 4 * v.numel())
-        for start, stop in row_chunks(v.shape[0], 20 * v.shape[1], scratch):
-            rows = slice(start, stop)
+        for rows in _row_chunks(v.shape[0], 20 * v.shape[1], scratch):
             x, y = v[rows].to(dtype), target[rows].to(dtype)
             if inverse_x is None or inverse_y is None:
                 distance[rows] = (x - y).square_().mean(dim=1)
@@ -122,9 +124,8 @@ def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Ten
     out = torch.empty_like(like)
     dtype = scale.dtype
     in_place = x.dtype == y.dtype == dtype
-    for start, stop in row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES):
-        rows = slice(start, stop)
-        into = out[rows] if in_place else torch.empty(stop - start, out.shape[1], dtype=dtype, device=out.device)
+    for rows in _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES):
+        into = out[rows] if in_place else torch.empty_like(out[rows], dtype=dtype)
         if of_x is None or of_y is None:
             torch.sub(x[rows].to(dtype), y[rows].to(dtype), out=into)
         else:

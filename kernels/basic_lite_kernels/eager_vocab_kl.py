@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from basic_lite_kernels.eager_common import compute_dtype
+from basic_lite_kernels.signatures import compute_dtype
 
 SCRATCH_BYTES = 192 * 2**20
 CHUNK_ROWS = 256
@@ -44,101 +44,86 @@ def vocab_kl(
         A scalar ≥ 0, float32 (float64 for float64 inputs); 0 where both sides agree.
 
     Peak extra bytes: 4·M·D for the gradient + 10·R·V (R ≥ 8): two float32 logit buffers, and 2·R·V in turn
-    for table rows cast to float32 and for row arithmetic, in blocks and tiles. The second part is independent
-    of M. Source: method section, semantic distribution supervision.
+    for table rows cast to float32 and for row arithmetic, in blocks and tiles. The second part is independent of M.
     """
-    gradients = tuple(torch.is_grad_enabled() and x.requires_grad for x in (v, target))
     if chunk_rows is None:
         most = max(CHUNK_ROWS, CHUNK_ELEMENTS // table.shape[0])
         chunk_rows = max(16, min(most, SCRATCH_BYTES // (10 * table.shape[0])))
-    return _VocabKL.apply(v, target, table, weights, scale, excluded, chunk_rows, gradients)
+    wants = [torch.is_grad_enabled() and x.requires_grad for x in (v, target)]
+    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+        loss, *gradients = _loss_and_gradients(v, target, table, weights, scale, excluded, chunk_rows, wants)
+    return with_gradients(v, target, loss, *gradients)
+
+
+def with_gradients(v: Tensor, target: Tensor, loss: Tensor, dv: Tensor | None, dtarget: Tensor | None) -> Tensor:
+    """``loss`` with a graph to v and the target, from gradients that were made with it; None: not wanted."""
+    result: Tensor = _VocabKL.apply(v, target, loss, dv, dtarget)
+    return result
 
 
 class _VocabKL(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        v: Tensor,
-        target: Tensor,
-        table: Tensor,
-        weights: Tensor,
-        scale: float,
-        excluded: Tensor | None,
-        chunk_rows: int,
-        gradients: tuple[bool, bool],
-    ) -> Tensor:
-        dtype = compute_dtype(v, target)
-        dv = torch.zeros_like(v, dtype=dtype) if gradients[0] else None
-        dtarget = torch.zeros_like(target, dtype=dtype) if gradients[1] else None
-        total = torch.zeros((), dtype=torch.float64, device=v.device)
-        rows = max(1, min(chunk_rows, v.shape[0]))
-        z, z_target = (torch.empty(rows, table.shape[0], dtype=dtype, device=v.device) for _ in range(2))
-        with torch.autocast(v.device.type, enabled=False):
-            for start in range(0, v.shape[0], rows):
-                chunk = slice(start, min(start + rows, v.shape[0]))
-                kl = _kl_rows(
-                    v[chunk].to(dtype),
-                    target[chunk].to(dtype),
-                    table,
-                    scale,
-                    excluded,
-                    (z[: chunk.stop - start], z_target[: chunk.stop - start]),
-                    None if dv is None else dv[chunk],
-                    None if dtarget is None else dtarget[chunk],
-                )
-                total += (kl.double() * weights[chunk].double()).sum()
-        # a_i goes on after the products, in full precision, never into the logits.
-        factor = (weights.to(dtype) * scale).unsqueeze(1)  # [M, 1]
+    def forward(ctx: Any, v: Tensor, target: Tensor, loss: Tensor, *gradients: Tensor | None) -> Tensor:
         # Saved, not attributes: autograd drops saved tensors once they were used, attributes live as long as the loss.
-        ctx.save_for_backward(
-            None if dv is None else dv.mul_(factor).to(v.dtype),
-            None if dtarget is None else dtarget.mul_(factor).to(target.dtype),
-        )
-        return total.to(dtype)
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Not in place: a second backward finds them as they were.
         dv, dtarget = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return dv, dtarget, None, None, None, None, None, None
+        return dv, dtarget, None, None, None
+
+
+def _loss_and_gradients(
+    v: Tensor, target: Tensor, table: Tensor, weights: Tensor, scale: float, excluded: Tensor | None, chunk_rows: int,
+    wants: list[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The loss, and its gradients for v and for the target where they are wanted."""
+    dtype = compute_dtype(v, target)
+    dv, dtarget = (torch.zeros_like(v, dtype=dtype) if wanted else None for wanted in wants)
+    total = torch.zeros((), dtype=torch.float64, device=v.device)
+    rows = max(1, min(chunk_rows, v.shape[0]))
+    z, z_target = (torch.empty(rows, table.shape[0], dtype=dtype, device=v.device) for _ in range(2))
+    for start in range(0, v.shape[0], rows):
+        chunk = slice(start, min(start + rows, v.shape[0]))
+        logits = z[: chunk.stop - start], z_target[: chunk.stop - start]
+        gradients = [None if made is None else made[chunk] for made in (dv, dtarget)]
+        kl = _kl_rows(v[chunk].to(dtype), target[chunk].to(dtype), table, scale, excluded, logits, gradients)
+        total += (kl.double() * weights[chunk].double()).sum()
+    # a_i goes on after the products, in full precision, never into the logits.
+    factor = (weights.to(dtype) * scale).unsqueeze(1)  # [M, 1]
+    dv = None if dv is None else dv.mul_(factor).to(v.dtype)
+    dtarget = None if dtarget is None else dtarget.mul_(factor).to(target.dtype)
+    return total.to(dtype), dv, dtarget
 
 
 def _kl_rows(
-    x: Tensor,
-    y: Tensor,
-    table: Tensor,
-    scale: float,
-    excluded: Tensor | None,
-    logits: tuple[Tensor, Tensor],
-    dx: Tensor | None,
-    dy: Tensor | None,
-) -> Tensor:
+    x: Tensor, y: Tensor, table: Tensor, scale: float, excluded: Tensor | None, logits: tuple[Tensor, Tensor],
+    gradients: list[Tensor | None],
+) -> Tensor:  # fmt: skip
     """KL(softmax(s y Eᵀ) ‖ softmax(s x Eᵀ)) of R rows, [R].
 
-    Adds (q − p) E to dx and p (log p/q − KL) E to dy.
-    Three passes over two [R, V] buffers, the last two in place: logits, then what multiplies E, then the
-    products.
+    Adds (q − p) E to the first gradient and p (log p/q − KL) E to the second. Three passes over two [R, V] buffers, the
+    last two in place: logits, then what multiplies E, then the products.
     """
-    z, z_target = logits
     # Table rows of another type are cast a block at a time: 4·W·D bytes are at most 2·R·V.
     step = table.shape[0] if table.dtype == x.dtype else max(1, x.shape[0] * table.shape[0] // (2 * x.shape[1]))
     blocks = [slice(w, min(w + step, table.shape[0])) for w in range(0, table.shape[0], step)]
     for block in blocks:
         words = table[block].to(x.dtype)
-        torch.mm(x, words.T, out=z[:, block])
-        torch.mm(y, words.T, out=z_target[:, block])
+        for rows, out in zip((x, y), logits, strict=True):
+            torch.mm(rows, words.T, out=out[:, block])
         del words  # before the next block is cast
-    kl = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
     tile = max(1, 2 * x.shape[0] // 15)  # 15 bytes of scratch an element
-    for start in range(0, x.shape[0], tile):
-        rows = slice(start, start + tile)
-        kl[rows] = _kl_tile(z[rows], z_target[rows], scale, excluded)
+    tiles = zip(*(z.split(tile) for z in logits), strict=True)
+    kl = torch.cat([_kl_tile(z, z_target, scale, excluded) for z, z_target in tiles])
     for block in blocks:
         words = table[block].to(x.dtype)
-        if dx is not None:
-            dx.addmm_(z[:, block], words)
-        if dy is not None:
-            dy.addmm_(z_target[:, block], words)
+        for difference, gradient in zip(logits, gradients, strict=True):
+            if gradient is not None:
+                gradient.addmm_(difference[:, block], words)
         del words
     return kl
 

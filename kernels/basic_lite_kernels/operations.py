@@ -55,7 +55,12 @@ def choose(
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     by_name = kernels == "triton"
-    obstacle = _interpreter_obstacle(by_name) if interpreted() else _gpu_obstacle(device)
+    if not interpreted():
+        obstacle = _gpu_obstacle(device)
+    elif by_name:
+        obstacle = _import_obstacle()
+    else:  # it is for tests
+        obstacle = "TRITON_INTERPRET is set, which interprets kernels on the CPU, far slower than plain PyTorch"
     if obstacle is None and by_name and not interpreted() and is_amd():
         obstacle = f"attention_mass: {AMD}; kernels: auto takes Triton for the other operations"
     if obstacle is not None and by_name:
@@ -77,13 +82,6 @@ def _import_obstacle() -> str | None:
     except ImportError as error:
         return f"triton can't be imported ({error})"
     return None
-
-
-def _interpreter_obstacle(by_name: bool) -> str | None:
-    """The interpreter is for tests: thousands of times slower, so ``auto`` never takes it."""
-    if not by_name:
-        return "TRITON_INTERPRET is set, which interprets kernels on the CPU, far slower than plain PyTorch"
-    return _import_obstacle()
 
 
 @functools.cache

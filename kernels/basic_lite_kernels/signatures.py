@@ -1,4 +1,4 @@
-"""The operations of BASIC as types: what each one takes and returns, whoever computes it.
+"""The operations of BASIC as types: what each one takes and returns, whoever computes it, and what it computes in.
 
 Symbols: B batch · T sequence · M packed visual tokens · H attention heads · H_kv key heads · d head size · D hidden
 size · V vocabulary rows. ``naive`` says what each operation computes.
@@ -7,6 +7,7 @@ size · V vocabulary rows. ``naive`` says what each operation computes.
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Kind = Literal["cosine", "mse"]
@@ -14,6 +15,11 @@ Kind = Literal["cosine", "mse"]
 
 class KernelUnavailable(RuntimeError):
     """The Triton kernels were asked for by name and can't run here, or not on these tensors."""
+
+
+def compute_dtype(x: Tensor, y: Tensor) -> torch.dtype:
+    """What sums of the two are in: float32, or float64 where one is float64."""
+    return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
 
 
 class TargetStream(Protocol):

@@ -11,20 +11,11 @@ from basic_lite_kernels.eager_direction_loss import EagerTargetStream
 from basic_lite_kernels.eager_vocab_kl import vocab_kl as eager_vocab_kl
 from basic_lite_kernels.signatures import Kind, Operations, TargetStream
 
-TRITON = Operations(
-    name="triton",
-    target_stream=direction_loss.TritonTargetStream,
-    vocab_kl=vocab_kl.vocab_kl,
-    attention_mass=attention_mass.attention_mass,
-)
+TRITON = Operations("triton", direction_loss.TritonTargetStream, vocab_kl.vocab_kl, attention_mass.attention_mass)
 
 
 def triton_or_eager(say: Callable[[str], None]) -> Operations:
-    """The kernels for inputs that they take, eager code for others. Each operation and reason is said once.
-
-    Args:
-        say: shows a line to the user.
-    """
+    """The kernels for inputs that they take, eager code for others. ``say`` tells the user each reason once."""
     either = _Either(say)
     return Operations("triton", either.target_stream, either.vocab_kl, either.attention_mass)
 

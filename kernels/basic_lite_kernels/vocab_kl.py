@@ -21,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from basic_lite_kernels.eager_vocab_kl import with_gradients
 from basic_lite_kernels.triton_support import require, why_not
 
 # Four numbers a thread and side, so that a load is 16 bytes; 40 registers, so that a processor is full of threads.
@@ -255,32 +255,6 @@ def _scaled_product(difference: Tensor, table: Tensor, factor: Tensor, out: Tens
         out.copy_(product)
 
 
-class _VocabKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        v: Tensor,
-        target: Tensor,
-        table: Tensor,
-        weights: Tensor,
-        scale: float,
-        excluded: Tensor | None,
-        chunk_rows: int | None,
-        wants: tuple[bool, bool],
-    ) -> Tensor:
-        loss, dv, dtarget = _launch(v, target, table, weights, scale, excluded, chunk_rows, *wants)
-        ctx.save_for_backward(dv, dtarget)
-        ctx.wants = wants
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Not in place: a second backward finds them as they were.
-        dv, dtarget = (x * grad if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.wants, strict=True))
-        return dv, dtarget, None, None, None, None, None, None
-
-
 def vocab_kl(
     v: Tensor, target: Tensor, table: Tensor, weights: Tensor, *, scale: float = 1.0, excluded: Tensor | None = None,
     chunk_rows: int | None = None,
@@ -310,5 +284,8 @@ def vocab_kl(
         )
     if excluded is not None and (excluded.shape != table.shape[:1] or excluded.dtype != torch.bool):
         raise ValueError(f"vocab_kl: excluded is {excluded.dtype} {tuple(excluded.shape)}; it must be bool [V]")
-    wants_v, wants_target = (torch.is_grad_enabled() and x.requires_grad for x in (v, target))
-    return _VocabKL.apply(v, target, table, weights, scale, excluded, chunk_rows, (wants_v, wants_target))
+    wants = [torch.is_grad_enabled() and x.requires_grad for x in (v, target)]
+    inputs = v.detach(), target.detach(), table.detach(), weights.detach()
+    loss, *gradients = _launch(*inputs, scale, excluded, chunk_rows, *wants)
+    dv, dtarget = (made if wanted else None for made, wanted in zip(gradients, wants, strict=True))
+    return with_gradients(v, target, loss, dv, dtarget)
