@@ -85,11 +85,7 @@ class ThreeWays:
         assert supervision is not None
         timed = watched.supervision(supervision)
         timed.vocabulary.mean_norm()  # once a run, so none of a step's time
-        self.steps = {
-            OFF: self.longest.step,
-            ON: self.longest.step,
-            NAIVE: self._made(NaiveStep, supervision),
-        }
+        self.steps = {OFF: self.longest.step, ON: self.longest.step, NAIVE: self._made(NaiveStep, supervision)}
         self.watched = {
             OFF: self.longest.step,
             ON: self._made(WatchedStep, timed, breakdown=watched),

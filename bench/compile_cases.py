@@ -100,11 +100,7 @@ def of_attention_mass() -> list[CompileCase]:
     return cases
 
 
-OF_KERNEL_FILE = {
-    "direction_loss": of_direction_loss,
-    "vocab_kl": of_vocab_kl,
-    "attention_mass": of_attention_mass,
-}
+OF_KERNEL_FILE = {"direction_loss": of_direction_loss, "vocab_kl": of_vocab_kl, "attention_mass": of_attention_mass}
 
 
 def all_cases() -> list[CompileCase]:

@@ -176,11 +176,7 @@ def shape_recipe(root: Path, size: str, **keys: Any) -> Recipe:
         "stage": 2,
         "model": {"vision": str(tower), "llm": str(language), **keys.pop("model", {})},
         "lora": {"enabled": True, "rank": keys.pop("rank", 16), **keys.pop("lora", {})},
-        "data": {
-            "train": {"path": "data.json"},
-            "max_length": keys.pop("max_length", 1024),
-            **keys.pop("data", {}),
-        },
+        "data": {"train": {"path": "data.json"}, "max_length": keys.pop("max_length", 1024), **keys.pop("data", {})},
         "training": {
             "micro_batch": micro,
             "global_batch": keys.pop("global_batch", micro * 4),

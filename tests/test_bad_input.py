@@ -66,11 +66,7 @@ def q(value: object) -> str:
     ids=lambda value: value[0].split("/")[-1][:40] if isinstance(value, list) else None,
 )
 def test_refused_with_place_and_fix(
-    overrides: list[str],
-    expected: list[str],
-    dry: list[str],
-    material: Path,
-    capsys: pytest.CaptureFixture[str],
+    overrides: list[str], expected: list[str], dry: list[str], material: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (material / "broken.json").write_text('[\n {"id": 1, "image": "0.png"},\n {"id": 2 "image": "1.png"}\n]\n')
     good = json.loads((material / "data.json").read_text())[:3]

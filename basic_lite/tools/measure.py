@@ -30,13 +30,7 @@ class LongestStep:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        loaded: Loaded,
-        shape: Shape,
-        device: torch.device,
-        say: Say,
-        make: MakeStep = make_step,
+        self, recipe: Recipe, loaded: Loaded, shape: Shape, device: torch.device, say: Say, make: MakeStep = make_step
     ) -> None:
         """
         Args:

@@ -41,11 +41,7 @@ class Progress:
 
 
 def write_training_state(
-    folder: Path,
-    progress: Progress,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    generators: list[list[Tensor]],
+    folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, scheduler: Any, generators: list[list[Tensor]]
 ) -> None:
     """Write the files beside the bundle.
 

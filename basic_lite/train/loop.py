@@ -21,12 +21,7 @@ from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
 from basic_lite.train.batches import Batch, Schedule, step_batches
 from basic_lite.train.bundle import checkpoints_of, write_bundle
-from basic_lite.train.checkpoint import (
-    Progress,
-    read_progress,
-    restore_training_state,
-    write_training_state,
-)
+from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck

@@ -39,11 +39,7 @@ def test_saved_with_image_features(tmp_path: Path) -> None:
     rows: dict[str, list[Any]] = {
         "key": ["a", "b", "c"],
         "conversations": [TALK, TALK, [{"from": "human", "value": "q"}, TALK[1]]],
-        "image": [
-            Image.new("RGB", (4, 3), (9, 8, 7)),
-            {"bytes": png((1, 2, 3)), "path": None},
-            None,
-        ],
+        "image": [Image.new("RGB", (4, 3), (9, 8, 7)), {"bytes": png((1, 2, 3)), "path": None}, None],
     }
     features = datasets.Features(
         {

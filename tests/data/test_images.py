@@ -12,14 +12,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
-from basic_lite.data.images import (
-    ImageRef,
-    check_image,
-    fit,
-    locate,
-    open_image,
-    pixels,
-)
+from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, pixels
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
 
@@ -48,15 +41,7 @@ def test_paths_that_stay_inside(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "../out.png",
-        "sub/../../out.png",
-        "OUT",
-        "away/../../out.png",
-        "../pics-more/x.png",
-        "../missing.png",
-        "..",
-    ],
+    ["../out.png", "sub/../../out.png", "OUT", "away/../../out.png", "../pics-more/x.png", "../missing.png", ".."],
 )
 @pytest.mark.parametrize("how", ["open", "exists", "none"])
 def test_paths_that_leave_the_folder(folder: Path, name: str, how: Any) -> None:
@@ -83,12 +68,7 @@ def test_missing_images(folder: Path) -> None:
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp"])
 def test_damage_is_found_when_opened(tmp_path: Path, ending: str) -> None:
     whole = write_image(tmp_path / f"whole.{ending}", (64, 64)).read_bytes()
-    for name, data in {
-        "cut": whole[: len(whole) // 2],
-        "empty": b"",
-        "text": b"<html>",
-        "head": whole[:20],
-    }.items():
+    for name, data in {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"<html>", "head": whole[:20]}.items():
         (tmp_path / f"{name}.{ending}").write_bytes(data)
         image = ImageRef(f"{name}.{ending}", str(tmp_path))
         check_image(image, "exists")

@@ -353,10 +353,7 @@ def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]
         ]
         batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=4,
-            do_sample=False,
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=4, do_sample=False
         )
         told = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         right = [a == b for a, (_, b) in zip(told, prompts, strict=True)]

@@ -65,13 +65,7 @@ def test_never_makes_the_map() -> None:
     text[:, :2] = False
     with kit.MadeShapes() as made:
         attention_mass(
-            query,
-            key,
-            scaling=0.3,
-            text_queries=text,
-            visual=visual,
-            valid=torch.ones_like(text),
-            chunk_elements=1000,
+            query, key, scaling=0.3, text_queries=text, visual=visual, valid=torch.ones_like(text), chunk_elements=1000
         )
     assert not [s for s in made.shapes if s[-2:] == (T, T)]
 

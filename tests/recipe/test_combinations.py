@@ -36,23 +36,11 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["supervision.layers=0.0"], "supervision.layers", "above 0"),
         (["supervision.stages=[]"], "supervision.stages", "supervision.enabled: false"),
         (["supervision.token_weights=0"], "supervision.token_weights", "number above 0"),
-        (
-            ["training.micro_batch=48"],
-            "training.micro_batch",
-            "micro_batch: 32, or training.global_batch: 144",
-        ),
+        (["training.micro_batch=48"], "training.micro_batch", "micro_batch: 32, or training.global_batch: 144"),
         (["training.betas=[0.9, 1]"], "training.betas", "below 1"),
         (["training.eval_every=5"], "training.eval_every", "add data.eval"),
-        (
-            ["training.projector_learning_rate=0", "training.learning_rate=0"],
-            "training.learning_rate",
-            "nothing",
-        ),
-        (
-            ["training.projector_learning_rate=0", "lora.enabled=false"],
-            "training.projector_learning_rate",
-            "LoRA",
-        ),
+        (["training.projector_learning_rate=0", "training.learning_rate=0"], "training.learning_rate", "nothing"),
+        (["training.projector_learning_rate=0", "lora.enabled=false"], "training.projector_learning_rate", "LoRA"),
         (["model.attention=flash_attention_2", "training.device=cpu"], "model.attention", "sdpa"),
         (["kernels=triton", "training.device=cpu"], "kernels", "kernels: reference"),
         (

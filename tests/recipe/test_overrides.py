@@ -50,15 +50,7 @@ def test_override_mends_a_wrong_value_and_reaches_into_lists(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("", None),
-        ("3", 3),
-        ("1e-3", 1e-3),
-        ("true", True),
-        ("off", "off"),
-        ("'3'", "3"),
-        ("[1, a]", [1, "a"]),
-    ],
+    [("", None), ("3", 3), ("1e-3", 1e-3), ("true", True), ("off", "off"), ("'3'", "3"), ("[1, a]", [1, "a"])],
 )
 def test_override_values(text: str, value: Any) -> None:
     read = read_override(text)

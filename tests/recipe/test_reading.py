@@ -127,11 +127,7 @@ kernels: triton
         ("training.global_batch", "1_000", "found the text '1_000'; write 1000"),
         ("training.epochs", ".inf", "must be finite"),
         ("training.epochs", ".nan", "must be finite"),
-        (
-            "training.gradient_checkpointing",
-            "yes",
-            "expected true or false, found the text 'yes'; write true",
-        ),
+        ("training.gradient_checkpointing", "yes", "expected true or false, found the text 'yes'; write true"),
         ("training.gradient_checkpointing", "1", "expected true or false, found the number 1"),
         ("training.betas", "[0.9]", "expected a list of 2 numbers"),
         ("training.betas", "[0.9, x]", "expected a list of 2 numbers"),

@@ -70,10 +70,7 @@ def test_oracle_for_every_switch(settings: dict[str, Any], checkpointing: bool) 
 @pytest.mark.parametrize(
     ("kind", "attention"),
     # gemma2 caps its scores, which transformers' sdpa refuses.
-    [
-        *product(["llama", "mistral", "phi3", "gemma", "qwen2", "qwen3"], ["sdpa", "eager"]),
-        ("gemma2", "eager"),
-    ],
+    [*product(["llama", "mistral", "phi3", "gemma", "qwen2", "qwen3"], ["sdpa", "eager"]), ("gemma2", "eager")],
 )
 def test_oracle_for_every_llm(kind: str, attention: str, padding_side: str) -> None:
     assert_matches_oracle(

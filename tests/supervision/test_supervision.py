@@ -58,8 +58,7 @@ def test_a_lambda_of_zero_computes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"enabled": False}, {"lambda_das": 0.0, "lambda_sds": 0.0}, {"direction": "off", "lambda_sds": 0.0}],
+    "settings", [{"enabled": False}, {"lambda_das": 0.0, "lambda_sds": 0.0}, {"direction": "off", "lambda_sds": 0.0}]
 )
 def test_nothing_is_tapped_when_there_is_nothing_to_compute(settings: dict[str, Any]) -> None:
     model, batch = kit.tiny_llava(), kit.tiny_batch()

@@ -70,15 +70,7 @@ TEMPLATES = {
     "mistral": MISTRAL,
     "thinking": THINKING,
 }
-SPECIAL = [
-    "<|start|>",
-    "<|end|>",
-    "<|eot|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-]
+SPECIAL = ["<|start|>", "<|end|>", "<|eot|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
 KINDS = ("word", "byte", "byte_bos", "spm", "spm_first")
 
 
@@ -109,12 +101,7 @@ def tokenizer(kind: str, template: str | None = None, image: bool = True) -> Any
             backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         else:
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        steps = [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         backend.decoder = decoders.Sequence(steps)
         bytes_ = [f"<0x{n:02X}>" for n in range(256)]
         trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *bytes_], show_progress=False)

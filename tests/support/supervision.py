@@ -83,12 +83,7 @@ def tiny_llava(
     """A random model in float32, weights large enough that attention and logits are far from flat."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
     config = LlavaConfig(
         vision_config=vision, text_config=llm_config(kind), image_token_id=IMAGE, image_seq_length=PATCHES,
@@ -117,12 +112,7 @@ def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0
 
     image = [IMAGE] * PATCHES
     samples = {
-        "full": [
-            text(2) + image + text(5),
-            text(1) + image + text(3) + image + text(4),
-            text(6),
-            text(3) + image,
-        ],
+        "full": [text(2) + image + text(5), text(1) + image + text(3) + image + text(4), text(6), text(3) + image],
         "image": [text(1) + image + text(4), text(2) + image + text(6)],
         "text": [text(6), text(9)],
     }[rows]
@@ -137,11 +127,7 @@ def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0
         fill = ([0] * pad, [0] * pad, [-100] * pad)
         for out, own, filler in zip((ids, mask, labels), row, fill, strict=True):
             out.append(filler + own if padding_side == "left" else own + filler)
-    batch = {
-        "input_ids": torch.tensor(ids),
-        "attention_mask": torch.tensor(mask),
-        "labels": torch.tensor(labels),
-    }
+    batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
     images = int((batch["input_ids"] == IMAGE).sum()) // PATCHES
     if images:
         batch["pixel_values"] = torch.randn(images, 3, 8, 8, generator=generator)
@@ -210,11 +196,7 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
         pixels = batch["pixel_values"][image : image + images].double()
         image += images
         out = exact(
-            input_ids=ids[None],
-            pixel_values=pixels,
-            output_hidden_states=True,
-            output_attentions=True,
-            use_cache=False,
+            input_ids=ids[None], pixel_values=pixels, output_hidden_states=True, output_attentions=True, use_cache=False
         )
         queries = [
             j
@@ -241,14 +223,7 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     das_grad = torch.autograd.grad(das, parameters, retain_graph=True)
     sds_grad = torch.autograd.grad(sds, parameters)
     return Truth(
-        das.detach(),
-        sds.detach(),
-        weights,
-        v_all.detach(),
-        v_hat.detach(),
-        masses,
-        list(das_grad),
-        list(sds_grad),
+        das.detach(), sds.detach(), weights, v_all.detach(), v_hat.detach(), masses, list(das_grad), list(sds_grad)
     )
 
 

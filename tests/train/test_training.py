@@ -41,11 +41,7 @@ def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize(
     "switches",
-    [
-        {},
-        {"supervision.token_weights": "uniform"},
-        {"supervision.token_weights": 0.5, "supervision.direction": "mse"},
-    ],
+    [{}, {"supervision.token_weights": "uniform"}, {"supervision.token_weights": 0.5, "supervision.direction": "mse"}],
     ids=["attention", "uniform", "fixed-mse"],
 )
 def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) -> None:
