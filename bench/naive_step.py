@@ -31,8 +31,7 @@ from torch import Tensor
 
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
-from basic_lite.train.step import Batch, Lambdas, StepCounts, TrainStep
-from basic_lite.train.terms import MicroBatchLoss
+from basic_lite.train.step import Batch, Lambdas, MicroBatchLoss, StepCounts, TrainStep
 from basic_lite_kernels import naive
 
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, logged, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
+from basic_lite.train.bundle import load_trained
 from basic_lite.train.files import write_json
-from basic_lite.train.restore import load_trained
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BASIC off": {"supervision__enabled": False},

@@ -16,7 +16,7 @@ from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
-from basic_lite.train.restore import load_trained
+from basic_lite.train.bundle import load_trained
 
 # The most tokens of an answer in `chat`.
 MAX_NEW_TOKENS = 256

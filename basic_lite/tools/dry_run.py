@@ -23,8 +23,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.assembly import basic_is_on, check_machine, preflight
 from basic_lite.train.batches import Schedule
-from basic_lite.train.bundle import open_bundle
-from basic_lite.train.restore import require_same_model
+from basic_lite.train.bundle import open_bundle, require_same_model
 from basic_lite.train.run_folder import look_at_run_folder, require_writable
 from basic_lite.units import MIB
 

@@ -22,10 +22,9 @@ from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.bundle import Bundle, open_bundle
+from basic_lite.train.bundle import Bundle, open_bundle, require_same_model, restore_projector
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.processes import ALONE, Processes
-from basic_lite.train.restore import require_same_model, restore_projector
 from basic_lite.train.step import TrainStep
 
 

@@ -6,8 +6,6 @@
     optimizer.safetensors     state tensors, by parameter and name
     generators.safetensors    each process's random generators
     training.json             step, scheduler, optimizer's numbers, what the loop remembers
-
-Safetensors and JSON only: no pickle is written or read.
 """
 
 import json

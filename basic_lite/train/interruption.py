@@ -60,8 +60,8 @@ class Interruption:
 def start_worker(_worker: int, *, ending: Any) -> None:
     """Start a data loader's worker: what a terminal or a scheduler sends to the whole group doesn't end it.
 
-    The main process needs its workers to finish the step. It ends them by their queue, and where a traceback keeps
-    that alive by SIGTERM, as torch and multiprocessing do at exit. A worker whose main process is gone ends by itself.
+    The main process needs its workers to finish the step, and ends them itself, at exit by SIGTERM. A worker whose main
+    process is gone ends by itself.
 
     Args:
         ending: shared with the main process; its ``value`` is true once the workers aren't needed any more.

@@ -20,7 +20,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
 from basic_lite.train.batches import Batch, Schedule, step_batches
-from basic_lite.train.bundle import checkpoints_of, write_bundle
+from basic_lite.train.bundle import checkpoints_of, restore_adapter, restore_projector, write_bundle
 from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
@@ -30,10 +30,8 @@ from basic_lite.train.log import RunLog
 from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.recovery import Recovery, memory_needed, random_state
-from basic_lite.train.restore import restore_adapter, restore_projector
 from basic_lite.train.run_folder import RunFolder
-from basic_lite.train.step import StepCounts
-from basic_lite.train.terms import Terms
+from basic_lite.train.step import StepCounts, Terms
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
@@ -64,7 +62,7 @@ class Loop:
         self.train_step = make_step(
             recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
         )
-        self.log = RunLog(run.folder.log, run.processes)
+        self.log = RunLog(run.folder.path / "log.jsonl", run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
         self.progress = self._start()
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device

@@ -105,11 +105,6 @@ class Processes:
         if self.count > 1:
             self._with_others(copy_all)
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.accelerator is not None:
-            self._with_others(self.accelerator.wait_for_everyone)
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """Wrap work that each process does alone. If one raises ``UserError``, all stop here and one reports it.

@@ -36,9 +36,8 @@ class Attempt:
 class Recovery:
     """Attempts with micro-batches that memory has room for; remembers how large those are.
 
-    The whole optimizer step is what is tried again, since a backward that broke off has left some of its gradients. It
-    draws the same dropout as a run that had the smaller micro-batch from the start, and every term is divided by the
-    step's own counts. So the step is the one that such a run makes.
+    The whole optimizer step is tried again, since a backward that broke off has left some of its gradients. It draws
+    the dropout of a run that had the smaller micro-batch from the start, so the step is the one that such a run makes.
     """
 
     def __init__(

@@ -45,11 +45,6 @@ class RunFolder:
         """The bundle that a finished run leaves."""
         return self.path / "final"
 
-    @property
-    def log(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "log.jsonl"
-
     def checkpoint_at(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
@@ -58,7 +53,7 @@ class RunFolder:
         """Take the folder: write the resolved recipe, set aside checkpoints of steps that are made again."""
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
-            self.log.unlink(missing_ok=True)
+            (self.path / "log.jsonl").unlink(missing_ok=True)
             return
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > self.checkpoint.step]
         for old in [*later, self.final]:

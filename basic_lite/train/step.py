@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,13 @@ from basic_lite.data.tokens import IGNORE
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.llava import labelled_positions
 from basic_lite.model.parts import Parts
-from basic_lite.supervision import Supervision
+from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
 from basic_lite.train.processes import ALONE, Processes
-from basic_lite.train.terms import MicroBatchLoss, Terms
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
 Lap = Callable[[], object]
-
-
-def nothing() -> None:
-    """A lap that nobody measures."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,53 @@ class StepCounts:
         return StepCounts(self.labelled_tokens * factor, self.samples_with_image * factor, self.tokens * factor)
 
 
+@dataclass(frozen=True)
+class MicroBatchLoss:
+    """A micro-batch's loss and its terms. ``basic`` is None where BASIC is off in this step."""
+
+    loss: Tensor
+    lm: Tensor
+    basic: SupervisionLosses | None
+
+
+class Terms:
+    """Collects on the device; ``values`` brings the sums to the host, which waits for the device."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
+
+    def add(self, result: MicroBatchLoss) -> None:
+        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
+        self._add("loss", result.loss)
+        self._add("lm", result.lm)
+        if result.basic is not None:
+            self._add("das", result.basic.das)
+            self._add("sds", result.basic.sds)
+            for name, value in result.basic.metrics.items():
+                self._add(name, value * result.basic.samples, result.basic.samples)
+
+    def _add(self, name: str, value: Tensor, weight: int = 0) -> None:
+        value = value.detach().float()
+        total, before = self._totals.get(name, (torch.zeros_like(value), 0))
+        self._totals[name] = (total + value, before + weight)
+
+    def values(self, processes: Processes) -> dict[str, float]:
+        """The step's terms and measures, the same in every process."""
+        own = {name: (float(total), weight) for name, (total, weight) in self._totals.items()}
+        sums: dict[str, tuple[float, int]] = {}
+        # A process may have had no image, or no micro-batch at all: totals are brought together by name.
+        for row in processes.gather(own):
+            for name, (total, weight) in row.items():
+                before, count = sums.get(name, (0.0, 0))
+                sums[name] = (before + total, count + weight)
+        return {name: total / weight if weight else total for name, (total, weight) in sums.items()}
+
+
 class TrainStep:
     """One optimizer step of a model: forwards with the taps open, losses, backwards, clipping, update.
 
     Everything that a step needs set up stands here: modes, casts, copies to the device, the pass that uniform weights
     need first, the sum of gradients over processes, and clipping.
-
-        step = TrainStep(parts, supervision, device=device, optimizer=optimizer)
-        terms = step(batches, StepCounts.of(batches, parts.image_token_id), lambdas=(1.0, 0.01))
     """
 
     def __init__(
@@ -98,14 +132,14 @@ class TrainStep:
             leave_casts_to_autocast(parts)
         self.train_mode()
 
-    def __call__(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
+    def __call__(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
         """Make one step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
         terms = self.gradients(batches, counts, lambdas, lap)
         self.update()
         lap()
         return terms
 
-    def gradients(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = nothing) -> Terms:
+    def gradients(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
         """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
 
         Args:
@@ -186,7 +220,7 @@ class TrainStep:
             parameter.grad = None
 
     @torch.no_grad()
-    def mean_mass(self, batches: Sequence[Batch], counts: StepCounts, lambdas: Lambdas) -> Tensor | None:
+    def mean_mass(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas) -> Tensor | None:
         """The step's mean attention mass Σ_i a_i for ``token_weights: uniform``: one more forward, without dropout.
 
         It is always measured this way, so it is the same whatever the micro-batch and the number of processes. None

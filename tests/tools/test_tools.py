@@ -19,7 +19,7 @@ from basic_lite.run import train
 from basic_lite.tools.answer import answer, chat, chat_format
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
-from basic_lite.train.restore import load_trained
+from basic_lite.train.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 

@@ -206,7 +206,7 @@ def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mixed_bundle_is_refused(tmp_path: Path) -> None:
-    from basic_lite.train.restore import load_trained
+    from basic_lite.train.bundle import load_trained
 
     one, other = run(tmp_path, {"name": "one"}), run(tmp_path, {"name": "other", "seed": 1})
     (one / "final" / "projector.safetensors").write_bytes((other / "final" / "projector.safetensors").read_bytes())
@@ -236,7 +236,7 @@ def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
     from peft import PeftModel
 
     from basic_lite.model.llava import BasicLlavaForConditionalGeneration
-    from basic_lite.train.restore import load_trained
+    from basic_lite.train.bundle import load_trained
 
     folder = run(tmp_path, {"quantization.mode": "none", "training.learning_rate": 1e-2})
     loaded, _ = load_trained(folder, torch.device("cpu"))
