@@ -190,8 +190,7 @@ class TrainStep:
                 captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
             )
             loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
-        # A text-only batch doesn't reach the projector. It takes part all the same, with gradient zero: its optimizer
-        # state moves on as it does with BASIC on, and in several processes of which another has an image.
+        # A batch of text doesn't reach the projector; a gradient of zero moves its optimizer state on as any other does.
         loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatchLoss(loss, lm, basic)
 
