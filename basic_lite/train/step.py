@@ -190,7 +190,7 @@ class TrainStep:
                 captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
             )
             loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
-        # A batch of text doesn't reach the projector; a gradient of zero moves its optimizer state on as any other does.
+        # A batch of text doesn't reach the projector. A zero gradient moves its optimizer state on, as any other does.
         loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatchLoss(loss, lm, basic)
 
