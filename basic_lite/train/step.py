@@ -190,8 +190,10 @@ class TrainStep:
                 captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
             )
             loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
-        # A batch of text doesn't reach the projector. A zero gradient moves its optimizer state on, as any other does.
-        loss = loss + zero_with_graph(self.parts.projector)
+        if "pixel_values" not in batch:
+            # Text doesn't reach the projector. A zero gradient moves its optimizer state on, as any other does. With
+            # images it would only be there before it is needed: during the LLM's backward, which is the peak.
+            loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatchLoss(loss, lm, basic)
 
     def backward(self, loss: Tensor) -> None:
