@@ -191,8 +191,7 @@ class TrainStep:
             )
             loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
         if "pixel_values" not in batch:
-            # Text doesn't reach the projector. A zero gradient moves its optimizer state on, as any other does. With
-            # images it would only be there before it is needed: during the LLM's backward, which is the peak.
+            # A zero gradient, so that its optimizer state moves on. With images it would add to the backward's peak.
             loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatchLoss(loss, lm, basic)
 
