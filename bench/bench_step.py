@@ -111,7 +111,7 @@ class ThreeWays:
     def run(self, way: str) -> None:
         """One step. Gradients are dropped at its end, so that each step finds what the one before found."""
         step = self.steps[way]
-        step.backward(self.loss(way))
+        self.loss(way).backward()
         step.update()
 
     def run_watched(self, way: str, taken: list[dict[str, float]]) -> None:
@@ -122,7 +122,7 @@ class ThreeWays:
             clock.base(MEASURES if way == ON else OTHER)
             loss = self.loss(way, step)
             clock.base(LOSS_BACKWARD)
-            step.backward(loss)
+            loss.backward()
             del loss
             clock.base(OPTIMIZER)
             step.update()

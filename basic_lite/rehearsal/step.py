@@ -133,7 +133,7 @@ class Rehearser:
             batch.clear()
             forward_peak = ledger.peak
             ledger.base = LM_LOSS
-            step.backward(loss)
+            loss.backward()
         most = dict(ledger.most)
         host = most.pop(HOST, 0)
         return Rehearsal(

@@ -154,7 +154,7 @@ class TrainStep:
         for index, batch in enumerate(batches):
             result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
             terms.add(result)
-            self.backward(result.loss)
+            result.loss.backward()
             del result
             lap()
         self.processes.sum_gradients(self.trainable)
@@ -194,10 +194,6 @@ class TrainStep:
             # A zero gradient, so that its optimizer state moves on. With images it would add to the backward's peak.
             loss = loss + zero_with_graph(self.parts.projector)
         return MicroBatchLoss(loss, lm, basic)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients to those that are there."""
-        loss.backward()
 
     def rates(self) -> dict[str, float]:
         """The learning rates of the next update, by parameter group; biases have their group's."""

@@ -52,7 +52,7 @@ def loss_and_gradients(
     step = kind(loaded.parts, supervision, device=CPU)
     step.drop_gradients()
     loss = step.loss(batch, StepCounts(37, 11, 1), lambdas).loss
-    step.backward(loss)
+    loss.backward()
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in trainable.values())
     lora = torch.cat([p.grad.flatten() for name, p in trainable.items() if "lora_" in name])

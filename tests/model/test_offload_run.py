@@ -55,7 +55,7 @@ def two_steps(recipe: Recipe) -> Iterator[Tensor]:
             batch = data.collator([data.train[i % 8] for i in (first, first + 1)])
             loss = step.loss(batch, counts, (1.0, 1.0)).loss
             yield loss.detach()
-            step.backward(loss)
+            loss.backward()
         yield from (p.grad.clone() for p in step.trainable if p.grad is not None)
         step.update()
     yield from step.trainable
