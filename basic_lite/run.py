@@ -87,7 +87,8 @@ def train(
         # BASIC's taps, and the loop around them.
         with processes.together(), saving(folder.path, "Make room, or change output"):
             if processes.is_main:
-                folder.begin(recipe)
+                for moved in folder.begin(recipe):
+                    say(f"set aside, since its steps are made again: {moved}")
                 write_json(folder.path / "parts.json", [vars(part) for part in table])
                 write_json(folder.path / "data.json", data.summary())
         with processes.together():
@@ -110,9 +111,16 @@ def _open_folder(
             look_at_run_folder(recipe, resume=resume, step=checkpoint)
             path = Path(recipe.output) / recipe.name
             require_writable(path)
+            stack.callback(_remove_if_empty, path)
             stack.enter_context(locked(path))
             folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # it may have changed until locked
     return processes.from_main(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A start that was refused leaves nothing."""
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextmanager

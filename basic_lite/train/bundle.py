@@ -139,6 +139,10 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
     checkpoints = checkpoints_of(place)
     if checkpoints:
         return checkpoints[-1]
+    if place.name.startswith("checkpoint-"):
+        raise UserError(
+            f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
+        )
     if not place.exists():
         raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
     raise UserError(
@@ -150,7 +154,7 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
 def checkpoints_of(run: Path) -> list[Path]:
     """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole."""
     found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for path, match in found if match and (path / MANIFEST).is_file()]
+    numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
     return [path for _, path in sorted(numbered)]
 
 

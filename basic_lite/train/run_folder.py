@@ -49,18 +49,20 @@ class RunFolder:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
 
-    def begin(self, recipe: Recipe) -> None:
-        """Take the folder: write the resolved recipe, set aside checkpoints of steps that are made again."""
+    def begin(self, recipe: Recipe) -> list[Path]:
+        """Take the folder: write the resolved recipe. What later steps have left is set aside; its new places."""
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
             (self.path / "log.jsonl").unlink(missing_ok=True)
-            return
+            return []
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > self.checkpoint.step]
+        moved = []
         for old in [*later, self.final]:
-            aside = old.with_name(f"set-aside-{old.name}")
             if old.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                old.rename(aside)
+                moved.append(old.with_name(f"set-aside-{old.name}"))
+                shutil.rmtree(moved[-1], ignore_errors=True)
+                old.rename(moved[-1])
+        return moved
 
 
 @contextmanager
@@ -123,6 +125,10 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None)
     others = [p for p in path.iterdir() if p.name not in (LOCK, RECIPE_YAML)] if path.is_dir() else []
     if others and not (path / RECIPE_YAML).is_file() and not checkpoints and not finished:
         raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
+    if resume and not (path / RECIPE_YAML).is_file() and not checkpoints and not finished:
+        raise UserError(
+            f"--resume: there is no run in {path} to continue; correct name or output, or leave --resume out"
+        )
     if not resume:
         _require_free(recipe, path, checkpoints, final if finished else None)
         return RunFolder(path)

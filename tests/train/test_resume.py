@@ -287,6 +287,18 @@ def test_what_a_person_or_a_kill_did_to_the_folders_other_files_does_not_matter(
     assert [line["step"] for line in steps_of(place)] == [1, 2, 3, 4]
 
 
+def test_a_checkpoint_that_lost_its_manifest_is_not_passed_over_in_silence(place: Path, finished: Path) -> None:
+    (place / "checkpoint-3" / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"checkpoint-3 lacks its manifest.json: it is damaged.*--checkpoint STEP"):
+        resume(place, finished)
+
+
+def test_there_is_no_run_to_continue(place: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match=r"--resume: there is no run in .*typo to continue; correct name or output"):
+        resume(place, finished, {"name": "typo"})
+    assert not (place.parent / "typo").exists()
+
+
 def test_a_file_where_the_model_must_go_is_said_first(place: Path, finished: Path) -> None:
     (place / "final").write_text("a file")
     with pytest.raises(UserError, match="final is a file, and the trained model must go there"):
