@@ -11,8 +11,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -207,13 +209,24 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    """The first Ctrl-C stops; more of them, by an impatient hand, don't break into the stopping."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit; the entry point of ``basic-lite`` and ``python -m basic_lite``."""
     for stream in (sys.stdout, sys.stderr):
         # A Windows console, or a pipe in another encoding, shows '?' for λ; it must not stop a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    status = _status(list(sys.argv[1:] if argv is None else argv))
+    with suppress(ValueError):  # not in the main thread: the caller owns the signals
+        signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        status = _status(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # while the last words were printed
+        status = 130
     # Registered last, so called first: one more Ctrl-C would only break into Python's own leaving.
     for number in (signal.SIGINT, signal.SIGTERM):
         atexit.register(signal.signal, number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sampler import GroupedSampler
@@ -54,17 +54,6 @@ class Schedule:
         return epochs * len(self.sampler) + min(rest * self.global_batch, len(self.sampler))
 
 
-class _MicroBatches(Sampler[list[int]]):
-    """The micro-batches of all steps from ``first`` on, one after the other."""
-
-    def __init__(self, schedule: Schedule, processes: Processes, first: int) -> None:
-        self.schedule, self.processes, self.first = schedule, processes, first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first, self.schedule.steps):
-            yield from self.schedule.micro_batches(step, self.processes)
-
-
 @contextmanager
 def loading(
     dataset: Dataset[Any], batches: Any, collate: Any, recipe: Recipe, device: torch.device
@@ -105,6 +94,8 @@ def step_batches(
     first: int,
 ) -> Generator[list[Batch]]:
     """This process's micro-batches of each step from ``first`` on, on the host. Workers end when it is closed."""
-    with loading(dataset, _MicroBatches(schedule, processes, first), collate, recipe, device) as source:
-        for step in range(first, schedule.steps):
+    steps = range(first, schedule.steps)
+    ahead = (samples for step in steps for samples in schedule.micro_batches(step, processes))
+    with loading(dataset, ahead, collate, recipe, device) as source:
+        for step in steps:
             yield [next(source) for _ in schedule.micro_batches(step, processes)]
