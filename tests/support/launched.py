@@ -49,7 +49,7 @@ def planned(
     Args:
         copy_of: the run folder to continue, under the recipe's name; None: a new run.
         checkpoint: with ``copy_of``: the step to continue from; None: the newest checkpoint.
-        no_memory_at: number of the second process's backward that finds no memory; None: none.
+        no_memory_at: number of the second process's micro-batch that finds no memory; None: none.
     """
     return {
         "recipe": recipe.model_dump_json(),
@@ -75,19 +75,21 @@ def watch(folders: list[str]) -> list[str]:
 
 
 def run_without_memory(recipe: Recipe, call: int, plan: Path) -> None:
-    """The command line on a recipe, where one backward of the second process finds no memory."""
+    """The command line on a recipe, where one micro-batch of the second process finds no memory."""
     calls = 0
 
-    def backward(self: TrainStep, loss: torch.Tensor) -> None:
+    loss = TrainStep.loss
+
+    def limited(self: TrainStep, *args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call and os.environ["RANK"] == "1":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        loss.backward()
+        return loss(self, *args, **options)
 
     path = plan.with_name(f"{recipe.name}.rank{os.environ['RANK']}.yaml")
     path.write_text(dump_recipe(recipe))
-    with patch.object(TrainStep, "backward", backward):
+    with patch.object(TrainStep, "loss", limited):
         command_line(["train", str(path)])
 
 
