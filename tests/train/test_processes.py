@@ -209,7 +209,8 @@ def started(command: list[str], log: Path, lines: int) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_launch_saves_once_and_goes_on_exactly(tmp_path: Path, number: int) -> None:
     write_data(tmp_path, 12)
-    changes = {"training.max_steps": 40, "training.save_every": 100, "lora.dropout": 0.2}
+    # With a loader's worker, to which the launcher sends the signal as well.
+    changes = {"training.max_steps": 40, "training.save_every": 100, "lora.dropout": 0.2, "data.workers": 1}
     recipe, command = write_recipe(tmp_path, changes)
     out = tmp_path / "runs"
     process = started(command, out / "tiny" / "log.jsonl", 3)
