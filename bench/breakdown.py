@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -125,7 +126,9 @@ class Breakdown:
 
     def supervision(self, given: Supervision) -> Supervision:
         """A copy with a clock around each operation."""
-        return given.with_operations(self.operations(given.operations))
+        timed = copy.copy(given)
+        timed.operations = self.operations(given.operations)
+        return timed
 
     def make_step(
         self, recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -136,12 +135,6 @@ class Supervision:
             share * settings.lambda_das if self.computes_das else 0.0,
             share * settings.lambda_sds if self.computes_sds else 0.0,
         )
-
-    def with_operations(self, operations: Operations) -> Supervision:
-        """A copy that uses other operations, such as ones that a bench times."""
-        other = copy.copy(self)
-        other.operations = operations
-        return other
 
     def layout(self, batch: Mapping[str, Tensor]) -> Layout:
         """Where the visual and text tokens of a batch are, on the model's device.

@@ -196,13 +196,8 @@ class Loop:
         self.progress.lowered_to = self.recovery.lowered_to
         self.log.write(self.progress.step, {"out_of_memory": record})
 
-    # --- log, evaluate --------------------------------------------------------------------------------------------
-
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], started: float) -> None:
-        """Log this step's own values, not a mean since the last line. With BASIC off, BASIC's are the last known ones.
-
-        So a resumed run logs what an uninterrupted one does.
-        """
+        """Log this step's own values. With BASIC off, BASIC's are the last known ones."""
         if step % self.recipe.training.log_every and step != self.schedule.steps:
             self.line.show(step, self.schedule.steps)
             return
@@ -242,8 +237,6 @@ class Loop:
             curve = self.refinement.measure(step)
             if curve is not None:
                 self.log.write(step, curve)
-
-    # --- save -----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""
