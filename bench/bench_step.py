@@ -25,7 +25,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import autocast_of
+from basic_lite.train.assembly import autocast_of, supervise
 from basic_lite.train.step import TrainStep
 from bench import measure
 from bench.breakdown import LOSS_BACKWARD, MEASURES, OPTIMIZER, ORDER, OTHER, Breakdown, Clock, WatchedStep
@@ -82,8 +82,8 @@ class ThreeWays:
         self.longest = LongestStep(recipe, loaded, Shape.of(recipe), device, lambda text: None)
         self.breakdown = Breakdown(Clock(device))
         supervision, watched = self.longest.supervision, self.breakdown
-        assert supervision is not None
-        timed = watched.supervision(supervision)
+        timed = supervise(recipe, loaded, lambda text: None, watched.operations)
+        assert supervision is not None and timed is not None
         timed.vocabulary.mean_norm()  # once a run, so none of a step's time
         self.steps = {OFF: self.longest.step, ON: self.longest.step, NAIVE: self._made(NaiveStep, supervision)}
         self.watched = {

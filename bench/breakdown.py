@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import make_step
+from basic_lite.train.assembly import make_step, supervise
 from basic_lite.train.step import TrainStep
 from basic_lite_kernels import naive
 from basic_lite_kernels.operations import Operations, TargetStream
@@ -124,17 +123,11 @@ class Breakdown:
             attention_mass=self.wrap(MASS, given.attention_mass),
         )
 
-    def supervision(self, given: Supervision) -> Supervision:
-        """A copy with a clock around each operation."""
-        timed = copy.copy(given)
-        timed.operations = self.operations(given.operations)
-        return timed
-
     def make_step(
         self, recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device
     ) -> TrainStep:
         """The recipe's step, with a clock around BASIC's operations."""
-        watched = self.supervision(supervision) if supervision is not None else None
+        watched = supervise(recipe, loaded, lambda text: None, self.operations) if supervision is not None else None
         return make_step(recipe, loaded, watched, device)
 
     def naive_operations(self) -> NaiveOperations:

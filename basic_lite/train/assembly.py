@@ -22,10 +22,13 @@ from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.bundle import Bundle, open_bundle, require_same_model, restore_projector
+from basic_lite.train.bundle import open_bundle, require_same_model, restore_projector
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.processes import ALONE, Processes
 from basic_lite.train.step import TrainStep
+from basic_lite_kernels.operations import Operations
+
+Watch = Callable[[Operations], Operations]
 
 
 def check_machine(recipe: Recipe, device: torch.device | None) -> None:
@@ -65,7 +68,9 @@ def preflight(
             choose_kernels(recipe.kernels, device, say)
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
     if recipe.model.projector is not None:
-        require_same_model(_earlier(recipe.model.projector), frontend.config, "model.projector")
+        require_same_model(
+            open_bundle(Path(recipe.model.projector), "model.projector"), frontend.config, "model.projector"
+        )
     data = prepare_data(recipe, frontend, say=say, shown=shown)
     if not data.report.has_image.any():
         raise UserError(
@@ -79,7 +84,7 @@ def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, 
     """Base weights, an earlier stage's projector where the recipe names one, LoRA, what trains, what is offloaded."""
     loaded = load_base(recipe, device, frontend)
     if recipe.model.projector is not None:
-        earlier = _earlier(recipe.model.projector)
+        earlier = open_bundle(Path(recipe.model.projector), "model.projector")
         restore_projector(earlier, loaded.parts)
         say(f"projector from {earlier.folder} (stage {earlier.manifest['stage']}, step {earlier.step})")
         names = {k: v for k, v in earlier.manifest["models"].items() if v != getattr(recipe.model, k)}
@@ -90,17 +95,13 @@ def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, 
     return loaded
 
 
-def _earlier(place: str) -> Bundle:
-    return open_bundle(Path(place), "model.projector")
-
-
 def basic_is_on(recipe: Recipe) -> bool:
     """Whether this recipe's stage computes BASIC's losses."""
     return recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
 
 
-def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
-    """BASIC on this model, or None where the recipe has it off."""
+def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
+    """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
         return None
@@ -109,7 +110,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say) -> Supervision | None:
         loaded.parts,
         recipe.supervision,
         vocabulary_ids=loaded.vocabulary_ids,
-        operations=operations,
+        operations=watch(operations),
         special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
     )
     settings = recipe.supervision
