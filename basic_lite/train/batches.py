@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from basic_lite.data.problems import RecordProblem
@@ -17,8 +16,7 @@ from basic_lite.data.sampler import GroupedSampler
 from basic_lite.recipe.schema import Recipe
 from basic_lite.train.interruption import start_worker
 from basic_lite.train.processes import Processes
-
-Batch = dict[str, Tensor]
+from basic_lite.train.step import Batch
 
 
 class Schedule:

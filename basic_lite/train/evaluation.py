@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basic_lite.console import Say
-from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import is_out_of_memory
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.train.batches import loading
 from basic_lite.train.recovery import Recovery
-from basic_lite.train.step import TrainStep
+from basic_lite.train.step import StepCounts, TrainStep
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4
@@ -53,7 +52,7 @@ def held_out_loss(
             for attempt in recovery.attempts([batch], what, begin_again):
                 with attempt as parts:
                     means = [float(step.forward(**step.inputs(part)).loss) for part in parts]
-                    labelled = [int((part["labels"][:, 1:] != IGNORE).sum()) for part in parts]
+                    labelled = [StepCounts.of([part], recovery.image_token_id).labelled_tokens for part in parts]
             total += sum(mean * tokens for mean, tokens in zip(means, labelled, strict=True) if tokens)
             count += sum(labelled)
     step.train_mode()

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from basic_lite.console import speaker
 from basic_lite.data.prepare import Prepared
-from basic_lite.errors import Interrupted, OutOfMemory, StoppedElsewhere, UserError
+from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
-from basic_lite.train.batches import Batch, Schedule, step_batches
+from basic_lite.train.batches import Schedule, step_batches
 from basic_lite.train.bundle import checkpoints_of, restore_adapter, restore_projector, write_bundle
 from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
@@ -31,7 +31,7 @@ from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.recovery import Recovery, memory_needed, random_state
 from basic_lite.train.run_folder import RunFolder
-from basic_lite.train.step import StepCounts, Terms
+from basic_lite.train.step import Batch, StepCounts, Terms
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
@@ -151,7 +151,7 @@ class Loop:
                         self.check.look(step, has_image=counts.samples_with_image > 0)
                     rates = self.train_step.rates()
                     self.train_step.update()
-                    self.progress.step, self.progress.projector_seen = step, self.check.projector_seen
+                    self.progress.step = step
                     if any(lambdas):
                         self._basic_terms = terms
                     self._log(step, terms, counts, rates, started)
@@ -182,7 +182,7 @@ class Loop:
         """
         try:
             yield
-        except (OutOfMemory, UserError, StoppedElsewhere):
+        except (OutOfMemory, UserError):
             if all_here or self.processes.count == 1:
                 self._save_before_leaving()
             raise
@@ -193,7 +193,6 @@ class Loop:
 
     def _begin_again(self, record: dict[str, int]) -> None:
         self.train_step.drop_gradients()
-        self.progress.lowered_to = self.recovery.lowered_to
         self.log.write(self.progress.step, {"out_of_memory": record})
 
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], started: float) -> None:
@@ -243,6 +242,7 @@ class Loop:
         folder = self.run.folder
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
+        self.progress.lowered_to, self.progress.projector_seen = self.recovery.lowered_to, self.check.projector_seen
         with self.processes.together():
             if self.processes.is_main:
                 good = checkpoints_of(folder.path)

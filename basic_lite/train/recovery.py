@@ -10,8 +10,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.recipe.schema import TrainingSection
-
-Batch = dict[str, Tensor]
+from basic_lite.train.step import Batch
 
 
 class Attempt:

@@ -240,8 +240,10 @@ class TrainStep:
 
         Nothing waits for the device: copies come from pinned memory.
         """
-        on_host = {**batch, "labelled": labelled_positions(batch["labels"])} if labels else dict(batch)
-        if not labels:
+        on_host = dict(batch)
+        if labels:
+            on_host["labelled"] = labelled_positions(batch["labels"])
+        else:
             on_host.pop("labels", None)
         if self.device.type == "cuda":
             on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}

@@ -5,8 +5,8 @@ So a test file of kernels marks them ``@kernel_test`` (the outermost decorator) 
 ``run_interpreted(__file__)``: on a GPU the kernel tests run as they stand; elsewhere the file runs once more in a
 process of its own, with the interpreter, and only there do they exist.
 
-The interpreter of triton 3.9 is right in float32 and float16; in bfloat16 its ``tl.dot`` gives garbage, its additions
-may give NaN. It runs programs one after another: it shows no races.
+The interpreter of triton 3.7.1 and 3.9 is right in float32 and float16; in bfloat16 its ``tl.dot`` gives garbage, its
+additions may give NaN. It runs programs one after another: it shows no races.
 """
 
 from __future__ import annotations
