@@ -17,23 +17,12 @@ from basic_lite_kernels import naive
 from basic_lite_kernels import vocab_kl as file
 from basic_lite_kernels.vocab_kl import vocab_kl
 
+pytestmark = pytest.mark.usefixtures("several_blocks")
 torch.set_num_threads(1)
 
 # What the error may have beyond that of eager code: the resolution of what a type rounds (factors, q − p).
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DTYPES = list(TOLERANCE)
-
-
-@pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a small vocabulary are several blocks, a ragged last one; a GPU keeps its own block."""
-    if kit.INTERPRETED:
-        monkeypatch.setattr(file, "BLOCK_V", 64)
-
-
-def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor]:
-    gradients = torch.autograd.grad(loss * upstream, inputs, retain_graph=True)
-    return [loss.detach(), *gradients]
 
 
 def exact_results(
@@ -46,7 +35,7 @@ def exact_results(
     upstream: float = 1.0,
 ) -> list[Tensor]:
     x, y = (t.double().requires_grad_() for t in (v, target))
-    return results(
+    return kit.loss_and_gradients(
         naive.vocab_kl(x, y, table.double(), weights.double(), scale=scale, excluded=excluded), x, y, upstream=upstream
     )
 
@@ -67,11 +56,13 @@ def compare(
     x, y = (t.clone().requires_grad_() for t in (v, target))
     with kit.nan_filled_buffers():
         loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
-    ours = results(loss, x, y, upstream=upstream)
+    ours = kit.loss_and_gradients(loss, x, y, upstream=upstream)
     assert loss.dtype == torch.float32 and ours[1].dtype == v.dtype and loss.item() >= 0
     # Products in the table's type, the rest in it or float32.
     rounded = x.to(table.dtype), y.to(table.dtype)
-    eager = results(naive.vocab_kl(*rounded, table, weights, scale=scale, excluded=excluded), x, y, upstream=upstream)
+    eager = kit.loss_and_gradients(
+        naive.vocab_kl(*rounded, table, weights, scale=scale, excluded=excluded), x, y, upstream=upstream
+    )
     truth = exact_results(v, target, table, weights, scale, excluded, upstream)
     for o, e, t in zip(ours, eager, truth, strict=True):
         kit.assert_as_good_as(o, e, t, TOLERANCE[table.dtype] if tolerance is None else tolerance)
@@ -160,7 +151,7 @@ def test_drawn_shapes(
     x, y = v.clone().requires_grad_(), target.clone().requires_grad_()
     with kit.nan_filled_buffers():
         loss = vocab_kl(x, y, table, weights, scale=scale, excluded=excluded, chunk_rows=chunk_rows)
-    ours = results(loss, x, y)
+    ours = kit.loss_and_gradients(loss, x, y)
     if M == 0 or V == 1 or (excluded is not None and (~excluded).sum() <= 1):
         # One word, or none, has nothing to say.
         assert not any(bool(part.any()) for part in ours)

@@ -16,23 +16,10 @@ from basic_lite_kernels import vocab_kl as file
 from basic_lite_kernels.signatures import KernelUnavailable
 from basic_lite_kernels.vocab_kl import vocab_kl
 
+pytestmark = pytest.mark.usefixtures("several_blocks")
 torch.set_num_threads(1)
 
-# What the error may have beyond that of eager code: the resolution of what a type rounds (factors, q − p).
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-DTYPES = list(TOLERANCE)
-
-
-@pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a small vocabulary are several blocks, a ragged last one; a GPU keeps its own block."""
-    if kit.INTERPRETED:
-        monkeypatch.setattr(file, "BLOCK_V", 64)
-
-
-def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor]:
-    gradients = torch.autograd.grad(loss * upstream, inputs, retain_graph=True)
-    return [loss.detach(), *gradients]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 # ---- what it is called from
@@ -42,9 +29,9 @@ def results(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_under_autocast(dtype: torch.dtype) -> None:
     v, target, table = kit.draw(5, 16).requires_grad_(), kit.draw(5, 16, seed=1), kit.draw(40, 16, seed=2).to(dtype)
-    plain = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
+    plain = kit.loss_and_gradients(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
     with torch.autocast(kit.DEVICE.type, dtype=torch.bfloat16):
-        inside = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
+        inside = kit.loss_and_gradients(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), v)
     for a, b in zip(plain, inside, strict=True):
         assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
 
@@ -61,7 +48,7 @@ def test_under_torch_compile(backend: str) -> None:
     v = kit.draw(5, 16).requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(step, backend=backend, fullgraph=True)
-    for a, b in zip(results(step(v), v), results(compiled(v), v), strict=True):
+    for a, b in zip(kit.loss_and_gradients(step(v), v), kit.loss_and_gradients(compiled(v), v), strict=True):
         assert kit.relative(a, b) < 1e-6
 
 
@@ -77,8 +64,10 @@ def test_the_operator_keeps_its_promises(wants: tuple[bool, bool]) -> None:
 @kit.kernel_test
 def test_a_gradient_for_the_target_alone() -> None:
     v, target, table = kit.draw(5, 8), kit.draw(5, 8, seed=1).requires_grad_(), kit.draw(40, 8, seed=2)
-    ours = results(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target)
-    expected = results(eager_vocab_kl.vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target)
+    ours = kit.loss_and_gradients(vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target)
+    expected = kit.loss_and_gradients(
+        eager_vocab_kl.vocab_kl(v, target, table, torch.ones(5, device=kit.DEVICE)), target
+    )
     assert all(kit.relative(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
 
 
@@ -164,9 +153,9 @@ def test_a_large_card_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_race(dtype: torch.dtype) -> None:
     v, target = kit.draw(300, 256).requires_grad_(), kit.draw(300, 256, seed=1).requires_grad_()
     table, weights = kit.draw(32000, 256, seed=2, scale=0.1).to(dtype), kit.draw(300, seed=3).abs()
-    first = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
+    first = kit.loss_and_gradients(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
     for _ in range(30):
-        again = results(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
+        again = kit.loss_and_gradients(vocab_kl(v, target, table, weights, chunk_rows=128), v, target)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

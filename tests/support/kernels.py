@@ -74,6 +74,12 @@ def skip_where_the_interpreter_is_broken(output: str) -> None:
         pytest.skip(f"the interpreter of triton {triton.__version__} doesn't work with numpy {numpy.__version__}")
 
 
+def loss_and_gradients(loss: Tensor, *inputs: Tensor, upstream: float = 1.0) -> list[Tensor]:
+    """The loss, and its gradients to the inputs times ``upstream``. The graph is kept."""
+    gradients = torch.autograd.grad(loss * upstream, inputs, retain_graph=True)
+    return [loss.detach(), *gradients]
+
+
 class MadeShapes(TorchDispatchMode):
     """Counts the shapes of all tensors that are made inside."""
 
