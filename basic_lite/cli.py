@@ -189,6 +189,46 @@ def chat(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or bundle.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.", show_default=False)],
+    merge_into: Annotated[
+        Literal["original", "quantized"] | None,
+        typer.Option(
+            help="What LoRA is added to: the original weights, or the NF4 weights it was trained on, dequantised. "
+            "Default: as trained.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Type of the weights; auto: the LLM's own."),
+    ] = "auto",
+    check: Annotated[bool, typer.Option(help="Compare the exported model with the trained one.")] = True,
+    samples: Annotated[int, typer.Option(min=1, help="Records of the run's data that the check takes.")] = 16,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Most mean KL (nats a token) that passes. Default: 0.01 for quantized, 0.5 for original.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Write a trained model as a folder that transformers, vLLM and SGLang open.
+
+    LoRA is merged, the projector and the vision encoder lie beside it. The exit status is 1 where the exported model
+    doesn't answer as the trained one did.
+    """
+    from basic_lite.tools.export.command import export as write
+
+    count = samples if check else 0
+    if not write(run, out, merge_into=merge_into, dtype=dtype, samples=count, limit=limit, device=device):
+        raise typer.Exit(1)
+
+
+@app.command()
 def keys(
     prefix: Annotated[str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)] = "",
 ) -> None:

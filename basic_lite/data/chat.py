@@ -44,13 +44,13 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
-        self._tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
-        self._format: Format = FORMATS[template](self._tokens)
+        self.tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
+        self.format: Format = FORMATS[template](self.tokens)
 
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer: eos, and the template's end of turn where that is one token."""
-        ids = self._tokens.encode([("a", False), (self._format.end_of_turn.strip(" "), True)])[1]
+        ids = self.tokens.encode([("a", False), (self.format.end_of_turn.strip(" "), True)])[1]
         ending = [one for one in ids if one != IGNORE]
         eos = self.tokenizer.eos_token_id
         return sorted(set(ending if len(ending) == 1 else []) | ({eos} if eos is not None else set()))
@@ -67,7 +67,7 @@ class ChatFormat:
         """
         try:
             turns = conversation(record)
-            return self._fit(*self._encode(self._format.pieces(turns), record), max_length)
+            return self._fit(*self._encode(self.format.pieces(turns), record), max_length)
         except RecordProblem as problem:
             raise problem.at(record.place) from problem.__cause__
 
@@ -79,7 +79,7 @@ class ChatFormat:
         try:
             turns = conversation(record, answered=False)
             asked = turns[:-1] if turns[-1].role == "gpt" else turns
-            pieces = self._format.pieces([*asked, Turn("gpt", "a")])
+            pieces = self.format.pieces([*asked, Turn("gpt", "a")])
             # The last run of supervised pieces is the answer "a"; what is before it is the prompt.
             while not pieces[-1][1]:
                 pieces.pop()
@@ -100,7 +100,7 @@ class ChatFormat:
         return ("\n".join(answers) if answers else record.answer or "").strip()
 
     def _encode(self, pieces: Pieces, record: Record) -> tuple[list[int], list[int], int]:
-        ids, labels, images = self._tokens.encode(pieces)
+        ids, labels, images = self.tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
                 f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"

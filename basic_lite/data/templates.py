@@ -23,6 +23,8 @@ V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+# Llama 3's template writes today's date unless it is given one; a resumed run must see the same text.
+DATE = "26 Jul 2024"
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 
 
@@ -183,8 +185,7 @@ class OwnTemplate:
             content: Any = [{"type": "text", "text": text}] if self.in_parts else text
             messages.append({"role": names[turn.role], "content": content})
         variables: dict[str, Any] = dict(self.tokens.tokenizer.special_tokens_map)
-        # Llama 3's template writes today's date unless it is given one; a resumed run must see the same text.
-        variables["date_string"] = "26 Jul 2024"
+        variables["date_string"] = DATE
         try:
             texts, ranges = render_jinja_template(
                 conversations=[messages],

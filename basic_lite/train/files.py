@@ -73,6 +73,10 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         written[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
     save_file(written, str(path), {"format": "pt"})
+    # The library keeps its files from other users. These are no secret, and a server may run as another user.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -323,7 +323,7 @@ def test_pickle_and_padding_of_others() -> None:
     # What someone else does with the same tokenizer changes nothing.
     form.tokenizer.pad_token = "</s>"
     form.tokenizer(["a b c", "a"], padding="max_length", truncation=True, max_length=2)
-    form._tokens._cache.clear()
+    form.tokens._cache.clear()
     assert form.encode(one, BIG) == expected
 
 

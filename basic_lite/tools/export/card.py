@@ -1,0 +1,167 @@
+"""The model card of an exported folder: its ``README.md``, as model hubs show it."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCardData, RepoCard
+from transformers.utils import cached_file
+
+from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.tools.export.check import Checked
+from basic_lite.tools.export.folder import Source
+from basic_lite.units import GIB
+
+PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
+
+
+def model_card(source: Source, checked: Checked | None, name: str, run: Path) -> str:
+    """The card's text.
+
+    Args:
+        name: what the model is called.
+        run: the run folder, whose log has the figures.
+    """
+    bases = {part: base for part, base in source.bundle.manifest["models"].items() if base}
+    licences = {base: licence_of(base) for base in bases.values()}
+    known = set(licences.values())
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=[base for base in bases.values() if not is_local(base)] or None,
+        license=next(iter(known)) if len(known) == 1 and None not in known else "other",
+        tags=["llava", "basic-lite"],
+    )
+    sections = [
+        f"# {name}",
+        _what(source.bundle.recipe),
+        "## Models\n\n" + _rows([("part", "model", "licence"), *_models(bases, licences)]),
+        "## Training\n\n" + _rows([("", ""), *_training(source)]),
+        "## Measured\n\n" + _rows([("", ""), *_measured(run, checked)]),
+        "## This export\n\n" + _export(source, checked),
+        "## Use\n\n" + _use(name),
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def is_local(base: str) -> bool:
+    """Whether a base model is a folder here and no name on a hub."""
+    return Path(base).is_absolute() or Path(base).is_dir() or base.count("/") != 1
+
+
+def licence_of(base: str) -> str | None:
+    """The licence that a base model's own card states; None where it has no card or states none."""
+    try:
+        card = cached_file(base, "README.md", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        stated = RepoCard.load(card).data.to_dict().get("license") if card else None
+    except (OSError, ValueError):  # not here, or not written as cards are
+        return None
+    return str(stated) if stated else None
+
+
+def _rows(rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def _what(recipe: Recipe) -> str:
+    stage = {1: "a projector (stage 1, on captions)", 2: "a projector and LoRA (stage 2, on conversations)"}[
+        recipe.stage
+    ]
+    on = recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
+    how = (
+        f"with {PAPER}, which trains the projector on the LLM's own refined visual tokens" if on else f"without {PAPER}"
+    )
+    return f"A vision-language model (LLaVA). basic-lite trained {stage} {how}."
+
+
+def _models(bases: dict[str, str], licences: dict[str, str | None]) -> list[tuple[str, ...]]:
+    names = {"base": "all (llava-hf)", "vision": "vision encoder", "llm": "LLM"}
+    return [
+        (names[part], Path(base).name if is_local(base) else base, licences[base] or "not stated in its files")
+        for part, base in bases.items()
+    ]
+
+
+def _training(source: Source) -> list[tuple[str, ...]]:
+    recipe, manifest = source.bundle.recipe, source.bundle.manifest
+    training, lora, basic = recipe.training, recipe.lora, recipe.supervision
+    sources = [recipe.data.train] if isinstance(recipe.data.train, SourceSection) else recipe.data.train
+    names = [one.hub or Path(one.path or one.parquet or one.saved or "").name for one in sources]
+    rows: list[tuple[str, ...]] = [
+        ("data", ", ".join(names)),
+        ("steps", f"{manifest['step']} of {manifest['total_steps']}, {manifest['data']['samples']:,} samples"),
+        ("global batch", str(training.global_batch)),
+        ("learning rate", f"projector {training.projector_learning_rate:g}, LoRA {training.learning_rate:g}"),
+        ("LLM in training", "16 or 32 bit" if recipe.quantization.mode == "none" else "NF4"),
+        ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}" if lora.enabled else "none"),
+        ("conversation format, pictures", f"{recipe.data.template}, {recipe.data.image_fit}"),
+    ]
+    if basic.enabled and recipe.stage in basic.stages:
+        rows.append(
+            (
+                "BASIC",
+                f"layers {basic.layers:g}, λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}, "
+                f"target norm {basic.target_norm}",
+            )
+        )
+    return rows
+
+
+def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
+    log = run / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    rows: list[tuple[str, ...]] = []
+    if checked is not None and checked.exact is not None:
+        where = "held-out" if checked.held_out else "training"
+        rows.append((f"exact match, {checked.scored} {where} samples", f"{checked.exact:.3f}"))
+        rows.append(("the same, each with another sample's picture", f"{checked.exact_other_image:.3f}"))
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    if losses:
+        rows.append(("held-out LM loss", f"{losses[-1]:.4f}"))
+    curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
+    if curves:
+        score = curves[-1]["score"]
+        rows.append(("premise: v̂ minus v, at the end (no interval)", f"{score[-1] - score[0]:+.4f}"))
+    steps = [line for line in lines if "step_s" in line]
+    if steps:
+        before = [0, *(line["step"] for line in steps)]
+        seconds = sum(line["step_s"] * (line["step"] - start) for line, start in zip(steps, before, strict=False))
+        rows.append(("time of the steps", f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.1f} min"))
+        rows.append(("peak memory", f"{max(line['peak_memory_gib'] for line in steps):.2f} GiB"))
+    return rows or [("nothing", "the run's log isn't here")]
+
+
+def _export(source: Source, checked: Checked | None) -> str:
+    bases = {"quantized": "the dequantised NF4 weights that training used", "original": "the original weights"}
+    kind = str(source.dtype).removeprefix("torch.")
+    text = f"Merged into {bases[source.merge.into]}; {kind}, {source.size_bytes / GIB:.2f} GiB."
+    if checked is None:
+        return text + " It was not compared with the trained model."
+    drift = checked.drift[checked.merged_into]
+    return (
+        f"{text} Compared with the trained model on {checked.samples} samples ({checked.tokens} tokens of answers): "
+        f"{checked.same_ids} with equal token ids, {checked.same_pixels} with equal pixels, "
+        f"{checked.same_answers} with equal greedy answers; KL {drift.kl:.2g} nats a token, "
+        f"{drift.same_next:.1%} equal next tokens. "
+        f"{'It passed' if checked.passed else 'It FAILED'} (limit {checked.limit:g}). `export.json` has all figures."
+    )
+
+
+def _use(name: str) -> str:
+    return f"""\
+transformers:
+
+```python
+from transformers import pipeline
+
+ask = pipeline("image-text-to-text", model="{name}")
+content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is this?"}}]
+print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False))
+```
+
+vLLM, as a server with OpenAI's interface:
+
+```bash
+vllm serve {name}
+```"""

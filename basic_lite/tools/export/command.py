@@ -1,0 +1,178 @@
+"""``basic-lite export``: the folder is written, checked, described, and appears when all of that is done."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from basic_lite import __version__
+from basic_lite.console import counting, quiet_libraries, speaker
+from basic_lite.errors import UserError
+from basic_lite.model.load import pick_device
+from basic_lite.tools.export.card import model_card
+from basic_lite.tools.export.check import Checked, check, choose_samples
+from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_folder
+from basic_lite.tools.export.merge import MergeInto
+from basic_lite.train.files import write_json, written_whole
+from basic_lite.units import GIB, MIB
+
+REPORT = "export.json"
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    merge_into: MergeInto | None = None,
+    dtype: ExportDtype = "auto",
+    samples: int = 16,
+    limit: float | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> bool:
+    """Export a run or bundle to the folder ``out``.
+
+    Args:
+        samples: records of the run's data that the check takes; 0: no check.
+        limit: most mean KL in nats a token; None: `check.LIMITS`.
+
+    Returns:
+        False where the check found more than the limit allows. The folder is there then, and says so.
+
+    Raises:
+        UserError: nothing was written; says why.
+    """
+    console = console or Console(highlight=False)
+    notes = Console(stderr=True, highlight=False)
+    say = speaker(notes)
+    quiet_libraries()
+    _require_free(out)
+    place = pick_device(device, "--device")
+    source = open_source(run, merge_into, dtype, place)
+    say(_introduction(source))
+    _require_room(source, out, checked=samples > 0)
+    chosen = choose_samples(source, samples) if samples else []
+    with written_whole(out, "Make room, or choose another folder") as scratch:
+        with counting(notes, "MiB written", source.size_bytes // MIB) as count:
+            written = _Megabytes(count)
+            write_folder(scratch, source, written.add)
+        checked = None
+        if chosen:
+            with counting(notes, "answers", 3 * len(chosen)) as count:
+                checked = check(source, scratch, chosen, limit=limit, device=place, progress=count)
+        write_json(scratch / REPORT, report(source, checked))
+        (scratch / "README.md").write_text(model_card(source, checked, out.name, _run_folder(source)), encoding="utf-8")
+    if checked is not None:
+        console.print(table(checked))
+    console.print(_verdict(out, checked), soft_wrap=True, markup=False)
+    return checked is None or checked.passed
+
+
+def _run_folder(source: Source) -> Path:
+    """The run that a bundle is of: a bundle lies in its folder as ``final`` or ``checkpoint-N``."""
+    return source.bundle.folder.absolute().parent
+
+
+class _Megabytes:
+    """Bytes as a bar counts them."""
+
+    def __init__(self, count: Any) -> None:
+        self.count = count
+        self.bytes = 0
+
+    def add(self, more: int) -> None:
+        before = self.bytes // MIB
+        self.bytes += more
+        self.count(self.bytes // MIB - before)
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another folder, or delete it first")
+
+
+def _require_room(source: Source, out: Path, *, checked: bool) -> None:
+    """See that disk and memory are enough before an hour is spent."""
+    existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free = psutil.disk_usage(str(existing)).free
+    if free < source.size_bytes:
+        raise UserError(
+            f"the disk of {out} has {free / GIB:.1f} GiB left, and the export takes {source.size_bytes / GIB:.1f}; "
+            "make room, or choose another folder"
+        )
+    memory = psutil.virtual_memory().available
+    if torch.cuda.is_available():
+        memory += torch.cuda.mem_get_info()[0]
+    if checked and memory < source.size_bytes:
+        raise UserError(
+            f"the check loads the exported model, {source.size_bytes / GIB:.1f} GiB, and {memory / GIB:.1f} GiB of "
+            "memory are free; leave it out with --no-check"
+        )
+
+
+def _introduction(source: Source) -> str:
+    bundle, merge = source.bundle, source.merge
+    weights = {"quantized": "the NF4 weights it was trained on, dequantised", "original": "the original weights"}
+    what = (
+        f"LoRA and projector, merged into {weights[merge.into]}"
+        if merge.lora
+        else f"projector, beside {weights[merge.into]}"
+    )
+    return (
+        f"exporting {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']}): {what}, "
+        f"in {str(source.dtype).removeprefix('torch.')}, {source.size_bytes / GIB:.2f} GiB"
+    )
+
+
+def report(source: Source, checked: Checked | None) -> dict[str, Any]:
+    """``export.json``."""
+    bundle = source.bundle
+    return {
+        "basic_lite": __version__,
+        "step": bundle.step,
+        "total_steps": bundle.manifest["total_steps"],
+        "models": bundle.manifest["models"],
+        "merged_into": source.merge.into,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "check": None if checked is None else {"passed": checked.passed} | asdict(checked),
+    }
+
+
+def table(checked: Checked) -> Table:
+    """The check's result as a table."""
+    out = Table(title="exported against trained", title_justify="left", header_style="bold")
+    out.add_column("")
+    for name in checked.drift:
+        out.add_column(f"{name}, exported" if name == checked.merged_into else name, justify="right")
+    blank = [""] * (len(checked.drift) - 1)
+    for label, same in (("equal token ids", checked.same_ids), ("equal pixels", checked.same_pixels)):
+        out.add_row(label, f"{same} of {checked.samples}", *blank)
+    out.add_row("equal greedy answers", f"{checked.same_answers} of {checked.samples}", *blank)
+    out.add_section()
+    rows = {
+        "KL, nats a token": "kl",
+        "equal next token": "same_next",
+        "logits: mean |Δ|": "mean",
+        "logits: max |Δ|": "largest",
+    }
+    for label, field in rows.items():
+        out.add_row(label, *(f"{getattr(drift, field):.3g}" for drift in checked.drift.values()))
+    return out
+
+
+def _verdict(out: Path, checked: Checked | None) -> str:
+    if checked is None:
+        return f"exported to {out}; not checked"
+    drift = checked.drift[checked.merged_into]
+    if checked.passed:
+        return f"exported to {out}: passed, KL {drift.kl:.3g} ≤ {checked.limit:g} nats a token"
+    if checked.same_ids < checked.samples or checked.same_pixels < checked.samples:
+        return f"exported to {out}: FAILED, its processor gives other inputs than training had; see {out / REPORT}"
+    return (
+        f"exported to {out}: FAILED, KL {drift.kl:.3g} is above {checked.limit:g} nats a token. "
+        "--merge-into quantized and --dtype float32 change the model least; --limit sets the limit"
+    )

@@ -1,0 +1,86 @@
+"""Write one bundle as a llava-hf folder."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.tools.export.files import write_files
+from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
+from basic_lite.tools.export.tensors import write_shards
+from basic_lite.train.bundle import Bundle, open_bundle, require_same_model
+
+ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A bundle with what is read of its models before their weights."""
+
+    bundle: Bundle
+    frontend: Frontend
+    chat: ChatFormat
+    merge: Merge
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the exported weights."""
+        return sum(tensor.size_bytes for tensor in self.merge.plan(self.dtype))
+
+
+def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, device: torch.device) -> Source:
+    """Open what is to be exported, and see that all of it is there. Nothing is written.
+
+    Args:
+        run: a finished run's folder, or a bundle.
+        merge_into: None: what training computed with, NF4 where it quantised.
+
+    Raises:
+        UserError: the run isn't finished, a base model is missing or another one, …
+    """
+    bundle = _finished_bundle(run)
+    recipe = bundle.recipe
+    frontend = load_frontend(recipe.model)
+    require_same_model(bundle, frontend.config, str(run))
+    config = copy.deepcopy(frontend.config)
+    grow_config(config)
+    frontend = replace(frontend, config=config)
+    # A template without questions, as in stage 1, stays what it is: the export does what the model has learnt.
+    chat = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    default: MergeInto = "original" if recipe.quantization.mode == "none" else "quantized"
+    merge = Merge(bundle, config, merge_into or default, device)
+    return Source(bundle, frontend, chat, merge, _dtype(dtype, merge))
+
+
+def _finished_bundle(run: Path) -> Bundle:
+    bundle = open_bundle(run)
+    total = int(bundle.manifest["total_steps"])
+    if bundle.folder != run and bundle.step < total:
+        raise UserError(
+            f"{run} isn't finished: its newest checkpoint is of step {bundle.step} of {total}. Finish it with "
+            f"`basic-lite train … --resume`, or name the checkpoint: {bundle.folder}"
+        )
+    return bundle
+
+
+def _dtype(name: ExportDtype, merge: Merge) -> torch.dtype:
+    """``auto``: the type of the LLM's table of words in its checkpoint."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return merge.base_dtype
+
+
+def write_folder(folder: Path, source: Source, progress: Callable[[int], None] = lambda done: None) -> None:
+    """Write weights, configurations, tokenizer and processor into an empty folder.
+
+    Peak extra bytes: ``tensors.SHARD_BYTES``, and three float32 copies of the largest weight.
+    """
+    write_files(folder, source.frontend, source.chat, source.bundle.recipe.data.image_fit, source.dtype)
+    write_shards(folder, source.merge.plan(source.dtype), source.merge.tensor, progress)
