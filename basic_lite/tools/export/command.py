@@ -56,6 +56,8 @@ def export(
     say(_introduction(source))
     _require_room(source, out, checked=samples > 0)
     chosen = choose_samples(source, samples) if samples else []
+    if (threads := source.bundle.recipe.training.threads) is not None:
+        torch.set_num_threads(threads)  # so small a model is no faster on more, and far slower on a busy machine
     with written_whole(out, "Make room, or choose another folder") as scratch:
         with counting(notes, "MiB written", source.size_bytes // MIB) as count:
             written = _Megabytes(count)
