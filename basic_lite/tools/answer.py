@@ -73,7 +73,7 @@ def answer(
     prompts = [chat.prompt(record) for record in records]
     order = sorted(range(len(records)), key=lambda i: (len(prompts[i]), i))
     answers = [""] * len(records)
-    length = max_new_tokens or _answer_length(loaded, chat, records)
+    length = max_new_tokens or answer_length(chat, records)
     collate = Collator(int(loaded.tokenizer.pad_token_id), "left")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -102,12 +102,10 @@ def answer(
     return answers
 
 
-def _answer_length(loaded: Loaded, chat: ChatFormat, records: Sequence[Record]) -> int:
+def answer_length(chat: ChatFormat, records: Sequence[Record]) -> int:
     """Tokens that an answer may have, at most 512; 64 where there is no reference."""
     references = {reference for record in records if (reference := chat.reference(record))}
-    longest = max(
-        (len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references), default=56
-    )
+    longest = max((len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references), default=56)
     return min(512, longest + 8)
 
 

@@ -21,15 +21,13 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
-from basic_lite.tools.answer import answer
+from basic_lite.tools.answer import answer, answer_length
 from basic_lite.tools.evaluate import normalise, other_images
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
 from basic_lite.tools.export.template import messages_of
 from basic_lite.train.bundle import load_trained
 
-ANSWER_TOKENS = 64
-"""Most tokens of a greedy answer."""
 COMPARED_TOKENS = 32
 """Most tokens of a record's answer whose logits are compared."""
 LIMITS: dict[MergeInto, float] = {"quantized": 0.01, "original": 0.5}
@@ -189,9 +187,10 @@ def check(
         limit: most mean KL in nats a token; None: LIMITS.
         progress: called with the answers that were made, three for each sample.
     """
-    ours = _trained(source, samples, device, progress)
+    length = answer_length(source.chat, [sample.record for sample in samples])
+    ours = _trained(source, samples, length, device, progress)
     _free()
-    theirs = _exported(source, folder, samples, device, progress)
+    theirs = _exported(source, folder, samples, length, device, progress)
     references = [source.chat.reference(sample.record) for sample in samples]
     scored = [place for place, reference in enumerate(references) if reference]
     into = source.merge.into
@@ -230,7 +229,9 @@ class _Trained:
     with_other_image: list[str]
 
 
-def _trained(source: Source, samples: list[Sample], device: torch.device, progress: Callable[[int], None]) -> _Trained:
+def _trained(
+    source: Source, samples: list[Sample], length: int, device: torch.device, progress: Callable[[int], None]
+) -> _Trained:
     loaded, bundle = load_trained(source.bundle.folder, device)
     records = [sample.record for sample in samples]
     # One at a time: padding changes the last digits.
@@ -241,7 +242,7 @@ def _trained(source: Source, samples: list[Sample], device: torch.device, progre
         records,
         image_fit=bundle.recipe.data.image_fit,
         batch_size=1,
-        max_new_tokens=ANSWER_TOKENS,
+        max_new_tokens=length,
         progress=progress,
     )
     return _Trained(logits_of(loaded.model, samples), ask(), ask(images=other_images(records, bundle.recipe.seed)))
@@ -258,14 +259,19 @@ class _Exported:
 
 
 def _exported(
-    source: Source, folder: Path, samples: list[Sample], device: torch.device, progress: Callable[[int], None]
+    source: Source,
+    folder: Path,
+    samples: list[Sample],
+    length: int,
+    device: torch.device,
+    progress: Callable[[int], None],
 ) -> _Exported:
     processor = AutoProcessor.from_pretrained(str(folder))
     model = _open(folder, device)
     inputs = [_inputs(processor, sample) for sample in samples]
     answers = []
     for given in inputs:
-        answers.append(_answer(model, processor, given))
+        answers.append(_answer(model, processor, given, length))
         progress(1)
     logits = {source.merge.into: logits_of(model, samples)}
     other = source.merge.other()
@@ -307,12 +313,12 @@ def _same_pixels(given: dict[str, Any], sample: Sample) -> bool:
 
 
 @torch.no_grad()
-def _answer(model: Any, processor: Any, given: dict[str, Any]) -> str:
+def _answer(model: Any, processor: Any, given: dict[str, Any], length: int) -> str:
     device = model.get_input_embeddings().weight.device
     inputs = {name: tensor.to(device) for name, tensor in given.items()}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(_tower_dtype(model))
-    out = model.generate(**inputs, max_new_tokens=ANSWER_TOKENS)
+    out = model.generate(**inputs, max_new_tokens=length)
     text: str = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text.strip()
 

@@ -35,7 +35,7 @@ _WRITTEN = {_OUR_TEXT: TEXT, "model.vision_tower.": VISION, "model.multi_modal_p
 # Where a checkpoint may have them: a llava-hf one of either naming, or that of an LLM or a vision encoder alone.
 _SOURCES = {
     TEXT: (TEXT, _OUR_TEXT, "model.", ""),
-    VISION: (VISION, "model.vision_tower.vision_model.", "model.vision_tower.", "vision_model.", ""),
+    VISION: (VISION, "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.", "vision_model.", ""),
 }
 _HEADS = (HEAD, "lm_head.weight")
 
@@ -97,7 +97,7 @@ class Merge:
         self.rows = config.text_config.vocab_size
         self.projector = read_tensors(bundle.folder / PROJECTOR)
         self.scale = recipe.lora.alpha / recipe.lora.rank
-        self.lora = _lora(bundle)
+        self.lora = _lora(bundle, self.layout)
         self.checkpoints = _checkpoints(recipe)
         self.sources = self._find_sources()
 
@@ -121,6 +121,13 @@ class Merge:
                     f"{checkpoint.key}: {checkpoint.name} has no tensor for {name}: it is another checkpoint than the "
                     "one that was trained, or the download is incomplete; fetch it again"
                 )
+            shape, expected = checkpoint.shape(found), self.layout.shapes[name]
+            grows = shape[1:] == expected[1:] and shape[0] < expected[0] == self.rows
+            if shape != expected and not grows:
+                raise UserError(
+                    f"{checkpoint.key}: {found} of {checkpoint.name} has shape {list(shape)}, trained was "
+                    f"{list(expected)}: it is another checkpoint; name the one of the run"
+                )
             sources[name] = checkpoint, found
         return sources
 
@@ -143,13 +150,8 @@ class Merge:
             return self.projector[name.removeprefix(PROJECTION)]
         checkpoint, source = self.sources[name]
         found = checkpoint.read(source)
-        if found.shape[0] < (rows := self.layout.shapes[name][0]) == self.rows:
-            found = _grown(found.to(self.trained_dtype), rows)
-        if tuple(found.shape) != self.layout.shapes[name]:
-            raise UserError(
-                f"{checkpoint.key}: {source} of {checkpoint.name} has shape {list(found.shape)}, trained was "
-                f"{list(self.layout.shapes[name])}: it is another checkpoint; name the one of the run"
-            )
+        if found.shape != self.layout.shapes[name]:
+            found = _grown(found.to(self.trained_dtype), self.rows)
         return self._merged(name, found)
 
     def _merged(self, name: str, weight: Tensor) -> Tensor:
@@ -211,14 +213,21 @@ def _checkpoints(recipe: Recipe) -> dict[str, Checkpoint]:
     return {TEXT: Checkpoint(section.llm, "model.llm"), VISION: Checkpoint(section.vision, "model.vision")}
 
 
-def _lora(bundle: Bundle) -> dict[str, tuple[Tensor, Tensor]]:
+def _lora(bundle: Bundle, layout: _Layout) -> dict[str, tuple[Tensor, Tensor]]:
     """Written name of a weight → its factors, A [r, K] and B [N, r]."""
     if not bundle.has_adapter:
         return {}
     state = read_tensors(bundle.folder / ADAPTER_WEIGHTS)
     prefix, down, up = PEFT_PREFIX + _OUR_TEXT, ".lora_A.weight", ".lora_B.weight"
-    return {
+    factors = {
         TEXT + name.removeprefix(prefix).removesuffix(down) + ".weight": (tensor, state[name.removesuffix(down) + up])
         for name, tensor in state.items()
         if name.endswith(down)
     }
+    for name, (a, b) in factors.items():
+        if (shape := (b.shape[0], a.shape[1])) != layout.shapes.get(name):
+            raise UserError(
+                f"{bundle.folder}: the adapter was trained on weights of shape {list(shape)}, but here {name} has "
+                f"{list(layout.shapes.get(name, ()))}: it is another LLM; name the one of the run"
+            )
+    return factors

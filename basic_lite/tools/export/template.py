@@ -33,9 +33,7 @@ _NORMALISE = """\
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
-  {%- if message['role'] == 'assistant' -%}
-    {%- set ns.text = ns.text | trim -%}
-  {%- elif message['role'] == 'user' and ns.images == 1 -%}
+  {%- if message['role'] == 'user' and ns.images == 1 -%}
     {%- set ns.text = ns.text.replace(image_text, '') | trim -%}
     {%- set ns.text = image_text + ('\\n' + ns.text if ns.text else '') -%}
   {%- endif -%}
@@ -77,28 +75,57 @@ def chat_template(chat: ChatFormat) -> str:
     if chat.template == "v1":
         return _set(text | {"end_text": end, "system_text": V1_SYSTEM}) + _NORMALISE + _V1
     assert isinstance(chat.format, OwnTemplate)
-    return _set(text | {"date_string": DATE}) + _NORMALISE + _own(chat.format, bos_text(chat))
+    return _own(chat, chat.format, _set(text | {"date_string": DATE}) + _NORMALISE)
 
 
 def bos_text(chat: ChatFormat) -> str:
-    """What the tokenizer put at the start of each text in training; empty for most newer tokenizers."""
-    return "".join(chat.tokenizer.convert_ids_to_tokens(chat.tokens.bos))
+    """What the tokenizer put at the start of each text in training; empty for most newer tokenizers.
+
+    Some tokenizers put a space before a text's first word, but not after a start token that is written out. There the
+    space is written out too.
+    """
+    tokens = chat.tokens
+    bos = "".join(tokens.tokenizer.convert_ids_to_tokens(tokens.bos))
+    first = chat.format.pieces([Turn("human", "a"), Turn("gpt", "a")])[0][0]
+    as_trained = tokens.bos + tokens.raw(first)
+    return bos + " " if tokens.raw(bos + first) != as_trained == tokens.raw(bos + " " + first) else bos
 
 
-def _own(form: OwnTemplate, bos: str) -> str:
-    """The LLM's own template, on the turns as they were made alike."""
-    turns = "{%- set messages = ns.turns -%}\n"
+def _own(chat: ChatFormat, form: OwnTemplate, head: str) -> str:
+    """The LLM's own template, on the turns as they were made alike.
+
+    Where training wrote more before an answer than the template does for a generation, that is written here (Qwen 3's
+    empty thought).
+    """
+    content = "turn['content'] | trim if turn['role'] == 'assistant' else turn['content']"
     if form.in_parts:
-        turns = (
-            "{%- set own = namespace(turns=[]) -%}{%- for turn in ns.turns -%}{%- set own.turns = own.turns + "
-            "[{'role': turn['role'], 'content': [{'type': 'text', 'text': turn['content']}]}] -%}{%- endfor -%}"
-            "{%- set messages = own.turns -%}\n"
-        )
+        content = "[{'type': 'text', 'text': " + content + "}]"
+    head += (
+        "{%- set own = namespace(turns=[]) -%}{%- for turn in ns.turns -%}{%- set own.turns = own.turns + "
+        "[{'role': turn['role'], 'content': " + content + "}] -%}{%- endfor -%}"
+        "{%- set messages = own.turns -%}\n"
+    )
+    prompt = form.pieces([Turn("human", "a"), Turn("gpt", "a")])[0][0]
+    if not prompt.startswith(bos_text(chat).rstrip()):
+        head += "{{- bos_text -}}"
+        prompt = bos_text(chat) + prompt
     # Only transformers knows this tag.
     source = re.sub(r"(\{%-?\s*)generation(\s*-?%\})", r"\1if true\2", form.source)
     source = re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", source)
-    writes_bos = form.pieces([Turn("human", "a"), Turn("gpt", "a")])[0][0].startswith(bos)
-    return turns + ("" if writes_bos else "{{- bos_text -}}") + source
+    asked, unasked = (
+        chat.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}],
+            chat_template=head + source,
+            tokenize=False,
+            add_generation_prompt=generation,
+        )
+        for generation in (True, False)
+    )
+    if asked == prompt or not prompt.startswith(unasked):
+        return head + source
+    before_answer = _set({"before_answer": prompt.removeprefix(unasked)})
+    switch = "{%- set asked = add_generation_prompt -%}{%- set add_generation_prompt = false -%}\n"
+    return before_answer + head + switch + source + "{%- if asked -%}{{- before_answer -}}{%- endif -%}"
 
 
 def _set(values: dict[str, str | None]) -> str:

@@ -92,6 +92,14 @@ class Checkpoint:
         with safe_open(path, framework="pt") as file:
             return file.get_slice(name)[:0].dtype
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        path = self._files[name]
+        if path.suffix != ".safetensors":
+            return tuple(self._unpickled(path)[name].shape)
+        with safe_open(path, framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """A tensor of this name, in memory of its own."""
         path = self._files[name]
@@ -135,16 +143,18 @@ def write_shards(
     plan: list[Planned],
     make: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    most_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write ``model*.safetensors`` and, for several files, their index.
 
-    Peak extra bytes: SHARD_BYTES, and what ``make`` takes for one tensor.
+    Peak extra bytes: ``most_bytes``, and what ``make`` takes for one tensor.
 
     Args:
         make: name → tensor, of the planned shape; it is cast to the planned type.
         progress: called with the bytes of each tensor that was made.
     """
-    shards = shards_of(plan)
+    shards = shards_of(plan, most_bytes)
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

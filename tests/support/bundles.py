@@ -1,0 +1,42 @@
+"""Bundles of tiny models whose adapter and projector have random weights: what a run leaves, without the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basic_lite.model.adapt import adapt, lora_parameters
+from basic_lite.model.load import load_base
+from basic_lite.recipe.schema import Recipe
+from basic_lite.train.bundle import write_bundle
+from tests.support.runs import tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+def facts(step: int = 4, total: int = 4) -> dict[str, Any]:
+    """A manifest's facts about a run."""
+    data = {"epoch": 1.0, "samples": 16, "seed": 0, "fingerprint": "0"}
+    return {"step": step, "total_steps": total, "data": data, "machine": {"dtype": "torch.float32"}}
+
+
+def write_random_bundle(folder: Path, recipe: Recipe, *, step: int = 4, total: int = 4) -> Path:
+    """A bundle of the recipe's model; LoRA changes its answers."""
+    torch.manual_seed(5)
+    loaded = load_base(recipe, CPU)
+    adapt(loaded.parts, recipe)
+    with torch.no_grad():
+        for parameter in lora_parameters(loaded.model).values():
+            parameter.normal_(std=0.1)
+    folder.mkdir(parents=True)
+    write_bundle(folder, loaded.parts, loaded.tokenizer, recipe, facts(step, total))
+    return folder
+
+
+def random_run(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama", **given: Any) -> Path:
+    """A run folder with a final bundle."""
+    run = folder / "runs" / "tiny"
+    write_random_bundle(run / "final", tiny_recipe(folder, changes, kind=kind), **given)
+    return run

@@ -1,0 +1,232 @@
+"""An exported folder holds what was trained: plain transformers opens it and computes the run's own logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlavaForConditionalGeneration
+
+from basic_lite.tools.export.command import export
+from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, write_shards
+from basic_lite.train.bundle import load_trained
+from tests.support.bundles import CPU, random_run
+from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
+from tests.support.runs import quiet, tiny_recipe, write_data
+
+
+def exported(run: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Export, and read what the command says of it."""
+    options = {"samples": 3, **options}
+    passed = export(run, out, console=quiet(), **options)
+    report: dict[str, Any] = json.loads((out / "export.json").read_text())
+    assert report["check"] is None or report["check"]["passed"] == passed
+    return report
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """Logits of a fixed text with a fixed picture."""
+    image = model.config.image_token_id
+    ids = torch.tensor([[4, 5, image, image, image, image, 6, 7, 8, 9]])
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return model(input_ids=ids, pixel_values=pixels).logits  # type: ignore[no-any-return]
+
+
+def assert_same_model(run: Path, out: Path, *, atol: float = 2e-5) -> None:
+    """transformers reads all tensors and nothing else, and its logits are the run's."""
+    model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert {name: found for name, found in info.items() if found} == {}
+    assert type(model) is LlavaForConditionalGeneration
+    ours, _ = load_trained(run, CPU)
+    torch.testing.assert_close(logits_of(model), logits_of(ours.model), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", LLM_KINDS)
+def test_every_family(tmp_path: Path, kind: str) -> None:
+    run, out = random_run(tmp_path, kind=kind), tmp_path / "out"
+    report = exported(run, out)
+    check = report["check"]
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert check["drift"]["quantized"]["kl"] < 1e-9 < 1e-5 < check["drift"]["original"]["kl"]
+    assert_same_model(run, out)
+    text = json.loads((out / "config.json").read_text())["text_config"]
+    assert text["architectures"] == [type(AutoModelForCausalLM.from_pretrained(tmp_path / "llm")).__name__]
+    assert text["rope_theta"] == text["rope_parameters"]["rope_theta"]
+    assert text["vocab_size"] == 64  # the table grew for the image token
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.image_fit": "square"},
+        {"data.template": "v1"},
+        {"data.template": "plain", "stage": 1, "lora.enabled": False},
+        {"quantization.mode": "none"},
+        {"quantization.double": False},
+        {"model.vision_feature_layer": -1, "model.vision_feature_select": "full"},
+        {"lora.targets": ["q_proj", "down_proj"]},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_every_kind_of_recipe(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run, out = random_run(tmp_path, changes), tmp_path / "out"
+    check = exported(run, out)["check"]
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert set(check["drift"]) == ({"original"} if "quantization.mode" in changes else {"quantized", "original"})
+    if changes.get("model.vision_feature_select") != "full":
+        assert_same_model(run, out)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip_full"])
+@pytest.mark.parametrize("fit", ["pad", "square"])
+def test_every_kind_of_tower(tmp_path: Path, kind: str, fit: str) -> None:
+    recipe_of_llm = tiny_recipe(tmp_path)
+    assert recipe_of_llm.model.llm
+    shutil.rmtree(tmp_path / "vision")
+    write_vision(tmp_path / "vision", kind)
+    run, out = random_run(tmp_path, {"data.image_fit": fit}), tmp_path / "out"
+    check = exported(run, out)["check"]
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert_same_model(run, out)
+
+
+# Names that transformers 5 writes → those that llava-hf published, and those that its classes have.
+NAMINGS = {
+    "written": {},
+    "published": {"vision_tower.": "vision_tower.vision_model."},
+    "classes": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.",
+        "multi_modal": "model.multi_modal",
+    },
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_llava_checkpoint_as_the_base(tmp_path: Path, naming: str) -> None:
+    write_llava(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    state = load_file(path)
+    for written, other in NAMINGS[naming].items():
+        state = {other + name[len(written) :] if name.startswith(written) else name: t for name, t in state.items()}
+    save_file(state, path, {"format": "pt"})
+    run, out = random_run(tmp_path, {"model": {"base": str(tmp_path / "base")}}), tmp_path / "out"
+    assert exported(run, out)["check"]["passed"]
+    assert_same_model(run, out)
+
+
+def test_weights_in_pytorchs_own_format(tmp_path: Path) -> None:
+    run = random_run(tmp_path)
+    for folder in (tmp_path / "llm", tmp_path / "vision"):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    exported(run, tmp_path / "out", samples=0)
+    assert_same_model(run, tmp_path / "out")
+
+
+def test_tied_tables_are_written_once(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm", tie_word_embeddings=True)
+    write_vision(tmp_path / "vision")
+    run, out = random_run(tmp_path), tmp_path / "out"
+    assert exported(run, out)["check"]["passed"]
+    assert "language_model.lm_head.weight" not in load_file(out / "model.safetensors")
+    assert_same_model(run, out)
+
+
+def test_the_original_weights_with_lora_added(tmp_path: Path) -> None:
+    """Against the sum, by hand in float64."""
+    run, out = random_run(tmp_path), tmp_path / "out"
+    report = exported(run, out, merge_into="original", limit=100.0)
+    assert report["merged_into"] == "original" and report["check"]["drift"]["original"]["kl"] > 1e-5
+    base = load_file(tmp_path / "llm" / "model.safetensors")
+    lora = load_file(run / "final" / "adapter" / "adapter_model.safetensors")
+    written = load_file(out / "model.safetensors")
+    for layer in (0, 3):
+        name = f"layers.{layer}.self_attn.q_proj"
+        a, b = (lora[f"base_model.model.model.language_model.{name}.lora_{x}.weight"].double() for x in "AB")
+        expected = base[f"model.{name}.weight"].double() + 2.0 * b @ a  # alpha 8, rank 4
+        torch.testing.assert_close(written[f"language_model.model.{name}.weight"].double(), expected, rtol=0, atol=1e-6)
+    norm = "layers.1.input_layernorm.weight"
+    assert torch.equal(written[f"language_model.model.{norm}"], base[f"model.{norm}"])
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_keeps_the_projector(tmp_path: Path, name: str) -> None:
+    run, out = random_run(tmp_path), tmp_path / "out"
+    assert exported(run, out, dtype=name)["dtype"] == name
+    written = load_file(out / "model.safetensors")
+    trained = load_file(run / "final" / "projector.safetensors")
+    assert torch.equal(written["multi_modal_projector.linear_1.weight"], trained["linear_1.weight"])
+    kinds = {tensor.dtype for key, tensor in written.items() if "multi_modal" not in key}
+    assert kinds == {getattr(torch, name)}
+
+
+def test_a_stranger_opens_it(tmp_path: Path) -> None:
+    """In a process that can't import basic_lite, by transformers' own classes and its pipeline."""
+    write_data(tmp_path)
+    run, out = random_run(tmp_path), tmp_path / "out"
+    answers = exported(run, out)["check"]["answers"]
+    script = f"""
+import importlib.util, json, sys
+sys.path = [p for p in sys.path if p not in {[str(Path(p)) for p in project_paths()]!r}]
+assert importlib.util.find_spec("basic_lite") is None and importlib.util.find_spec("basic_lite_kernels") is None
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+model = AutoModelForImageTextToText.from_pretrained({str(out)!r})
+processor = AutoProcessor.from_pretrained({str(out)!r})
+ask = pipeline("image-text-to-text", model={str(out)!r})
+said = []
+for n in (0, 4, 8):
+    question = "what colour is it ? " + "there " * (n % 4)
+    picture = {{"type": "image", "path": {str(tmp_path)!r} + f"/images/{{n}}.png"}}
+    content = [picture, {{"type": "text", "text": question}}]
+    messages = [{{"role": "user", "content": content}}]
+    given = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    out = model.generate(**given, max_new_tokens=11)[0, given["input_ids"].shape[1]:]
+    text = processor.decode(out, skip_special_tokens=True).strip()
+    piped = ask(text=messages, max_new_tokens=11, return_full_text=False)[0]["generated_text"].strip()
+    assert piped == text, (piped, text)
+    said.append(text)
+print(json.dumps(said))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [one["export"] for one in answers]
+    assert [one["run"] for one in answers] == [one["export"] for one in answers]
+
+
+def project_paths() -> list[Path]:
+    import basic_lite
+    import basic_lite_kernels
+
+    return [Path(package.__file__).resolve().parents[1] for package in (basic_lite, basic_lite_kernels)]  # type: ignore[arg-type]
+
+
+def test_large_models_come_in_several_files(tmp_path: Path) -> None:
+    plan = [Planned(f"t{n}", (3, n + 1), torch.float32) for n in range(6)]
+    assert [[one.name for one in shard] for shard in shards_of(plan, 60)] == [
+        ["t0", "t1"],
+        ["t2"],
+        ["t3"],
+        ["t4"],
+        ["t5"],
+    ]
+    assert SHARD_BYTES >= 2**28
+    tensors = {one.name: torch.randn(one.shape) for one in plan}
+    done: list[int] = []
+    write_shards(tmp_path, plan, tensors.__getitem__, done.append, most_bytes=60)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(done) == sum(one.size_bytes for one in plan)
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
+    assert len(set(index["weight_map"].values())) == 5 == len(list(tmp_path.glob("*.safetensors")))

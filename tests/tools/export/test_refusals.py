@@ -1,0 +1,182 @@
+"""What can't be exported is refused in one sentence, and what went wrong leaves nothing that looks whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from basic_lite.cli import main
+from basic_lite.errors import UserError
+from basic_lite.tools.export import command, tensors
+from basic_lite.tools.export.command import export
+from basic_lite.tools.export.merge import Merge
+from basic_lite.train.bundle import open_bundle
+from tests.support.bundles import random_run, write_random_bundle
+from tests.support.models import write_llm, write_vision
+from tests.support.runs import quiet, tiny_recipe
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return random_run(tmp_path)
+
+
+def refused(run: Path, out: Path, **options: Any) -> str:
+    """The message of an export that is refused; nothing is left beside what was there."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        export(run, out, console=quiet(), **options)
+    assert sorted(out.parent.iterdir()) == before
+    return str(caught.value)
+
+
+def test_a_folder_that_exists(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert "exists already" in refused(run, out, samples=0)
+    assert "exists already" in refused(run, out / "mine.txt", samples=0)
+    (out / "mine.txt").unlink()
+    assert export(run, out, samples=0, console=quiet()) and (out / "config.json").is_file()  # an empty folder will do
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    bundle = write_random_bundle(run / "checkpoint-2", tiny_recipe(tmp_path), step=2)
+    message = refused(run, tmp_path / "out")
+    assert "isn't finished" in message and "step 2 of 4" in message and str(bundle) in message
+    assert export(bundle, tmp_path / "out", samples=0, console=quiet())
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["step"] == 2
+
+
+def test_no_run(tmp_path: Path) -> None:
+    assert "there is no folder" in refused(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_base_that_cannot_be_found(run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "llm")
+    message = refused(run, tmp_path / "out")
+    assert "model.llm" in message and "there is no folder" in message
+
+
+def test_a_base_without_weights(run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "llm" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    assert "can't read" in refused(run, tmp_path / "out")
+    weights.unlink()
+    assert "has no weights" in refused(run, tmp_path / "out")
+
+
+def test_another_base(run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "llm")
+    write_llm(tmp_path / "llm", num_hidden_layers=3)
+    assert "doesn't fit this model" in refused(run, tmp_path / "out")
+    shutil.rmtree(tmp_path / "llm")
+    write_llm(tmp_path / "llm", intermediate_size=64)  # the same by what a bundle remembers
+    assert "the adapter was trained on weights of" in refused(run, tmp_path / "out")
+    write_llm(tmp_path / "llm")
+    vision = load_file(tmp_path / "vision" / "model.safetensors")
+    name = next(name for name in vision if name.endswith("pre_layrnorm.weight"))
+    save_file(vision | {name: vision[name][:-2].clone()}, tmp_path / "vision" / "model.safetensors", {"format": "pt"})
+    message = refused(run, tmp_path / "out")
+    assert "model.vision" in message and "has shape [30], trained was [32]" in message
+    save_file({}, tmp_path / "vision" / "model.safetensors", {"format": "pt"})
+    assert "has no tensor for vision_tower" in refused(run, tmp_path / "out")
+
+
+def test_a_bundle_that_was_changed(run: Path, tmp_path: Path) -> None:
+    with (run / "final" / "projector.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert "doesn't hold together" in refused(run, tmp_path / "out")
+
+
+def test_a_merge_into_what_there_is_not(tmp_path: Path) -> None:
+    run = random_run(tmp_path, {"quantization.mode": "none"})
+    assert "--merge-into original" in refused(run, tmp_path / "out", merge_into="quantized")
+
+
+def test_data_that_is_gone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").unlink()
+    assert "--no-check" in refused(run, tmp_path / "out")
+    assert export(run, tmp_path / "out", samples=0, console=quiet())
+
+
+def test_too_little_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    with monkeypatch.context() as patch:
+        patch.setattr(command.psutil, "disk_usage", lambda path: usage(1000))
+        assert "make room" in refused(run, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(command.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1000))
+        assert "--no-check" in refused(run, tmp_path / "out")
+        assert export(run, tmp_path / "out", samples=0, console=quiet())
+
+
+def test_a_disk_that_fills_up(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensors, "save_tensors", full)
+    assert "the disk is full" in refused(run, tmp_path / "out")
+
+
+def test_ctrl_c_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "model_card", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(run, tmp_path / "out", samples=0, console=quiet())
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+def test_a_wrong_merge_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA with twice its scale, as it comes out where alpha and rank are mixed up."""
+    write_llm(tmp_path / "llm", initializer_range=0.1)
+    write_vision(tmp_path / "vision")
+    run = random_run(tmp_path)
+    right = Merge.tensor
+
+    def wrong(self: Merge, name: str) -> torch.Tensor:
+        self.scale = 4.0
+        return right(self, name)
+
+    monkeypatch.setattr(Merge, "tensor", wrong)
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(run), str(tmp_path / "out"), "--samples", "2"])
+    assert stopped.value.code == 1
+    report = json.loads((tmp_path / "out" / "export.json").read_text())["check"]
+    assert not report["passed"] and report["drift"]["quantized"]["kl"] > report["limit"]
+    assert "FAILED" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_other_inputs_fail_the_check(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that does something else than training did, whatever the logits say."""
+    from basic_lite.tools.export import files
+
+    right = files.image_processor_config
+    monkeypatch.setattr(files, "image_processor_config", lambda *given: right(*given) | {"resample": 0})
+    assert not export(run, tmp_path / "out", samples=2, console=quiet())
+    report = json.loads((tmp_path / "out" / "export.json").read_text())["check"]
+    assert report["same_pixels"] == 0 and report["same_ids"] == 2 and not report["passed"]
+    assert report["drift"]["quantized"]["kl"] < report["limit"]
+
+
+def test_the_command_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")])
+    assert stopped.value.code == 2 and "there is no folder" in capsys.readouterr().err
+
+
+def test_a_bundle_inside_a_run_is_taken_as_it_is(run: Path, tmp_path: Path) -> None:
+    assert open_bundle(run / "final").step == 4
+    assert export(run / "final", tmp_path / "out", samples=0, console=quiet())

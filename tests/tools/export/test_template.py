@@ -1,0 +1,129 @@
+"""The exported chat template writes for messages what training wrote for records, token for token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.conversation import conversation
+from basic_lite.data.records import Record
+from basic_lite.tools.export.template import bos_text, chat_template, messages_of
+from tests.support.data import KINDS, TEMPLATES, N, image_id, record, tokenizer
+
+FORMATS = ["v1", *TEMPLATES]
+RECORDS = {
+    "one image": record("<image>\nwhat is it ?", images=1),
+    "image at the end": record("what is in <image>", images=1),
+    "image alone": record("<image>", images=1),
+    "no image": record("How many things are there?"),
+    "image without its place": record("what is it?", images=1),
+    "two images without their places": record("what are they?", images=2),
+    "two images in the text": record("<image>\nand <image>\nare the same?", images=2),
+    "a second question": record("<image>\nwhat is it ?", " a red circle ", "How many?", images=1),
+    "a second image": record("<image>\nwhat is it ?", "a ring", "<image>\nand this?", images=2),
+}
+
+
+def form_of(kind: str, template: str) -> ChatFormat:
+    own = template not in ("v1", "plain")
+    tok = tokenizer(kind, template if own else None)
+    return ChatFormat("tokenizer" if own else template, tok, image_id(tok), N)  # type: ignore[arg-type]
+
+
+def ids_of(form: ChatFormat, messages: list[dict[str, Any]], *, generation: bool = True) -> list[int]:
+    """What a llava-hf processor makes of messages."""
+    text = form.tokenizer.apply_chat_template(
+        messages, chat_template=chat_template(form), tokenize=False, add_generation_prompt=generation
+    )
+    bos = form.tokenizer.bos_token
+    text_with_places = text.replace("<image>", "<image>" * N)
+    return form.tokenizer(text_with_places, add_special_tokens=not text.startswith(bos))["input_ids"]  # type: ignore[no-any-return]
+
+
+def question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def as_strings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same messages with strings as contents."""
+    return [
+        {**m, "content": "".join("<image>" if part["type"] == "image" else part["text"] for part in m["content"])}
+        for m in messages
+    ]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("template", FORMATS)
+def test_prompts_are_those_of_training(template: str, name: str) -> None:
+    for kind in KINDS:
+        form = form_of(kind, template)
+        one = RECORDS[name]
+        messages = question(messages_of(conversation(one, answered=False)))
+        assert ids_of(form, messages) == form.prompt(one), kind
+        assert ids_of(form, as_strings(messages)) == form.prompt(one), kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_prompts_are_the_images_alone(kind: str) -> None:
+    form = form_of(kind, "plain")
+    for images in (1, 2):
+        one = record("describe it", images=images)
+        messages = messages_of(conversation(one, answered=False))
+        assert ids_of(form, messages) == form.prompt(one) == [*form.tokens.bos, *[form.image_token_id] * N * images]
+    captioned = record("<image>\nname it", "a ring", images=1)
+    ids = ids_of(form, messages_of(conversation(captioned)), generation=False)
+    assert ids == form.encode(captioned, 500).input_ids
+
+
+@pytest.mark.parametrize("template", ["v1", "chatml", "llama3"])
+def test_a_system_turn_takes_the_place_of_the_usual_one(template: str) -> None:
+    form = form_of("byte", template)
+    one: Record = record("Be brief.", "<image>\nwhat?", images=1, roles="sh")
+    assert ids_of(form, messages_of(conversation(one, answered=False))) == form.prompt(one)
+
+
+def test_people_give_the_image_first_or_last_and_no_line_break() -> None:
+    form = form_of("byte", "chatml")
+    image, text = {"type": "image"}, {"type": "text", "text": "what is it ?"}
+    expected = form.prompt(RECORDS["one image"])
+    for content in (
+        [image, text],
+        [text, image],
+        "<image>what is it ?",
+        "<image>\nwhat is it ?",
+        "what is it ?<image>",
+    ):
+        assert ids_of(form, [{"role": "user", "content": content}]) == expected, content
+    two = form.prompt(RECORDS["two images without their places"])
+    content = [image, image, {"type": "text", "text": "what are they?"}]
+    assert ids_of(form, [{"role": "user", "content": content}]) == two
+
+
+def test_a_template_that_wants_parts_gets_them() -> None:
+    tok = tokenizer("byte", "chatml")
+    before = tok.chat_template
+    try:
+        tok.chat_template = (
+            "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+            "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+            "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+        form = ChatFormat("tokenizer", tok, image_id(tok), N)
+        for one in RECORDS.values():
+            messages = question(messages_of(conversation(one, answered=False)))
+            assert ids_of(form, messages) == form.prompt(one)
+    finally:
+        tok.chat_template = before
+
+
+def test_the_start_token_is_written_once_if_training_had_one() -> None:
+    assert bos_text(form_of("byte", "chatml")) == ""
+    for template in ("v1", "chatml", "llama3"):
+        form = form_of("byte_bos", template)
+        assert ids_of(form, [{"role": "user", "content": "a"}]).count(form.tokenizer.bos_token_id) == 1
+
+
+def test_the_template_has_no_tag_that_other_programs_lack() -> None:
+    assert "generation" not in chat_template(form_of("byte", "generation")).replace("add_generation_prompt", "")
