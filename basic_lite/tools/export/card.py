@@ -48,6 +48,11 @@ def is_local(base: str) -> bool:
     return Path(base).is_absolute() or Path(base).is_dir() or base.count("/") != 1
 
 
+def public_name(base: str) -> str:
+    """The name of a base model without the folders of this machine."""
+    return Path(base).name if is_local(base) else base
+
+
 def licence_of(base: str) -> str | None:
     """The licence that a base model's own card states; None where it has no card or states none."""
     try:
@@ -78,8 +83,7 @@ def _what(recipe: Recipe) -> str:
 def _models(bases: dict[str, str], licences: dict[str, str | None]) -> list[tuple[str, ...]]:
     names = {"base": "all (llava-hf)", "vision": "vision encoder", "llm": "LLM"}
     return [
-        (names[part], Path(base).name if is_local(base) else base, licences[base] or "not stated in its files")
-        for part, base in bases.items()
+        (names[part], public_name(base), licences[base] or "not stated in its files") for part, base in bases.items()
     ]
 
 

@@ -208,7 +208,7 @@ def check(
         exact=_exact(ours.answers, references, scored),
         exact_other_image=_exact(ours.with_other_image, references, scored),
         answers=[
-            {"place": sample.record.place, "run": one, "export": other}
+            {"place": Path(sample.record.place).name, "run": one, "export": other}
             for sample, one, other in zip(samples, ours.answers, theirs.answers, strict=True)
         ],
     )

@@ -13,7 +13,7 @@ from basic_lite import __version__
 from basic_lite.console import counting, quiet_libraries, speaker
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
-from basic_lite.tools.export.card import model_card
+from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check, choose_samples
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_folder
 from basic_lite.tools.export.merge import MergeInto
@@ -137,7 +137,7 @@ def report(source: Source, checked: Checked | None) -> dict[str, Any]:
         "basic_lite": __version__,
         "step": bundle.step,
         "total_steps": bundle.manifest["total_steps"],
-        "models": bundle.manifest["models"],
+        "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},
         "merged_into": source.merge.into,
         "dtype": str(source.dtype).removeprefix("torch."),
         "check": None if checked is None else {"passed": checked.passed} | asdict(checked),

@@ -104,6 +104,8 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         settings.pop(name, None)
     if (folder / "tokenizer.json").is_file():
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # transformers 4 makes token_type_ids otherwise, which no LLM here takes.
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
     if extra := settings.pop("extra_special_tokens", None):
         settings["additional_special_tokens"] = list(extra.values()) if isinstance(extra, dict) else extra
     write_json(path, settings)
