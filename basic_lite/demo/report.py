@@ -76,7 +76,15 @@ def show_report(
     console.print(phases.table())
     run = place.out / "stage2"
     console.print(f"\nrun folder: {run}", soft_wrap=True)
-    console.print(f"ask it about a picture:\n  {ask_line(run, place, instruct)}", soft_wrap=True, markup=False)
+    picture, question = example_of(place, instruct)
+    out = place.out / "exported"
+    lines = {
+        "ask it about a picture": ["basic-lite", "chat", str(run), str(picture), question],
+        "export it for other programs": ["basic-lite", "export", str(run), str(out)],
+        "open the export in plain transformers": ["python", "-c", plain_script(out, picture, question)],
+    }
+    for what, words in lines.items():
+        console.print(f"{what}:\n  {shlex.join(words)}", soft_wrap=True, markup=False)
 
 
 def _verdict(curves: dict[str, dict[str, Any]]) -> str:
@@ -102,8 +110,18 @@ def refinement_table(curves: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def ask_line(run: Path, place: Place, instruct: list[dict[str, Any]]) -> str:
-    """A shell line that asks the trained model one of the held-out questions."""
+def example_of(place: Place, instruct: list[dict[str, Any]]) -> tuple[Path, str]:
+    """A picture and a question about it, of the held-out ones."""
     chosen = next((r for r in instruct if r["question_type"] == "colour"), instruct[0])
     question = chosen["conversations"][0]["value"].replace("<image>", "").strip()
-    return shlex.join(["basic-lite", "chat", str(run), str(place.world.images / chosen["image"]), question])
+    return place.world.images / chosen["image"], question
+
+
+def plain_script(folder: Path, picture: Path, question: str) -> str:
+    """Python that asks an exported folder by transformers alone."""
+    content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": question}]
+    return (
+        "from transformers import pipeline; "
+        f"ask = pipeline('image-text-to-text', model={str(folder)!r}); "
+        f"print(ask(text=[{{'role': 'user', 'content': {content!r}}}], return_full_text=False)[0]['generated_text'])"
+    )

@@ -6,6 +6,8 @@ import functools
 import json
 import re
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,18 @@ def test_demo_reports_reuses_and_repeats(tmp_path: Path, capsys: pytest.CaptureF
     assert {p["dtype"] for p in parts if p["part"] == "LLM linears"} == {"nf4 double"}
     assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(tmp_path / "demo" / "stage2"))
 
-    # The line that it ends with works as it stands.
-    line = report[report.index("basic-lite chat") :].splitlines()[0]
-    with pytest.raises(SystemExit) as stopped:
-        main(shlex.split(line)[1:])
-    assert not stopped.value.code
-    assert capsys.readouterr().out.strip()
+    # The lines that it ends with work as they stand.
+    chat, export, plain = (
+        shlex.split(line) for line in report.splitlines() if line.startswith(("  basic", "  python"))
+    )
+    for words in (chat, export):
+        with pytest.raises(SystemExit) as stopped:
+            main(words[1:])
+        assert not stopped.value.code
+    said = capsys.readouterr().out.splitlines()[0]
+    done = subprocess.run([sys.executable, *plain[1:]], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == said
 
     # Again: everything is there, so nothing is trained, and the table is the same.
     again = quiet()
