@@ -20,7 +20,7 @@ def speaker(console: Console) -> Say:
 
 @contextmanager
 def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that is gone when it is full; gives a function that takes how many more are done."""
+    """A bar on a terminal, gone when it is full; nothing elsewhere. Gives a function that takes how many more are done."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -28,6 +28,7 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int]
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task(what, total=total)

@@ -7,6 +7,12 @@ import torch
 MIB = 2**20
 GIB = 2**30
 
+
+def size_text(size_bytes: int) -> str:
+    """Bytes as people read them: 340 MiB, 13.49 GiB."""
+    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
+
+
 if sys.platform == "win32":
     import psutil
 else:

@@ -13,6 +13,7 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     LlavaConfig,
@@ -105,6 +106,7 @@ def text_config(kind: str, vocab_size: int, **changes: Any) -> Any:
         "phi3": (Phi3Config, {"sliding_window": 12}),
         "qwen2": (Qwen2Config, {}),
         "qwen3": (Qwen3Config, {"head_dim": 16}),
+        "gemma3": (Gemma3TextConfig, {"head_dim": 16, "sliding_window": 12}),
         "mixtral": (MixtralConfig, {"num_local_experts": 2, "tie_word_embeddings": False}),
     }
     cls, own = family[kind]

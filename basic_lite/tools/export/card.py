@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
-from basic_lite.units import GIB
+from basic_lite.units import size_text
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
 
@@ -139,7 +139,7 @@ def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
 def _export(source: Source, checked: Checked | None) -> str:
     bases = {"quantized": "the dequantised NF4 weights that training used", "original": "the original weights"}
     kind = str(source.dtype).removeprefix("torch.")
-    text = f"Merged into {bases[source.merge.into]}; {kind}, {source.size_bytes / GIB:.2f} GiB."
+    text = f"Merged into {bases[source.merge.into]}; {kind}, {size_text(source.size_bytes)}."
     if checked is None:
         return text + " It was not compared with the trained model."
     drift = checked.drift[checked.merged_into]

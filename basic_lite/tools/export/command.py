@@ -18,7 +18,7 @@ from basic_lite.tools.export.check import Checked, check, choose_samples
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_folder
 from basic_lite.tools.export.merge import MergeInto
 from basic_lite.train.files import write_json, written_whole
-from basic_lite.units import GIB, MIB
+from basic_lite.units import MIB, size_text
 
 REPORT = "export.json"
 
@@ -103,7 +103,7 @@ def _require_room(source: Source, out: Path, *, checked: bool) -> None:
     free = psutil.disk_usage(str(existing)).free
     if free < source.size_bytes:
         raise UserError(
-            f"the disk of {out} has {free / GIB:.1f} GiB left, and the export takes {source.size_bytes / GIB:.1f}; "
+            f"the disk of {out} has {size_text(free)} left, and the export takes {size_text(source.size_bytes)}; "
             "make room, or choose another folder"
         )
     memory = psutil.virtual_memory().available
@@ -111,7 +111,7 @@ def _require_room(source: Source, out: Path, *, checked: bool) -> None:
         memory += torch.cuda.mem_get_info()[0]
     if checked and memory < source.size_bytes:
         raise UserError(
-            f"the check loads the exported model, {source.size_bytes / GIB:.1f} GiB, and {memory / GIB:.1f} GiB of "
+            f"the check loads the exported model, {size_text(source.size_bytes)}, and {size_text(memory)} of "
             "memory are free; leave it out with --no-check"
         )
 
@@ -126,7 +126,7 @@ def _introduction(source: Source) -> str:
     )
     return (
         f"exporting {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']}): {what}, "
-        f"in {str(source.dtype).removeprefix('torch.')}, {source.size_bytes / GIB:.2f} GiB"
+        f"in {str(source.dtype).removeprefix('torch.')}, {size_text(source.size_bytes)}"
     )
 
 
