@@ -20,7 +20,7 @@ def speaker(console: Console) -> Say:
 
 @contextmanager
 def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, gone when it is full; nothing elsewhere. Gives a function that takes how many more are done."""
+    """A bar on a terminal, gone when it is full. Gives a function that takes how many more are done."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
