@@ -116,13 +116,15 @@ def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
     log = run / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
     rows: list[tuple[str, ...]] = []
-    if checked is not None and checked.exact is not None:
-        where = "held-out" if checked.held_out else "training"
-        rows.append((f"exact match, {checked.scored} {where} samples", f"{checked.exact:.3f}"))
-        rows.append(("the same, each with another sample's picture", f"{checked.exact_other_image:.3f}"))
+    if checked is not None:
+        where = f"{checked.samples} {'held-out' if checked.held_out else 'training'} samples"
+        control = "the same, each with another sample's picture"
+        rows += [(f"LM loss, {where}", f"{checked.lm_loss:.3f}"), (control, f"{checked.lm_loss_other_image:.3f}")]
+        if checked.exact is not None:
+            rows += [(f"exact match, {where}", f"{checked.exact:.3f}"), (control, f"{checked.exact_other_image:.3f}")]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     if losses:
-        rows.append(("held-out LM loss", f"{losses[-1]:.4f}"))
+        rows.append(("LM loss on `data.eval`, at the end", f"{losses[-1]:.4f}"))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
     if curves:
         score = curves[-1]["score"]

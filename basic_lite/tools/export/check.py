@@ -6,17 +6,18 @@ answer's tokens, and greedy answers. The exported folder is opened as a stranger
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.conversation import conversation
-from basic_lite.data.images import open_image, pixels
+from basic_lite.data.images import ImageRef, open_image, pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
@@ -60,7 +61,9 @@ class Checked:
         held_out: the samples are of ``data.eval``, not of the training data.
         scored: samples that have a reference answer.
         exact: share of them that the run answers like the reference; None where there are none.
-        exact_other_image: the same with the picture of another sample.
+        exact_other_image: the same with the picture of another sample, as a control.
+        lm_loss: the run's mean loss in nats over the compared tokens.
+        lm_loss_other_image: the same with the picture of another sample.
     """
 
     samples: int
@@ -75,6 +78,8 @@ class Checked:
     scored: int
     exact: float | None
     exact_other_image: float | None
+    lm_loss: float
+    lm_loss_other_image: float
     answers: list[dict[str, str]]
 
     @property
@@ -131,14 +136,19 @@ def _sample(source: Source, record: Record) -> Sample | None:
     recipe = source.bundle.recipe
     try:
         encoded = source.chat.encode(record, recipe.data.max_length)
-        shown = record.images
-        values = pixels(shown, source.frontend.image_processor, recipe.data.image_fit) if shown else None
+        values = _pixels(source, record.images)
     except RecordProblem:
         if recipe.data.bad_records == "drop":
             return None
         raise
     rows = [place - 1 for place, label in enumerate(encoded.labels) if label >= 0][:COMPARED_TOKENS]
     return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows))
+
+
+def _pixels(source: Source, images: tuple[ImageRef, ...]) -> Tensor | None:
+    """[n, 3, h, w] float32 as in training; None for no image."""
+    fit = source.bundle.recipe.data.image_fit
+    return pixels(images, source.frontend.image_processor, fit) if images else None
 
 
 @torch.no_grad()
@@ -206,7 +216,9 @@ def check(
         held_out=source.bundle.recipe.data.eval is not None,
         scored=len(scored),
         exact=_exact(ours.answers, references, scored),
-        exact_other_image=_exact(ours.with_other_image, references, scored),
+        exact_other_image=_exact(ours.answers_to_other_image, references, scored),
+        lm_loss=_loss(ours.logits, samples),
+        lm_loss_other_image=_loss(ours.logits_of_other_image, samples),
         answers=[
             {"place": Path(sample.record.place).name, "run": one, "export": other}
             for sample, one, other in zip(samples, ours.answers, theirs.answers, strict=True)
@@ -220,13 +232,20 @@ def _exact(answers: list[str], references: list[str], scored: list[int]) -> floa
     return sum(normalise(answers[place]) == normalise(references[place]) for place in scored) / len(scored)
 
 
+def _loss(logits: list[Tensor], samples: list[Sample]) -> float:
+    """Mean cross-entropy in nats of the tokens that follow the compared positions."""
+    following = torch.cat([torch.tensor(sample.ids)[sample.rows + 1] for sample in samples])
+    return functional.cross_entropy(torch.cat(logits), following).item()
+
+
 @dataclass(frozen=True)
 class _Trained:
-    """Of the run's model: logits [rows, V] of each sample, its answers, and those with another sample's picture."""
+    """Of the run's model: logits [rows, V] of each sample and its answers, also with another sample's picture."""
 
     logits: list[Tensor]
     answers: list[str]
-    with_other_image: list[str]
+    logits_of_other_image: list[Tensor]
+    answers_to_other_image: list[str]
 
 
 def _trained(
@@ -245,7 +264,9 @@ def _trained(
         max_new_tokens=length,
         progress=progress,
     )
-    return _Trained(logits_of(loaded.model, samples), ask(), ask(images=other_images(records, bundle.recipe.seed)))
+    images = other_images(records, bundle.recipe.seed)
+    swapped = [replace(sample, pixel_values=_pixels(source, images(place))) for place, sample in enumerate(samples)]
+    return _Trained(logits_of(loaded.model, samples), ask(), logits_of(loaded.model, swapped), ask(images=images))
 
 
 @dataclass(frozen=True)

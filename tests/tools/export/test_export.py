@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
+from basic_lite.tools.export.check import choose_samples
 from basic_lite.tools.export.command import export
+from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, write_shards
 from basic_lite.train.bundle import load_trained
 from tests.support.bundles import CPU, random_run
@@ -158,6 +160,25 @@ def test_the_original_weights_with_lora_added(tmp_path: Path) -> None:
         torch.testing.assert_close(written[f"language_model.model.{name}.weight"].double(), expected, rtol=0, atol=1e-6)
     norm = "layers.1.input_layernorm.weight"
     assert torch.equal(written[f"language_model.model.{norm}"], base[f"model.{norm}"])
+
+
+def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
+    """Of the exported folder, on the samples that the check took; another picture gives another loss."""
+    run, out = random_run(tmp_path), tmp_path / "out"
+    check = exported(run, out)["check"]
+    samples = choose_samples(open_source(run, None, "auto", CPU), 3)
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    total, count = 0.0, 0
+    for sample in samples:
+        labels = torch.full((1, len(sample.ids)), -100)
+        labels[0, sample.rows + 1] = torch.tensor(sample.ids)[sample.rows + 1]
+        given = {"input_ids": torch.tensor([sample.ids]), "pixel_values": sample.pixel_values}
+        with torch.no_grad():
+            total += model(**given, labels=labels).loss.item() * len(sample.rows)
+        count += len(sample.rows)
+    assert count == check["tokens"]
+    assert check["lm_loss"] == pytest.approx(total / count, abs=1e-5)
+    assert abs(check["lm_loss_other_image"] - check["lm_loss"]) > 1e-6
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
