@@ -1,0 +1,36 @@
+"""llama.cpp's own converter for the text part, for architectures and tokenizers that aren't written here."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.weights import Kind
+
+_SCRIPT = "convert_hf_to_gguf.py"
+
+
+def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template: str) -> None:
+    """Run the converter on a llava-hf folder: it takes `text_config` and leaves the vision tensors out.
+
+    It gets a folder of links with another chat template, since the one for llama.cpp differs.
+
+    Raises:
+        UserError: there is no converter at that place, or it refused the model.
+    """
+    script = llama_cpp / _SCRIPT
+    if not script.is_file():
+        raise UserError(f"--llama-cpp {llama_cpp} has no {_SCRIPT}; give it a folder with llama.cpp's source")
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in folder.resolve().iterdir():
+            (Path(scratch) / file.name).symlink_to(file)
+        (Path(scratch) / "chat_template.jinja").unlink(missing_ok=True)
+        (Path(scratch) / "chat_template.jinja").write_text(template, encoding="utf-8")
+        command = [sys.executable, str(script), scratch, "--outfile", str(out), "--outtype", kind]
+        done = subprocess.run(
+            [*command, "--model-name", folder.resolve().name], capture_output=True, text=True, check=False
+        )
+    if done.returncode or not out.is_file():
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
+        raise UserError(f"llama.cpp's converter could not write the text part: {last[0].strip()}")

@@ -1,0 +1,166 @@
+"""The three files that llama.cpp and Ollama read, from a finished llava-hf folder."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
+
+from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.converter import convert_text
+from basic_lite.tools.export.gguf.notes import notes_of
+from basic_lite.tools.export.gguf.template import Rendered, for_llama_cpp, for_ollama, modelfile
+from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields
+from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
+from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
+from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, Kind, Weights, write_file
+from basic_lite.train.files import saving
+
+_SCRATCH = "gguf.part"
+_FIX = "Give the files another place, or make room there."
+
+
+@dataclass(frozen=True)
+class GgufFiles:
+    """What was written.
+
+    Attributes:
+        text: the language model.
+        mmproj: vision tower and projector.
+        modelfile: for `ollama create NAME -f Modelfile`.
+        notes: in what the programs differ from the training, a sentence each.
+    """
+
+    text: Path
+    mmproj: Path
+    modelfile: Path
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One file before it is written."""
+
+    fields: dict[str, Any]
+    entries: list[Entry]
+
+
+def write_gguf(
+    folder: Path, out: Path, *, kind: Kind = "f16", llama_cpp: Path | None = None, say: Callable[[str], None]
+) -> GgufFiles:
+    """Write `text.gguf`, `mmproj.gguf` and `Modelfile` into ``out``.
+
+    Everything is checked first. The files appear when all three are whole.
+
+    Args:
+        folder: a finished llava-hf folder.
+        kind: how the language model's matrices are stored. Tower and projector are f16 in a q8_0 export.
+        llama_cpp: llama.cpp's source; its converter then writes the text part.
+        say: is told what happens, a line each.
+
+    Raises:
+        UserError: GGUF or llama.cpp can't hold the model, the package `gguf` is missing, or the disk is full.
+    """
+    if find_spec("gguf") is None:
+        raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install "basic-lite[gguf]"')
+    config = LlavaConfig.from_pretrained(folder)
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    check_vision(config)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rendered = Rendered(tokenizer, tokenizer.convert_ids_to_tokens(config.image_token_id))
+    weights = Weights(folder)
+    name = folder.resolve().name
+    vision = _Plan(vision_fields(config, preprocessor, kind, f"{name} vision"), vision_entries(config, weights, kind))
+    notes = notes_of(config, preprocessor, kind)
+    text = None
+    if llama_cpp is None:
+        text, more = _text_plan(folder, config, rendered, weights, kind)
+        notes += more
+    ollama = for_ollama(rendered)
+    notes += _ollama_notes(rendered, ollama)
+    with _together(out) as scratch:
+        if text is not None:
+            say(f"writing text.gguf ({text.fields['general.architecture']}, {kind})")
+            write_file(scratch / "text.gguf", text.fields, text.entries, weights)
+        else:
+            assert llama_cpp is not None
+            say(f"llama.cpp's converter in {llama_cpp} writes text.gguf ({kind})")
+            convert_text(folder, scratch / "text.gguf", kind, llama_cpp, for_llama_cpp(rendered))
+        say("writing mmproj.gguf")
+        write_file(scratch / "mmproj.gguf", vision.fields, vision.entries, weights)
+        words = modelfile(ollama, _stops(folder, tokenizer))
+        (scratch / "Modelfile").write_text(words, encoding="utf-8")
+    return GgufFiles(out / "text.gguf", out / "mmproj.gguf", out / "Modelfile", notes)
+
+
+def _text_plan(
+    folder: Path, config: LlavaConfig, rendered: Rendered, weights: Weights, kind: Kind
+) -> tuple[_Plan, list[str]]:
+    text = config.text_config
+    arch = architecture_of(text)
+    vocabulary = vocabulary_of(folder, int(text.vocab_size), OTHERWISE)
+    fields = {
+        "general.architecture": arch,
+        "general.type": "model",
+        # llama.cpp drops spaces after control tokens where the name says Phi-3.
+        "general.name": folder.resolve().name + (" (Phi-3)" if vocabulary.rstrip else ""),
+        "general.file_type": FILE_TYPE[kind],
+        "general.quantization_version": 2,
+        **text_fields(arch, text),
+        **vocabulary.fields,
+        "tokenizer.chat_template": for_llama_cpp(rendered, vocabulary.lead),
+    }
+    entries = text_entries(arch, text, weights, kind)
+    notes = list(vocabulary.notes)
+    odd = sum(entry.kind == "f16" for entry in entries) if kind == "q8_0" else 0
+    if odd:
+        notes.append(f"{odd} matrices have rows that aren't a multiple of 32 long, and are f16 instead of q8_0.")
+    return _Plan(fields, entries), notes
+
+
+def _ollama_notes(rendered: Rendered, ollama: tuple[str, str] | None) -> list[str]:
+    notes = []
+    if ollama is None:
+        notes.append(
+            "Ollama's template language can't say this chat template, so the Modelfile has none and Ollama guesses."
+        )
+    if between := rendered.after_picture():
+        notes.append(
+            f"Ollama puts a picture right before the question, without the {between!r} of the training; "
+            f"write the question as [img]{between!r} and the text there."
+        )
+    return notes
+
+
+def _stops(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that end an answer, as text."""
+    ends: Any = tokenizer.eos_token_id
+    if (folder / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id or ends
+    return [str(tokenizer.convert_ids_to_tokens(end)) for end in (ends if isinstance(ends, list) else [ends])]
+
+
+@contextmanager
+def _together(out: Path) -> Iterator[Path]:
+    """Give a scratch folder whose files move to ``out`` when all are written; after an error nothing is left."""
+    new = not out.exists()
+    scratch = out / _SCRATCH
+    with saving(out, _FIX):
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)  # of an export that was broken off
+            scratch.mkdir(parents=True)
+            yield scratch
+            for file in sorted(scratch.iterdir()):
+                os.replace(file, out / file.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if new:
+                with contextlib.suppress(OSError):
+                    out.rmdir()  # only where it is empty
