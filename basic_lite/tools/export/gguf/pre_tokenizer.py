@@ -33,6 +33,9 @@ KNOWN: dict[tuple[tuple[str, ...], bool], str] = {
 }
 """(rules in their order, whether a whole word in the vocabulary is taken without merging) → llama.cpp's name."""
 
+INEXACT = ("tekken", "gpt-4o")
+"""Those in which llama.cpp leaves the classes of upper and lower case out and approximates them."""
+
 
 def pre_tokenizer_of(tokenizer: dict[str, Any], otherwise: str) -> str:
     """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer.

@@ -78,7 +78,7 @@ class Rendered:
     def starts_special(self) -> bool:
         """Whether a prompt starts with a special token."""
         special = tuple(token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special)
-        return self.text(("user", _ASKED)).startswith(special)
+        return (self._bos + self.text(("user", _ASKED))).startswith(special)
 
 
 def for_llama_cpp(rendered: Rendered, lead: str = "") -> str:

@@ -70,6 +70,21 @@ def head_dim(config: PreTrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def text_notes(arch: str, config: PreTrainedConfig) -> list[str]:
+    """What llama.cpp's graph of this model leaves out."""
+    notes = []
+    window = getattr(config, "sliding_window", None)
+    if arch != "gemma3" and window and window < config.max_position_embeddings:
+        notes.append(f"llama.cpp lets a token see all before it, the training no more than {window}.")
+    rope = dict(config.rope_parameters or {})
+    if rope.get("rope_type") == "longrope":
+        notes.append(
+            "llama.cpp chooses the rotary factors by the size of its context (--ctx-size), and transformers "
+            "by the text's length: keep the context no larger than the original one."
+        )
+    return notes
+
+
 def text_fields(arch: str, config: PreTrainedConfig) -> dict[str, Any]:
     """The fields that describe the model, without its tokenizer."""
     fields: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
-from basic_lite.tools.export.gguf.pre_tokenizer import pre_tokenizer_of
+from basic_lite.tools.export.gguf.pre_tokenizer import INEXACT, pre_tokenizer_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's types of tokens."""
@@ -17,6 +17,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 """Stands for a space in SentencePiece's tokens."""
 
+_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -74,6 +75,10 @@ def vocabulary_of(folder: Path, rows: int, otherwise: str) -> Vocabulary:
             "tokenizer.ggml.pre": pre_tokenizer_of(raw, otherwise),
             "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(raw["model"])],
         }
+        if fields["tokenizer.ggml.pre"] in INEXACT:
+            notes.append(
+                "llama.cpp cuts words with combining marks (Thai, Hindi, …) in other places than this tokenizer does."
+            )
     return Vocabulary(fields | _special_fields(folder, tokenizer), lead, _strips_right(tokenizer), notes)
 
 
@@ -207,21 +212,30 @@ def _special_fields(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[st
     fields["tokenizer.ggml.add_bos_token"] = bool(ids) and ids[0] == tokenizer.bos_token_id
     fields["tokenizer.ggml.add_eos_token"] = bool(ids) and ids[-1] == tokenizer.eos_token_id
     if (folder / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(folder).eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        others = [end for end in ends if end != tokenizer.eos_token_id]
+        settings = GenerationConfig.from_pretrained(folder)
+        ends = settings.eos_token_id
+        others = [
+            end for end in (ends if isinstance(ends, list) else [ends]) if end not in (None, tokenizer.eos_token_id)
+        ]
         if others:
             fields["tokenizer.ggml.eot_token_id"] = int(others[0])
+        if settings.suppress_tokens:
+            fields["tokenizer.ggml.suppress_tokens"] = [int(one) for one in settings.suppress_tokens]
     return fields
 
 
 def _strips_right(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return any(token.rstrip for token in tokenizer.added_tokens_decoder.values() if token.special)
+    """Whether special tokens drop the space after them, and llama.cpp can do so: it looks for Phi-3's four by name."""
+    tokens = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return any(token.rstrip for token in tokens.values()) and tokens.keys() >= _PHI3
 
 
 def _attribute_notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     notes = []
     odd = [token.content for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.single_word]
+    stripped = [token.content for token in tokenizer.added_tokens_decoder.values() if token.rstrip]
+    if stripped and not _strips_right(tokenizer):
+        notes.append(f"The tokens {', '.join(stripped)} drop the space after them; in llama.cpp they keep it.")
     if odd:
         notes.append(f"The tokens {', '.join(odd)} drop the space before them; in llama.cpp they keep it.")
     if getattr(tokenizer.backend_tokenizer, "normalizer", None) is not None and "NFC" in repr(

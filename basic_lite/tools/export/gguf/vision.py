@@ -4,8 +4,10 @@ llama.cpp's converter refuses LLaVA with CLIP or SigLIP, so the names and fields
 (`tools/mtmd/clip.cpp`, version 0.5).
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from transformers import LlavaConfig, PreTrainedConfig
 
 from basic_lite.errors import UserError
@@ -33,8 +35,11 @@ def layers_used(config: LlavaConfig) -> int:
     return layer if layer >= 0 else int(config.vision_config.num_hidden_layers) + 1 + layer
 
 
-def check_vision(config: LlavaConfig) -> None:
+def check_vision(config: LlavaConfig, preprocessor: dict[str, Any]) -> None:
     """Refuse what llama.cpp's `mlp` projector can't do.
+
+    Args:
+        preprocessor: preprocessor_config.json.
 
     Raises:
         UserError: names it.
@@ -57,8 +62,23 @@ def check_vision(config: LlavaConfig) -> None:
         wrong = f"the vision tower's activation is {vision.hidden_act}, and llama.cpp has {', '.join(_GELU)}"
     elif not config.multimodal_projector_bias:
         wrong = "the projector has no bias, and llama.cpp's always has one"
+    else:
+        wrong = _unlike(preprocessor, int(vision.image_size))
     if wrong:
         raise UserError(f"no GGUF file can be made of this model: {wrong}")
+
+
+def _unlike(preprocessor: dict[str, Any], side: int) -> str | None:
+    """What the image processor does otherwise than to resize to the tower's square, scale by 255, and normalise."""
+    square = {"height": side, "width": side}
+    if not preprocessor.get("do_resize") or preprocessor.get("size") != square:
+        return f"the image processor doesn't resize pictures to {side} × {side}, as llama.cpp does"
+    if preprocessor.get("do_center_crop") and preprocessor.get("crop_size") != square:
+        return "the image processor crops pictures, and llama.cpp doesn't"
+    scaled = preprocessor.get("do_rescale") and abs(255 * preprocessor["rescale_factor"] - 1) < 1e-6
+    if not scaled or not preprocessor.get("do_normalize"):
+        return "the image processor doesn't scale pixels by 255 and normalise them, as llama.cpp does"
+    return None
 
 
 def vision_fields(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind, name: str) -> dict[str, Any]:
@@ -108,8 +128,15 @@ def vision_entries(config: LlavaConfig, weights: Weights, kind: Kind) -> list[En
         shape = (shape[-1],) if name == "v.class_embd" else shape
         # Positions and pixels enter by small tensors: they stay exact.
         stored: Kind = "f32" if "_embd" in name else stored_as("f32" if kind == "f32" else "f16", shape)
-        entries.append(Entry(name, shape, stored, source))
+        entries.append(Entry(name, shape, stored, source, _change(name, config.text_config)))
     return entries
+
+
+def _change(name: str, text: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
+    """llama.cpp's Gemma 1 scales all embeddings by √D, where transformers scales those of words alone."""
+    if text.model_type == "gemma" and name.startswith("mm.2."):
+        return lambda tensor: tensor / text.hidden_size**0.5
+    return None
 
 
 def _name(source: str, config: LlavaConfig) -> str | None:

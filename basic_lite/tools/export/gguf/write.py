@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf.converter import convert_text
 from basic_lite.tools.export.gguf.notes import notes_of
 from basic_lite.tools.export.gguf.template import Rendered, for_llama_cpp, for_ollama, modelfile
-from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields
+from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields, text_notes
 from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
 from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
 from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, Kind, Weights, write_file
@@ -72,7 +73,7 @@ def write_gguf(
         raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install "basic-lite[gguf]"')
     config = LlavaConfig.from_pretrained(folder)
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    check_vision(config)
+    check_vision(config, preprocessor)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rendered = Rendered(tokenizer, tokenizer.convert_ids_to_tokens(config.image_token_id))
     weights = Weights(folder)
@@ -109,8 +110,7 @@ def _text_plan(
     fields = {
         "general.architecture": arch,
         "general.type": "model",
-        # llama.cpp drops spaces after control tokens where the name says Phi-3.
-        "general.name": folder.resolve().name + (" (Phi-3)" if vocabulary.rstrip else ""),
+        "general.name": _name(folder, vocabulary.rstrip),
         "general.file_type": FILE_TYPE[kind],
         "general.quantization_version": 2,
         **text_fields(arch, text),
@@ -118,11 +118,17 @@ def _text_plan(
         "tokenizer.chat_template": for_llama_cpp(rendered, vocabulary.lead),
     }
     entries = text_entries(arch, text, weights, kind)
-    notes = list(vocabulary.notes)
+    notes = text_notes(arch, text) + vocabulary.notes
     odd = sum(entry.kind == "f16" for entry in entries) if kind == "q8_0" else 0
     if odd:
         notes.append(f"{odd} matrices have rows that aren't a multiple of 32 long, and are f16 instead of q8_0.")
     return _Plan(fields, entries), notes
+
+
+def _name(folder: Path, rstrip: bool) -> str:
+    """The model's name. Where it says Phi-3, llama.cpp drops the space after special tokens, as Phi-3 does."""
+    name = re.sub("phi-?3", "Phi 3", folder.resolve().name, flags=re.IGNORECASE)
+    return f"{name} (Phi-3)" if rstrip else name
 
 
 def _ollama_notes(rendered: Rendered, ollama: tuple[str, str] | None) -> list[str]:
