@@ -76,6 +76,7 @@ def picture_difference(images: Sequence[Image.Image], image_processor: Any, padd
     return sum(differences) / len(differences)
 
 
+@torch.no_grad()
 def gelu_difference(projected: torch.Tensor, second: torch.nn.Linear) -> float:
     """How far the projector's output moves with llama.cpp's GELU, relative to the output's size.
 

@@ -107,13 +107,16 @@ def for_ollama(rendered: Rendered) -> tuple[str, str] | None:
     try:
         start, ask = _parts(rendered.text(("user", _ASKED)), _ASKED)
         dialogue = rendered.text(("user", _ASKED), ("assistant", _ANSWERED), ("user", _AGAIN))
-        between, _ = _parts(_parts(dialogue, _ANSWERED)[1], _AGAIN)
+        to_answer, rest = _parts(dialogue, _ANSWERED)
+        between, _ = _parts(rest, _AGAIN)
     except Exception:  # a template is a program, and may refuse a dialogue in any way
         return None
     opening, closing = _around_system(rendered)
     turn = _common_end(start, between, *([closing] if opening is not None else []))
     usual, after = start.removesuffix(turn), between.removesuffix(turn)
-    if dialogue != f"{usual}{turn}{_ASKED}{ask}{_ANSWERED}{after}{turn}{_AGAIN}{ask}":
+    # Space before an answer that a prompt doesn't end with: the model writes it, and programs trim it.
+    gap = to_answer.partition(_ASKED + ask)[2]
+    if dialogue != f"{usual}{turn}{_ASKED}{ask}{gap}{_ANSWERED}{after}{turn}{_AGAIN}{ask}" or gap.strip():
         return None
     system = ""
     if opening is not None:
@@ -125,7 +128,8 @@ def for_ollama(rendered: Rendered) -> tuple[str, str] | None:
             usual = usual[len(opening) : len(usual) - len(closing)]
     elif usual:
         return None
-    template = f"{system}{{{{ if .Prompt }}}}{turn}{{{{ .Prompt }}}}{ask}{{{{ end }}}}{{{{ .Response }}}}{after}"
+    answer = f"{{{{ if .Response }}}}{gap}{{{{ .Response }}}}{{{{ end }}}}" if gap else "{{ .Response }}"
+    template = f"{system}{{{{ if .Prompt }}}}{turn}{{{{ .Prompt }}}}{ask}{{{{ end }}}}{answer}{after}"
     if '"""' in template + usual or "{{" in turn + ask + after + usual + (opening or "") + closing:
         return None
     return template, usual
