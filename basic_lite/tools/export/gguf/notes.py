@@ -37,6 +37,7 @@ def notes_of(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind) -> l
     if preprocessor.get("resample", Image.Resampling.BICUBIC) != Image.Resampling.BICUBIC:
         name = Image.Resampling(preprocessor["resample"]).name.lower()
         notes.append(f"llama.cpp resizes pictures bicubically, the training did it by {name}.")
+    notes.append("llama.cpp rounds otherwise than newer versions of Pillow when it resizes pictures that are tall.")
     notes.append("llama.cpp's GELU in the projector is the tanh form, the training's is exact: a small drift.")
     if vision.hidden_act == "gelu":
         notes.append("The same holds for the GELU in the vision tower.")
@@ -54,12 +55,19 @@ def as_llama_cpp_sees(image: Image.Image, side: int, padded: bool) -> Image.Imag
     """
     image = image.convert("RGB")
     if not padded:
-        return image.resize((side, side), Image.Resampling.BICUBIC)
+        return _across_first(image, side, side)
     scale = np.float32(side) / np.float32(max(image.size))
     width, height = (min(math.ceil(float(np.float32(length) * scale)), side) for length in image.size)
     square = Image.new("RGB", (side, side), _PAD_COLOUR)
-    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
+    square.paste(_across_first(image, width, height), ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _across_first(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resized bicubically, across and then down. Pillow takes the cheaper order, and rounds in between."""
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 def picture_difference(images: Sequence[Image.Image], image_processor: Any, padded: bool) -> float:
