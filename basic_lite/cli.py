@@ -214,6 +214,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also write GGUF files, for llama.cpp and Ollama.")] = False,
+    gguf_type: Annotated[
+        Literal["f32", "f16", "q8_0"], typer.Option(help="With --gguf: type of the LLM's matrices.")
+    ] = "f16",
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(help="With --gguf: llama.cpp's source; its converter then writes the LLM.", show_default=False),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Write a trained model as a folder that transformers, vLLM and SGLang open.
@@ -223,8 +231,20 @@ def export(
     """
     from basic_lite.tools.export.command import export as write
 
-    count = samples if check else 0
-    if not write(run, out, merge_into=merge_into, dtype=dtype, samples=count, limit=limit, device=device):
+    if llama_cpp is not None and not gguf:
+        raise UserError("--llama-cpp is for GGUF files; add --gguf")
+    passed = write(
+        run,
+        out,
+        merge_into=merge_into,
+        dtype=dtype,
+        samples=samples if check else 0,
+        limit=limit,
+        gguf=gguf_type if gguf else None,
+        llama_cpp=llama_cpp,
+        device=device,
+    )
+    if not passed:
         raise typer.Exit(1)
 
 

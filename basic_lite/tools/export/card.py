@@ -14,12 +14,15 @@ from basic_lite.units import size_text
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
 
 
-def model_card(source: Source, checked: Checked | None, name: str, run: Path) -> str:
+def model_card(
+    source: Source, checked: Checked | None, name: str, run: Path, gguf_differs: list[str] | None = None
+) -> str:
     """The card's text.
 
     Args:
         name: what the model is called.
         run: the run folder, whose log has the figures.
+        gguf_differs: in what the GGUF files differ from the training; None: there are none.
     """
     bases = {part: base for part, base in source.bundle.manifest["models"].items() if base}
     licences = {base: licence_of(base) for base in bases.values()}
@@ -40,7 +43,22 @@ def model_card(source: Source, checked: Checked | None, name: str, run: Path) ->
         "## This export\n\n" + _export(source, checked),
         "## Use\n\n" + _use(name),
     ]
+    if gguf_differs is not None:
+        sections.append(_GGUF + "\n".join(f"- {difference}" for difference in gguf_differs))
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+_GGUF = """\
+llama.cpp and Ollama, from the folder `gguf`:
+
+```bash
+llama-server -m text.gguf --mmproj mmproj.gguf
+ollama create my-model -f Modelfile
+```
+
+What they do otherwise than the training did:
+
+"""
 
 
 def is_local(base: str) -> bool:

@@ -15,12 +15,14 @@ from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
 from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check, choose_samples
-from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_folder
+from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
+from basic_lite.tools.export.gguf import check_gguf, write_gguf
+from basic_lite.tools.export.gguf.weights import Kind
 from basic_lite.tools.export.merge import MergeInto
 from basic_lite.train.files import write_json, written_whole
 from basic_lite.units import MIB, size_text
 
-REPORT = "export.json"
+REPORT, GGUF = "export.json", "gguf"
 
 
 def export(
@@ -31,6 +33,8 @@ def export(
     dtype: ExportDtype = "auto",
     samples: int = 16,
     limit: float | None = None,
+    gguf: Kind | None = None,
+    llama_cpp: Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> bool:
@@ -39,6 +43,8 @@ def export(
     Args:
         samples: records of the run's data that the check takes; 0: no check.
         limit: most mean KL in nats a token; None: `check.LIMITS`.
+        gguf: how the LLM's matrices are stored in GGUF files; None: no such files.
+        llama_cpp: llama.cpp's source, whose converter then writes the LLM's file.
 
     Returns:
         False where the check found more than the limit allows. The folder is there then, and says so.
@@ -59,15 +65,24 @@ def export(
     if (threads := source.bundle.recipe.training.threads) is not None:
         torch.set_num_threads(threads)  # so small a model is no faster on more, and far slower on a busy machine
     with written_whole(out, "Make room, or choose another folder") as scratch:
+        write_settings(scratch, source)
+        if gguf is not None:
+            check_gguf(scratch, llama_cpp=llama_cpp)  # before an hour is spent
         with counting(notes, "MiB written", source.size_bytes // MIB) as count:
-            written = _Megabytes(count)
-            write_folder(scratch, source, written.add)
+            write_weights(scratch, source, _Megabytes(count).add)
+        files = None
+        if gguf is not None:
+            files = write_gguf(scratch, scratch / GGUF, kind=gguf, llama_cpp=llama_cpp, name=out.name, say=say)
         checked = None
         if chosen:
             with counting(notes, "answers", 3 * len(chosen)) as count:
                 checked = check(source, scratch, chosen, limit=limit, device=place, progress=count)
-        write_json(scratch / REPORT, report(source, checked))
-        (scratch / "README.md").write_text(model_card(source, checked, out.name, _run_folder(source)), encoding="utf-8")
+        differences = files.notes if files is not None else []
+        write_json(scratch / REPORT, report(source, checked, differences))
+        card = model_card(source, checked, out.name, _run_folder(source), differences if files is not None else None)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+    for difference in differences:
+        say(f"GGUF: {difference}")
     if checked is not None:
         console.print(table(checked))
     console.print(_verdict(out, checked), soft_wrap=True, markup=False)
@@ -130,7 +145,7 @@ def _introduction(source: Source) -> str:
     )
 
 
-def report(source: Source, checked: Checked | None) -> dict[str, Any]:
+def report(source: Source, checked: Checked | None, differences: list[str]) -> dict[str, Any]:
     """``export.json``."""
     bundle = source.bundle
     return {
@@ -140,6 +155,7 @@ def report(source: Source, checked: Checked | None) -> dict[str, Any]:
         "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},
         "merged_into": source.merge.into,
         "dtype": str(source.dtype).removeprefix("torch."),
+        "gguf_differs": differences,
         "check": None if checked is None else {"passed": checked.passed} | asdict(checked),
     }
 

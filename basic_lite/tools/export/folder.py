@@ -77,10 +77,14 @@ def _dtype(name: ExportDtype, merge: Merge) -> torch.dtype:
     return merge.base_dtype
 
 
-def write_folder(folder: Path, source: Source, progress: Callable[[int], None] = lambda done: None) -> None:
-    """Write weights, configurations, tokenizer and processor into an empty folder.
+def write_settings(folder: Path, source: Source) -> None:
+    """Write all but the weights: configurations, tokenizer and processor."""
+    write_files(folder, source.frontend, source.chat, source.bundle.recipe.data.image_fit, source.dtype)
+
+
+def write_weights(folder: Path, source: Source, progress: Callable[[int], None] = lambda done: None) -> None:
+    """Write the weights.
 
     Peak extra bytes: ``tensors.SHARD_BYTES``, and three float32 copies of the largest weight.
     """
-    write_files(folder, source.frontend, source.chat, source.bundle.recipe.data.image_fit, source.dtype)
     write_shards(folder, source.merge.plan(source.dtype), source.merge.tensor, progress)

@@ -34,11 +34,13 @@ LINEARS = {
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from basic_lite.tools.export.folder import open_source, write_folder
+from basic_lite.tools.export.folder import open_source, write_settings, write_weights
 from basic_lite.units import peak_memory_gib
 bundle, out, into = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 out.mkdir()
-write_folder(out, open_source(bundle, into, "auto", torch.device("cpu")))
+source = open_source(bundle, into, "auto", torch.device("cpu"))
+write_settings(out, source)
+write_weights(out, source)
 print(peak_memory_gib(torch.device("cpu")))
 """
 

@@ -11,7 +11,19 @@ from basic_lite.tools.export.gguf.weights import Kind
 _SCRIPT = "convert_hf_to_gguf.py"
 
 
-def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template: str) -> None:
+def require_converter(llama_cpp: Path) -> Path:
+    """The converter in llama.cpp's source.
+
+    Raises:
+        UserError: it isn't there.
+    """
+    script = llama_cpp / _SCRIPT
+    if not script.is_file():
+        raise UserError(f"--llama-cpp {llama_cpp} has no {_SCRIPT}; give it a folder with llama.cpp's source")
+    return script
+
+
+def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template: str, name: str) -> None:
     """Run the converter on a llava-hf folder: it takes `text_config` and leaves the vision tensors out.
 
     It gets a folder of links with another chat template, since the one for llama.cpp differs.
@@ -19,18 +31,14 @@ def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template:
     Raises:
         UserError: there is no converter at that place, or it refused the model.
     """
-    script = llama_cpp / _SCRIPT
-    if not script.is_file():
-        raise UserError(f"--llama-cpp {llama_cpp} has no {_SCRIPT}; give it a folder with llama.cpp's source")
+    script = require_converter(llama_cpp)
     with tempfile.TemporaryDirectory() as scratch:
         for file in folder.resolve().iterdir():
             (Path(scratch) / file.name).symlink_to(file)
         (Path(scratch) / "chat_template.jinja").unlink(missing_ok=True)
         (Path(scratch) / "chat_template.jinja").write_text(template, encoding="utf-8")
         command = [sys.executable, str(script), scratch, "--outfile", str(out), "--outtype", kind]
-        done = subprocess.run(
-            [*command, "--model-name", folder.resolve().name], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "--model-name", name], capture_output=True, text=True, check=False)
     if done.returncode or not out.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
         raise UserError(f"llama.cpp's converter could not write the text part: {last[0].strip()}")

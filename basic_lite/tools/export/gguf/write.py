@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
-from basic_lite.tools.export.gguf.converter import convert_text
+from basic_lite.tools.export.gguf.converter import convert_text, require_converter
 from basic_lite.tools.export.gguf.notes import notes_of
 from basic_lite.tools.export.gguf.template import Rendered, for_llama_cpp, for_ollama, modelfile
 from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields, text_notes
@@ -46,15 +46,52 @@ class GgufFiles:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One file before it is written."""
+class _Facts:
+    """What is known before the weights are read; ``text`` is None where llama.cpp's converter writes that part."""
 
-    fields: dict[str, Any]
-    entries: list[Entry]
+    config: LlavaConfig
+    preprocessor: dict[str, Any]
+    rendered: Rendered
+    stops: list[str]
+    text: dict[str, Any] | None
+    notes: list[str]
+
+
+def _facts(folder: Path, kind: Kind, llama_cpp: Path | None, name: str) -> _Facts:
+    if find_spec("gguf") is None:
+        raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install "basic-lite[gguf]"')
+    config = LlavaConfig.from_pretrained(folder)
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    check_vision(config, preprocessor)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rendered = Rendered(tokenizer, tokenizer.convert_ids_to_tokens(config.image_token_id))
+    notes = notes_of(config, preprocessor, kind)
+    text = None
+    if llama_cpp is None:
+        text, more = _text_fields(folder, config, rendered, kind, name)
+        notes += more
+    else:
+        require_converter(llama_cpp)
+    return _Facts(config, preprocessor, rendered, _stops(folder, tokenizer), text, notes)
+
+
+def check_gguf(folder: Path, *, llama_cpp: Path | None = None) -> None:
+    """See that a folder can become GGUF files. Its weights needn't be there yet.
+
+    Raises:
+        UserError: as `write_gguf`.
+    """
+    _facts(folder, "f16", llama_cpp, "")
 
 
 def write_gguf(
-    folder: Path, out: Path, *, kind: Kind = "f16", llama_cpp: Path | None = None, say: Callable[[str], None]
+    folder: Path,
+    out: Path,
+    *,
+    kind: Kind = "f16",
+    llama_cpp: Path | None = None,
+    name: str | None = None,
+    say: Callable[[str], None],
 ) -> GgufFiles:
     """Write `text.gguf`, `mmproj.gguf` and `Modelfile` into ``out``.
 
@@ -64,70 +101,62 @@ def write_gguf(
         folder: a finished llava-hf folder.
         kind: how the language model's matrices are stored. Tower and projector are f16 in a q8_0 export.
         llama_cpp: llama.cpp's source; its converter then writes the text part.
+        name: what the model is called; None: as the folder.
         say: is told what happens, a line each.
 
     Raises:
         UserError: GGUF or llama.cpp can't hold the model, the package `gguf` is missing, or the disk is full.
     """
-    if find_spec("gguf") is None:
-        raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install "basic-lite[gguf]"')
-    config = LlavaConfig.from_pretrained(folder)
-    preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    check_vision(config, preprocessor)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rendered = Rendered(tokenizer, tokenizer.convert_ids_to_tokens(config.image_token_id))
+    name = name or folder.resolve().name
+    facts = _facts(folder, kind, llama_cpp, name)
+    config, preprocessor, rendered, notes = facts.config, facts.preprocessor, facts.rendered, list(facts.notes)
     weights = Weights(folder)
-    name = folder.resolve().name
-    vision = _Plan(vision_fields(config, preprocessor, kind, f"{name} vision"), vision_entries(config, weights, kind))
-    notes = notes_of(config, preprocessor, kind)
-    text = None
-    if llama_cpp is None:
-        text, more = _text_plan(folder, config, rendered, weights, kind)
-        notes += more
+    vision = vision_fields(config, preprocessor, kind, f"{name} vision")
+    vision_tensors = vision_entries(config, weights, kind)
+    text_tensors: list[Entry] = []
+    if facts.text is not None:
+        text_tensors = text_entries(facts.text["general.architecture"], config.text_config, weights, kind)
+        odd = sum(entry.kind == "f16" for entry in text_tensors) if kind == "q8_0" else 0
+        if odd:
+            notes.append(f"{odd} matrices have rows that aren't a multiple of 32 long, and are f16 instead of q8_0.")
     ollama = for_ollama(rendered)
     notes += _ollama_notes(rendered, ollama)
     with _together(out) as scratch:
-        if text is not None:
-            say(f"writing text.gguf ({text.fields['general.architecture']}, {kind})")
-            write_file(scratch / "text.gguf", text.fields, text.entries, weights)
+        if facts.text is not None:
+            say(f"writing text.gguf ({facts.text['general.architecture']}, {kind})")
+            write_file(scratch / "text.gguf", facts.text, text_tensors, weights)
         else:
             assert llama_cpp is not None
             say(f"llama.cpp's converter in {llama_cpp} writes text.gguf ({kind})")
-            convert_text(folder, scratch / "text.gguf", kind, llama_cpp, for_llama_cpp(rendered))
+            convert_text(folder, scratch / "text.gguf", kind, llama_cpp, for_llama_cpp(rendered), name)
         say("writing mmproj.gguf")
-        write_file(scratch / "mmproj.gguf", vision.fields, vision.entries, weights)
-        words = modelfile(ollama, _stops(folder, tokenizer))
-        (scratch / "Modelfile").write_text(words, encoding="utf-8")
+        write_file(scratch / "mmproj.gguf", vision, vision_tensors, weights)
+        (scratch / "Modelfile").write_text(modelfile(ollama, facts.stops), encoding="utf-8")
     return GgufFiles(out / "text.gguf", out / "mmproj.gguf", out / "Modelfile", notes)
 
 
-def _text_plan(
-    folder: Path, config: LlavaConfig, rendered: Rendered, weights: Weights, kind: Kind
-) -> tuple[_Plan, list[str]]:
+def _text_fields(
+    folder: Path, config: LlavaConfig, rendered: Rendered, kind: Kind, name: str
+) -> tuple[dict[str, Any], list[str]]:
     text = config.text_config
     arch = architecture_of(text)
     vocabulary = vocabulary_of(folder, int(text.vocab_size), OTHERWISE)
     fields = {
         "general.architecture": arch,
         "general.type": "model",
-        "general.name": _name(folder, vocabulary.rstrip),
+        "general.name": _name(name, vocabulary.rstrip),
         "general.file_type": FILE_TYPE[kind],
         "general.quantization_version": 2,
         **text_fields(arch, text),
         **vocabulary.fields,
         "tokenizer.chat_template": for_llama_cpp(rendered, vocabulary.lead),
     }
-    entries = text_entries(arch, text, weights, kind)
-    notes = text_notes(arch, text) + vocabulary.notes
-    odd = sum(entry.kind == "f16" for entry in entries) if kind == "q8_0" else 0
-    if odd:
-        notes.append(f"{odd} matrices have rows that aren't a multiple of 32 long, and are f16 instead of q8_0.")
-    return _Plan(fields, entries), notes
+    return fields, text_notes(arch, text) + vocabulary.notes
 
 
-def _name(folder: Path, rstrip: bool) -> str:
+def _name(name: str, rstrip: bool) -> str:
     """The model's name. Where it says Phi-3, llama.cpp drops the space after special tokens, as Phi-3 does."""
-    name = re.sub("phi-?3", "Phi 3", folder.resolve().name, flags=re.IGNORECASE)
+    name = re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
     return f"{name} (Phi-3)" if rstrip else name
 
 
