@@ -9,14 +9,14 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +138,23 @@ def peak_of(record: profile) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
+
+
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """What there is between two steps: weights with their statistics, buffers, the optimizer's state."""
+    tensors: list[Any] = [*model.parameters(), *model.buffers()]
+    for weight in model.parameters():
+        statistics = getattr(weight, "quant_state", None)
+        while statistics is not None:
+            tensors += [statistics.absmax, statistics.code, statistics.offset]
+            statistics = statistics.state2
+    return tensor_bytes([*tensors, *(value for state in optimizer.state.values() for value in state.values())])
+
+
+def tensor_bytes(values: Iterable[Any]) -> int:
+    """Bytes of the tensors among these, each storage once."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @dataclass(frozen=True)
