@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -107,37 +108,38 @@ def timing_of(runs: Sequence[tuple[float, float]]) -> Timing:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that ``work`` had allocated at once beyond what was there before.
+    """Most bytes that ``work`` had allocated at once beyond what was there before, which it must not free.
 
-    On a GPU the caching allocator's peak; run ``work`` once before, so that library workspaces are there. On a CPU
-    the running sum of the allocator's own records. ``work`` must not free what was there before it.
+    Run ``work`` once before on a GPU, so that library workspaces are there.
     """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
-    with memory_record() as record:
-        work()
-    return peak_of(record)
+    record = PeakRecord(device)
+    work()
+    return record.stop()
 
 
-def memory_record() -> profile:
-    """A profiler, not yet started, that keeps every allocation and release on the CPU."""
-    return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+class PeakRecord:
+    """Watches allocations from its making on: by a GPU's caching allocator, on a CPU by the allocator's own records."""
 
+    def __init__(self, device: torch.device) -> None:
+        gc.collect()
+        self.device = device
+        self._before = 0
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+        else:
+            self._profile.start()
 
-def peak_of(record: profile) -> int:
-    """Most bytes alive at once within a finished ``memory_record``, beyond what was there when it began."""
-    kineto = record.profiler.kineto_results
-    live = peak = 0
-    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    def stop(self) -> int:
+        """Most bytes alive at once since then, beyond what was there."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.memory_stats(self.device)["requested_bytes.all.peak"] - self._before
+        self._profile.stop()
+        events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(0, *accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
