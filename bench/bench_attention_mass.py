@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -135,7 +134,3 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
         allowed = strict + 4 * B * n + 1024 * processors + 4 * B * T + 4096
         bounds["triton"] = allowed, f"partial sums for {processors} multiprocessors"
     report.gate_rows(case, "attention mass", strict, bounds)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -138,7 +137,3 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
     for row in report.rows:
         if (row.operation, row.shape) == (case.operation, case.shape) and row.who in ("reference", "triton"):
             assert (row.peak_bytes or 0) >= 8 * elements, "less than v̂ and its gradient: the measurement is wrong"
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

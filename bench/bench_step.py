@@ -12,10 +12,10 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,13 +26,13 @@ from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
 from basic_lite.train.assembly import autocast_of
 from bench import measure
-from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, ORDER, OTHER, Breakdown, Clock
+from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
 from bench.flops import SEVEN_B, basic_share, dimensions, flops
 from bench.naive_step import NaiveStep
 from bench.report import Report
 from bench.rows import StepRow
-from bench.shapes import SIZES, shape_recipe
 from bench.synthetic import synthetic_model
+from tests.support.shapes import SIZES, shape_recipe
 
 OFF, ON, NAIVE = WAYS = "off", "on", "naive"
 
@@ -144,9 +144,9 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
     runs = measure.take_turns(works, device, shape.seconds)
 
     for way in WAYS:
-        timing = measure.timing_of(runs[way])
+        timing, parts = measure.timing_of(runs[way]), dict.fromkeys(chain(*taken[way]))
         # The ratio of each round by itself, so that a machine that slows down in between does not count.
-        ratios = [mine / off for (mine, _), (off, _) in zip(runs[way], runs[OFF], strict=True)]
+        ratios = [mine / off for mine, off in zip(runs[way], runs[OFF], strict=True)]
         report.steps.append(
             StepRow(
                 shape=str(shape),
@@ -159,17 +159,9 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
                 adds_bytes=peaks[way] - peaks[OFF],
                 loss_error=errors[0] if way == ON else None,
                 gradient_error=errors[1] if way == ON else None,
-                parts_ms={
-                    name: statistics.median(step.get(name, 0.0) for step in taken[way])
-                    for name in ORDER
-                    if any(name in step for step in taken[way])
-                },
+                parts_ms={part: statistics.median(step.get(part, 0.0) for step in taken[way]) for part in parts},
                 flops=counted,
                 basic_share_of_flops=basic_share(counted),
                 basic_share_of_flops_in_7b=basic_share(flops(SEVEN_B)),
             )
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

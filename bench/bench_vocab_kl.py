@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -210,7 +209,3 @@ def test_transient_memory(report: Report, device: torch.device) -> None:
             )
         )
     assert transients[1] - transients[0] <= 4096, f"grows with M: {transients}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

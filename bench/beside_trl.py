@@ -41,7 +41,7 @@ from rich.console import Console
 from torch import nn
 
 from basic_lite.console import quiet_libraries
-from basic_lite.model.load import pick_dtype, quantization_config
+from basic_lite.model.load import pick_device, pick_dtype, quantization_config
 from basic_lite.train.assembly import load_for_training, preflight, uses_autocast
 from basic_lite.train.loop import Loop, Run
 from basic_lite.train.processes import connect
@@ -55,9 +55,7 @@ WHO = ("basic-lite", "TRL")
 WARM_UP, TIMED, ROUNDS = 2, 5, 3
 # Losses of the same step may differ by this, relative: float32 sums in another order; with bf16 autocast, its rounding.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
-NEEDS_TRL = (
-    "bench.beside_trl compares with TRL, which isn't installed (it is no dependency of basic-lite): pip install trl"
-)
+NEEDS_TRL = "bench.beside_trl compares with TRL, which isn't installed (no dependency of basic-lite): pip install trl"
 # One thread, and nothing from the network.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -117,7 +115,7 @@ class Stopwatch:
 
     def __init__(self, found: Measured, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.found, self.steps, self.model, self.optimizer = found, steps, model, optimizer
-        self.step, self.device = 0, measure.pick_device()
+        self.step, self.device = 0, pick_device("auto")
         draw_adapters(model)
         found.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         optimizer.register_step_post_hook(self._stepped)
@@ -159,7 +157,7 @@ def resident_peak_bytes() -> int:
 
 def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     """basic-lite's own loop, as ``basic_lite.run.train`` makes it, with a stopwatch on its optimizer."""
-    recipe, device = task.recipe(output), measure.pick_device()
+    recipe, device = task.recipe(output), pick_device("auto")
     set_seed(recipe.seed)
     processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=[])
     frontend, data = preflight(recipe, device, lambda text: None)
@@ -186,7 +184,7 @@ def train_with_trl(task: Task, found: Measured, output: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
     recipe = task.recipe(output)
-    settings, device = recipe.training, measure.pick_device()
+    settings, device = recipe.training, pick_device("auto")
     dtype = pick_dtype(recipe.model.dtype, device)
     rows = json.loads(task.rows.read_text(encoding="utf-8"))
     kept_whole = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
@@ -243,7 +241,6 @@ SIDES = {"basic-lite": train_with_basic_lite, "TRL": train_with_trl}
 
 def train(who: str, task: Task, output: Path) -> Measured:
     """One run of one side, in this process."""
-    os.environ.update(ENVIRONMENT)
     torch.set_num_threads(1)
     quiet_libraries()
     found = Measured(who)
@@ -314,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     if importlib.util.find_spec("trl") is None:
         print(NEEDS_TRL, file=sys.stderr)
         return 2
-    device = measure.pick_device()
+    device = pick_device("auto")
     about = measure.describe(device)
     size, tokens, timed, rounds = ("toy", 80, 2, 1) if options.tiny else ("mid", 256, TIMED, ROUNDS)
     with tempfile.TemporaryDirectory(prefix="basic-lite-trl-") as folder:

@@ -25,10 +25,6 @@ CAPTURE, MASS, DAS, SDS = "BASIC: capture (v̂)", "BASIC: attention mass", "BASI
 MEASURES = "BASIC: roles, measures"
 LM_LOSS, LOSS_BACKWARD = "LM loss", "losses, backward"
 LLM_BACKWARD, PROJECTOR_BACKWARD, OPTIMIZER = "LLM backward", "projector backward", "clip, optimizer"
-ORDER = (
-    VISION, PROJECTOR, LLM, CAPTURE, MASS, LM_LOSS, DAS, SDS, MEASURES, LOSS_BACKWARD, LLM_BACKWARD, PROJECTOR_BACKWARD,
-    OPTIMIZER, OTHER,
-)  # fmt: skip
 
 
 class Clock:
@@ -61,7 +57,7 @@ class Breakdown:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._stack = [OTHER]
+        self._stack: list[str] = []
         self._marks: list[tuple[str, Any]] = []  # the part that runs from each moment on
         self.start()
 

@@ -9,18 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from basic_lite.units import MIB
-from bench.rows import NAIVE, Row
-
-# One colour for each of who computes, in every panel; a light and a dark grey for what is there anyway.
-COLOURS = {
-    "triton": "#0072B2",
-    "triton fused": "#56B4E9",
-    "reference": "#009E73",
-    NAIVE: "#555555",
-    "naive autocast bf16": "#999999",
-    "torch.compile": "#E69F00",
-}
-OTHER_COLOURS = ("#D55E00", "#CC79A7", "#F0E442")
+from bench.rows import Row
 
 
 def plot_rows(rows: Iterable[Row], title: str, path: Path) -> None:
@@ -32,8 +21,7 @@ def plot_rows(rows: Iterable[Row], title: str, path: Path) -> None:
     figure = Figure(figsize=(9.5, 3.1 * len(operations) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"BASIC operations, one step, on {title}", fontsize=12)
-    others = iter(OTHER_COLOURS * 4)
-    colour = {who: COLOURS.get(who) or next(others) for who in dict.fromkeys(row.who for row in timed)}
+    colour = {who: f"C{i % 10}" for i, who in enumerate(dict.fromkeys(row.who for row in timed))}  # the same in each
     for operation, panels in zip(operations, figure.subplots(len(operations), 2, squeeze=False), strict=True):
         mine = [row for row in timed if row.operation == operation]
         # Shapes that differ in more than the number of images ("4 images · D 4096"): the first kind is drawn.

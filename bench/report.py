@@ -28,7 +28,6 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def compare(self, case: Case, contenders: Sequence[Contender], truth: Found) -> None:
         """Check, weigh and time each contender on one case; naive eager comes first, the others are held against it."""
@@ -101,53 +100,46 @@ class Report:
 
     def table(self) -> str:
         """Everything, for a person."""
-        parts = [_about(self.about, self.rates)]
+        about, rates = self.about, self.rates
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+        parts = [
+            f"{about['device']}; {about['clock']}, load {about['load_at_start']} at the start\n"
+            f"{versions}, commit {about['commit']}\n"
+            f"measured here: copy {rates.copy_gb_per_s:.1f} GB/s, {rates.gemm} {rates.gemm_tflops:.3g} TFLOP/s"
+        ]
         for operation in dict.fromkeys(row.operation for row in self.rows):
             parts.append(_rows_table(operation, [row for row in self.rows if row.operation == operation]))
         if self.steps:
             parts.append(_steps_table(self.steps))
         if self.gates:
             parts.append("\n  ".join(["Memory gates", *(gate.sentence() for gate in self.gates)]))
-        if self.notes:
-            parts.append("\n  ".join(["Not measured in this run", *self.notes]))
+        if self.device.type != "cuda":
+            parts.append(
+                "The kernels are not measured: that needs a GPU, and there `python -m bench.gpu_suite --out DIR`"
+            )
         return "\n\n".join(parts)
 
-    def write(self, folder: Path) -> dict[str, Path]:
-        """Write files named after the device: a JSON and a plot of the operations, a JSON of whole steps.
+    def write(self, folder: Path) -> list[Path]:
+        """Write files named after the device, and say which: JSON and plot of the operations, JSON of whole steps.
 
         Each is written only if it has rows, so that a run of some bench files leaves the others' results alone.
-
-        Returns:
-            What was written: "results", "plot", "step results".
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = re.sub(r"[^a-z0-9]+", "-", self.about["device"].lower()).strip("-")
-        stem += "-tiny" * (self.scale == "tiny")
-        written: dict[str, Path] = {}
+        stem = re.sub(r"[^a-z0-9]+", "-", self.about["device"].lower()).strip("-") + "-tiny" * (self.scale == "tiny")
         about = {**self.about, "scale": self.scale, "rates": asdict(self.rates)}
+        written = []
         if self.steps:
-            written["step results"] = folder / f"{stem}-step.json"
-            write_json(written["step results"], about | {"steps": [asdict(step) for step in self.steps]})
+            written.append(folder / f"{stem}-step.json")
+            write_json(written[-1], about | {"steps": [asdict(step) for step in self.steps]})
         if self.rows:
-            written["results"], written["plot"] = folder / f"{stem}.json", folder / f"{stem}.png"
+            written += [folder / f"{stem}.json", folder / f"{stem}.png"]
             gates = [asdict(gate) | {"held": gate.held, "held_strictly": gate.held_strictly} for gate in self.gates]
-            rows = [asdict(row) for row in self.rows]
-            write_json(written["results"], about | {"rows": rows, "gates": gates, "not_measured": self.notes})
-            plot_rows(self.rows, self.about["device"], written["plot"])
+            write_json(written[-2], about | {"rows": [asdict(row) for row in self.rows], "gates": gates})
+            plot_rows(self.rows, self.about["device"], written[-1])
         return written
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base
-
-
-def _about(about: dict[str, Any], rates: measure.Rates) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    commit = (about["commit"] or "no commit")[:10] + (" + uncommitted changes" if about["uncommitted_changes"] else "")
-    return (
-        f"{about['device']}; {about['clock']}, load {about['load_at_start']} at the start; {commit}\n{versions}\n"
-        f"measured here: copy {rates.copy_gb_per_s:.1f} GB/s, {rates.gemm} {rates.gemm_tflops:.3g} TFLOP/s"
-    )
 
 
 def _error(row: Row | StepRow) -> str:

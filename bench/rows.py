@@ -10,6 +10,7 @@ from torch import Tensor
 
 from basic_lite.units import MIB
 from basic_lite_kernels.operations import EAGER, Operations, choose
+from bench.measure import Timing
 
 NAIVE = "naive eager"
 # How much ours may err beyond naive code of the same types, relative. A bf16 q − p costs 0.15 %.
@@ -118,7 +119,6 @@ class Row:
     p20_ms: float | None = None
     p50_ms: float | None = None
     p80_ms: float | None = None
-    wall_ms: float | None = None
     repeats: int = 0
     peak_bytes: int | None = None
     bytes_per_element: float | None = None
@@ -135,7 +135,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class StepRow:
+class StepRow(Timing):
     """A whole training step done one way: BASIC off, on, or the naive way.
 
     ``…_over_off``: against the same round's step with BASIC off; median, lowest and highest of the rounds. ``…_error``:
@@ -144,11 +144,6 @@ class StepRow:
 
     shape: str
     way: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    wall_ms: float
-    repeats: int
     time_over_off: float
     lowest_over_off: float
     highest_over_off: float

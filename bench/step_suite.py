@@ -2,8 +2,8 @@
 
     python -m bench.step_suite 7b_8gb --limit-gib 8 --out step_7b_8gb.json
 
-The recipe's model is made by ``bench.synthetic`` over ``bench.shapes``, so nothing is downloaded; the step is that of
-``basic-lite estimate --measure``, on the longest batch. The process may allocate ``--limit-gib`` of the card
+The recipe's model is made by ``bench.synthetic`` over ``tests.support.shapes``, so nothing is downloaded; the step is
+that of ``basic-lite estimate --measure``, on the longest batch. The process may allocate ``--limit-gib`` of the card
 (``torch.cuda.set_per_process_memory_fraction``), and does one recipe, so that limit and peak are its own. The limit
 doesn't cover CUDA's context, nor the pages of a paged optimizer, which stay on the card where that has room, so that a
 smaller card may be slower than a limited one.
@@ -39,9 +39,9 @@ from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
 from basic_lite.units import GIB
 from bench import measure
 from bench.breakdown import CAPTURE, DAS, MASS, SDS, Breakdown, Clock
-from bench.shapes import on_shapes
 from bench.synthetic import synthetic_model
 from bench.tables import columns, number, write_json
+from tests.support.shapes import on_shapes
 
 MOST_OFF = 0.10  # of a prediction, relative to what is measured
 MOST_STEPS = 20
@@ -133,8 +133,7 @@ class StepResult:
 
     def to_dict(self) -> dict[str, Any]:
         sides = {name: asdict(side) | self.times(side) for name, side in self.sides.items()}
-        ratio = {"on_over_off": self.on_over_off, "on_over_off_goal": ON_OVER_OFF_GOAL}
-        return {**asdict(self), **sides, **ratio, "shares": self.on.shares(), "share_goals": SHARE_GOALS}
+        return {**asdict(self), **sides, "on_over_off": self.on_over_off, "shares": self.on.shares()}
 
     def table(self) -> str:
         """Memory and time of both sides."""
@@ -230,13 +229,6 @@ def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, dev
     return result
 
 
-def limit_memory(device: torch.device, limit_gib: float) -> float:
-    """Let this process allocate so much of a card; all of one that has less. The limit in GiB."""
-    total_gib = torch.cuda.get_device_properties(device).total_memory / GIB
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib / total_gib), device)
-    return min(limit_gib, total_gib)
-
-
 def main(arguments: list[str] | None = None) -> int:
     # From the process's start: importing takes seconds, and who started it counts them.
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
@@ -253,7 +245,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda", 0)
     quiet_libraries()
     torch.manual_seed(0)
-    limit_gib = limit_memory(device, options.limit_gib)
+    total_gib = torch.cuda.get_device_properties(device).total_memory / GIB
+    limit_gib = min(options.limit_gib, total_gib)
+    torch.cuda.set_per_process_memory_fraction(limit_gib / total_gib, device)
     with tempfile.TemporaryDirectory() as folder:
         recipe = on_shapes(options.recipe, Path(folder), options.overrides)
         result = predicted(recipe, device, limit_gib, torch.cuda.get_device_name(device))

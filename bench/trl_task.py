@@ -15,10 +15,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from basic_lite.data.prepare import prepare_data
 from basic_lite.data.templates import V1_SYSTEM
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import pick_device
 from basic_lite.recipe.schema import ModelSection, Recipe
-from bench.measure import pick_device
-from bench.shapes import QUESTION, SIZES, shape_recipe
 from bench.synthetic import synthetic_model
+from tests.support.shapes import QUESTION, SIZES, shape_recipe
 
 MICRO_BATCH, GLOBAL_BATCH = 2, 4
 # One sample in so many is shorter than the others, by up to half of its text.
@@ -29,7 +29,7 @@ SHORTER_EVERY = 8
 class Task:
     """Where the checkpoint and the data are, and how long both sides train.
 
-    ``rows``: TRL's, in the order in which basic-lite's sampler draws the samples. ``data``: basic-lite's, beside
+    ``rows``: TRL's, in the order in which basic-lite's sampler draws the samples. basic-lite's are data.json, beside
     their pictures in ``images``.
     """
 
@@ -43,16 +43,12 @@ class Task:
         return self.folder / "llava"
 
     @property
-    def data(self) -> Path:
-        return self.folder / "data.json"
-
-    @property
     def rows(self) -> Path:
         return self.folder / "rows.json"
 
     def recipe(self, output: Path) -> Recipe:
         """NF4 for the LLM's linear layers, LoRA on all of them, one learning rate, AdamW, BASIC off."""
-        source = {"path": str(self.data), "image_dir": str(self.folder / "images")}
+        source = {"path": str(self.folder / "data.json"), "image_dir": str(self.folder / "images")}
         rates = {"learning_rate": 2e-4, "projector_learning_rate": 2e-4}
         training = {"optimizer": "adamw", "max_steps": self.steps, "threads": 1, "trackers": [], **rates}
         recipe = shape_recipe(
@@ -64,7 +60,7 @@ class Task:
             max_length=self.tokens,
             supervision={"enabled": False, "refinement_batches": 0},
             data={"train": source, "workers": 0},
-            training={"device": pick_device().type, **training},
+            training={"device": pick_device("auto").type, **training},
             lora={"alpha": 32.0, "dropout": 0.0},
         )
         return recipe.model_copy(update={"model": ModelSection(base=str(self.llava))})
@@ -125,5 +121,5 @@ def _write_data(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
         answer = " ".join(draw.choice(words, count))
         turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": answer}]
         records.append({"id": i, "image": f"{i}.png", "conversations": turns})
-    task.data.write_text(json.dumps(records), encoding="utf-8")
+    (task.folder / "data.json").write_text(json.dumps(records), encoding="utf-8")
     return records

@@ -133,7 +133,7 @@ def test_gpu_suite_runs_without_an_install_and_packs_its_results(tmp_path: Path)
     """The steps see the packages from the repository's root alone; one file has all results, also after each step."""
     from bench import gpu_suite
 
-    where = "import basic_lite_kernels, bench.shapes; print(basic_lite_kernels.__file__)"
+    where = "import basic_lite_kernels, tests.support.shapes; print(basic_lite_kernels.__file__)"
     good = gpu_suite.run_step("races", [sys.executable, "-c", where], 60, tmp_path)
     bad = gpu_suite.run_step("tests", [sys.executable, "-c", "raise SystemExit('no')"], 60, tmp_path)
     assert (good.outcome, bad.outcome, bad.last_lines) == ("passed", "failed", ["no"])
@@ -148,31 +148,13 @@ def test_gpu_suite_runs_without_an_install_and_packs_its_results(tmp_path: Path)
         assert result["device"] == "none" and result["seconds"] == 1.3 and len(result["steps"]) == len(steps)
 
 
-def test_race_check_sees_a_changing_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from basic_lite_kernels.operations import EAGER
-    from bench import races
-
-    device = torch.device("cpu")
-    disturb = races.Disturbance(device)
-    for name, work in races.works(EAGER, device, tiny=True).items():
-        assert races.differing_runs(work, disturb, 2) == 0, name
-    state = torch.zeros(3)
-
-    def racing() -> list[torch.Tensor]:
-        state[0] += 1
-        return [(state > 2).float()]
-
-    assert races.differing_runs(racing, disturb, 4) == 3
-    assert races.differing_runs(lambda: [torch.full((2,), float("nan"))], disturb, 4) == 4
-
-
 INTERPRETED_CONTENDERS = """
 from unittest import mock
 import torch
 from basic_lite_kernels.operations import choose
 from bench import bench_attention_mass as mass, bench_direction_loss as direction, bench_vocab_kl as vocab
-from bench import measure, races, rows
+from bench import measure, rows
+from tests.kernels import test_races as races
 
 cpu, gpu = torch.device("cpu"), torch.device("cuda")  # nothing is put on the latter: it says who takes part
 kernels = choose("triton", cpu)

@@ -16,7 +16,7 @@ import pytest
 
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.frontend import load_frontend
-from bench.shapes import SIZES
+from tests.support.shapes import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 

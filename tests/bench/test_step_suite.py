@@ -23,11 +23,11 @@ from basic_lite.tools.measure import LongestStep
 from basic_lite.train.assembly import load_for_training, make_step
 from bench import gpu_suite, measure, step_suite
 from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
-from bench.shapes import on_shapes
 from bench.step_suite import Side, StepResult
 from bench.synthetic import synthetic_model
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import tiny_recipe
+from tests.support.shapes import on_shapes
 
 CPU = torch.device("cpu")
 

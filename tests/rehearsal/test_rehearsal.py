@@ -33,10 +33,10 @@ from basic_lite.train.optimizer import make_optimizer
 from basic_lite_kernels.operations import Operations
 from bench.measure import held_bytes, peak_bytes, tensor_bytes
 from bench.naive_step import NaiveStep
-from bench.shapes import on_shapes, shape_recipe, write_image_processor
 from tests.support.kernels import HAS_TRITON
 from tests.support.models import clip_config, write_llm
 from tests.support.runs import tiny_recipe
+from tests.support.shapes import on_shapes, shape_recipe, write_image_processor
 
 CPU = torch.device("cpu")
 MIB = 2**20
