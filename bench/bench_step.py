@@ -27,7 +27,7 @@ from basic_lite.tools.measure import LongestStep
 from basic_lite.train.assembly import autocast_of
 from bench import measure
 from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
-from bench.flops import SEVEN_B, basic_share, dimensions, flops
+from bench.flops import SEVEN_B, basic_share, flops_of
 from bench.naive_step import NaiveStep
 from bench.report import Report
 from bench.rows import StepRow
@@ -129,7 +129,7 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = shape.recipe(Path(folder), device)
         ways = ThreeWays(recipe, device)
-    counted = flops(dimensions(recipe, ways.longest))
+    counted = flops_of(recipe, ways.longest)
 
     # Right first: the two ways of BASIC are one step.
     pairs = zip(ways.gradient(ON), ways.gradient(NAIVE), strict=True)
@@ -162,6 +162,6 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
                 parts_ms={part: statistics.median(step.get(part, 0.0) for step in taken[way]) for part in parts},
                 flops=counted,
                 basic_share_of_flops=basic_share(counted),
-                basic_share_of_flops_in_7b=basic_share(flops(SEVEN_B)),
+                basic_share_of_flops_in_7b=basic_share(SEVEN_B),
             )
         )

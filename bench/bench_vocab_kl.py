@@ -118,24 +118,20 @@ def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Conte
 # here, and their loss (unweighted) is not compared. All take bf16 and make bf16 gradients.
 
 
-def liger_kl(inputs: Inputs) -> Found:
-    """Takes the teacher as [M, V] probabilities, made here from float32 logits: part of its step."""
-    from liger_kernel.transformers.fused_linear_kl_div import LigerFusedLinearKLDivLoss
-
-    x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
-    with torch.no_grad():
-        teacher = torch.softmax((inputs.target.to(inputs.table.dtype) @ inputs.table.T).float(), dim=-1)
-    LigerFusedLinearKLDivLoss(reduction="sum")(x, inputs.table, teacher).backward()
-    assert x.grad is not None
-    return None, x.grad.float() * inputs.weights[:, None]
-
-
 def mean_over_rows(loss: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs) -> Found:
     """A step with a loss of (student [M, D], teacher [M, D], table) that is a mean over rows."""
     x = inputs.v.detach().to(inputs.table.dtype).requires_grad_()
     loss(x, inputs.target.to(inputs.table.dtype), inputs.table).backward()
     assert x.grad is not None
     return None, x.grad.float() * (inputs.weights[:, None] * x.shape[0])
+
+
+def liger_kl(inputs: Inputs) -> Found:
+    """Takes the teacher as [M, V] probabilities, made here from float32 logits: part of its step."""
+    from liger_kernel.transformers.fused_linear_kl_div import LigerFusedLinearKLDivLoss
+
+    kl = LigerFusedLinearKLDivLoss(reduction="batchmean")
+    return mean_over_rows(lambda x, teacher, table: kl(x, table, (teacher @ table.T).float().softmax(-1)), inputs)
 
 
 def liger_jsd(inputs: Inputs) -> Found:

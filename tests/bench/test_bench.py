@@ -86,7 +86,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     (case,) = bench_step.SHAPES["tiny"]
     recipe = case.recipe(tmp_path, torch.device("cpu"), quantization={"mode": "none"})
     ways = bench_step.ThreeWays(recipe, torch.device("cpu"))
-    counted = flops.flops(flops.dimensions(recipe, ways.longest))
+    counted = flops.flops_of(recipe, ways.longest)
 
     def products(way: str) -> tuple[int, int]:
         """Of matrices, and batched ones."""
@@ -103,7 +103,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     assert mass == pytest.approx(counted["attention mass"], rel=0.1)
     assert maps == pytest.approx(counted["attention"], rel=0.02)
     # The model has the proportions of 7B, so that BASIC's share of a step is 7B's.
-    assert flops.basic_share(flops.flops(flops.SEVEN_B)) == pytest.approx(0.0113, rel=0.01)
+    assert flops.basic_share(flops.SEVEN_B) == pytest.approx(0.0113, rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
