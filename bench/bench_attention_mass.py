@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS
 from basic_lite_kernels.operations import Operations
 from bench import measure
 from bench.report import Report
-from bench.rows import Case, Contender, Found, Truth, contenders_of, shape_label
+from bench.rows import TOLERANCE, Case, Contender, Found, contenders_of, shape_label
 
 
 @dataclass(frozen=True)
@@ -94,46 +93,33 @@ def contenders(shape: Shape, inputs: Inputs, device: torch.device) -> list[Conte
         naive.attention_mass,
         step=lambda work: mass(work, inputs),
         ours=lambda operations: ours(operations, inputs),
-        inputs_on=inputs.query.device,
         compiles=shape.compiles,
     )
 
 
-def exact(inputs: Inputs) -> Truth:
-    """Float64, one sample and key head at a time."""
-    B, H, T, _ = inputs.query.shape
-    group = H // inputs.key.shape[1]
-    mass = torch.zeros(B, T, dtype=torch.float64, device=inputs.query.device)
-    for b in range(B):
-        rows = inputs.text[b].nonzero().squeeze(1)
-        for h in range(inputs.key.shape[1]):
-            query = inputs.query[b, h * group : (h + 1) * group, rows].double()  # [g, n, d]
-            scores = inputs.scaling * query @ inputs.key[b, h].double().T  # [g, n, T]
-            seen = inputs.valid[b] & (torch.arange(T, device=rows.device) <= rows[:, None])
-            mass[b] += scores.masked_fill(~seen, float("-inf")).softmax(-1).sum((0, 1))
-    mass = mass * inputs.visual / H
-    return Truth(mass, mass)
+def exact(inputs: Inputs) -> Found:
+    """Naive code in float64, one sample at a time."""
+    found = []
+    for b in range(len(inputs.query)):
+        one = slice(b, b + 1)
+        masks = {"text_queries": inputs.text[one], "visual": inputs.visual[one], "valid": inputs.valid[one]}
+        query, key = inputs.query[one].double(), inputs.key[one].double()
+        found.append(naive.attention_mass(query, key, scaling=inputs.scaling, **masks))
+    return None, torch.cat(found)
 
 
 def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) -> None:
     inputs = Inputs.make(shape, device)
     B, T, n, H, d = shape.images, shape.T, shape.n, shape.H, shape.d
-    width = inputs.query.element_size()
-    moved_bytes = width * d * B * (H * n + shape.H_kv * T) + 4 * B * T
-    # The second pass needs the visual keys alone.
-    flops = 2 * d * B * H * n * (T + shape.N)
-    floor = "gemm" if report.rates.gemm_ms(flops) > report.rates.copy_ms(moved_bytes) else "copy"
     case = Case(
         operation="attention_mass",
         shape=str(shape),
-        images=shape.images,
+        images=B,
         elements=B * shape.N,
         unit="B·N",
-        moved_bytes=moved_bytes,
-        flops=flops,
-        floor=floor,
-        tolerance=1e-4 if shape.dtype == torch.float32 else 5e-3,
-        seconds=0.02 if report.scale == "tiny" else 1.0,
+        moved_bytes=inputs.query.element_size() * d * B * (H * n + shape.H_kv * T) + 4 * B * T,
+        flops=2 * d * B * H * n * (T + shape.N),  # the second pass needs the visual keys alone
+        tolerance=TOLERANCE[shape.dtype],
     )
     report.compare(case, contenders(shape, inputs, device), exact(inputs))
 
@@ -148,7 +134,3 @@ def test_speed_and_memory(shape: Shape, report: Report, device: torch.device) ->
         allowed = strict + 4 * B * n + 1024 * processors + 4 * B * T + 4096
         bounds["triton"] = allowed, f"partial sums for {processors} multiprocessors"
     report.gate_rows(case, "attention mass", strict, bounds)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -25,16 +24,15 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import autocast_of, supervise
-from basic_lite.train.step import TrainStep
+from basic_lite.train.assembly import autocast_of
 from bench import measure
-from bench.breakdown import LOSS_BACKWARD, MEASURES, OPTIMIZER, ORDER, OTHER, Breakdown, Clock, WatchedStep
-from bench.flops import SEVEN_B, basic_share, dimensions, flops
+from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
+from bench.flops import SEVEN_B, basic_share, flops_of
 from bench.naive_step import NaiveStep
 from bench.report import Report
 from bench.rows import StepRow
-from bench.shapes import SIZES, shape_recipe
 from bench.synthetic import synthetic_model
+from tests.support.shapes import SIZES, shape_recipe
 
 OFF, ON, NAIVE = WAYS = "off", "on", "naive"
 
@@ -73,61 +71,48 @@ SHAPES = {
 
 
 class ThreeWays:
-    """One model and one batch, stepped in three ways."""
+    """One model and one batch, stepped in three ways under a clock."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         torch.manual_seed(0)
         loaded = synthetic_model(recipe, load_frontend(recipe.model), device)
-        self.recipe, self.parts = recipe, loaded.parts
-        self.longest = LongestStep(recipe, loaded, Shape.of(recipe), device, lambda text: None)
-        self.breakdown = Breakdown(Clock(device))
-        supervision, watched = self.longest.supervision, self.breakdown
-        timed = supervise(recipe, loaded, lambda text: None, watched.operations)
-        assert supervision is not None and timed is not None
-        timed.vocabulary.mean_norm()  # once a run, so none of a step's time
-        self.steps = {OFF: self.longest.step, ON: self.longest.step, NAIVE: self._made(NaiveStep, supervision)}
-        self.watched = {
-            OFF: self.longest.step,
-            ON: self._made(WatchedStep, timed, breakdown=watched),
-            NAIVE: self._made(NaiveStep, supervision, operations=watched.naive_operations()),
-        }
+        self.recipe, self.parts, self.breakdown = recipe, loaded.parts, Breakdown(Clock(device))
+        make, shape = self.breakdown.make_step, Shape.of(recipe)
+        self.longest = LongestStep(recipe, loaded, shape, device, lambda text: None, make)
+        ours = self.longest.step
+        assert ours.supervision is not None
+        ours.supervision.vocabulary.mean_norm()  # once a run, so none of a step's time
+        naive = NaiveStep(
+            self.parts,
+            ours.supervision,
+            device=device,
+            optimizer=ours.optimizer,
+            max_grad_norm=ours.max_grad_norm,
+            autocast=autocast_of(recipe, device),
+            watch=self.breakdown.wrap,
+        )
+        self.steps = {OFF: ours, ON: ours, NAIVE: naive}
 
-    def _made(self, kind: Callable[..., TrainStep], supervision: Any, **options: Any) -> TrainStep:
-        """A step that shares the model and the optimizer."""
-        step = self.longest.step
-        shared: dict[str, Any] = {"optimizer": step.optimizer, "max_grad_norm": step.max_grad_norm}
-        autocast = autocast_of(self.recipe, step.device)
-        return kind(self.parts, supervision, device=step.device, autocast=autocast, **shared, **options)
-
-    def loss(self, way: str, step: TrainStep | None = None) -> Tensor:
+    def loss(self, way: str) -> Tensor:
         """The loss of one of the ways, as it is in a step of one micro-batch."""
         self.parts.language_model.set_attn_implementation("eager" if way == NAIVE else self.recipe.model.attention)
         supervision = self.longest.supervision
-        assert supervision is not None
-        lambdas = supervision.lambdas(0, 0) if way != OFF else (0.0, 0.0)
-        step = step or self.steps[way]
-        return step.loss(self.longest.batches[0], self.longest.counts, lambdas, detailed=True).loss
+        lambdas = supervision.lambdas(0, 0) if supervision is not None and way != OFF else (0.0, 0.0)
+        return self.steps[way].loss(self.longest.batches[0], self.longest.counts, lambdas, detailed=True).loss
 
-    def run(self, way: str) -> None:
-        """One step. Gradients are dropped at its end, so that each step finds what the one before found."""
-        step = self.steps[way]
-        self.loss(way).backward()
-        step.update()
-
-    def run_watched(self, way: str, taken: list[dict[str, float]]) -> None:
-        """One step; where its time went is appended to ``taken``."""
-        step, clock = self.watched[way], self.breakdown
+    def run(self, way: str) -> dict[str, float]:
+        """One step: where its time went. It drops its gradients, so that each finds what the one before found."""
+        clock = self.breakdown
         clock.start()
-        with clock.watching(self.parts):
-            clock.base(MEASURES if way == ON else OTHER)
-            loss = self.loss(way, step)
+        with clock.watching(self.parts, basic=way == ON):
+            loss = self.loss(way)
             clock.base(LOSS_BACKWARD)
             loss.backward()
             del loss
             clock.base(OPTIMIZER)
-            step.update()
+            self.steps[way].update()
             clock.base(OTHER)
-        taken.append(clock.take())
+        return clock.take()
 
     def gradient(self, way: str) -> tuple[Tensor, Tensor]:
         """Loss, and the projector's gradient as one vector; weights stay as they are."""
@@ -144,7 +129,7 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = shape.recipe(Path(folder), device)
         ways = ThreeWays(recipe, device)
-    counted = flops(dimensions(recipe, ways.longest))
+    counted = flops_of(recipe, ways.longest)
 
     # Right first: the two ways of BASIC are one step.
     pairs = zip(ways.gradient(ON), ways.gradient(NAIVE), strict=True)
@@ -155,13 +140,13 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
     ways.run(OFF)  # makes the optimizer's state
     peaks = {way: measure.peak_bytes(partial(ways.run, way), device) for way in WAYS}
     taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    works = {way: partial(ways.run_watched, way, taken[way]) for way in WAYS}
+    works = {way: lambda way=way: taken[way].append(ways.run(way)) for way in WAYS}
     runs = measure.take_turns(works, device, shape.seconds)
 
     for way in WAYS:
-        timing = measure.timing_of(runs[way])
+        timing, parts = measure.timing_of(runs[way]), dict.fromkeys(chain(*taken[way]))
         # The ratio of each round by itself, so that a machine that slows down in between does not count.
-        ratios = [mine / off for (mine, _), (off, _) in zip(runs[way], runs[OFF], strict=True)]
+        ratios = [mine / off for mine, off in zip(runs[way], runs[OFF], strict=True)]
         report.steps.append(
             StepRow(
                 shape=str(shape),
@@ -174,17 +159,9 @@ def test_step(shape: Case, report: Report, device: torch.device) -> None:
                 adds_bytes=peaks[way] - peaks[OFF],
                 loss_error=errors[0] if way == ON else None,
                 gradient_error=errors[1] if way == ON else None,
-                parts_ms={
-                    name: statistics.median(step.get(name, 0.0) for step in taken[way])
-                    for name in ORDER
-                    if any(name in step for step in taken[way])
-                },
+                parts_ms={part: statistics.median(step.get(part, 0.0) for step in taken[way]) for part in parts},
                 flops=counted,
                 basic_share_of_flops=basic_share(counted),
-                basic_share_of_flops_in_7b=basic_share(flops(SEVEN_B)),
+                basic_share_of_flops_in_7b=basic_share(SEVEN_B),
             )
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -17,9 +17,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import make_step, supervise
 from basic_lite.train.step import TrainStep
-from basic_lite_kernels import naive
 from basic_lite_kernels.operations import Operations, TargetStream
-from bench.naive_step import NaiveOperations
 
 OTHER = "embeddings, masks, the rest"
 VISION, PROJECTOR, LLM = "vision tower", "projector", "LLM forward"
@@ -27,10 +25,6 @@ CAPTURE, MASS, DAS, SDS = "BASIC: capture (v̂)", "BASIC: attention mass", "BASI
 MEASURES = "BASIC: roles, measures"
 LM_LOSS, LOSS_BACKWARD = "LM loss", "losses, backward"
 LLM_BACKWARD, PROJECTOR_BACKWARD, OPTIMIZER = "LLM backward", "projector backward", "clip, optimizer"
-ORDER = (
-    VISION, PROJECTOR, LLM, CAPTURE, MASS, LM_LOSS, DAS, SDS, MEASURES, LOSS_BACKWARD, LLM_BACKWARD, PROJECTOR_BACKWARD,
-    OPTIMIZER, OTHER,
-)  # fmt: skip
 
 
 class Clock:
@@ -63,7 +57,7 @@ class Breakdown:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._stack = [OTHER]
+        self._stack: list[str] = []
         self._marks: list[tuple[str, Any]] = []  # the part that runs from each moment on
         self.start()
 
@@ -130,18 +124,9 @@ class Breakdown:
         watched = supervise(recipe, loaded, lambda text: None, self.operations) if supervision is not None else None
         return make_step(recipe, loaded, watched, device)
 
-    def naive_operations(self) -> NaiveOperations:
-        """The naive way's operations, with a clock around each."""
-        return NaiveOperations(
-            refined_target=self.wrap(CAPTURE, naive.refined_target),
-            column_sums=self.wrap(MASS, naive.column_sums),
-            direction_loss=self.wrap(DAS, naive.direction_loss),
-            vocab_kl=self.wrap(SDS, naive.vocab_kl),
-        )
-
     @contextmanager
-    def watching(self, parts: Parts) -> Iterator[None]:
-        """Time the model's parts apart inside this context."""
+    def watching(self, parts: Parts, *, basic: bool) -> Iterator[None]:
+        """Time the model's parts apart inside this context; ``basic``: what is outside the model is BASIC's."""
         hooks: list[Any] = []
 
         def part(module: nn.Module, name: str) -> None:
@@ -156,6 +141,10 @@ class Breakdown:
             self.base(LM_LOSS)
             out.last_hidden_state.register_hook(lambda gradient: self.base(LLM_BACKWARD))
 
+        if basic:
+            self.base(MEASURES)
+            hooks.append(parts.model.register_forward_pre_hook(lambda *_: self.base(OTHER)))
+            hooks.append(parts.model.register_forward_hook(lambda *_: self.base(MEASURES)))
         part(parts.vision_tower, VISION)
         part(parts.projector, PROJECTOR)
         part(parts.language_model, LLM)
@@ -181,18 +170,3 @@ class TimedStream:
     def target(self) -> Tensor | None:
         """v̂ so far."""
         return self._stream.target
-
-
-class WatchedStep(TrainStep):
-    """A ``TrainStep`` with BASIC whose time outside the model and the operations goes under roles and measures."""
-
-    def __init__(self, *arguments: Any, breakdown: Breakdown, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._breakdown = breakdown
-
-    def forward(self, **inputs: Any) -> Any:
-        """The model's forward; its end is where the losses begin."""
-        self._breakdown.base(OTHER)
-        out = super().forward(**inputs)
-        self._breakdown.base(MEASURES)
-        return out

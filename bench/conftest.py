@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,11 @@ if str(HERE.parent) not in sys.path:
 
 import torch  # noqa: E402
 
+from basic_lite.model.load import pick_device  # noqa: E402
 from bench import measure  # noqa: E402
 from bench.report import Report  # noqa: E402
 
 REPORT = pytest.StashKey[Report]()
-
-NEEDS_GPU = (
-    "the Triton kernels of all three operations: time, memory, % of copy bandwidth and of the GEMM rate",
-    "beside them naive autocast, torch.compile, Liger's fused linear KL and JSD, flash-linear-attention's KL",
-    "the kernel tests un-interpreted, and the race check",
-    "the training steps of 7B recipes: memory beside its prediction, tokens/s, BASIC on and off",
-    "run `python -m bench.gpu_suite --out DIR` where there is a GPU",
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,39 +62,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return measure.pick_device()
+    return pick_device("auto")
 
 
 @pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config, device: torch.device) -> Iterator[Report]:
+def report(pytestconfig: pytest.Config, device: torch.device) -> Report:
     scale = _scale(pytestconfig)
     if device.type == "cpu":
         # With other work on the machine a second thread is mostly waited for: up to 10 times longer, and at random.
         torch.set_num_threads(1)
-    found = Report(device, scale, measure.measure_rates(device, tiny=scale == "tiny"), measure.describe(device))
-    if device.type != "cuda":
-        found.notes += [f"needs a GPU: {what}" for what in NEEDS_GPU[:-1]] + [NEEDS_GPU[-1]]
-    pytestconfig.stash[REPORT] = found
-    yield found
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    rates = measure.measure_rates(device, tiny=scale == "tiny")
+    found = pytestconfig.stash[REPORT] = Report(device, scale, rates, measure.describe(device))
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash.get(REPORT, None)
     if found is None:
         return
-    write = terminalreporter.write_line
     terminalreporter.section("bench")
-    for line in found.table().splitlines():
-        write(line)
-    folder: Path | None = config.getoption("--results-dir")
-    if config.getoption("--write-results"):
-        folder = HERE / "results"
-    if folder is None:
-        folder = Path(tempfile.gettempdir()) / "basic-lite-bench"
-    if found.rows or found.steps:
-        write("")
-        written = found.write(folder if folder.is_absolute() else config.invocation_params.dir / folder)
-        for what, path in written.items():
-            write(f"{what}  {path}")
+    terminalreporter.write_line(found.table() + "\n")
+    folder = HERE / "results" if config.getoption("--write-results") else config.getoption("--results-dir")
+    folder = folder or Path(tempfile.gettempdir()) / "basic-lite-bench"
+    for path in found.write(config.invocation_params.dir / folder):
+        terminalreporter.write_line(f"results  {path}")

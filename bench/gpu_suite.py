@@ -12,8 +12,8 @@ need must be (pyproject.toml), and the suite says what is missing before it star
 4. 7b_qlora, 7b_8gb: the training steps of these recipes on a model of random weights, limited to 24 and to 8 GiB of the
    card: predicted and measured memory, tokens/s, BASIC on and off, the kernels' share of a step (`bench.step_suite`).
 
-DIR gets suite.json (what ran, how long, how it ended, and what the training steps gave), a log of each step, the
-JSON and the plot of the bench, and results.tar, which holds them all. The first and the last are written anew after
+DIR gets suite.json (what ran, how long, how it ended), a log of each step, the JSON of each training step, the JSON
+and the plot of the bench, and results.tar, which holds them all. The first and the last are written anew after
 each step. Each step has the time that is left, less what is kept for those after it. A step that runs out of time is
 cut off and said so; the others still run. Exit 0 only where all passed.
 """
@@ -68,10 +68,8 @@ class Step:
 
 def missing(version_of: Callable[[str], str] = importlib.metadata.version) -> list[str]:
     """What has to be installed for the suite, a line each; ``version_of`` raises for what isn't there."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:
-        return ["packaging isn't installed"]
+    from packaging.requirements import Requirement
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
     for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
@@ -90,17 +88,16 @@ def missing(version_of: Callable[[str], str] = importlib.metadata.version) -> li
 
 def obstacles() -> list[str]:
     """Why the suite can't start here, a line each."""
-    found = missing()
-    try:
-        import torch
-    except ImportError:  # among the missing
+    if found := missing():
         return found
-    if not torch.cuda.is_available():
-        found.append(
-            "the suite needs a GPU, and torch sees none (torch.cuda.is_available() is false); "
-            "`python -m pytest bench/` measures what a CPU can"
-        )
-    return found
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    return [
+        "the suite needs a GPU, and torch sees none (torch.cuda.is_available() is false); "
+        "`python -m pytest bench/` measures what a CPU can"
+    ]
 
 
 def kernel_tests() -> list[str]:
@@ -108,23 +105,18 @@ def kernel_tests() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
-def training_result(folder: Path, recipe: str) -> Path:
-    return folder / f"step_{recipe}.json"
-
-
 def plan(folder: Path) -> list[tuple[str, list[str], int]]:
     """Name, command and kept seconds of each step."""
     python = [sys.executable, "-m"]
     quiet = ["-q", "-p", "no:cacheprovider"]
     steps = [
-        ("races", [*python, "bench.races"], RACES_S),
+        ("races", [*python, "pytest", *quiet, "--numprocesses=0", "tests/kernels/test_races.py"], RACES_S),
         ("tests", [*python, "pytest", *quiet, "--numprocesses=0", *kernel_tests()], TESTS_S),
         ("bench", [*python, "pytest", *quiet, "bench/", "--results-dir", str(folder)], BENCH_S),
     ]
     for recipe, (limit_gib, seconds) in TRAINING.items():
-        out = str(training_result(folder, recipe))
-        command = [*python, "bench.step_suite", recipe, "--limit-gib", str(limit_gib), "--out", out]
-        steps.append((recipe, command, seconds))
+        options = ["--limit-gib", str(limit_gib), "--out", str(folder / f"step_{recipe}.json")]
+        steps.append((recipe, [*python, "bench.step_suite", recipe, *options], seconds))
     return steps
 
 
@@ -157,17 +149,8 @@ def run_step(name: str, command: list[str], seconds: float, folder: Path) -> Ste
 
 def write_results(folder: Path, about: dict[str, Any], seconds: float, steps: list[Step]) -> Path:
     """suite.json of the steps that have ended, and results.tar of all that ``folder`` has, whose path is returned."""
-    training = {name: training_result(folder, name) for name in TRAINING}
-    result = {
-        **about,
-        "seconds": round(seconds, 1),
-        "steps": [asdict(step) for step in steps],
-        "training": {
-            name: json.loads(path.read_text(encoding="utf-8")) for name, path in training.items() if path.exists()
-        },
-    }
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    (folder / "suite.json").write_text(text + "\n", encoding="utf-8")
+    result = {**about, "seconds": round(seconds, 1), "steps": [asdict(step) for step in steps]}
+    (folder / "suite.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     packed = folder / "results.tar"
     with tarfile.open(packed, "w") as tar:
         for path in sorted(folder.iterdir()):
@@ -178,9 +161,7 @@ def write_results(folder: Path, about: dict[str, Any], seconds: float, steps: li
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the results; results.tar there has them all"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, and results.tar with them all")
     options = parser.parse_args(arguments)
     sys.path[:0] = PACKAGES
     found = obstacles()
@@ -197,8 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     steps: list[Step] = []
     todo = plan(folder)
-    for name in TRAINING:
-        training_result(folder, name).unlink(missing_ok=True)  # an earlier suite's
+    for earlier in folder.glob("step_*.json"):  # of another suite
+        earlier.unlink()
     for place, (name, command, _) in enumerate(todo):
         kept_s = sum(seconds for _, _, seconds in todo[place + 1 :])
         seconds = ALL_S - (time.monotonic() - started) - kept_s

@@ -7,20 +7,26 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from basic_lite.units import GIB
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "flash-linear-attention", "numpy")
+PACKAGES = (
+    "torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "flash-linear-attention", "trl", "numpy"
+)  # fmt: skip
 
 # A GPU row is timed for this long, after a warm-up; a CPU row as long as the caller says.
 GPU_TIMED_MS = 200
@@ -30,17 +36,12 @@ FEWEST_REPEATS = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Quantiles of one piece of work's duration. ``wall_ms`` is the median on the wall clock."""
+    """Quantiles of one piece of work's duration."""
 
     p20_ms: float
     p50_ms: float
     p80_ms: float
     repeats: int
-    wall_ms: float
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def timings(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, Timing]:
@@ -55,25 +56,25 @@ def timings(works: Mapping[str, Callable[[], object]], device: torch.device, sec
         device: where they run.
         seconds: how long each is timed on a CPU; at least FEWEST_REPEATS runs.
     """
-    if device.type == "cuda":
-        return {name: _device_events(work) for name, work in works.items()}
-    return {name: timing_of(runs) for name, runs in take_turns(works, device, seconds).items()}
+    if device.type != "cuda":
+        return {name: timing_of(runs) for name, runs in take_turns(works, device, seconds).items()}
+    from triton.testing import do_bench
+
+    return {name: timing_of(do_bench(work, rep=GPU_TIMED_MS, return_mode="all")) for name, work in works.items()}
 
 
 def take_turns(
     works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
-) -> dict[str, list[tuple[float, float]]]:
-    """Each work's runs, round by round: milliseconds by ``now`` and on the wall clock. See ``timings``."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    spent = 0.0
-    rounds = 0
+) -> dict[str, list[float]]:
+    """Each work's runs, round by round, in milliseconds. See ``timings``."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    rounds, spent = 0, 0.0
     while rounds < FEWEST_REPEATS or (rounds < MOST_REPEATS and spent < seconds * len(works)):
         for name, work in works.items():
-            started = now(device), time.perf_counter()
+            started = now(device)
             work()
-            taken_s, wall_s = now(device) - started[0], time.perf_counter() - started[1]
-            taken[name].append((1e3 * taken_s, 1e3 * wall_s))
-            spent += taken_s
+            taken[name].append(1e3 * (now(device) - started))
+            spent += taken[name][-1] / 1e3
         rounds += 1
     return taken
 
@@ -86,13 +87,6 @@ def now(device: torch.device) -> float:
     return time.process_time()
 
 
-def _device_events(work: Callable[[], object]) -> Timing:
-    from triton.testing import do_bench
-
-    runs: list[float] = do_bench(work, rep=GPU_TIMED_MS, return_mode="all")
-    return timing_of([(run, run) for run in runs])
-
-
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     """p20, p50, p80."""
     numbers = torch.tensor(values, dtype=torch.float64)
@@ -100,44 +94,60 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     return p20, p50, p80
 
 
-def timing_of(runs: Sequence[tuple[float, float]]) -> Timing:
-    """The timing of runs (ms, ms on the wall clock)."""
-    taken, wall = zip(*runs, strict=True)
-    return Timing(*quantiles(taken), len(runs), quantiles(wall)[1])
+def timing_of(runs_ms: Sequence[float]) -> Timing:
+    return Timing(*quantiles(runs_ms), len(runs_ms))
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that ``work`` had allocated at once beyond what was there before.
+    """Most bytes that ``work`` had allocated at once beyond what was there before, which it must not free.
 
-    On a GPU the caching allocator's peak; run ``work`` once before, so that library workspaces are there. On a CPU
-    the running sum of the allocator's own records. ``work`` must not free what was there before it.
+    Run ``work`` once before on a GPU, so that library workspaces are there.
     """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
-    with memory_record() as record:
-        work()
-    return peak_of(record)
+    record = PeakRecord(device)
+    work()
+    return record.stop()
 
 
-def memory_record() -> profile:
-    """A profiler, not yet started, that keeps every allocation and release on the CPU."""
-    return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+class PeakRecord:
+    """Watches allocations from its making on: by a GPU's caching allocator, on a CPU by the allocator's own records."""
+
+    def __init__(self, device: torch.device) -> None:
+        gc.collect()
+        self.device = device
+        self._before = 0
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+        else:
+            self._profile.start()
+
+    def stop(self) -> int:
+        """Most bytes alive at once since then, beyond what was there."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.memory_stats(self.device)["requested_bytes.all.peak"] - self._before
+        self._profile.stop()
+        events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(0, *accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-def peak_of(record: profile) -> int:
-    """Most bytes alive at once within a finished ``memory_record``, beyond what was there when it began."""
-    kineto = record.profiler.kineto_results
-    live = peak = 0
-    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """What there is between two steps: weights with their statistics, buffers, the optimizer's state."""
+    tensors: list[Any] = [*model.parameters(), *model.buffers()]
+    for weight in model.parameters():
+        statistics = getattr(weight, "quant_state", None)
+        while statistics is not None:
+            tensors += [statistics.absmax, statistics.code, statistics.offset]
+            statistics = statistics.state2
+    return tensor_bytes([*tensors, *(value for state in optimizer.state.values() for value in state.values())])
+
+
+def tensor_bytes(values: Iterable[Any]) -> int:
+    """Bytes of the tensors among these, each storage once."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @dataclass(frozen=True)
@@ -165,10 +175,7 @@ def measure_rates(device: torch.device, *, tiny: bool = False) -> Rates:
     m, k, n = (64, 64, 64) if tiny else (8192, 8192, 8192) if on_gpu else (256, 4096, 8192)
     a, b = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((m, k), (k, n)))
     product = torch.empty(m, n, device=device, dtype=dtype)
-    works: dict[str, Callable[[], object]] = {
-        "copy": lambda: copy.copy_(source),
-        "gemm": lambda: torch.mm(a, b, out=product),
-    }
+    works = {"copy": lambda: copy.copy_(source), "gemm": lambda: torch.mm(a, b, out=product)}
     for work in works.values():
         work()
     times = timings(works, device, 0.01 if tiny else 1.0)
@@ -193,54 +200,43 @@ def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Where and with what the numbers were made."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    versions["torch"] = torch.__version__  # with the build, which the package's own version leaves out
+    on_gpu = device.type == "cuda"
     about: dict[str, Any] = {
-        "device": device_name(device),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "clock": "device events" if device.type == "cuda" else "processor time of one thread",
-        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU {_cpu_name()}, {os.cpu_count()} cores",
+        "cpu": _cpu_name(),
+        "clock": "device events" if on_gpu else "processor time of one thread",
         "load_at_start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": versions,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "kernels", "bench")),
+        # torch's own says which build it is, too.
+        "versions": {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__},
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if device.type == "cuda":
+    if on_gpu:
         properties = torch.cuda.get_device_properties(device)
-        about |= {
-            "capability": f"{properties.major}.{properties.minor}",
-            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-            "cuda": torch.version.cuda,
-        }
+        about["capability"] = f"{properties.major}.{properties.minor}"
+        about["gpu_memory_gib"] = round(properties.total_memory / GIB, 1)
     return about
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {cpu_name()}, {os.cpu_count()} cores"
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git(*arguments: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit, with "-dirty" behind it where something isn't committed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip() or None

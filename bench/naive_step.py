@@ -22,8 +22,7 @@ layers · K supervised layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,19 +32,9 @@ from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
 from basic_lite.train.step import Batch, Lambdas, MicroBatchLoss, StepCounts, TrainStep
 from basic_lite_kernels import naive
+from bench.breakdown import CAPTURE, DAS, MASS, SDS
 
-
-@dataclass(frozen=True)
-class NaiveOperations:
-    """Who computes the parts of the naive step; ``naive`` says what each one computes."""
-
-    refined_target: Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
-    column_sums: Callable[[Tensor, Tensor, Tensor], Tensor]
-    direction_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    vocab_kl: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-NAIVE = NaiveOperations(naive.refined_target, naive.column_sums, naive.direction_loss, naive.vocab_kl)
+Watch = Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 class NaiveStep(TrainStep):
@@ -55,30 +44,25 @@ class NaiveStep(TrainStep):
 
     Args:
         arguments: ``TrainStep``'s.
-        operations: who computes the parts: ``NAIVE``, or that with a clock around each.
+        watch: given a part's name and its function, what to call instead: the same under a clock.
         options: ``TrainStep``'s.
     """
 
-    def __init__(self, *arguments: Any, operations: NaiveOperations = NAIVE, **options: Any) -> None:
+    def __init__(self, *arguments: Any, watch: Watch = lambda name, function: function, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.operations = operations
+        self.refined_target = watch(CAPTURE, naive.refined_target)
+        self.column_sums = watch(MASS, naive.column_sums)
+        self.direction_loss = watch(DAS, naive.direction_loss)
+        self.vocab_kl = watch(SDS, naive.vocab_kl)
 
-    def loss(
-        self,
-        batch: Batch,
-        counts: StepCounts,
-        lambdas: Lambdas,
-        *,
-        mean_mass: Tensor | None = None,
-        detailed: bool = False,
-    ) -> MicroBatchLoss:
-        """L_lm + λ1 L_das + λ2 L_sds. ``detailed`` is ignored.
+    def loss(self, batch: Batch, counts: StepCounts, lambdas: Lambdas, **options: Any) -> MicroBatchLoss:
+        """L_lm + λ1 L_das + λ2 L_sds. ``options`` (``detailed``) are ignored.
 
         Raises:
             ValueError: no supervision; settings other than the recipes' (attention weights, cosine, detached,
                 un-normed); a batch without images; another attention than eager.
         """
-        supervision = self._checked_supervision(mean_mass)
+        supervision = self._checked_supervision()
         inputs = self.inputs(batch)
         layout = supervision.layout(inputs)
         labels = inputs.pop("labels")
@@ -103,10 +87,10 @@ class NaiveStep(TrainStep):
         losses = SupervisionLosses(das=das, sds=sds, samples=layout.samples_with_image)
         return MicroBatchLoss(lm + lambdas[0] * das + lambdas[1] * sds, lm, losses)
 
-    def _checked_supervision(self, mean_mass: Tensor | None) -> Supervision:
+    def _checked_supervision(self) -> Supervision:
         supervision = self.supervision
-        if supervision is None or not supervision.active or mean_mass is not None:
-            raise ValueError("the naive step is BASIC's, with attention weights; without BASIC take TrainStep")
+        if supervision is None or not supervision.active:
+            raise ValueError("the naive step is BASIC's; without BASIC take TrainStep")
         settings = supervision.settings
         found = (settings.token_weights, settings.direction, settings.target_norm, settings.detach)
         if found != ("attention", "cosine", "none", True):
@@ -117,17 +101,17 @@ class NaiveStep(TrainStep):
 
     def _basic(self, v: Tensor, outputs: Any, layout: Layout, supervision: Supervision) -> tuple[Tensor, Tensor]:
         """L_das and L_sds of a micro-batch with v [M, D], before they are divided by the step's samples."""
-        K, operations = supervision.layers, self.operations
+        K = supervision.layers
         hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
         layer_weights = torch.tensor(supervision.plan.layer_weights, device=v.device)
         with torch.no_grad():
-            target = operations.refined_target(hiddens, layout.positions, layer_weights)
+            target = self.refined_target(hiddens, layout.positions, layer_weights)
             maps = outputs.attentions[:K]
-            mass = sum(operations.column_sums(attention, layout.text, layout.visual) for attention in maps)
+            mass = sum(self.column_sums(attention, layout.text, layout.visual) for attention in maps)
             per_token = mass / (K * layout.text.sum(1, keepdim=True).clamp_min(1))  # [B, T]
             weights = per_token.flatten()[layout.positions]  # [M], a_i
         words = supervision.vocabulary
         table = words.table.float() if words.excluded is None else words.table[~words.excluded].float()  # [V, D]
         scale = words.scale / supervision.settings.temperature
-        das = operations.direction_loss(v, target, weights)
-        return das, operations.vocab_kl(v, target, table if scale == 1 else table * scale, weights)
+        das = self.direction_loss(v, target, weights)
+        return das, self.vocab_kl(v, target, table if scale == 1 else table * scale, weights)

@@ -8,15 +8,11 @@ bench/results/rehearsal.json.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 import tempfile
-import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,8 +22,8 @@ from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.units import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
-from bench.shapes import shape_recipe
 from bench.tables import columns, write_json
+from tests.support.shapes import shape_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
 
@@ -62,7 +58,6 @@ class Way:
     forward_peak_bytes: int
     adds_bytes: int
     share: float
-    seconds: float  # that its rehearsal took
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,21 @@ class Row:
     ours: Way
     naive: Way
 
+    def cells(self) -> list[str]:
+        """GiB needed with the allowance, then what BASIC adds to the peak."""
+        ways = self.off, self.ours, self.naive
+        added = [cell for way in ways[1:] for cell in (f"{way.adds_bytes / MIB:,.0f} MiB", f"{way.share:.2%}")]
+        needed = [f"{way.needed_bytes / GIB:.2f} GiB" for way in ways]
+        return [str(self.setting), *needed, *added, f"{self.maps_bytes / MIB:,.0f} MiB"]
+
+
+HEADER = ("", "off", "ours", "naive", "ours adds", "share", "naive adds", "share", "of it maps")
+
 
 def rehearse_row(setting: Setting, shapes: Path) -> Row:
     """The three ways of one setting; ``shapes``: where configurations are written on first use."""
-    recipe = shape_recipe(
-        shapes, setting.size, micro_batch=setting.samples, max_length=setting.tokens, rank=setting.rank
-    )
+    batch = {"micro_batch": setting.samples, "max_length": setting.tokens}
+    recipe = shape_recipe(shapes, setting.size, **batch, rank=setting.rank)
     # Only eager attention hands out its maps.
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
@@ -88,46 +92,15 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     for rehearsal_of in (
         partial(rehearse, recipe, frontend, machine, basic=False),
         partial(rehearse, recipe, frontend, machine),
-        lambda: Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse(),
+        Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse,
     ):
-        started = time.perf_counter()
         found = rehearsal_of()
         adds = found.peak_bytes - (ways[0].peak_bytes if ways else found.peak_bytes)
-        seconds = round(time.perf_counter() - started, 1)
         sizes = found.needed_bytes, found.peak_bytes, found.forward_peak_bytes
-        ways.append(Way(*sizes, adds, adds / found.peak_bytes, seconds))
+        ways.append(Way(*sizes, adds, adds / found.peak_bytes))
     text = frontend.config.text_config
     maps = text.num_hidden_layers * setting.samples * text.num_attention_heads * setting.tokens**2
     return Row(setting, maps * machine.dtype.itemsize, *ways)
-
-
-HEADER = ("", "off", "ours", "naive", "ours adds", "share", "naive adds", "share", "of it maps", "rehearsed in")
-
-
-def line(row: Row) -> tuple[str, ...]:
-    """A row of the table: GiB needed with the allowance, then what BASIC adds to the peak."""
-    return (
-        str(row.setting),
-        *(f"{way.needed_bytes / GIB:.2f} GiB" for way in (row.off, row.ours, row.naive)),
-        f"{row.ours.adds_bytes / MIB:.0f} MiB",
-        f"{row.ours.share:.2%}",
-        f"{row.naive.adds_bytes / MIB:,.0f} MiB",
-        f"{row.naive.share:.0%}",
-        f"{row.maps_bytes / MIB:,.0f} MiB",
-        " + ".join(f"{way.seconds:.1f}" for way in (row.off, row.ours, row.naive)) + " s",
-    )
-
-
-def content(rows: Iterable[Row]) -> dict[str, Any]:
-    """The JSON: rows, and with what they were made."""
-    about = measure.describe(torch.device("cpu"))
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
-    return {
-        "what": "peak memory of a training step on a CUDA card with bfloat16, rehearsed on fake tensors; bytes",
-        "versions": versions,
-        **{name: about[name] for name in ("commit", "uncommitted_changes", "date")},
-        "rows": [asdict(row) for row in rows],
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,14 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(RESULTS.parents[2])}")
     chosen = parser.parse_args(arguments)
     quiet_libraries()
-    rows = []
     with tempfile.TemporaryDirectory() as shapes:
-        for setting in SETTINGS:
-            rows.append(rehearse_row(setting, Path(shapes)))
-            print(f"{setting}: done", file=sys.stderr, flush=True)
-    print(columns(HEADER, [line(row) for row in rows]))
+        rows = [rehearse_row(setting, Path(shapes)) for setting in SETTINGS]
+    print(columns(HEADER, [row.cells() for row in rows]))
     if chosen.write:
-        write_json(RESULTS, content(rows))
+        what = "peak memory of a training step on a CUDA card with bfloat16, rehearsed on fake tensors; bytes"
+        about = measure.describe(torch.device("cpu"))
+        kept = {name: about[name] for name in ("versions", "commit", "date")}
+        write_json(RESULTS, {"what": what, **kept, "rows": [asdict(row) for row in rows]})
         print(f"\nresults  {RESULTS}")
     return 0
 

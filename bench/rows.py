@@ -10,8 +10,11 @@ from torch import Tensor
 
 from basic_lite.units import MIB
 from basic_lite_kernels.operations import EAGER, Operations, choose
+from bench.measure import Timing
 
 NAIVE = "naive eager"
+# How much ours may err beyond naive code of the same types, relative. A bf16 q − p costs 0.15 %.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 # A loss, or None where it can't be compared (no row weights), and a gradient or a result.
 Found = tuple[Tensor | None, Tensor]
 
@@ -25,10 +28,8 @@ class Case:
         shape: label, in the symbols of the bench file.
         images: images in the batch, the axis of the plot.
         elements: the number that peak memory is divided by; ``unit`` names it ("M·D").
-        moved_bytes, flops: the least that any implementation moves and multiplies.
-        floor: which of the two bounds the time: "copy" or "gemm".
+        moved_bytes, flops: the least that any implementation moves and multiplies; the slower of the two is the floor.
         tolerance: how much ours may err beyond naive eager code of the same types, relative.
-        seconds: how long each contender is timed on a CPU.
     """
 
     operation: str
@@ -38,9 +39,7 @@ class Case:
     unit: str
     moved_bytes: float
     flops: float
-    floor: str
     tolerance: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def contenders_of(
     step: Callable[[Callable[..., Tensor]], Found],
     ours: Callable[[Operations], Found],
     *,
-    inputs_on: torch.device,
     compiles: bool,
 ) -> list[Contender]:
     """Naive code, ours as ``choose`` has it, ours in eager code, and on a GPU naive code under torch.compile.
@@ -74,10 +72,9 @@ def contenders_of(
         naive: the operation's naive code.
         step: one step with naive code.
         ours: one step with operations of ours.
-        inputs_on: the device of the inputs.
-        compiles: whether torch.compile takes part on this shape.
+        compiles: whether torch.compile takes part on this shape: it compiles each anew.
     """
-    chosen = choose("auto", inputs_on).operations
+    chosen = choose("auto", device).operations
     found = [Contender(NAIVE, lambda: step(naive)), Contender(chosen.name, lambda: ours(chosen), ours=True)]
     if chosen is not EAGER:
         found.append(Contender(EAGER.name, lambda: ours(EAGER)))
@@ -99,16 +96,18 @@ def loss_and_gradient(loss_of: Callable[[], Tensor], v: Tensor) -> Found:
     return loss.detach(), gradient
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The loss and its gradient (of ``rows`` alone, where given), or a result, in float64."""
+def exact_by_rows(loss_of: Callable[[Tensor, Tensor], Tensor], v: Tensor) -> Found:
+    """Loss and gradient in float64, 128 rows at a time; ``loss_of``: that of some rows, by their numbers and v."""
+    loss, gradients = torch.zeros((), dtype=torch.float64, device=v.device), []
+    for rows in torch.arange(len(v), device=v.device).split(128):
+        part = v.detach()[rows].double().requires_grad_()
+        of_rows = loss_of(rows, part)
+        gradients += torch.autograd.grad(of_rows, part)
+        loss += of_rows.detach()
+    return loss, torch.cat(gradients)
 
-    loss: Tensor
-    gradient: Tensor
-    rows: Tensor | None = None
 
-
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """One contender on one case. No time where it could not run; ``note`` says why."""
 
@@ -120,7 +119,6 @@ class Row:
     p20_ms: float | None = None
     p50_ms: float | None = None
     p80_ms: float | None = None
-    wall_ms: float | None = None
     repeats: int = 0
     peak_bytes: int | None = None
     bytes_per_element: float | None = None
@@ -137,20 +135,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class StepRow:
+class StepRow(Timing):
     """A whole training step done one way: BASIC off, on, or the naive way.
 
-    ``…_over_off``: against the same round's step with BASIC off; median, lowest and highest of the rounds. ``errors``
-    are on's against the naive way's. ``parts_ms``: where the time goes, medians.
+    ``…_over_off``: against the same round's step with BASIC off; median, lowest and highest of the rounds. ``…_error``:
+    on's against the naive way's. ``parts_ms``: where the time goes, medians.
     """
 
     shape: str
     way: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    wall_ms: float
-    repeats: int
     time_over_off: float
     lowest_over_off: float
     highest_over_off: float

@@ -52,13 +52,13 @@ def command_fault(line: str) -> str | None:
         flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts} if name in COMMANDS else set()
         if name not in COMMANDS or not set(re.findall(r" (--[\w-]+)", line)) <= flags:
             return f"no such command: {line}"
-    modules = re.findall(r"(?:^|python3? -m )((?:basic_lite\w*|bench)\.[\w.]+)", line)
+    modules = re.findall(r"(?:^|python3? -m )((?:basic_lite\w*|bench|tests)\.[\w.]+)", line)
     return None if all(map(importlib.util.find_spec, modules)) else f"no such module: {line}"
 
 
 def faults(text: str, folder: Path) -> list[str]:
     """Everything in a document that leads nowhere."""
-    prose = re.sub(r"```.*?```|<!-- compile table -->.*", "", text, flags=re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", prose)
     commands = "\n".join([*spans, *re.findall(r"```bash(.*?)```", text, re.DOTALL)]).splitlines()
     links = [link for link in re.findall(r"\]\((?!https?://)([^)#]+)", prose) if not (folder / link).exists()]

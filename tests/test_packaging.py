@@ -90,6 +90,6 @@ def test_wheel_holds_code_recipes_and_licence(tmp_path: Path) -> None:
     recipes = {p.name for p in (ROOT / "recipes").glob("*.yaml")}
     assert {Path(name).name for name in names if "share/basic-lite/recipes/" in name} == recipes
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if "compil" in name], "compiling for cards that aren't here is the bench's"
+    assert not [name for name in names if "compil" in name], "compiling for cards that aren't here is the tests'"
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.startswith("basic_lite-")} == {"basic_lite", "basic_lite_kernels"}

@@ -1,4 +1,4 @@
-"""The bench in toy shapes, so that it can't rot; and README has the compile table of these kernels."""
+"""The bench in toy shapes, so that it can't rot."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     (case,) = bench_step.SHAPES["tiny"]
     recipe = case.recipe(tmp_path, torch.device("cpu"), quantization={"mode": "none"})
     ways = bench_step.ThreeWays(recipe, torch.device("cpu"))
-    counted = flops.flops(flops.dimensions(recipe, ways.longest))
+    counted = flops.flops_of(recipe, ways.longest)
 
     def products(way: str) -> tuple[int, int]:
         """Of matrices, and batched ones."""
@@ -103,7 +103,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     assert mass == pytest.approx(counted["attention mass"], rel=0.1)
     assert maps == pytest.approx(counted["attention"], rel=0.02)
     # The model has the proportions of 7B, so that BASIC's share of a step is 7B's.
-    assert flops.basic_share(flops.flops(flops.SEVEN_B)) == pytest.approx(0.0113, rel=0.01)
+    assert flops.basic_share(flops.SEVEN_B) == pytest.approx(0.0113, rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
@@ -133,7 +133,7 @@ def test_gpu_suite_runs_without_an_install_and_packs_its_results(tmp_path: Path)
     """The steps see the packages from the repository's root alone; one file has all results, also after each step."""
     from bench import gpu_suite
 
-    where = "import basic_lite_kernels, bench.shapes; print(basic_lite_kernels.__file__)"
+    where = "import basic_lite_kernels, tests.support.shapes; print(basic_lite_kernels.__file__)"
     good = gpu_suite.run_step("races", [sys.executable, "-c", where], 60, tmp_path)
     bad = gpu_suite.run_step("tests", [sys.executable, "-c", "raise SystemExit('no')"], 60, tmp_path)
     assert (good.outcome, bad.outcome, bad.last_lines) == ("passed", "failed", ["no"])
@@ -148,31 +148,13 @@ def test_gpu_suite_runs_without_an_install_and_packs_its_results(tmp_path: Path)
         assert result["device"] == "none" and result["seconds"] == 1.3 and len(result["steps"]) == len(steps)
 
 
-def test_race_check_sees_a_changing_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from basic_lite_kernels.operations import EAGER
-    from bench import races
-
-    device = torch.device("cpu")
-    disturb = races.Disturbance(device)
-    for name, work in races.works(EAGER, device, tiny=True).items():
-        assert races.differing_runs(work, disturb, 2) == 0, name
-    state = torch.zeros(3)
-
-    def racing() -> list[torch.Tensor]:
-        state[0] += 1
-        return [(state > 2).float()]
-
-    assert races.differing_runs(racing, disturb, 4) == 3
-    assert races.differing_runs(lambda: [torch.full((2,), float("nan"))], disturb, 4) == 4
-
-
 INTERPRETED_CONTENDERS = """
 from unittest import mock
 import torch
 from basic_lite_kernels.operations import choose
 from bench import bench_attention_mass as mass, bench_direction_loss as direction, bench_vocab_kl as vocab
-from bench import measure, races, rows
+from bench import measure, rows
+from tests.kernels import test_races as races
 
 cpu, gpu = torch.device("cpu"), torch.device("cuda")  # nothing is put on the latter: it says who takes part
 kernels = choose("triton", cpu)
@@ -184,16 +166,15 @@ cases = [
 ]
 for bench, shape, arguments in cases:
     inputs = bench.Inputs.make(*(arguments or (shape, cpu)))
-    truth = bench.exact(inputs)
+    exact_loss, exact_gradient = bench.exact(inputs)
     for contender in bench.contenders(shape, inputs, gpu):
         try:
             loss, gradient = contender.work()
         except ImportError as error:
             print("absent", contender.who, error)
             continue
-        gradient = gradient if truth.rows is None else gradient[truth.rows]
-        assert measure.relative(gradient, truth.gradient) < 1e-5, contender.who
-        assert loss is None or measure.relative(loss, truth.loss) < 1e-5, contender.who
+        assert measure.relative(gradient, exact_gradient) < 1e-5, contender.who
+        assert loss is None or measure.relative(loss, exact_loss) < 1e-5, contender.who
         print("right", contender.who)
 for name, work in races.works(kernels.operations, cpu, tiny=True).items():
     assert races.differing_runs(work, lambda run: None, 1) == 0, name
@@ -225,12 +206,3 @@ def test_suite_finds_the_kernels_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(files) >= len(gpu_suite.KERNELS)
     for kernel in gpu_suite.KERNELS:
         assert any(kernel in file for file in files)
-
-
-@pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels to compile")
-def test_readme_has_the_compile_table_of_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    from bench import compile_table
-
-    assert compile_table.why_not_current() is None

@@ -16,6 +16,7 @@ import pytest
 
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.frontend import load_frontend
+from tests.support.shapes import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,11 +38,11 @@ def test_without_trl_it_says_what_to_install(
 
 
 def test_samples_are_as_long_as_the_task_says(beside_trl: Any, tmp_path: Path) -> None:
-    task = beside_trl.Task(tmp_path, tiny=True, steps=4, device="cpu")
+    task = beside_trl.Task(tmp_path, "toy", 80, steps=4)
     beside_trl.write_task(task)
     recipe = task.recipe(tmp_path / "runs")
     frontend = load_frontend(recipe.model)
-    assert frontend.tokens_per_image == task.size.tower.tokens_per_image == 16
+    assert frontend.tokens_per_image == SIZES[task.size].tower.tokens_per_image == 16
     data = prepare_data(recipe, frontend, say=lambda line: None)
     lengths = sorted(data.report.lengths)
     # Two of sixteen are shorter; none is cut, none holds an unknown word.
@@ -52,19 +53,18 @@ def test_samples_are_as_long_as_the_task_says(beside_trl: Any, tmp_path: Path) -
 
 
 def test_our_side_is_measured(beside_trl: Any, tmp_path: Path) -> None:
-    task = beside_trl.Task(tmp_path, tiny=True, steps=beside_trl.WARM_UP + 2, device="cpu")
+    task = beside_trl.Task(tmp_path, "toy", 80, steps=beside_trl.WARM_UP + 2)
     beside_trl.write_task(task)
-    run = beside_trl.Measured("basic-lite")
-    beside_trl.train_with_basic_lite(task, run, tmp_path / "ours")
-    # Warm-up and the last step, which is profiled, are not timed.
-    assert len(run.processor_ms) == len(run.wall_ms) == 1 and run.processor_ms[0] > 0
+    run = beside_trl.train_apart("basic-lite", task, tmp_path / "ours")
+    # Warm-up and the last step, whose memory is recorded, are not timed.
+    assert len(run.step_ms) == 1 and run.step_ms[0] > 0
     assert len(run.losses) == task.steps
     # Step 1 has the first four rows that TRL is given.
     rows = json.loads(task.rows.read_text(encoding="utf-8"))
     assert run.labelled == sum(len(row["completion"].removesuffix("</s>").split()) + 1 for row in rows[:4])
     assert run.labelled < run.tokens <= 4 * task.tokens
     # Held: at least the trained weights with AdamW's two moments; in a step: at least their gradients on top.
-    assert run.held_bytes > 3 * 4 * run.trained and run.tensor_bytes > 4 * run.trained
+    assert run.resident_bytes > run.held_bytes > 3 * 4 * run.trained and run.tensor_bytes > 4 * run.trained
 
     other = dataclasses.replace(run, who="TRL")
     assert beside_trl.differences([run, other], "cpu") == []
@@ -77,7 +77,7 @@ def test_our_side_is_measured(beside_trl: Any, tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL isn't installed: pip install trl")
 def test_both_sides_train_the_same(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "bench.beside_trl", "--tiny", "--steps", "2", "--results-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "bench.beside_trl", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loss of step 5" in done.stdout and "at least as fast" in done.stdout

@@ -23,11 +23,11 @@ from basic_lite.tools.measure import LongestStep
 from basic_lite.train.assembly import load_for_training, make_step
 from bench import gpu_suite, measure, step_suite
 from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
-from bench.shapes import on_shapes
 from bench.step_suite import Side, StepResult
 from bench.synthetic import synthetic_model
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import tiny_recipe
+from tests.support.shapes import on_shapes
 
 CPU = torch.device("cpu")
 
@@ -157,11 +157,11 @@ def test_suite_measures_a_step(measured: tuple[StepResult, int, dict[str, Any]])
     for side in (result.on, result.off):
         assert side.measured_bytes is not None
         assert side.predicted_bytes == pytest.approx(side.measured_bytes, rel=0.05)
-        assert [len(laps) for laps in side.micro_batches_ms] == [2]  # of four; the time was up after one turn
+        assert [len(laps) for laps in side.laps_ms] == [4]  # two of four micro-batches; the time was up after one turn
     assert result.on.measured_bytes > result.off.measured_bytes  # type: ignore[operator]
     assert result.kernels.startswith("reference")
     assert written["versions"]["torch"] == torch.__version__ and written["on_over_off"] == result.on_over_off
-    assert written["on"]["tokens_per_s"] == result.tokens_per_s(result.on)
+    assert written["on"]["tokens_per_s"] == result.times(result.on)["tokens_per_s"]
 
 
 def test_operations_have_their_share_of_a_step(measured: tuple[StepResult, int, dict[str, Any]]) -> None:
@@ -200,22 +200,23 @@ def test_timing_changes_nothing_and_off_is_off(folder: Path, weights: str) -> No
 
 def test_whole_step_is_made_of_its_parts() -> None:
     side = Side(0)
-    side.add([8.0, 30.0, 20.0, 5.0], {})
-    side.add([8.0, 32.0, 24.0, 7.0], {"vocab_kl": 7.1})
-    assert side.steps_ms == [63.0, 71.0] and side.quantiles_ms() == pytest.approx([64.6, 67.0, 69.4])
+    side.laps_ms = [[8.0, 30.0, 20.0, 5.0], [8.0, 32.0, 24.0, 7.0]]
+    side.operations_ms = [{}, {"vocab_kl": 7.1}]
+    result = StepResult("x", "y", 8.0, Shape(1, 2048, 1, 16), side, Side(0), micro_batch_tokens=2048)
+    assert side.steps_ms == [63.0, 71.0]
+    assert result.times(side)["step_quantiles_ms"] == pytest.approx((64.6, 67.0, 69.4))
     # 16 micro-batches: a forward before each of them, the first with its measures, 15 like the second, one optimizer.
     assert side.whole_step_ms(16) == pytest.approx(4 * 16 + 31 + 15 * 22 + 6)
     assert side.shares()["vocab_kl"] == pytest.approx(0.05) and side.shares()["attention_mass"] == 0
-    result = StepResult("x", "y", 8.0, Shape(1, 2048, 1, 16), side, Side(0), micro_batch_tokens=2048)
-    assert result.tokens_per_s(side) == pytest.approx(1e3 * 2048 * 16 / 431)
-    assert result.on_over_off is None and result.tokens_per_s(result.off) is None
+    assert result.times(side)["tokens_per_s"] == pytest.approx(1e3 * 2048 * 16 / 431)
+    assert result.on_over_off is None and set(result.times(result.off).values()) == {None}
 
 
 @pytest.mark.parametrize("measured_gib, fails", [(10, False), (10.9, False), (11.2, True), (9.15, False), (9.0, True)])
 def test_a_prediction_far_off_fails(tmp_path: Path, measured_gib: float, fails: bool) -> None:
     side = Side(10 * 2**30, measured_bytes=int(measured_gib * 2**30))
     result = StepResult("x", "y", 24.0, Shape(1, 2048, 1, 1), side, Side(0))
-    code = step_suite.report(result, tmp_path / "x.json", {}, lambda: result.check_prediction("on", side))
+    code = step_suite.report(result, tmp_path / "x.json", {}, lambda: result.check_prediction("on"))
     assert code == fails and ("10.00 GiB predicted" in "".join(result.problems)) == fails
 
 

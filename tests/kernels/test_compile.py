@@ -1,8 +1,8 @@
 """The kernels compile for every card they can run on: no spilled register, no more shared memory than there is.
 
 A plain run compiles each case for one architecture, in turn, and one case of each kernel for all of them. Every case
-for every architecture takes minutes: `-m soak`, and `python -m bench.compile_table`, which makes the table in
-bench/README.md anew when a kernel changes.
+for every architecture takes minutes: `-m soak`, and `python -m tests.support.compiling.table`, which makes the table of
+registers anew when a kernel changes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from bench import compiling
-from bench.compiling import SHARED_LIMIT_BYTES, STACK_LIMIT_BYTES, CompileCase, Compiled
 from tests.support import kernels as kit
+from tests.support.compiling import compiler
+from tests.support.compiling.compiler import SHARED_LIMIT_BYTES, STACK_LIMIT_BYTES, CompileCase, Compiled
 
 if not kit.HAS_TRITON:
     pytest.skip("triton isn't installed, so there is nothing to compile", allow_module_level=True)
 if kit.INTERPRETED:
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
-from bench.compile_cases import all_cases
+from tests.support.compiling import table as compile_table
+from tests.support.compiling.cases import all_cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
@@ -42,7 +43,7 @@ def tasks(*, everything: bool) -> list[Any]:
 
 
 def check(case: CompileCase, capability: int) -> None:
-    row = compiling.compile_case(case, capability)
+    row = compiler.compile_case(case, capability)
     assert not row.problems()
     assert 0 < row.registers <= 255
 
@@ -63,31 +64,35 @@ ON_AMD = [case for case in CASES if not case.name.startswith("attention_mass")]
 
 
 def amd_tasks(*, everything: bool) -> list[Any]:
-    waves = list(compiling.AMD_WAVES)
+    waves = list(compiler.AMD_WAVES)
     pairs = [(case, name, waves[index % 3] == name) for index, case in enumerate(ON_AMD) for name in waves]
     return [pytest.param(case, name, id=f"{case.name}-{name}") for case, name, turn in pairs if turn != everything]
 
 
 @pytest.mark.parametrize("case, architecture", amd_tasks(everything=False)[::4])
 def test_compiles_for_amd(case: CompileCase, architecture: str) -> None:
-    assert compiling.amd_problems(case, architecture) == []
+    assert compiler.amd_problems(case, architecture) == []
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("case, architecture", amd_tasks(everything=True))
 def test_compiles_for_amd_elsewhere_too(case: CompileCase, architecture: str) -> None:
-    assert compiling.amd_problems(case, architecture) == []
+    assert compiler.amd_problems(case, architecture) == []
 
 
 def test_the_amd_gate_sees_what_spills() -> None:
     case = next(case for case in CASES if case.name.startswith("attention_mass_sums[bf16, d=128"))
-    assert "registers spill" in compiling.amd_problems(case, "gfx1100")[0]
+    assert "registers spill" in compiler.amd_problems(case, "gfx1100")[0]
 
 
 def test_cases_have_names_of_their_own() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     assert any(case.is_matrix for case in CASES), "attention_mass multiplies matrices"
+
+
+def test_the_compile_table_is_that_of_these_kernels() -> None:
+    assert compile_table.why_not_current() is None
 
 
 # ---- the gate itself
@@ -105,14 +110,14 @@ def spilling(capability: int) -> Compiled:
         tl.store(y + at, tl.dot(a, a))
 
     case = CompileCase("product", product, {"x": "*bf16", "y": "*fp32"}, {"B": 128}, {"num_warps": 4}, True)
-    return compiling.compile_case(case, capability)
+    return compiler.compile_case(case, capability)
 
 
 def test_the_gate_sees_spills_and_matrix_instructions() -> None:
     row = spilling(86)
     assert row.has_matrix and row.stack_bytes > STACK_LIMIT_BYTES
     assert row.problems() == [f"product on sm_86: {row.stack_bytes} bytes of stack: registers spill"]
-    table = compiling.format_table([row])
+    table = compiler.format_table([row])
     assert "mma" in table and f"255 / 32.0 stack {row.stack_bytes}" in table
 
 
@@ -120,7 +125,7 @@ def test_the_gate_sees_spills_and_matrix_instructions() -> None:
 def test_a_few_spilled_registers_pass_and_are_said(stack_bytes: int) -> None:
     row = Compiled("k", 89, {"num_warps": 4}, 255, stack_bytes, 0, has_matrix=True, is_matrix=True)
     assert bool(row.problems()) == (stack_bytes > STACK_LIMIT_BYTES)
-    assert ("stack" in compiling.format_table([row])) == (stack_bytes > 0)
+    assert ("stack" in compiler.format_table([row])) == (stack_bytes > 0)
 
 
 def test_the_gate_sees_too_much_shared_memory_and_missing_matrix_instructions() -> None:
@@ -129,17 +134,17 @@ def test_the_gate_sees_too_much_shared_memory_and_missing_matrix_instructions() 
         "101377 bytes of shared memory, and sm_89 has 101376",
         "a matrix kernel without matrix instructions",
     ]
-    assert "MISSING" in compiling.format_table([row])
+    assert "MISSING" in compiler.format_table([row])
 
 
 def test_a_case_names_every_argument_once() -> None:
     case = CASES[0]
     incomplete = CompileCase("k", case.function, dict(list(case.signature.items())[1:]), case.constexprs)
     with pytest.raises(ValueError, match="need a type or a value"):
-        compiling.compile_case(incomplete, 86)
+        compiler.compile_case(incomplete, 86)
 
 
 def test_an_interpreting_process_says_that_it_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(compiling.CompilingUnavailable, match="TRITON_INTERPRET"):
-        compiling.compile_case(CASES[0], 86)
+    with pytest.raises(compiler.CompilingUnavailable, match="TRITON_INTERPRET"):
+        compiler.compile_case(CASES[0], 86)

@@ -31,13 +31,12 @@ from basic_lite.tools.measure import LongestStep, MakeStep
 from basic_lite.train.assembly import load_for_training, make_step
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite_kernels.operations import Operations
-from bench.measure import peak_bytes
+from bench.measure import held_bytes, peak_bytes, tensor_bytes
 from bench.naive_step import NaiveStep
-from bench.shapes import on_shapes, shape_recipe, write_image_processor
-from bench.step_suite import held_bytes, tensor_bytes
 from tests.support.kernels import HAS_TRITON
 from tests.support.models import clip_config, write_llm
 from tests.support.runs import tiny_recipe
+from tests.support.shapes import on_shapes, shape_recipe, write_image_processor
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -80,11 +79,15 @@ def make_naive_step(recipe: Recipe, loaded: Loaded, supervision: Supervision | N
     return NaiveStep(loaded.parts, supervision, device=device, optimizer=optimizer)
 
 
+def held_by(step: LongestStep) -> int:
+    return held_bytes(step.loaded.model, step.step.optimizer)
+
+
 def measured_peak(recipe: Recipe, make: MakeStep = make_step) -> int:
     """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
     step = warmed_step(recipe, make)
     resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
-    return held_bytes(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
+    return held_by(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -176,8 +179,8 @@ def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attent
     step = warmed_step(recipe)
     assert step.supervision is not None
     before = partial(step.step.mean_mass, step.batches, step.counts, step.supervision.lambdas(0, 0))
-    measured = held_bytes(step) + peak_bytes(before, CPU)
-    whole = held_bytes(step) + peak_bytes(step, CPU)
+    measured = held_by(step) + peak_bytes(before, CPU)
+    whole = held_by(step) + peak_bytes(step, CPU)
     assert rehearsed.before_peak_bytes == pytest.approx(measured, rel=0.02)
     assert rehearsed.peak_bytes == pytest.approx(whole, rel=0.02)
 

@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from bench.shapes import CHAT_TEMPLATE, SPECIAL, write_image_processor
+from tests.support.shapes import CHAT_TEMPLATE, SPECIAL, write_image_processor
 
 WORDS = [
     "a",

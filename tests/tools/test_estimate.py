@@ -19,7 +19,7 @@ from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import rehearse
 from basic_lite.tools.estimate import Estimate, estimate, machine_of
-from bench.shapes import on_shapes, shape_recipe, write_shapes
+from tests.support.shapes import on_shapes, shape_recipe, write_shapes
 
 
 @pytest.fixture(scope="module")

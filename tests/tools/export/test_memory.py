@@ -14,10 +14,10 @@ from transformers import LlamaConfig
 
 from basic_lite.recipe.schema import Recipe
 from basic_lite.train.files import sha256, write_json
-from bench.shapes import SIZES, write_llm_shape
 from tests.support.bundles import facts
 from tests.support.models import write_vision
 from tests.support.runs import tiny_recipe
+from tests.support.shapes import SIZES, write_llm_shape
 
 SIZE = SIZES["7b"]
 RANK = 128

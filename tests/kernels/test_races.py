@@ -1,4 +1,4 @@
-"""Does a kernel give the same bits every time? `python -m bench.races`, on a GPU.
+"""A kernel gives the same bits every time: on a GPU, and that the check itself sees a change, anywhere.
 
 The interpreter runs programs one after another and can't show a race. Here each operation runs REPEATS times on the
 same inputs while a second stream keeps the card busy, so that programs start in another order each time, and all
@@ -8,14 +8,14 @@ same bits on the same card; one different bit is a race.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
-from basic_lite_kernels.operations import Operations, choose
+from basic_lite_kernels.operations import EAGER, Operations, choose
 from bench import bench_attention_mass as mass
 from bench import bench_direction_loss as direction
 from bench import bench_vocab_kl as vocab
@@ -77,20 +77,25 @@ class Disturbance:
                 torch.mm(self.factors[0], self.factors[1])
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("bench.races needs a GPU: nothing else runs programs at the same time", file=sys.stderr)
-        return 2
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="nothing but a GPU runs programs at the same time")
+def test_every_run_has_the_same_bits() -> None:
     device = torch.device("cuda")
-    choice = choose("triton", device)
     disturb = Disturbance(device)
-    bad = 0
-    for name, work in works(choice.operations, device).items():
-        different = differing_runs(work, disturb, REPEATS)
-        bad += different > 0
-        print(f"{name}: {REPEATS} runs, {different} differ", flush=True)
-    return 1 if bad else 0
+    found = works(choose("triton", device).operations, device)
+    differing = {name: differing_runs(work, disturb, REPEATS) for name, work in found.items()}
+    assert not any(differing.values()), f"runs of {REPEATS} that differ: {differing}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def test_a_changing_bit_is_seen() -> None:
+    device = torch.device("cpu")
+    disturb = Disturbance(device)
+    for name, work in works(EAGER, device, tiny=True).items():
+        assert differing_runs(work, disturb, 2) == 0, name
+    state = torch.zeros(3)
+
+    def racing() -> list[Tensor]:
+        state[0] += 1
+        return [(state > 2).float()]
+
+    assert differing_runs(racing, disturb, 4) == 3
+    assert differing_runs(lambda: [torch.full((2,), float("nan"))], disturb, 4) == 4

@@ -1,11 +1,10 @@
-"""The table of registers and shared memory of every kernel and configuration, kept in README.md.
+"""The table of registers and shared memory of every kernel and configuration, kept in table.md.
 
-    python -m bench.compile_table            compiles what changed since README.md was written, and writes it there
-    python -m bench.compile_table --check    compiles nothing; exit 1 where README.md isn't current
+    python -m tests.support.compiling.table            compiles what changed since table.md was written, and writes it
+    python -m tests.support.compiling.table --check    compiles nothing; exit 1 where table.md isn't current
 
 Compiling everything takes some minutes; no GPU is needed. What a row was compiled from is remembered as a fingerprint
-in results/compile_table.json: the code of the kernel files (comments and docstrings left out), the configuration, and
-Triton's version.
+in table.json: the code of the kernel files (comments and docstrings left out), the configuration, and Triton's version.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench import compile_cases, compiling
+from tests.support.compiling import cases as compile_cases
+from tests.support.compiling import compiler
 
 HERE = Path(__file__).resolve().parent
-README = HERE / "README.md"
-STORE = HERE / "results" / "compile_table.json"
-BEGIN, END = "<!-- compile table -->", "<!-- end of compile table -->"
+TABLE, STORE = HERE / "table.md", HERE / "table.json"
+COMMAND = "python -m tests.support.compiling.table"
 
 Key = tuple[str, int]  # a case's name, a compute capability
 
@@ -53,7 +52,7 @@ def kernel_code(module: str) -> str:
     return "\n".join(kept)
 
 
-def wanted(version: str) -> dict[Key, tuple[str, compiling.CompileCase]]:
+def wanted(version: str) -> dict[Key, tuple[str, compiler.CompileCase]]:
     """Every row that the table should have, made by a version of Triton: its key → fingerprint and case."""
     rows = {}
     for module, cases in compile_cases.OF_KERNEL_FILE.items():
@@ -63,19 +62,19 @@ def wanted(version: str) -> dict[Key, tuple[str, compiling.CompileCase]]:
             configuration = json.dumps(described, sort_keys=True, default=str)
             text = f"{version}\n{code}\n{case.function.__name__}\n{configuration}"
             fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-            for capability in compiling.SHARED_LIMIT_BYTES:
+            for capability in compiler.SHARED_LIMIT_BYTES:
                 rows[case.name, capability] = fingerprint, case
     return rows
 
 
-def stored() -> dict[Key, tuple[str, compiling.Compiled]]:
+def stored() -> dict[Key, tuple[str, compiler.Compiled]]:
     """The rows of the last time, with what they were compiled from."""
     if not STORE.exists():
         return {}
     rows = {}
     for entry in json.loads(STORE.read_text(encoding="utf-8"))["rows"]:
         fingerprint = entry.pop("fingerprint")
-        rows[entry["name"], entry["capability"]] = fingerprint, compiling.Compiled(**entry)
+        rows[entry["name"], entry["capability"]] = fingerprint, compiler.Compiled(**entry)
     return rows
 
 
@@ -87,7 +86,7 @@ def stored_version() -> str | None:
     return version
 
 
-def current() -> tuple[list[compiling.Compiled], list[Key]]:
+def current() -> tuple[list[compiler.Compiled], list[Key]]:
     """Rows that still hold, in the order of the cases, and the keys of those to be compiled.
 
     The installed Triton doesn't matter: a row holds while its code and configuration are unchanged.
@@ -102,19 +101,19 @@ def current() -> tuple[list[compiling.Compiled], list[Key]]:
     return held, stale
 
 
-def _compile(key: Key) -> compiling.Compiled:
+def _compile(key: Key) -> compiler.Compiled:
     """Compile one case in a worker. It looks the case up: cases hold functions, which can't be pickled."""
     name, capability = key
     if not _CASES:
         _CASES.update({case.name: case for case in compile_cases.all_cases()})
-    return compiling.compile_case(_CASES[name], capability)
+    return compiler.compile_case(_CASES[name], capability)
 
 
-_CASES: dict[str, compiling.CompileCase] = {}
+_CASES: dict[str, compiler.CompileCase] = {}
 
 
-def update(workers: int) -> list[compiling.Compiled]:
-    """Compile what changed, write the store and README.md, and return every row."""
+def update(workers: int) -> list[compiler.Compiled]:
+    """Compile what changed, write the store and table.md, and return every row."""
     # Looked up once: a kernel that is edited while this runs keeps the fingerprint of what was compiled.
     version = importlib.metadata.version("triton")
     order = wanted(version)
@@ -130,15 +129,12 @@ def update(workers: int) -> list[compiling.Compiled]:
                     print(f"{i} of {len(stale)} compiled, {time.monotonic() - started:.0f} s", flush=True)
                     store(rows, order, version)
     ordered = [rows[key] for key in order]
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    README.write_text(before + section(ordered, version) + rest.split(END, 1)[1], encoding="utf-8")
+    TABLE.write_text(document(ordered, version), encoding="utf-8")
     return ordered
 
 
-def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str, Any]], version: str) -> None:
+def store(rows: Mapping[Key, compiler.Compiled], order: Mapping[Key, tuple[str, Any]], version: str) -> None:
     """Write the rows that there are, a line each, with their fingerprints."""
-    STORE.parent.mkdir(exist_ok=True)
     lines = [
         json.dumps({**dataclasses.asdict(rows[key]), "fingerprint": order[key][0]}, ensure_ascii=False)
         for key in order
@@ -147,19 +143,17 @@ def store(rows: Mapping[Key, compiling.Compiled], order: Mapping[Key, tuple[str,
     STORE.write_text(f'{{"triton": {json.dumps(version)}, "rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
-def section(rows: Iterable[compiling.Compiled], version: str | None) -> str:
-    """The part of README.md from BEGIN to END."""
-    rows = list(rows)
-    text = (
-        f"Compiled with triton {version}: {summary(rows)}\n\n"
-        "<details><summary>Registers a thread / shared memory in KiB a program</summary>\n\n"
-        f"{compiling.format_table(rows)}\n\n</details>"
+def document(rows: Sequence[compiler.Compiled], version: str | None) -> str:
+    """What table.md holds."""
+    return (
+        "# The kernels, compiled for cards that aren't here\n\n"
+        f"Written by `{COMMAND}` with triton {version}: {summary(rows)}\n"
+        "Cells are registers a thread / shared memory in KiB a program.\n\n"
+        f"{compiler.format_table(rows)}\n"
     )
-    return f"{BEGIN}\n{text}\n{END}"
 
 
-def summary(rows: Iterable[compiling.Compiled]) -> str:
-    rows = list(rows)
+def summary(rows: Sequence[compiler.Compiled]) -> str:
     problems = [problem for row in rows for problem in row.problems()]
     cards = ", ".join(f"sm_{c}" for c in sorted({row.capability for row in rows}))
     text = f"{len({row.name for row in rows})} configurations on {cards}; at most "
@@ -176,28 +170,27 @@ def summary(rows: Iterable[compiling.Compiled]) -> str:
 
 
 def why_not_current() -> str | None:
-    """Why README.md isn't current; None if it is. Compiles nothing."""
+    """Why table.md isn't current; None if it is. Compiles nothing."""
     rows, stale = current()
-    command = "run `python -m bench.compile_table`"
     if stale:
         named = ", ".join(f"{name} sm_{capability}" for name, capability in stale[:3])
-        return f"{len(stale)} rows of the compile table are not current ({named}, …): {command}"
-    if section(rows, stored_version()) not in README.read_text(encoding="utf-8"):
-        return f"bench/README.md doesn't have the table of results/compile_table.json: {command}"
+        return f"{len(stale)} rows of the compile table are not current ({named}, …): run `{COMMAND}`"
+    if document(rows, stored_version()) != TABLE.read_text(encoding="utf-8"):
+        return f"table.md isn't the table of table.json: run `{COMMAND}`"
     return None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compile_table", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compile nothing; exit 1 where README.md isn't current")
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compile nothing; exit 1 where table.md isn't current")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
     options = parser.parse_args(arguments)
     if options.check:
         reason = why_not_current()
-        print(reason or "bench/README.md is current")
+        print(reason or "table.md is current")
         return 1 if reason else 0
     rows = update(options.workers)
-    print(compiling.format_table(rows))
+    print(compiler.format_table(rows))
     print(summary(rows))
     return 1 if any(row.problems() for row in rows) else 0
 

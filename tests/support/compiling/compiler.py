@@ -5,7 +5,7 @@ requested at launch, so the binary doesn't name it). A stack means spilled regis
 Compiling takes 0.3 to 3 s a kernel and needs neither a GPU nor a driver; it can't tell whether a kernel is right
 (the tests through the interpreter do) or fast (only a GPU does).
 
-    python -m bench.compile_table        every kernel, configuration and architecture
+    python -m tests.support.compiling.table        every kernel, configuration and architecture
 """
 
 from __future__ import annotations

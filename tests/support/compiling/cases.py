@@ -1,4 +1,4 @@
-"""Every configuration of every kernel that a launcher can choose, for ``compiling`` to compile.
+"""Every configuration of every kernel that a launcher can choose, for ``compiler`` to compile.
 
 float16 gets bfloat16's code but for the instruction's type, so most cases are of one 16-bit type.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from basic_lite_kernels import attention_mass, direction_loss, vocab_kl
-from bench.compiling import CompileCase
+from tests.support.compiling.compiler import CompileCase
 
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
