@@ -172,6 +172,18 @@ def test_towers_and_templates(tmp_path: Path, options: dict[str, Any], images: i
     assert pair.picture_difference(asking(*(noise(n) for n in range(images)))) < GELU
 
 
+@pytest.mark.parametrize("template", ["tokenizer", "v1", "plain"])
+def test_prompts_of_dialogues(tmp_path: Path, template: Any) -> None:
+    """llama.cpp's own Jinja writes what transformers' writes."""
+    pair = Pair(write_llava(tmp_path / "m", byte_tokenizer("gpt-2"), template=template))
+    dialogue = [("system", "Be brief."), ("user", "One?"), ("assistant", " yes "), ("user", "Two?")]
+    turns = [{"role": role, "content": text} for role, text in dialogue]
+    program = LlamaCpp(pair.folder / "gguf")
+    for messages in (turns, turns[1:], turns[1:2]):
+        truth = pair.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert program.prompt(messages) == truth
+
+
 SIZES = {"wide": (90, 50), "tall": (30, 200), "small": (20, 10)}
 
 
