@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import basic_lite.cli as cli
+from tests.support.gguf import byte_tokenizer
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import write_data
 
@@ -40,7 +41,8 @@ def test_every_command_runs(
 ) -> None:
     """In README's order and in one folder, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    write_llm(tmp_path / "llm")
+    write_llm(tmp_path / "llm", vocab_size=400)
+    byte_tokenizer("gpt-2").save_pretrained(tmp_path / "llm")  # GGUF holds no word-level one
     write_vision(tmp_path / "vision")
     write_data(tmp_path, 6)
     questions = json.loads((tmp_path / "data.json").read_text())

@@ -38,8 +38,8 @@ def notes_of(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind) -> l
         name = Image.Resampling(preprocessor["resample"]).name.lower()
         notes.append(f"llama.cpp resizes pictures bicubically, the training did it by {name}.")
     notes.append(
-        "llama.cpp decodes JPEG with code of its own (stb_image), and rounds otherwise than newer versions of Pillow when "
-        "it resizes tall pictures: their pixels differ a little."
+        "llama.cpp decodes JPEG with code of its own (stb_image), and rounds otherwise than newer versions of Pillow "
+        "when it resizes tall pictures: their pixels differ a little."
     )
     notes.append("llama.cpp's GELU in the projector is the tanh form, the training's is exact: a small drift.")
     if vision.hidden_act == "gelu":
