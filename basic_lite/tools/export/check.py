@@ -17,20 +17,16 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.conversation import conversation
-from basic_lite.data.images import ImageRef, open_image, pixels
-from basic_lite.data.problems import RecordProblem
-from basic_lite.data.records import Record
-from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError
+from basic_lite.data.images import open_image
 from basic_lite.tools.answer import answer, answer_length
 from basic_lite.tools.evaluate import normalise, other_images
 from basic_lite.tools.export.folder import Source
+from basic_lite.tools.export.gguf.notes import gelu_difference, picture_difference
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
+from basic_lite.tools.export.samples import Sample, pixels_of
 from basic_lite.tools.export.template import messages_of
 from basic_lite.train.bundle import load_trained
 
-COMPARED_TOKENS = 32
-"""Most tokens of a record's answer whose logits are compared."""
 LIMITS: dict[MergeInto, float] = {"quantized": 0.01, "original": 0.5}
 """Most mean KL, in nats a token, with which an export passes."""
 
@@ -53,6 +49,19 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class LlamaCpp:
+    """What llama.cpp does otherwise, measured on the samples' pictures.
+
+    Attributes:
+        pixels: mean absolute difference of the pixels in grey levels, of 255.
+        projector: how far its GELU moves the projector's output, relative to the output's size.
+    """
+
+    pixels: float
+    projector: float
+
+
+@dataclass(frozen=True)
 class Checked:
     """What a check has found.
 
@@ -64,6 +73,7 @@ class Checked:
         exact_other_image: the same with the picture of another sample, as a control.
         lm_loss: the run's mean loss in nats over the compared tokens.
         lm_loss_other_image: the same with the picture of another sample.
+        llama_cpp: what llama.cpp does otherwise; None where no GGUF files were written.
     """
 
     samples: int
@@ -81,74 +91,13 @@ class Checked:
     lm_loss: float
     lm_loss_other_image: float
     answers: list[dict[str, str]]
+    llama_cpp: LlamaCpp | None
 
     @property
     def passed(self) -> bool:
         """Inputs are equal, and the predictions within the limit; a NaN doesn't pass."""
         same = self.same_ids == self.same_pixels == self.samples
         return same and self.drift[self.merged_into].kl <= self.limit
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One record as training saw it.
-
-    Attributes:
-        ids: [T], prompt and answer.
-        prompt: the ids up to the answer.
-        pixel_values: [n, 3, h, w], or None.
-        rows: positions whose logits predict a token of the answer.
-    """
-
-    record: Record
-    ids: list[int]
-    prompt: list[int]
-    pixel_values: Tensor | None
-    rows: Tensor
-
-
-def choose_samples(source: Source, count: int) -> list[Sample]:
-    """Up to ``count`` records of the run's data, evenly spread: held-out ones where the recipe names some.
-
-    Raises:
-        UserError: the data can't be read any more.
-    """
-    section = source.bundle.recipe.data
-    try:
-        records = load_records(section.eval or section.train, root=Path.cwd())
-        spread = range(0, len(records), max(1, len(records) // count))
-        samples: list[Sample] = []
-        for index in spread:
-            if len(samples) < count and (sample := _sample(source, records[index])) is not None:
-                samples.append(sample)
-    except UserError as error:
-        raise UserError(
-            f"the check reads the run's data, and that fails: {str(error).rstrip('.')}. "
-            "Run this in the folder where the run was started, or leave the check out: --no-check"
-        ) from error
-    if not samples:
-        raise UserError("the check found no usable record in the run's data; leave it out with --no-check")
-    return samples
-
-
-def _sample(source: Source, record: Record) -> Sample | None:
-    """None for a record that training would have dropped."""
-    recipe = source.bundle.recipe
-    try:
-        encoded = source.chat.encode(record, recipe.data.max_length)
-        values = _pixels(source, record.images)
-    except RecordProblem:
-        if recipe.data.bad_records == "drop":
-            return None
-        raise
-    rows = [place - 1 for place, label in enumerate(encoded.labels) if label >= 0][:COMPARED_TOKENS]
-    return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows))
-
-
-def _pixels(source: Source, images: tuple[ImageRef, ...]) -> Tensor | None:
-    """[n, 3, h, w] float32 as in training; None for no image."""
-    fit = source.bundle.recipe.data.image_fit
-    return pixels(images, source.frontend.image_processor, fit) if images else None
 
 
 @torch.no_grad()
@@ -188,6 +137,7 @@ def check(
     samples: list[Sample],
     *,
     limit: float | None,
+    gguf: bool,
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Checked:
@@ -195,12 +145,13 @@ def check(
 
     Args:
         limit: most mean KL in nats a token; None: LIMITS.
+        gguf: also measure what llama.cpp does otherwise.
         progress: called with the answers that were made, three for each sample.
     """
     length = answer_length(source.chat, [sample.record for sample in samples])
     ours = _trained(source, samples, length, device, progress)
     _free()
-    theirs = _exported(source, folder, samples, length, device, progress)
+    theirs = _exported(source, folder, samples, length, gguf, device, progress)
     references = [source.chat.reference(sample.record) for sample in samples]
     scored = [place for place, reference in enumerate(references) if reference]
     into = source.merge.into
@@ -223,6 +174,7 @@ def check(
             {"place": Path(sample.record.place).name, "run": one, "export": other}
             for sample, one, other in zip(samples, ours.answers, theirs.answers, strict=True)
         ],
+        llama_cpp=theirs.llama_cpp,
     )
 
 
@@ -265,7 +217,7 @@ def _trained(
         progress=progress,
     )
     images = other_images(records, bundle.recipe.seed)
-    swapped = [replace(sample, pixel_values=_pixels(source, images(place))) for place, sample in enumerate(samples)]
+    swapped = [replace(sample, pixel_values=pixels_of(source, images(place))) for place, sample in enumerate(samples)]
     return _Trained(logits_of(loaded.model, samples), ask(), logits_of(loaded.model, swapped), ask(images=images))
 
 
@@ -277,6 +229,7 @@ class _Exported:
     same_pixels: list[bool]
     logits: dict[MergeInto, list[Tensor]]
     answers: list[str]
+    llama_cpp: LlamaCpp | None
 
 
 def _exported(
@@ -284,6 +237,7 @@ def _exported(
     folder: Path,
     samples: list[Sample],
     length: int,
+    gguf: bool,
     device: torch.device,
     progress: Callable[[int], None],
 ) -> _Exported:
@@ -294,6 +248,7 @@ def _exported(
     for given in inputs:
         answers.append(_answer(model, processor, given, length))
         progress(1)
+    llama_cpp = _llama_cpp(source, model, processor, samples) if gguf else None
     logits = {source.merge.into: logits_of(model, samples)}
     other = source.merge.other()
     if other is not None and not any(parameter.is_meta for parameter in model.parameters()):
@@ -304,6 +259,20 @@ def _exported(
         same_pixels=[_same_pixels(given, sample) for given, sample in zip(inputs, samples, strict=True)],
         logits=logits,
         answers=answers,
+        llama_cpp=llama_cpp,
+    )
+
+
+def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]) -> LlamaCpp | None:
+    """None where no sample has a picture."""
+    images = [open_image(image) for sample in samples for image in sample.record.images]
+    if not images:
+        return None
+    values = torch.cat([sample.pixel_values for sample in samples if sample.pixel_values is not None])
+    padded = source.bundle.recipe.data.image_fit == "pad"
+    return LlamaCpp(
+        pixels=picture_difference(images, processor.image_processor, padded),
+        projector=gelu_difference(model, values.to(model.device, _tower_dtype(model))),
     )
 
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from basic_lite.tools.export.check import choose_samples
 from basic_lite.tools.export.command import export
 from basic_lite.tools.export.folder import open_source
+from basic_lite.tools.export.samples import choose_samples
 from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, write_shards
 from basic_lite.train.bundle import load_trained
 from tests.support.bundles import CPU, random_run

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import LlavaConfig
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from basic_lite.data.images import fit
 from basic_lite.tools.export.gguf.weights import Kind
@@ -88,12 +88,19 @@ def picture_difference(images: Sequence[Image.Image], image_processor: Any, padd
 
 
 @torch.no_grad()
-def gelu_difference(projected: torch.Tensor, second: torch.nn.Linear) -> float:
+@torch.no_grad()
+def gelu_difference(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> float:
     """How far the projector's output moves with llama.cpp's GELU, relative to the output's size.
 
     Args:
-        projected: [N, D], what the projector's first layer gives for the patches of pictures.
-        second: its second layer.
+        pixel_values: [n, 3, h, w].
     """
-    exact = second(functional.gelu(projected))
-    return float((second(functional.gelu(projected, approximate="tanh")) - exact).norm() / exact.norm())
+    config, projector = model.config, model.model.multi_modal_projector
+    states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    features = states[config.vision_feature_layer]  # [n, N or N + 1, D_vision]
+    if config.vision_feature_select_strategy == "default":
+        features = features[:, 1:]
+    first = projector.linear_1(features)
+    exact = projector.linear_2(functional.gelu(first))
+    other = projector.linear_2(functional.gelu(first, approximate="tanh"))
+    return float((other - exact).norm() / exact.norm())

@@ -1,0 +1,79 @@
+"""Records of a run's data as training saw them, for the check of an export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import Record
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from basic_lite.tools.export.folder import Source
+
+COMPARED_TOKENS = 32
+"""Most tokens of a record's answer whose logits are compared."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record as training saw it.
+
+    Attributes:
+        ids: [T], prompt and answer.
+        prompt: the ids up to the answer.
+        pixel_values: [n, 3, h, w], or None.
+        rows: positions whose logits predict a token of the answer.
+    """
+
+    record: Record
+    ids: list[int]
+    prompt: list[int]
+    pixel_values: Tensor | None
+    rows: Tensor
+
+
+def choose_samples(source: Source, count: int) -> list[Sample]:
+    """Up to ``count`` records of the run's data, evenly spread: held-out ones where the recipe names some.
+
+    Raises:
+        UserError: the data can't be read any more.
+    """
+    section = source.bundle.recipe.data
+    try:
+        records = load_records(section.eval or section.train, root=Path.cwd())
+        spread = range(0, len(records), max(1, len(records) // count))
+        samples: list[Sample] = []
+        for index in spread:
+            if len(samples) < count and (sample := _sample(source, records[index])) is not None:
+                samples.append(sample)
+    except UserError as error:
+        raise UserError(
+            f"the check reads the run's data, and that fails: {str(error).rstrip('.')}. "
+            "Run this in the folder where the run was started, or leave the check out: --no-check"
+        ) from error
+    if not samples:
+        raise UserError("the check found no usable record in the run's data; leave it out with --no-check")
+    return samples
+
+
+def _sample(source: Source, record: Record) -> Sample | None:
+    """None for a record that training would have dropped."""
+    recipe = source.bundle.recipe
+    try:
+        encoded = source.chat.encode(record, recipe.data.max_length)
+        values = pixels_of(source, record.images)
+    except RecordProblem:
+        if recipe.data.bad_records == "drop":
+            return None
+        raise
+    rows = [place - 1 for place, label in enumerate(encoded.labels) if label >= 0][:COMPARED_TOKENS]
+    return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows))
+
+
+def pixels_of(source: Source, images: tuple[ImageRef, ...]) -> Tensor | None:
+    """[n, 3, h, w] float32 as in training; None for no image."""
+    fit = source.bundle.recipe.data.image_fit
+    return pixels(images, source.frontend.image_processor, fit) if images else None
