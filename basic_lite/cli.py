@@ -174,18 +174,61 @@ def demo(
 
 @app.command()
 def chat(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
-    image: Annotated[Path, typer.Argument(help="Picture to ask about.", show_default=False)],
-    question: Annotated[
-        str | None,
-        typer.Argument(help="One question; without it, questions are read until an empty line.", show_default=False),
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, bundle, exported folder, or llava-hf model (folder or hub name).", show_default=False
+        ),
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PICTURE|QUESTION",
+            help="Pictures to ask about, then perhaps a question. Without one, questions are read until an empty line.",
+            show_default=False,
+        ),
     ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help="One question; then all that stands before it is pictures.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the likeliest token. Above: drawn, the more freely the higher.")
+    ] = 0.0,
     device: Device = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Number type of a model that isn't a run; auto: bfloat16 on a GPU that has it."),
+    ] = "auto",
+    web: Annotated[
+        bool, typer.Option("--web", help="Open a page instead (needs the extra `web`); only this machine sees it.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the page; default: a free one from 7860 on.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the page's address.")] = False,
 ) -> None:
-    """Ask a trained model about a picture."""
-    from basic_lite.tools.answer import chat as ask
+    """Ask a model about pictures: one question, a conversation, or a page.
 
-    ask(run, image, question, device)
+    In a conversation, /image PATH adds a picture to the next question, /clear starts again, /help lists what else there
+    is. Ctrl-C stops an answer. Answers go to stdout, all else to stderr.
+    """
+    if not web and (port is not None or no_browser):
+        raise UserError("--port and --no-browser are for the page; add --web")
+    from basic_lite.tools.chat.command import chat as converse
+
+    converse(
+        model,
+        words or [],
+        question=question,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        device=device,
+        dtype=dtype,
+        web=web,
+        port=port,
+        browser=not no_browser,
+    )
 
 
 @app.command()

@@ -1,24 +1,18 @@
-"""Greedy answers of a trained model: in batches, and to questions about one picture (``basic-lite chat``)."""
+"""Greedy answers of a trained model, in batches."""
 
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from basic_lite.console import quiet_libraries
 from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import ImageRef, check_image, pixels
-from basic_lite.data.problems import RecordProblem
-from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
-from basic_lite.errors import UserError
-from basic_lite.model.load import Loaded, pick_device
+from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.records import Record
+from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
-from basic_lite.train.bundle import load_trained
 
-# The most tokens of an answer in `chat`.
+# The most tokens of an answer in a conversation.
 MAX_NEW_TOKENS = 256
 
 
@@ -82,19 +76,8 @@ def answer(
             if shown := images(i) if images is not None else records[i].images:
                 sample["pixel_values"] = pixels(shown, loaded.frontend.image_processor, image_fit)
         inputs = {name: tensor.to(parts.embeddings.weight.device) for name, tensor in collate(samples).items()}
-        out = model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=length,
-            use_cache=True,
-            pad_token_id=collate.pad_token_id,
-            eos_token_id=chat.stop_token_ids,
-            suppress_tokens=[parts.image_token_id],
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
+        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_new_tokens": length}
+        out = model.generate(**inputs, **generation_options(loaded, chat), **options)
         for row, i in enumerate(chosen):
             new = out[row, inputs["input_ids"].shape[1] :]
             answers[i] = loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -102,44 +85,19 @@ def answer(
     return answers
 
 
+def generation_options(loaded: Loaded, chat: ChatFormat) -> dict[str, Any]:
+    """What every generation needs: what ends an answer, and that there is no image token in it."""
+    return {
+        "num_beams": 1,
+        "use_cache": True,
+        "pad_token_id": int(loaded.tokenizer.pad_token_id),
+        "eos_token_id": chat.stop_token_ids,
+        "suppress_tokens": [loaded.parts.image_token_id],
+    }
+
+
 def answer_length(chat: ChatFormat, records: Sequence[Record]) -> int:
     """Tokens that an answer may have, at most 512; 64 where there is no reference."""
     references = {reference for record in records if (reference := chat.reference(record))}
     longest = max((len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references), default=56)
     return min(512, longest + 8)
-
-
-def chat(run: Path, image: Path, question: str | None, device: str = "auto") -> None:
-    """Answer a question about ``image``, or questions from standard input until an empty line. Answers go to stdout.
-
-    Raises:
-        UserError: no usable bundle, or the picture can't be read.
-    """
-    quiet_libraries()
-    picture = ImageRef.of_file(image)
-    try:
-        check_image(picture, "open")
-    except RecordProblem as problem:
-        raise UserError(f"{image}: {problem}") from problem
-    loaded, bundle = load_trained(run, pick_device(device, "--device"))
-    recipe = bundle.recipe
-    form = chat_format(recipe, loaded)
-    if note := asked_otherwise(recipe, form):
-        print(note, file=sys.stderr)
-
-    def ask(text: str) -> str:
-        record = Record(1, "", "chat", (picture,), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{text}"),))
-        return answer(
-            loaded, form, [record], image_fit=recipe.data.image_fit, batch_size=1, max_new_tokens=MAX_NEW_TOKENS
-        )[0]
-
-    if question is not None:
-        print(ask(question))
-        return
-    while True:
-        if sys.stdin.isatty():
-            print("question (empty line to stop): ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        print(ask(line), flush=True)

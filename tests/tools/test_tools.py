@@ -1,4 +1,4 @@
-"""Evaluation, chat and dry run on tiny runs."""
+"""Evaluation and dry run on tiny runs."""
 
 from __future__ import annotations
 
@@ -16,30 +16,12 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
-from basic_lite.tools.answer import answer, chat, chat_format
+from basic_lite.tools.answer import answer, chat_format
+from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
 from basic_lite.train.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has seen enough steps to answer most of its twelve questions."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_data(folder, 12)
-    changes = {
-        "training.max_steps": 80,
-        "training.global_batch": 12,
-        "training.micro_batch": 12,
-        "training.learning_rate": 1e-2,
-        "training.projector_learning_rate": 5e-3,
-        "training.gradient_checkpointing": False,
-        "training.save_every": 1000,
-        "lora.rank": 16,
-        "lora.alpha": 32.0,
-    }
-    return train(tiny_recipe(folder, changes), console=quiet()).folder
 
 
 def test_eval_answers_scores_and_writes(trained: Path) -> None:
@@ -68,24 +50,6 @@ def test_answers_depend_on_the_picture_not_on_the_batch(trained: Path) -> None:
     assert alone == together
     others = ask(12, images=lambda i: records[(i + 1) % 12].images)
     assert sum(a == b for a, b in zip(alone, others, strict=True)) <= 3
-
-
-def test_chat_answers_one_question_or_many(
-    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture = trained.parent.parent / "images" / "1.png"
-    chat(trained, picture, "what colour is it ?", "cpu")
-    one = capsys.readouterr().out
-    assert one.strip() == "it is blue"
-    monkeypatch.setattr("sys.stdin", io.StringIO("what colour is it ?\nwhat colour is it ?\n\n"))
-    chat(trained, picture, None, "cpu")
-    assert capsys.readouterr().out == one * 2
-    with pytest.raises(UserError, match="nowhere"):
-        chat(trained, picture.with_name("nowhere.png"), "what ?", "cpu")
-    broken = picture.with_name("broken.png")
-    broken.write_bytes(picture.read_bytes()[:40])
-    with pytest.raises(UserError, match="broken"):
-        chat(trained, broken, "what ?", "cpu")
 
 
 def test_eval_refuses_what_it_cannot_use(trained: Path, tmp_path: Path) -> None:
@@ -183,7 +147,7 @@ def test_a_caption_model_is_asked_in_words(tmp_path: Path, capsys: pytest.Captur
     colour = loaded.tokenizer.convert_tokens_to_ids("colour")
     assert colour in form.prompt(record)
     assert colour not in chat_format(bundle.recipe, loaded, "plain").prompt(record)
-    chat(folder, tmp_path / "images" / "0.png", "what colour is it ?", "cpu")
+    chat(str(folder), [str(tmp_path / "images" / "0.png"), "what colour is it ?"], device="cpu")
     assert "plain template" in capsys.readouterr().err
 
 

@@ -1,0 +1,58 @@
+"""The command's words after the model: pictures, then perhaps a question."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.problems import RecordProblem
+from basic_lite.errors import UserError
+
+_PICTURE_ENDING = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_ANY_ENDING = re.compile(r"\.\w{2,5}$")
+
+
+def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[list[ImageRef], str | None]:
+    """Split ``words`` into pictures and a question.
+
+    All are pictures, but for the last: where it is no file and doesn't look like one, it is the question.
+
+    Args:
+        question: the value of ``--question``; then all words are pictures.
+
+    Raises:
+        UserError: a picture is missing or can't be read.
+    """
+    words = list(words)
+    if question is None and words and not Path(words[-1]).exists() and not looks_like_path(words[-1]):
+        question = words.pop()
+    if question is not None and not question.strip():
+        raise UserError("the question is empty; write one, or leave it out to be asked for it")
+    return [picture(word) for word in words], question
+
+
+def looks_like_path(word: str) -> bool:
+    """Whether a word that names no file was meant to: it ends as pictures do, or is one word as paths are."""
+    word = word.strip()
+    if _PICTURE_ENDING.search(word):
+        return True
+    separated = any(mark in word for mark in {"/", os.sep})
+    return not re.search(r"\s", word) and (separated or bool(_ANY_ENDING.search(word)))
+
+
+def picture(name: str | Path) -> ImageRef:
+    """The picture at a path.
+
+    Raises:
+        UserError: there is none, or it can't be decoded.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no picture {name}; correct its path (a question goes last, or after --question)")
+    image = ImageRef.of_file(path)
+    try:
+        check_image(image, "open")
+    except RecordProblem as problem:
+        raise UserError(f"{name} can't be used as a picture: {problem.what}") from problem
+    return image

@@ -1,0 +1,88 @@
+"""What ``basic-lite chat`` does: find the model, then one answer, a conversation in the terminal, or a page."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from basic_lite.console import quiet_libraries
+from basic_lite.errors import UserError
+from basic_lite.model.load import pick_device
+from basic_lite.tools.answer import MAX_NEW_TOKENS
+from basic_lite.tools.chat.arguments import pictures_and_question
+from basic_lite.tools.chat.dialogue import Dialogue
+from basic_lite.tools.chat.of_folder import FolderSpeaker
+from basic_lite.tools.chat.of_run import RunSpeaker
+from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.chat.terminal import converse
+from basic_lite.train.bundle import MANIFEST, find_bundle
+
+
+def chat(
+    model: str,
+    words: Sequence[str],
+    *,
+    question: str | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    device: str = "auto",
+    dtype: str = "auto",
+    web: bool = False,
+    port: int | None = None,
+    browser: bool = True,
+) -> None:
+    """Talk with a model. Answers go to stdout, all else to stderr.
+
+    Args:
+        model: run folder, bundle, folder that transformers reads, or hub name.
+        words: pictures, then perhaps a question.
+        dtype: of a model that isn't a run.
+        port, browser: of the page (``web``).
+
+    Raises:
+        UserError: no such model, a picture that can't be read, or gradio is missing.
+    """
+    quiet_libraries()
+    if web:
+        _check_web(words, question)
+    manner = Manner(max_new_tokens, temperature)
+    pictures, question = pictures_and_question(words, question)
+    speaker = find_speaker(model, device, dtype)
+    if web:
+        from basic_lite.tools.chat.web import serve
+
+        serve(speaker, manner, port=port, browser=browser)
+    else:
+        converse(speaker, Dialogue(pictures=pictures), manner, question)
+
+
+def _check_web(words: Sequence[str], question: str | None) -> None:
+    if words or question is not None:
+        raise UserError("--web takes pictures and questions on its page; leave them out of the command")
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('--web needs gradio, which is not installed: pip install "basic-lite[web]"')
+
+
+def find_speaker(model: str, device: str, dtype: str) -> Speaker:
+    """The model of a run, else one that transformers opens.
+
+    Raises:
+        UserError: it is neither, or can't be loaded.
+    """
+    folder, where = Path(model).expanduser(), pick_device(device, "--device")
+    if (folder / "config.json").is_file() and not (folder / MANIFEST).is_file():
+        return FolderSpeaker(str(folder), where, dtype)
+    if not folder.exists():
+        if _may_be_on_the_hub(model):
+            return FolderSpeaker(model, where, dtype)
+        raise UserError(
+            f"there is no folder {model}; give a run folder (runs/NAME), a bundle, an exported folder, or the name of "
+            "a model on the hub (OWNER/NAME)"
+        )
+    find_bundle(folder, "MODEL")
+    if dtype != "auto":
+        raise UserError(f"--dtype is for exported and other models; {model} is a run, and its recipe has the types")
+    return RunSpeaker(folder, where)
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "~", "/", "runs/")) and not name.endswith("/")

@@ -1,0 +1,110 @@
+"""The conversation in a terminal or a pipe."""
+
+from __future__ import annotations
+
+import io
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.errors import UserError
+from basic_lite.tools.chat.command import chat
+from basic_lite.tools.chat.dialogue import Dialogue, Message
+from basic_lite.tools.chat.speaker import Manner
+from basic_lite.tools.chat.terminal import HELP, converse
+from tests.support.chat import Parrot
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Type lines, at a keyboard or through a pipe; returns what came to stdout and to stderr."""
+
+    def talk(parrot: Parrot, *lines: str, keyboard: bool = True, manner: Manner | None = None) -> tuple[str, str]:
+        stdin = Keyboard if keyboard else io.StringIO
+        monkeypatch.setattr("sys.stdin", stdin("".join(line + "\n" for line in lines)))
+        converse(parrot, Dialogue(), manner or Manner(), None)
+        out, err = capsys.readouterr()
+        return out, err
+
+    return talk
+
+
+def test_a_run_answers_one_question_or_many(
+    trained: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat(str(trained), [str(images / "1.png"), "what colour is it ?"], device="cpu")
+    assert capsys.readouterr().out == "it is blue\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"what colour is it ?\n/new\n/image {images / '2.png'}\nwhat is it\n"))
+    chat(str(trained), [str(images / "1.png")], device="cpu")
+    blue, green = capsys.readouterr().out.splitlines()
+    assert blue == "it is blue" and "green" in green
+
+
+def test_history_goes_on_and_starts_again(talk: Any, images: Path) -> None:
+    parrot = Parrot()
+    red, blue = images / "0.png", images / "1.png"
+    out, err = talk(
+        parrot, "one", f"/image {red}", f'/image "{blue}" {red}', "two", "three", "/clear", "four", "", "no more"
+    )
+    assert out == "a red circle\n" * 4
+    assert [[m.text for m in asked if m.role == "user"] for asked in parrot.asked] == [
+        ["one"],
+        ["one", "two"],
+        ["one", "two", "three"],
+        ["four"],
+    ]
+    assert [len(m.pictures) for m in parrot.asked[2]] == [0, 0, 3, 0, 0]
+    assert parrot.asked[2][1] == Message("assistant", "a red circle")
+    assert "[3 pictures] > " in err and f"{red} goes with the next question" in err
+
+
+def test_commands(talk: Any) -> None:
+    parrot = Parrot()
+    out, err = talk(parrot, "/help", "/imge x", "/image", "/image nowhere.png", "/image 'half", "/quit", "one")
+    assert out == "" and parrot.asked == []
+    assert HELP in err and "no command /imge" in err and "/image needs the path" in err
+    assert "no picture nowhere.png" in err and "no picture 'half" in err
+
+
+def test_an_error_ends_a_pipe_and_not_a_conversation(talk: Any) -> None:
+    parrot = Parrot()
+    out, err = talk(parrot, "one", "refuse", "two")
+    assert out == "a red circle\n" * 2 and "error: the conversation is too long" in err
+    assert [m.text for m in parrot.asked[1] if m.role == "user"] == ["one", "two"]  # the refused one isn't kept
+    with pytest.raises(UserError, match="too long"):
+        talk(Parrot(), "one", "refuse", "two", keyboard=False)
+
+
+def test_a_pipe_sees_answers_alone(talk: Any) -> None:
+    assert talk(Parrot(), "one", "two", keyboard=False) == ("a red circle\n" * 2, "")
+
+
+def test_an_answer_that_is_cut_says_so(talk: Any) -> None:
+    _, err = talk(Parrot("word " * 50), "one", manner=Manner(max_new_tokens=5))
+    assert "(cut at 5 tokens; --max-new-tokens allows more)" in err
+    assert "cut" not in talk(Parrot(), "one")[1]
+
+
+def test_control_c_ends_the_answer_alone(talk: Any) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    parrot = Parrot("word " * 400, delay=0.002, interrupted_at=60)
+    talk(parrot, "one", "two")
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = parrot.asked[1][1].text
+    assert [m.text for m in parrot.asked[1]] == ["one", kept, "two"]
+    assert ("word " * 400).startswith(kept) and 3 <= len(kept.split()) < 200
+
+
+def test_a_question_stopped_before_its_answer_is_taken_back(talk: Any, images: Path) -> None:
+    parrot = Parrot(" " * 300 + "late", delay=0.002, interrupted_at=3)
+    _, err = talk(parrot, f"/image {images / '0.png'}", "one", "two")
+    assert "the question is taken back" in err
+    assert [[m.text for m in asked] for asked in parrot.asked] == [["one"], ["two"]]
+    assert len(parrot.asked[1][0].pictures) == 1  # it goes with the next question
