@@ -18,7 +18,7 @@ def main(job_path: str, out: str) -> None:
         job = json.load(file)
     started = time.monotonic()
     llm = LLM(
-        job["model"]["folder"],
+        job["folder"],
         dtype="float32",
         max_model_len=512,
         max_num_seqs=4,

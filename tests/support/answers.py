@@ -1,4 +1,4 @@
-"""Answers of several programs to the same questions: what each one is asked, what it said, and how far it is from us."""
+"""Several programs asked the same questions: what each one said, and how far it is from us."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def prompts_of(pictures: Pictures, *, swapped: bool = False) -> list[Prompt]:
     return [Prompt(str(pictures.images / name), text) for name, text in zip(shown, questions, strict=True)]
 
 
-def write_job(path: Path, model: dict[str, str], prompts: Sequence[Prompt]) -> Path:
-    """What a program is to do, as `tests/real/answers_of_*.py` read it."""
-    job = {"model": model, "max_tokens": MAX_TOKENS, "prompts": [asdict(prompt) for prompt in prompts]}
+def write_job(path: Path, folder: Path, prompts: Sequence[Prompt]) -> Path:
+    """What a program is to do with an exported folder, as `tests/real/answers_of_*.py` read it."""
+    job = {"folder": str(folder), "max_tokens": MAX_TOKENS, "prompts": [asdict(prompt) for prompt in prompts]}
     path.write_text(json.dumps(job), encoding="utf-8")
     return path
 
@@ -82,8 +82,12 @@ def read_answers(path: Path) -> list[Answer]:
     return [Answer(**row) for row in json.loads(path.read_text(encoding="utf-8"))["answers"]]
 
 
-def our_answers(run: Path, prompts: Sequence[Prompt]) -> list[Answer]:
-    """The trained model's own: NF4, adapter and projector as they were trained."""
+def our_answers(run: Path, prompts: Sequence[Prompt], scored: int) -> list[Answer]:
+    """The trained model's own: NF4, adapter and projector as they were trained.
+
+    Args:
+        scored: answers whose log-probabilities are wanted, from the first; the others have none.
+    """
     loaded, bundle = load_trained(run, torch.device("cpu"))
     recipe = bundle.recipe
     chat = chat_format(recipe, loaded)
@@ -91,19 +95,17 @@ def our_answers(run: Path, prompts: Sequence[Prompt]) -> list[Answer]:
         Record(n, "", "real", (ImageRef.of_file(p.image),), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{p.question}"),))
         for n, p in enumerate(prompts)
     ]
-    texts = answer(
-        loaded, chat, records, image_fit=recipe.data.image_fit, batch_size=10, max_new_tokens=MAX_TOKENS
-    )
+    texts = answer(loaded, chat, records, image_fit=recipe.data.image_fit, batch_size=10, max_new_tokens=MAX_TOKENS)
     return [
         _scored(loaded, recipe, record, chat.prompt(record), text, chat.stop_token_ids)
-        for record, text in zip(records, texts, strict=True)
+        if n < scored
+        else Answer(text, [], [])
+        for n, (record, text) in enumerate(zip(records, texts, strict=True))
     ]
 
 
 @torch.no_grad()
-def _scored(
-    loaded: Loaded, recipe: Recipe, record: Record, prompt: list[int], text: str, stops: list[int]
-) -> Answer:
+def _scored(loaded: Loaded, recipe: Recipe, record: Record, prompt: list[int], text: str, stops: list[int]) -> Answer:
     """The log-probabilities of an answer's tokens, and of the one that ends it where it ended."""
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     values = pixels(record.images, loaded.frontend.image_processor, recipe.data.image_fit)
@@ -158,12 +160,17 @@ def _why(ours: Answer, theirs: Answer, largest: float, because: str) -> str:
             f"at token {place + 1} our first choice is {margin:.4f} nats above the second, "
             f"and the drift is up to {largest:.4f}" + (f" ({because})" if because else "")
         )
-    return said + f"not explained: at token {place + 1} our margin is {margin:.4f} nats, the drift at most {largest:.4f}"
+    return (
+        said + f"not explained: at token {place + 1} our margin is {margin:.4f} nats, the drift at most {largest:.4f}"
+    )
 
 
 def table(title: str, rows: Sequence[Compared | dict[str, Any]]) -> str:
     """The comparison as text."""
-    lines = [title, f"  {'program':<44} {'equal to ours':>13} {'changed by another picture':>27} {'largest Δ log p':>16}"]
+    lines = [
+        title,
+        f"  {'program':<44} {'equal to ours':>13} {'changed by another picture':>27} {'largest Δ log p':>16}",
+    ]
     for row in rows:
         one = row if isinstance(row, Compared) else Compared(**row)
         equal, changed = (f"{count} of {one.asked}" for count in (one.equal, one.changed))

@@ -8,7 +8,6 @@ stamps' own).
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil

@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,16 +29,8 @@ from tests.support.siglip_tower import siglip_tower
 Tower = Literal["clip", "siglip"]
 
 
-@dataclass(frozen=True)
-class RealRun:
-    """A finished run, and whether this call trained it."""
-
-    folder: Path
-    new: bool
-
-
 def real_recipe(tower: Tower) -> Recipe:
-    """SmolLM2 in NF4 with LoRA, stage 2 from a fresh projector: the demo's CLIP tower and `pad`, or SigLIP and `square`.
+    """SmolLM2 in NF4 with LoRA, stage 2 from a fresh projector: the demo's CLIP tower with `pad`, SigLIP with `square`.
 
     BASIC's terms are on at every 20th step, since they double a step's time on a CPU.
     """
@@ -82,8 +73,8 @@ def real_recipe(tower: Tower) -> Recipe:
     )
 
 
-def real_run(tower: Tower) -> RealRun:
-    """The trained run, kept in the cache for as long as recipe, data and weights are the same.
+def real_run(tower: Tower) -> Path:
+    """Folder of the trained run, kept in the cache for as long as recipe, data and weights are the same.
 
     Raises:
         Unavailable: the model or the pictures can't be had here.
@@ -94,10 +85,10 @@ def real_run(tower: Tower) -> RealRun:
     Path(recipe.output).mkdir(exist_ok=True)
     with FileLock(str(folder) + ".making"):
         if (folder / "final" / MANIFEST).is_file():
-            return RealRun(folder, False)
+            return folder
         shutil.rmtree(folder, ignore_errors=True)  # what a broken-off training left
         train(recipe, console=Console(file=io.StringIO()))
-    return RealRun(folder, True)
+    return folder
 
 
 def _fingerprint(recipe: Recipe) -> str:

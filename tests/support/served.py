@@ -1,0 +1,72 @@
+"""A real run, exported, with its own answers: what the tests of every tower and program start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from basic_lite.tools.export.gguf import write_gguf
+from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
+from tests.support.programs import require
+from tests.support.real import Unavailable, cache_folder, pictures
+from tests.support.real_runs import Tower, exported, real_run
+
+
+@dataclass(frozen=True)
+class Served:
+    """Prompts are the held-out questions, then the same ones with another picture.
+
+    Attributes:
+        folder: the exported llava-hf folder.
+        gguf: folder of its GGUF files.
+        scratch: an empty folder.
+    """
+
+    tower: Tower
+    folder: Path
+    gguf: Path
+    scratch: Path
+    prompts: list[Prompt]
+    ours: list[Answer]
+
+    def compared(self, program: str, answers: Sequence[Answer], because: str = "") -> Compared:
+        """Compare a program's answers with ours, and keep the result for the table at the end."""
+        found = compare(program, self.ours, answers, because)
+        place = results_folder() / f"{self.tower}.json"
+        rows = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        place.write_text(json.dumps(rows | {program: asdict(found)}, indent=1, ensure_ascii=False), encoding="utf-8")
+        return found
+
+
+def results_folder() -> Path:
+    folder = cache_folder() / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def results_table() -> str:
+    """All that was compared in this session, as text."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_folder().glob("*.json"))
+    }
+    return "\n".join(table(f"{tower} tower", list(rows.values())) for tower, rows in found.items())
+
+
+def serve(tower: Tower, scratch: Path) -> Served:
+    """Train or take the run, export it, and ask it. Skips the test where the model or the pictures can't be had."""
+    require("gguf")
+    require("xllamacpp")
+    try:
+        run = real_run(tower)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    folder = exported(run, scratch / "export")
+    write_gguf(folder, scratch / "gguf", kind="f16", say=lambda line: None)
+    prompts = prompts_of(pictures()) + prompts_of(pictures(), swapped=True)
+    served = Served(tower, folder, scratch / "gguf", scratch, prompts, our_answers(run, prompts, len(prompts) // 2))
+    served.compared("ours", served.ours)
+    return served
