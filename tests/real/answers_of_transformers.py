@@ -38,9 +38,15 @@ def main(job_path: str, out_path: str, *paths: str) -> None:
             output_logits=True,
         )
         ids = out.sequences[0, inputs["input_ids"].shape[1] :]
-        logprobs = torch.cat(out.logits).log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        text = processor.decode(ids, skip_special_tokens=True).strip()
-        answers.append({"text": text, "ids": ids.tolist(), "logprobs": logprobs.tolist()})
+        best = torch.cat(out.logits).log_softmax(-1).topk(2).values  # [tokens, 2]
+        answers.append(
+            {
+                "text": processor.decode(ids, skip_special_tokens=True).strip(),
+                "ids": ids.tolist(),
+                "logprobs": best[:, 0].tolist(),
+                "margins": (best[:, 0] - best[:, 1]).tolist(),
+            }
+        )
     facts = {"version": transformers.__version__, "found_basic_lite": find_spec("basic_lite") is not None}
     with open(out_path, "w", encoding="utf-8") as file:
         json.dump({**facts, "answers": answers}, file)

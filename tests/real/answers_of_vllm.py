@@ -8,6 +8,8 @@ import time
 # One process: what its children would import has nothing to do with the answers.
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
 
+import torch
+import transformers
 import vllm
 from PIL import Image
 from vllm import LLM, SamplingParams
@@ -45,8 +47,9 @@ def main(job_path: str, out: str) -> None:
         made = reply.outputs[0]
         logprobs = [row[chosen].logprob for row, chosen in zip(made.logprobs, made.token_ids, strict=True)]
         answers.append({"text": made.text.strip(), "ids": list(made.token_ids), "logprobs": logprobs})
+    versions = {module.__name__: module.__version__ for module in (vllm, torch, transformers)}
     with open(out, "w", encoding="utf-8") as file:
-        json.dump({"version": vllm.__version__, "ready_s": ready_s, "answers": answers}, file)
+        json.dump({"versions": versions, "ready_s": ready_s, "answers": answers}, file)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Answer:
     """A greedy answer, its tokens, and the log-probability of each one.
 
     Attributes:
-        margins: how far each token's log-probability is above that of the second choice; ours only.
+        margins: how far each token's log-probability is above that of the second choice, where it is known.
     """
 
     text: str
