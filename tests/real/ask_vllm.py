@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def main(python: str, out: Path) -> None:
     write_json(
         out, {"versions": facts["versions"], "dtype": "float32", "rows": {k: asdict(v) for k, v in rows.items()}}
     )
-    print(table("vLLM", [Compared(**(asdict(row) | {"program": name})) for name, row in rows.items()]))
+    print(table("vLLM", [replace(row, program=name) for name, row in rows.items()]))
 
 
 def _asked(

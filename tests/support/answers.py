@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -165,14 +164,13 @@ def _why(ours: Answer, theirs: Answer, largest: float, because: str) -> str:
     )
 
 
-def table(title: str, rows: Sequence[Compared | dict[str, Any]]) -> str:
+def table(title: str, rows: Sequence[Compared]) -> str:
     """The comparison as text."""
     lines = [
         title,
         f"  {'program':<44} {'equal to ours':>13} {'changed by another picture':>27} {'largest Δ log p':>16}",
     ]
-    for row in rows:
-        one = row if isinstance(row, Compared) else Compared(**row)
+    for one in rows:
         equal, changed = (f"{count} of {one.asked}" for count in (one.equal, one.changed))
         lines.append(f"  {one.program:<44} {equal:>13} {changed:>27} {one.largest:>16.1e}")
         lines += [f"      {difference}" for difference in one.differences]

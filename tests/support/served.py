@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from basic_lite.tools.export.gguf import write_gguf
+from basic_lite.train.files import write_json
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.programs import require
 from tests.support.real import Unavailable, cache_folder, pictures
@@ -34,26 +34,13 @@ class Served:
     ours: list[Answer]
 
     def compared(self, program: str, answers: Sequence[Answer], because: str = "") -> Compared:
-        """Compare a program's answers with ours, and keep the result for the table at the end."""
+        """Compare a program's answers with ours; the result is printed, and kept as JSON in the cache."""
         found = compare(program, self.ours, answers, because)
-        place = results_folder() / f"{self.tower}.json"
-        rows = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-        place.write_text(json.dumps(rows | {program: asdict(found)}, indent=1, ensure_ascii=False), encoding="utf-8")
+        print(table(f"SmolLM2, {self.tower} tower, beside the trained model", [found]))
+        folder = cache_folder() / "results"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{self.tower} {program}.json", asdict(found))
         return found
-
-
-def results_folder() -> Path:
-    folder = cache_folder() / "results"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def results_table() -> str:
-    """All that was compared in this session, as text."""
-    found = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_folder().glob("*.json"))
-    }
-    return "\n".join(table(f"{tower} tower", list(rows.values())) for tower, rows in found.items())
 
 
 def serve(tower: Tower, scratch: Path) -> Served:
@@ -67,6 +54,4 @@ def serve(tower: Tower, scratch: Path) -> Served:
     folder = exported(run, scratch / "export")
     write_gguf(folder, scratch / "gguf", kind="f16", say=lambda line: None)
     prompts = prompts_of(pictures()) + prompts_of(pictures(), swapped=True)
-    served = Served(tower, folder, scratch / "gguf", scratch, prompts, our_answers(run, prompts, len(prompts) // 2))
-    served.compared("ours", served.ours)
-    return served
+    return Served(tower, folder, scratch / "gguf", scratch, prompts, our_answers(run, prompts, len(prompts) // 2))
