@@ -37,7 +37,7 @@ def test_transformers_answers_as_we_do(served: Served) -> None:
 @pytest.mark.xfail(strict=True, reason="llama.cpp's bug with CLIP towers, ggml-org/llama.cpp issue 25814")
 def test_llama_cpp_answers_as_we_do(served: Served) -> None:
     """When this passes, llama.cpp has the fix: then drop the mark, the test below, and the note of the export."""
-    answers = llama_cpp_answers(served.gguf, served.prompts)
+    answers = llama_cpp_answers(served.folder / "gguf", served.prompts)
     found = served.compared("llama.cpp, f16", answers, "its bug with CLIP towers, and it resizes before it pads")
     assert found.equal >= 25
 
@@ -45,7 +45,7 @@ def test_llama_cpp_answers_as_we_do(served: Served) -> None:
 def test_llama_cpp_computes_what_its_bug_explains(served: Served) -> None:
     """Nothing else is wrong: with the bug computed here as well, the numbers agree. The pictures are squares."""
     prompts = [squared(served, prompt, n) for n, prompt in enumerate(served.prompts[:10])]
-    answers = llama_cpp_answers(served.gguf, prompts)
+    answers = llama_cpp_answers(served.folder / "gguf", prompts)
     right = largest_drift(served.folder, prompts, answers, with_bug=False)
     wrong = largest_drift(served.folder, prompts, answers, with_bug=True)
     assert wrong < CLOSE < right, f"{wrong:.4f} from a computation with the bug, {right:.4f} from a right one"

@@ -27,7 +27,7 @@ def test_transformers_answers_as_we_do(served: Served) -> None:
 
 
 def test_llama_cpp_answers_as_we_do(served: Served) -> None:
-    answers = llama_cpp_answers(served.gguf, served.prompts)
+    answers = llama_cpp_answers(served.folder / "gguf", served.prompts)
     found = served.compared("llama.cpp, f16", answers, "weights in f16, GELU of the projector in its tanh form")
     assert found.equal >= 28 and found.changed >= 10
     assert found.largest < 0.1

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from basic_lite.tools.export.gguf import write_gguf
 from basic_lite.train.files import write_json
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.programs import require
@@ -21,14 +20,12 @@ class Served:
     """Prompts are the held-out questions, then the same ones with another picture.
 
     Attributes:
-        folder: the exported llava-hf folder.
-        gguf: folder of its GGUF files.
+        folder: the exported llava-hf folder, with GGUF files in f16 below `gguf`.
         scratch: an empty folder.
     """
 
     tower: Tower
     folder: Path
-    gguf: Path
     scratch: Path
     prompts: list[Prompt]
     ours: list[Answer]
@@ -51,7 +48,6 @@ def serve(tower: Tower, scratch: Path) -> Served:
         run = real_run(tower)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    folder = exported(run, scratch / "export")
-    write_gguf(folder, scratch / "gguf", kind="f16", say=lambda line: None)
+    folder = exported(run, scratch / "export", "--gguf")
     prompts = prompts_of(pictures()) + prompts_of(pictures(), swapped=True)
-    return Served(tower, folder, scratch / "gguf", scratch, prompts, our_answers(run, prompts, len(prompts) // 2))
+    return Served(tower, folder, scratch, prompts, our_answers(run, prompts, len(prompts) // 2))
