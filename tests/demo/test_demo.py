@@ -16,6 +16,9 @@ import pytest
 
 import basic_lite.demo.run as demo_run
 from basic_lite.cli import main
+from basic_lite.tools.evaluate import normalise
+from tests.support.answers import Prompt
+from tests.support.programs import transformers_answers
 from tests.support.runs import quiet, steps_of
 
 SMALL = {
@@ -136,3 +139,25 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert scores("shuffled")["all"] <= 0.5
     assert scores("before")["all"] <= scores("stage1")["all"] <= scores("stage2")["all"]
     assert seconds <= 240
+    check_its_export(tmp_path / "demo", tmp_path, scores("stage2")["all"])
+
+
+def check_its_export(demo: Path, scratch: Path, score: float) -> None:
+    """≤ 20 s on two free cores; plain transformers answers as many held-out questions, but for two."""
+    started = time.perf_counter()
+    words = ["export", str(demo / "stage2"), str(scratch / "exported")]
+    subprocess.run([sys.executable, "-m", "basic_lite", *words], check=True, cwd=scratch)
+    seconds = time.perf_counter() - started
+    records = json.loads((demo / "world" / "eval.json").read_text())
+    prompts = [
+        Prompt(
+            str(demo / "world" / "images" / record["image"]),
+            record["conversations"][0]["value"].removeprefix("<image>").strip(),
+        )
+        for record in records
+    ]
+    answers = transformers_answers(scratch / "exported", prompts, scratch)
+    references = [record["conversations"][1]["value"] for record in records]
+    right = sum(normalise(one.text) == normalise(other) for one, other in zip(answers, references, strict=True))
+    assert abs(right - score * len(records)) <= 2, right
+    assert seconds <= 20
