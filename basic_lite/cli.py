@@ -248,7 +248,10 @@ def export(
         typer.Option(help="Type of the weights; auto: the LLM's own."),
     ] = "auto",
     check: Annotated[bool, typer.Option(help="Compare the exported model with the trained one.")] = True,
-    samples: Annotated[int, typer.Option(min=1, help="Records of the run's data that the check takes.")] = 16,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Records of the run's data that the check takes. Default: 16.", show_default=False),
+    ] = None,
     limit: Annotated[
         float | None,
         typer.Option(
@@ -259,8 +262,9 @@ def export(
     ] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write GGUF files, for llama.cpp and Ollama.")] = False,
     gguf_type: Annotated[
-        Literal["f32", "f16", "q8_0"], typer.Option(help="With --gguf: type of the LLM's matrices.")
-    ] = "f16",
+        Literal["f32", "f16", "q8_0"] | None,
+        typer.Option(help="With --gguf: type of the LLM's matrices. Default: f16.", show_default=False),
+    ] = None,
     llama_cpp: Annotated[
         Path | None,
         typer.Option(help="With --gguf: llama.cpp's source; its converter then writes the LLM.", show_default=False),
@@ -274,16 +278,18 @@ def export(
     """
     from basic_lite.tools.export.command import export as write
 
-    if llama_cpp is not None and not gguf:
-        raise UserError("--llama-cpp is for GGUF files; add --gguf")
+    if not gguf and (llama_cpp is not None or gguf_type is not None):
+        raise UserError("--llama-cpp and --gguf-type are for GGUF files; add --gguf")
+    if not check and (samples is not None or limit is not None):
+        raise UserError("--samples and --limit are for the check; leave out --no-check")
     passed = write(
         run,
         out,
         merge_into=merge_into,
         dtype=dtype,
-        samples=samples if check else 0,
+        samples=(samples or 16) if check else 0,
         limit=limit,
-        gguf=gguf_type if gguf else None,
+        gguf=(gguf_type or "f16") if gguf else None,
         llama_cpp=llama_cpp,
         device=device,
     )

@@ -57,7 +57,9 @@ def saving(path: Path, fix: str) -> Iterator[None]:
     except Exception as error:
         # Libraries in Rust put the number of the system's error into their text.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        if not full and not isinstance(error, OSError | SafetensorError):
+        # transformers raises OSError without a number for what isn't the system's doing.
+        of_system = isinstance(error, OSError) and error.errno is not None
+        if not full and not of_system and not isinstance(error, SafetensorError):
             raise
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path} could not be saved: {why}. {fix}") from error

@@ -119,15 +119,20 @@ def _tower_dtype(model: Any) -> torch.dtype:
 
 
 def drift_of(ours: list[Tensor], theirs: list[Tensor]) -> Drift:
-    """Compare logits [rows, V] of several samples."""
-    one, other = torch.cat(ours).double(), torch.cat(theirs).double()
-    difference = (one - other).abs()
-    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    """Compare logits [rows, V] of several samples, one at a time: in float64 all of them would be large."""
+    largest, means, kls, same = [], [], [], []
+    for one, other in zip(ours, theirs, strict=True):
+        difference = (one - other).abs()
+        p, q = one.double().log_softmax(-1), other.double().log_softmax(-1)
+        largest.append(difference.max())
+        means.append(difference.mean(-1))
+        kls.append((p.exp() * (p - q)).sum(-1))
+        same.append((one.argmax(-1) == other.argmax(-1)).double())
     return Drift(
-        largest=difference.max().item(),
-        mean=difference.mean().item(),
-        kl=(p.exp() * (p - q)).sum(-1).mean().item(),
-        same_next=(one.argmax(-1) == other.argmax(-1)).double().mean().item(),
+        largest=torch.stack(largest).max().item(),
+        mean=torch.cat(means).mean().item(),
+        kl=torch.cat(kls).mean().item(),
+        same_next=torch.cat(same).mean().item(),
     )
 
 
@@ -186,8 +191,11 @@ def _exact(answers: list[str], references: list[str], scored: list[int]) -> floa
 
 def _loss(logits: list[Tensor], samples: list[Sample]) -> float:
     """Mean cross-entropy in nats of the tokens that follow the compared positions."""
-    following = torch.cat([torch.tensor(sample.ids)[sample.rows + 1] for sample in samples])
-    return functional.cross_entropy(torch.cat(logits), following).item()
+    losses = [
+        functional.cross_entropy(one, torch.tensor(sample.ids)[sample.rows + 1], reduction="none")
+        for one, sample in zip(logits, samples, strict=True)
+    ]
+    return torch.cat(losses).mean().item()
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,8 @@ def _exported(
     device: torch.device,
     progress: Callable[[int], None],
 ) -> _Exported:
-    processor = AutoProcessor.from_pretrained(str(folder))
+    # Where torchvision is installed, transformers would take it, and it resizes in another way.
+    processor = AutoProcessor.from_pretrained(str(folder), backend="pil")
     model = _open(folder, device)
     inputs = [_inputs(processor, sample) for sample in samples]
     answers = []

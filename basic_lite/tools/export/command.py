@@ -61,7 +61,7 @@ def export(
     place = pick_device(device, "--device")
     source = open_source(run, merge_into, dtype, place)
     say(_introduction(source))
-    _require_room(source, out, checked=samples > 0, gguf=gguf is not None)
+    _require_room(source, out, checked=samples > 0, gguf=gguf)
     chosen = choose_samples(source, samples) if samples else []
     if (threads := source.bundle.recipe.training.threads) is not None:
         torch.set_num_threads(threads)  # so small a model is no faster on more, and far slower on a busy machine
@@ -115,9 +115,11 @@ def _require_free(out: Path) -> None:
         raise UserError(f"{out} exists already; choose another folder, or delete it first")
 
 
-def _require_room(source: Source, out: Path, *, checked: bool, gguf: bool) -> None:
+def _require_room(source: Source, out: Path, *, checked: bool, gguf: Kind | None) -> None:
     """See that disk and memory are enough before an hour is spent."""
-    needed = source.size_bytes * (2 if gguf else 1)  # a GGUF file is as large as the folder, or smaller
+    needed = source.size_bytes
+    if gguf is not None:
+        needed += int(source.parameters * {"f32": 4, "f16": 2, "q8_0": 34 / 32}[gguf])
     existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
     free = psutil.disk_usage(str(existing)).free
     if free < needed:

@@ -30,6 +30,11 @@ class Source:
     dtype: torch.dtype
 
     @property
+    def parameters(self) -> int:
+        """Exported weights, as numbers."""
+        return sum(tensor.parameters for tensor in self.merge.plan(self.dtype))
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the exported weights."""
         return sum(tensor.size_bytes for tensor in self.merge.plan(self.dtype))

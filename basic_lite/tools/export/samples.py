@@ -44,11 +44,9 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     section = source.bundle.recipe.data
     try:
         records = load_records(section.eval or section.train, root=Path.cwd())
-        spread = range(0, len(records), max(1, len(records) // count))
-        samples: list[Sample] = []
-        for index in spread:
-            if len(samples) < count and (sample := _sample(source, records[index])) is not None:
-                samples.append(sample)
+        count = min(count, len(records))
+        chosen = [records[place * len(records) // count] for place in range(count)]
+        samples = [sample for record in chosen if (sample := _sample(source, record)) is not None]
     except UserError as error:
         raise UserError(
             f"the check reads the run's data, and that fails: {str(error).rstrip('.')}. "

@@ -121,8 +121,12 @@ class Planned:
     dtype: torch.dtype
 
     @property
+    def parameters(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
     def size_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return self.parameters * self.dtype.itemsize
 
 
 def shards_of(plan: list[Planned], most_bytes: int = SHARD_BYTES) -> list[list[Planned]]:

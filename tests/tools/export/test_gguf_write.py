@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -16,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf import write_gguf
-from basic_lite.tools.export.gguf.notes import as_llama_cpp_sees, gelu_difference, picture_difference
+from basic_lite.tools.export.gguf.notes import as_llama_cpp_sees, picture_difference
 from basic_lite.tools.export.gguf.template import Rendered, for_ollama
 from tests.support.gguf import byte_tokenizer, piece_tokenizer, write_llava
 from tests.support.models import tiny_tokenizer
@@ -183,9 +182,3 @@ def test_pictures_differ_where_they_are_padded(tmp_path: Path, fit: Any) -> None
     assert as_llama_cpp_sees(wide, 48, fit == "pad").size == (48, 48)
     assert picture_difference([square], processor, fit == "pad") < 1e-4
     assert (picture_difference([wide], processor, fit == "pad") > 1) == (fit == "pad")
-
-
-def test_the_tanh_form_moves_the_projector_a_little() -> None:
-    torch.manual_seed(0)
-    moved = gelu_difference(torch.randn(50, 64), torch.nn.Linear(64, 64))
-    assert 1e-5 < moved < 1e-2

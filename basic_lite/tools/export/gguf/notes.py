@@ -88,7 +88,6 @@ def picture_difference(images: Sequence[Image.Image], image_processor: Any, padd
 
 
 @torch.no_grad()
-@torch.no_grad()
 def gelu_difference(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> float:
     """How far the projector's output moves with llama.cpp's GELU, relative to the output's size.
 
