@@ -14,6 +14,8 @@ from basic_lite.errors import UserError, is_out_of_memory
 
 # Scripts that are written without spaces (CJK and beyond) come character by character.
 _UNSPACED = "\u2e80"
+THREAD = "reply"
+"""Name of the thread that generates."""
 
 
 class Reply:
@@ -50,7 +52,7 @@ class Reply:
 
     @property
     def stopped(self) -> bool:
-        """Whether ``stop`` was called before the answer was complete."""
+        """Whether ``stop`` was called before the last piece was taken."""
         return self._broken_off
 
     @property
@@ -60,7 +62,7 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         failures: list[BaseException] = []
-        thread = threading.Thread(target=self._work, args=(failures,), daemon=True)
+        thread = threading.Thread(target=self._work, args=(failures,), name=THREAD, daemon=True)
         thread.start()
         said = 0
         try:

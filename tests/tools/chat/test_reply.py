@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.reply import Reply
+from tests.support.chat import replying_threads, wait_to_be_stopped
 from tests.support.data import tokenizer
 
 TEXTS = [
@@ -26,14 +25,15 @@ TEXTS = [
 ]
 
 
-def speak(ids: Sequence[int], kind: str = "byte", most: int = 10_000, delay: float = 0.0) -> Reply:
+def speak(ids: Sequence[int], kind: str = "byte", most: int = 10_000, waits_at: int | None = None) -> Reply:
     """A reply from a ``generate`` that writes ``ids``."""
 
     def generate(options: dict[str, Any]) -> None:
         options["streamer"].put(torch.tensor([[5, 6, 7]]))
         seen = torch.tensor([[5, 6, 7]])
-        for one in list(ids)[: options["max_new_tokens"]]:
-            time.sleep(delay)
+        for n, one in enumerate(list(ids)[: options["max_new_tokens"]]):
+            if n == waits_at:
+                wait_to_be_stopped(options)
             options["streamer"].put(torch.tensor([one]))
             seen = torch.cat([seen, torch.tensor([[one]])], dim=1)
             if bool(options["stopping_criteria"](seen, None).all()):
@@ -69,23 +69,21 @@ def test_characters_of_unspaced_scripts_come_at_once() -> None:
 
 
 def test_a_stop_ends_the_answer_and_its_thread() -> None:
-    before = threading.active_count()
-    reply = speak(tokenizer("byte").encode("word " * 500, add_special_tokens=False), delay=0.005)
+    reply = speak(tokenizer("byte").encode("word " * 500, add_special_tokens=False), waits_at=20)
     said = []
     for piece in reply:
         said.append(piece)
         if len(said) == 2:
             reply.stop()
-    assert 2 <= len(said) < 50 and reply.stopped and not reply.cut
-    assert threading.active_count() == before
+    assert 2 <= len(said) <= 21 and reply.stopped and not reply.cut
+    assert replying_threads() == []
 
 
 def test_leaving_the_loop_ends_the_thread() -> None:
-    before = threading.active_count()
-    pieces = iter(speak(tokenizer("byte").encode("word " * 500, add_special_tokens=False), delay=0.005))
+    pieces = iter(speak(tokenizer("byte").encode("word " * 500, add_special_tokens=False), waits_at=20))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    assert replying_threads() == []
 
 
 @pytest.mark.parametrize(
