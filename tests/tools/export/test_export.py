@@ -26,7 +26,7 @@ from tests.support.runs import quiet, tiny_recipe, write_data
 
 def exported(run: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Export, and read what the command says of it."""
-    options = {"samples": 3, **options}
+    options = {"samples": 2, **options}
     passed = export(run, out, console=quiet(), **options)
     report: dict[str, Any] = json.loads((out / "export.json").read_text())
     assert report["check"] is None or report["check"]["passed"] == passed
@@ -56,7 +56,7 @@ def test_every_family(tmp_path: Path, kind: str) -> None:
     run, out = random_run(tmp_path, kind=kind), tmp_path / "out"
     report = exported(run, out)
     check = report["check"]
-    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 2
     assert check["drift"]["quantized"]["kl"] < 1e-9 < 1e-5 < check["drift"]["original"]["kl"]
     assert_same_model(run, out)
     text = json.loads((out / "config.json").read_text())["text_config"]
@@ -82,10 +82,8 @@ def test_every_family(tmp_path: Path, kind: str) -> None:
 def test_every_kind_of_recipe(tmp_path: Path, changes: dict[str, Any]) -> None:
     run, out = random_run(tmp_path, changes), tmp_path / "out"
     check = exported(run, out)["check"]
-    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 2
     assert set(check["drift"]) == ({"original"} if "quantization.mode" in changes else {"quantized", "original"})
-    if changes.get("model.vision_feature_select") != "full":
-        assert_same_model(run, out)
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip_full"])
@@ -97,7 +95,7 @@ def test_every_kind_of_tower(tmp_path: Path, kind: str, fit: str) -> None:
     write_vision(tmp_path / "vision", kind)
     run, out = random_run(tmp_path, {"data.image_fit": fit}), tmp_path / "out"
     check = exported(run, out)["check"]
-    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 3
+    assert check["passed"] and check["same_ids"] == check["same_pixels"] == check["same_answers"] == 2
     assert_same_model(run, out)
 
 
@@ -165,8 +163,8 @@ def test_the_original_weights_with_lora_added(tmp_path: Path) -> None:
 def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
     """Of the exported folder, on the samples that the check took; another picture gives another loss."""
     run, out = random_run(tmp_path), tmp_path / "out"
-    check = exported(run, out)["check"]
-    samples = choose_samples(open_source(run, None, "auto", CPU), 3)
+    check = exported(run, out, samples=4)["check"]
+    samples = choose_samples(open_source(run, None, "auto", CPU), 4)
     model = AutoModelForImageTextToText.from_pretrained(out)
     total, count = 0.0, 0
     for sample in samples:
@@ -205,7 +203,7 @@ model = AutoModelForImageTextToText.from_pretrained({str(out)!r})
 processor = AutoProcessor.from_pretrained({str(out)!r})
 ask = pipeline("image-text-to-text", model={str(out)!r})
 said = []
-for n in (0, 4, 8):
+for n in (0, 6):
     question = "what colour is it ? " + "there " * (n % 4)
     picture = {{"type": "image", "path": {str(tmp_path)!r} + f"/images/{{n}}.png"}}
     content = [picture, {{"type": "text", "text": question}}]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.export.tensors import Checkpoint, Planned, write_shards
 from basic_lite.train.files import sha256, write_json
+from basic_lite.units import MIB
 from tests.support.bundles import facts
 from tests.support.models import write_vision
 from tests.support.runs import tiny_recipe
@@ -21,7 +25,7 @@ from tests.support.shapes import SIZES, write_llm_shape
 
 SIZE = SIZES["7b"]
 RANK = 128
-LIMIT_GIB = 6.0
+LIMIT_GIB = 2.5  # asked were 6
 LINEARS = {
     "self_attn.q_proj": (SIZE.hidden, SIZE.hidden),
     "self_attn.k_proj": (SIZE.hidden, SIZE.hidden),
@@ -94,15 +98,9 @@ def write_synthetic_bundle(folder: Path, recipe: Recipe, layers: int, vision_siz
     write_json(folder / "manifest.json", manifest)
 
 
-@pytest.mark.parametrize(
-    ("layers", "into"),
-    [
-        (2, "original"),
-        pytest.param(2, "quantized", marks=pytest.mark.soak),
-        pytest.param(32, "original", marks=pytest.mark.soak),
-    ],
-)
-def test_a_7b_export_stays_under_6_gib(tmp_path: Path, layers: int, into: str) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize(("layers", "into"), [(2, "quantized"), (32, "original")])
+def test_a_7b_export_takes_the_memory_of_a_shard(tmp_path: Path, layers: int, into: str) -> None:
     write_synthetic_llm(tmp_path / "llm", layers)
     write_vision(tmp_path / "vision")
     recipe = tiny_recipe(tmp_path, {"data.template": "v1", "lora.rank": RANK, "lora.alpha": 256.0})
@@ -116,3 +114,31 @@ def test_a_7b_export_stays_under_6_gib(tmp_path: Path, layers: int, into: str) -
     assert len(files) > 1 and len(index["weight_map"]) > 9 * layers
     print(f"{layers} layers, {into}: peak {peak_gib:.2f} GiB, {len(files)} files")
     assert peak_gib < LIMIT_GIB
+
+
+def test_memory_is_that_of_a_shard_and_a_weight(tmp_path: Path) -> None:
+    """The formula of ``write_weights``, on a deep model of small weights: 64 of 1 MiB in files of 4 MiB."""
+    plan = [Planned(f"t{n}", (512, 512), torch.float32) for n in range(64)]
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def make(name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = torch.full((512, 512), 0.5)
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(one() is not None for one in alive))
+        return tensor
+
+    write_shards(tmp_path, plan, make, most_bytes=4 * MIB)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 16
+    assert 2 <= most <= 5
+
+
+def test_a_weight_is_in_memory_when_it_is_merged_and_not_before(tmp_path: Path) -> None:
+    """A checkpoint's tensor has memory of its own, and its file is closed: mapped pages would count as ours."""
+    save_file({"a": torch.zeros(8 * MIB), "b": torch.ones(4)}, tmp_path / "model.safetensors", {"format": "pt"})
+    checkpoint = Checkpoint(str(tmp_path), "model.llm")
+    before = psutil.Process().memory_info().rss
+    found = checkpoint.read("b")
+    assert psutil.Process().memory_info().rss - before < 8 * MIB and torch.equal(found, torch.ones(4))
+    assert not [file for file in psutil.Process().memory_maps() if str(tmp_path) in file.path]
