@@ -15,7 +15,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import planned_model
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.units import MIB
+from basic_lite.units import MIB, dtype_name
 
 # bitsandbytes' NF4: a statistic for each 64 weights, float32; double: 8 bit, with a float32 for each 256 of them and
 # tables of 16 and 256 float32 a layer.
@@ -88,7 +88,7 @@ def _row(part: str, root: nn.Module, path: str, module: nn.Module, name: str, pa
             part = "LLM norms" if parameter.ndim == 1 else "other LLM weights"
     elif is_lora:
         part = f"LoRA on {part}"
-    dtype = str(parameter.dtype).removeprefix("torch.")
+    dtype = dtype_name(parameter.dtype)
     if isinstance(parameter, Params4bit):
         nested = parameter.quant_state is not None and parameter.quant_state.nested
         dtype = f"{parameter.quant_type}{' double' if nested else ''}"
@@ -137,7 +137,7 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
     Raises:
         UserError: names every part that differs, what was found and what was expected.
     """
-    plain = str(dtype).removeprefix("torch.")
+    plain = dtype_name(dtype)
     four_bit = f"nf4{' double' if recipe.quantization.double else ''}"
     wanted_linears = four_bit if recipe.quantization.mode == "nf4" else plain
     wrong: list[str] = []

@@ -9,7 +9,9 @@ from transformers.utils import cached_file
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
-from basic_lite.units import size_text
+from basic_lite.tools.export.merge import MERGED_INTO
+from basic_lite.train.assembly import basic_is_on
+from basic_lite.units import dtype_name, size_text
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
 
@@ -91,9 +93,10 @@ def _what(recipe: Recipe) -> str:
     stage = {1: "a projector (stage 1, on captions)", 2: "a projector and LoRA (stage 2, on conversations)"}[
         recipe.stage
     ]
-    on = recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
     how = (
-        f"with {PAPER}, which trains the projector on the LLM's own refined visual tokens" if on else f"without {PAPER}"
+        f"with {PAPER}, which trains the projector on the LLM's own refined visual tokens"
+        if basic_is_on(recipe)
+        else f"without {PAPER}"
     )
     return f"A vision-language model (LLaVA). basic-lite trained {stage} {how}."
 
@@ -119,7 +122,7 @@ def _training(source: Source) -> list[tuple[str, ...]]:
         ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}" if lora.enabled else "none"),
         ("conversation format, pictures", f"{recipe.data.template}, {recipe.data.image_fit}"),
     ]
-    if basic.enabled and recipe.stage in basic.stages:
+    if basic_is_on(recipe):
         rows.append(
             (
                 "BASIC",
@@ -157,9 +160,7 @@ def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
 
 
 def _export(source: Source, checked: Checked | None) -> str:
-    bases = {"quantized": "the dequantised NF4 weights that training used", "original": "the original weights"}
-    kind = str(source.dtype).removeprefix("torch.")
-    text = f"Merged into {bases[source.merge.into]}; {kind}, {size_text(source.size_bytes)}."
+    text = f"Merged into {MERGED_INTO[source.merge.into]}; {dtype_name(source.dtype)}, {size_text(source.size_bytes)}."
     if checked is None:
         return text + " It was not compared with the trained model."
     drift = checked.drift[checked.merged_into]

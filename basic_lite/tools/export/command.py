@@ -18,10 +18,10 @@ from basic_lite.tools.export.check import Checked, check
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
 from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
 from basic_lite.tools.export.gguf.weights import Kind
-from basic_lite.tools.export.merge import MergeInto
+from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train.files import write_json, written_whole
-from basic_lite.units import MIB, size_text
+from basic_lite.units import MIB, dtype_name, size_text
 
 REPORT, GGUF = "export.json", "gguf"
 
@@ -139,15 +139,10 @@ def _require_room(source: Source, out: Path, *, checked: bool, gguf: Kind | None
 
 def _introduction(source: Source) -> str:
     bundle, merge = source.bundle, source.merge
-    weights = {"quantized": "the NF4 weights it was trained on, dequantised", "original": "the original weights"}
-    what = (
-        f"LoRA and projector, merged into {weights[merge.into]}"
-        if merge.lora
-        else f"projector, beside {weights[merge.into]}"
-    )
+    how = "LoRA and projector, merged into" if merge.lora else "projector, beside"
     return (
-        f"exporting {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']}): {what}, "
-        f"in {str(source.dtype).removeprefix('torch.')}, {size_text(source.size_bytes)}"
+        f"exporting {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']}): "
+        f"{how} {MERGED_INTO[merge.into]}, in {dtype_name(source.dtype)}, {size_text(source.size_bytes)}"
     )
 
 
@@ -171,7 +166,7 @@ def report(source: Source, checked: Checked | None, differences: list[str]) -> d
         "total_steps": bundle.manifest["total_steps"],
         "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},
         "merged_into": source.merge.into,
-        "dtype": str(source.dtype).removeprefix("torch."),
+        "dtype": dtype_name(source.dtype),
         "gguf_differs": differences,
         "check": None if checked is None else {"passed": checked.passed} | asdict(checked),
     }

@@ -19,6 +19,7 @@ from basic_lite.recipe.schema import ImageFit
 from basic_lite.tools.answer import MAX_NEW_TOKENS
 from basic_lite.tools.export.template import chat_template
 from basic_lite.train.files import write_json
+from basic_lite.units import dtype_name
 
 # What a configuration says of how it was made or is run, not of the model.
 _NOISE = {"_name_or_path", "_from_model_config", "transformers_version", "quantization_config"}
@@ -47,21 +48,17 @@ def model_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
     # The whole model and the LLM inside it must agree; some programs ask the one, some the other.
     text["tie_word_embeddings"] = bool(config.tie_word_embeddings)
     for part in (vision, text):
-        part["dtype"] = _name(dtype)
+        part["dtype"] = dtype_name(dtype)
     own = {name: value for name, value in _plain(config).items() if name not in ("vision_config", "text_config")}
     return own | {
         "architectures": ["LlavaForConditionalGeneration"],
-        "dtype": _name(dtype),
-        "torch_dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
+        "torch_dtype": dtype_name(dtype),
         "tie_word_embeddings": bool(config.tie_word_embeddings),
         "image_token_index": int(config.image_token_id),
         "vision_config": vision,
         "text_config": text,
     }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from basic_lite.data.chat import ChatFormat
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import pick_dtype
 from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
@@ -46,6 +47,7 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
     Args:
         run: a finished run's folder, or a bundle.
         merge_into: None: what training computed with, NF4 where it quantised.
+        dtype: ``auto``: the type of the LLM's table of words in its checkpoint.
 
     Raises:
         UserError: the run isn't finished, a base model is missing or another one, …
@@ -61,7 +63,8 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
     chat = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
     default: MergeInto = "original" if recipe.quantization.mode == "none" else "quantized"
     merge = Merge(bundle, config, merge_into or default, device)
-    return Source(bundle, frontend, chat, merge, _dtype(dtype, merge))
+    chosen = merge.base_dtype if dtype == "auto" else pick_dtype(dtype, device)
+    return Source(bundle, frontend, chat, merge, chosen)
 
 
 def _finished_bundle(run: Path) -> Bundle:
@@ -73,13 +76,6 @@ def _finished_bundle(run: Path) -> Bundle:
             f"`basic-lite train … --resume`, or name the checkpoint: {bundle.folder}"
         )
     return bundle
-
-
-def _dtype(name: ExportDtype, merge: Merge) -> torch.dtype:
-    """``auto``: the type of the LLM's table of words in its checkpoint."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    return merge.base_dtype
 
 
 def write_settings(folder: Path, source: Source) -> None:

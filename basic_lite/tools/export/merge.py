@@ -21,6 +21,10 @@ from basic_lite.train.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bun
 from basic_lite.train.files import read_tensors
 
 MergeInto = Literal["original", "quantized"]
+MERGED_INTO: dict[MergeInto, str] = {
+    "original": "the original weights",
+    "quantized": "the NF4 weights that it was trained on, dequantised",
+}
 
 # The parts' names in a llava-hf checkpoint, and in the classes of transformers 5. vLLM and transformers 4 know the
 # first ones only.
