@@ -271,7 +271,7 @@ def export(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write a trained model as a folder that transformers, vLLM and SGLang open.
+    """Write a trained model as a folder that transformers and vLLM open.
 
     LoRA is merged, the projector and the vision encoder lie beside it. The exit status is 1 where the exported model
     doesn't answer as the trained one did.

@@ -93,6 +93,9 @@ def generation_options(loaded: Loaded, chat: ChatFormat) -> dict[str, Any]:
         "pad_token_id": int(loaded.tokenizer.pad_token_id),
         "eos_token_id": chat.stop_token_ids,
         "suppress_tokens": [loaded.parts.image_token_id],
+        # Some LLMs ask for these in their generation_config.json; an answer is what the model finds likeliest.
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
     }
 
 

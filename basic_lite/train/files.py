@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,36 @@ def written_whole(folder: Path, fix: str) -> Iterator[Path]:
 
 
 @contextmanager
+def new_folder(folder: Path, fix: str) -> Iterator[Path]:
+    """Give a scratch folder that becomes ``folder`` when it is complete. Nothing that was there before is touched.
+
+    Args:
+        folder: an absolute path where nothing is, or an empty folder.
+        fix: what to do where the disk is full or can't be written.
+
+    Raises:
+        UserError: the disk is full, or can't be written.
+    """
+    with saving(folder, fix):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".basic-lite-", dir=folder.parent))
+        try:
+            scratch.chmod(0o777 & ~_umask())
+            yield scratch
+            if folder.exists():
+                folder.rmdir()  # refuses one that isn't empty
+            os.replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # what an error left
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
 def saving(path: Path, fix: str) -> Iterator[None]:
     """Around writing ``path``: a disk that is full or can't be written becomes an error for the user.
 
@@ -76,9 +107,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         seen.add(address)
     save_file(written, str(path), {"format": "pt"})
     # The library keeps its files from other users. These are no secret, and a server may run as another user.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(0o666 & ~_umask())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

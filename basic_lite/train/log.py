@@ -24,6 +24,9 @@ def trackers_of(recipe: Recipe) -> list[Any]:
     ]
 
 
+LOG = "log.jsonl"
+
+
 class RunLog:
     """``log.jsonl``, one JSON object a line, each with its step; numbers also go to the trackers.
 
@@ -39,14 +42,14 @@ class RunLog:
     def keep_until(self, step: int) -> None:
         """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's."""
         if self._processes.is_main and self.path.exists():
-            kept = [json.dumps(line) for line in _lines(self.path) if _step(line) <= step]
+            kept = [json.dumps(line) for line in log_lines(self.path) if _step(line) <= step]
             scratch = self.path.with_name(f"{self.path.name}.part")
             scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             os.replace(scratch, self.path)
 
     def has(self, step: int, name: str) -> bool:
         """Whether there is a line of a step with something of that name."""
-        return self.path.exists() and any(_step(line) == step and name in line for line in _lines(self.path))
+        return self.path.exists() and any(_step(line) == step and name in line for line in log_lines(self.path))
 
     def start_trackers(self, recipe: Recipe) -> None:
         """Open the trackers that the processes were connected with."""
@@ -78,7 +81,7 @@ def _step(line: dict[str, Any]) -> float:
     return step if isinstance(step, int | float) else 0
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def log_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -26,7 +26,7 @@ from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_o
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
 from basic_lite.train.interruption import Interruption
-from basic_lite.train.log import RunLog
+from basic_lite.train.log import LOG, RunLog
 from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.recovery import Recovery, memory_needed, random_state
@@ -62,7 +62,7 @@ class Loop:
         self.train_step = make_step(
             recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
         )
-        self.log = RunLog(run.folder.path / "log.jsonl", run.processes)
+        self.log = RunLog(run.folder.path / LOG, run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
         self.progress = self._start()
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device

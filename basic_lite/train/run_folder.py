@@ -13,6 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.train.bundle import MANIFEST, Bundle, checkpoints_of, open_bundle
 from basic_lite.train.checkpoint import require_checkpoint
+from basic_lite.train.log import LOG
 
 RECIPE_YAML = "recipe.yaml"
 LOCK = ".lock"
@@ -53,7 +54,7 @@ class RunFolder:
         """Take the folder: write the resolved recipe. What later steps have left is set aside; its new places."""
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         if self.checkpoint is None:
-            (self.path / "log.jsonl").unlink(missing_ok=True)
+            (self.path / LOG).unlink(missing_ok=True)
             return []
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > self.checkpoint.step]
         moved = []

@@ -25,7 +25,7 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
         UserError: a picture is missing or can't be read.
     """
     words = list(words)
-    if question is None and words and not Path(words[-1]).exists() and not looks_like_path(words[-1]):
+    if question is None and words and not os.path.exists(words[-1]) and not looks_like_path(words[-1]):
         question = words.pop()
     if question is not None and not question.strip():
         raise UserError("the question is empty; write one, or leave it out to be asked for it")
@@ -48,7 +48,7 @@ def picture(name: str | Path) -> ImageRef:
         UserError: there is none, or it can't be decoded.
     """
     path = Path(name).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
         raise UserError(f"there is no picture {name}; correct its path (a question goes last, or after --question)")
     image = ImageRef.of_file(path)
     try:

@@ -1,11 +1,11 @@
 """Questions from the keyboard or a pipe, answers to stdout."""
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 from basic_lite.errors import UserError
@@ -97,7 +97,7 @@ def _paths(text: str) -> list[str]:
     """One path with or without quotes, or several; terminals quote what is dropped on them."""
     if not text:
         raise UserError("/image needs the path of a picture: /image photo.jpg")
-    if Path(text).expanduser().exists():
+    if os.path.exists(os.path.expanduser(text)):
         return [text]
     try:
         return shlex.split(text)

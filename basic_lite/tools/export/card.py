@@ -1,6 +1,5 @@
 """The model card of an exported folder: its ``README.md``, as model hubs show it."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import ModelCardData, RepoCard
@@ -11,6 +10,7 @@ from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.train.assembly import basic_is_on
+from basic_lite.train.log import LOG, log_lines
 from basic_lite.units import dtype_name, size_text
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
@@ -41,7 +41,7 @@ def model_card(
         _what(source.bundle.recipe),
         "## Models\n\n" + _rows([("part", "model", "licence"), *_models(bases, licences)]),
         "## Training\n\n" + _rows([("", ""), *_training(source)]),
-        "## Measured\n\n" + _rows([("", ""), *_measured(run, checked)]),
+        "## Measured\n\n" + _rows([("", ""), *_measured(run, source.bundle.step, checked)]),
         "## This export\n\n" + _export(source, checked),
         "## Use\n\n" + _use(name),
     ]
@@ -78,7 +78,7 @@ def licence_of(base: str) -> str | None:
     try:
         card = cached_file(base, "README.md", local_files_only=True, _raise_exceptions_for_missing_entries=False)
         stated = RepoCard.load(card).data.to_dict().get("license") if card else None
-    except (OSError, ValueError):  # not here, or not written as cards are
+    except Exception:  # the card of others may be wrong in any way
         return None
     return str(stated) if stated else None
 
@@ -90,9 +90,8 @@ def _rows(rows: list[tuple[str, ...]]) -> str:
 
 
 def _what(recipe: Recipe) -> str:
-    stage = {1: "a projector (stage 1, on captions)", 2: "a projector and LoRA (stage 2, on conversations)"}[
-        recipe.stage
-    ]
+    parts = "a projector and LoRA" if recipe.lora.enabled else "a projector"
+    stage = f"{parts} (stage {recipe.stage}, on {'captions' if recipe.stage == 1 else 'conversations'})"
     how = (
         f"with {PAPER}, which trains the projector on the LLM's own refined visual tokens"
         if basic_is_on(recipe)
@@ -113,11 +112,12 @@ def _training(source: Source) -> list[tuple[str, ...]]:
     training, lora, basic = recipe.training, recipe.lora, recipe.supervision
     sources = [recipe.data.train] if isinstance(recipe.data.train, SourceSection) else recipe.data.train
     names = [one.hub or Path(one.path or one.parquet or one.saved or "").name for one in sources]
+    rate = f", LoRA {training.learning_rate:g}" if lora.enabled else ""
     rows: list[tuple[str, ...]] = [
         ("data", ", ".join(names)),
         ("steps", f"{manifest['step']} of {manifest['total_steps']}, {manifest['data']['samples']:,} samples"),
         ("global batch", str(training.global_batch)),
-        ("learning rate", f"projector {training.projector_learning_rate:g}, LoRA {training.learning_rate:g}"),
+        ("learning rate", f"projector {training.projector_learning_rate:g}{rate}"),
         ("LLM in training", "16 or 32 bit" if recipe.quantization.mode == "none" else "NF4"),
         ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}" if lora.enabled else "none"),
         ("conversation format, pictures", f"{recipe.data.template}, {recipe.data.image_fit}"),
@@ -133,9 +133,10 @@ def _training(source: Source) -> list[tuple[str, ...]]:
     return rows
 
 
-def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
-    log = run / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, ...]]:
+    """Figures of the check, and of the run's log up to a step."""
+    log = run / LOG
+    lines = [line for line in log_lines(log) if line.get("step", 0) <= step] if log.is_file() else []
     rows: list[tuple[str, ...]] = []
     if checked is not None:
         where = f"{checked.samples} {'held-out' if checked.held_out else 'training'} samples"
@@ -145,11 +146,16 @@ def _measured(run: Path, checked: Checked | None) -> list[tuple[str, ...]]:
             rows += [(f"exact match, {where}", f"{checked.exact:.3f}"), (control, f"{checked.exact_other_image:.3f}")]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     if losses:
-        rows.append(("LM loss on `data.eval`, at the end", f"{losses[-1]:.4f}"))
+        rows.append((f"LM loss on `data.eval`, at step {step}", f"{losses[-1]:.4f}"))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
     if curves:
         score = curves[-1]["score"]
-        rows.append(("premise: v̂ minus v, at the end (no interval)", f"{score[-1] - score[0]:+.4f}"))
+        rows.append(
+            (
+                "premise: score of v̂ minus that of v (one run: a small difference means nothing)",
+                f"{score[-1] - score[0]:+.4f}",
+            )
+        )
     steps = [line for line in lines if "step_s" in line]
     if steps:
         before = [0, *(line["step"] for line in steps)]
@@ -184,6 +190,9 @@ ask = pipeline("image-text-to-text", model="{name}")
 content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False))
 ```
+
+Where torchvision is installed, transformers resizes pictures with it, a little otherwise than the training did;
+`AutoProcessor.from_pretrained("{name}", backend="pil")` doesn't.
 
 vLLM, as a server with OpenAI's interface:
 

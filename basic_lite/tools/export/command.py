@@ -20,7 +20,7 @@ from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
 from basic_lite.tools.export.gguf.weights import Kind
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
-from basic_lite.train.files import write_json, written_whole
+from basic_lite.train.files import new_folder, write_json
 from basic_lite.units import MIB, dtype_name, size_text
 
 REPORT, GGUF = "export.json", "gguf"
@@ -57,7 +57,7 @@ def export(
     notes = Console(stderr=True, highlight=False)
     say = speaker(notes)
     quiet_libraries()
-    _require_free(out)
+    out = _free_place(out)
     place = pick_device(device, "--device")
     source = open_source(run, merge_into, dtype, place)
     say(_introduction(source))
@@ -65,7 +65,7 @@ def export(
     chosen = choose_samples(source, samples) if samples else []
     if (threads := source.bundle.recipe.training.threads) is not None:
         torch.set_num_threads(threads)  # so small a model is no faster on more, and far slower on a busy machine
-    with written_whole(out, "Make room, or choose another folder") as scratch:
+    with new_folder(out, "Make room, or choose another folder") as scratch:
         write_settings(scratch, source)
         if gguf is not None:
             check_gguf(scratch, llama_cpp=llama_cpp)  # before an hour is spent
@@ -110,9 +110,16 @@ class _Megabytes:
         self.count(self.bytes // MIB - before)
 
 
-def _require_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another folder, or delete it first")
+def _free_place(out: Path) -> Path:
+    """The absolute path of ``out``, links followed; nothing may be there but an empty folder."""
+    try:
+        place = out.resolve()
+        taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+        raise UserError(f"{out} can't be written ({error.strerror or error}); choose another folder") from error
+    if taken:
+        raise UserError(f"{out} exists already; choose another folder, or move it away first")
+    return place
 
 
 def _require_room(source: Source, out: Path, *, checked: bool, gguf: Kind | None) -> None:
@@ -199,10 +206,11 @@ def _verdict(out: Path, checked: Checked | None) -> str:
         return f"exported to {out}; not checked"
     drift = checked.drift[checked.merged_into]
     if checked.passed:
-        return f"exported to {out}: passed, KL {drift.kl:.3g} ≤ {checked.limit:g} nats a token"
+        return f"exported to {out}: passed, KL {drift.kl:.3g} ≤ {checked.limit:.3g} nats a token"
     if checked.same_ids < checked.samples or checked.same_pixels < checked.samples:
         return f"exported to {out}: FAILED, its processor gives other inputs than training had; see {out / REPORT}"
+    advice = "--merge-into quantized changes it least; " if checked.merged_into == "original" else ""
     return (
-        f"exported to {out}: FAILED, KL {drift.kl:.3g} is above {checked.limit:g} nats a token. "
-        "--merge-into quantized and --dtype float32 change the model least; --limit sets the limit"
+        f"exported to {out}: FAILED, KL {drift.kl:.3g} is above {checked.limit:.3g} nats a token: "
+        f"it predicts otherwise than the trained model; {advice}--limit sets the limit"
     )

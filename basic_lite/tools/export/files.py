@@ -1,6 +1,6 @@
 """The small files of an exported folder: configurations, tokenizer, processor, chat template.
 
-They are written so that transformers 4.57 to 5, vLLM and SGLang read them alike. Where `save_pretrained` of one version
+They are written so that transformers 4 and 5 and vLLM read them alike. Where `save_pretrained` of one version
 writes what another can't read, the file is made here.
 """
 

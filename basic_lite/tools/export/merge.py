@@ -6,6 +6,7 @@ original 16-bit weights it gives something close to that. `MergeInto` says which
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import bitsandbytes.functional as bnb
@@ -16,7 +17,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_dtype, table_rows
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.export.tensors import Checkpoint, Planned
+from basic_lite.tools.export.tensors import Checkpoint, Planned, read_tensor, tensor_names, tensor_shape
 from basic_lite.train.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bundle
 from basic_lite.train.files import read_tensors
 
@@ -101,9 +102,12 @@ class Merge:
         self.rows = config.text_config.vocab_size
         self.projector = read_tensors(bundle.folder / PROJECTOR)
         self.scale = recipe.lora.alpha / recipe.lora.rank
-        self.lora = _lora(bundle, self.layout)
+        self.adapter = bundle.folder / ADAPTER_WEIGHTS
+        self.lora = _lora(self.adapter, self.layout) if bundle.has_adapter else {}
         self.checkpoints = _checkpoints(recipe)
         self.sources = self._find_sources()
+        if config.tie_word_embeddings:
+            self._require_tied()
 
     def other(self) -> "Merge | None":
         """The same merge into the other base; None where training quantised nothing, so that both are one."""
@@ -112,6 +116,12 @@ class Merge:
         other = copy.copy(self)
         other.into = "original" if self.into == "quantized" else "quantized"
         return other
+
+    def without_lora(self) -> "Merge":
+        """The same base without the adapter."""
+        bare = copy.copy(self)
+        bare.lora = {}
+        return bare
 
     def _find_sources(self) -> dict[str, tuple[Checkpoint, str]]:
         sources: dict[str, tuple[Checkpoint, str]] = {}
@@ -134,6 +144,16 @@ class Merge:
                 )
             sources[name] = checkpoint, found
         return sources
+
+    def _require_tied(self) -> None:
+        """See that a head in the checkpoint is the table of words that its configuration says it is."""
+        checkpoint, table = self.sources[f"{TEXT}embed_tokens.weight"]
+        head = checkpoint.find(_HEADS)
+        if head is not None and not torch.equal(checkpoint.read(head), checkpoint.read(table)):
+            raise UserError(
+                f"{checkpoint.key}: {checkpoint.name} has a head of its own, but its config.json says "
+                "tie_word_embeddings; set that to false there, and train again"
+            )
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -167,7 +187,7 @@ class Merge:
             weight = dequantised(weight.to(self.trained_dtype), double=self.double)
         weight = weight.float()
         if name in self.lora:
-            down, up = (factor.to(self.device).float() for factor in self.lora[name])
+            down, up = (read_tensor(self.adapter, factor).to(self.device).float() for factor in self.lora[name])
             weight = weight.addmm(up, down, alpha=self.scale)
         return weight
 
@@ -217,21 +237,20 @@ def _checkpoints(recipe: Recipe) -> dict[str, Checkpoint]:
     return {TEXT: Checkpoint(section.llm, "model.llm"), VISION: Checkpoint(section.vision, "model.vision")}
 
 
-def _lora(bundle: Bundle, layout: _Layout) -> dict[str, tuple[Tensor, Tensor]]:
-    """Written name of a weight → its factors, A [r, K] and B [N, r]."""
-    if not bundle.has_adapter:
-        return {}
-    state = read_tensors(bundle.folder / ADAPTER_WEIGHTS)
+def _lora(adapter: Path, layout: _Layout) -> dict[str, tuple[str, str]]:
+    """Written name of a weight → the names of its factors, A [r, K] and B [N, r], which are read when they are used."""
     prefix, down, up = PEFT_PREFIX + _OUR_TEXT, ".lora_A.weight", ".lora_B.weight"
-    factors = {
-        TEXT + name.removeprefix(prefix).removesuffix(down) + ".weight": (tensor, state[name.removesuffix(down) + up])
-        for name, tensor in state.items()
-        if name.endswith(down)
-    }
-    for name, (a, b) in factors.items():
-        if (shape := (b.shape[0], a.shape[1])) != layout.shapes.get(name):
+    found: dict[str, tuple[str, str]] = {}
+    for a in tensor_names(adapter):
+        if not a.endswith(down):
+            continue
+        b = a.removesuffix(down) + up
+        name = TEXT + a.removeprefix(prefix).removesuffix(down) + ".weight"
+        shape = (tensor_shape(adapter, b)[0], tensor_shape(adapter, a)[1])
+        if shape != (expected := layout.shapes.get(name, ())):
             raise UserError(
-                f"{bundle.folder}: the adapter was trained on weights of shape {list(shape)}, but here {name} has "
-                f"{list(layout.shapes.get(name, ()))}: it is another LLM; name the one of the run"
+                f"{adapter}: the adapter was trained on weights of shape {list(shape)}, but here {name} has "
+                f"{list(expected)}: it is another LLM; name the one of the run"
             )
-    return factors
+        found[name] = a, b
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
@@ -58,9 +59,12 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
 
 
 def _sample(source: Source, record: Record) -> Sample | None:
-    """None for a record that training would have dropped."""
+    """None for a record that training would have dropped, or with the image token as text, which processors refuse."""
     recipe = source.bundle.recipe
     try:
+        token = source.chat.tokens.image_text or IMAGE
+        if any(token in turn.text for turn in conversation(record)):
+            return None
         encoded = source.chat.encode(record, recipe.data.max_length)
         values = pixels_of(source, record.images)
     except RecordProblem:

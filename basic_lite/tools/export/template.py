@@ -92,7 +92,7 @@ def bos_text(chat: ChatFormat) -> str:
 
 
 def _own(chat: ChatFormat, form: OwnTemplate, head: str) -> str:
-    """The LLM's own template, on the turns as they were made alike.
+    """The LLM's own template, applied to ``ns.turns``.
 
     Where training wrote more before an answer than the template does for a generation, that is written here (Qwen 3's
     empty thought).
@@ -144,3 +144,11 @@ def messages_of(turns: list[Turn]) -> list[dict[str, Any]]:
         parts = [{"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces if piece]
         messages.append({"role": names[turn.role], "content": parts})
     return messages
+
+
+def as_strings(messages: list[dict[str, Any]], image_text: str) -> list[dict[str, Any]]:
+    """The same messages with strings as contents, the image token at each picture's place."""
+    return [
+        {**message, "content": "".join(part.get("text", image_text) for part in message["content"])}
+        for message in messages
+    ]

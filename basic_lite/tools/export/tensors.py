@@ -1,6 +1,7 @@
 """Tensors of checkpoints, read one at a time, and written shard by shard: no model is ever whole in memory."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,26 @@ SHARD_BYTES = GIB
 """Most bytes of one written file, and so of what is in memory at once; a larger tensor has a file of its own."""
 
 
-class Checkpoint:
-    """The tensors of a transformers checkpoint by name, safetensors or PyTorch's own format, in one file or several.
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
-    A file is closed after each read. The pages of one that stays open would count as this process's memory.
-    """
+
+def tensor_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of a tensor in a safetensors file, without reading it."""
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file, in memory of its own; the pages of a file that stays open would count as ours."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).clone()
+
+
+class Checkpoint:
+    """The tensors of a transformers checkpoint by name, safetensors or PyTorch's own format, in one file or several."""
 
     def __init__(self, name: str, key: str) -> None:
         """
@@ -47,13 +63,14 @@ class Checkpoint:
         return None if path is None else Path(path)
 
     def _list(self) -> dict[str, Path]:
+        # In transformers' order.
         for index, whole in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+            if (path := self._file(whole)) is not None:
+                return dict.fromkeys(self._names(path), path)
             if (path := self._file(index)) is not None:
                 places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
                 files = {place: self._shard(place) for place in sorted(set(places.values()))}
                 return {name: files[place] for name, place in places.items()}
-            if (path := self._file(whole)) is not None:
-                return dict.fromkeys(self._names(path), path)
         raise UserError(f"{self.key}: {self.name} has no weights (no {SAFE_WEIGHTS_NAME}); fetch it: hf download NAME")
 
     def _shard(self, name: str) -> Path:
@@ -66,8 +83,7 @@ class Checkpoint:
         if path.suffix != ".safetensors":
             return list(self._unpickled(path))
         try:
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
+            return tensor_names(path)
         except (SafetensorError, OSError) as error:
             raise unreadable(self.name, self.key, error) from error
 
@@ -75,7 +91,8 @@ class Checkpoint:
         """A file of PyTorch's own format, mapped and not read. Only tensors are taken from it, no code."""
         if path not in self._pickled:
             try:
-                self._pickled = {path: torch.load(path, map_location="cpu", mmap=True, weights_only=True)}
+                mapped = zipfile.is_zipfile(path)  # the oldest files aren't, and are read whole
+                self._pickled = {path: torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)}
             except Exception as error:  # a damaged file may raise anything
                 raise unreadable(self.name, self.key, error) from error
         return self._pickled[path]
@@ -97,8 +114,7 @@ class Checkpoint:
         path = self._files[name]
         if path.suffix != ".safetensors":
             return tuple(self._unpickled(path)[name].shape)
-        with safe_open(path, framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+        return tensor_shape(path, name)
 
     def read(self, name: str) -> Tensor:
         """A tensor of this name, in memory of its own."""
@@ -106,8 +122,7 @@ class Checkpoint:
         if path.suffix != ".safetensors":
             return self._unpickled(path)[name].clone()
         try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name).clone()
+            return read_tensor(path, name)
         except (SafetensorError, OSError) as error:
             raise unreadable(self.name, self.key, error) from error
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.functional as bnb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -158,6 +159,21 @@ def test_the_original_weights_with_lora_added(tmp_path: Path) -> None:
         torch.testing.assert_close(written[f"language_model.model.{name}.weight"].double(), expected, rtol=0, atol=1e-6)
     norm = "layers.1.input_layernorm.weight"
     assert torch.equal(written[f"language_model.model.{norm}"], base[f"model.{norm}"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("double", [True, False])
+def test_the_quantised_weights_are_bitsandbytes_own(tmp_path: Path, dtype: str, double: bool) -> None:
+    """Before LoRA is added, against what ``Linear4bit`` of the run's model holds."""
+    changes = {"model.dtype": dtype, "quantization.double": double}
+    run = random_run(tmp_path, changes)
+    merge = open_source(run, None, "float32", CPU).merge.without_lora()
+    loaded, _ = load_trained(run, CPU)
+    for number, layer in enumerate(loaded.parts.layers):
+        held = layer.self_attn.q_proj.base_layer.weight
+        expected = bnb.dequantize_4bit(held.data, held.quant_state).float()
+        assert expected.dtype != held.dtype and len(expected.unique()) > 16
+        assert torch.equal(merge.tensor(f"language_model.model.layers.{number}.self_attn.q_proj.weight"), expected)
 
 
 def test_the_loss_is_transformers_own(tmp_path: Path) -> None:

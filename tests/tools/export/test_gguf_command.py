@@ -36,8 +36,8 @@ def test_gguf_files_lie_in_the_folder_and_are_measured(tmp_path: Path, capsys: p
     assert {path.name for path in (out / "gguf").iterdir()} == {"text.gguf", "mmproj.gguf", "Modelfile"}
     report = json.loads((out / "export.json").read_text())
     measured = report["check"]["llama_cpp"]
-    # The pictures are 20 × 16 of one colour: what differs is the colour and the border of the padding.
-    assert 0 < measured["pixels"] < 20 and 0 < measured["projector"] < 1e-2
+    # The pictures are noise of several shapes: what differs is the colour and the border of the padding.
+    assert 0 < measured["pixels"] < 60 and 0 < measured["projector"] < 1e-2
     card, said = (out / "README.md").read_text(), capsys.readouterr().err
     for difference in report["gguf_differs"]:
         assert f"- {difference}" in card and f"GGUF: {difference}" in said.replace("\n", " ")

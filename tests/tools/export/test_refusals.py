@@ -136,26 +136,84 @@ def test_ctrl_c_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(command, "model_card", stop)
     with pytest.raises(KeyboardInterrupt):
         export(run, tmp_path / "out", samples=0, console=quiet())
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".basic-lite*"))
 
 
-def test_a_wrong_merge_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA with twice its scale, as it comes out where alpha and rank are mixed up."""
+def test_what_lies_beside_is_not_touched(tmp_path: Path) -> None:
+    """Even where its name is that of the folder and an ending; one of them is the run itself."""
+    run = random_run(tmp_path)
+    old = run.rename(tmp_path / "mine.old")
+    (tmp_path / "mine.part").mkdir()
+    (tmp_path / "mine.part" / "precious").write_text("mine")
+    assert export(old, tmp_path / "mine", samples=0, console=quiet())
+    assert (tmp_path / "mine.part" / "precious").is_file() and open_bundle(old).step == 4
+
+
+def test_places_that_people_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    assert export(run, tmp_path / "link", samples=0, console=quiet())
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "linked" / "config.json").is_file()
+    assert "can't be written" in refused(run, tmp_path / ("x" * 300), samples=0)
+    assert export(run, Path("new/deep/"), samples=0, console=quiet()) and Path("new/deep/config.json").is_file()
+
+
+def test_generation_settings_of_the_llm_change_no_answer(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm")
+    settings = tmp_path / "llm" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"repetition_penalty": 1.8, "do_sample": True}))
+    write_vision(tmp_path / "vision")
+    assert export(random_run(tmp_path), tmp_path / "out", samples=4, console=quiet())
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["check"]["same_answers"] == 4
+
+
+def test_a_log_that_was_cut_off_and_goes_on(tmp_path: Path) -> None:
+    """The card of a checkpoint has the figures up to its step."""
+    run = tmp_path / "runs" / "tiny"
+    bundle = write_random_bundle(run / "checkpoint-2", tiny_recipe(tmp_path), step=2)
+    lines = [{"step": 2, "eval_loss": 3.25}, {"step": 4, "eval_loss": 1.25}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "ste')
+    (tmp_path / "llm" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert export(bundle, tmp_path / "out", samples=0, console=quiet())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "3.2500" in card and "1.25" not in card and "at step 2" in card
+
+
+def test_a_head_that_the_configuration_denies(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm", tie_word_embeddings=True)
+    write_vision(tmp_path / "vision")
+    run, weights = random_run(tmp_path), tmp_path / "llm" / "model.safetensors"
+    state = load_file(weights)
+    save_file(state | {"lm_head.weight": state["model.embed_tokens.weight"] * 2}, weights, {"format": "pt"})
+    assert "tie_word_embeddings" in refused(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scale", "into", "mode"), [(4.0, "quantized", "nf4"), (0.0, "original", "nf4"), (0.0, "original", "none")]
+)
+def test_a_wrong_merge_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, into: str, mode: str
+) -> None:
+    """LoRA with twice its scale, as it comes out where alpha and rank are mixed up, or left out."""
     write_llm(tmp_path / "llm", initializer_range=0.1)
     write_vision(tmp_path / "vision")
-    run = random_run(tmp_path)
+    run = random_run(tmp_path, {"quantization.mode": mode})
     right = Merge.tensor
 
     def wrong(self: Merge, name: str) -> torch.Tensor:
-        self.scale = 4.0
+        self.scale = scale
         return right(self, name)
 
+    out = tmp_path / "right"
+    assert export(run, out, merge_into=into, samples=2, console=quiet())  # type: ignore[arg-type]
     monkeypatch.setattr(Merge, "tensor", wrong)
     with pytest.raises(SystemExit) as stopped:
-        main(["export", str(run), str(tmp_path / "out"), "--samples", "2"])
+        main(["export", str(run), str(tmp_path / "out"), "--samples", "2", "--merge-into", into])
     assert stopped.value.code == 1
     report = json.loads((tmp_path / "out" / "export.json").read_text())["check"]
-    assert not report["passed"] and report["drift"]["quantized"]["kl"] > report["limit"]
+    assert not report["passed"] and report["drift"][into]["kl"] > report["limit"]
     assert "FAILED" in (tmp_path / "out" / "README.md").read_text()
 
 

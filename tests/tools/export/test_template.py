@@ -9,7 +9,7 @@ import pytest
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.conversation import conversation
 from basic_lite.data.records import Record
-from basic_lite.tools.export.template import bos_text, chat_template, messages_of
+from basic_lite.tools.export.template import as_strings, bos_text, chat_template, messages_of
 from tests.support.data import KINDS, TEMPLATES, N, image_id, record, tokenizer
 
 FORMATS = ["v1", *TEMPLATES]
@@ -46,14 +46,6 @@ def question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def as_strings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same messages with strings as contents."""
-    return [
-        {**m, "content": "".join("<image>" if part["type"] == "image" else part["text"] for part in m["content"])}
-        for m in messages
-    ]
-
-
 @pytest.mark.parametrize("name", RECORDS)
 @pytest.mark.parametrize("template", FORMATS)
 def test_prompts_are_those_of_training(template: str, name: str) -> None:
@@ -62,7 +54,7 @@ def test_prompts_are_those_of_training(template: str, name: str) -> None:
         one = RECORDS[name]
         messages = question(messages_of(conversation(one, answered=False)))
         assert ids_of(form, messages) == form.prompt(one), kind
-        assert ids_of(form, as_strings(messages)) == form.prompt(one), kind
+        assert ids_of(form, as_strings(messages, "<image>")) == form.prompt(one), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +74,15 @@ def test_a_system_turn_takes_the_place_of_the_usual_one(template: str) -> None:
     form = form_of("byte", template)
     one: Record = record("Be brief.", "<image>\nwhat?", images=1, roles="sh")
     assert ids_of(form, messages_of(conversation(one, answered=False))) == form.prompt(one)
+
+
+@pytest.mark.parametrize("template", FORMATS)
+def test_several_images_that_text_follows_at_once(template: str) -> None:
+    """People who give two pictures and a text get a line break; strings stay as they are, as in training."""
+    for kind in KINDS:
+        form, one = form_of(kind, template), record("<image><image>what are they?", images=2)
+        messages = messages_of(conversation(one, answered=False))
+        assert ids_of(form, as_strings(messages, "<image>")) == form.prompt(one), kind
 
 
 def test_people_give_the_image_first_or_last_and_no_line_break() -> None:

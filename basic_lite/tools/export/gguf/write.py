@@ -168,8 +168,9 @@ def _ollama_notes(rendered: Rendered, ollama: tuple[str, str] | None) -> list[st
         )
     if between := rendered.after_picture():
         notes.append(
-            f"Ollama puts a picture right before the question, without the {between!r} of the training; "
-            f"write the question as [img]{between!r} and the text there."
+            "Ollama puts a picture right before the question, without "
+            + ("the line break" if between == "\n" else repr(between))
+            + " of the training; write [img], that, and the question there. (Ollama itself was not tried.)"
         )
     return notes
 
