@@ -44,6 +44,8 @@ def main(python: str, out: Path) -> None:
         out, {"versions": facts["versions"], "dtype": "float32", "rows": {k: asdict(v) for k, v in rows.items()}}
     )
     print(table("vLLM", [replace(row, program=name) for name, row in rows.items()]))
+    if wrong := [name for name, row in rows.items() if row.asked - row.equal > row.asked // 30]:
+        raise SystemExit(f"vLLM answers otherwise than the trained model: {', '.join(wrong)}")
 
 
 def _asked(

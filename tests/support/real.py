@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from basic_lite.train.files import write_json, written_whole
 
+# Any change that alters the pictures or their answers must raise this number: caches outlive commits.
+PICTURES_VERSION = 1
 STAMPS = "tuxpaint-stamps-default"
 QUESTION = "Which colours do you see, and what is it?"
 HELD_OUT = 30
 # Captions of more characters are left out: they are stories about the picture.
 LONGEST = 40
+# Pictures of the same colours, at most; else a model would do well that always says the commonest ones.
+MOST_ALIKE = 16
 COLOURS = {
     "black": (20, 20, 20),
     "grey": (125, 125, 125),
@@ -129,7 +134,7 @@ def pictures() -> Pictures:
     Raises:
         Unavailable: there is no apt-get or dpkg, or the package can't be fetched (161 MB).
     """
-    return Pictures(made_once("pictures", _write_pictures))
+    return Pictures(made_once(f"pictures-{PICTURES_VERSION}", _write_pictures))
 
 
 def _wheel(name: str) -> zipfile.ZipFile:
@@ -190,12 +195,17 @@ def _write_pictures(folder: Path) -> None:
     unpacked = folder / "unpacked"
     subprocess.run(["dpkg", "-x", str(next(packages.glob(f"{STAMPS}_*.deb"))), str(unpacked)], check=True)
     (folder / "images").mkdir()
-    records = []
+    records: list[dict[str, Any]] = []
+    found: Counter[str] = Counter()
     for source, caption in _captioned(unpacked / "usr/share/tuxpaint/stamps"):
         name = f"{len(records):03d}.png"
         picture = _on_white(source)
+        colours = colours_of(picture)
+        found[colours] += 1
+        if found[colours] > MOST_ALIKE:
+            continue
         picture.save(folder / "images" / name)
-        answer = f"{colours_of(picture)}. {caption}"
+        answer = f"{colours}. {caption}"
         turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": answer}]
         records.append({"id": source.stem, "image": name, "conversations": turns})
     write_json(folder / "train.json", records[:-HELD_OUT])
@@ -215,12 +225,19 @@ def _captioned(stamps: Path) -> list[tuple[Path, str]]:
     return rows
 
 
+def nearest_colours(picture: Image.Image) -> np.ndarray:
+    """[h, w] of a picture's pixels: the index of the nearest of `COLOURS`."""
+    pixels = np.asarray(picture, dtype=np.float32)
+    known = np.array(list(COLOURS.values()), dtype=np.float32)
+    return ((pixels[:, :, None] - known) ** 2).sum(-1).argmin(-1)
+
+
 def colours_of(picture: Image.Image) -> str:
     """The two colours that stand out: each pixel counts for the one it is nearest to, a vivid pixel more."""
-    pixels = np.asarray(picture.resize((48, 48)), dtype=np.float32).reshape(-1, 3)
-    distances = ((pixels[:, None] - np.array(list(COLOURS.values()), dtype=np.float32)) ** 2).sum(-1)
-    vivid = pixels.max(1) - pixels.min(1)
-    shares = np.bincount(distances.argmin(1), weights=vivid + 15, minlength=len(COLOURS))  # [colours]
+    small = picture.resize((48, 48))
+    pixels = np.asarray(small, dtype=np.float32)
+    vivid = pixels.max(-1) - pixels.min(-1)  # [48, 48]
+    shares = np.bincount(nearest_colours(small).ravel(), weights=vivid.ravel() + 15, minlength=len(COLOURS))
     names = [name for _, name in sorted(zip(shares, COLOURS, strict=True), reverse=True) if name != "white"]
     return " and ".join(names[:2]).capitalize()
 

@@ -20,8 +20,10 @@ from transformers import CLIPVisionModel, SiglipImageProcessorPil, SiglipVisionC
 from basic_lite.demo import ASSETS
 from basic_lite.demo.vision import VISION_CONFIG, normalised
 from basic_lite.demo.world import render, sample_scene
-from tests.support.real import made_once, pictures
+from tests.support.real import PICTURES_VERSION, made_once, pictures
 
+# Any change that alters the tower must raise this number.
+TOWER_VERSION = 1
 # The layer of both towers whose features the projector gets.
 LAYER = -2
 STEPS = 150
@@ -30,7 +32,7 @@ _BATCH = 32
 
 def siglip_tower() -> Path:
     """The tower with its image processor, in the cache; made in about half a minute."""
-    return made_once("siglip_tower", _make)
+    return made_once(f"siglip-tower-{PICTURES_VERSION}.{TOWER_VERSION}", _make)
 
 
 def features_of(model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
