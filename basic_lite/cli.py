@@ -282,17 +282,21 @@ def export(
         raise UserError("--llama-cpp and --gguf-type are for GGUF files; add --gguf")
     if not check and (samples is not None or limit is not None):
         raise UserError("--samples and --limit are for the check; leave out --no-check")
-    passed = write(
-        run,
-        out,
-        merge_into=merge_into,
-        dtype=dtype,
-        samples=(samples or 16) if check else 0,
-        limit=limit,
-        gguf=(gguf_type or "f16") if gguf else None,
-        llama_cpp=llama_cpp,
-        device=device,
-    )
+    try:
+        passed = write(
+            run,
+            out,
+            merge_into=merge_into,
+            dtype=dtype,
+            samples=(samples or 16) if check else 0,
+            limit=limit,
+            gguf=(gguf_type or "f16") if gguf else None,
+            llama_cpp=llama_cpp,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        note("stopped; nothing was written")
+        raise typer.Exit(130) from None
     if not passed:
         raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 """
 
 import copy
+import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -144,7 +145,17 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
         )
     if not place.exists():
-        raise UserError(f"{key}: there is no folder {place}; give a run folder (runs/NAME) or a bundle inside one")
+        near = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*/")], 1)
+        hint = (
+            f"did you mean {place.parent / near[0]}?"
+            if near
+            else "give a run folder (runs/NAME) or a bundle inside one"
+        )
+        raise UserError(f"{key}: there is no folder {place}; {hint}")
+    if (place / "config.json").is_file():
+        raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")
+    if runs := sorted(p.name for p in place.glob("*/") if (p / "final" / MANIFEST).is_file() or checkpoints_of(p)):
+        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(runs)}; give one of them")
     raise UserError(
         f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
         "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"

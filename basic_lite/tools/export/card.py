@@ -36,12 +36,18 @@ def model_card(
         license=next(iter(known)) if len(known) == 1 and None not in known else "other",
         tags=["llava", "basic-lite"],
     )
+    open_points = [f"{part}: {public_name(base)}" for part, base in bases.items() if licences[base] is None]
     sections = [
         f"# {name}",
+        *(
+            [f"> Before you publish this, fill in the licence above: none is stated by {', '.join(open_points)}."]
+            * bool(open_points)
+        ),
         _what(source.bundle.recipe),
         "## Models\n\n" + _rows([("part", "model", "licence"), *_models(bases, licences)]),
         "## Training\n\n" + _rows([("", ""), *_training(source)]),
-        "## Measured\n\n" + _rows([("", ""), *_measured(run, source.bundle.step, checked)]),
+        "## Measured\n\nOf the model as it was trained; what the export changes is below.\n\n"
+        + _rows([("", ""), *_measured(run, source.bundle.step, checked)]),
         "## This export\n\n" + _export(source, checked),
         "## Use\n\n" + _use(name),
     ]
@@ -97,7 +103,7 @@ def _what(recipe: Recipe) -> str:
         if basic_is_on(recipe)
         else f"without {PAPER}"
     )
-    return f"A vision-language model (LLaVA). basic-lite trained {stage} {how}."
+    return f"A vision-language model (LLaVA), trained with basic-lite: {stage} {how}."
 
 
 def _models(bases: dict[str, str], licences: dict[str, str | None]) -> list[tuple[str, ...]]:
@@ -123,12 +129,10 @@ def _training(source: Source) -> list[tuple[str, ...]]:
         ("conversation format, pictures", f"{recipe.data.template}, {recipe.data.image_fit}"),
     ]
     if basic_is_on(recipe):
+        share = isinstance(basic.layers, float)
+        layers = f"supervised layers: {basic.layers:g} of all" if share else f"{basic.layers} supervised layers"
         rows.append(
-            (
-                "BASIC",
-                f"layers {basic.layers:g}, λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}, "
-                f"target norm {basic.target_norm}",
-            )
+            ("BASIC", f"{layers}, λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}, target norm {basic.target_norm}")
         )
     return rows
 
@@ -152,7 +156,7 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
         score = curves[-1]["score"]
         rows.append(
             (
-                "premise: score of v̂ minus that of v (one run: a small difference means nothing)",
+                "BASIC's premise: by how much its target names what is seen better than the projector (one run)",
                 f"{score[-1] - score[0]:+.4f}",
             )
         )
@@ -181,6 +185,8 @@ def _export(source: Source, checked: Checked | None) -> str:
 
 def _use(name: str) -> str:
     return f"""\
+`{name}` stands for the path of this folder, or for its name on a hub (`owner/{name}`).
+
 transformers:
 
 ```python
@@ -188,7 +194,7 @@ from transformers import pipeline
 
 ask = pipeline("image-text-to-text", model="{name}")
 content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is this?"}}]
-print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False))
+print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
 ```
 
 Where torchvision is installed, transformers resizes pictures with it, a little otherwise than the training did;

@@ -1,5 +1,6 @@
 """``basic-lite export``: the folder is written, checked, described, and appears when all of that is done."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train.files import new_folder, write_json
 from basic_lite.units import MIB, dtype_name, size_text
 
-REPORT, GGUF = "export.json", "gguf"
+REPORT, CARD, GGUF = "export.json", "README.md", "gguf"
 
 
 def export(
@@ -76,20 +77,24 @@ def export(
             files = write_gguf(scratch, scratch / GGUF, kind=gguf, llama_cpp=llama_cpp, name=out.name, say=say)
         checked = None
         if chosen:
-            with counting(notes, "answers", 3 * len(chosen)) as count:
+            with counting(notes, "answers of both models", 3 * len(chosen)) as count:
                 checked = check(
                     source, scratch, chosen, limit=limit, gguf=gguf is not None, device=place, progress=count
                 )
         differences = _differences(files, checked)
         write_json(scratch / REPORT, report(source, checked, differences))
         card = model_card(source, checked, out.name, _run_folder(source), differences if files is not None else None)
-        (scratch / "README.md").write_text(card, encoding="utf-8")
+        (scratch / CARD).write_text(card, encoding="utf-8")
     for difference in differences:
         say(f"GGUF: {difference}")
     if checked is not None:
         console.print(table(checked))
     console.print(_verdict(out, checked), soft_wrap=True, markup=False)
-    return checked is None or checked.passed
+    if passed := checked is None or checked.passed:
+        say(f"model card: {out / CARD} (see to its licence before you publish)")
+        say(f"ask it:     {shlex.join(['basic-lite', 'chat', str(out)])} picture.jpg")
+        say(f"publish it: {shlex.join(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
+    return passed
 
 
 def _run_folder(source: Source) -> Path:
@@ -206,7 +211,8 @@ def _verdict(out: Path, checked: Checked | None) -> str:
         return f"exported to {out}; not checked"
     drift = checked.drift[checked.merged_into]
     if checked.passed:
-        return f"exported to {out}: passed, KL {drift.kl:.3g} ≤ {checked.limit:.3g} nats a token"
+        kl = f"KL {drift.kl:.3g} ≤ {checked.limit:.3g} nats a token"
+        return f"exported to {out}: it answers as the trained model does ({kl})"
     if checked.same_ids < checked.samples or checked.same_pixels < checked.samples:
         return f"exported to {out}: FAILED, its processor gives other inputs than training had; see {out / REPORT}"
     advice = "--merge-into quantized changes it least; " if checked.merged_into == "original" else ""

@@ -50,8 +50,8 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
         samples = [sample for record in chosen if (sample := _sample(source, record)) is not None]
     except UserError as error:
         raise UserError(
-            f"the check reads the run's data, and that fails: {str(error).rstrip('.')}. "
-            "Run this in the folder where the run was started, or leave the check out: --no-check"
+            f"the check can't read the run's data here ({str(error).rstrip('.')}). "
+            "Start this command where the run was started, or leave the check out with --no-check"
         ) from error
     if not samples:
         raise UserError("the check found no usable record in the run's data; leave it out with --no-check")

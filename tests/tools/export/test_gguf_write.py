@@ -150,7 +150,7 @@ def test_a_failure_while_writing_leaves_what_was_there(exported: Any, tmp_path: 
 
 def test_without_the_package_the_extra_is_named(exported: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("basic_lite.tools.export.gguf.write.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=re.escape('pip install "basic-lite[gguf]"')):
+    with pytest.raises(UserError, match=re.escape('pip install -e ".[gguf]"')):
         write_gguf(exported[0], tmp_path / "out", say=silent)
 
 

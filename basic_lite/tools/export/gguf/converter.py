@@ -31,14 +31,28 @@ def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template:
     Raises:
         UserError: there is no converter at that place, or it refused the model.
     """
+    _run(folder, out, llama_cpp, template, ["--outtype", kind, "--model-name", name])
+
+
+def check_converter(folder: Path, llama_cpp: Path, template: str) -> None:
+    """See that the converter takes a folder's configuration and tokenizer; its weights needn't be there yet.
+
+    Raises:
+        UserError: as `convert_text`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        _run(folder, Path(scratch) / "vocabulary.gguf", llama_cpp, template, ["--vocab-only"])
+
+
+def _run(folder: Path, out: Path, llama_cpp: Path, template: str, options: list[str]) -> None:
     script = require_converter(llama_cpp)
     with tempfile.TemporaryDirectory() as scratch:
         for file in folder.resolve().iterdir():
             (Path(scratch) / file.name).symlink_to(file)
         (Path(scratch) / "chat_template.jinja").unlink(missing_ok=True)
         (Path(scratch) / "chat_template.jinja").write_text(template, encoding="utf-8")
-        command = [sys.executable, str(script), scratch, "--outfile", str(out), "--outtype", kind]
-        done = subprocess.run([*command, "--model-name", name], capture_output=True, text=True, check=False)
+        command = [sys.executable, str(script), scratch, "--outfile", str(out), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not out.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
         raise UserError(f"llama.cpp's converter could not write the text part: {last[0].strip()}")

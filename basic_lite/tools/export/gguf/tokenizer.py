@@ -89,7 +89,7 @@ def _check_model(raw: dict[str, Any], otherwise: str) -> None:
             f"the tokenizer is a {model['type']} model, and GGUF files are written here for byte-pair encoding only "
             f"(byte-level, or SentencePiece's with byte fallback)"
             + (
-                ": llama.cpp has no word-level tokenizer at all; train with a language model that has another"
+                ": llama.cpp has no word-level tokenizer at all; leave --gguf out, or train with another language model"
                 if model["type"] == "WordLevel"
                 else f"; {otherwise}"
             )

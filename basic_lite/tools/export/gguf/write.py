@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
-from basic_lite.tools.export.gguf.converter import convert_text, require_converter
+from basic_lite.tools.export.gguf.converter import check_converter, convert_text, require_converter
 from basic_lite.tools.export.gguf.notes import notes_of
 from basic_lite.tools.export.gguf.template import Rendered, for_llama_cpp, for_ollama, modelfile
 from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields, text_notes
@@ -59,7 +59,7 @@ class _Facts:
 
 def _facts(folder: Path, kind: Kind, llama_cpp: Path | None, name: str) -> _Facts:
     if find_spec("gguf") is None:
-        raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install "basic-lite[gguf]"')
+        raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install -e ".[gguf]"')
     config = LlavaConfig.from_pretrained(folder)
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     check_vision(config, preprocessor)
@@ -81,7 +81,9 @@ def check_gguf(folder: Path, *, llama_cpp: Path | None = None) -> None:
     Raises:
         UserError: as `write_gguf`.
     """
-    _facts(folder, "f16", llama_cpp, "")
+    facts = _facts(folder, "f16", llama_cpp, "")
+    if llama_cpp is not None:
+        check_converter(folder, llama_cpp, for_llama_cpp(facts.rendered))
 
 
 def write_gguf(
