@@ -52,7 +52,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class LlamaCpp:
+class LlamaCppDrift:
     """What llama.cpp does otherwise, measured on the samples' pictures.
 
     Attributes:
@@ -97,7 +97,7 @@ class Checked:
     lm_loss: float
     lm_loss_other_image: float
     answers: list[dict[str, str]]
-    llama_cpp: LlamaCpp | None
+    llama_cpp: LlamaCppDrift | None
 
     @property
     def passed(self) -> bool:
@@ -255,7 +255,7 @@ class _Exported:
     logits: dict[MergeInto, list[Tensor]]
     without_lora: list[Tensor] | None
     answers: list[str]
-    llama_cpp: LlamaCpp | None
+    llama_cpp: LlamaCppDrift | None
 
 
 def _exported(
@@ -296,14 +296,14 @@ def _exported(
     )
 
 
-def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]) -> LlamaCpp | None:
+def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]) -> LlamaCppDrift | None:
     """None where no sample has a picture."""
     images = [open_image(image) for sample in samples for image in sample.record.images]
     if not images:
         return None
     values = torch.cat([sample.pixel_values for sample in samples if sample.pixel_values is not None])
     padded = source.bundle.recipe.data.image_fit == "pad"
-    return LlamaCpp(
+    return LlamaCppDrift(
         pixels=picture_difference(images, processor.image_processor, padded),
         projector=gelu_difference(model, values.to(model.device, _tower_dtype(model))),
     )

@@ -18,7 +18,7 @@ from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
 from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
-from basic_lite.tools.export.gguf.weights import Kind
+from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train.files import new_folder, write_json
@@ -35,7 +35,7 @@ def export(
     dtype: ExportDtype = "auto",
     samples: int = 16,
     limit: float | None = None,
-    gguf: Kind | None = None,
+    gguf: GgufType | None = None,
     llama_cpp: Path | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -55,8 +55,8 @@ def export(
         UserError: nothing was written; says why.
     """
     console = console or Console(highlight=False)
-    notes = Console(stderr=True, highlight=False)
-    say = speaker(notes)
+    terminal = Console(stderr=True, highlight=False)
+    say = speaker(terminal)
     quiet_libraries()
     out = _free_place(out)
     place = pick_device(device, "--device")
@@ -70,14 +70,14 @@ def export(
         write_settings(scratch, source)
         if gguf is not None:
             check_gguf(scratch, llama_cpp=llama_cpp)  # before an hour is spent
-        with counting(notes, "MiB written", source.size_bytes // MIB) as count:
+        with counting(terminal, "MiB written", source.size_bytes // MIB) as count:
             write_weights(scratch, source, _Megabytes(count).add)
         files = None
         if gguf is not None:
             files = write_gguf(scratch, scratch / GGUF, kind=gguf, llama_cpp=llama_cpp, name=out.name, say=say)
         checked = None
         if chosen:
-            with counting(notes, "answers of both models", 3 * len(chosen)) as count:
+            with counting(terminal, "answers of both models", 3 * len(chosen)) as count:
                 checked = check(
                     source, scratch, chosen, limit=limit, gguf=gguf is not None, device=place, progress=count
                 )
@@ -127,7 +127,7 @@ def _free_place(out: Path) -> Path:
     return place
 
 
-def _require_room(source: Source, out: Path, *, checked: bool, gguf: Kind | None) -> None:
+def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | None) -> None:
     """See that disk and memory are enough before an hour is spent."""
     needed = source.size_bytes
     if gguf is not None:

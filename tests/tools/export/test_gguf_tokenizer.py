@@ -25,8 +25,6 @@ from basic_lite.tools.export.gguf.tokenizer import (
 from tests.support.gguf import BYTE_LEVEL, byte_tokenizer, piece_tokenizer
 from tests.support.models import tiny_tokenizer
 
-OTHERWISE = "do otherwise"
-
 
 def vocabulary(folder: Path, tokenizer: Any, rows: int = 512, **changes: Any) -> Vocabulary:
     """Of a saved tokenizer; ``changes``: keys of tokenizer.json, or of its model, to other values."""
@@ -36,7 +34,7 @@ def vocabulary(folder: Path, tokenizer: Any, rows: int = 512, **changes: Any) ->
     for key, value in changes.items():
         (raw if key in raw else raw["model"])[key] = value
     path.write_text(json.dumps(raw), encoding="utf-8")
-    return vocabulary_of(folder, rows, OTHERWISE)
+    return vocabulary_of(folder, rows)
 
 
 def test_byte_level_bpe(tmp_path: Path) -> None:
@@ -88,7 +86,7 @@ def test_each_rule_has_its_name(tmp_path: Path, pre: str) -> None:
 
 def test_the_rule_of_transformers_own_qwen2() -> None:
     ours = Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])
-    assert pre_tokenizer_of(json.loads(ours.backend_tokenizer.to_str()), OTHERWISE) == "qwen2"
+    assert pre_tokenizer_of(json.loads(ours.backend_tokenizer.to_str())) == "qwen2"
 
 
 def test_phi3_drops_spaces_where_llama_cpp_can(tmp_path: Path) -> None:
@@ -96,11 +94,11 @@ def test_phi3_drops_spaces_where_llama_cpp_can(tmp_path: Path) -> None:
     user = AddedToken("<|user|>", rstrip=True, special=True, normalized=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [user]})
     tokenizer.save_pretrained(tmp_path / "a")
-    got = vocabulary_of(tmp_path / "a", 512, OTHERWISE)
+    got = vocabulary_of(tmp_path / "a", 512)
     assert not got.rstrip and any("<|user|> drop the space after" in note for note in got.notes)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]}, replace_extra_special_tokens=False)
     tokenizer.save_pretrained(tmp_path / "b")
-    got = vocabulary_of(tmp_path / "b", 512, OTHERWISE)
+    got = vocabulary_of(tmp_path / "b", 512)
     assert got.rstrip and got.notes == []
 
 
@@ -110,7 +108,7 @@ SPLIT = {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "i
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"pre_tokenizer": SPLIT}, r"in a way that GGUF files are not written for here \(x\+\); do otherwise"),
+        ({"pre_tokenizer": SPLIT}, r"in a way that GGUF files are not written for here \(x\+\); give --llama-cpp"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"ignore_merges": True}, "byte level with GPT-2's rule"),
         ({"normalizer": {"type": "Lowercase"}}, "doesn't do: normalizer .*Lowercase"),
@@ -169,7 +167,7 @@ def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
-        vocabulary_of(tmp_path, 10, OTHERWISE)
+        vocabulary_of(tmp_path, 10)
 
 
 def test_a_tokenizer_with_a_bos_token_says_so(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import tempfile
 from pathlib import Path
 
 from basic_lite.errors import UserError
-from basic_lite.tools.export.gguf.weights import Kind
+from basic_lite.tools.export.gguf.weights import GgufType
 
 _SCRIPT = "convert_hf_to_gguf.py"
+OTHERWISE = "give --llama-cpp a folder with llama.cpp's source, whose own converter then writes the text part"
+"""What mends a refusal of what isn't written here."""
 
 
 def require_converter(llama_cpp: Path) -> Path:
@@ -23,7 +25,7 @@ def require_converter(llama_cpp: Path) -> Path:
     return script
 
 
-def convert_text(folder: Path, out: Path, kind: Kind, llama_cpp: Path, template: str, name: str) -> None:
+def convert_text(folder: Path, out: Path, kind: GgufType, llama_cpp: Path, template: str, name: str) -> None:
     """Run the converter on a llava-hf folder: it takes `text_config` and leaves the vision tensors out.
 
     It gets a folder of links with another chat template, since the one for llama.cpp differs.

@@ -11,13 +11,13 @@ from torch.nn import functional
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from basic_lite.data.images import fit
-from basic_lite.tools.export.gguf.weights import Kind
+from basic_lite.tools.export.gguf.weights import GgufType
 
 _PAD_COLOUR = (122, 116, 104)
 """What llama.cpp pads pictures with for a LLaVA projector, whatever the tower."""
 
 
-def notes_of(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind) -> list[str]:
+def notes_of(config: LlavaConfig, preprocessor: dict[str, Any], kind: GgufType) -> list[str]:
     """Sentences on the pictures, the tower and the projector."""
     notes = []
     vision = config.vision_config

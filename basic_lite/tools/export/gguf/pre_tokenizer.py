@@ -8,6 +8,7 @@ The rule that cuts the text stands in tokenizer.json and is what llama.cpp's `to
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.converter import OTHERWISE
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,12 +38,11 @@ INEXACT = ("tekken", "gpt-4o")
 """Those in which llama.cpp leaves the classes of upper and lower case out and approximates them."""
 
 
-def pre_tokenizer_of(tokenizer: dict[str, Any], otherwise: str) -> str:
+def pre_tokenizer_of(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer.
 
     Args:
         tokenizer: tokenizer.json.
-        otherwise: what the user can do, for the message.
 
     Raises:
         UserError: llama.cpp has none that cuts a text this way.
@@ -55,7 +55,7 @@ def pre_tokenizer_of(tokenizer: dict[str, Any], otherwise: str) -> str:
     if name is None:
         raise UserError(
             f"the tokenizer cuts a text into words in a way that GGUF files are not written for here "
-            f"({'; '.join(rules) or 'no rule'}); {otherwise}"
+            f"({'; '.join(rules) or 'no rule'}); {OTHERWISE}"
         )
     return name
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.converter import OTHERWISE
 
 
 def rope_fields(arch: str, config: PreTrainedConfig, head_dim: int) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def rope_fields(arch: str, config: PreTrainedConfig, head_dim: int) -> dict[str,
     elif kind not in ("default", "llama3"):
         raise UserError(
             f"the language model scales its positions by {kind}, which isn't written here (default, linear, llama3, "
-            "yarn and longrope are); give --llama-cpp a folder with llama.cpp's source"
+            f"yarn and longrope are); {OTHERWISE}"
         )
     if kind in ("yarn", "longrope"):
         fields[f"{scaling}.original_context_length"] = _original_length(config, rope)

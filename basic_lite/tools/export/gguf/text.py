@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.converter import OTHERWISE
 from basic_lite.tools.export.gguf.rope import rope_fields, rope_tensors
-from basic_lite.tools.export.gguf.weights import Entry, Kind, Weights, stored_as
+from basic_lite.tools.export.gguf.weights import Entry, GgufType, Weights, stored_as
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -26,7 +27,6 @@ ARCHITECTURES = {
 """transformers' class → llama.cpp's architecture: those that are written here."""
 
 PREFIX = "language_model."
-OTHERWISE = "give --llama-cpp a folder with llama.cpp's source, whose own converter then writes the text part"
 _ACTIVATIONS = {"gemma": ("gelu_pytorch_tanh",), "gemma3": ("gelu_pytorch_tanh",)}
 _GEMMA3_PATTERN = 6  # layers from one that sees all to the next, where the file says nothing
 
@@ -120,7 +120,7 @@ def _gemma3_fields(config: PreTrainedConfig) -> dict[str, Any]:
     return fields
 
 
-def text_entries(arch: str, config: PreTrainedConfig, weights: Weights, kind: Kind) -> list[Entry]:
+def text_entries(arch: str, config: PreTrainedConfig, weights: Weights, kind: GgufType) -> list[Entry]:
     """The tensors of the file.
 
     Raises:

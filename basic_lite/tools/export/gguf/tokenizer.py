@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
+from basic_lite.tools.export.gguf.converter import OTHERWISE
 from basic_lite.tools.export.gguf.pre_tokenizer import INEXACT, pre_tokenizer_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -38,29 +39,28 @@ class Vocabulary:
     notes: list[str]
 
 
-def vocabulary_of(folder: Path, rows: int, otherwise: str) -> Vocabulary:
+def vocabulary_of(folder: Path, rows: int) -> Vocabulary:
     """Read the tokenizer of a folder.
 
     Args:
         rows: rows of the embedding table; those beyond the tokenizer are named and marked as unused.
-        otherwise: what the user can do where the tokenizer can't be written here.
 
     Raises:
         UserError: GGUF can't hold it.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise UserError(f"{folder} has no tokenizer.json, which GGUF's vocabulary is read from; {otherwise}")
+        raise UserError(f"{folder} has no tokenizer.json, which GGUF's vocabulary is read from; {OTHERWISE}")
     raw = json.loads(file.read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens and the embedding table {rows} rows; export again")
-    _check_model(raw, otherwise)
+    _check_model(raw)
     tokens, types = _tokens(raw, tokenizer, rows)
     fields: dict[str, Any] = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     lead, notes = "", _attribute_notes(tokenizer)
     if raw["model"].get("byte_fallback"):
-        scores = _scores(raw["model"], types, rows, otherwise)
+        scores = _scores(raw["model"], types, rows)
         everywhere, first = _added_spaces(tokenizer)
         lead = " " if first and not everywhere else ""
         fields |= {
@@ -72,7 +72,7 @@ def vocabulary_of(folder: Path, rows: int, otherwise: str) -> Vocabulary:
     else:
         fields |= {
             "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": pre_tokenizer_of(raw, otherwise),
+            "tokenizer.ggml.pre": pre_tokenizer_of(raw),
             "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(raw["model"])],
         }
         if fields["tokenizer.ggml.pre"] in INEXACT:
@@ -82,7 +82,7 @@ def vocabulary_of(folder: Path, rows: int, otherwise: str) -> Vocabulary:
     return Vocabulary(fields | _special_fields(folder, tokenizer), lead, _strips_right(tokenizer), notes)
 
 
-def _check_model(raw: dict[str, Any], otherwise: str) -> None:
+def _check_model(raw: dict[str, Any]) -> None:
     model = raw["model"]
     if model["type"] != "BPE":
         raise UserError(
@@ -91,7 +91,7 @@ def _check_model(raw: dict[str, Any], otherwise: str) -> None:
             + (
                 ": llama.cpp has no word-level tokenizer at all; leave --gguf out, or train with another language model"
                 if model["type"] == "WordLevel"
-                else f"; {otherwise}"
+                else f"; {OTHERWISE}"
             )
         )
     odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
@@ -108,7 +108,7 @@ def _check_model(raw: dict[str, Any], otherwise: str) -> None:
     elif normalizer not in (None, {"type": "NFC"}):
         odd.append(f"normalizer {normalizer}")
     if odd:
-        raise UserError(f"the tokenizer has what llama.cpp doesn't do: {', '.join(odd)}; {otherwise}")
+        raise UserError(f"the tokenizer has what llama.cpp doesn't do: {', '.join(odd)}; {OTHERWISE}")
 
 
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -151,7 +151,7 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _scores(model: dict[str, Any], types: list[int], rows: int, otherwise: str) -> list[float]:
+def _scores(model: dict[str, Any], types: list[int], rows: int) -> list[float]:
     """SentencePiece's scores: a token that is merged earlier has a higher one.
 
     llama.cpp merges any two neighbours whose joint text is a token. So the merges must name every way in which a
@@ -175,11 +175,11 @@ def _scores(model: dict[str, Any], types: list[int], rows: int, otherwise: str) 
                 and _plain(pair, vocabulary, types)
             ):
                 raise UserError(
-                    f"the tokenizer never merges {pair[0]!r} and {pair[1]!r}, and llama.cpp would; {otherwise}"
+                    f"the tokenizer never merges {pair[0]!r} and {pair[1]!r}, and llama.cpp would; {OTHERWISE}"
                 )
     if merges and changes != len(made) - 1:
         raise UserError(
-            f"the tokenizer's merges are not in SentencePiece's order, which llama.cpp follows; {otherwise}"
+            f"the tokenizer's merges are not in SentencePiece's order, which llama.cpp follows; {OTHERWISE}"
         )
     scores = [-1e6] * rows
     for order, text in enumerate(made):

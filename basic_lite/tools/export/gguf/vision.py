@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlavaConfig, PreTrainedConfig
 
 from basic_lite.errors import UserError
-from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, Kind, Weights, stored_as
+from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, GgufType, Weights, stored_as
 
 TOWER = "vision_tower.vision_model."
 PROJECTOR = "multi_modal_projector."
@@ -81,7 +81,7 @@ def _unlike(preprocessor: dict[str, Any], side: int) -> str | None:
     return None
 
 
-def vision_fields(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind, name: str) -> dict[str, Any]:
+def vision_fields(config: LlavaConfig, preprocessor: dict[str, Any], kind: GgufType, name: str) -> dict[str, Any]:
     """All fields of the file.
 
     Args:
@@ -117,7 +117,7 @@ def vision_fields(config: LlavaConfig, preprocessor: dict[str, Any], kind: Kind,
     return fields
 
 
-def vision_entries(config: LlavaConfig, weights: Weights, kind: Kind) -> list[Entry]:
+def vision_entries(config: LlavaConfig, weights: Weights, kind: GgufType) -> list[Entry]:
     """The tensors of the file: embeddings, the layers up to the one that is used, and the projector."""
     entries = []
     for source in weights.names(TOWER) + weights.names(PROJECTOR):
@@ -127,7 +127,7 @@ def vision_entries(config: LlavaConfig, weights: Weights, kind: Kind) -> list[En
         shape = weights.shape(source)
         shape = (shape[-1],) if name == "v.class_embd" else shape
         # Positions and pixels enter by small tensors: they stay exact.
-        stored: Kind = "f32" if "_embd" in name else stored_as("f32" if kind == "f32" else "f16", shape)
+        stored: GgufType = "f32" if "_embd" in name else stored_as("f32" if kind == "f32" else "f16", shape)
         entries.append(Entry(name, shape, stored, source, _change(name, config.text_config)))
     return entries
 

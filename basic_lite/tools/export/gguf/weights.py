@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from basic_lite.errors import UserError
 
-Kind = Literal["f32", "f16", "q8_0"]
+GgufType = Literal["f32", "f16", "q8_0"]
 
 FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}
 """llama.cpp's number for what most of a file's weights are."""
@@ -82,7 +82,7 @@ class Entry:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: GgufType
     source: str | Tensor
     change: Callable[[Tensor], Tensor] | None = None
 
@@ -98,7 +98,7 @@ class Entry:
             yield weights.whole(self.source).reshape(self.shape)
 
 
-def stored_as(kind: Kind, shape: Sequence[int]) -> Kind:
+def stored_as(kind: GgufType, shape: Sequence[int]) -> GgufType:
     """How a weight of this shape is stored in a file of this kind: norms and biases always in float32."""
     if len(shape) < 2:
         return "f32"

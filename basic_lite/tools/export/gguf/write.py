@@ -18,10 +18,10 @@ from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf.converter import check_converter, convert_text, require_converter
 from basic_lite.tools.export.gguf.notes import notes_of
 from basic_lite.tools.export.gguf.template import Rendered, for_llama_cpp, for_ollama, modelfile
-from basic_lite.tools.export.gguf.text import OTHERWISE, architecture_of, text_entries, text_fields, text_notes
+from basic_lite.tools.export.gguf.text import architecture_of, text_entries, text_fields, text_notes
 from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
 from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
-from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, Kind, Weights, write_file
+from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, GgufType, Weights, write_file
 from basic_lite.train.files import saving
 
 _SCRATCH = "gguf.part"
@@ -57,7 +57,7 @@ class _Facts:
     notes: list[str]
 
 
-def _facts(folder: Path, kind: Kind, llama_cpp: Path | None, name: str) -> _Facts:
+def _facts(folder: Path, kind: GgufType, llama_cpp: Path | None, name: str) -> _Facts:
     if find_spec("gguf") is None:
         raise UserError('GGUF files need the package gguf, which isn\'t installed; pip install -e ".[gguf]"')
     config = LlavaConfig.from_pretrained(folder)
@@ -90,7 +90,7 @@ def write_gguf(
     folder: Path,
     out: Path,
     *,
-    kind: Kind = "f16",
+    kind: GgufType = "f16",
     llama_cpp: Path | None = None,
     name: str | None = None,
     say: Callable[[str], None],
@@ -138,11 +138,11 @@ def write_gguf(
 
 
 def _text_fields(
-    folder: Path, config: LlavaConfig, rendered: Rendered, kind: Kind, name: str
+    folder: Path, config: LlavaConfig, rendered: Rendered, kind: GgufType, name: str
 ) -> tuple[dict[str, Any], list[str]]:
     text = config.text_config
     arch = architecture_of(text)
-    vocabulary = vocabulary_of(folder, int(text.vocab_size), OTHERWISE)
+    vocabulary = vocabulary_of(folder, int(text.vocab_size))
     fields = {
         "general.architecture": arch,
         "general.type": "model",
