@@ -13,9 +13,15 @@ def speaker(console: Console) -> Say:
     """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not console.is_terminal)
 
     return say
+
+
+def note(text: str) -> None:
+    """Say on stderr what is no result; on a terminal, lines break between words."""
+    if text:
+        speaker(Console(stderr=True))(text.rstrip("\n"))
 
 
 @contextmanager

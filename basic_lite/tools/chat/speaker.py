@@ -54,6 +54,6 @@ def room_for_answer(manner: Manner, used: int, limit: int | None) -> int:
     if used >= limit:
         raise UserError(
             f"the conversation has {used} tokens, pictures included, and this model reads {limit} at most; "
-            "start a new conversation (/new), with fewer pictures or shorter questions"
+            "start a new conversation with fewer pictures or shorter questions"
         )
     return min(manner.max_new_tokens, limit - used)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.arguments import picture
 from basic_lite.tools.chat.dialogue import Dialogue
@@ -20,7 +21,7 @@ with contextlib.suppress(ImportError):
 
 HELP = """\
 /image PATH   show a picture with the next question (several paths: several pictures)
-/clear, /new  start again, without history and pictures
+/clear        start again, without history and pictures
 /help         this list
 /quit         stop; so do an empty line and Ctrl-D
 Ctrl-C stops an answer that is on its way."""
@@ -41,7 +42,7 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
         note("/image PATH adds a picture, /help lists what else there is, an empty line stops")
     while line := next_line(dialogue, attended):
         try:
-            if line in ("/quit", "/exit"):
+            if line == "/quit":
                 return
             if line.startswith("/"):
                 obey(line, dialogue)
@@ -84,7 +85,7 @@ def obey(line: str, dialogue: Dialogue) -> None:
         for path in _paths(rest.strip()):
             dialogue.pictures.append(picture(path))
             note(f"{path} goes with the next question")
-    elif command in ("/clear", "/new"):
+    elif command == "/clear":
         dialogue.clear()
         note("started again")
     elif command == "/help":
@@ -135,9 +136,3 @@ def _stopped_by_interrupt(reply: Reply) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def note(text: str) -> None:
-    """Say something that is no answer."""
-    if text:
-        print(text.rstrip("\n"), file=sys.stderr, flush=True)

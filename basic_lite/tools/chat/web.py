@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from basic_lite.console import note
 from basic_lite.data.images import ImageRef
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.arguments import picture
@@ -15,7 +16,6 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.panels import panels
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.chat.terminal import note
 
 # Before gradio is imported, which reads it then: nothing is reported to anyone.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

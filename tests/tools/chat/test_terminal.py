@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.chat.dialogue import Dialogue, Message
@@ -41,7 +42,9 @@ def test_a_run_answers_one_question_or_many(
 ) -> None:
     chat(str(trained), [str(images / "1.png"), "what colour is it ?"], device="cpu")
     assert capsys.readouterr().out == "it is blue\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"what colour is it ?\n/new\n/image {images / '2.png'}\nwhat is it\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO(f"what colour is it ?\n/clear\n/image {images / '2.png'}\nwhat is it\n")
+    )
     chat(str(trained), [str(images / "1.png")], device="cpu")
     blue, green = capsys.readouterr().out.splitlines()
     assert blue == "it is blue" and "green" in green
@@ -108,3 +111,15 @@ def test_a_question_stopped_before_its_answer_is_taken_back(talk: Any, images: P
     assert "the question is taken back" in err
     assert [[m.text for m in asked] for asked in parrot.asked] == [["one"], ["two"]]
     assert len(parrot.asked[1][0].pictures) == 1  # it goes with the next question
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_notes_break_between_words(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Keyboard()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = "there is no picture :cat: [b].png; correct its path, or leave the picture out and ask about another one"
+    note(text)
+    lines = screen.getvalue().splitlines()
+    assert [word for line in lines for word in line.split()] == text.split()
+    assert len(lines) > 1 and all(len(line) <= columns for line in lines)
