@@ -21,11 +21,12 @@ from basic_lite.tools.chat.speaker import Manner, Speaker
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
-# The button that is hidden would upload the picture to a server.
+# The button that is hidden would upload the picture to a server. Warnings stand below the button of a new conversation.
 CSS = """
 #talk .icon-button-wrapper:has(> button[title="Share"]) { display: none; }
 #top { align-items: center; }
 #about { overflow-wrap: anywhere; }
+.toast-wrap { top: 5rem !important; }
 """
 NOT_OURS = (
     "Token map and attention are shown for runs and bundles of basic-lite. They need the LLM's decoder layers and the "
@@ -61,8 +62,12 @@ class Page:
             gr.Warning("Write a question; pictures alone ask nothing.")
             yield shown(dialogue.messages), gr.skip()
             return
+        dialogue.pictures, refused = readable(given["files"])
+        if refused:
+            gr.Warning(escape(" ".join(refused)))
+            yield shown(dialogue.messages), box({"text": text, "files": [_path(image) for image in dialogue.pictures]})
+            return
         try:
-            dialogue.pictures = [picture(path) for path in given["files"]]
             asked = dialogue.asked(text)
             yield shown(asked), box(answering=True)
             reply = session.reply = self.speaker.reply(asked, self.manner)
@@ -71,7 +76,7 @@ class Page:
                 said += piece
                 yield shown([*asked, Message("assistant", said)]), gr.skip()
         except UserError as error:
-            gr.Warning(escape(str(error)), duration=None)
+            gr.Warning(escape(str(error)))
             yield shown(session.dialogue.messages), box(given)
             return
         except Exception:  # a bug: gradio shows it, and the page stays usable
@@ -151,6 +156,18 @@ class Page:
         question.stop(self.stop, session, queue=False, **hidden)
         for start_again in (fresh.click, talk.clear):
             start_again(self.clear, session, [talk, question, look], queue=False, **hidden)
+
+
+def readable(paths: list[str]) -> tuple[list[ImageRef], list[str]]:
+    """The pictures among uploaded files, and what to say of each other file."""
+    pictures, refused = [], []
+    for path in paths:
+        try:
+            pictures.append(picture(path))
+        except UserError:  # its text names gradio's own folder, which tells the visitor nothing
+            name = os.path.basename(path)
+            refused.append(f"{name} isn't a picture that can be read, so it was taken out; add another.")
+    return pictures, refused
 
 
 def box(value: dict[str, Any] | None = None, *, answering: bool = False) -> Any:

@@ -136,7 +136,7 @@ def test_pictures_conversation_and_a_look_inside(
     assert browser.asked_elsewhere() == []
 
 
-def test_words_stream_and_stop(opened: Callable[..., Browser]) -> None:
+def test_words_stream_and_stop(opened: Callable[..., Browser], tmp_path: Path) -> None:
     parrot = Parrot("![](http://example.com/x.png) " + "word " * 2000, delay=0.004)
     browser = opened(parrot, WIDE)
     browser.ask("go on")
@@ -147,6 +147,18 @@ def test_words_stream_and_stop(opened: Callable[..., Browser]) -> None:
     time.sleep(0.5)
     assert browser.said() == [kept] and len(kept.split()) < 1000
     assert kept.startswith("![](http://example.com/x.png) word")  # text, not a picture from elsewhere
+    broken = tmp_path / "fake.png"
+    broken.write_text("no picture")
+    browser.ask("what ?", broken)
+    warning = browser.one(".toast-body")
+    wait(lambda: "fake.png isn't a picture that can be read" in warning.text, "warning")
+    assert str(tmp_path) not in warning.text
+    wait(lambda: not browser.all("#question .thumbnail-item"), "box without the picture")
+    assert browser.one("#question textarea").get_attribute("value") == "what ?"
+    button = browser.one("#fresh").rect
+    assert warning.rect["y"] >= button["y"] + button["height"]
+    wait(lambda: not browser.all(".toast-body"), "end of the warning", seconds=15)
+    browser.one("#question textarea").clear()
     browser.ask("refuse")
     wait(lambda: "too long" in browser.driver.page_source, "warning")
     assert browser.one("#question textarea").get_attribute("value") == "refuse"

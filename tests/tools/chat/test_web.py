@@ -58,19 +58,25 @@ def test_an_answer_grows_in_the_conversation(page: Any, session: Any, images: Pa
     assert [len(m.pictures) for m in session.dialogue.messages] == [1, 0, 0, 0]
 
 
-def test_what_is_refused_stands_in_the_box_again(page: Any, session: Any, images: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes((images / "0.png").read_bytes()[:40])
-    for text, file in (
-        ("what ?", broken),
-        ("what" + " what" * 600, images / "0.png"),
-        ("<image> <image>", images / "0.png"),
-    ):
+def test_what_is_refused_stands_in_the_box_again(page: Any, session: Any, images: Path) -> None:
+    for text, file in (("what" + " what" * 600, images / "0.png"), ("<image> <image>", images / "0.png")):
         talk, box = asked(page, session, text, file)[-1]
         assert talk == [] and box.value["text"] == text and box.submit_btn is True
     assert asked(page, session, "  ", images / "0.png")[-1][0] == []
     asked(page, session, "what colour is it ?")
     assert [len(m.pictures) for m in session.dialogue.messages] == [0, 0]
+
+
+def test_a_broken_picture_is_named_and_taken_out(page: Any, session: Any, images: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((images / "0.png").read_bytes()[:40])
+    with pytest.warns(UserWarning, match="picture") as warned:
+        talk, box = asked(page, session, "what ?", images / "1.png", broken)[-1]
+    assert [str(one.message) for one in warned] == [
+        "broken.png isn&#x27;t a picture that can be read, so it was taken out; add another."
+    ]
+    assert talk == [] and box.value["text"] == "what ?"
+    assert [Path(file["path"]).name for file in box.value["files"]] == ["1.png"]
 
 
 def test_a_bug_leaves_the_page_usable(page: Any, session: Any) -> None:
