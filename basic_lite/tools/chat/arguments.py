@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +25,28 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
     Raises:
         UserError: a picture is missing or can't be read.
     """
-    words = list(words)
-    if question is None and words and not os.path.exists(words[-1]) and not looks_like_path(words[-1]):
+    words, optional = list(words), question is None
+    if optional and words and not os.path.exists(words[-1]) and not looks_like_path(words[-1]):
         question = words.pop()
-    if question is not None and not question.strip():
+    if not all(word.strip() for word in [*words, *([] if question is None else [question])]):
         raise UserError("the question is empty; write one, or leave it out to be asked for it")
+    if optional:
+        _check_order(words, question)
     return [picture(word) for word in words], question
+
+
+def _check_order(words: list[str], question: str | None) -> None:
+    """Refuse a question without quotes, or before the pictures."""
+    stray = next((n for n, word in enumerate(words) if not os.path.exists(word) and not looks_like_path(word)), None)
+    if stray is None:
+        return
+    rest = [*words[stray:], *([] if question is None else [question])]
+    pictures = [word for word in rest if os.path.exists(word) or _PICTURE_ENDING.search(word)]
+    asked = " ".join(word for word in rest if word not in pictures)
+    if pictures:
+        order = shlex.join([*words[:stray], *pictures])
+        raise UserError(f'pictures first, then the question: {order} "{asked}"')
+    raise UserError(f'put a question of several words in quotes: "{asked}"')
 
 
 def looks_like_path(word: str) -> bool:
@@ -41,6 +58,19 @@ def looks_like_path(word: str) -> bool:
     return not re.search(r"\s", word) and (separated or bool(_ANY_ENDING.search(word)))
 
 
+def is_picture(name: str) -> bool:
+    """Whether a name ends as pictures do, or is that of a file which can be read as one."""
+    if _PICTURE_ENDING.search(name):
+        return True
+    if not os.path.isfile(os.path.expanduser(name)):
+        return False
+    try:
+        picture(name)
+    except UserError:
+        return False
+    return True
+
+
 def picture(name: str | Path) -> ImageRef:
     """The picture at a path.
 
@@ -49,7 +79,7 @@ def picture(name: str | Path) -> ImageRef:
     """
     path = Path(name).expanduser()
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
-        raise UserError(f"there is no picture {name}; correct its path (a question goes last, or after --question)")
+        raise UserError(f"there is no picture {name}; correct its path")
     image = ImageRef.of_file(path)
     try:
         check_image(image, "open")

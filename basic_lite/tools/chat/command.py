@@ -1,6 +1,7 @@
 """What ``basic-lite chat`` does: find the model, then one answer, a conversation in the terminal, or a page."""
 
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from basic_lite.console import quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
 from basic_lite.tools.answer import MAX_NEW_TOKENS
-from basic_lite.tools.chat.arguments import pictures_and_question
+from basic_lite.tools.chat.arguments import is_picture, pictures_and_question
 from basic_lite.tools.chat.dialogue import Dialogue
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker
@@ -42,6 +43,7 @@ def chat(
         UserError: no such model, a picture that can't be read, or gradio is missing.
     """
     quiet_libraries()
+    _check_model(model)
     if web:
         _check_web(words, question)
     manner = Manner(max_new_tokens, temperature)
@@ -60,6 +62,27 @@ def _check_web(words: Sequence[str], question: str | None) -> None:
         raise UserError("--web takes pictures and questions on its page; leave them out of the command")
     if importlib.util.find_spec("gradio") is None:
         raise UserError('--web needs gradio, which is not installed: pip install -e ".[web]"')
+
+
+def _check_model(model: str) -> None:
+    """Refuse the names of files: a model is a folder."""
+    place = Path(model).expanduser()
+    if place.is_dir():
+        return
+    if is_picture(model):
+        raise UserError(f"{model} is a picture; the model goes first: basic-lite chat MODEL {shlex.quote(model)}")
+    if place.suffix.lower() == ".gguf":
+        raise UserError(
+            f"{model}: GGUF files are for llama.cpp and Ollama; give the run, or the folder that it was exported to"
+        )
+    if place.is_file():
+        holders = (folder for folder in list(place.parents)[:3] if _holds_model(folder))
+        folder = next(holders, "a run folder (runs/NAME), a bundle, or an exported folder")
+        raise UserError(f"{model} is a file, and a model is a folder; give {folder}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", MANIFEST))
 
 
 def find_speaker(model: str, device: str, dtype: str) -> Speaker:
