@@ -1,6 +1,7 @@
 """Questions from the keyboard or a pipe, answers to stdout."""
 
 import contextlib
+import glob
 import os
 import shlex
 import signal
@@ -10,8 +11,8 @@ from types import FrameType
 
 from basic_lite.console import note
 from basic_lite.errors import UserError
-from basic_lite.tools.chat.arguments import picture
-from basic_lite.tools.chat.dialogue import Dialogue
+from basic_lite.tools.chat.arguments import is_picture, picture
+from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
 
@@ -20,10 +21,10 @@ with contextlib.suppress(ImportError):
     import readline  # noqa: F401
 
 HELP = """\
-/image PATH   show a picture with the next question (several paths: several pictures)
+/image PATH   show a picture with the next question (several paths, or dir/*.png: several pictures)
 /clear        start again, without history and pictures
 /help         this list
-/quit         stop; so do an empty line and Ctrl-D
+/quit         stop; so do quit, exit, an empty line and Ctrl-D
 Ctrl-C stops an answer that is on its way."""
 
 
@@ -42,8 +43,10 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
         note("/image PATH adds a picture, /help lists what else there is, an empty line stops")
     while line := next_line(dialogue, attended):
         try:
-            if line == "/quit":
+            if line.lower() in ("/quit", "quit", "exit"):
                 return
+            if _is_pictures(line):
+                raise UserError(f"that is a picture; /image {line} adds it to the next question")
             if line.startswith("/"):
                 obey(line, dialogue)
             else:
@@ -58,7 +61,7 @@ def next_line(dialogue: Dialogue, attended: bool) -> str:
     """The next line without the space around it; empty at the end."""
     if not attended:
         return sys.stdin.readline().strip()
-    count = len(dialogue.pictures)
+    count = len(pictures_of(dialogue.asked("")))
     shown = f"[{count} picture{'s' * (count != 1)}] " if count else ""
     try:
         if sys.stdout.isatty():
@@ -82,8 +85,9 @@ def obey(line: str, dialogue: Dialogue) -> None:
     """
     command, _, rest = line.partition(" ")
     if command == "/image":
-        for path in _paths(rest.strip()):
-            dialogue.pictures.append(picture(path))
+        paths = _paths(rest.strip())
+        dialogue.pictures += [picture(path) for path in paths]
+        for path in paths:
             note(f"{path} goes with the next question")
     elif command == "/clear":
         dialogue.clear()
@@ -95,20 +99,46 @@ def obey(line: str, dialogue: Dialogue) -> None:
 
 
 def _paths(text: str) -> list[str]:
-    """One path with or without quotes, or several; terminals quote what is dropped on them."""
+    """One path with or without quotes, or several, or patterns such as ``dir/*.png``.
+
+    Raises:
+        UserError: there is no path, or nothing has a pattern's form.
+    """
     if not text:
         raise UserError("/image needs the path of a picture: /image photo.jpg")
-    if os.path.exists(os.path.expanduser(text)):
-        return [text]
+    return [path for word in _words(text) for path in _matches(word)]
+
+
+def _words(line: str) -> list[str]:
+    """The line as one path if it is one, else its words; terminals quote what is dropped on them."""
+    if os.path.exists(os.path.expanduser(line)):
+        return [line]
     try:
-        return shlex.split(text)
+        return shlex.split(line)
     except ValueError:  # a quote without its partner
-        return [text]
+        return [line]
+
+
+def _matches(word: str) -> list[str]:
+    if os.path.exists(os.path.expanduser(word)) or not glob.has_magic(word):
+        return [word]
+    found = sorted(glob.glob(os.path.expanduser(word)))
+    if not found:
+        raise UserError(f"there is no picture {word}; correct the path or the pattern")
+    return found
+
+
+def _is_pictures(line: str) -> bool:
+    """Whether a line is nothing but pictures that exist: someone dropped them here."""
+    words = _words(line)
+    return all(os.path.isfile(os.path.expanduser(word)) and is_picture(word) for word in words)
 
 
 def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None:
     """Print the answer as it comes, and keep both. A question stopped before the first word is taken back."""
     asked = dialogue.asked(text)
+    if len(asked) == 1 and not asked[0].pictures:
+        note("(no picture given)")
     reply = speaker.reply(asked, manner)
     pieces: list[str] = []
     with _stopped_by_interrupt(reply):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,48 @@ def test_commands(talk: Any) -> None:
     out, err = talk(parrot, "/help", "/imge x", "/image", "/image nowhere.png", "/image 'half", "/quit", "one")
     assert out == "" and parrot.asked == []
     assert HELP in err and "no command /imge" in err and "/image needs the path" in err
-    assert "no picture nowhere.png" in err and "no picture 'half" in err
+    assert "no picture nowhere.png; correct its path\n" in err and "no picture 'half" in err
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "Quit", "/quit", ""])
+def test_words_that_end_it(talk: Any, word: str) -> None:
+    parrot = Parrot()
+    talk(parrot, word, "one")
+    assert parrot.asked == []
+
+
+def test_a_dropped_picture_is_not_asked(talk: Any, images: Path, tmp_path: Path) -> None:
+    spaced = tmp_path / "my cat.png"
+    shutil.copy(images / "0.png", spaced)
+    for line in (
+        str(images / "0.png"),
+        str(spaced),
+        f"'{spaced}'",
+        str(spaced).replace(" ", "\\ "),
+        f'"{spaced}" ' * 2,
+    ):
+        parrot = Parrot()
+        _, err = talk(parrot, line)
+        assert parrot.asked == [] and f"that is a picture; /image {line.strip()} adds it to the next question" in err
+        talk(parrot, f"/image {line}", "one")
+        assert parrot.asked[0][0].pictures[0].name in ("0.png", "my cat.png")
+    parrot = Parrot()
+    talk(parrot, f"is {spaced} red ?")
+    assert len(parrot.asked) == 1
+
+
+def test_patterns(talk: Any, images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "0.png", tmp_path / "a[1].png")
+    parrot = Parrot()
+    _, err = talk(parrot, f"/image {images}/[01].png {tmp_path}/a[1].png", f"/image {images}/*.bmp", "one")
+    assert [image.name for image in parrot.asked[0][0].pictures] == ["0.png", "1.png", "a[1].png"]
+    assert f"no picture {images}/*.bmp" in err
+
+
+def test_pictures_are_counted_and_missed(talk: Any, images: Path) -> None:
+    _, err = talk(Parrot(), "one", "/clear", f"/image {images / '0.png'}", "two", "three")
+    assert err.count("(no picture given)") == 1
+    assert err.count("[1 picture] > ") == 3  # "two", "three", and the end
 
 
 def test_an_error_ends_a_pipe_and_not_a_conversation(talk: Any) -> None:
@@ -86,7 +128,7 @@ def test_an_error_ends_a_pipe_and_not_a_conversation(talk: Any) -> None:
 
 
 def test_a_pipe_sees_answers_alone(talk: Any) -> None:
-    assert talk(Parrot(), "one", "two", keyboard=False) == ("a red circle\n" * 2, "")
+    assert talk(Parrot(), "one", "two", keyboard=False) == ("a red circle\n" * 2, "(no picture given)\n")
 
 
 def test_an_answer_that_is_cut_says_so(talk: Any) -> None:
