@@ -14,7 +14,7 @@ from basic_lite.tools.answer import asked_otherwise, chat_format, generation_opt
 from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
-from basic_lite.train.bundle import load_trained
+from basic_lite.train.bundle import MANIFEST, Bundle, load_trained
 
 
 class RunSpeaker:
@@ -29,7 +29,8 @@ class RunSpeaker:
         self.recipe = self.bundle.recipe
         self.chat = chat_format(self.recipe, self.loaded)
         self.name = str(place)
-        self.note = asked_otherwise(self.recipe, self.chat)
+        unfinished = "" if (place / MANIFEST).is_file() else unfinished_note(self.bundle)
+        self.note = "\n".join(filter(None, [unfinished, asked_otherwise(self.recipe, self.chat)]))
         self._limit = getattr(self.loaded.frontend.config.text_config, "max_position_embeddings", None)
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
@@ -59,6 +60,12 @@ class RunSpeaker:
         batch = Collator(int(self.loaded.tokenizer.pad_token_id))([sample])
         device = self.loaded.parts.embeddings.weight.device
         return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def unfinished_note(bundle: Bundle) -> str:
+    """A note for the user where the newest checkpoint of a run isn't its last; else empty."""
+    step, total = bundle.step, bundle.manifest["total_steps"]
+    return f"not finished: step {step} of {total}" if step < total else ""
 
 
 def record_of(messages: Sequence[Message]) -> Record:

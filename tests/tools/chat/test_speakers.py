@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,16 @@ def test_a_dialogue_keeps_what_was_answered(images: Path) -> None:
     assert dialogue.asked("and ?")[-1].pictures == ()
     dialogue.clear()
     assert dialogue == Dialogue()
+
+
+def test_an_unfinished_run_says_so(run_speaker: RunSpeaker, trained: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint-80"
+    shutil.copytree(trained / "final", checkpoint)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "total_steps": 350}))
+    cpu = torch.device("cpu")
+    assert RunSpeaker(checkpoint.parent, cpu).note == "not finished: step 80 of 350"
+    assert RunSpeaker(checkpoint, cpu).note == run_speaker.note == ""
 
 
 @pytest.mark.parametrize(
