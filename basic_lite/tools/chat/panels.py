@@ -18,7 +18,7 @@ _COLOURS = ("230,159,0", "86,180,233", "0,158,115", "240,228,66", "0,114,178", "
 _SIDE_PIXELS = 336
 
 STYLE = """
-.inside { display: flex; flex-wrap: wrap; gap: 1rem 1.25rem; margin-bottom: 1.25rem; }
+.inside { display: flex; flex-wrap: wrap; gap: 1rem 1.25rem; margin: .5rem 0 1.25rem; }
 .inside figure { flex: 1 1 250px; max-width: 440px; margin: 0; }
 .inside figcaption { font-size: .85rem; line-height: 1.4; margin-top: .4rem; }
 .inside .key { display: inline-block; white-space: nowrap; margin-right: .8em; }
@@ -38,38 +38,47 @@ STYLE = """
 
 
 def panels(found: Sequence[Inside], layers: int) -> str:
-    """The panels of all pictures, newest first.
+    """The panels of all pictures, newest first and alone unfolded.
 
     Args:
         layers: K, the layers that make v̂ and whose attention is shown.
     """
-    shown = [_picture(one, layers, f"picture {n}" if len(found) > 1 else "") for n, one in enumerate(found, start=1)]
+    strongest = max((a for one in found for a in one.attention), default=0.0)
+    shown = [_picture(one, layers, strongest) for one in found]
+    if len(shown) > 1:
+        last = len(shown)
+        shown = [_folded(f"picture {n}", html, unfolded=n == last) for n, html in enumerate(shown, start=1)]
     return f"<style>{STYLE}</style>" + "".join(reversed(shown))
 
 
-def _picture(one: Inside, layers: int, title: str) -> str:
+def _folded(title: str, html: str, *, unfolded: bool) -> str:
+    return f"<details{' open' if unfolded else ''}><summary>{title}</summary>{html}</details>"
+
+
+def _picture(one: Inside, layers: int, strongest: float) -> str:
     common = Counter([*one.words, *one.target_words]).most_common(len(_COLOURS))
     # A word that is read needs no colour, and `red` in blue misleads.
     words_fit = one.side <= MOST_WITH_WORDS
     colours = {} if words_fit else {word: rgb for (word, _), rgb in zip(common, _COLOURS, strict=False)}
     figures = [
-        _attention(one, layers),
+        _attention(one, layers, strongest),
         _words(one, one.words, colours, "Nearest words of v", "what the projector gives the LLM"),
         _words(one, one.target_words, colours, "Nearest words of v̂", f"what layers 1 to {layers} have made of it"),
     ]
-    heading = f"<h4>{title}</h4>" if title else ""
-    return f'{heading}<div class="inside">{"".join(figures)}</div>'
+    return f'<div class="inside">{"".join(figures)}</div>'
 
 
-def _attention(one: Inside, layers: int) -> str:
-    most, mass = max(one.attention) or 1.0, one.mass or 1.0
+def _attention(one: Inside, layers: int, strongest: float) -> str:
+    """The heat has one scale for all pictures, on which ``strongest`` is the hottest."""
+    mass, hottest = one.mass or 1.0, strongest or 1.0
     cells = [
-        _cell(one, n, f"rgba(255,90,0,{0.85 * a / most:.2f})", f"{a / mass:.1%} (a = {a:.4f})")
+        _cell(one, n, f"rgba(255,90,0,{0.85 * a / hottest:.2f})", f"{a / mass:.1%} (a = {a:.4f})")
         for n, a in enumerate(one.attention)
     ]
     caption = (
         f"<strong>Attention a</strong>: what the answer’s words pay to each patch, mean over layers 1 to {layers}. "
-        f"The whole picture has {one.mass:.0%} of their attention; the strongest patch has {most / mass:.0%} of that."
+        f"The whole picture has {one.mass:.0%} of their attention; the strongest patch has "
+        f"{max(one.attention) / mass:.0%} of that."
     )
     return _figure(one, cells, caption, grey=True)
 

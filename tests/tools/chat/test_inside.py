@@ -101,8 +101,16 @@ def test_panels_have_every_patch_and_print_words_that_fit(side: int, printed: bo
 def test_panels_of_several_pictures_are_numbered() -> None:
     html = panels([inside(2, ["dog"]), inside(2, ["cat"])], 1)
     assert html.index("picture 2") < html.index("cat") < html.index("picture 1") < html.index("dog")
+    assert html.index("<details open><summary>picture 2") < html.index("<details><summary>picture 1")
+    assert "<details" not in panels([inside(2, ["dog"])], 1)
     dark = Inside(Image.new("RGB", (4, 4)), 1, ["a"], ["b"], [0.0])
     assert "0.0% (a = 0.0000)" in panels([dark], 1)
+
+
+def test_attention_has_one_scale_over_all_pictures() -> None:
+    strong, weak = (Inside(Image.new("RGB", (4, 4)), 1, ["a"], ["b"], [a]) for a in (0.4, 0.1))
+    heat = re.findall(r"rgba\(255,90,0,([\d.]+)\)", panels([strong, weak], 1))
+    assert heat == ["0.21", "0.85"]  # newest first
 
 
 def test_words_without_text_have_their_name(run_speaker: RunSpeaker) -> None:
