@@ -217,18 +217,22 @@ def chat(
         raise UserError("--port and --no-browser are for the page; add --web")
     from basic_lite.tools.chat.command import chat as converse
 
-    converse(
-        model,
-        words or [],
-        question=question,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        device=device,
-        dtype=dtype,
-        web=web,
-        port=port,
-        browser=not no_browser,
-    )
+    try:
+        converse(
+            model,
+            words or [],
+            question=question,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            device=device,
+            dtype=dtype,
+            web=web,
+            port=port,
+            browser=not no_browser,
+        )
+    except KeyboardInterrupt:  # typer would end without a word
+        note("stopped")
+        raise typer.Exit(130) from None
 
 
 @app.command()

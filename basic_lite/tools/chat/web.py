@@ -1,6 +1,7 @@
 """The page of ``basic-lite chat --web``: pictures, conversation, and for a run of ours a look inside the answer."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
@@ -118,8 +119,8 @@ class Page:
         with gr.Blocks(title="basic-lite", analytics_enabled=False) as blocks:
             session = gr.State(Session())
             with gr.Row(elem_id="top"):
-                about = f"<strong>{escape(self.speaker.name)}</strong><br>{escape(self.speaker.note)}"
-                gr.HTML(about, scale=1, min_width=220, elem_id="about")
+                about = [f"<strong>{escape(self.speaker.name)}</strong>", *escape(self.speaker.note).splitlines()]
+                gr.HTML("<br>".join(about), scale=1, min_width=220, elem_id="about")
                 fresh = gr.Button("New conversation", size="sm", scale=0, min_width=160, elem_id="fresh")
             # Not as markdown: what a model writes must not fetch pictures from anywhere.
             talk = gr.Chatbot(
@@ -200,7 +201,12 @@ def serve(speaker: Speaker, manner: Manner, *, port: int | None, browser: bool) 
     note(speaker.note)
     blocks, address = launch(Page(speaker, manner), port, browser)
     note(f"the page is at {address} (Ctrl-C stops)")
-    blocks.block_thread()
+    try:
+        # gradio's own ``block_thread`` swallows Ctrl-C.
+        while blocks.is_running:
+            time.sleep(0.1)
+    finally:
+        blocks.close(verbose=False)
 
 
 def launch(page: Page, port: int | None, browser: bool) -> tuple[gr.Blocks, str]:
@@ -226,5 +232,8 @@ def launch(page: Page, port: int | None, browser: bool) -> tuple[gr.Blocks, str]
             css=CSS,
         )
     except OSError as error:
-        raise UserError(f"the page can't be opened: {error}; choose another --port") from error
+        if port is None:
+            raise UserError(f"the page can't be opened: {error}; choose a port with --port") from error
+        reason = "is in use" if port >= 1024 else "is in use, or only the administrator may open it"
+        raise UserError(f"port {port} {reason}; choose another --port, or leave it out") from error
     return blocks, address

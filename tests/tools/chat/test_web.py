@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from basic_lite.cli import _status
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.chat.of_folder import FolderSpeaker
@@ -140,7 +144,24 @@ def test_the_page_is_private(page: Any) -> None:
         assert address.startswith("http://127.0.0.1:") and blocks.share_url is None
         assert not blocks.analytics_enabled and not blocks.allowed_paths and blocks.theme._stylesheets == []
         port = int(address.rstrip("/").rpartition(":")[2])
-        with pytest.raises(UserError, match="choose another --port"):
+        with pytest.raises(UserError, match=f"port {port} is in use; choose another --port, or leave it out"):
             launch(page, port, browser=False)
     finally:
         blocks.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal's Ctrl-C is POSIX's SIGINT")
+def test_control_c_ends_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio (the extra `web`) is not installed")
+    from basic_lite.tools.chat import command
+    from basic_lite.tools.chat.web import serve
+
+    def served(*_args: Any, **_options: Any) -> None:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        serve(Parrot(), Manner(), port=None, browser=False)
+
+    monkeypatch.setattr(command, "chat", served)
+    assert _status(["chat", "runs/any", "--web"]) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and re.fullmatch(r"the page is at http://127.0.0.1:\d+/ \(Ctrl-C stops\)\nstopped\n", err)
