@@ -153,15 +153,22 @@ def test_the_page_is_private(page: Any) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal's Ctrl-C is POSIX's SIGINT")
 def test_control_c_ends_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio (the extra `web`) is not installed")
-    from basic_lite.tools.chat import command
-    from basic_lite.tools.chat.web import serve
+    from basic_lite.tools.chat import command, web
 
-    def served(*_args: Any, **_options: Any) -> None:
-        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        serve(Parrot(), Manner(), port=None, browser=False)
+    launch = web.launch
 
-    monkeypatch.setattr(command, "chat", served)
-    assert _status(["chat", "runs/any", "--web"]) == 130
+    def launched(*given: Any) -> Any:
+        page = launch(*given)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return page
+
+    monkeypatch.setattr(web, "launch", launched)
+    monkeypatch.setattr(command, "chat", lambda *_, **__: web.serve(Parrot(), Manner(), port=None, browser=False))
+    # Where tests run in the background, Python finds Ctrl-C ignored and leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert _status(["chat", "runs/any", "--web"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     out, err = capsys.readouterr()
     assert out == "" and re.fullmatch(r"the page is at http://127.0.0.1:\d+/ \(Ctrl-C stops\)\nstopped\n", err)
