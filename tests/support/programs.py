@@ -42,8 +42,8 @@ def llama_cpp_answers(files: Path, prompts: Sequence[Prompt]) -> list[Answer]:
 
 def transformers_answers(folder: Path, prompts: Sequence[Prompt], scratch: Path) -> list[Answer]:
     """Plain transformers, where basic-lite can't be imported; an assertion holds that."""
-    own = [str(ROOT), str(ROOT / "kernels")]
-    paths = [path for path in sys.path if path and path not in own]
+    packages = ("basic_lite", "basic_lite_kernels")
+    paths = [path for path in sys.path if path and not any((Path(path) / name).is_dir() for name in packages)]
     # -I: nothing from this folder or from PYTHONPATH; -S: no .pth file, as an editable install leaves one.
     command = [sys.executable, "-I", "-S", str(SCRIPT)]
     answers, facts = run_script(command, folder, prompts, scratch / "transformers", paths)
