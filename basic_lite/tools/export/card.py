@@ -131,9 +131,8 @@ def _training(source: Source) -> list[tuple[str, ...]]:
     if basic_is_on(recipe):
         share = isinstance(basic.layers, float)
         layers = f"supervised layers: {basic.layers:g} of all" if share else f"{basic.layers} supervised layers"
-        rows.append(
-            ("BASIC", f"{layers}, λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}, target norm {basic.target_norm}")
-        )
+        weights = f"λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}"
+        rows.append(("BASIC", f"{layers}, {weights}, target norm {basic.target_norm}, no gate"))
     return rows
 
 
