@@ -147,7 +147,7 @@ def _around_system(rendered: Rendered) -> tuple[str | None, str]:
         text = rendered.text(("system", _SYSTEM), ("user", _ASKED))
         opening, rest = _parts(text, _SYSTEM)
         return opening, _parts(rest, _ASKED)[0]
-    except Exception:
+    except Exception:  # many templates refuse a system turn, each in its own way
         return None, ""
 
 
