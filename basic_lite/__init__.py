@@ -5,7 +5,9 @@ Importing the package is light on purpose: ``basic-lite --help`` must answer at 
 
 import logging
 
+from basic_lite.version import __version__
+
+__all__ = ["__version__"]
+
 # bitsandbytes 0.50 warns at import, on CPUs with AVX512-BF16, that an optional inference kernel isn't installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-__version__ = "0.2.0"

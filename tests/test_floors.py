@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the top. A module may import from its own floor and from those below it.
 FLOORS = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "__init__"),
+    ("commands",),
     ("demo", "tools"),
     ("run",),
     ("rehearsal",),
@@ -19,7 +20,7 @@ FLOORS = (
     ("data",),
     ("model",),
     ("recipe",),
-    ("kernels", "errors", "units", "console", "__init__"),
+    ("kernels", "errors", "units", "console", "version"),
 )
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Training runs from the command line, the demo and the tests alone; a tool works on what a run needs or has left.

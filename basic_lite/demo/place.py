@@ -18,8 +18,8 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.run import train
-from basic_lite.tools.answer import answer, chat_format
 from basic_lite.tools.evaluate import evaluate
+from basic_lite.train.answer import answer, chat_format
 from basic_lite.train.bundle import MANIFEST, sha256
 from basic_lite.train.files import write_json
 from basic_lite.train.run_folder import differences

@@ -18,7 +18,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, SourceSection, Template
-from basic_lite.tools.answer import answer, asked_otherwise, chat_format
+from basic_lite.train.answer import answer, asked_otherwise, chat_format
 from basic_lite.train.bundle import load_trained
 from basic_lite.train.files import write_json
 

@@ -24,13 +24,13 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import LlavaConfig, PreTrainedTokenizerBase
 
-from basic_lite import __version__
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_parameters
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.train.files import read_tensors, save_tensors, sha256, write_json
+from basic_lite.version import __version__
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,10 +16,10 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
-from basic_lite.tools.answer import answer, chat_format
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
+from basic_lite.train.answer import answer, chat_format
 from basic_lite.train.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
 

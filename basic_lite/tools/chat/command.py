@@ -8,13 +8,13 @@ from pathlib import Path
 from basic_lite.console import quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
-from basic_lite.tools.answer import MAX_NEW_TOKENS
 from basic_lite.tools.chat.arguments import is_picture, pictures_and_question
 from basic_lite.tools.chat.dialogue import Dialogue
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
+from basic_lite.train.answer import MAX_NEW_TOKENS
 from basic_lite.train.bundle import MANIFEST, find_bundle
 
 

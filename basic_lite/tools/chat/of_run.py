@@ -10,10 +10,10 @@ from basic_lite.data.images import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.errors import UserError
-from basic_lite.tools.answer import asked_otherwise, chat_format, generation_options
 from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
+from basic_lite.train.answer import asked_otherwise, chat_format, generation_options
 from basic_lite.train.bundle import MANIFEST, Bundle, load_trained
 
 

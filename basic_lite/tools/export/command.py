@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from basic_lite import __version__
 from basic_lite.console import counting, quiet_libraries, speaker
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
@@ -23,6 +22,7 @@ from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train.files import new_folder, write_json
 from basic_lite.units import MIB, dtype_name, size_text
+from basic_lite.version import __version__
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"
 

@@ -16,8 +16,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from basic_lite.data.chat import ChatFormat
 from basic_lite.model.frontend import Frontend, input_side, resampling
 from basic_lite.recipe.schema import ImageFit
-from basic_lite.tools.answer import MAX_NEW_TOKENS
 from basic_lite.tools.export.template import chat_template
+from basic_lite.train.answer import MAX_NEW_TOKENS
 from basic_lite.train.files import write_json
 from basic_lite.units import dtype_name
 

@@ -16,13 +16,13 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_image_processor
 from basic_lite.recipe.schema import SourceSection
-from basic_lite.tools.answer import answer
 from basic_lite.tools.chat.arguments import picture
 from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker, record_of
 from basic_lite.tools.chat.speaker import Manner
+from basic_lite.train.answer import answer
 from tests.support.models import tiny_tokenizer, write_llava
 
 SHORT = Manner(max_new_tokens=8)

@@ -1,0 +1,1 @@
+"""The commands of ``basic-lite``: each a few lines that call the code that does the work."""

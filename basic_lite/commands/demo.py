@@ -1,0 +1,36 @@
+"""``demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from basic_lite.commands.common import note
+from basic_lite.errors import Interrupted
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo's world and runs.")] = Path("runs", "demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world, the weights and the order.")] = 0,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long)."
+        ),
+    ] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
+) -> None:
+    """Run both stages and an evaluation on a tiny world.
+
+    Needs no GPU and no download, and takes a few minutes on two CPU cores.
+    """
+    from basic_lite.demo.run import demo as run_demo
+
+    try:
+        run_demo(out, seed=seed, rebuild=rebuild, ablate=ablate, seeds=seeds)
+    except Interrupted:
+        note("stopped; run the same command to continue")
+        raise typer.Exit(130) from None

@@ -1,0 +1,93 @@
+"""``train``, ``estimate`` and ``keys``."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from basic_lite.commands.common import Overrides, RecipeName, note
+from basic_lite.errors import Interrupted, UserError
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEP", help="With --resume: from this step's checkpoint, not the newest."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, model configs and data, show the plan, and stop.")
+    ] = False,
+) -> None:
+    """Train one stage as a recipe says."""
+    from basic_lite.recipe import find_recipe, load_recipe
+
+    overrides = overrides or []
+    if checkpoint is not None and not resume:
+        raise UserError("--checkpoint chooses the checkpoint for --resume; add --resume")
+    loaded = load_recipe(recipe, overrides)
+    if not Path(recipe).is_file():
+        note(f"using the shipped recipe {find_recipe(recipe)}")
+    if dry_run:
+        if resume:
+            raise UserError("--dry-run starts nothing, so there is nothing to --resume; leave one of the two out")
+        from basic_lite.tools.dry_run import dry_run as show_plan
+
+        show_plan(loaded)
+        return
+    from basic_lite.run import train as train_recipe
+
+    try:
+        train_recipe(loaded, resume=resume, checkpoint=checkpoint)
+    except Interrupted as stopped:
+        # A launcher's processes all come here, and the first one speaks.
+        if os.environ.get("RANK", "0") == "0":
+            again = shlex.join([*_command(), "train", recipe, *overrides, "--resume"])
+            note(f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped))
+        raise typer.Exit(130) from None
+
+
+def estimate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu: Annotated[float, typer.Option(help="Memory of the card in GiB, as nvidia-smi shows it free.")] = 24.0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
+    ] = False,
+) -> None:
+    """Say how much memory a recipe needs, whether a card has that much, and what to change.
+
+    Rehearses the training step from the models' configurations alone, without a GPU, in 10 to 20 s for 7B.
+    The exit status is 0 whether it fits or not.
+    """
+    from basic_lite.recipe import load_recipe
+    from basic_lite.tools.estimate import estimate as rehearse_and_show
+
+    rehearse_and_show(load_recipe(recipe, overrides or []), gpu_gib=gpu, measure=measure)
+
+
+def keys(
+    prefix: Annotated[str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)] = "",
+) -> None:
+    """List every recipe key: type, default, what it does."""
+    from basic_lite.recipe import describe_keys, nearest_key
+
+    rows = describe_keys(prefix)
+    if not rows:
+        meant, _ = nearest_key(tuple(prefix.split(".")))
+        raise UserError(f"there is no recipe key or section {prefix!r}; the nearest is {meant!r}")
+    for row in rows:
+        default = row.default if row.default == "required" else f"default {row.default}"
+        print(f"{row.name}  ({row.type}; {default})\n    {row.doc}")
+
+
+def _command() -> list[str]:
+    """How this program was started: alone, or by a launcher in several processes."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
+        return ["basic-lite"]
+    return ["accelerate", "launch", "--multi_gpu", "--num_processes", count, "-m", "basic_lite"]
