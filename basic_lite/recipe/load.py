@@ -21,6 +21,8 @@ from basic_lite.recipe.problems import KeyPath, Place, plain
 from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply ``key.path=value`` overrides, and check everything.
@@ -44,7 +46,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
         count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
         raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
-    return Recipe.model_validate(checked)
+    return _with_packaged_models(Recipe.model_validate(checked))
+
+
+def _with_packaged_models(recipe: Recipe) -> Recipe:
+    """The demo's models come with the package; their paths in a recipe hold wherever the command is run."""
+    own = {
+        key: str(_PACKAGE.parent / name)
+        for key in ("vision", "llm")
+        if (name := getattr(recipe.model, key) or "").startswith(f"{_PACKAGE.name}/") and not Path(name).exists()
+    }
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)}) if own else recipe
 
 
 def _read_text(path: Path) -> str:
@@ -169,7 +181,7 @@ def find_recipe(path: str | Path) -> Path:
 
 def shipped_recipes() -> list[Path]:
     """The recipe files of the package: beside it in a source tree, in ``share`` when installed."""
-    beside = Path(__file__).resolve().parents[2] / "recipes"
+    beside = _PACKAGE.parent / "recipes"
     if (beside.parent / "pyproject.toml").is_file():
         return sorted(beside.glob("*.yaml"))
     try:
