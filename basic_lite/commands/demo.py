@@ -22,11 +22,21 @@ def demo(
         bool, typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Only write this new folder: 50 pictures and captions.csv, to try `basic-lite data` with."),
+    ] = None,
 ) -> None:
     """Run both stages and an evaluation on a tiny world.
 
     Needs no GPU and no download, and takes a few minutes on two CPU cores.
     """
+    if photos is not None:
+        from basic_lite.demo.photos import write_photos
+
+        write_photos(photos, seed)
+        print(f"50 pictures and captions.csv are in {photos}; next: basic-lite data {photos} --recipe demo_photos")
+        return
     from basic_lite.demo.run import demo as run_demo
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import re
@@ -161,3 +162,17 @@ def check_its_export(demo: Path, scratch: Path, score: float) -> None:
     right = sum(normalise(one.text) == normalise(other) for one, other in zip(answers, references, strict=True))
     assert abs(right - score * len(records)) <= 2, right
     assert seconds <= 20
+
+
+def test_photos_to_try_the_data_command_with(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--photos", str(folder)])
+    assert not stopped.value.code
+    with (folder / "captions.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 50 == len(list(folder.glob("*.png"))) and all(row["caption"] for row in rows)
+    assert all((folder / row["image"]).is_file() for row in rows)
+    with pytest.raises(SystemExit) as refused:
+        main(["demo", "--photos", str(folder)])
+    assert refused.value.code == 2

@@ -104,7 +104,7 @@ def test_shipped_recipe_is_valid_and_opens_with_its_commands(name: str, tmp_path
     assert header is not None
     assert f"basic-lite train recipes/{name}.yaml" in header.group(0)
     if name.startswith("demo"):
-        assert "#   basic-lite demo\n" in header.group(0)
+        assert "#   basic-lite demo" in header.group(0)
     else:
         assert recipe.name == name
         for weights in filter(None, (recipe.model.base, recipe.model.vision, recipe.model.llm)):
