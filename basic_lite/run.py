@@ -19,12 +19,13 @@ from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.train.assembly import load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
-from basic_lite.train.files import saving, write_json
+from basic_lite.train.files import saving
 from basic_lite.train.log import trackers_of
 from basic_lite.train.loop import Loop, Run
 from basic_lite.train.processes import Processes, connect, take_device
 from basic_lite.train.recovery import memory_needed
 from basic_lite.train.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
+from basic_lite.train.start import find_origin, resolve_start
 from basic_lite_kernels.operations import KernelUnavailable
 
 
@@ -39,13 +40,19 @@ class RunResult:
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, checkpoint: int | None = None, console: Console | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    checkpoint: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
 ) -> RunResult:
     """Run one stage.
 
     Args:
         resume: continue the run in the recipe's folder.
         checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
+        overwrite: replace the run in the recipe's folder, once this one has passed its checks. Not with ``resume``.
 
     Raises:
         UserError: anything the user can fix, before step 0 wherever that is possible.
@@ -60,9 +67,13 @@ def train(
         say(f"{processes.count} processes share each step's micro-batches")
     quiet_libraries()
 
+    # A recipe that goes on from another run (model.start) gets its models' names from there.
+    with processes.together():
+        recipe = resolve_start(recipe, resume=resume)
+
     with ExitStack() as stack, _explained(recipe, device):
         # The run folder: nothing is loaded for a run that can't be written.
-        folder = _open_folder(recipe, resume, checkpoint, processes, stack)
+        folder = _open_folder(recipe, processes, stack, resume=resume, step=checkpoint, overwrite=overwrite)
         if folder.finished:
             say(f"{folder.path} is finished; its bundle is {folder.final}")
             return RunResult(folder.path, folder.final, open_bundle(folder.final).step, [])
@@ -74,26 +85,28 @@ def train(
             torch.set_num_threads(recipe.training.threads)
         set_seed(recipe.seed)
         with processes.together():
-            frontend, data = preflight(recipe, device, say, shown=processes.is_main)
+            origin = find_origin(recipe) if folder.checkpoint is None else None  # a checkpoint has all weights
+            frontend, data = preflight(recipe, device, say, origin=origin, shown=processes.is_main)
             require_same_data(folder, data.report.fingerprint)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
-            loaded = load_for_training(recipe, device, frontend, say)
+            loaded = load_for_training(recipe, device, frontend, say, origin=origin)
             table = audit(loaded.parts)
             console.print(render(table))
             check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # BASIC's taps, and the loop around them.
-        with processes.together(), saving(folder.path, "Make room, or change output"):
-            if processes.is_main:
-                for moved in folder.begin(recipe):
-                    say(f"set aside, since its steps are made again: {moved}")
-                write_json(folder.path / "parts.json", [vars(part) for part in table])
-                write_json(folder.path / "data.json", data.summary())
         with processes.together():
             supervision = supervise(recipe, loaded, say)
-            loop = Loop(Run(recipe, loaded, data, supervision, folder, processes, device, console))
+            started_from = origin.record() if origin is not None else folder.started_from
+            loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console))
+
+        # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
+        with processes.together(), saving(folder.path, "Make room, or change output"):
+            if processes.is_main:
+                for moved in folder.begin(recipe, table, data.summary()):
+                    say(f"set aside, since its steps are made again: {moved}")
         history = loop.train()
 
         steps = loop.schedule.steps
@@ -101,19 +114,17 @@ def train(
         return RunResult(folder.path, folder.final, steps, history)
 
 
-def _open_folder(
-    recipe: Recipe, resume: bool, checkpoint: int | None, processes: Processes, stack: ExitStack
-) -> RunFolder:
+def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: Any) -> RunFolder:
     """Open the run folder. The main process makes it, checks it, and locks it until ``stack`` closes."""
     folder = None
     with processes.together():
         if processes.is_main:
-            look_at_run_folder(recipe, resume=resume, step=checkpoint)
+            look_at_run_folder(recipe, **how)
             path = Path(recipe.output) / recipe.name
             require_writable(path)
             stack.callback(_remove_if_empty, path)
             stack.enter_context(locked(path))
-            folder = look_at_run_folder(recipe, resume=resume, step=checkpoint)  # it may have changed until locked
+            folder = look_at_run_folder(recipe, **how)  # it may have changed until locked
     return processes.from_main(folder)
 
 

@@ -19,6 +19,9 @@ def train(
         int | None,
         typer.Option(min=1, metavar="STEP", help="With --resume: from this step's checkpoint, not the newest."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the folder, once this one has passed its checks.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, model configs and data, show the plan, and stop.")
     ] = False,
@@ -37,12 +40,12 @@ def train(
             raise UserError("--dry-run starts nothing, so there is nothing to --resume; leave one of the two out")
         from basic_lite.tools.dry_run import dry_run as show_plan
 
-        show_plan(loaded)
+        show_plan(loaded, overwrite=overwrite)
         return
     from basic_lite.run import train as train_recipe
 
     try:
-        train_recipe(loaded, resume=resume, checkpoint=checkpoint)
+        train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite)
     except Interrupted as stopped:
         # A launcher's processes all come here, and the first one speaks.
         if os.environ.get("RANK", "0") == "0":

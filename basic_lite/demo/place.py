@@ -20,8 +20,8 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.bundle import MANIFEST, sha256
-from basic_lite.train.files import write_json
+from basic_lite.train.files import sha256, write_json
+from basic_lite.train.places import MANIFEST
 from basic_lite.train.run_folder import differences
 
 EVAL_BATCH = 64

@@ -77,13 +77,17 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
 
 def _models(v: Values) -> Iterator[Finding]:
     given = [key for key in ("model.base", "model.vision", "model.llm") if v[key] is not None]
-    if not given:
-        what = "give model.vision and model.llm (a new composition), or model.base (a llava-hf checkpoint)"
+    named_by_start = v["model.start"] is not None  # whatever is missing is that run's
+    if not given and not named_by_start:
+        what = (
+            "give model.vision and model.llm (a new composition), model.base (a llava-hf checkpoint), "
+            "or model.start (a run to go on from)"
+        )
         yield ["model"], f"no model is named; {what}"
-    elif given[0] == "model.base" and len(given) > 1:
+    elif given[:1] == ["model.base"] and len(given) > 1:
         what = " and ".join(given[1:])
         yield given, f"model.base opens a whole checkpoint, so {what} can't be given too; remove model.base or {what}"
-    elif given in (["model.vision"], ["model.llm"]):
+    elif given in (["model.vision"], ["model.llm"]) and not named_by_start:
         missing = "model.llm" if given == ["model.vision"] else "model.vision"
         what = f"{given[0]} alone makes no model: a vision encoder and an LLM are put together; add {missing}"
         yield [given[0], missing], what
@@ -116,6 +120,25 @@ def _projector_is_another_run(v: Values) -> Iterator[Finding]:
             ["model.projector", "name"],
             f"the projector would be read from {own}, the folder this run itself writes; "
             "name stage 1's run folder, or change `name`",
+        )
+
+
+def _start_is_another_run(v: Values) -> Iterator[Finding]:
+    start = v["model.start"]
+    if start is None:
+        return
+    if v["model.projector"] is not None:
+        yield (
+            ["model.start", "model.projector"],
+            "model.start takes its run's projector too, so model.projector can't be given beside it; "
+            "remove model.projector (on the command line: model.projector=null)",
+        )
+    own = Path(v["output"]) / v["name"]
+    if Path(os.path.realpath(start)).is_relative_to(os.path.realpath(own)):
+        yield (
+            ["model.start", "name"],
+            f"the run would start from {start} and be written to the same folder, {own}; "
+            "give the new run a name of its own: name=…",
         )
 
 
@@ -212,6 +235,7 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     _models,
     _image_token,
     _projector_is_another_run,
+    _start_is_another_run,
     source_findings,
     _lora_targets,
     _layers,

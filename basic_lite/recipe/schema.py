@@ -26,13 +26,18 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which models are put together. Either ``base`` or both ``vision`` and ``llm``."""
+    """Which models are put together. Either ``base`` or both ``vision`` and ``llm``; ``start`` brings its run's own."""
 
     base: str | None = Field(None, description="An existing llava-hf checkpoint (hub name or folder) to open.")
     vision: str | None = Field(None, description="Vision encoder, CLIP or SigLIP (hub name or folder).")
     llm: str | None = Field(None, description="Causal language model (hub name or folder).")
     projector: str | None = Field(
         None, description="Run folder or bundle whose projector is taken (stage 1's); none: a fresh projector."
+    )
+    start: str | None = Field(
+        None,
+        description="Run folder or bundle to go on from in a new run: its projector, its LoRA and its models, which "
+        "need not be named then. Optimizer and learning rates begin anew, with their warm-up; none: no earlier run.",
     )
     image_token: str = Field(
         "<image>", description="The placeholder token; added to the tokenizer of a fresh composition."

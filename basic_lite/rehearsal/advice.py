@@ -12,6 +12,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
+from basic_lite.train.start import rank_is_fixed
 from basic_lite.units import GIB
 
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
@@ -83,11 +84,11 @@ def advise(
     before = first.needed_bytes
     if first.shape.samples > 1:
         shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
-        recipe = _with(recipe, {"training.micro_batch": 1})
+        recipe = changed_recipe(recipe, {"training.micro_batch": 1})
         before = ((seen or {}).get(1) or rehearser.rehearse(shape)).needed_bytes
         yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
-    for change, cost in _changes(recipe, rehearser.frontend.tokens_per_image):
-        changed = _with(recipe, change)
+    for change, cost in possible_changes(recipe, rehearser.frontend.tokens_per_image):
+        changed = changed_recipe(recipe, change)
         needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
         if needed >= before:
             continue
@@ -112,7 +113,7 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
+def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
     """What can be changed in this recipe, cheapest first."""
     if not recipe.training.gradient_checkpointing:
         yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
@@ -133,7 +134,7 @@ def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]
         yield {"lora.dtype": "bfloat16"}, "adapters and their gradients in half the bytes; coarser updates"
     if recipe.quantization.mode == "none":
         yield {"quantization.mode": "nf4"}, "10 to 20 % slower, a little less exact"
-    rank = recipe.lora.rank
+    rank = 0 if rank_is_fixed(recipe) else recipe.lora.rank
     while recipe.lora.enabled and rank > 16:
         rank = max(16, rank // 4)
         alpha = recipe.lora.alpha * rank / recipe.lora.rank
@@ -143,7 +144,7 @@ def _changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]
             yield {"data.max_length": length}, "longer conversations are cut"
 
 
-def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """A copy of the recipe with keys ``section.key`` changed."""
     for path, value in changes.items():
         section, key = path.split(".")
@@ -167,7 +168,7 @@ def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
 
 
 def _advice(recipe: Recipe, device: torch.device, where: str, available: int) -> Iterator[str]:
-    smallest = _with(recipe, {"training.micro_batch": 1})
+    smallest = changed_recipe(recipe, {"training.micro_batch": 1})
     machine = Machine.card(smallest) if device.type == "cuda" else Machine.this_cpu(smallest)
     rehearser = Rehearser(smallest, load_frontend(smallest.model), machine)
     rehearsal = rehearser.rehearse()

@@ -23,8 +23,9 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.assembly import basic_is_on, check_machine, preflight
 from basic_lite.train.batches import Schedule
-from basic_lite.train.bundle import open_bundle, require_same_model
+from basic_lite.train.bundle import require_same_model
 from basic_lite.train.run_folder import look_at_run_folder, require_writable
+from basic_lite.train.start import Origin, find_origin, resolve_start
 from basic_lite.units import MIB
 
 SUPERVISED = "bold green"
@@ -32,8 +33,11 @@ UNSUPERVISED = "dim"
 IMAGE = "cyan"
 
 
-def dry_run(recipe: Recipe, console: Console | None = None) -> None:
+def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool = False) -> None:
     """Check the recipe, read configurations and data, print what the run would be and one sample of it.
+
+    Args:
+        overwrite: the run would replace the one in its folder.
 
     Raises:
         UserError: whatever would stop the run before its weights are loaded.
@@ -41,7 +45,9 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
-    for warning in _refusals(recipe):  # the plan is worth seeing all the same
+    recipe = resolve_start(recipe)
+    origin, refusals = _refusals(recipe, overwrite)
+    for warning in refusals:  # the plan is worth seeing all the same
         say(f"note: `train` would refuse to start: {warning}")
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
     if device is None and not torch.cuda.is_available():
@@ -49,7 +55,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
             check_machine(recipe, torch.device("cpu"))
         except UserError as error:
             say(f"note: this machine has no GPU; on it the run would be refused: {error}")
-    frontend, data = preflight(_without_projector(recipe), device, say)
+    frontend, data = preflight(recipe, device, say, origin=origin)
     # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
@@ -59,13 +65,16 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     console.print("dry run: nothing was loaded, nothing was written", style="dim")
 
 
-def _refusals(recipe: Recipe) -> list[str]:
-    """What would stop `train` now but may be as it should: a folder in use, a stage 1 that hasn't run yet."""
-    found = []
+def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]]:
+    """What would stop `train` now but may be as it should: a folder in use, a stage 1 that hasn't run yet.
+
+    Beside it the earlier run, where it is there and fits.
+    """
+    found, origin = [], None
     path = Path(recipe.output) / recipe.name
     existed, parent_existed = path.exists(), path.parent.exists()
     try:
-        look_at_run_folder(recipe, resume=False)
+        look_at_run_folder(recipe, resume=False, overwrite=overwrite)
         require_writable(path)
     except UserError as error:
         found.append(str(error))
@@ -73,17 +82,14 @@ def _refusals(recipe: Recipe) -> list[str]:
         path.rmdir()  # it was only tried
         if not parent_existed:
             path.parent.rmdir()
-    if recipe.model.projector is not None:
-        try:
-            earlier = open_bundle(Path(recipe.model.projector), "model.projector")
-            require_same_model(earlier, load_frontend(recipe.model).config, "model.projector")
-        except UserError as error:
-            found.append(str(error))
-    return found
-
-
-def _without_projector(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
+    try:
+        earlier = find_origin(recipe)
+        if earlier is not None:
+            require_same_model(earlier.bundle, load_frontend(recipe.model).config, earlier.key)
+            origin = earlier
+    except UserError as error:
+        found.append(str(error))
+    return origin, found
 
 
 def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Table:

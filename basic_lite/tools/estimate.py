@@ -17,6 +17,7 @@ from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.tools.measure import measure_and_show, require_gpu
+from basic_lite.train.start import resolve_start
 from basic_lite.units import GIB, MIB
 
 PARTS = {
@@ -76,6 +77,7 @@ def estimate(
     if measure:
         require_gpu()
     started = time.perf_counter()
+    recipe = resolve_start(recipe)
     frontend = load_frontend(recipe.model)
     rehearser = Rehearser(recipe, frontend, machine_of(recipe))
     rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)

@@ -116,8 +116,7 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
     """
     device = torch.device("cuda", 0)
     say = speaker(console)
-    # A fresh projector has the same size, and an earlier stage need not have run.
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
+    # No earlier run's weights: fresh ones have the same size.
     step = LongestStep(recipe, load_for_training(recipe, device, frontend, say), shape, device, say)
     try:
         step()

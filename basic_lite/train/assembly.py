@@ -5,7 +5,6 @@ import importlib.util
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,10 @@ from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.bundle import open_bundle, require_same_model, restore_projector
+from basic_lite.train.bundle import require_same_model
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.processes import ALONE, Processes
+from basic_lite.train.start import Origin, notes_on
 from basic_lite.train.step import TrainStep
 from basic_lite_kernels.operations import Operations
 
@@ -50,12 +50,13 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
 
 
 def preflight(
-    recipe: Recipe, device: torch.device | None, say: Say, *, shown: bool = True
+    recipe: Recipe, device: torch.device | None, say: Say, *, origin: Origin | None = None, shown: bool = True
 ) -> tuple[Frontend, Prepared]:
     """Check everything that needs no weights, and prepare the data.
 
     Args:
         device: None if the run is for another machine, as in a dry run.
+        origin: the earlier run that the weights will come from.
         shown: count the records on a terminal. In a run of several processes only the main one does.
 
     Raises:
@@ -67,10 +68,10 @@ def preflight(
         if device is not None:
             choose_kernels(recipe.kernels, device, say)
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
-    if recipe.model.projector is not None:
-        require_same_model(
-            open_bundle(Path(recipe.model.projector), "model.projector"), frontend.config, "model.projector"
-        )
+    if origin is not None:
+        require_same_model(origin.bundle, frontend.config, origin.key)
+        for note in notes_on(origin, recipe):
+            say(note)
     data = prepare_data(recipe, frontend, say=say, shown=shown)
     if not data.report.has_image.any():
         raise UserError(
@@ -80,17 +81,14 @@ def preflight(
     return frontend, data
 
 
-def load_for_training(recipe: Recipe, device: torch.device, frontend: Frontend, say: Say) -> Loaded:
-    """Base weights, an earlier stage's projector where the recipe names one, LoRA, what trains, what is offloaded."""
+def load_for_training(
+    recipe: Recipe, device: torch.device, frontend: Frontend, say: Say, *, origin: Origin | None = None
+) -> Loaded:
+    """Base weights, LoRA, an earlier run's weights where the recipe names one, what trains, what is offloaded."""
     loaded = load_base(recipe, device, frontend)
-    if recipe.model.projector is not None:
-        earlier = open_bundle(Path(recipe.model.projector), "model.projector")
-        restore_projector(earlier, loaded.parts)
-        say(f"projector from {earlier.folder} (stage {earlier.manifest['stage']}, step {earlier.step})")
-        names = {k: v for k, v in earlier.manifest["models"].items() if v != getattr(recipe.model, k)}
-        if names:
-            say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
     adapt(loaded.parts, recipe)
+    if origin is not None:
+        origin.restore(loaded.parts, recipe, say)
     offload(loaded.parts, recipe, device)
     return loaded
 

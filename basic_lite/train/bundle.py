@@ -15,7 +15,6 @@ A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 import copy
 import difflib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,11 @@ from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.train.files import read_tensors, save_tensors, sha256, write_json
+from basic_lite.train.places import MANIFEST, RECIPE_JSON, checkpoints_of
 from basic_lite.version import __version__
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 PROJECTOR = "projector.safetensors"
-RECIPE_JSON = "recipe.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
 PEFT_PREFIX = "base_model.model."
@@ -162,20 +160,25 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
     )
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole."""
-    found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
-    return [path for _, path in sorted(numbered)]
-
-
 def open_bundle(place: Path, key: str = "run folder") -> Bundle:
     """Read and verify a bundle.
 
     Raises:
         UserError: no bundle, a foreign format, or a file whose hash isn't the manifest's.
     """
-    folder = find_bundle(place, key)
+    return _read(find_bundle(place, key), whole=True)
+
+
+def look_at_bundle(place: Path, key: str = "run folder") -> Bundle:
+    """Read a bundle's manifest and recipe. Its weights are neither read nor verified.
+
+    Raises:
+        UserError: no bundle, a foreign format, or a changed recipe.
+    """
+    return _read(find_bundle(place, key), whole=False)
+
+
+def _read(folder: Path, *, whole: bool) -> Bundle:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
@@ -192,11 +195,11 @@ def open_bundle(place: Path, key: str = "run folder") -> Bundle:
             f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
         )
     wrong = []
-    for name, facts in files.items():
+    for name in files if whole else [RECIPE_JSON]:
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif sha256(path) != facts["sha256"]:
+        elif sha256(path) != files[name]["sha256"]:
             wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
     if wrong:
         raise UserError(

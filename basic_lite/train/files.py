@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from basic_lite.errors import UserError
-
-PART = ".part"
+from basic_lite.train.places import OLD, PART, UNFINISHED
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def written_whole(folder: Path, fix: str) -> Iterator[Path]:
         UserError: the disk is full, or can't be written.
     """
     scratch = folder.with_name(folder.name + PART)
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     with saving(folder, fix):
         try:
             for left in (scratch, old):
@@ -59,7 +58,7 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
     """
     with saving(folder, fix):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".basic-lite-", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:
             scratch.chmod(0o777 & ~_umask())
             yield scratch
@@ -122,6 +121,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
         ) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.train.files import saving
+from basic_lite.train.places import PART, TENSORBOARD
 from basic_lite.train.processes import Processes
 
 FIX = "Make room, and continue from the last checkpoint with --resume"
@@ -19,12 +20,9 @@ def trackers_of(recipe: Recipe) -> list[Any]:
     """accelerate's trackers: TensorBoard into the run folder, others by name."""
     folder = Path(recipe.output) / recipe.name
     return [
-        TensorBoardTracker("tensorboard", str(folder)) if name == "tensorboard" else name
+        TensorBoardTracker(TENSORBOARD, str(folder)) if name == "tensorboard" else name
         for name in recipe.training.trackers
     ]
-
-
-LOG = "log.jsonl"
 
 
 class RunLog:
@@ -43,7 +41,7 @@ class RunLog:
         """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's."""
         if self._processes.is_main and self.path.exists():
             kept = [json.dumps(line) for line in log_lines(self.path) if _step(line) <= step]
-            scratch = self.path.with_name(f"{self.path.name}.part")
+            scratch = self.path.with_name(self.path.name + PART)
             scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             os.replace(scratch, self.path)
 

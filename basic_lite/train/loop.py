@@ -20,13 +20,14 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
 from basic_lite.train.batches import Schedule, step_batches
-from basic_lite.train.bundle import checkpoints_of, restore_adapter, restore_projector, write_bundle
+from basic_lite.train.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
 from basic_lite.train.interruption import Interruption
-from basic_lite.train.log import LOG, RunLog
+from basic_lite.train.log import RunLog
+from basic_lite.train.places import LOG, checkpoints_of
 from basic_lite.train.processes import Processes
 from basic_lite.train.progress import ProgressLine
 from basic_lite.train.recovery import Recovery, memory_needed, random_state
@@ -46,6 +47,7 @@ class Run:
     data: Prepared
     supervision: Supervision | None
     folder: RunFolder
+    started_from: dict[str, Any] | None  # the manifest's record of the run that the weights came from
     processes: Processes
     device: torch.device
     console: Console
@@ -82,7 +84,7 @@ class Loop:
             run.loaded.tokenizer,
             self.say,
             autocast_of(recipe, run.device),
-            fresh=recipe.model.projector is None and recipe.model.base is None,
+            fresh=(recipe.model.base or recipe.model.projector or recipe.model.start) is None,
         )
 
     def _start(self) -> Progress:
@@ -291,6 +293,7 @@ class Loop:
             },
             "machine": self._machine(),
             "processes": self.processes.count,
+            "started_from": self.run.started_from,
         }
 
 

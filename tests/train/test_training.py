@@ -192,7 +192,7 @@ def test_a_part_without_gradient_stops_the_run(tmp_path: Path, monkeypatch: pyte
 
 def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     folder = run(tmp_path)
-    with pytest.raises(UserError, match=r"already holds a finished run of this recipe; choose another folder"):
+    with pytest.raises(UserError, match=r"already holds a finished run of this recipe; go on .*model.start="):
         run(tmp_path)
     with pytest.raises(UserError, match=r"already holds another run \(its recipe differs: seed: 0 → 5"):
         run(tmp_path, {"seed": 5})

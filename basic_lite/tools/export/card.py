@@ -10,7 +10,8 @@ from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.train.assembly import basic_is_on
-from basic_lite.train.log import LOG, log_lines
+from basic_lite.train.log import log_lines
+from basic_lite.train.places import LOG
 from basic_lite.units import dtype_name, size_text
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"

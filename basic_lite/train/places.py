@@ -1,0 +1,76 @@
+"""What lies where in a run folder: names alone, so that a list of runs needs no torch.
+
+::
+
+    recipe.yaml  parts.json  data.json     written when the run takes the folder
+    log.jsonl  tensorboard/                written as it goes
+    checkpoint-N/  final/                  bundles
+    set-aside-…/                           bundles that --resume --checkpoint has passed by
+    predictions_….jsonl, .summary.json     written by `eval`
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+LOCK, SCRATCH = ".lock", ".writable"
+RECIPE_YAML, PARTS, DATA = "recipe.yaml", "parts.json", "data.json"
+LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
+SET_ASIDE = "set-aside-"
+PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
+PART, OLD = ".part", ".old"
+# Where folders that aren't whole yet begin, beside the place they will have.
+UNFINISHED = ".basic-lite-"
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole."""
+    found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
+    numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
+    return [path for _, path in sorted(numbered)]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's final bundle is there."""
+    return (folder / FINAL / MANIFEST).is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has taken this folder. A recipe alone makes none: it may be a person's own."""
+    return is_finished(folder) or bool(checkpoints_of(folder)) or _is_part_table(folder / PARTS)
+
+
+def _is_part_table(path: Path) -> bool:
+    table = read_json(path)
+    return isinstance(table, list) and bool(table) and all(isinstance(row, dict) and "part" in row for row in table)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def remains_of(folder: Path) -> list[Path]:
+    """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
+    written = ("checkpoint-*", FINAL, LOG, PARTS)
+    cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
+    named = [folder / name for name in (LOG, TENSORBOARD, DATA, RECIPE_YAML, PARTS)]
+    return [path for path in [*cut_off, *named] if path.exists()]
+
+
+def results_of(folder: Path) -> list[Path]:
+    """What the run in a folder has saved and `eval` has found with it."""
+    final = [folder / FINAL] if is_finished(folder) else []
+    found = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(folder.glob(name))]
+    return [*checkpoints_of(folder), *final, *set_aside_in(folder), *found]
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """Bundles of steps that were made again."""
+    names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}")
+    return [path for name in names for path in sorted(folder.glob(name)) if path.is_dir()]
