@@ -257,11 +257,11 @@ def test_only_an_untrained_projector_is_fresh(place: Path, tmp_path: Path, monke
     """A fresh projector's first curve gives no warning; one that was trained may."""
     fresh = []
 
-    class Watched(RefinementLog):
-        def __post_init__(self) -> None:
-            fresh.append(self.fresh)
+    def watched(*parts: Any, **options: Any) -> RefinementLog:
+        fresh.append(options["fresh"])
+        return RefinementLog(*parts, **options)
 
-    monkeypatch.setattr(loop, "RefinementLog", Watched)
+    monkeypatch.setattr(loop, "RefinementLog", watched)
     run(place, elsewhere(tmp_path, going_on(place, {"training.max_steps": 1})))
     run(place, elsewhere(tmp_path, {"name": "new", "training.max_steps": 1}))
     assert fresh == [False, True]
