@@ -21,6 +21,7 @@ from basic_lite.commands.asking import chat, evaluate
 from basic_lite.commands.common import note
 from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
+from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.errors import StoppedElsewhere, UserError
 from basic_lite.version import __version__
@@ -56,7 +57,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, train, estimate, chat, export, keys):
+for command in (demo, train, estimate, chat, export, runs, clean, keys):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,21 +1,15 @@
-"""Units of memory, and peaks in them."""
+"""Names of types, and peaks of memory."""
 
 import sys
 
 import torch
 
-MIB = 2**20
-GIB = 2**30
+from basic_lite.sizes import GIB, MIB
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """As torch's attribute is called: float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes as people read them: 340 MiB, 13.49 GiB."""
-    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
 
 
 if sys.platform == "win32":

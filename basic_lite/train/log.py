@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.train.files import saving
-from basic_lite.train.places import PART, TENSORBOARD
+from basic_lite.train.places import PART, TENSORBOARD, log_lines
 from basic_lite.train.processes import Processes
 
 FIX = "Make room, and continue from the last checkpoint with --resume"
@@ -77,14 +76,3 @@ class RunLog:
 def _step(line: dict[str, Any]) -> float:
     step = line.get("step", 0)
     return step if isinstance(step, int | float) else 0
-
-
-def log_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            yield value

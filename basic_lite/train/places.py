@@ -1,4 +1,4 @@
-"""What lies where in a run folder: names alone, so that a list of runs needs no torch.
+"""What lies where in a run folder. Nothing heavy is imported here, so that a list of runs needs no torch.
 
 ::
 
@@ -11,6 +11,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def log_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def remains_of(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from basic_lite.console import counting, quiet_libraries, speaker
 from basic_lite.errors import UserError
 from basic_lite.model.load import pick_device
+from basic_lite.sizes import MIB, size_text
 from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
@@ -21,7 +22,7 @@ from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train.files import new_folder, write_json
-from basic_lite.units import MIB, dtype_name, size_text
+from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"

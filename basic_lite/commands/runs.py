@@ -1,0 +1,41 @@
+"""``runs`` and ``clean``: what is in the run folders, and what of it can go."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNS = Path("runs")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds runs (a recipe's `output`), or one run.")] = RUNS,
+) -> None:
+    """List runs: state, size, score, and what each started from.
+
+    A score is the last loss on held-out data, and the share of exact matches that `eval` found last.
+    """
+    from basic_lite.tools.runs import show_runs
+
+    show_runs(folder)
+
+
+def clean(
+    places: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER|RUN]...", help="Runs, or folders that hold runs.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+) -> None:
+    """Free what runs don't need any more: it is shown first, with sizes; then you are asked.
+
+    Goes: all checkpoints of finished runs, all but the newest of stopped ones, bundles that --resume --checkpoint has
+    set aside, what a kill has left half written, starts that saved nothing. Stays: trained models, logs, recipes,
+    predictions, and every run that goes on now.
+    """
+    from basic_lite.tools.clean import clean as free
+
+    def ask() -> bool:
+        return typer.confirm("Delete these?", default=False, err=True)
+
+    free(places or [RUNS], yes=yes, ask=ask if sys.stdin.isatty() else None)

@@ -1,0 +1,171 @@
+"""``basic-lite clean``: frees what finished and stopped runs no longer need, after showing it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from basic_lite.errors import UserError
+from basic_lite.sizes import size_text
+from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
+from basic_lite.train.bundle import open_bundle
+from basic_lite.train.checkpoint import require_checkpoint
+from basic_lite.train.files import remove
+from basic_lite.train.places import (
+    FINAL,
+    LOCK,
+    OLD,
+    PART,
+    UNFINISHED,
+    checkpoints_of,
+    is_finished,
+    remains_of,
+    set_aside_in,
+)
+
+LOST = (
+    "Lost with it: finished runs can't go on from an earlier step (--resume --checkpoint STEP); stopped runs go on "
+    "from their newest checkpoint only. eval, chat, export and model.start work as before."
+)
+# An export that is under way writes into a folder of that name now and then.
+AT_REST_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What can go, by path with the reason, and what stays although one might expect otherwise."""
+
+    items: dict[Path, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def clean(
+    places: Sequence[Path], *, yes: bool = False, ask: Callable[[], bool] | None = None, console: Console | None = None
+) -> int:
+    """Show what the runs in some folders don't need, ask, and delete it.
+
+    Args:
+        places: run folders, or folders that hold some.
+        yes: don't ask.
+        ask: asks the user; None: nobody is there to be asked.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        UserError: a folder is missing; nobody can be asked and ``yes`` isn't given; a file can't be deleted.
+    """
+    console = console or Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    runs = list(dict.fromkeys(run for place in places for run in runs_in(place, links=False)))
+    plans = {run: plan_of(run) for run in runs}
+    loose = list(dict.fromkeys(path for place in places for path in _loose_in(place)))
+    for plan in plans.values():
+        for note in plan.notes:
+            say(f"note: {note}")
+    items = {path: why for plan in plans.values() for path, why in plan.items.items()}
+    items |= dict.fromkeys(loose, "left by a command that was killed")
+    if not items:
+        say("nothing to free")
+        return 0
+    sizes = {path: size_and_time(path)[0] for path in items}
+    for path, why in items.items():
+        say(f"{size_text(sizes[path]):>10}  {path}  ({why})")
+    say(f"{size_text(sum(sizes.values())):>10}  in all")
+    say(LOST)
+    if not yes and ask is None:
+        raise UserError("clean asks before it deletes, and here is no terminal to ask on; add --yes")
+    if not yes and ask is not None and not ask():
+        say("nothing was deleted")
+        return 0
+    gone = [path for run, plan in plans.items() for path in _delete_in(run, plan.items)]
+    for path in loose:
+        _delete(path)
+    freed = sum(sizes[path] for path in [*gone, *loose])
+    say(f"freed {size_text(freed)}")
+    return freed
+
+
+def plan_of(run: Path) -> Plan:
+    """What a run doesn't need. Links are never followed, so what lies behind one stays."""
+    if is_running(run):
+        return Plan(notes=[f"{run}: a process trains there now; it is left alone"])
+    return _plan(run)
+
+
+def _plan(run: Path) -> Plan:
+    checkpoints, finished = checkpoints_of(run), is_finished(run)
+    cut_off = {path: "never completed" for path in remains_of(run) if path.suffix in (PART, OLD)}
+    if not finished and not checkpoints:
+        others = {path for path in run.iterdir() if path.name != LOCK} - set(remains_of(run))
+        return Plan(_own(cut_off) if others else {run: "a start that saved nothing"})
+    kept = run / FINAL if finished else checkpoints[-1]
+    items = dict.fromkeys(checkpoints, "of a finished run") if finished else {}
+    items |= dict.fromkeys(checkpoints[:-1] if not finished else [], "an earlier step")
+    items |= dict.fromkeys(set_aside_in(run), "set aside when its steps were made again")
+    if items and (damage := _damage(kept, finished)):
+        return Plan(_own(cut_off), [f"{run}: its other bundles stay, since {damage}"])
+    return Plan(_own(items | cut_off))
+
+
+def _own(items: dict[Path, str]) -> dict[Path, str]:
+    return {path: why for path, why in items.items() if not path.is_symlink()}
+
+
+def _damage(kept: Path, finished: bool) -> str | None:
+    """Why the one bundle that stays isn't whole; None: it is."""
+    try:
+        bundle = open_bundle(kept)
+        if not finished:
+            require_checkpoint(bundle)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _loose_in(place: Path) -> Iterator[Path]:
+    """Folders in which an export was killed before it was whole: in a folder, its folders and its runs."""
+    for folder, _ in folders_of(place, links=False):
+        for path in sorted(folder.glob(f"{UNFINISHED}*")):
+            at_rest = time.time() - size_and_time(path)[1] > AT_REST_S
+            if path.is_dir() and not path.is_symlink() and at_rest:
+                yield path
+
+
+def _delete_in(run: Path, shown: dict[Path, str]) -> list[Path]:
+    """Delete what was shown and still isn't needed, while no training can begin there."""
+    if not shown:
+        return []
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:  # a training has begun since
+        return []
+    try:
+        gone = [path for path in _plan(run).items if path in shown]
+        for path in gone:
+            for one in remains_of(run) if path == run else [path]:
+                _delete(one)
+    finally:
+        (run / LOCK).unlink(missing_ok=True)  # while it is still ours
+        lock.release()
+    if run in gone:
+        with suppress(OSError):  # a training has begun since
+            run.rmdir()
+    return gone
+
+
+def _delete(path: Path) -> None:
+    try:
+        remove(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be deleted ({error.strerror or error}); see who owns it, and try again"
+        ) from error

@@ -1,0 +1,198 @@
+"""``basic-lite runs``: the runs in a folder, one row each. Files are read, no torch is needed."""
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from basic_lite.errors import UserError
+from basic_lite.recipe.yaml import read_document
+from basic_lite.sizes import size_text
+from basic_lite.train.places import (
+    FINAL,
+    LOCK,
+    LOG,
+    MANIFEST,
+    RECIPE_JSON,
+    RECIPE_YAML,
+    SUMMARIES,
+    checkpoints_of,
+    is_finished,
+    is_run,
+    log_lines,
+    read_json,
+)
+
+# Runs lie in the folder, or one further down as in runs/demo/stage1.
+DEPTH = 2
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run, in words."""
+
+    path: Path
+    state: str
+    changed: str
+    size: str
+    score: str
+    started_from: str
+
+
+def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
+    """Print the runs in a folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    console = console or Console(highlight=False)
+    rows = [row_of(run) for run in runs_in(folder)]
+    # On a narrow terminal a block for each run; elsewhere a line, whatever its length.
+    lines = _as_table(rows)
+    if console.is_terminal and max(map(len, lines), default=0) > console.width:
+        lines = [line for row in rows for line in _as_block(row, console.width)]
+    for line in lines if rows else [f"no runs in {folder}"]:
+        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return rows
+
+
+def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
+    """The run folders in a folder and its folders, or the folder itself where it is a run.
+
+    Args:
+        links: also behind symbolic links.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the folder that holds your runs (the recipe's `output`)")
+    return [path for path, run in folders_of(folder, links=links) if run]
+
+
+def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tuple[Path, bool]]:
+    """A folder and those in it, each with whether it is a run; what is inside a run isn't looked at."""
+    run = is_run(folder) or is_running(folder)
+    yield folder, run
+    if run or not depth:
+        return
+    inside: list[Path] = []
+    with suppress(PermissionError):
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and (links or not path.is_symlink()))
+    for path in inside:
+        yield from folders_of(path, depth - 1, links=links)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process trains in a folder now. A lock file alone doesn't say so: a kill leaves it."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # another user's folder
+        return False
+    lock.release()
+    return False
+
+
+def row_of(run: Path) -> RunRow:
+    """What there is to say of a run."""
+    bundles = ([run / FINAL] if is_finished(run) else []) + checkpoints_of(run)[::-1]
+    manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
+    recipe = _recipe_of(run, bundles)
+    log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
+    size_bytes, changed = size_and_time(run)
+    model = _keys(recipe.get("model"))
+    return RunRow(
+        run,
+        _state(run, manifest, recipe, log),
+        datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
+        size_text(size_bytes),
+        _score(run, log),
+        model.get("start") or (f"projector of {model['projector']}" if model.get("projector") else ""),
+    )
+
+
+def size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes of a file or of all files below a folder, and when the newest was written. Links count as themselves."""
+    found = [path.lstat()]
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):  # a run goes on while it is looked at
+                found.append((Path(folder) / name).lstat())
+    times = found[1:] or found
+    return sum(one.st_size for one in times), max(one.st_mtime for one in times)
+
+
+def _recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
+    if bundles and (recipe := _keys(read_json(bundles[0] / RECIPE_JSON))):
+        return recipe
+    try:
+        return _keys(read_document((run / RECIPE_YAML).read_text(encoding="utf-8"), RECIPE_YAML).values)
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
+    step, total = manifest.get("step"), manifest.get("total_steps")
+    if is_running(run):
+        now = max((line["step"] for line in log if isinstance(line.get("step"), int)), default=0)
+        total = total or _keys(recipe.get("training")).get("max_steps")
+        return f"running, step {now}" + (f" of {total}" if total else "")
+    if step is None and (is_finished(run) or checkpoints_of(run)):
+        return f"damaged: its {MANIFEST} can't be read"
+    if is_finished(run):
+        return f"finished, {step} steps"
+    if checkpoints_of(run):
+        return f"stopped at step {step} of {total}"
+    return "failed before its first checkpoint"
+
+
+def _score(run: Path, log: list[dict[str, Any]]) -> str:
+    """The last held-out loss, and the newest share of exact matches."""
+    losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
+    found = [f"loss {losses[-1]:.3f}"] if losses else []
+    summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
+    match = _keys(_keys(read_json(summaries[-1])).get("exact_match")).get("all") if summaries else None
+    if isinstance(match, int | float):
+        found.append(f"exact match {match:.1%}")
+    return ", ".join(found)
+
+
+HEAD = ("run", "state", "changed", "size", "held-out score", "started from")
+
+
+def _cells(row: RunRow) -> list[str]:
+    return [str(row.path), row.state, row.changed, row.size, row.score or "-", row.started_from or "-"]
+
+
+def _as_table(rows: Sequence[RunRow]) -> list[str]:
+    """A line for the head and for each row, columns under one another."""
+    table = [list(HEAD), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _as_block(row: RunRow, width: int) -> list[str]:
+    facts = [row.state, f"{row.size}, {row.changed}", row.score and f"held out: {row.score}"]
+    facts.append(row.started_from and f"from {row.started_from}")
+    lines = [line for fact in facts if fact for line in _wrapped(fact, width - 2)]
+    return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
