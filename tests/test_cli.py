@@ -114,7 +114,9 @@ def test_train_gives_recipe_overrides_and_resume(
     overrides = ("training.max_steps=3", "name=other")
     assert run("train", recipe, *overrides, "--resume", "--checkpoint", "2") == (0, "", "")
     (((loaded,), keywords),) = calls
-    assert (loaded.name, loaded.training.max_steps, keywords) == ("other", 3, {"resume": True, "checkpoint": 2})
+    assert (loaded.name, loaded.training.max_steps) == ("other", 3)
+    assert keywords == {"resume": True, "checkpoint": 2, "overwrite": False}
+    assert run("train", recipe, "--overwrite") == (0, "", "") and calls[1][1]["overwrite"]
     assert run("train", recipe, "--checkpoint", "2")[0] == 2
 
 
@@ -139,7 +141,7 @@ def test_dry_run_trains_nothing(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:
     seen: list[Any] = []
-    stand_in(monkeypatch, "basic_lite.tools.dry_run", "dry_run", seen.append)
+    stand_in(monkeypatch, "basic_lite.tools.dry_run", "dry_run", lambda loaded, **_: seen.append(loaded))
     monkeypatch.setitem(sys.modules, "basic_lite.run", None)
     assert run("train", recipe, "--dry-run")[0] == 0
     assert seen[0].name == "run"
