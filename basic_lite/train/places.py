@@ -40,12 +40,19 @@ def is_finished(folder: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether a run has taken this folder. A recipe alone makes none: it may be a person's own."""
-    return is_finished(folder) or bool(checkpoints_of(folder)) or _is_part_table(folder / PARTS)
+    bundles = [folder / FINAL, *checkpoints_of(folder)]
+    return _is_part_table(folder / PARTS) or any(_is_ours(bundle / MANIFEST) for bundle in bundles)
 
 
 def _is_part_table(path: Path) -> bool:
     table = read_json(path)
     return isinstance(table, list) and bool(table) and all(isinstance(row, dict) and "part" in row for row in table)
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether a bundle is this program's: others call their checkpoints the same."""
+    found = read_json(manifest)
+    return isinstance(found, dict) and {"format", "files", "step"} <= found.keys()
 
 
 def read_json(path: Path) -> Any:

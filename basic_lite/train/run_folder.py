@@ -181,13 +181,13 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
         changed = differences(open_bundle(final).recipe, recipe)
-        _require_same_recipe(final, changed, going_on(path))
+        _require_same_recipe(path, final, changed)
         return RunFolder(path, None, True)
     if chosen is None:
         return RunFolder(path)
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
-    _require_same_recipe(bundle.folder, differences(bundle.recipe, recipe))
+    _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
     return RunFolder(path, bundle)
 
 
@@ -220,8 +220,8 @@ def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Pa
 
 
 def going_on(run: Path) -> str:
-    """How a new run goes on from a finished one, as advice."""
-    return f"go on from it in a new run with model.start={run} name=NEW"
+    """How a new run goes on from another one, as advice."""
+    return f"go on from its weights in a new run with model.start={run} name=NEW"
 
 
 def _require_not_used(recipe: Recipe, path: Path) -> None:
@@ -230,7 +230,7 @@ def _require_not_used(recipe: Recipe, path: Path) -> None:
     for key, text in [*_texts(whole["model"], "model"), *_texts(whole["data"], "data")]:
         if os.path.exists(text) and Path(os.path.realpath(text)).is_relative_to(own):
             raise UserError(
-                f"--overwrite would delete what {key} names, {text}: it lies in {path}, which the run replaces; "
+                f"--overwrite replaces the run in {path}, and {key} names something in it: {text}; "
                 "give the new run another name with name=…"
             )
 
@@ -244,12 +244,12 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield from _texts(entry, f"{key}.{name}")
 
 
-def _require_same_recipe(bundle: Path, changed: list[str], otherwise: str = "start a new run with name=…") -> None:
+def _require_same_recipe(run: Path, bundle: Path, changed: list[str]) -> None:
     if changed:
         raise UserError(
             f"--resume: the recipe is not the one that {bundle} was trained with:\n  - "
             + "\n  - ".join(changed)
-            + f"\nUse the same recipe and overrides, or {otherwise}"
+            + f"\nUse the same recipe and overrides, or {going_on(run)}"
         )
 
 

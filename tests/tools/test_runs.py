@@ -235,9 +235,11 @@ def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) ->
     photos.mkdir()
     for name in ("recipe.yaml", "data.json", "checkpoint-1.part"):
         (photos / name).write_text("[]")
+    for step in (1, 2):  # of another program
+        (runs / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
     clean([runs], yes=True, console=quiet())
     assert {path.name for path in runs.glob("**/.basic-lite-*")} == {".basic-lite-new"}
-    assert len(list(photos.iterdir())) == 3
+    assert len(list(photos.iterdir())) == 3 and len(list((runs / "trainer").iterdir())) == 2
     assert len(list((runs / "failed").iterdir())) == 5
 
 

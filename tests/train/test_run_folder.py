@@ -138,6 +138,13 @@ def test_a_persons_own_files_are_no_run(place: Path) -> None:
             with pytest.raises(UserError, match="already holds other files and no run"):
                 run(place, **options)
     assert len(list(folder.iterdir())) == 3
+    # Other programs' checkpoints have the same names.
+    shutil.rmtree(folder)
+    (folder / "checkpoint-500").mkdir(parents=True)
+    (folder / "checkpoint-500" / "trainer_state.json").write_text("{}")
+    with pytest.raises(UserError, match="already holds other files and no run"):
+        run(place, overwrite=True)
+    assert (folder / "checkpoint-500" / "trainer_state.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +233,9 @@ def test_overwrite_spares_what_the_new_run_needs(models: Path, old: Path, key: s
     shutil.copytree(models / "llm", old / "llm")
     shutil.copy(models / "data.json", old / "photos.json")
     inside = {"model.llm": "llm", "data.train.path": "photos.json"}.get(key, "checkpoint-1")
-    with pytest.raises(UserError, match=rf"--overwrite would delete what {key} names, .*name=…"):
+    with pytest.raises(
+        UserError, match=rf"--overwrite replaces the run in .*, and {key} names something in it: .*name=…"
+    ):
         again(models, old, {key: str(old / inside)}, overwrite=True)
     assert (old / "final").is_dir()
 

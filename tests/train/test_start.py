@@ -245,7 +245,7 @@ def test_a_finished_run_tells_how_to_go_on(place: Path) -> None:
     two = str(place / "runs" / "two")
     base = {"name": "two", "model.vision_feature_layer": -1, "model.image_token": "<picture>"}
     base |= {"training.save_every": 2, "training.keep": 9}
-    advice = rf"go on from it in a new run with model.start={two} name=NEW"
+    advice = rf"go on from its weights in a new run with model.start={two} name=NEW"
     for changes in ({"training.max_steps": 9}, {"training.max_steps": 3, "data.template": "plain"}):
         with pytest.raises(UserError, match=rf"--resume: the recipe is not .*(\n.*)*{advice}"):
             run(place, {**base, **changes}, resume=True)
