@@ -7,6 +7,7 @@ import itertools
 import mmap
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class TableSource:
         skipped = bool(lines) and lines[0][2].lower().startswith("sep=")  # Excel's own hint, no row
         texts = [line for _, _, line in lines[skipped:]]
         self.delimiter = _delimiter(texts, self.path.suffix.lower())
-        first = _first_row(texts, self.delimiter)
+        first = next(_rows(texts, self.delimiter), None)
         if not first:
             raise UserError(f"{self.name}: the file is empty; a table has a header line and a row for each picture.")
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
@@ -183,9 +184,10 @@ class TableSource:
             )
 
 
-def _first_row(lines: Sequence[str], delimiter: str) -> list[str]:
-    rows = csv.reader(lines, delimiter=delimiter)
-    return next((row for row in rows if any(cell.strip() for cell in row)), [])
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows that have a value; up to a broken one, of which the scan tells the line."""
+    with suppress(csv.Error):
+        yield from (row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row))
 
 
 def _delimiter(lines: Sequence[str], ending: str) -> str:
@@ -196,7 +198,7 @@ def _delimiter(lines: Sequence[str], ending: str) -> str:
     """
 
     def score(delimiter: str) -> tuple[int, float, bool]:
-        rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+        rows = list(_rows(lines, delimiter))
         if not rows or len(rows[0]) < 2:
             return 0, 0.0, delimiter == ("\t" if ending == ".tsv" else ",")
         known = sum(plain_name(cell) in _KNOWN for cell in rows[0]) + rows[0][0].lower().endswith(PICTURE_ENDINGS)
