@@ -37,6 +37,7 @@ class FolderSource:
             raise UserError(f"{self.name}: there is no such folder; correct `folder` of this data source.")
         self.image_dir = str(folder)
         self.columns: Mapping[str, str] = {"image": "picture", "answer": "text"}
+        self.present: tuple[str, ...] = ("picture", "text")
         pictures, self._texts = files_of(folder)
         if section.columns:
             raise UserError(f"{self.name}: pictures with .txt files have no columns; remove `columns`.")

@@ -37,6 +37,7 @@ class JsonSource:
         assert section.path is not None
         self.name = section.path
         self.columns: Mapping[str, str] = dict(section.columns)
+        self.present: tuple[str, ...] = ()
         self.path, self.image_dir = places(section, root)
         self.prompts = prompts_of(section)
         self.notes: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ class Source(Protocol):
     Attributes:
         name: As the recipe names it.
         columns: Our column names to theirs, as far as the recipe or the file's head says them.
+        present: All columns there are; empty where each record has its own.
         image_dir: Folder that image paths are relative to.
         prompts: What is asked about a picture that has a text but no question; a record's number chooses one.
         notes: What the user should know about the source as a whole.
@@ -29,6 +30,7 @@ class Source(Protocol):
 
     name: str
     columns: Mapping[str, str]
+    present: tuple[str, ...]
     image_dir: str
     prompts: tuple[str, ...]
     notes: tuple[str, ...]

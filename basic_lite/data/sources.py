@@ -66,7 +66,8 @@ class DatasetsSource:
         if section.image_dir is not None:
             folder = (root / section.image_dir).expanduser()
         self.image_dir = str(folder.absolute())
-        self.columns: Mapping[str, str] = require_columns(section.columns, dataset.column_names, self.name)
+        self.present = tuple(dataset.column_names)
+        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
         self.prompts = prompts_of(section)
         self.notes: tuple[str, ...] = ()
         # A class is stored as a number; its name is what is meant.

@@ -54,8 +54,8 @@ class TableSource:
             raise UserError(f"{self.name}: the file is empty; a table has a header line and a row for each picture.")
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
-        named = [name for name in self.header if name]
-        self.columns: Mapping[str, str] = require_columns(section.columns, named, self.name)
+        self.present = tuple(name for name in self.header if name)
+        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
         if self.prompts and self.columns.keys() & {"question", "conversations"}:
             theirs = self.columns.get("question") or self.columns["conversations"]
             raise UserError(
@@ -97,7 +97,8 @@ class TableSource:
                 f"it has {len(cells)} cells for {len(self.header)} columns ({shorten(extra[0])} is too many)",
                 f"put a text that has {_sign(self.delimiter)} in it into double quotes",
             )
-        return {name: cell if cell.strip() else None for name, cell in zip(self.header, cells, strict=False) if name}
+        pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
+        return {name: cell if cell.strip() else None for name, cell in pairs if name}
 
     def _no_header(self, first: Sequence[str]) -> list[str]:
         if len(first) != 2:

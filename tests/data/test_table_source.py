@@ -114,5 +114,5 @@ def test_cells_are_those_of_dict_reader(
     [source] = load_records(SourceSection(path="f.csv"), root=tmp_path).sources
     got = [source.row(n) for n in range(len(source))]
     oracle = csv.DictReader(io.StringIO(out.getvalue(), newline=""), delimiter=delimiter)
-    filled = [{k: v if v.strip() else None for k, v in row.items()} for row in oracle]
+    filled = [{k: v if v and v.strip() else None for k, v in row.items()} for row in oracle]
     assert got == [row for row in filled if any(row.values())]
