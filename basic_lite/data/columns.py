@@ -86,8 +86,8 @@ def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str)
     found = dict(find_columns(asked, present))
     if not found.keys() & {"conversations", "question", "answer"}:
         raise UserError(
-            f"{name}: none of its columns ({listed}) has a name that says which is the text; say it with "
-            f"columns.answer={present[-1]} of this data source (and columns.image=…, columns.question=…, or "
-            f"columns.conversations=…), or rename the columns to image and answer."
+            f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
+            f"answer, or map them with columns.image and columns.answer (or columns.question, columns.conversations) "
+            f"of this data source, as in data.train.columns.answer={present[-1]}."
         )
     return found

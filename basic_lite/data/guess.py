@@ -42,7 +42,7 @@ def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: i
     if image_dir is not None:
         update["image_dir"] = Path(image_dir).as_posix()
     elif section.path or section.parquet:
-        update["image_dir"] = _image_dir(section)
+        update["image_dir"] = image_dir_of(section)
     return section.model_copy(update=update)
 
 
@@ -111,7 +111,7 @@ def _pictures_in(folder: Path) -> SourceSection:
     raise UserError(f"{folder}: there is no data in this folder ({_READ}); name another.")
 
 
-def _image_dir(section: SourceSection) -> str | None:
+def image_dir_of(section: SourceSection) -> str | None:
     """The folder in which most of the first pictures lie; None where that is beside the file, or nowhere."""
     try:
         records = load_records(section.model_copy(update={"limit": _LOOKED_AT}), root=Path.cwd())

@@ -95,13 +95,14 @@ def _placed(row: _Row, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
 
 
 def _answer(value: Any) -> str | None:
-    if isinstance(value, (list, tuple)) and not _is_turns(value):
+    if isinstance(value, (list, tuple)) and not is_turns(value):
         # VQA lists the answers of several people, COCO several captions; the first stands for them.
         value = next((one for one in value if isinstance(one, str) and one.strip()), None)
-    return None if value is None or _is_turns(value) else clean(str(value))
+    return None if value is None or is_turns(value) else clean(str(value))
 
 
-def _is_turns(value: Any) -> bool:
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns: objects that say who speaks."""
     return (
         isinstance(value, (list, tuple))
         and bool(value)
@@ -111,9 +112,9 @@ def _is_turns(value: Any) -> bool:
 
 def _turns(row: _Row, answer: str | None, has_image: bool, prompts: Sequence[str], number: int) -> tuple[Turn, ...]:
     conversation, question = row.get("conversations"), row.get("question")
-    if conversation is None and _is_turns(question):
+    if conversation is None and is_turns(question):
         completion = row.get("answer")
-        if _is_turns(completion):
+        if is_turns(completion):
             conversation = [*question, *completion]
         else:
             conversation = [*question, *([{"role": "assistant", "content": answer}] if answer is not None else [])]
@@ -154,7 +155,7 @@ def _pair(
     """A question and its answer; without a question, the prompt of this record's number."""
     if question is None:
         if answer is None:
-            raise BadRecord("it has no conversations", "give it a list of turns, or question and answer")
+            raise _without_text(row)
         if not has_image:
             raise BadRecord("it has a text, but neither a picture nor a question", "add one of them")
         # Drawn by the number alone: the same in each process, each epoch and after --resume.
@@ -166,6 +167,15 @@ def _pair(
     yield Turn("human", clean(text))
     if answer is not None:
         yield Turn("gpt", answer)
+
+
+def _without_text(row: _Row) -> BadRecord:
+    if "answer" in row.columns:
+        return BadRecord(f"its {row.columns['answer']!r} is empty", "write its text, or remove it")
+    return BadRecord(
+        f"it has no conversations and no text, but {', '.join(map(str, row.row))[:80] or 'nothing'}",
+        "give it a list of turns, or question and answer, or say with `columns` which is which",
+    )
 
 
 def _history(row: _Row) -> Iterator[Turn]:

@@ -107,7 +107,7 @@ def test_class_labels_are_words(tmp_path: Path) -> None:
     records = load_records(SourceSection(saved="saved", prompt="What is it?"), root=tmp_path)
     assert [turn.text for turn in records[0].turns] == ["What is it?", "dog"]
     assert records[1].answer == "cat"
-    with pytest.raises(RecordProblem, match="no conversations"):
+    with pytest.raises(RecordProblem, match="its 'label' is empty"):
         records[2]
 
 

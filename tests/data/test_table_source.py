@@ -62,7 +62,7 @@ def test_the_line_is_named_whatever_is_wrong(tmp_path: Path) -> None:
     rows = ["image,caption", "a.png,fine", '"b.png","two', 'lines"', "c.png,one, two", "d.png,", ",lonely"]
     records = table(tmp_path, "\n".join(rows))
     expected = ["line 5: it has 3 cells for 2 columns (' two' is too many); put a text that has a comma",
-                "line 6: it has no conversations", "line 7: it has a text, but neither a picture"]  # fmt: skip
+                "line 6: its 'caption' is empty", "line 7: it has a text, but neither a picture"]  # fmt: skip
     for index, words in zip((2, 3, 4), expected, strict=True):
         with pytest.raises(BadRecord) as caught:
             records[index]
@@ -72,7 +72,7 @@ def test_the_line_is_named_whatever_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("bild,wort\na.png,x\n", r"none of its columns \(bild, wort\) .*columns.answer=wort.*columns.image="),
+        ("bild,wort\na.png,x\n", r"none of its columns \(bild, wort\) .*columns.image.*columns.answer=wort"),
         ("a.png,x,y\n", "starts with a picture .*3 columns"),
         ("a.png\nb.png\n", "1 column, not picture and caption"),
         ("", "empty"),
