@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.json_source import prompts_of
 from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord
+from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
@@ -97,11 +98,6 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
         )
     folder = (root / section.image_dir).expanduser() if section.image_dir is not None else path.parent
     return path, str(folder.absolute())
-
-
-def prompts_of(section: SourceSection) -> tuple[str, ...]:
-    """The prompts of a source: none, one or several."""
-    return (section.prompt,) if isinstance(section.prompt, str) else tuple(section.prompt or ())
 
 
 def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:

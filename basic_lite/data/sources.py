@@ -11,8 +11,9 @@ from typing import Any
 
 from basic_lite.data.columns import require_columns
 from basic_lite.data.folder_source import FolderSource, metadata_of
-from basic_lite.data.json_source import JsonSource, prompts_of
+from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import nearest
+from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from basic_lite.data.columns import COLUMNS, plain_name, require_columns
-from basic_lite.data.json_source import places, prompts_of
+from basic_lite.data.json_source import places
 from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 

@@ -9,7 +9,6 @@ What a row may be:
 """
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from basic_lite.data.columns import find_columns
 from basic_lite.data.images import ImageRef
 from basic_lite.data.pictures import image_at, images_of
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
+from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
 
 _ROLES: dict[str, Role] = {
@@ -158,8 +158,7 @@ def _pair(
             raise _without_text(row)
         if not has_image:
             raise BadRecord("it has a text, but neither a picture nor a question", "add one of them")
-        # Drawn by the number alone: the same in each process, each epoch and after --resume.
-        question = prompts[zlib.crc32(str(number).encode()) % len(prompts)] if prompts else ""
+        question = drawn(prompts, number)
     text = _text(question, 1, "human", row)
     more = row.get("input")
     if isinstance(more, str) and more.strip():

@@ -14,6 +14,7 @@ from basic_lite.console import counting, quiet_libraries
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
+from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
@@ -71,6 +72,7 @@ def evaluate(
             shows how much the answers owe to the picture.
     """
     chat = chat_format(recipe, loaded, template)
+    records = asked_as_trained(records, recipe.data)
     texts = answer(
         loaded,
         chat,

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import open_image
 from basic_lite.data.problems import RecordProblem
+from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.data.turns import read_row
-from basic_lite.recipe.schema import SourceSection
+from basic_lite.recipe.schema import DataSection, SourceSection
 from tests.support.data import write_image
 
 ANSWER = "It is a red panda."
@@ -178,6 +179,10 @@ def test_a_prompt_is_drawn_by_the_records_number(tmp_path: Path) -> None:
     assert drawn == [record.turns[0].text for record in load_records(section, root=tmp_path)]
     assert set(drawn) == set(prompts) and min(Counter(drawn).values()) > 70
     assert len({tuple(drawn[n : n + 3]) for n in range(0, 300, 3)}) > 9  # no cycle
+    bare = load_records(SourceSection(path="data.json"), root=tmp_path)
+    asked = asked_as_trained(bare, DataSection(train=[section, SourceSection(path="other")]))
+    assert [record.turns[0].text for record in asked] == drawn and asked[0].turns[1:] == bare[0].turns[1:]
+    assert asked_as_trained(asked, DataSection(train=SourceSection(path="x", prompt="new"))) == asked
     one = read(tmp_path, rows[0], prompt="Describe it.")
     assert said(one) == [("human", "<image>\nDescribe it."), ("gpt", "x")]
     assert said(read(tmp_path, rows[0])) == [("human", "<image>"), ("gpt", "x")]
