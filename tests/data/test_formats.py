@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def test_every_format_says_the_same(tmp_path: Path, row: dict[str, Any]) -> None
     assert said(record) == [("human", "<image>\nWhat is it?"), ("gpt", ANSWER)]
     (image,) = record.images
     assert open_image(image).size == (8, 6)
+
+
+def test_the_documents_samples_say_the_same(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    rows = []
+    for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
+        while block := block.lstrip():
+            row, end = json.JSONDecoder().raw_decode(block)
+            rows.append(row)
+            block = block[end:]
+    assert len(rows) == 7
+    for row in rows:
+        assert said(read(tmp_path, row)) == [("human", "<image>\nWhat is it?"), ("gpt", "A cat.")], row
 
 
 @pytest.mark.parametrize("row", [TRL, TRL_PAIR, SHAREGPT, PAIR])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.yaml import read_document
+from basic_lite.tools.data.closing import typed
 from basic_lite.tools.data.command import data, fitted_epochs
 from basic_lite.tools.data.look import CAPTION_PROMPTS
 from basic_lite.tools.data.write import head_of, legal_name, recipe_text
@@ -127,6 +129,7 @@ def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:
     written, said = run("p/qa.json", "data.eval.path=p/qa.json")
     recipe = load_recipe(written)
     assert "questions and answers, in p/qa.json" in said and "question is 'question'" in said
+    assert 'chat runs/qa p/p0.png "what?"' in said
     assert recipe.data.train.prompt is None and recipe.data.eval is not None  # type: ignore[union-attr]
     written, _ = run("p/captions.csv", "model.vision=/nowhere", "model.llm=/nowhere", base="7b_pretrain")
     assert load_recipe(written).data.train.prompt is None  # type: ignore[union-attr]
@@ -210,3 +213,8 @@ def test_what_is_written_is_read_back(path: str, prompts: list[str], rate: float
 def test_a_runs_name_is_a_folders(name: str) -> None:
     made = legal_name(Path("/data") / name.replace("/", "_").replace("\0", "_"))
     assert made == made.strip(". ") and made and not {*made} & {*'/\\<>:"|?* \n'}
+
+
+@pytest.mark.parametrize("text", ["photos/a.png", "my photos/a.png", "it's", 'say "hi" $HOME', "a\\b !1", "bücher"])
+def test_a_typed_word_is_one_word(text: str) -> None:
+    assert shlex.split(typed(text)) == [text]

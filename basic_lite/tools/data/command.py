@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from basic_lite.console import Say, quiet_libraries, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.conversation import IMAGE, conversation
+from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
 from basic_lite.data.problems import BadImage
 from basic_lite.data.record import Record
@@ -22,13 +22,14 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.data.closing import close, steps_an_epoch, typed
 from basic_lite.tools.data.look import Found, look
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
 
 # Optimizer steps that small data should get, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 150, 30
-_SHOWN_PROBLEMS, _SAMPLES = 10, 3
+_SHOWN_PROBLEMS = 10
 
 
 def data(
@@ -77,7 +78,7 @@ def data(
         recipe = _recipe(base, changes, overrides)
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
-    _close(recipe, found, report, target, say, console)
+    close(recipe, found.records, report, target, say, console)
     return target
 
 
@@ -85,8 +86,7 @@ def fitted_epochs(recipe: Recipe, records: int) -> float:
     """The recipe's epochs, or as many more as give small data enough steps."""
     if recipe.training.max_steps is not None:
         return recipe.training.epochs
-    steps_an_epoch = max(1, math.ceil(records / recipe.training.global_batch))
-    wanted = math.ceil(_STEPS / steps_an_epoch)
+    wanted = math.ceil(_STEPS / steps_an_epoch(recipe, records))
     return max(recipe.training.epochs, float(min(wanted, _MOST_EPOCHS)))
 
 
@@ -164,6 +164,8 @@ def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:
 
 def _meaning(found: Found) -> list[str]:
     """Which columns are read as what."""
+    if isinstance(found.records.sources[0], FolderSource):
+        return []
     ours = {"answer": "text" if found.captions else "answer", "input": "rest of the question"}
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
     lines = [f"columns: {', '.join(read)}"]
@@ -216,13 +218,13 @@ def _text(
     file = find_recipe(base)
     text = file.read_text(encoding="utf-8-sig")
     head = [
-        f"basic-lite train {shlex.quote(target.as_posix())}",
+        f"basic-lite train {typed(target.as_posix())}",
         f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",
         f"The rest is from the recipe {file.stem}. `basic-lite keys` lists every key.",
     ]
     shipped = file.resolve() in shipped_recipes()
     head += [line for line in head_of(text) if not shipped or line.startswith("Card:")]
-    named = shlex.quote(target.as_posix())
+    named = typed(target.as_posix())
     head = [line.replace(f"recipes/{file.name}", named) if shipped else line for line in head]
     return recipe_text(text, head, changed)
 
@@ -230,41 +232,3 @@ def _text(
 def _one_line(text: str) -> str:
     """Text that can stand in a comment."""
     return "".join(one if one.isprintable() else "?" for one in text)
-
-
-def _close(recipe: Recipe, found: Found, report: DataReport, target: Path, say: Say, console: Console) -> None:
-    """Say what was written, and what to type next."""
-    training, section = recipe.training, recipe.data.train
-    assert not isinstance(section, list)
-    steps = training.max_steps or max(
-        1, math.ceil(math.ceil(len(report.kept) / training.global_batch) * training.epochs)
-    )
-    say(f"wrote {target}")
-    prompts = [section.prompt] if isinstance(section.prompt, str) else section.prompt or []
-    if prompts:
-        say(
-            f"the pictures come with no questions, so one of these is asked before each text (change them under "
-            f"`prompt` in {target.name}): {' | '.join(prompts)}"
-        )
-    passes = "" if training.max_steps else f", {training.epochs:g} passes over {len(report.kept):,} records"
-    say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
-    if report.problems and "refuse" in (recipe.data.bad_records, recipe.data.too_long):
-        say("note: `train` won't start until the records above are mended; or leave them out: data.bad_records=drop")
-    image = next(
-        (image for index in report.kept for image in found.records[int(index)].images if image.blob is None), None
-    )
-    picture = "PICTURE" if image is None else shlex.quote(_shown(Path(image.folder, image.name)))
-    run = shlex.quote((Path(recipe.output) / recipe.name).as_posix())
-    file, question = shlex.quote(target.as_posix()), prompts[0] if prompts else "What is this?"
-    say("next:")
-    for line in (
-        f"  basic-lite train {file} --dry-run   (shows the plan, and trains nothing)",
-        f"  basic-lite train {file}",
-        f'  basic-lite chat {run} {picture} "{question}"',
-    ):
-        console.print(line, soft_wrap=True, markup=False)
-
-
-def _shown(path: Path) -> str:
-    here = Path.cwd()
-    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
