@@ -6,7 +6,7 @@ import io
 import itertools
 import mmap
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class TableSource:
         return f"{self.name}, line {self._spans_of[index][2]}"
 
     def row(self, index: int) -> dict[str, str | None]:
-        """The row at a 0-based position; empty cells are None.
+        """The row at a 0-based position, without white space around the cells; empty cells are None.
 
         Raises:
             BadRecord: it has more cells than the header.
@@ -91,7 +91,7 @@ class TableSource:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, end, _ = self._spans_of[index]
         text = self._map[start:end].decode(self.encoding)
-        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter))
+        cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
         extra = [cell for cell in cells[len(self.header) :] if cell.strip()]
         if extra:
             raise BadRecord(
@@ -99,7 +99,7 @@ class TableSource:
                 f"put a text that has {_sign(self.delimiter)} in it into double quotes",
             )
         pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
-        return {name: cell if cell.strip() else None for name, cell in pairs if name}
+        return {name: cell.strip() or None for name, cell in pairs if name}
 
     def _no_header(self, first: Sequence[str]) -> list[str]:
         if len(first) != 2:
@@ -153,7 +153,7 @@ class TableSource:
         if skipped:
             next(source)
             start, number = ends.pop(), 2
-        reader = csv.reader(source, delimiter=self.delimiter)
+        reader = _cells(source, self.delimiter)
         while True:
             try:
                 cells = next(reader, None)
@@ -179,17 +179,22 @@ class TableSource:
             file.seek(start)
             text = file.read().decode(self.encoding)
         # A row that is complete ends at its line break; an open one takes whatever follows.
-        if len(list(csv.reader(io.StringIO(text.rstrip("\r\n") + "\nx", newline=""), delimiter=self.delimiter))) == 1:
+        if len(list(_cells(io.StringIO(text.rstrip("\r\n") + "\nx", newline=""), self.delimiter))) == 1:
             raise UserError(
                 f"{self.name}, line {number}: a double quote is opened in this row and never closed; close it, or "
                 'write "" for a quote inside a text.'
             )
 
 
+def _cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows of cells. People write a space after a comma, and then a quote."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
     """Rows that have a value; up to a broken one, of which the scan tells the line."""
     with suppress(csv.Error):
-        yield from (row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row))
+        yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
 
 
 def _delimiter(lines: Sequence[str], ending: str) -> str:

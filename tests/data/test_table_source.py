@@ -35,6 +35,7 @@ FORMS: dict[str, str | bytes] = {
     "tab": 'File Name\tCaption\na.png\ta cat, asleep\nb c.jpg\t"two\nlines of ""ö"""',
     "utf-16": 'image\tcaption\r\na.png\ta cat, asleep\r\nb c.jpg\t"two\nlines of ""ö"""\r\n'.encode("utf-16"),
     "no header": 'a.png,"a cat, asleep"\nb c.jpg,"two\nlines of ""ö"""\n',
+    "written by hand": 'image, caption\na.png, "a cat, asleep"\nb c.jpg , "two\nlines of ""ö"""\n',
     "hint": 'sep=;\r\nimage;caption\r\na.png;a cat, asleep\r\nb c.jpg;"two\nlines of ""ö"""\r\n',
     "old Mac": 'image,caption\ra.png,"a cat, asleep"\rb c.jpg,"two\nlines of ""ö"""\r',
 }
@@ -61,7 +62,7 @@ def test_a_tsv_has_tabs_and_a_row_its_line(tmp_path: Path) -> None:
 def test_the_line_is_named_whatever_is_wrong(tmp_path: Path) -> None:
     rows = ["image,caption", "a.png,fine", '"b.png","two', 'lines"', "c.png,one, two", "d.png,", ",lonely"]
     records = table(tmp_path, "\n".join(rows))
-    expected = ["line 5: it has 3 cells for 2 columns (' two' is too many); put a text that has a comma",
+    expected = ["line 5: it has 3 cells for 2 columns ('two' is too many); put a text that has a comma",
                 "line 6: its 'caption' is empty", "line 7: it has a text, but neither a picture"]  # fmt: skip
     for index, words in zip((2, 3, 4), expected, strict=True):
         with pytest.raises(BadRecord) as caught:
@@ -113,6 +114,6 @@ def test_cells_are_those_of_dict_reader(
     (tmp_path / "f.csv").write_bytes(out.getvalue().encode(encoding))
     [source] = load_records(SourceSection(path="f.csv"), root=tmp_path).sources
     got = [source.row(n) for n in range(len(source))]
-    oracle = csv.DictReader(io.StringIO(out.getvalue(), newline=""), delimiter=delimiter)
-    filled = [{k: v if v and v.strip() else None for k, v in row.items()} for row in oracle]
+    oracle = csv.DictReader(io.StringIO(out.getvalue(), newline=""), delimiter=delimiter, skipinitialspace=True)
+    filled = [{k: (v or "").strip() or None for k, v in row.items()} for row in oracle]
     assert got == [row for row in filled if any(row.values())]
