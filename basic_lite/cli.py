@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 
 from basic_lite.commands.asking import chat, evaluate
 from basic_lite.commands.common import note
+from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
 from basic_lite.commands.runs import clean, runs
@@ -57,7 +58,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, train, estimate, chat, export, runs, clean, keys):
+for command in (demo, data, train, estimate, chat, export, runs, clean, keys):
     app.command()(command)
 app.command("eval")(evaluate)
 

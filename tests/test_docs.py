@@ -17,7 +17,14 @@ from basic_lite.recipe import describe_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 BASES = (ROOT, ROOT / "basic_lite", ROOT / "kernels" / "basic_lite_kernels")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "bench/README.md", "docs/ARCHITECTURE.md", "docs/METHOD.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "bench/README.md",
+    "docs/ARCHITECTURE.md",
+    "docs/DATA.md",
+    "docs/METHOD.md",
+)
 KEYS = {row.name for row in describe_keys()}
 SECTIONS = "|".join({key.split(".")[0] for key in KEYS if "." in key})
 FILE = re.compile(r"(?:[\w*-]+/)*[\w*-]+\.(?:py|md)|(?:basic_lite|kernels|tests|bench|recipes|results|\.ci)/[\w./*-]*")

@@ -1,7 +1,7 @@
 """A record as the model gets it: token ids, label mask, and the prompt of a generation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from basic_lite.data.conversation import conversation
 from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TooLong
@@ -10,7 +10,7 @@ from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
 from basic_lite.recipe.schema import Template
 
-__all__ = ["IGNORE", "ChatFormat", "Encoded"]
+__all__ = ["IGNORE", "ChatFormat", "Encoded", "Encoder"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class Encoded:
     labels: list[int]
     n_images: int
     cut: int = 0
+
+
+class Encoder(Protocol):
+    """Turns a record into a sample, or says what is wrong with it."""
+
+    def encode(self, record: Record, max_length: int) -> Encoded:
+        """Ids and labels of a record, at most ``max_length`` of them."""
+        ...
 
 
 class ChatFormat:

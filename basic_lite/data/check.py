@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from basic_lite.data.chat import IGNORE, ChatFormat
+from basic_lite.data.chat import IGNORE, Encoder
 from basic_lite.data.images import check_image
 from basic_lite.data.problems import RecordProblem, TooLong
 from basic_lite.data.records import Records
@@ -77,7 +77,7 @@ class DataReport:
 
 def check_data(
     records: Records,
-    chat: ChatFormat,
+    chat: Encoder,
     section: DataSection,
     *,
     processes: int | None = None,
@@ -143,7 +143,7 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
 Checked = tuple[np.ndarray, list[RecordProblem], bytes]
 
 
-def _check_range(records: Records, chat: ChatFormat, section: DataSection, indices: range) -> Checked:
+def _check_range(records: Records, chat: Encoder, section: DataSection, indices: range) -> Checked:
     values = np.zeros((4, len(indices)), dtype=np.int32)
     problems: list[RecordProblem] = []
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from basic_lite.data.heic import lacking, register_heic
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.recipe.schema import ImageCheck, ImageFit
@@ -70,6 +71,10 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
         stem = os.path.splitext(path)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
         hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
+        above = os.path.dirname(root)
+        if not other and os.path.isfile(os.path.join(above, image.name)):
+            # `photos/a.png` in the folder `photos`: people name the folder twice.
+            hint = f"it is in {above}: set image_dir of this source to that folder"
         raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
     return path
 
@@ -85,6 +90,7 @@ def open_image(image: ImageRef) -> Image.Image:
     else:
         blob = image.blob.as_py() if hasattr(image.blob, "as_py") else image.blob
         source = io.BytesIO(blob)
+    register_heic()
     try:
         with Image.open(source) as opened:
             opened.load()
@@ -94,9 +100,8 @@ def open_image(image: ImageRef) -> Image.Image:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(source, io.BytesIO):
             reason = reason.replace(repr(source), "the data")
-        raise BadImage(
-            f"image {image.name!r} can't be decoded ({reason})", "fetch it again, or leave the record out"
-        ) from error
+        mend = lacking(image.name) or "fetch it again, or leave the record out"
+        raise BadImage(f"image {image.name!r} can't be decoded ({reason})", mend) from error
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:

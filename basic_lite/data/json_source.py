@@ -7,13 +7,15 @@ import itertools
 import json
 import mmap
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.prompts import prompts_of
+from basic_lite.data.record import numbered
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 
@@ -35,14 +37,11 @@ class JsonSource:
     def __init__(self, section: SourceSection, root: Path) -> None:
         assert section.path is not None
         self.name = section.path
-        self.columns = dict(section.columns)
-        self.path = (root / section.path).expanduser()
-        if not self.path.exists():
-            raise UserError(f"{self.name}: there is no such file; correct `path` of this data source.")
-        if not self.path.is_file():
-            raise UserError(f"{self.name}: this is a folder, `path` must be a JSON or JSONL file.")
-        folder = (root / section.image_dir).expanduser() if section.image_dir is not None else self.path.parent
-        self.image_dir = str(folder.absolute())
+        self.columns: Mapping[str, str] = dict(section.columns)
+        self.present: tuple[str, ...] = ()
+        self.path, self.image_dir = places(section, root)
+        self.prompts = prompts_of(section)
+        self.notes: tuple[str, ...] = ()
         flat = array("q")
         for span in itertools.islice(_spans(self.path, self.name), section.limit):
             flat.extend(span)
@@ -54,6 +53,10 @@ class JsonSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}
+
+    def place(self, index: int) -> str:
+        """File and number of a record."""
+        return numbered(self.name, index + 1)
 
     def row(self, index: int) -> Any:
         """The record at a 0-based position, parsed anew each time.
@@ -76,6 +79,25 @@ class JsonSource:
         # Only a line gets here: a list is parsed as a whole when it is scanned.
         line = 1 + self._map[:start].count(b"\n")
         raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "fix the line")
+
+
+def places(section: SourceSection, root: Path) -> tuple[Path, str]:
+    """The file of a source, and its image folder.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    assert section.path is not None
+    path = (root / section.path).expanduser()
+    if not path.exists():
+        raise UserError(f"{section.path}: there is no such file; correct `path` of this data source.")
+    if not path.is_file():
+        raise UserError(
+            f"{section.path}: this is a folder, and `path` must be a file; for pictures with texts beside them, "
+            "write `folder` instead of `path`."
+        )
+    folder = (root / section.image_dir).expanduser() if section.image_dir is not None else path.parent
+    return path, str(folder.absolute())
 
 
 def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:

@@ -65,6 +65,8 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = 
 
     def checked(source: SourceSection | list[SourceSection], name: str) -> tuple[SupervisedDataset, DataReport]:
         records = load_records(source, root=Path.cwd())
+        for note in records.notes:
+            say(f"{name}: {note}")
         report = check_data(records, chat, section, progress=_progress(name) if shown else None)
         for line in report.summary():
             say(f"{name}: {line}")

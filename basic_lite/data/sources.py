@@ -1,6 +1,7 @@
-"""The data sources of a recipe, opened as one sequence of records: LLaVA files, and those of the `datasets` library.
+"""The data sources of a recipe, opened as one sequence of records.
 
-Those are a hub name, local parquet files, or a folder saved by `save_to_disk`.
+They are JSON and JSONL files, tables, folders of pictures, and what the `datasets` library reads: a hub name, local
+parquet files, or a folder saved by `save_to_disk`.
 """
 
 import glob
@@ -8,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basic_lite.data.columns import require_columns
+from basic_lite.data.folder_source import FolderSource, metadata_of
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import nearest
-from basic_lite.data.records import COLUMNS, Records, Source
+from basic_lite.data.prompts import prompts_of
+from basic_lite.data.record import numbered
+from basic_lite.data.records import Records, Source
+from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
 from basic_lite.errors import UserError
 from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.schema import SourceSection
@@ -34,7 +40,23 @@ def _open_source(section: SourceSection, root: Path) -> Source:
     check_source(section)
     if section.image_dir is not None and not (root / section.image_dir).expanduser().is_dir():
         raise UserError(f"image_dir: there is no folder {section.image_dir}; correct it, or leave it out.")
-    return JsonSource(section, root) if section.path else DatasetsSource(section, root)
+    if section.folder:
+        metadata = metadata_of((root / section.folder).expanduser(), section.split)
+        if metadata is None:
+            return FolderSource(section, root)
+        section = _described(section, metadata)
+    if not section.path:
+        return DatasetsSource(section, root)
+    table = section.path.lower().endswith(TABLE_ENDINGS)
+    return TableSource(section, root) if table else JsonSource(section, root)
+
+
+def _described(section: SourceSection, metadata: str) -> SourceSection:
+    """A folder's source as that of the metadata file in it, whose pictures lie beside that."""
+    assert section.folder is not None
+    kind = "parquet" if metadata.endswith(".parquet") else "path"
+    path = Path(section.folder, metadata)
+    return section.model_copy(update={"folder": None, kind: path.as_posix(), "image_dir": path.parent.as_posix()})
 
 
 class DatasetsSource:
@@ -45,7 +67,12 @@ class DatasetsSource:
         if section.image_dir is not None:
             folder = (root / section.image_dir).expanduser()
         self.image_dir = str(folder.absolute())
-        self.columns = _columns(section.columns, dataset.column_names, self.name)
+        self.present = tuple(dataset.column_names)
+        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
+        self.prompts = prompts_of(section)
+        self.notes: tuple[str, ...] = ()
+        # A class is stored as a number; its name is what is meant.
+        self._classes = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
         if section.limit is not None:
             dataset = dataset.select(range(min(section.limit, len(dataset))))
         # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
@@ -55,14 +82,21 @@ class DatasetsSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def place(self, index: int) -> str:
+        """Source and number of a row."""
+        return numbered(self.name, index + 1)
+
     def row(self, index: int) -> dict[str, Any]:
         """One row: text columns as Python values, the image column as references to its bytes."""
         table = self.dataset[index]
         image = self.columns.get("image")
-        return {
+        row = {
             name: _lazy(table.column(name)[0]) if name == image else table.column(name)[0].as_py()
             for name in table.column_names
         }
+        for name in self._classes.keys() & row.keys():
+            row[name] = None if row[name] is None else self._classes[name][row[name]]
+        return row
 
 
 def _lazy(scalar: Any) -> Any:
@@ -95,10 +129,13 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             dataset = datasets.load_dataset(section.hub, section.config, split=section.split)
             return dataset, f"{section.hub} [{section.split}]", root
         if section.parquet:
-            files = sorted(glob.glob(str((root / section.parquet).expanduser()), recursive=True))
+            path = (root / section.parquet).expanduser()
+            files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
             if not files:
                 raise UserError(f"{section.parquet}: no file matches; correct `parquet` of this data source.")
-            dataset = datasets.load_dataset("parquet", data_files=files, split="train")
+            # The library takes names for patterns, too.
+            escaped = [glob.escape(file) for file in files]
+            dataset = datasets.load_dataset("parquet", data_files=escaped, split="train")
             return dataset, section.parquet, Path(files[0]).parent
         assert section.saved is not None
         path = (root / section.saved).expanduser()
@@ -123,27 +160,3 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             f"{where}: the data set can't be read ({reason}). Correct hub, config, split, parquet or saved "
             f"of this data source."
         ) from error
-
-
-def _columns(asked: Mapping[str, str], present: list[str], name: str) -> dict[str, str]:
-    """Our names to theirs: what the recipe maps, else the column that is there under a usual name."""
-    for ours, wanted in asked.items():
-        if wanted not in present:
-            raise UserError(
-                f"{name}: there is no column {wanted!r}{nearest(wanted, present)}; "
-                f"it has {', '.join(present)}. Correct columns.{ours} of this data source."
-            )
-    found = dict(asked)
-    for ours, usual in COLUMNS.items():
-        if ours not in found and (theirs := next((one for one in usual if one in present), None)):
-            found[ours] = theirs
-    if "conversations" not in found and "question" not in found:
-        raise UserError(
-            f"{name}: none of its columns ({', '.join(present)}) is called "
-            f"{' or '.join(COLUMNS['conversations'])} or question; map one with columns.conversations, "
-            f"or with columns.question and columns.answer."
-        )
-    # A map that names question and answer means those, even where a conversations column exists too.
-    if "question" in asked and "conversations" not in asked:
-        found.pop("conversations", None)
-    return found

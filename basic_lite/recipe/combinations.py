@@ -18,7 +18,7 @@ from basic_lite.recipe.schema import SourceSection
 
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
-KINDS = ("path", "hub", "parquet", "saved")
+KINDS = ("path", "folder", "hub", "parquet", "saved")
 COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_type")
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
@@ -220,6 +220,13 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
     try:
         if v["config"] is not None and given and f"{at}hub" not in given:
             yield [f"{at}config", given[0]], f"{at}config belongs to {at}hub; remove it"
+        if v["image_dir"] is not None and v["folder"]:
+            yield [f"{at}image_dir"], f"the pictures are in {at}folder itself; remove {at}image_dir"
+        prompts = v["prompt"]
+        if prompts is not None and not all(
+            one.strip() for one in ([prompts] if isinstance(prompts, str) else prompts or [""])
+        ):
+            yield [f"{at}prompt"], "a prompt is empty; write a question, or remove the key"
         columns = v["columns"]
     except Unusable:
         return

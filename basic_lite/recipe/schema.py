@@ -86,15 +86,22 @@ class LoraSection(Section):
 
 
 class SourceSection(Section):
-    """One data source: LLaVA JSON/JSONL (``path``) or `datasets` (``hub``, ``parquet``, ``saved``)."""
+    """One data source: a file (``path``), a folder of pictures, or `datasets` (``hub``, ``parquet``, ``saved``)."""
 
-    path: str | None = Field(None, description="LLaVA JSON or JSONL file.")
+    path: str | None = Field(None, description="JSON, JSONL, CSV or TSV file; docs/DATA.md shows what may be in it.")
+    folder: str | None = Field(
+        None, description="Folder of pictures with .txt files of the same name, or with a metadata.csv (`imagefolder`)."
+    )
     hub: str | None = Field(None, description="Name of a data set on the hub.")
     config: str | None = Field(None, description="Configuration of the hub data set.")
     parquet: str | None = Field(None, description="Local parquet file, or a glob of them.")
     saved: str | None = Field(None, description="Folder written by `Dataset.save_to_disk`.")
     split: str = Field("train", description="Split of a `datasets` source.")
     image_dir: str | None = Field(None, description="Folder that image paths are relative to; default: beside `path`.")
+    prompt: str | list[str] | None = Field(
+        None,
+        description="For pictures with a text but no question: what is asked. Of several, each record has its own.",
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column map, ours to theirs, where the data has other names: "

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from basic_lite.console import counting, quiet_libraries
+from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
+from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, pick_device
-from basic_lite.recipe.schema import Recipe, SourceSection, Template
+from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.train.answer import answer, asked_otherwise, chat_format
 from basic_lite.train.bundle import load_trained
 from basic_lite.train.files import write_json
@@ -70,6 +72,7 @@ def evaluate(
             shows how much the answers owe to the picture.
     """
     chat = chat_format(recipe, loaded, template)
+    records = asked_as_trained(records, recipe.data)
     texts = answer(
         loaded,
         chat,
@@ -166,7 +169,7 @@ def evaluate_run(
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
     quiet_libraries()
-    source = SourceSection(path=str(data), image_dir=str(image_dir) if image_dir else None, limit=limit)
+    source = source_of(data, image_dir=image_dir, limit=limit)
     records = list(load_records(source, root=Path.cwd()))
     for record in records:  # before the first answer, not in the middle
         try:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from transformers import SiglipImageProcessorPil
 
+from basic_lite.data import heic
 from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, pixels
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
@@ -146,3 +147,28 @@ def test_pixels_show_the_whole_picture(tmp_path: Path, how: Any) -> None:
         assert middle[2, -1] > middle[0, -1]
     if how == "pad":
         assert out[1, :, :, 0].abs().max() < 0.02
+
+
+def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.png")
+    with pytest.raises(BadImage, match=f"it is in {tmp_path}: set image_dir"):
+        locate(ImageRef("photos/a.png", str(tmp_path / "photos")))
+
+
+@pytest.mark.parametrize("ending", ["webp", "avif", "heic"])
+def test_newer_formats(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ending == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    if ending == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    Image.new("RGB", (64, 32), (200, 30, 30)).save(tmp_path / f"a.{ending}")
+    got = open_image(ImageRef(f"a.{ending}", str(tmp_path)))
+    assert got.size == (64, 32)
+    assert np.abs(np.asarray(got.getpixel((5, 5))) - (200, 30, 30)).max() < 12
+
+
+def test_a_telephones_picture_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heic, "register_heic", lambda: False)
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(BadImage, match="pip install pillow-heif"):
+        open_image(ImageRef("a.HEIC", str(tmp_path)))

@@ -1,0 +1,93 @@
+"""Which column of the data is which of ours: what the recipe maps, else the column that has a usual name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from basic_lite.data.problems import nearest
+from basic_lite.errors import UserError
+
+# Our names, each with the names it is known by elsewhere; of several that are there, the first is taken.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id",),
+    "conversations": ("conversations", "conversation", "messages"),
+    "image": (
+        "image", "images", "file_name", "file_names", "filename", "file", "image_path", "image_file", "path",
+        "picture", "pictures", "photo", "photos", "img", "image_url",
+    ),
+    "question": ("question", "instruction", "query", "prompt", "input"),
+    "answer": (
+        "answer", "answers", "response", "output", "completion", "caption", "captions", "description", "text", "label",
+    ),
+    "question_type": ("question_type",),
+    # Of LLaMA-Factory's formats: more of the question, the system prompt, and the turns before.
+    "input": ("input",),
+    "system": ("system",),
+    "history": ("history",),
+}  # fmt: skip
+
+# Beside a conversation, `text` or `path` mean something else; only these keep their meaning.
+_BESIDE_A_CONVERSATION = {
+    "id": COLUMNS["id"],
+    "conversations": COLUMNS["conversations"],
+    "image": ("image", "images"),
+    "answer": ("answer", "answers"),
+    "question_type": COLUMNS["question_type"],
+    "system": COLUMNS["system"],
+}
+
+
+def plain_name(name: str) -> str:
+    """A column's name as it is compared: "File Name" is `file_name`."""
+    return "_".join(name.strip().lower().replace("-", " ").split())
+
+
+@lru_cache(maxsize=4096)
+def _found(asked: tuple[tuple[str, str], ...], present: tuple[str, ...]) -> Mapping[str, str]:
+    names: dict[str, str] = {}
+    for name in present:
+        names.setdefault(plain_name(name), name)
+    found = {ours: theirs for ours, theirs in asked if theirs in present}
+    # A map that names question or answer means those, even where a conversation is there too.
+    pairs = {"question", "answer"} & found.keys() and "conversations" not in found
+    talk = "conversations" in found or (not pairs and any(one in names for one in COLUMNS["conversations"]))
+    usual = _BESIDE_A_CONVERSATION if talk else {**COLUMNS, "conversations": ()}
+    taken = set(found.values())
+    for ours, candidates in usual.items():
+        theirs = next((names[one] for one in candidates if one in names and names[one] not in taken), None)
+        if ours not in dict(asked) and theirs is not None:
+            found[ours] = theirs
+            taken.add(theirs)
+    if plain_name(found.get("question", "")) != "instruction":
+        found.pop("input", None)  # only alpaca's question goes on in `input`
+    return found
+
+
+def find_columns(asked: Mapping[str, str], present: Iterable[str]) -> Mapping[str, str]:
+    """Our names to theirs, of those that are there. Mapped names that aren't there are left out."""
+    return _found(tuple(asked.items()), tuple(present))
+
+
+def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str) -> dict[str, str]:
+    """Our names to theirs, for a source whose records all have the same columns.
+
+    Args:
+        name: the source, for messages.
+
+    Raises:
+        UserError: a mapped column isn't there, or nothing there is an answer or a conversation.
+    """
+    listed = ", ".join(present)
+    for ours, wanted in asked.items():
+        if wanted not in present:
+            raise UserError(
+                f"{name}: there is no column {wanted!r}{nearest(wanted, present)}; it has {listed}. "
+                f"Correct columns.{ours} of this data source."
+            )
+    found = dict(find_columns(asked, present))
+    if not found.keys() & {"conversations", "question", "answer"}:
+        raise UserError(
+            f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
+            f"answer, or map them with columns.image and columns.answer (or columns.question, columns.conversations) "
+            f"of this data source, as in data.train.columns.answer={present[-1]}."
+        )
+    return found

@@ -1,0 +1,109 @@
+"""A folder of pictures, each with a text of the same name beside it: cat.jpg and cat.txt."""
+
+import codecs
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from basic_lite.data.pictures import PICTURE_ENDINGS
+from basic_lite.data.problems import BadRecord
+from basic_lite.data.prompts import prompts_of
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
+
+# How the `datasets` library calls the file that describes a folder of pictures.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+def metadata_of(folder: Path, split: str) -> str | None:
+    """Path inside a folder of the file that describes its pictures (those of its split, where splits have folders)."""
+    inside = [*METADATA, *(f"{split}/{name}" for name in METADATA)]
+    return next((name for name in inside if (folder / name).is_file()), None)
+
+
+class FolderSource:
+    """Pictures in the order of their paths. Holds the paths (some 100 bytes each); a text is read when asked for.
+
+    A picture without a text is a bad record. A text without a picture is no record: `notes` names it.
+    """
+
+    def __init__(self, section: SourceSection, root: Path) -> None:
+        assert section.folder is not None
+        self.name, self.prompts = section.folder, prompts_of(section)
+        folder = (root / section.folder).expanduser().absolute()
+        if not folder.is_dir():
+            raise UserError(f"{self.name}: there is no such folder; correct `folder` of this data source.")
+        self.image_dir = str(folder)
+        self.columns: Mapping[str, str] = {"image": "picture", "answer": "text"}
+        self.present: tuple[str, ...] = ("picture", "text")
+        pictures, self._texts = files_of(folder)
+        if section.columns:
+            raise UserError(f"{self.name}: pictures with .txt files have no columns; remove `columns`.")
+        if not pictures:
+            raise UserError(f"{self.name}: there is no picture in this folder; correct `folder` of this data source.")
+        self.notes = _orphans(pictures, self._texts, self.name)
+        self._pictures = list(itertools.islice(pictures, section.limit))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def place(self, index: int) -> str:
+        """Path of the picture."""
+        return f"{self.name.rstrip('/')}/{self._pictures[index]}"
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A picture's path and its text.
+
+        Raises:
+            BadRecord: it has no text.
+        """
+        picture = self._pictures[index]
+        text = self._texts.get(os.path.splitext(picture)[0])
+        if text is None:
+            name = os.path.splitext(os.path.basename(picture))[0] + ".txt"
+            raise BadRecord(f"there is no {name} beside it with its text", "write one, or move the picture elsewhere")
+        words = _read(os.path.join(self.image_dir, text), os.path.basename(text))
+        if not words:
+            raise BadRecord(f"{os.path.basename(text)} beside it is empty", "write the picture's text into it")
+        return {"picture": picture, "text": words}
+
+
+def files_of(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Pictures below a folder, and the texts by their path without the ending; paths have forward slashes."""
+    pictures: list[str] = []
+    texts: dict[str, str] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(one for one in folders if not one.startswith((".", "__")))
+        inside = Path(place).relative_to(folder)
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if name.startswith("."):  # among them macOS's "._cat.jpg"
+                continue
+            if ending.lower() in PICTURE_ENDINGS:
+                pictures.append((inside / name).as_posix())
+            elif ending.lower() == ".txt":
+                texts[(inside / stem).as_posix()] = (inside / name).as_posix()
+    return sorted(pictures), texts
+
+
+def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str, ...]:
+    lonely = sorted(set(texts) - {os.path.splitext(one)[0] for one in pictures})
+    if not lonely:
+        return ()
+    listed = ", ".join(texts[one] for one in lonely[:5]) + (", …" if len(lonely) > 5 else "")
+    one = len(lonely) == 1
+    return (
+        f"{name}: {'a text has' if one else f'{len(lonely)} texts have'} no picture of the same name and "
+        f"{'is' if one else 'are'} left out: {listed}",
+    )
+
+
+def _read(path: str, name: str) -> str:
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{name} beside it isn't UTF-8", "save it as UTF-8") from error

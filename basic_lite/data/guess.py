@@ -1,0 +1,152 @@
+"""What a path means: the data source that a user has in mind who names a file or a folder."""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from basic_lite.data.folder_source import files_of, metadata_of
+from basic_lite.data.images import ImageRef, locate
+from basic_lite.data.problems import BadImage, RecordProblem
+from basic_lite.data.records import Records
+from basic_lite.data.sources import load_records
+from basic_lite.data.table_source import TABLE_ENDINGS
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
+
+_JSON_ENDINGS = (".json", ".jsonl")
+_READ = "CSV, TSV, JSON, JSONL and parquet files are read, folders of pictures, and folders written by save_to_disk"
+# What lies beside data and is none.
+_BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "package.json"}
+# Records that are looked at to find the folder of their pictures.
+_LOOKED_AT = 20
+
+
+def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: int | None = None) -> SourceSection:
+    """The data source that a path means. Relative paths stay relative to the current folder.
+
+    A file is read as its ending says. A folder may be one that `Dataset.save_to_disk` wrote, one with a metadata file,
+    one with a single data file in it, or one of pictures with texts beside them. Where ``image_dir`` isn't given, the
+    folder of the pictures is looked for around the data file.
+
+    Raises:
+        UserError: there is nothing at that place, or nothing that can be read; says what is.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder; correct the path.")
+    section = _of_folder(path) if path.is_dir() else _of_file(path)
+    update: dict[str, Any] = {"limit": limit}
+    if image_dir is not None:
+        update["image_dir"] = Path(image_dir).as_posix()
+    elif section.path or section.parquet:
+        update["image_dir"] = image_dir_of(section)
+    return section.model_copy(update=update)
+
+
+def _of_file(path: Path) -> SourceSection:
+    ending = path.suffix.lower()
+    if ending in TABLE_ENDINGS + _JSON_ENDINGS:
+        return SourceSection(path=path.as_posix())
+    if ending == ".parquet":
+        return SourceSection(parquet=path.as_posix())
+    mends = {
+        ".xlsx": "save it as CSV UTF-8 in Excel",
+        ".xls": "save it as CSV UTF-8 in Excel",
+        ".ods": "save it as CSV",
+        ".zip": "unpack it first",
+        ".tar": "unpack it first",
+        ".gz": "unpack it first",
+    }
+    raise UserError(f"{path}: this kind of file isn't read ({_READ}); {mends.get(ending, 'name one of these')}.")
+
+
+def _of_folder(folder: Path) -> SourceSection:
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return SourceSection(saved=folder.as_posix())
+    splits = sorted(one.parent.name for one in folder.glob("*/state.json"))
+    if (folder / "dataset_dict.json").is_file() and splits:
+        return SourceSection(saved=folder.as_posix(), split="train" if "train" in splits else splits[0])
+    if metadata_of(folder, "train"):
+        return SourceSection(folder=folder.as_posix())
+    files = sorted(one for one in folder.iterdir() if one.is_file() and one.name not in _BESIDE)
+    tables = [one for one in files if one.suffix.lower() in TABLE_ENDINGS + _JSON_ENDINGS]
+    if len(tables) == 1:
+        return _of_file(tables[0])
+    if len(tables) > 1:
+        raise UserError(
+            f"{folder}: it has {len(tables)} data files ({', '.join(one.name for one in tables[:6])}"
+            f"{', …' if len(tables) > 6 else ''}); name one of them, as in {tables[0].as_posix()}."
+        )
+    return _parquet_in(folder) or _pictures_in(folder)
+
+
+def _parquet_in(folder: Path) -> SourceSection | None:
+    """The parquet files of a folder, or of `data` in it, where the hub puts them; of several splits, train's."""
+    for place in (folder, folder / "data"):
+        found = sorted(place.glob("*.parquet"))
+        chosen = [one for one in found if one.name.startswith("train")] or found
+        if len(chosen) == 1:
+            return _of_file(chosen[0])
+        if chosen:
+            name = "train*.parquet" if chosen[0].name.startswith("train") else "*.parquet"
+            return SourceSection(parquet=f"{glob.escape(place.as_posix())}/{name}")
+    return None
+
+
+def _pictures_in(folder: Path) -> SourceSection:
+    pictures, texts = files_of(folder)
+    stems = {os.path.splitext(one)[0] for one in pictures}
+    if stems & texts.keys():
+        return SourceSection(folder=folder.as_posix())
+    if pictures:
+        first = Path(pictures[0])
+        raise UserError(
+            f"{folder}: it has {len(pictures):,} pictures, but no text; write a text beside each "
+            f"({first.with_suffix('.txt').as_posix()} for {first.as_posix()}), or one table captions.csv in the "
+            "folder, with the columns image and caption."
+        )
+    raise UserError(f"{folder}: there is no data in this folder ({_READ}); name another.")
+
+
+def image_dir_of(section: SourceSection) -> str | None:
+    """The folder in which most of the first pictures lie; None where that is beside the file, or nowhere."""
+    try:
+        records = load_records(section.model_copy(update={"limit": _LOOKED_AT}), root=Path.cwd())
+    except UserError:
+        return None  # whoever reads the source meets the same error
+    names = [image.name for image in itertools.islice(_images(records), _LOOKED_AT)]
+    beside = Path(section.path or section.parquet or "").parent
+    if not names or not beside.is_dir():
+        return None
+    counts = {folder: sum(_is_there(name, folder) for name in names) for folder in _candidates(beside, names)}
+    best = max(counts, key=lambda folder: counts[folder])
+    return None if counts[best] <= counts[beside] else best.as_posix()
+
+
+def _images(records: Records) -> Iterator[ImageRef]:
+    """Pictures that lie in files."""
+    for index in range(len(records)):
+        try:
+            yield from (image for image in records[index].images if image.blob is None)
+        except RecordProblem:
+            continue
+
+
+def _candidates(beside: Path, names: list[str]) -> Iterator[Path]:
+    yield beside
+    yield from sorted(one for one in beside.iterdir() if one.is_dir() and not one.name.startswith("."))
+    yield Path(os.path.normpath(beside / ".."))
+    absolute = [name for name in names if os.path.isabs(name)]
+    if absolute:
+        yield Path(os.path.commonpath([os.path.dirname(name) for name in absolute]))
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    try:
+        locate(ImageRef(name, str(folder)))
+    except BadImage:
+        return False
+    return True

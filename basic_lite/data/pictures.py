@@ -1,0 +1,93 @@
+"""What a record writes where a picture belongs: a path, a file:// or data: URL, bytes, or a list of these."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from basic_lite.data.images import ImageRef
+from basic_lite.data.problems import BadImage, BadRecord, shorten
+
+# Endings of picture files, as they are looked for in folders.
+PICTURE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataUrl:
+    """A picture written into the text, as data:image/…;base64,…; its bytes are made when it is opened.
+
+    Its methods are called as those of Arrow's scalars.
+    """
+
+    url: str
+
+    def as_buffer(self) -> bytes:
+        """Bytes that tell this picture from others, without decoding it."""
+        return self.url.encode("utf-8", "surrogatepass")
+
+    def as_py(self) -> bytes:
+        """The picture's bytes.
+
+        Raises:
+            BadImage: it isn't base64.
+        """
+        head, _, data = self.url.partition(",")
+        try:
+            # Some programs break the lines, or write it as a part of an address.
+            return base64.b64decode("".join(unquote(data).split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadImage(
+                f"the picture {shorten(head)} can't be decoded: {error}", "write it as data:image/png;base64,…"
+            ) from error
+
+
+def images_of(value: Any, image_dir: str) -> Iterator[ImageRef]:
+    """The pictures of a record's image column.
+
+    Raises:
+        BadRecord, BadImage: it is something else, or lies on the web.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return
+    if isinstance(value, (list, tuple)):
+        for n, one in enumerate(value, 1):
+            if one is None or isinstance(one, (list, tuple)):
+                raise BadRecord(f"image {n} of its list is {shorten(one)}", "list paths")
+            yield from images_of(one, image_dir)
+    else:
+        yield image_at(value, image_dir)
+
+
+def image_at(value: Any, image_dir: str) -> ImageRef:
+    """One picture: a path, a URL, bytes, or the object of bytes and path that `datasets` makes.
+
+    Raises:
+        BadRecord, BadImage: it is something else, or lies on the web.
+    """
+    if isinstance(value, str):
+        return _named(value, image_dir)
+    if isinstance(value, bytes) or hasattr(value, "as_py"):
+        return ImageRef("(image column)", blob=value)
+    if isinstance(value, Mapping) and (value.get("bytes") is not None or isinstance(value.get("path"), str)):
+        name, blob = value.get("path"), value.get("bytes")
+        known = name if isinstance(name, str) and name else "(image column)"
+        return ImageRef(known, image_dir if blob is None else "", blob)
+    raise BadRecord(f"its image is {shorten(value)}", "image must be a path, a list of paths, or null")
+
+
+def _named(text: str, image_dir: str) -> ImageRef:
+    scheme = text[:8].partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        raise BadImage(
+            f"the picture {shorten(text)} lies on the web", "download it first, and write the file's path instead"
+        )
+    if scheme == "data":
+        return ImageRef("(picture in the record)", blob=DataUrl(text))
+    if scheme == "file":
+        return ImageRef(url2pathname(urlsplit(text).path), image_dir)
+    return ImageRef(text, image_dir)

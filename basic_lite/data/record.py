@@ -1,0 +1,58 @@
+"""One conversation with its images, whatever file or data set it came from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from basic_lite.data.images import ImageRef
+
+Role = Literal["human", "gpt", "system"]
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn as the record has it; in a human turn `<image>` stands where an image goes."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation.
+
+    Attributes:
+        number: 1-based position within its source.
+        id: As in the record, as text; empty when it has none.
+        source: File or data set, as the recipe names it.
+        images: In the order of their placeholders.
+        turns: In the order of the record; odd orders are put right by ``chat``, not here.
+        question_type: For evaluation by type.
+        answer: A reference answer outside the conversation.
+        at: How the source names this record's place, where it isn't by its number: a line, a picture.
+    """
+
+    number: int
+    id: str
+    source: str
+    images: tuple[ImageRef, ...]
+    turns: tuple[Turn, ...]
+    question_type: str | None = None
+    answer: str | None = None
+    at: str = ""
+
+    @property
+    def place(self) -> str:
+        """How messages name this record."""
+        return named(self.at or numbered(self.source, self.number), self.id)
+
+
+def numbered(source: str, number: int) -> str:
+    """The place of a record in a source that has nothing better than its number."""
+    return f"{source}, record {number}"
+
+
+def named(place: str, identity: str) -> str:
+    """A place with the record's own id."""
+    return f"{place} (id {identity})" if identity else place

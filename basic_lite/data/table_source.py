@@ -1,0 +1,219 @@
+"""CSV and TSV: a row is a record. Read by position, as a JSON file is: scanned once, then mapped."""
+
+import codecs
+import csv
+import io
+import itertools
+import mmap
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basic_lite.data.columns import COLUMNS, plain_name, require_columns
+from basic_lite.data.json_source import places
+from basic_lite.data.pictures import PICTURE_ENDINGS
+from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.prompts import prompts_of
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
+
+TABLE_ENDINGS = (".csv", ".tsv")
+_DELIMITERS = (",", ";", "\t")
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# Lines that are looked at to find the delimiter.
+_HEAD_LINES = 50
+_KNOWN = {name for names in COLUMNS.values() for name in names}
+
+
+class TableSource:
+    """Rows of a table. Holds 24 bytes a row; a row is parsed when it is asked for.
+
+    The scan takes some 3 s for 665k rows. The delimiter is found from the head of the file. Lines without a value are
+    no records. A first line that starts with a picture's name is no header: the columns are then picture and caption.
+
+    Raises:
+        UserError: another encoding than UTF-8 and Excel's UTF-16, a quote that isn't closed, unknown columns.
+    """
+
+    def __init__(self, section: SourceSection, root: Path) -> None:
+        self.path, self.image_dir = places(section, root)
+        self.name, self.prompts = section.path or "", prompts_of(section)
+        self.notes: tuple[str, ...] = ()
+        with open(self.path, "rb") as file:
+            head = file.read(4)
+        mark, self.encoding = next((one for one in _MARKS if head.startswith(one[0])), (b"", "utf-8"))
+        lines = list(itertools.islice(self._lines(len(mark)), _HEAD_LINES))
+        skipped = bool(lines) and lines[0][2].lower().startswith("sep=")  # Excel's own hint, no row
+        texts = [line for _, _, line in lines[skipped:]]
+        self.delimiter = _delimiter(texts, self.path.suffix.lower())
+        first = next(_rows(texts, self.delimiter), None)
+        if not first:
+            raise UserError(f"{self.name}: the file is empty; a table has a header line and a row for each picture.")
+        headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
+        self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
+        self.present = tuple(name for name in self.header if name)
+        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
+        if self.prompts and self.columns.keys() & {"question", "conversations"}:
+            theirs = self.columns.get("question") or self.columns["conversations"]
+            raise UserError(
+                f"{self.name}: its column {theirs!r} has the questions, and this data source sets `prompt`, which is "
+                "for captions; remove `prompt`."
+            )
+        rows = itertools.islice(self._spans(len(mark), skipped), int(headed), None)
+        flat = array("q")
+        for span in itertools.islice(rows, section.limit):
+            flat.extend(span)
+        self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return len(self._spans_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def place(self, index: int) -> str:
+        """File and line of a row."""
+        return f"{self.name}, line {self._spans_of[index][2]}"
+
+    def row(self, index: int) -> dict[str, str | None]:
+        """The row at a 0-based position, without white space around the cells; empty cells are None.
+
+        Raises:
+            BadRecord: it has more cells than the header.
+        """
+        if self._map is None:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start, end, _ = self._spans_of[index]
+        text = self._map[start:end].decode(self.encoding)
+        cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
+        extra = [cell for cell in cells[len(self.header) :] if cell.strip()]
+        if extra:
+            raise BadRecord(
+                f"it has {len(cells)} cells for {len(self.header)} columns ({shorten(extra[0])} is too many)",
+                f"put a text that has {_sign(self.delimiter)} in it into double quotes",
+            )
+        pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
+        return {name: cell.strip() or None for name, cell in pairs if name}
+
+    def _no_header(self, first: Sequence[str]) -> list[str]:
+        if len(first) != 2:
+            raise UserError(
+                f"{self.name}: the first line is no header, since it starts with a picture ({first[0]}), and it has "
+                f"{len(first)} column{'s' * (len(first) != 1)}, not picture and caption; write a first line with "
+                f"their names, as image,question,answer."
+            )
+        return ["image", "caption"]
+
+    def _lines(self, start: int) -> Iterator[tuple[int, int, str]]:
+        """Each line with its byte range. Lines end as Python's `newline=""` sees it, and as csv wants it."""
+        with open(self.path, "rb") as raw:
+            raw.seek(start)
+            text = io.TextIOWrapper(raw, encoding=self.encoding, newline="")
+            try:
+                for line in text:
+                    end = start + (len(line) if line.isascii() and self.encoding == "utf-8" else self._size(line))
+                    yield start, end, line
+                    start = end
+            except UnicodeDecodeError:
+                raise self._not_unicode() from None
+
+    def _size(self, line: str) -> int:
+        return len(line.encode(self.encoding))
+
+    def _not_unicode(self) -> UserError:
+        number = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                try:
+                    line.decode(self.encoding)
+                except UnicodeDecodeError:
+                    break
+        return UserError(
+            f"{self.name}, line {number}: this isn't UTF-8; save the file again as UTF-8 (in Excel: Save As, "
+            '"CSV UTF-8 (Comma delimited)").'
+        )
+
+    def _spans(self, start: int, skipped: bool) -> Iterator[tuple[int, int, int]]:
+        """Byte range and first line of each row that has a value."""
+        ends: list[int] = []
+
+        def lines() -> Iterator[str]:
+            for _, end, line in self._lines(start):
+                ends.append(end)
+                yield line
+
+        source = lines()
+        number = 1
+        if skipped:
+            next(source)
+            start, number = ends.pop(), 2
+        reader = _cells(source, self.delimiter)
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise UserError(
+                    f"{self.name}, line {number}: {error}; perhaps a double quote is opened there and never closed."
+                ) from error
+            if cells is None:
+                return
+            count, end = len(ends), ends[-1]
+            ends.clear()
+            if any(cell.strip() for cell in cells):
+                if count > 1:
+                    self._require_closed(start, end, number)
+                yield start, end, number
+            start, number = end, number + count
+
+    def _require_closed(self, start: int, end: int, number: int) -> None:
+        """Refuse a row of several lines whose last quote is open: it has swallowed the rest of the file."""
+        if end < self.path.stat().st_size:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            text = file.read().decode(self.encoding)
+        # A row that is complete ends at its line break; an open one takes whatever follows.
+        if len(list(_cells(io.StringIO(text.rstrip("\r\n") + "\nx", newline=""), self.delimiter))) == 1:
+            raise UserError(
+                f"{self.name}, line {number}: a double quote is opened in this row and never closed; close it, or "
+                'write "" for a quote inside a text.'
+            )
+
+
+def _cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows of cells. People write a space after a comma, and then a quote."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows that have a value; up to a broken one, of which the scan tells the line."""
+    with suppress(csv.Error):
+        yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
+
+
+def _delimiter(lines: Sequence[str], ending: str) -> str:
+    """The delimiter under which the head makes most sense as a table.
+
+    That is: most header cells have a usual name, or the first is a picture; then, most rows have as many cells as the
+    first. Between equals, a .tsv has tabs.
+    """
+
+    def score(delimiter: str) -> tuple[int, float, bool]:
+        rows = list(_rows(lines, delimiter))
+        if not rows or len(rows[0]) < 2:
+            return 0, 0.0, delimiter == ("\t" if ending == ".tsv" else ",")
+        known = sum(plain_name(cell) in _KNOWN for cell in rows[0]) + rows[0][0].lower().endswith(PICTURE_ENDINGS)
+        alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+        return known, alike, delimiter == "\t" and ending == ".tsv"
+
+    return max(_DELIMITERS, key=score)
+
+
+def _sign(delimiter: str) -> str:
+    return {"\t": "a tab", ",": "a comma", ";": "a semicolon"}[delimiter]

@@ -1,0 +1,245 @@
+"""A row of any source, as LLaVA, ShareGPT, LLaMA-Factory, OpenAI, TRL or a table has it, to pictures and turns.
+
+What a row may be:
+
+- a conversation: a list of turns with from/value or role/content, where a content may be a list of parts;
+- a prompt and a completion, each a text or a list of turns (TRL);
+- a question and an answer, perhaps with `input`, `system` and `history` (LLaMA-Factory's alpaca);
+- a picture and a text: the source's `prompt` stands where the question would.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from basic_lite.data.columns import find_columns
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pictures import image_at, images_of
+from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
+from basic_lite.data.prompts import drawn
+from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+
+_ROLES: dict[str, Role] = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "chatgpt": "gpt",
+    "model": "gpt",
+    "bot": "gpt",
+    "system": "system",
+    "developer": "system",
+}
+# A part that is a picture has one of these types, and its picture under one of these keys.
+_PICTURE_TYPES = ("image", "image_url", "input_image")
+_PICTURE_KEYS = ("image_url", "image", "path", "url")
+
+
+class Content(NamedTuple):
+    """What a row holds."""
+
+    images: tuple[ImageRef, ...]
+    turns: tuple[Turn, ...]
+    answer: str | None
+    question_type: str | None
+
+
+class _Row:
+    """A row with our names for its columns, and the pictures that its turns bring along."""
+
+    def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str], image_dir: str) -> None:
+        self.row, self.columns, self.image_dir = row, find_columns(columns, row), image_dir
+        # In the order of the placeholders of the human turns; None: the next of the row's own pictures.
+        self.pictures: list[ImageRef | None] = []
+        self.in_parts = False
+
+    def get(self, ours: str) -> Any:
+        return self.row.get(self.columns[ours]) if ours in self.columns else None
+
+
+def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequence[str], number: int) -> Content:
+    """Read one row.
+
+    Args:
+        columns: our names to the row's, as far as the source knows them; the others are found.
+        prompts: the source's `prompt`.
+        number: the record's, which chooses one of the prompts.
+
+    Raises:
+        BadRecord, BadImage, BadPlaceholders: it is no usable conversation.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
+    one = _Row(row, columns, image_dir)
+    images = tuple(images_of(one.get("image"), image_dir))
+    answer = _answer(one.get("answer"))
+    turns = _turns(one, answer, bool(images), prompts, number)
+    kind = one.get("question_type")
+    return Content(_placed(one, images), turns, answer, None if kind is None else str(kind))
+
+
+def _placed(row: _Row, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
+    """The pictures in the order of their places: those inside the messages, and the row's own for the others."""
+    if not row.in_parts:
+        return images
+    places, open_places = len(row.pictures), row.pictures.count(None)
+    if open_places != len(images):
+        own = row.columns.get("image", "images")
+        raise BadPlaceholders(
+            f"its messages have {places} picture{'s' * (places != 1)}, {open_places} of them without a file, "
+            f"and the record lists {len(images) or 'none'} under {own!r}",
+            f"give each part of type image its file ({', '.join(_PICTURE_KEYS)}), or list the files under {own!r}",
+        )
+    rest = iter(images)
+    return tuple(one if one is not None else next(rest) for one in row.pictures)
+
+
+def _answer(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and not is_turns(value):
+        # VQA lists the answers of several people, COCO several captions; the first stands for them.
+        value = next((one for one in value if isinstance(one, str) and one.strip()), None)
+    return None if value is None or is_turns(value) else clean(str(value))
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns: objects that say who speaks."""
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in value)
+    )
+
+
+def _turns(row: _Row, answer: str | None, has_image: bool, prompts: Sequence[str], number: int) -> tuple[Turn, ...]:
+    conversation, question = row.get("conversations"), row.get("question")
+    if conversation is None and is_turns(question):
+        completion = row.get("answer")
+        if is_turns(completion):
+            conversation = [*question, *completion]
+        else:
+            conversation = [*question, *([{"role": "assistant", "content": answer}] if answer is not None else [])]
+    if prompts and (conversation is not None or question is not None):
+        raise BadRecord(
+            "it has a question of its own, and this data source sets `prompt`", "remove `prompt` of this data source"
+        )
+    if conversation is not None:
+        turns = tuple(_turn(turn, n, row) for n, turn in enumerate(_listed(conversation), 1))
+    else:
+        turns = (*_history(row), *_pair(row, question, answer, has_image, prompts, number))
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and not any(turn.role == "system" for turn in turns):
+        turns = (Turn("system", clean(system)), *turns)
+    return turns
+
+
+def _listed(conversation: Any) -> Sequence[Any]:
+    if isinstance(conversation, str):
+        try:
+            conversation = json.loads(conversation)
+        except ValueError as error:
+            raise BadRecord("conversations is text that isn't JSON", "make it a list of turns") from error
+    if isinstance(conversation, Mapping) and all(isinstance(v, (list, tuple)) for v in conversation.values()):
+        # How older `datasets` store a list of objects: an object of lists.
+        keys = list(conversation)
+        conversation = [dict(zip(keys, row, strict=True)) for row in zip(*conversation.values(), strict=True)]
+    if not isinstance(conversation, (list, tuple)):
+        raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
+    if not conversation:
+        raise BadRecord("its conversations are empty", "give it at least one human and one gpt turn")
+    return conversation
+
+
+def _pair(
+    row: _Row, question: Any, answer: str | None, has_image: bool, prompts: Sequence[str], number: int
+) -> Iterator[Turn]:
+    """A question and its answer; without a question, the prompt of this record's number."""
+    if question is None:
+        if answer is None:
+            raise _without_text(row)
+        if not has_image:
+            raise BadRecord("it has a text, but neither a picture nor a question", "add one of them")
+        question = drawn(prompts, number)
+    text = _text(question, 1, "human", row)
+    more = row.get("input")
+    if isinstance(more, str) and more.strip():
+        text += f"\n{more}"
+    yield Turn("human", clean(text))
+    if answer is not None:
+        yield Turn("gpt", answer)
+
+
+def _without_text(row: _Row) -> BadRecord:
+    if "answer" in row.columns:
+        return BadRecord(f"its {row.columns['answer']!r} is empty", "write its text, or remove it")
+    return BadRecord(
+        f"it has no conversations and no text, but {', '.join(map(str, row.row))[:80] or 'nothing'}",
+        "give it a list of turns, or question and answer, or say with `columns` which is which",
+    )
+
+
+def _history(row: _Row) -> Iterator[Turn]:
+    for pair in row.get("history") or ():
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise BadRecord(f"its history has {shorten(pair)}", "list pairs of a question and an answer")
+        yield Turn("human", clean(pair[0]))
+        yield Turn("gpt", clean(pair[1]))
+
+
+def _turn(turn: Any, number: int, row: _Row) -> Turn:
+    if not isinstance(turn, Mapping):
+        raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
+    speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
+    role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    if role is None:
+        what = "doesn't say who speaks" if speaker is None else f"is from {shorten(speaker)}"
+        raise BadRecord(f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)")
+    value = turn.get("value") if turn.get("value") is not None else turn.get("content")
+    return Turn(role, clean(_text(value, number, role, row)))
+
+
+def _text(value: Any, number: int, role: Role, row: _Row) -> str:
+    if isinstance(value, str):
+        return _noted(value, role, row)
+    if not isinstance(value, (list, tuple)):
+        raise BadRecord(f"turn {number} has {shorten(value)} where its text belongs", "make it a string")
+    out = ""
+    for part in value:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        if kind in _PICTURE_TYPES:
+            if role != "human":
+                raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
+            row.in_parts = True
+            row.pictures.append(_picture(part, row.image_dir))
+            out += IMAGE_PLACEHOLDER
+        elif isinstance(text, str):
+            # As LLaVA writes it: the image, a line break, then the text.
+            gap = "\n" if out.endswith(IMAGE_PLACEHOLDER) and not text.startswith("\n") else ""
+            out += gap + _noted(text, role, row)
+        else:
+            raise BadRecord(f"turn {number} has a part {shorten(part)}", "parts are of type text or image")
+    return out
+
+
+def _noted(text: str, role: Role, row: _Row) -> str:
+    """The text, its placeholders counted: they are filled from the row's own pictures."""
+    if role == "human":
+        row.pictures += [None] * text.count(IMAGE_PLACEHOLDER)
+    return text
+
+
+def _picture(part: Mapping[str, Any], image_dir: str) -> ImageRef | None:
+    """The picture of a part; None where it has none of its own."""
+    value = next((part[key] for key in _PICTURE_KEYS if part.get(key) is not None), None)
+    if isinstance(value, Mapping) and "url" in value:
+        value = value["url"]
+    return None if value is None or value == "" else image_at(value, image_dir)
+
+
+def clean(text: str) -> str:
+    """Text that every tokenizer takes: lone surrogates (JSON can hold half of a pair) become U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,80 @@
+"""The last lines of ``basic-lite data``: what was written, and what to type next."""
+
+import math
+import re
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from basic_lite.console import Say
+from basic_lite.data.check import DataReport
+from basic_lite.data.prompts import prompts_of
+from basic_lite.data.record import IMAGE_PLACEHOLDER
+from basic_lite.data.records import Records
+from basic_lite.recipe.schema import Recipe, SourceSection
+
+_ASKED = "What is this?"
+_LONGEST_QUESTION = 60
+# What a shell reads inside double quotes.
+_SPECIAL = set('"$`!\\\n')
+
+
+def close(recipe: Recipe, records: Records, report: DataReport, target: Path, say: Say, console: Console) -> None:
+    """Say what was written, and what to type next."""
+    assert isinstance(recipe.data.train, SourceSection)
+    prompts = prompts_of(recipe.data.train)
+    say(f"wrote {target}")
+    if prompts:
+        say(
+            f"the pictures come with no questions, so one of these is asked before each text (change them under "
+            f"`prompt` in {target.name}): {' | '.join(prompts)}"
+        )
+    training = recipe.training
+    steps = training.max_steps or math.ceil(steps_an_epoch(recipe, len(report.kept)) * training.epochs)
+    passes = "" if training.max_steps else f", {training.epochs:g} passes over {len(report.kept):,} records"
+    say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
+    if report.problems and "refuse" in (recipe.data.bad_records, recipe.data.too_long):
+        say(
+            f"note: `train` won't start until the records above are mended; or leave them out: write "
+            f"`bad_records: drop` below `data` in {target.name}"
+        )
+    picture, question = _first_question(records, report, prompts)
+    run, file = typed((Path(recipe.output) / recipe.name).as_posix()), typed(target.as_posix())
+    say("next:")
+    for line in (
+        f"  basic-lite train {file} --dry-run   (shows the plan, and trains nothing)",
+        f"  basic-lite train {file}",
+        f"  basic-lite chat {run} {picture} {question}",
+    ):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def steps_an_epoch(recipe: Recipe, records: int) -> int:
+    """Optimizer steps of a pass over so many records."""
+    return max(1, math.ceil(records / recipe.training.global_batch))
+
+
+def _first_question(records: Records, report: DataReport, prompts: tuple[str, ...]) -> tuple[str, str]:
+    """A picture and a question to try the trained model with, as they are typed."""
+    for index in report.kept:
+        record = records[int(index)]
+        image = next((image for image in record.images if image.blob is None), None)
+        if image is not None:
+            asked = next((turn.text for turn in record.turns if turn.role == "human"), "")
+            asked = prompts[0] if prompts else " ".join(asked.replace(IMAGE_PLACEHOLDER, " ").split())
+            usable = 0 < len(asked) <= _LONGEST_QUESTION and not set(asked) & _SPECIAL
+            return typed(_shown(Path(image.folder, image.name))), f'"{asked if usable else _ASKED}"'
+    return "PICTURE", f'"{_ASKED}"'
+
+
+def typed(text: str) -> str:
+    """A word of a command line, quoted as both cmd and a shell take it where that can be."""
+    if set(text) & _SPECIAL:
+        return shlex.quote(text)
+    return text if re.fullmatch(r"[\w./:+=@%,-]+", text) else f'"{text}"'
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()

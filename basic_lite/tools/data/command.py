@@ -1,0 +1,234 @@
+"""``basic-lite data PATH``: what is there, three samples of it, and a recipe that trains on it."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from basic_lite.console import Say, quiet_libraries, speaker
+from basic_lite.data.chat import ChatFormat, Encoded, Encoder
+from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.conversation import IMAGE, conversation
+from basic_lite.data.folder_source import FolderSource
+from basic_lite.data.guess import image_dir_of, source_of
+from basic_lite.data.problems import BadImage
+from basic_lite.data.record import Record
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
+from basic_lite.recipe.load import read_override
+from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.data.closing import close, steps_an_epoch, typed
+from basic_lite.tools.data.look import Found, look
+from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
+from basic_lite.tools.dry_run import render_sample
+
+# Optimizer steps that small data should get, and the most epochs for that.
+_STEPS, _MOST_EPOCHS = 150, 30
+_SHOWN_PROBLEMS = 10
+
+
+def data(
+    path: Path,
+    *,
+    base: str,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Look at the data, say what was found, and write a recipe for it. Returns the recipe's path.
+
+    Args:
+        base: the recipe that is taken as it is, but for the data; a file or the name of a shipped one.
+        overrides: keys of the recipe to change, as ``key.path=value``.
+
+    Raises:
+        UserError: no data at that path, nothing usable in it, or the recipe can't be written.
+    """
+    console = console or Console(highlight=False)
+    quiet_libraries()
+    say = speaker(console)
+    name = legal_name(path)
+    given = {text.partition("=")[0].strip() for text in overrides}
+    changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
+    if not any(key.startswith("data.eval") for key in given):
+        changes |= {"data.eval": None, "training.eval_every": None}
+    recipe = _recipe(base, changes, overrides)
+    target = _target(out or Path(f"{recipe.name}.yaml"), overwrite)
+    section = recipe.data.train
+    if isinstance(section, list):
+        raise UserError("data.train is a list of sources here, and one is looked at; leave that override out")
+    if section.columns and section.image_dir is None and (folder := image_dir_of(section)):
+        # Without the names of the columns it could not be looked for.
+        changes["data.train"]["image_dir"] = folder
+        section = section.model_copy(update={"image_dir": folder})
+    found = look(section.model_copy(update={"prompt": None}))
+    if found.captions and section.prompt is None and recipe.data.template != "plain":
+        changes["data.train"]["prompt"] = list(found.prompts)
+        recipe = _recipe(base, changes, overrides)
+    report = _check_and_show(recipe, found, console, say)
+    epochs = fitted_epochs(recipe, len(report.kept))
+    if not given & {"training.epochs", "training.max_steps"} and epochs != recipe.training.epochs:
+        changes["training.epochs"] = epochs
+        recipe = _recipe(base, changes, overrides)
+    text = _text(base, recipe, changes, overrides, path, target, found)
+    target.write_text(text, encoding="utf-8")
+    close(recipe, found.records, report, target, say, console)
+    return target
+
+
+def fitted_epochs(recipe: Recipe, records: int) -> float:
+    """The recipe's epochs, or as many more as give small data enough steps."""
+    if recipe.training.max_steps is not None:
+        return recipe.training.epochs
+    wanted = math.ceil(_STEPS / steps_an_epoch(recipe, records))
+    return max(recipe.training.epochs, float(min(wanted, _MOST_EPOCHS)))
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return dict(section.model_dump(exclude_defaults=True))
+
+
+def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    """The recipe with the changes, and then the user's overrides."""
+    return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
+
+
+def _target(path: Path, overwrite: bool) -> Path:
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'photos.yaml').as_posix()}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already; add --overwrite to replace it, or name another file with --out")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}; make it first")
+    return path
+
+
+class _Words:
+    """Stands where the tokenizer belongs: conversations are put in order, and nothing is tokenised."""
+
+    def encode(self, record: Record, max_length: int) -> Encoded:
+        """One token for a whole conversation."""
+        conversation(record)
+        return Encoded([0], [0], len(record.images))
+
+
+def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) -> DataReport:
+    """Read everything, open every picture, say what was found, show samples."""
+    section = recipe.data.model_copy(update={"bad_records": "drop", "too_long": "drop", "check_images": "open"})
+    assert not isinstance(section.train, list)
+    records = look(section.train).records if section.train.prompt is not None else found.records
+    frontend, reason = _frontend(recipe)
+    encoder: Encoder = _Words()
+    if frontend is not None:
+        count = frontend.tokens_per_image
+        encoder = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, count)
+    say(f"found: {found.form}")
+    for line in _meaning(found):
+        say(line)
+    for note in records.notes:
+        say(f"note: {note}")
+    say(f"reading {len(records):,} records, opening their pictures …")
+    report = check_data(records, encoder, section)
+    for line in _counts(report):
+        say(line)
+    if frontend is None:
+        say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
+    else:
+        say(f"samples, as the model gets them{' (it learns what is green)' if console.is_terminal else ''}:")
+    for index in _spread(len(report.kept)):
+        record = records[int(report.kept[index])]
+        console.print()
+        say(record.place)
+        if frontend is None:
+            console.print(_words_of(record))
+        else:
+            encoded = encoder.encode(record, recipe.data.max_length)
+            console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
+    console.print()
+    return report
+
+
+def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:
+    """The model's tokenizer and image processor, or why they can't be had."""
+    try:
+        return load_frontend(recipe.model), ""
+    except UserError as error:
+        return None, str(error).splitlines()[0]
+
+
+def _meaning(found: Found) -> list[str]:
+    """Which columns are read as what."""
+    if isinstance(found.records.sources[0], FolderSource):
+        return []
+    ours = {"answer": "text" if found.captions else "answer", "input": "rest of the question"}
+    read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
+    lines = [f"columns: {', '.join(read)}"]
+    if found.unused:
+        lines.append(
+            f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
+            f"data.train.columns.{'answer' if 'answer' in found.columns else 'conversations'}={found.unused[0]})"
+        )
+    return lines
+
+
+def _counts(report: DataReport) -> list[str]:
+    pictures = int(report.n_images.sum())
+    lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {pictures:,} pictures that open"]
+    if report.problems:
+        bad = sum(isinstance(problem, BadImage) for problem in report.problems)
+        lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")
+        lines += [f"  {problem}" for problem in report.problems[:_SHOWN_PROBLEMS]]
+        if (more := len(report.problems) - _SHOWN_PROBLEMS) > 0:
+            lines.append(f"  … and {more:,} more")
+    return lines
+
+
+def _spread(count: int) -> list[int]:
+    """The first, the middle and the last."""
+    return sorted({0, count // 2, count - 1}) if count else []
+
+
+def _words_of(record: Record) -> Text:
+    text = Text()
+    for turn in conversation(record):
+        style = "bold green" if turn.role == "gpt" else "dim"
+        text.append(f"{turn.role}: ", style="bold")
+        text.append(turn.text.replace(IMAGE, "<image>").strip() + "\n", style=style)
+    text.rstrip()
+    return text
+
+
+def _text(
+    base: str, recipe: Recipe, changes: dict[str, Any], overrides: Sequence[str], path: Path, target: Path, found: Found
+) -> str:
+    """The written recipe."""
+    changed = dict(changes)
+    for text in overrides:
+        key, _, value = text.partition("=")
+        changed[key.strip()] = read_override(value)
+    changed = {key: value for key, value in changed.items() if not key.startswith("data.train.")}
+    assert not isinstance(recipe.data.train, list)
+    changed |= {"data.train": _plain(recipe.data.train), "name": recipe.name}
+    file = find_recipe(base)
+    text = file.read_text(encoding="utf-8-sig")
+    head = [
+        f"basic-lite train {typed(target.as_posix())}",
+        f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",
+        f"The rest is from the recipe {file.stem}. `basic-lite keys` lists every key.",
+    ]
+    shipped = file.resolve() in shipped_recipes()
+    head += [line for line in head_of(text) if not shipped or line.startswith("Card:")]
+    named = typed(target.as_posix())
+    head = [line.replace(f"recipes/{file.name}", named) if shipped else line for line in head]
+    return recipe_text(text, head, changed)
+
+
+def _one_line(text: str) -> str:
+    """Text that can stand in a comment."""
+    return "".join(one if one.isprintable() else "?" for one in text)

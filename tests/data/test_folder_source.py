@@ -1,0 +1,87 @@
+"""Folders of pictures: texts beside them, or a metadata file of the `datasets` library."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from basic_lite.data.images import locate, open_image
+from basic_lite.data.problems import BadRecord
+from basic_lite.data.records import Records
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
+from tests.support.data import write_image
+
+
+def load(root: Path, **keys: Any) -> Records:
+    return load_records(SourceSection(folder="photos", **keys), root=root)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in ("b.png", "a.PNG", "deep/ä c.png", "no text.png", "empty.png", "latin.png", ".hidden.png"):
+        write_image(folder / name)
+    (folder / "b.txt").write_text("\ufeff a boat\n", encoding="utf-8")
+    (folder / "a.TXT").write_bytes("an apple".encode("utf-16"))
+    (folder / "deep" / "ä c.txt").write_text("a cät", encoding="utf-8")
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "latin.txt").write_bytes("é".encode("latin-1"))
+    (folder / "alone.txt").write_text("no picture")
+    return folder
+
+
+def test_pictures_with_texts(tmp_path: Path, photos: Path) -> None:
+    records = load(tmp_path, prompt="What is it?")
+    places = [records.place(n) for n in range(len(records))]
+    names = ["a.PNG", "b.png", "deep/ä c.png", "empty.png", "latin.png", "no text.png"]
+    assert places == [f"photos/{name}" for name in names]
+    assert [turn.text for turn in records[0].turns] == ["What is it?", "an apple"]
+    assert records[1].answer == "a boat" and records[2].answer == "a cät"
+    assert open_image(records[2].images[0]).size == (8, 6)
+    assert records[2].place == "photos/deep/ä c.png"
+    assert pickle.loads(pickle.dumps(records))[2] == records[2]
+    assert records.notes == ["photos: a text has no picture of the same name and is left out: alone.txt"]
+    expected = ["empty.txt beside it is empty", "latin.txt beside it isn't UTF-8", "there is no no text.txt beside it"]
+    for index, words in zip((3, 4, 5), expected, strict=True):
+        with pytest.raises(BadRecord) as caught:
+            records[index]
+        assert str(caught.value).startswith(f"{places[index]}: {words}")
+    assert len(load(tmp_path, limit=2)) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_imagefolder(tmp_path: Path, kind: str, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "photos" / split
+    write_image(folder / "in" / "a.png")
+    rows = datasets.Dataset.from_dict({"file_name": ["in/a.png"], "text": ["a cat"]})
+    path = folder / f"metadata.{kind}"
+    {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[kind](path)
+    records = load(tmp_path)
+    assert Path(locate(records[0].images[0])) == folder / "in" / "a.png"
+    assert records[0].answer == "a cat"
+    inside = f"photos/{split}/" if split else "photos/"
+    assert records.place(0).startswith(f"{inside}metadata.{kind}, {'line 2' if kind == 'csv' else 'record 1'}")
+
+
+def test_what_is_refused(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"folder": "nowhere"}, "no such folder"),
+        ({"folder": "bare"}, "no picture in this folder"),
+        ({"folder": "photos", "columns": {"answer": "text"}}, "remove `columns`"),
+        ({"folder": "photos", "image_dir": "photos"}, "remove image_dir"),
+        ({"folder": "photos", "path": "x.csv"}, "path and folder at once"),
+        ({"folder": "photos", "prompt": ["a", " "]}, "a prompt is empty"),
+        ({"path": "photos"}, "write `folder` instead"),
+    ]
+    for keys, expected in cases:
+        with pytest.raises(UserError, match=expected):
+            load_records(SourceSection(**keys), root=tmp_path)

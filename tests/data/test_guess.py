@@ -1,0 +1,105 @@
+"""What a path means: files by their ending, folders by what is in them, pictures where they are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from basic_lite.data.guess import source_of
+from basic_lite.data.images import open_image
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from tests.support.data import write_image
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
+    datasets.disable_progress_bars()
+
+
+def given(section: Any) -> dict[str, Any]:
+    """The keys that aren't as they are by default."""
+    return section.model_dump(exclude_defaults=True)
+
+
+def pictures(folder: str, *names: str) -> None:
+    for name in names:
+        write_image(Path(folder, name))
+
+
+def write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def test_files() -> None:
+    pictures("photos", "a.png", "b.png")
+    write("photos/captions.csv", "image,caption\na.png,one\nb.png,two\n")
+    write("away.csv", "image,caption\na.png,one\nb.png,two\n")
+    write("photos/doubled.csv", "image,caption\nphotos/a.png,one\n")
+    write("elsewhere/absolute.json", json.dumps([{"image": str(Path("photos/a.png").absolute()), "caption": "x"}]))
+    assert given(source_of("photos/captions.csv", limit=1)) == {"path": "photos/captions.csv", "limit": 1}
+    assert given(source_of("away.csv")) == {"path": "away.csv", "image_dir": "photos"}
+    assert given(source_of("away.csv", image_dir="x")) == {"path": "away.csv", "image_dir": "x"}
+    assert given(source_of("photos/doubled.csv")) == {"path": "photos/doubled.csv", "image_dir": "."}
+    assert given(source_of("elsewhere/absolute.json")) == {
+        "path": "elsewhere/absolute.json", "image_dir": "."}  # fmt: skip
+    for name in ("photos/captions.csv", "away.csv", "photos/doubled.csv", "elsewhere/absolute.json"):
+        (image,) = load_records(source_of(name), root=Path.cwd())[0].images
+        assert open_image(image).size == (8, 6)
+
+
+def test_folders(tmp_path: Path) -> None:
+    pictures("one", "in/a.png")
+    write("one/list.tsv", "image\tcaption\nin/a.png\tx\n")
+    pictures("meta", "a.png")
+    write("meta/metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n')
+    pictures("split/train", "a.png")
+    write("split/train/metadata.csv", "file_name,text\na.png,x\n")
+    pictures("beside", "deep/a.JPG")
+    write("beside/deep/a.txt", "x")
+    rows = datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]})
+    rows.save_to_disk("saved")
+    datasets.DatasetDict({"val": rows}).save_to_disk("splits")
+    rows.to_parquet(Path("hub/data/train-00000-of-00002.parquet"))
+    rows.to_parquet(Path("hub/data/train-00001-of-00002.parquet"))
+    rows.to_parquet(Path("hub/data/test-00000-of-00001.parquet"))
+    rows.to_parquet(Path("odd [1]/x.parquet"))
+    expected: dict[str, dict[str, str]] = {
+        "one": {"path": "one/list.tsv"},
+        "meta": {"folder": "meta"},
+        "split": {"folder": "split"},
+        "beside": {"folder": "beside"},
+        "saved": {"saved": "saved"},
+        "splits": {"saved": "splits", "split": "val"},
+        "hub": {"parquet": "hub/data/train*.parquet"},
+        "odd [1]": {"parquet": "odd [1]/x.parquet"},
+    }
+    for name, keys in expected.items():
+        assert given(source_of(name)) == keys
+        assert len(load_records(source_of(name), root=tmp_path)) == (2 if name == "hub" else 1)
+
+
+def test_what_is_no_data() -> None:
+    pictures("bare", "a.png")
+    write("several/a.csv", "")
+    write("several/b.json", "")
+    write("empty/notes.md", "")
+    write("table.xlsx", "")
+    cases = {
+        "nowhere": "no such file or folder",
+        "bare": r"1 pictures, but no text; .*a.txt for a.png",
+        "several": r"2 data files \(a.csv, b.json\); name one of them",
+        "empty": "no data in this folder",
+        "bare/a.png": "isn't read",
+        "table.xlsx": "CSV UTF-8",
+    }
+    for name, expected in cases.items():
+        with pytest.raises(UserError, match=expected):
+            source_of(name)

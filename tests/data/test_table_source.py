@@ -1,0 +1,119 @@
+"""CSV and TSV: what spreadsheets write is read, what can't be meant is refused with its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from basic_lite.data.problems import BadRecord
+from basic_lite.data.records import Records
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
+
+
+def table(folder: Path, text: str | bytes, name: str = "captions.csv", **keys: Any) -> Records:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_records(SourceSection(path=name, **keys), root=folder)
+
+
+def pairs(records: Records) -> list[tuple[str, str]]:
+    return [(record.images[0].name, record.turns[-1].text) for record in records]
+
+
+WANTED = [("a.png", "a cat, asleep"), ("b c.jpg", 'two\nlines of "ö"')]
+FORMS: dict[str, str | bytes] = {
+    "comma": 'image,caption\na.png,"a cat, asleep"\nb c.jpg,"two\nlines of ""ö"""\n',
+    "excel, German": '\ufeffBild;Text\r\na.png;a cat, asleep\r\n"b c.jpg";"two\nlines of ""ö"""\r\n;\r\n\r\n',
+    "tab": 'File Name\tCaption\na.png\ta cat, asleep\nb c.jpg\t"two\nlines of ""ö"""',
+    "utf-16": 'image\tcaption\r\na.png\ta cat, asleep\r\nb c.jpg\t"two\nlines of ""ö"""\r\n'.encode("utf-16"),
+    "no header": 'a.png,"a cat, asleep"\nb c.jpg,"two\nlines of ""ö"""\n',
+    "written by hand": 'image, caption\na.png, "a cat, asleep"\nb c.jpg , "two\nlines of ""ö"""\n',
+    "hint": 'sep=;\r\nimage;caption\r\na.png;a cat, asleep\r\nb c.jpg;"two\nlines of ""ö"""\r\n',
+    "old Mac": 'image,caption\ra.png,"a cat, asleep"\rb c.jpg,"two\nlines of ""ö"""\r',
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_spreadsheets_write(tmp_path: Path, form: str) -> None:
+    columns = {"image": "Bild"} if form == "excel, German" else {}
+    records = table(tmp_path, FORMS[form], columns=columns)
+    assert pairs(records) == WANTED
+    again = pickle.loads(pickle.dumps(records))
+    assert again[1] == records[1] and len(table(tmp_path, FORMS[form], limit=1, columns=columns)) == 1
+
+
+def test_a_tsv_has_tabs_and_a_row_its_line(tmp_path: Path) -> None:
+    text = "\nimage\tquestion\tanswer\n\na.png\twhat, now?\t1,5\n\t\t\nb.png\twho?\n\tno picture?\tyes\n"
+    records = table(tmp_path, text, "x.tsv")
+    assert [turn.text for turn in records[0].turns] == ["what, now?", "1,5"]
+    assert [records.place(n) for n in range(3)] == ["x.tsv, line 4", "x.tsv, line 6", "x.tsv, line 7"]
+    assert records[1].answer is None and records[2].images == ()
+    assert records[0].place == "x.tsv, line 4"
+
+
+def test_the_line_is_named_whatever_is_wrong(tmp_path: Path) -> None:
+    rows = ["image,caption", "a.png,fine", '"b.png","two', 'lines"', "c.png,one, two", "d.png,", ",lonely"]
+    records = table(tmp_path, "\n".join(rows))
+    expected = ["line 5: it has 3 cells for 2 columns ('two' is too many); put a text that has a comma",
+                "line 6: its 'caption' is empty", "line 7: it has a text, but neither a picture"]  # fmt: skip
+    for index, words in zip((2, 3, 4), expected, strict=True):
+        with pytest.raises(BadRecord) as caught:
+            records[index]
+        assert str(caught.value).startswith(f"captions.csv, {words}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bild,wort\na.png,x\n", r"none of its columns \(bild, wort\) .*columns.image.*columns.answer=wort"),
+        ("a.png,x,y\n", "starts with a picture .*3 columns"),
+        ("a.png\nb.png\n", "1 column, not picture and caption"),
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ("image,caption\n", "no record"),
+        ("image,caption\na.png,ü\n".encode("latin-1"), "line 2: this isn't UTF-8.*CSV UTF-8"),
+        ('image,caption\na.png,"x\nb.png,y\nc.png,z\n', "line 2: a double quote is opened"),
+        ("image,caption\na.png," + "x" * 140_000, "line 2: field larger"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        table(tmp_path, text)
+
+
+def test_columns_and_prompts(tmp_path: Path) -> None:
+    text = "id,Bild,Wort,caption\n7,a.png,eins,one\n"
+    record = table(tmp_path, text, columns={"image": "Bild", "answer": "Wort"}, prompt="?")[0]
+    assert (record.id, record.turns[1].text, record.place) == ("7", "eins", "captions.csv, line 2 (id 7)")
+    with pytest.raises(UserError, match=r"no column 'bild' \(nearest: 'Bild'\)"):
+        table(tmp_path, text, columns={"image": "bild"})
+    with pytest.raises(UserError, match=r"its column 'question' has the questions.*remove `prompt`"):
+        table(tmp_path, "image,question,answer\na.png,q,a\n", prompt="?")
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from('",;\n\r\t ö'), max_size=8)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), ends=st.sampled_from(["\n", "\r\n"]),
+       delimiter=st.sampled_from(",;\t"), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))  # fmt: skip
+def test_cells_are_those_of_dict_reader(
+    tmp_path: Path, rows: list[tuple[str, str]], ends: str, delimiter: str, encoding: str
+) -> None:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=ends)
+    writer.writerows([("image", "caption"), *rows, ("last.png", "last")])
+    (tmp_path / "f.csv").write_bytes(out.getvalue().encode(encoding))
+    [source] = load_records(SourceSection(path="f.csv"), root=tmp_path).sources
+    got = [source.row(n) for n in range(len(source))]
+    oracle = csv.DictReader(io.StringIO(out.getvalue(), newline=""), delimiter=delimiter, skipinitialspace=True)
+    filled = [{k: (v or "").strip() or None for k, v in row.items()} for row in oracle]
+    assert got == [row for row in filled if any(row.values())]

@@ -1,0 +1,220 @@
+"""`basic-lite data`: what it says, and a recipe that loads whatever the data is called."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from basic_lite.cli import main
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from basic_lite.recipe import load_recipe, shipped_recipes
+from basic_lite.recipe.yaml import read_document
+from basic_lite.tools.data.closing import typed
+from basic_lite.tools.data.command import data, fitted_epochs
+from basic_lite.tools.data.look import CAPTION_PROMPTS
+from basic_lite.tools.data.write import head_of, legal_name, recipe_text
+from tests.support.data import write_image
+from tests.support.runs import tiny_recipe
+
+DEMO = "demo_photos"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def photos(folder: Path | str, count: int = 3, texts: bool = False) -> Path:
+    folder = Path(folder)
+    for n in range(count):
+        write_image(folder / f"p{n}.png", seed=n)
+        if texts:
+            (folder / f"p{n}.txt").write_text(f"a long caption number {n}", encoding="utf-8")
+    if not texts:
+        rows = "".join(f'p{n}.png,"a long caption, number {n}"\n' for n in range(count))
+        (folder / "captions.csv").write_text("image,caption\n" + rows, encoding="utf-8")
+    return folder
+
+
+def run(path: Path | str, *overrides: str, base: str = DEMO, width: int = 80, **keys: Any) -> tuple[Path, str]:
+    """The recipe that was written, and what was said."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=width < 80, highlight=False, color_system=None)
+    written = data(Path(path), base=base, overrides=overrides, console=console, **keys)
+    return written, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_folder_with_a_table() -> None:
+    photos("photos")
+    write_image(Path("photos/p1.png")).write_bytes(b"no picture")
+    written, said = run("photos", "training.global_batch=2", "training.micro_batch=1")
+    for words in (
+        "pictures with a text each, in the table photos/captions.csv",
+        "image is 'image', text is 'caption'",
+        "2 of 3 can be used, with 2 pictures that open",
+        "1 can't be used, 1 of them because of their pictures:",
+        "photos/captions.csv, line 3: image 'p1.png' can't be decoded",
+        "user :<image>×36",
+        "training is 30 steps of 2 samples, 30 passes over 2 records",
+        "`train` won't start until",
+        "basic-lite train photos.yaml\n",
+        'basic-lite chat runs/photos photos/p0.png "Describe this picture."',
+    ):
+        assert words in said, said
+    lines = written.read_text(encoding="utf-8").splitlines()
+    assert (str(written), lines[0]) == ("photos.yaml", "# basic-lite train photos.yaml")
+    assert "  projector_learning_rate: 1.0e-2  # it starts fresh" in lines
+    recipe = load_recipe(written)
+    assert recipe.data.train.path == "photos/captions.csv"  # type: ignore[union-attr]
+    assert recipe.training.global_batch == 2
+    base = load_recipe(DEMO, ["name=photos", "training.global_batch=2", "training.micro_batch=1"])
+    same = {"train": base.data.train}
+    assert recipe == base.model_copy(update={"data": recipe.data, "training": base.training})
+    assert recipe.data.model_copy(update=same) == base.data
+    record = load_records(recipe.data.train, root=Path.cwd())[0]
+    assert record.turns[0].text in CAPTION_PROMPTS
+
+
+NAMES = [
+    "my photos", "it's", 'say "hi"', "ümläut", "#no: x", "a [1] {2}*", "yes", "1e3", "-x", "back\\slash",
+    "new\nline", "~home", "%20", "C: drive", "..x", "a.b.", "${x}", "日本",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_whatever_it_is_called(texts: bool) -> None:
+    for number, name in enumerate(NAMES):
+        photos(name, 1, texts)
+        out, models = Path(f"{number}.yaml"), ("model.base=/nowhere", "model.vision=null", "model.llm=null")
+        written, said = run(name, *models, out=out)
+        recipe = load_recipe(written)
+        assert recipe.model.base == "/nowhere" and not {*recipe.name} & {*'/\\ <>:"|?*\n'}
+        [record] = load_records(recipe.data.train, root=Path.cwd())
+        assert record.answer and record.images[0].folder == str(Path(name).absolute())
+        assert "its files can't be read: model.base: there is no folder /nowhere" in said
+        assert "gpt: a long caption" in said
+
+
+def test_paths_are_written_from_here(tmp_path: Path) -> None:
+    photos("a/photos")
+    run(tmp_path / "a" / "photos" / "captions.csv", out=Path("x.yaml"))
+    assert load_recipe("x.yaml").data.train.path == "a/photos/captions.csv"  # type: ignore[union-attr]
+    (tmp_path / "b").mkdir()
+    assert load_recipe("x.yaml").name == "captions"
+
+
+def test_columns_with_other_names() -> None:
+    photos("bilder")
+    Path("liste.csv").write_text("Bild;Wort;Jahr\np0.png;Hund;1999\np1.png;Katze;2001\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"\(Bild, Wort, Jahr\).*data.train.columns.answer="):
+        run("liste.csv")
+    written, said = run("liste.csv", "data.train.columns.image=Bild", "data.train.columns.answer=Wort")
+    section = load_recipe(written).data.train
+    assert section.image_dir == "bilder" and section.columns == {"image": "Bild", "answer": "Wort"}  # type: ignore[union-attr]
+    assert "aren't used: 'Jahr'" in said and "What is this?" in said
+
+
+def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:
+    photos("p")
+    rows = [{"image": "p0.png", "question": "what?", "answer": "a dog", "question_type": "kind"}] * 3
+    Path("p/qa.json").write_text(json.dumps(rows))
+    written, said = run("p/qa.json", "data.eval.path=p/qa.json")
+    recipe = load_recipe(written)
+    assert "questions and answers, in p/qa.json" in said and "question is 'question'" in said
+    assert 'chat runs/qa p/p0.png "what?"' in said
+    assert recipe.data.train.prompt is None and recipe.data.eval is not None  # type: ignore[union-attr]
+    written, _ = run("p/captions.csv", "model.vision=/nowhere", "model.llm=/nowhere", base="7b_pretrain")
+    assert load_recipe(written).data.train.prompt is None  # type: ignore[union-attr]
+
+
+def test_what_is_refused() -> None:
+    photos("p")
+    Path("p.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"p.yaml is there already; add --overwrite"):
+        run("p")
+    run("p", overwrite=True)
+    for overrides, out, expected in [
+        (["training.epoch=3"], "x.yaml", "epoch"),
+        ([], "nowhere/x.yaml", "no folder nowhere"),
+        ([], "p", "is a folder"),
+        (["data.train=[{path: a}, {path: b}]"], "x.yaml", "list of sources"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            run("p", *overrides, out=Path(out))
+    Path("bad.csv").write_text("image,caption\nx.png,one\n")
+    with pytest.raises(UserError, match="none of the 1 records"):
+        run("bad.csv")
+    assert not Path("bad.yaml").exists() and not Path("x.yaml").exists()
+
+
+def test_it_reads_well_on_a_narrow_screen() -> None:
+    _, said = run(photos("photos", texts=True), width=40)
+    prose = [line for line in said.splitlines() if not line.startswith("  basic-lite")]
+    assert max(map(len, prose)) <= 40
+    assert "  basic-lite train photos.yaml" in said.splitlines()
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    photos("photos")
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "photos", "--recipe", DEMO, "--out", "mine.yaml", "name=other", "training.epochs=2"])
+    assert ended.value.code == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.name, recipe.training.epochs) == ("other", 2.0)
+    assert "basic-lite chat runs/other photos/p0.png" in capsys.readouterr().out
+
+
+def test_epochs_give_small_data_enough_steps(tmp_path: Path) -> None:
+    def epochs(records: int, **training: Any) -> float:
+        changes = {"training.max_steps": None, "training.global_batch": 8, "training.epochs": 3.0}
+        return fitted_epochs(
+            tiny_recipe(tmp_path, changes | {f"training.{k}": v for k, v in training.items()}), records
+        )
+
+    assert [epochs(n) for n in (1, 50, 100, 400, 4000)] == [30, 22, 12, 3, 3]
+    assert epochs(50, max_steps=7) == 3 and epochs(50, epochs=40.0) == 40
+
+
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+def test_a_recipes_comments_stay(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert recipe_text(text, head_of(text), {}) == text
+    changed = recipe_text(text, [], {"name": "x", "data.train": {"path": "y"}, "data.eval": None})
+    values = read_document(text, "a").values
+    assert values is not None
+    values |= {"name": "x", "data": {**values["data"], "train": {"path": "y"}}}
+    assert read_document(changed, "b").values == values
+    assert changed.count("#") >= text.count("#") - len(head_of(text)) - 1 - text.count("# header")
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@given(path=TEXT, prompts=st.lists(TEXT, min_size=1, max_size=3), rate=st.floats(0, 1), name=TEXT)
+def test_what_is_written_is_read_back(path: str, prompts: list[str], rate: float, name: str) -> None:
+    base = "name: a  # the run\n\ndata:\n  train:\n    path: x  # there\n\ntraining:\n  epochs: 1\n"
+    section = {"path": path, "prompt": prompts, "columns": {name: path}}
+    text = recipe_text(base, ["one", "two"], {"name": name, "data.train": section, "training.rate": rate, "x.y": True})
+    document = read_document(text, "recipe")
+    assert document.problems == []
+    rest = {"data": {"train": section}, "training": {"epochs": 1, "rate": rate}, "x": {"y": True}}
+    assert document.values == {"name": name, **rest}
+
+
+@given(name=TEXT)
+def test_a_runs_name_is_a_folders(name: str) -> None:
+    made = legal_name(Path("/data") / name.replace("/", "_").replace("\0", "_"))
+    assert made == made.strip(". ") and made and not {*made} & {*'/\\<>:"|?* \n'}
+
+
+@pytest.mark.parametrize("text", ["photos/a.png", "my photos/a.png", "it's", 'say "hi" $HOME', "a\\b !1", "bücher"])
+def test_a_typed_word_is_one_word(text: str) -> None:
+    assert shlex.split(typed(text)) == [text]
