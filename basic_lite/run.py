@@ -17,7 +17,7 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.supervision.supervision import kernels_refused
-from basic_lite.train.assembly import load_for_training, preflight, supervise, uses_autocast
+from basic_lite.train.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.files import saving, write_json
 from basic_lite.train.log import trackers_of
@@ -74,8 +74,10 @@ def train(
             torch.set_num_threads(recipe.training.threads)
         set_seed(recipe.seed)
         with processes.together():
-            frontend, data = preflight(recipe, device, say, shown=processes.is_main)
+            frontend, data = preflight(recipe, device, say, shown=processes.is_main, broken=folder.broken)
             require_same_data(folder, data.report.fingerprint)
+            for warning in doubts(recipe, data):
+                say(f"warning: {warning}")
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
@@ -90,7 +92,6 @@ def train(
                 for moved in folder.begin(recipe):
                     say(f"set aside, since its steps are made again: {moved}")
                 write_json(folder.path / "parts.json", [vars(part) for part in table])
-                write_json(folder.path / "data.json", data.summary())
         with processes.together():
             supervision = supervise(recipe, loaded, say)
             loop = Loop(Run(recipe, loaded, data, supervision, folder, processes, device, console))

@@ -13,6 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.train.bundle import MANIFEST, Bundle, checkpoints_of, open_bundle
 from basic_lite.train.checkpoint import require_checkpoint
+from basic_lite.train.dropped import broken_at_start
 from basic_lite.train.log import LOG
 
 RECIPE_YAML = "recipe.yaml"
@@ -22,6 +23,8 @@ FREE = {
     "name",
     "output",
     "data.workers",
+    "data.check_images",
+    "data.bad_records",
     "training.save_every",
     "training.keep",
     "training.log_every",
@@ -35,11 +38,16 @@ FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, and the checkpoint it continues from (None: from the start)."""
+    """A run's folder, and the checkpoint it continues from (None: from the start).
+
+    Attributes:
+        broken: for a run that continues: which records it dropped for a picture when it started, by data key.
+    """
 
     path: Path
     checkpoint: Bundle | None = None
     finished: bool = False
+    broken: dict[str, list[int]] | None = None
 
     @property
     def final(self) -> Path:
@@ -143,7 +151,8 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None)
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
     _require_same_recipe(bundle.folder, differences(bundle.recipe, recipe))
-    return RunFolder(path, bundle)
+    broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
+    return RunFolder(path, bundle, broken=broken)
 
 
 def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | None:
