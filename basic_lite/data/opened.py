@@ -26,6 +26,8 @@ from basic_lite.data.records import Record
 
 # Opening that took less is simply done again: no file is kept for it.
 _WORTH_KEEPING_S = 3.0
+# A start that is killed loses no more than this.
+_KEEP_EVERY_S = 60.0
 # Of one image folder, 8 bytes each. Beyond it only those of the present data stay.
 _MOST_KEYS = 4_000_000
 _MOST_FILES = 64
@@ -181,9 +183,11 @@ def open_all(
         if len(one_each) >= _WORTH_WAITING:
             stack.enter_context(before.alone(sorted({one.folder for one in one_each.values()}), say))
         order = [one for one in one_each.values() if one.key not in before.known]
+        if len(order) >= _WORTH_WAITING:
+            say(f"opening {len(order):,} pictures to see that they are whole (data.check_images)")
         found: dict[int, BadImage] = {}
         whole: dict[str, list[int]] = {}
-        started = time.monotonic()
+        started = kept = time.monotonic()
         try:
             for done, (one, problem) in enumerate(_opened(records, order), 1):
                 if problem is None:
@@ -192,13 +196,21 @@ def open_all(
                     found[one.key] = problem
                 if progress is not None and (done % _AT_ONCE == 0 or done == len(order)):
                     progress(done, len(order))
+                if time.monotonic() - kept >= _KEEP_EVERY_S:
+                    _keep(before, whole, say)
+                    kept = time.monotonic()
         finally:  # what an opening that is interrupted has found, too
             if time.monotonic() - started >= _WORTH_KEEPING_S:
-                try:
-                    before.keep(whole)
-                except OSError as error:
-                    say(f"note: which pictures are whole can't be kept in {before.cache} ({error.strerror or error})")
+                _keep(before, whole, say)
     return found
+
+
+def _keep(before: OpenedBefore, whole: dict[str, list[int]], say: Say) -> None:
+    try:
+        before.keep(whole)
+    except OSError as error:
+        before.cache = None  # said once
+        say(f"note: which pictures are whole can't be remembered for the next start ({error})")
 
 
 def _opened(records: Sequence[Record], order: list[Unopened]) -> Iterator[tuple[Unopened, BadImage | None]]:

@@ -1,17 +1,15 @@
 """Records whose picture breaks while a run goes on: left out of their step, said, and written down."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from basic_lite.console import Say
-from basic_lite.data.prepare import BROKEN, EVAL, TRAIN
 from basic_lite.errors import UserError
+from basic_lite.train.data_json import DATA_JSON
 from basic_lite.train.files import saving, write_json
 from basic_lite.train.log import RunLog, log_lines
 from basic_lite.train.processes import Processes
 
-DATA_JSON = "data.json"
 _SAID = 5
 # Records lost without one that is read in between: the pictures' disk is gone rather than a picture.
 _MOST_IN_A_ROW = 16
@@ -79,13 +77,3 @@ class DroppedRecords:
         dropped = [{"step": line.get("step"), "records": line["dropped"]} for line in lines if "dropped" in line]
         with saving(path, "Make room, and continue with --resume"):
             write_json(path, self._summary | ({"dropped_while_training": dropped} if dropped else {}))
-
-
-def broken_at_start(folder: Path) -> dict[str, list[int]] | None:
-    """Which records a run dropped for a picture when it started; None: its data.json doesn't say."""
-    try:
-        data = json.loads((folder / DATA_JSON).read_text(encoding="utf-8"))
-        keys = {TRAIN: "train", EVAL: "eval"}
-        return {key: [int(n) for n in data[name][BROKEN]] for key, name in keys.items() if name in data}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None

@@ -13,7 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.train.bundle import MANIFEST, Bundle, checkpoints_of, open_bundle
 from basic_lite.train.checkpoint import require_checkpoint
-from basic_lite.train.dropped import broken_at_start
+from basic_lite.train.data_json import broken_at_start
 from basic_lite.train.log import LOG
 
 RECIPE_YAML = "recipe.yaml"

@@ -137,7 +137,7 @@ def test_a_start_without_a_place_for_it_remembers_nothing(check: Check, seen: li
     (tmp_path / "cache").write_text("a file")
     said: list[str] = []
     assert check(say=said.append).kept.tolist() == [0, 2, 3]
-    assert len(said) == 1 and "can't be kept in" in said[0]
+    assert len(said) == 1 and "can't be remembered" in said[0]
     check(cache=None, say=said.append)
     assert len(said) == 1 and len(seen) == 6
 
@@ -203,7 +203,10 @@ def test_programs_that_start_together_open_a_picture_once(
 
     report = check(say=say)
     first.join()
-    assert said == ["another process is opening these pictures; this one waits, to open none twice"]
+    assert said == [
+        "another process is opening these pictures; this one waits, to open none twice",
+        "opening 1 pictures to see that they are whole (data.check_images)",  # the broken one, again
+    ]
     assert sorted(seen) == ["a.png", "b.png", "c.png", "c.png"] and report.broken == [1, 4]
 
 

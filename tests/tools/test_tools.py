@@ -174,7 +174,7 @@ def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     console = quiet()
     recipe = tiny_recipe(tmp_path, {"model.projector": str(tmp_path / "nowhere")})
-    with pytest.raises(UserError, match="train` would refuse to start: model.projector"):
+    with pytest.raises(UserError, match=r"train` would refuse to start: model\.projector"):
         dry_run(recipe, console)
     assert "one sample as the model gets it" in console.file.getvalue()  # type: ignore[attr-defined]
     assert not (Path(recipe.output) / recipe.name).exists()

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
+from basic_lite.tools.export.folder import open_source
+from basic_lite.tools.export.samples import choose_samples
 from basic_lite.train import loop
 from basic_lite.train.batches import Schedule
 from tests.support.runs import (
@@ -247,6 +250,9 @@ def test_a_share_of_the_data_is_held_out(tmp_path: Path) -> None:
     assert_same_weights(folder / "final", other / "final")
     losses = [[line["eval_loss"] for line in log_of(one) if "eval_loss" in line] for one in (folder, other)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
+    # An export is checked on them.
+    samples = choose_samples(open_source(folder, None, "auto", torch.device("cpu")), 9)
+    assert [sample.record.number - 1 for sample in samples] == held
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoint-4", ignore_errors=True)
     run(tmp_path, changes, resume=True)
