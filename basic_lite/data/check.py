@@ -122,28 +122,27 @@ def check_data(
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
     job = partial(_check_range, records, chat, section.max_length)
     parts = []
-    for done, part in zip(ranges, _results(partial(job, look), ranges, total, processes), strict=True):
+    for done, part in zip(ranges, _results(partial(job, look), ranges, processes), strict=True):
         parts.append(part)
         if progress is not None:
             progress("records", done.stop, total)
+
     late = _open_rest(records, parts, before, say, progress)
     hashes = [part.hash for part in parts]
-    if late:
-        # The hash is of kept records: ranges that lose some are hashed again, without those.
-        lost = frozenset(late) | {index for part in parts for index, one in part.problems if isinstance(one, BadImage)}
-        again = [number for number, one in enumerate(ranges) if any(index in late for index in one)]
-        job_again = partial(job, _Look("none", frozenset(), False, lost))
-        results = _results(job_again, [ranges[number] for number in again], total, processes)
-        for number, part in zip(again, results, strict=True):
-            hashes[number] = part.hash
+    problems = dict(sorted([*late.items(), *(found for part in parts for found in part.problems)]))
+    dropped_for_picture = [index for index, one in problems.items() if isinstance(one, BadImage)]
+    # The hash is of kept records: ranges that lose some now are hashed again, without those.
+    again = [number for number, one in enumerate(ranges) if any(index in late for index in one)]
+    job = partial(job, _Look("none", frozenset(), False, frozenset(dropped_for_picture)))
+    for number, part in zip(again, _results(job, [ranges[n] for n in again], processes), strict=True):
+        hashes[number] = part.hash
+
     columns = np.concatenate([part.values for part in parts], axis=1)
     columns[:, list(late)] = 0
-    problems = dict(sorted([*late.items(), *(found for part in parts for found in part.problems)]))
     _require_usable(list(problems.values()), columns, section)
     kept = np.flatnonzero(columns[0])  # whatever can be used has tokens
     lengths, supervised, n_images, cut = columns[:, kept]
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
-    dropped_for_picture = [index for index, one in problems.items() if isinstance(one, BadImage)]
     shared = [keys for part in parts for keys in part.pictures]
     return DataReport(
         total, kept, lengths, supervised, n_images, cut, digest, list(problems.values()), dropped_for_picture,
@@ -188,11 +187,12 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
     keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
     s = "s" * (total != 1)
+    where = ", which names all of them in the run folder's data.json" if len(problems) > _SHOWN else ""
     return "\n".join(
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *_listing(problems),
-            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}{where}.",
         ]
     )
 
@@ -293,14 +293,12 @@ def _run(indices: range) -> Checked:
     return _job(indices)
 
 
-def _results(
-    job: Callable[[range], Checked], ranges: list[range], total: int, processes: int | None
-) -> Iterator[Checked]:
+def _results(job: Callable[[range], Checked], ranges: list[range], processes: int | None) -> Iterator[Checked]:
     """The job's result for each range, in order."""
     if processes is None:
-        processes = (os.cpu_count() or 1) if total >= _WORTH_PROCESSES else 1
+        processes = (os.cpu_count() or 1) if sum(map(len, ranges)) >= _WORTH_PROCESSES else 1
     # Elsewhere than on Linux processes start empty: that costs more than it saves, and needs a guarded main.
-    if processes < 2 or sys.platform != "linux":
+    if processes < 2 or not ranges or sys.platform != "linux":
         yield from map(job, ranges)
         return
     with warnings.catch_warnings():

@@ -105,7 +105,9 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     for name in ("kept", "lengths", "supervised", "n_images", "cut"):
         assert (getattr(one, name) == getattr(two, name)).all()
     assert one.fingerprint == two.fingerprint and one.broken == two.broken
-    with pytest.raises(UserError, match="and 580 more"):
+    with pytest.raises(
+        UserError, match=r"and 580 more\n.*bad_records: drop, which names all of them in the run folder's data\.json"
+    ):
         check_data(records, chat, section.model_copy(update={"bad_records": "refuse"}))
 
 
