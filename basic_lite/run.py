@@ -17,7 +17,7 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.supervision.supervision import kernels_refused
-from basic_lite.train.assembly import load_for_training, preflight, supervise, uses_autocast
+from basic_lite.train.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
 from basic_lite.train.files import saving
 from basic_lite.train.log import trackers_of
@@ -86,8 +86,12 @@ def train(
         set_seed(recipe.seed)
         with processes.together():
             origin = find_origin(recipe) if folder.checkpoint is None else None  # a checkpoint has all weights
-            frontend, data = preflight(recipe, device, say, origin=origin, shown=processes.is_main)
+            frontend, data = preflight(
+                recipe, device, say, origin=origin, shown=processes.is_main, broken=folder.broken
+            )
             require_same_data(folder, data.report.fingerprint)
+            for warning in doubts(recipe, data):
+                say(f"warning: {warning}")
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):

@@ -90,10 +90,12 @@ def test_missing_recipe_and_unknown_command(material: Path, capsys: pytest.Captu
 def test_a_folder_with_another_run(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = refused(["train", str(material / "good.yaml"), "name=finished"], capsys)
     assert "already holds another run" in shown and "name=" in shown and "output=" in shown
-    with pytest.raises(SystemExit) as stopped:  # a dry run says so, and shows the plan
+    with pytest.raises(SystemExit) as stopped:  # a dry run shows the plan, then says so
         main(["train", str(material / "good.yaml"), "name=finished", "--dry-run"])
-    assert stopped.value.code in (0, None)
-    assert "already holds another run" in capsys.readouterr().out
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert "one sample as the model gets it" in shown.out
+    assert "error: `train` would refuse to start: the run folder" in shown.err and "another run" in shown.err
 
 
 def test_all_problems_at_once(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,14 +128,13 @@ def test_a_tracker_that_is_not_installed(material: Path, capsys: pytest.CaptureF
     assert "pip install mlflow" in shown
 
 
-def test_a_broken_picture_is_named_while_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(tmp_path, 6)
     write_llm(tmp_path / "llm")
     write_vision(tmp_path / "vision")
     picture = tmp_path / "images" / "3.png"
     picture.write_bytes(picture.read_bytes()[:50])
     (tmp_path / "r.yaml").write_text(dump_recipe(tiny_recipe(tmp_path, {"data.workers": 1})))
-    shown = refused(["train", str(tmp_path / "r.yaml")], capsys)
-    assert "data.json, record 4" in shown and "3.png" in shown
-    shown = refused(["train", str(tmp_path / "r.yaml"), "data.check_images=open", "--dry-run"], capsys)
-    assert "data.json, record 4" in shown
+    for more in (["--dry-run"], [], ["data.check_images=exists"]):  # the last meets it while training
+        shown = refused(["train", str(tmp_path / "r.yaml"), *more], capsys)
+        assert "data.json, record 4" in shown and "3.png" in shown

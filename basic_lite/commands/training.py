@@ -10,6 +10,11 @@ import typer
 from basic_lite.commands.common import Overrides, RecipeName, note
 from basic_lite.errors import Interrupted, UserError
 
+DRY_RUN = (
+    "Check recipe, model configs and data, show the plan, and stop. The exit status is 2 if `train` would refuse to "
+    "start, as before stage 1 has run; a GPU that this machine lacks is only a note."
+)
+
 
 def train(
     recipe: RecipeName,
@@ -22,9 +27,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the folder, once this one has passed its checks.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe, model configs and data, show the plan, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Train one stage as a recipe says."""
     from basic_lite.recipe import find_recipe, load_recipe

@@ -1,5 +1,7 @@
 """Read and tokenise all records before step 0, and report all problems at once."""
 
+from __future__ import annotations
+
 import hashlib
 import multiprocessing
 import os
@@ -7,20 +9,25 @@ import signal
 import sys
 import warnings
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from basic_lite.console import Say
 from basic_lite.data.chat import IGNORE, Encoder
-from basic_lite.data.images import check_image
-from basic_lite.data.problems import RecordProblem, TooLong
-from basic_lite.data.records import Records
+from basic_lite.data.images import check_image, picture_key
+from basic_lite.data.opened import OpenedBefore, Unopened, open_all
+from basic_lite.data.problems import BadImage, RecordProblem, TooLong
+from basic_lite.data.records import Record, Records
 from basic_lite.errors import UserError
-from basic_lite.recipe.schema import DataSection
+from basic_lite.recipe.schema import DataSection, ImageCheck
 
-Progress = Callable[[int, int], None]
+# What is counted (records, pictures), how many are done, and of how many.
+Progress = Callable[[str, int, int], None]
 
 # Problems listed in a refusal; the rest is counted.
 _SHOWN = 20
@@ -42,6 +49,8 @@ class DataReport:
         cut: Text tokens cut off each to fit `data.max_length` [n].
         fingerprint: A hash of what is trained on: every kept record's tokens, labels and image names, in order.
         problems: Of the records that were dropped.
+        broken: Indices of those that were dropped for a picture.
+        pictures: Of each, numbers that stand for its pictures; None: not asked for.
     """
 
     total: int
@@ -52,6 +61,8 @@ class DataReport:
     cut: np.ndarray
     fingerprint: str = ""
     problems: list[RecordProblem] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+    pictures: list[tuple[int, ...]] | None = None
 
     @property
     def has_image(self) -> np.ndarray:
@@ -82,38 +93,84 @@ def check_data(
     *,
     processes: int | None = None,
     progress: Progress | None = None,
+    say: Say = lambda text: None,
+    cache: Path | None = None,
+    broken: Collection[int] | None = None,
+    pictures: bool = False,
 ) -> DataReport:
     """Read, tokenise and look at the images of all records, as `data` says.
 
     Args:
         processes: Worker processes. None: as many as cores for large data on Linux, else this process alone.
-        progress: Called now and then with (records done, records in all).
+        cache: Where it is remembered which pictures are whole. None: nowhere.
+        broken: Records that this run has dropped for a picture when it started. Pictures aren't looked at then, so that
+            the run continues with the same samples. None: it starts now.
+        pictures: Also tell which records share a picture.
 
     Raises:
         UserError: a record can't be used and `data.bad_records` (for length, `data.too_long`) is refuse, or no record
             is left. Lists up to 20 problems and counts all.
     """
+    before = OpenedBefore(cache)
+    look = _Look(section.check_images, before.known, pictures)
+    if broken is not None:
+        look = replace(look, how="none", broken=frozenset(broken))
+    elif look.how == "open":
+        before.load({source.image_dir for source in records.sources} | {""})
+        look = replace(look, known=before.known)
     total = len(records)
-    columns = np.zeros((4, total), dtype=np.int32)
-    problems: list[RecordProblem] = []
-    job = partial(_check_range, records, chat, section)
     ranges = [range(start, min(start + _CHUNK_RECORDS, total)) for start in range(0, total, _CHUNK_RECORDS)]
-    digest = hashlib.sha256()
-    for done, (values, found, part) in zip(ranges, _results(job, ranges, total, processes), strict=True):
-        columns[:, done.start : done.stop] = values
-        problems += found
-        digest.update(part)
+    job = partial(_check_range, records, chat, section.max_length)
+    parts = []
+    for done, part in zip(ranges, _results(partial(job, look), ranges, processes), strict=True):
+        parts.append(part)
         if progress is not None:
-            progress(done.stop, total)
+            progress("records", done.stop, total)
+
+    late = _open_rest(records, parts, before, say, progress)
+    hashes = [part.hash for part in parts]
+    problems = dict(sorted([*late.items(), *(found for part in parts for found in part.problems)]))
+    dropped_for_picture = [index for index, one in problems.items() if isinstance(one, BadImage)]
+    # The hash is of kept records: ranges that lose some now are hashed again, without those.
+    again = [number for number, one in enumerate(ranges) if any(index in late for index in one)]
+    job = partial(job, _Look("none", frozenset(), False, frozenset(dropped_for_picture)))
+    for number, part in zip(again, _results(job, [ranges[n] for n in again], processes), strict=True):
+        hashes[number] = part.hash
+
+    columns = np.concatenate([part.values for part in parts], axis=1)
+    columns[:, list(late)] = 0
+    _require_usable(list(problems.values()), columns, section)
+    kept = np.flatnonzero(columns[0])  # whatever can be used has tokens
+    lengths, supervised, n_images, cut = columns[:, kept]
+    digest = hashlib.sha256(b"".join(hashes)).hexdigest()
+    shared = [keys for part in parts for keys in part.pictures]
+    return DataReport(
+        total, kept, lengths, supervised, n_images, cut, digest, list(problems.values()), dropped_for_picture,
+        [shared[index] for index in kept] if pictures else None,
+    )  # fmt: skip
+
+
+def _open_rest(
+    records: Records, parts: list[Checked], before: OpenedBefore, say: Say, progress: Progress | None
+) -> dict[int, RecordProblem]:
+    """Open the pictures that aren't known to be whole. Gives the problem of each record that has a broken one."""
+    unopened = [one for part in parts for one in part.unopened]
+    broken = open_all(records, unopened, before, say, progress and partial(progress, "pictures"))
+    late: dict[int, RecordProblem] = {}
+    for one in unopened:
+        if one.key in broken:
+            late.setdefault(one.record, broken[one.key].at(records[one.record].place))
+    return late
+
+
+def _require_usable(problems: list[RecordProblem], columns: np.ndarray, section: DataSection) -> None:
+    total = columns.shape[1]
     refused = [one for one in problems if _policy(one, section) == "refuse"]
     if refused:
         raise UserError(_refusal(refused, total))
-    kept = np.flatnonzero(columns[0])  # whatever can be used has tokens
-    if not len(kept):
+    if not columns[0].any():
         listing = "\n".join(_listing(problems))
         raise UserError(f"none of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
-    lengths, supervised, n_images, cut = columns[:, kept]
-    return DataReport(total, kept, lengths, supervised, n_images, cut, digest.hexdigest(), problems)
 
 
 def _policy(problem: RecordProblem, section: DataSection) -> str:
@@ -130,39 +187,93 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
     keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
     s = "s" * (total != 1)
+    where = ", which names all of them in the run folder's data.json" if len(problems) > _SHOWN else ""
     return "\n".join(
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *_listing(problems),
-            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}{where}.",
         ]
     )
 
 
-# Results of a range of records: length, supervised tokens, images, cut tokens [4, n]; problems; a hash of samples.
-Checked = tuple[np.ndarray, list[RecordProblem], bytes]
+@dataclass(frozen=True)
+class _Look:
+    """How pictures are looked at.
+
+    Attributes:
+        how: as `data.check_images`.
+        known: keys of pictures that need not be opened.
+        identify: whether to tell which pictures a record has.
+        broken: indices of records that are dropped without a look.
+    """
+
+    how: ImageCheck
+    known: frozenset[int]
+    identify: bool
+    broken: frozenset[int] = frozenset()
 
 
-def _check_range(records: Records, chat: Encoder, section: DataSection, indices: range) -> Checked:
-    values = np.zeros((4, len(indices)), dtype=np.int32)
-    problems: list[RecordProblem] = []
+class Checked(NamedTuple):
+    """What a range of records gives.
+
+    Attributes:
+        values: Length, supervised tokens, images, cut tokens [4, n].
+        problems: Each with its record's index.
+        hash: Of the records that can be used.
+        unopened: Their pictures that are still to be opened.
+        pictures: Of each record, numbers that stand for its pictures.
+    """
+
+    values: np.ndarray
+    problems: list[tuple[int, RecordProblem]]
+    hash: bytes
+    unopened: list[Unopened]
+    pictures: list[tuple[int, ...]]
+
+
+def _check_range(records: Records, chat: Encoder, max_length: int, look: _Look, indices: range) -> Checked:
+    out = Checked(np.zeros((4, len(indices)), dtype=np.int32), [], b"", [], [])
     digest = hashlib.sha256()
     for column, index in enumerate(indices):
+        out.pictures.append(())
         place = records.place(index)
         try:
             record = records[index]
             place = record.place
-            encoded = chat.encode(record, section.max_length)
-            for image in record.images:
-                check_image(image, section.check_images)
+            encoded = chat.encode(record, max_length)
+            unopened = _look_at(record, index, look)
+            if look.identify:
+                out.pictures[-1] = tuple(picture_key(image, as_it_is=False) for image in record.images)
         except RecordProblem as problem:
-            problems.append(problem.at(place))
+            out.problems.append((index, problem.at(place)))
             continue
+        out.unopened.extend(unopened)
         supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
-        values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
+        out.values[:, column] = len(encoded.input_ids), supervised, encoded.n_images, encoded.cut
         digest.update(array("q", [*encoded.input_ids, *encoded.labels]).tobytes())
         digest.update("\0".join(image.name for image in record.images).encode("utf-8", "surrogatepass"))
-    return values, problems, digest.digest()
+    return out._replace(hash=digest.digest())
+
+
+def _look_at(record: Record, index: int, look: _Look) -> list[Unopened]:
+    """The pictures of a record that are still to be opened.
+
+    Raises:
+        BadImage: one is missing or outside its folder, or the record was dropped before.
+    """
+    if index in look.broken:
+        raise BadImage("its picture was missing or broken when the run started, and the run continues without it")
+    if look.how != "open":
+        for image in record.images:
+            check_image(image, look.how)
+        return []
+    keys = [picture_key(image) for image in record.images]
+    return [
+        Unopened(key, index, place, image if image.blob is None else None, image.folder)
+        for place, (key, image) in enumerate(zip(keys, record.images, strict=True))
+        if key not in look.known
+    ]
 
 
 # A worker process's job. It comes there by fork: neither the records nor the tokenizer are pickled.
@@ -182,14 +293,12 @@ def _run(indices: range) -> Checked:
     return _job(indices)
 
 
-def _results(
-    job: Callable[[range], Checked], ranges: list[range], total: int, processes: int | None
-) -> Iterator[Checked]:
+def _results(job: Callable[[range], Checked], ranges: list[range], processes: int | None) -> Iterator[Checked]:
     """The job's result for each range, in order."""
     if processes is None:
-        processes = (os.cpu_count() or 1) if total >= _WORTH_PROCESSES else 1
+        processes = (os.cpu_count() or 1) if sum(map(len, ranges)) >= _WORTH_PROCESSES else 1
     # Elsewhere than on Linux processes start empty: that costs more than it saves, and needs a guarded main.
-    if processes < 2 or sys.platform != "linux":
+    if processes < 2 or not ranges or sys.platform != "linux":
         yield from map(job, ranges)
         return
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
 """A recipe's data section, made ready: records read and checked, samples, order, batches."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,18 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.check import DataReport, Progress, check_data
+from basic_lite.data.held_out import hold_out
+from basic_lite.data.opened import cache_folder
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.data.sources import load_records
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe, SourceSection
+
+TRAIN, EVAL = "data.train", "data.eval"
+# Keys of the run folder's data.json: positions of records, from 0, in all sources of a data key.
+BROKEN, HELD_OUT = "broken_pictures", "held_out"
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,23 @@ class Prepared:
     collator: Collator
     eval: SupervisedDataset | None
     eval_report: DataReport | None
+    drops: bool = False  # a record that breaks in the run is left out; else it stops the run
 
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""
         out: dict[str, Any] = {"train": _counts(self.report)}
-        if self.eval_report is not None:
+        if self.eval is not None and self.eval_report is not None:
             out["eval"] = _counts(self.eval_report)
+            if self.eval.records is self.train.records:
+                out["eval"][HELD_OUT] = self.eval.indices.tolist()
         return out
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
-        """``count`` batches of ``size`` samples with images, always the same; held-out ones where there are any."""
+        """``count`` batches of ``size`` samples with images, always the same; held-out ones where there are any.
+
+        Raises:
+            RecordProblem: one of them broke since the check, and broken records aren't dropped.
+        """
         data, report = (self.eval, self.eval_report) if self.eval is not None else (self.train, self.report)
         assert report is not None
         chosen = report.has_image.nonzero()[0]
@@ -48,14 +62,34 @@ class Prepared:
         order = torch.randperm(len(chosen), generator=generator).tolist()[: count * size]
         picked = [int(chosen[i]) for i in order]
         groups = [picked[i : i + size] for i in range(0, len(picked), size)]
-        return [self.collator([data[i] for i in group]) for group in groups]
+        batches = [self._samples(data, group) for group in groups]
+        return [self.collator(batch) for batch in batches if batch]
+
+    def _samples(self, data: SupervisedDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+        samples = []
+        for index in indices:
+            try:
+                samples.append(data[index])
+            except RecordProblem:
+                if not self.drops:
+                    raise
+        return samples
 
 
-def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = True) -> Prepared:
+def prepare_data(
+    recipe: Recipe,
+    frontend: Frontend,
+    *,
+    say: Say,
+    shown: bool = True,
+    broken: Mapping[str, Sequence[int]] | None = None,
+) -> Prepared:
     """Read and check all data of a recipe.
 
     Args:
         shown: count the records on a terminal.
+        broken: what ``Prepared.summary`` says of the records dropped for a picture, when the run started; None: it
+            starts now.
 
     Raises:
         UserError: a source can't be read, or records can't be used and the recipe says refuse.
@@ -67,7 +101,16 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = 
         records = load_records(source, root=Path.cwd())
         for note in records.notes:
             say(f"{name}: {note}")
-        report = check_data(records, chat, section, progress=_progress(name) if shown else None)
+        report = check_data(
+            records,
+            chat,
+            section,
+            progress=_progress(name) if shown else None,
+            say=say,
+            cache=cache_folder(),
+            broken=None if broken is None else broken.get(name),
+            pictures=section.held_out is not None,
+        )
         for line in report.summary():
             say(f"{name}: {line}")
         data = SupervisedDataset(
@@ -75,8 +118,12 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = 
         )
         return data, report
 
-    train, report = checked(section.train, "data.train")
-    held_out, eval_report = checked(section.eval, "data.eval") if section.eval is not None else (None, None)
+    train, report = checked(section.train, TRAIN)
+    held_out, eval_report = checked(section.eval, EVAL) if section.eval is not None else (None, None)
+    if section.held_out is not None:
+        report, eval_report = hold_out(report, section.held_out, recipe.seed)
+        held_out, train = replace(train, indices=eval_report.kept), replace(train, indices=report.kept)
+        say(f"data.held_out: {len(held_out):,} of these records are kept for evaluation, {len(train):,} are trained on")
     sampler = GroupedSampler(
         report.lengths,
         report.has_image,
@@ -85,17 +132,18 @@ def prepare_data(recipe: Recipe, frontend: Frontend, *, say: Say, shown: bool = 
         seed=recipe.seed,
     )
     collator = Collator(int(frontend.tokenizer.pad_token_id), section.padding_side)
-    return Prepared(train, report, sampler, collator, held_out, eval_report)
+    return Prepared(train, report, sampler, collator, held_out, eval_report, section.bad_records == "drop")
 
 
-def _progress(name: str) -> Callable[[int, int], None] | None:
+def _progress(name: str) -> Progress | None:
     """A counter that is rewritten on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return None
 
-    def show(done: int, total: int) -> None:
+    def show(what: str, done: int, total: int) -> None:
         end = "\n" if done == total else ""
-        print(f"\r{name}: checked {done:,} of {total:,} records", end=end, file=sys.stderr, flush=True)
+        verb = "opened" if what == "pictures" else "checked"
+        print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
 
     return show
 
@@ -110,4 +158,5 @@ def _counts(report: DataReport) -> dict[str, Any]:
         "longest": int(report.lengths.max(initial=0)),
         "cut": int((report.cut > 0).sum()),
         "dropped": [str(problem) for problem in report.problems],
+        BROKEN: report.broken,
     }

@@ -25,9 +25,17 @@ class RecordProblem(UserError):
         text = f"{place}: {what}" if place else what
         super().__init__(f"{text}; {mend}" if mend else text)
 
-    def found_while_training(self) -> RecordProblem:
-        """The same problem, with how to find all of its kind before a run."""
-        hint = "data.check_images=open finds all such images before the run; afterwards continue with --resume"
+    def found_while_training(self, *, opened_before: bool) -> RecordProblem:
+        """The same problem, with what to do about it in a run.
+
+        Args:
+            opened_before: all pictures were opened before the run, and this one was whole.
+        """
+        hint = "continue with --resume, which drops the record with data.bad_records=drop"
+        if opened_before:
+            hint = f"it was whole before the run; {hint}"
+        else:
+            hint += "; data.check_images=open finds all such images before a run"
         return type(self)(self.what, f"{self.mend}; {hint}" if self.mend else hint, self.place)
 
     def at(self, place: str) -> RecordProblem:

@@ -54,8 +54,14 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     ),
     (
         ["training.eval_every", "data.eval"],
-        lambda v: v["training.eval_every"] is not None and v["data.eval"] is None,
-        "there is nothing to evaluate on: data.eval is not given; add data.eval, or remove training.eval_every",
+        lambda v: v["training.eval_every"] is not None and v["data.eval"] is None and v["data.held_out"] is None,
+        "there is nothing to evaluate on: data.eval is not given; add data.eval, keep a part of data.train for it with "
+        "data.held_out: 0.05, or remove training.eval_every",
+    ),
+    (
+        ["data.held_out", "data.eval"],
+        lambda v: v["data.held_out"] is not None and v["data.eval"] is not None,
+        "data.held_out keeps a part of data.train for evaluation, and data.eval names other data for it; remove one",
     ),
     (
         ["training.offload_activations", "training.gradient_checkpointing"],

@@ -21,7 +21,7 @@ from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.assembly import basic_is_on, check_machine, preflight
+from basic_lite.train.assembly import basic_is_on, check_machine, doubts, preflight
 from basic_lite.train.batches import Schedule
 from basic_lite.train.bundle import require_same_model
 from basic_lite.train.run_folder import look_at_run_folder, require_writable
@@ -36,6 +36,9 @@ IMAGE = "cyan"
 def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool = False) -> None:
     """Check the recipe, read configurations and data, print what the run would be and one sample of it.
 
+    What only stands in the way for now, such as a stage 1 that hasn't run, is raised after the plan is shown. A GPU
+    that this machine lacks is a note: the run may be for another machine.
+
     Args:
         overwrite: the run would replace the one in its folder.
 
@@ -46,15 +49,11 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     quiet_libraries()
     say = speaker(console)
     recipe = resolve_start(recipe)
-    origin, refusals = _refusals(recipe, overwrite)
-    for warning in refusals:  # the plan is worth seeing all the same
-        say(f"note: `train` would refuse to start: {warning}")
+    origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
     if device is None and not torch.cuda.is_available():
-        try:
-            check_machine(recipe, torch.device("cpu"))
-        except UserError as error:
-            say(f"note: this machine has no GPU; on it the run would be refused: {error}")
+        for refusal in _without_gpu(recipe):
+            say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
     frontend, data = preflight(recipe, device, say, origin=origin)
     # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
@@ -62,7 +61,22 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     console.print(render(parts))
     console.print(_facts(recipe, frontend, data, parts))
     _show_sample(recipe, frontend, data, console)
+    for warning in doubts(recipe, data):
+        say(f"warning: {warning}")
     console.print("dry run: nothing was loaded, nothing was written", style="dim")
+    if refused:
+        raise UserError("\nerror: ".join(f"`train` would refuse to start: {refusal}" for refusal in refused))
+
+
+def _without_gpu(recipe: Recipe) -> list[str]:
+    """What makes a run impossible on a machine without a GPU."""
+    try:
+        if recipe.training.device != "auto":
+            pick_device(recipe.training.device)
+        check_machine(recipe, torch.device("cpu"))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]]:

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,9 +21,11 @@ from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
+from basic_lite.train.batches import Schedule
 from basic_lite.train.bundle import require_same_model
 from basic_lite.train.optimizer import make_optimizer
 from basic_lite.train.processes import ALONE, Processes
+from basic_lite.train.sanity import sanity_warnings
 from basic_lite.train.start import Origin, notes_on
 from basic_lite.train.step import TrainStep
 from basic_lite_kernels.operations import Operations
@@ -50,7 +52,13 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
 
 
 def preflight(
-    recipe: Recipe, device: torch.device | None, say: Say, *, origin: Origin | None = None, shown: bool = True
+    recipe: Recipe,
+    device: torch.device | None,
+    say: Say,
+    *,
+    origin: Origin | None = None,
+    shown: bool = True,
+    broken: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Frontend, Prepared]:
     """Check everything that needs no weights, and prepare the data.
 
@@ -58,6 +66,7 @@ def preflight(
         device: None if the run is for another machine, as in a dry run.
         origin: the earlier run that the weights will come from.
         shown: count the records on a terminal. In a run of several processes only the main one does.
+        broken: see ``prepare_data``.
 
     Raises:
         UserError: models, data or settings that can't make a run.
@@ -72,7 +81,7 @@ def preflight(
         require_same_model(origin.bundle, frontend.config, origin.key)
         for note in notes_on(origin, recipe):
             say(note)
-    data = prepare_data(recipe, frontend, say=say, shown=shown)
+    data = prepare_data(recipe, frontend, say=say, shown=shown, broken=broken)
     if not data.report.has_image.any():
         raise UserError(
             "no record of data.train has an image, so the projector would learn nothing; "
@@ -91,6 +100,17 @@ def load_for_training(
         origin.restore(loaded.parts, recipe, say)
     offload(loaded.parts, recipe, device)
     return loaded
+
+
+def projector_is_fresh(recipe: Recipe) -> bool:
+    """Whether the projector starts untrained."""
+    return (recipe.model.base or recipe.model.projector or recipe.model.start) is None
+
+
+def doubts(recipe: Recipe, data: Prepared) -> list[str]:
+    """What to say before a run of this recipe on this data, apart from what is refused."""
+    steps = Schedule(data.sampler, recipe).steps
+    return sanity_warnings(recipe, samples=len(data.train), steps=steps, fresh=projector_is_fresh(recipe))
 
 
 def basic_is_on(recipe: Recipe) -> bool:

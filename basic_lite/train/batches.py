@@ -5,8 +5,9 @@ import math
 import multiprocessing
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -52,23 +53,62 @@ class Schedule:
         return epochs * len(self.sampler) + min(rest * self.global_batch, len(self.sampler))
 
 
+class Gathered(NamedTuple):
+    """A micro-batch as the loader gives it.
+
+    Attributes:
+        batch: of the samples that could be read; None: of none.
+        dropped: what is wrong with each of the others.
+    """
+
+    batch: Batch | None
+    dropped: list[str]
+
+
+@dataclass(eq=False)
+class _Reading(Dataset[Any]):
+    """Samples, and for a record that broke since it was checked: its problem in words, or its exception."""
+
+    dataset: Dataset[Any]
+    drop: bool
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except RecordProblem as problem:
+            if not self.drop:
+                raise
+            return str(problem)
+
+
+@dataclass(frozen=True)
+class _Gathering:
+    """Collates the samples that could be read. Picklable."""
+
+    collate: Any
+
+    def __call__(self, read: list[Any]) -> Gathered:
+        samples = [one for one in read if not isinstance(one, str)]
+        return Gathered(self.collate(samples) if samples else None, [one for one in read if isinstance(one, str)])
+
+
 @contextmanager
 def loading(
     dataset: Dataset[Any], batches: Any, collate: Any, recipe: Recipe, device: torch.device
-) -> Iterator[Iterator[Batch]]:
+) -> Iterator[Iterator[Gathered]]:
     """Host batches, pinned where they go to a GPU. The loader's workers end with the context.
 
     Its generator is its own. A loader draws a seed for its workers whenever it is iterated, by default from the global
     generator: evaluating, or resuming in the middle of an epoch, would then change the dropout of every later step.
 
     Raises:
-        RecordProblem: a record that was fine before the run is broken now.
+        RecordProblem: a record that was fine before the run is broken now, and `data.bad_records` is refuse.
     """
     ending = multiprocessing.RawValue(ctypes.c_bool, False)
     loader = DataLoader(
-        dataset,
+        _Reading(dataset, recipe.data.bad_records == "drop"),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_Gathering(collate),
         num_workers=recipe.data.workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(start_worker, ending=ending),
@@ -77,9 +117,16 @@ def loading(
     try:
         yield iter(loader)
     except RecordProblem as problem:
-        raise problem.found_while_training() from problem
+        raise problem.found_while_training(opened_before=recipe.data.check_images == "open") from problem
     finally:
         ending.value = True
+
+
+class StepBatches(NamedTuple):
+    """One process's share of a step: micro-batches on the host, and what is wrong with the records that it lost."""
+
+    batches: list[Batch]
+    dropped: list[str]
 
 
 def step_batches(
@@ -90,10 +137,14 @@ def step_batches(
     device: torch.device,
     processes: Processes,
     first: int,
-) -> Generator[list[Batch]]:
-    """This process's micro-batches of each step from ``first`` on, on the host. Workers end when it is closed."""
+) -> Generator[StepBatches]:
+    """This process's micro-batches of each step from ``first`` on. Workers end when it is closed."""
     steps = range(first, schedule.steps)
     ahead = (samples for step in steps for samples in schedule.micro_batches(step, processes))
     with loading(dataset, ahead, collate, recipe, device) as source:
         for step in steps:
-            yield [next(source) for _ in schedule.micro_batches(step, processes)]
+            gathered = [next(source) for _ in schedule.micro_batches(step, processes)]
+            yield StepBatches(
+                [one.batch for one in gathered if one.batch is not None],
+                [problem for one in gathered for problem in one.dropped],
+            )

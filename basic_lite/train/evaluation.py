@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basic_lite.console import Say
-from basic_lite.errors import is_out_of_memory
+from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.train.batches import loading
@@ -31,24 +31,31 @@ def held_out_loss(
     recovery: Recovery,
     what: str,
     begin_again: Callable[[dict[str, int]], None],
+    drop: Callable[[list[str]], None],
 ) -> float:
     """Mean L_lm over the labelled tokens of held-out data, whatever the batches are and however many processes.
 
     Args:
         what: the name of the work for messages, such as "the evaluation after step 3".
         begin_again: see ``Recovery.attempts``.
+        drop: takes what is wrong with this process's records that could not be read, and were left out.
 
     Raises:
         OutOfMemory: not even one sample has room.
+        UserError: no record could be read.
     """
     processes, size = step.processes, recipe.training.micro_batch
     order = list(range(len(dataset)))
     groups = [order[i : i + size] for i in range(0, len(order), size)][processes.index :: processes.count]
     total, count = 0.0, 0
+    dropped: list[str] = []
 
     step.parts.model.eval()
     with processes.together(), loading(dataset, groups, collate, recipe, step.device) as loader:
-        for batch in loader:
+        for batch, problems in loader:
+            dropped += problems
+            if batch is None:
+                continue
             for attempt in recovery.attempts([batch], what, begin_again):
                 with attempt as parts:
                     means = [float(step.forward(**step.inputs(part)).loss) for part in parts]
@@ -56,8 +63,15 @@ def held_out_loss(
             total += sum(mean * tokens for mean, tokens in zip(means, labelled, strict=True) if tokens)
             count += sum(labelled)
     step.train_mode()
+    drop(dropped)
     total, count = processes.sum([total, float(count)])
-    return total / max(count, 1)
+    with processes.together():
+        if not count:
+            raise UserError(
+                f"{what}: none of the {len(order):,} held-out records can be read any more; is the folder with their "
+                "pictures still there? Continue with --resume once it is"
+            )
+    return total / count
 
 
 @dataclass(frozen=True)

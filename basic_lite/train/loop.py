@@ -18,10 +18,11 @@ from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import autocast_of, make_step, uses_autocast
-from basic_lite.train.batches import Schedule, step_batches
+from basic_lite.train.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.train.batches import Schedule, StepBatches, step_batches
 from basic_lite.train.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
+from basic_lite.train.dropped import DroppedRecords
 from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
@@ -67,6 +68,9 @@ class Loop:
         self.log = RunLog(run.folder.path / LOG, run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
         self.progress = self._start()
+        self.dropped = DroppedRecords(
+            run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
+        )
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
         self.recovery = Recovery(
@@ -84,7 +88,7 @@ class Loop:
             run.loaded.tokenizer,
             self.say,
             autocast_of(recipe, run.device),
-            fresh=(recipe.model.base or recipe.model.projector or recipe.model.start) is None,
+            fresh=projector_is_fresh(recipe),
         )
 
     def _start(self) -> Progress:
@@ -136,27 +140,23 @@ class Loop:
                 closing(self._batches()) as source,
             ):
                 self.log.start_trackers(self.recipe)
+                self.dropped.write()
                 if self.progress.step == 0:
                     self._measure_premise()
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     started = time.perf_counter()
                     with self._kept_when_stopped(all_here=True), processes.together():
-                        batches = next(source)
+                        batches, dropped = next(source)
                     counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(processes)
-                    lambdas = self._lambdas(step)
-                    with self._kept_when_stopped(all_here=False):
-                        for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
-                            with attempt as parts:
-                                terms = self.train_step.gradients(parts, counts, lambdas)
-                    with processes.together():
-                        self.check.look(step, has_image=counts.samples_with_image > 0)
-                    rates = self.train_step.rates()
-                    self.train_step.update()
-                    self.progress.step = step
-                    if any(lambdas):
-                        self._basic_terms = terms
-                    self._log(step, terms, counts, rates, started)
+                    lost = self.dropped.note(step, dropped)
+                    with self._kept_when_stopped(all_here=True), processes.together():
+                        self.dropped.require_some(step, lost, left=counts.tokens > 0)
+                    if counts.tokens:
+                        self._step(step, batches, counts, started)
+                    else:
+                        self.train_step.skip()
+                        self.progress.step = step
                     self._evaluate(step)
                     stop = processes.any(interruption.requested) and step < last
                     if step % self.recipe.training.save_every == 0 or step == last or stop:
@@ -171,7 +171,23 @@ class Loop:
             self.log.close()
         return self.log.history
 
-    def _batches(self) -> Generator[list[Batch]]:
+    def _step(self, step: int, batches: list[Batch], counts: StepCounts, started: float) -> None:
+        """Gradients of all micro-batches, the update, the log line."""
+        lambdas = self._lambdas(step)
+        with self._kept_when_stopped(all_here=False):
+            for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
+                with attempt as parts:
+                    terms = self.train_step.gradients(parts, counts, lambdas)
+        with self.processes.together():
+            self.check.look(step, has_image=counts.samples_with_image > 0)
+        rates = self.train_step.rates()
+        self.train_step.update()
+        self.progress.step = step
+        if any(lambdas):
+            self._basic_terms = terms
+        self._log(step, terms, counts, rates, started)
+
+    def _batches(self) -> Generator[StepBatches]:
         data, first = self.run.data, self.progress.step
         return step_batches(data.train, data.collator, self.schedule, self.recipe, self.device, self.processes, first)
 
@@ -226,7 +242,14 @@ class Loop:
         what = f"the evaluation after step {step}"
         with self._kept_when_stopped(all_here=True):
             loss = held_out_loss(
-                self.train_step, data.eval, data.collator, self.recipe, self.recovery, what, self._begin_again
+                self.train_step,
+                data.eval,
+                data.collator,
+                self.recipe,
+                self.recovery,
+                what,
+                self._begin_again,
+                lambda problems: self.dropped.note(step, problems, where=what),
             )
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise()

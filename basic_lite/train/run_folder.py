@@ -13,6 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.train.bundle import Bundle, open_bundle
 from basic_lite.train.checkpoint import require_checkpoint
+from basic_lite.train.data_json import broken_at_start
 from basic_lite.train.files import remove, write_json
 from basic_lite.train.places import (
     DATA,
@@ -35,6 +36,8 @@ FREE = {
     "name",
     "output",
     "data.workers",
+    "data.check_images",
+    "data.bad_records",
     "training.save_every",
     "training.keep",
     "training.log_every",
@@ -48,12 +51,17 @@ FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, and the checkpoint it continues from (None: from the start)."""
+    """A run's folder, and the checkpoint it continues from (None: from the start).
+
+    Attributes:
+        broken: for a run that continues: which records it dropped for a picture when it started, by data key.
+    """
 
     path: Path
     checkpoint: Bundle | None = None
     finished: bool = False
     overwrite: bool = False  # the run that is there is replaced
+    broken: dict[str, list[int]] | None = None
 
     @property
     def final(self) -> Path:
@@ -188,7 +196,8 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
     _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
-    return RunFolder(path, bundle)
+    broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
+    return RunFolder(path, bundle, broken=broken)
 
 
 def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | None:

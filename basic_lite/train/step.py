@@ -210,6 +210,11 @@ class TrainStep:
             self.scheduler.step()
         self.drop_gradients()
 
+    def skip(self) -> None:
+        """A step without a sample: the weights stay, and the learning rate moves on with the steps."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
     def drop_gradients(self) -> None:
         """Forget gradients, also those of a step that broke off."""
         for parameter in self.trainable:

@@ -55,7 +55,7 @@ def setup(tmp_path: Path, rows: list[Any] = ROWS, **keys: Any) -> tuple[Records,
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    records, chat, section = setup(tmp_path, check_images="open")
+    records, chat, section = setup(tmp_path)
     with pytest.raises(UserError) as caught:
         check_data(records, chat, section)
     text = str(caught.value)
@@ -76,12 +76,12 @@ def test_policies(tmp_path: Path) -> None:
     assert "1 of 10 records can't be used (1 too long)" in str(caught.value)
     assert "bad_records" not in str(caught.value)
     records, chat, section = setup(tmp_path, too_long="drop")
-    with pytest.raises(UserError, match="4 of 10 records"):
+    with pytest.raises(UserError, match="5 of 10 records"):
         check_data(records, chat, section)
-    _, _, section = setup(tmp_path, too_long="drop", bad_records="drop", check_images="open")
-    seen: list[tuple[int, int]] = []
-    report = check_data(records, chat, section, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (10, 10)
+    _, _, section = setup(tmp_path, too_long="drop", bad_records="drop")
+    seen: list[tuple[str, int, int]] = []
+    report = check_data(records, chat, section, progress=lambda *counted: seen.append(counted))
+    assert seen == [("records", 10, 10), ("pictures", 3, 3)]  # a.png, b.png, cut.png
     assert report.kept.tolist() == [0, 1, 7, 9]
     assert report.has_image.tolist() == [True, False, False, True]
     assert report.n_images.tolist() == [1, 0, 0, 2]
@@ -104,7 +104,10 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     assert [(type(p), str(p)) for p in one.problems] == [(type(p), str(p)) for p in two.problems]
     for name in ("kept", "lengths", "supervised", "n_images", "cut"):
         assert (getattr(one, name) == getattr(two, name)).all()
-    with pytest.raises(UserError, match="and 460 more"):
+    assert one.fingerprint == two.fingerprint and one.broken == two.broken
+    with pytest.raises(
+        UserError, match=r"and 580 more\n.*bad_records: drop, which names all of them in the run folder's data\.json"
+    ):
         check_data(records, chat, section.model_copy(update={"bad_records": "refuse"}))
 
 
@@ -116,7 +119,7 @@ def test_nothing_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_worker", [False, True])
 def test_a_broken_image_at_load_time_is_named(tmp_path: Path, in_worker: bool) -> None:
-    records, chat, section = setup(tmp_path, [ROWS[4]])
+    records, chat, section = setup(tmp_path, [ROWS[4]], check_images="exists")
     report = check_data(records, chat, section)
     dataset = SupervisedDataset(records, chat, processor(), "pad", 200, report.kept)
 

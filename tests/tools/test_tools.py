@@ -164,14 +164,19 @@ def test_dry_run_says_what_needs_a_gpu(tmp_path: Path) -> None:
     dry_run(tiny_recipe(tmp_path, {"model.tower_on_host": True, "training.device": "auto"}), console)
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "would be refused: model.tower_on_host: true needs a GPU" in text and "dry run: nothing was loaded" in text
+    console = quiet()
+    dry_run(tiny_recipe(tmp_path, {"training.device": "cuda"}), console)
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "would be refused: training.device is cuda, but torch sees no GPU" in text and "nothing was loaded" in text
 
 
 def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     console = quiet()
     recipe = tiny_recipe(tmp_path, {"model.projector": str(tmp_path / "nowhere")})
-    dry_run(recipe, console)
-    assert "train` would refuse to start: model.projector" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"train` would refuse to start: model\.projector"):
+        dry_run(recipe, console)
+    assert "one sample as the model gets it" in console.file.getvalue()  # type: ignore[attr-defined]
     assert not (Path(recipe.output) / recipe.name).exists()
     with pytest.raises(UserError, match="mlflow"):
         dry_run(tiny_recipe(tmp_path, {"training.trackers": ["mlflow"]}), console)

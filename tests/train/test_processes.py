@@ -59,6 +59,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stage-1": {"stage": 1, "lora.enabled": False},
     # Whole steps of text alone, in which the projector has no gradient of its own.
     "text-steps": {"supervision.enabled": False, "data.group_by": "modality_length", "training.global_batch": 4},
+    # Pictures that break: the second process loses a whole micro-batch.
+    "dropped": {"data.check_images": "exists", "data.bad_records": "drop"},
 }
 DROPOUT = {"lora.dropout": 0.2, "training.save_every": 2}
 
@@ -67,6 +69,9 @@ def recipe_of(folder: Path, name: str, changes: dict[str, Any]) -> Recipe:
     held_out = {"path": str(folder / "data.json"), "image_dir": str(folder / "images")}
     if "training.eval_every" in changes:
         changes = {**changes, "data.eval": held_out}
+    if name.endswith("-dropped"):
+        broken = folder / "broken"
+        changes = {**changes, "data.train": {"path": str(broken / "data.json"), "image_dir": str(broken / "images")}}
     return tiny_recipe(folder, {**COMMON, **changes, "name": name})
 
 
@@ -82,7 +87,10 @@ def no_half_files(folder: Path) -> bool:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: each setting in one process and in two, and runs that go on."""
     folder = tmp_path_factory.mktemp("processes")
-    write_data(folder, WITH_IMAGE, text_only=TEXT_ONLY)
+    for place in (folder, folder / "broken"):
+        write_data(place, WITH_IMAGE, text_only=TEXT_ONLY)
+    for sample in schedule_of(recipe_of(folder, "whole", {})).micro_batches(0, TwoProcesses(1))[0]:
+        (folder / "broken" / "images" / f"{sample}.png").write_bytes(b"no picture")
     for name, changes in SETTINGS.items():
         train(recipe_of(folder, f"one-{name}", changes), console=quiet())
     out, saved = folder / "runs", SETTINGS["saved"]
@@ -121,6 +129,13 @@ def test_two_processes_make_the_steps_of_one(runs: Path, name: str) -> None:
     assert_same_terms(one, two, rel=2e-5, names=terms)
     # Adam's first steps are sign-like, so rounding of tiny gradients is magnified; the rate is 1e-3.
     assert_same_weights(one / "final", two / "final", rtol=0, atol=5e-5)
+
+
+def test_what_was_dropped_is_written_once(runs: Path) -> None:
+    said = [[line for line in log_of(runs / f"{n}-dropped") if "dropped" in line] for n in ("one", "two")]
+    assert said[0] == said[1] and said[0][0]["step"] == 1 and len(said[0][0]["dropped"]) == 2
+    data = [json.loads((runs / f"{n}-dropped" / "data.json").read_text()) for n in ("one", "two")]
+    assert data[0] == data[1] and len(data[0]["dropped_while_training"]) == len(said[0])
 
 
 def test_evaluation_and_curve_are_those_of_one_process(runs: Path) -> None:

@@ -341,10 +341,11 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, save_every:
 def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
     write_data(tmp_path, 12)
     changes = {"training.max_steps": 6, "data.group_by": "none", "training.global_batch": 2, "training.micro_batch": 1}
+    changes |= {"data.check_images": "exists"}
     picture = tmp_path / "images" / f"{order_of(tmp_path, changes)[7]}.png"  # met in step 4
     good = picture.read_bytes()
     picture.write_bytes(good[:50])
-    with pytest.raises(UserError, match=r"data.check_images=open .* --resume"):
+    with pytest.raises(UserError, match=r"--resume, .*data.bad_records=drop; data.check_images=open finds"):
         run(tmp_path, changes)
     folder = tmp_path / "runs" / "tiny"
     assert (folder / "checkpoint-3" / "optimizer.safetensors").exists()

@@ -22,7 +22,7 @@ from basic_lite.tools.evaluate import normalise, other_images
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.gguf.notes import gelu_difference, picture_difference
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
-from basic_lite.tools.export.samples import Sample, pixels_of
+from basic_lite.tools.export.samples import Sample, has_held_out, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
 from basic_lite.train.answer import answer, answer_length
 from basic_lite.train.bundle import load_trained
@@ -177,7 +177,7 @@ def check(
         drift={name: drift_of(ours.logits, logits) for name, logits in theirs.logits.items()},
         limit=_limit(source.merge, without) if limit is None else limit,
         kl_without_lora=without,
-        held_out=source.bundle.recipe.data.eval is not None,
+        held_out=has_held_out(source),
         scored=len(scored),
         exact=_exact(ours.answers, references, scored),
         exact_other_image=_exact(ours.answers_to_other_image, references, scored),

@@ -13,6 +13,7 @@ from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.tools.export.folder import Source
+from basic_lite.train.data_json import held_out_of
 
 COMPARED_TOKENS = 32
 """Most tokens of a record's answer whose logits are compared."""
@@ -37,7 +38,7 @@ class Sample:
 
 
 def choose_samples(source: Source, count: int) -> list[Sample]:
-    """Up to ``count`` records of the run's data, evenly spread: held-out ones where the recipe names some.
+    """Up to ``count`` records of the run's data, evenly spread: held-out ones where there are any.
 
     Raises:
         UserError: the data can't be read any more.
@@ -45,8 +46,10 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     section = source.bundle.recipe.data
     try:
         records = load_records(section.eval or section.train, root=Path.cwd())
-        count = min(count, len(records))
-        chosen = [records[place * len(records) // count] for place in range(count)]
+        held_out = [index for index in _held_out(source) or [] if index < len(records)]
+        indices = held_out or range(len(records))
+        count = min(count, len(indices))
+        chosen = [records[indices[place * len(indices) // count]] for place in range(count)]
         samples = [sample for record in chosen if (sample := _sample(source, record)) is not None]
     except UserError as error:
         raise UserError(
@@ -56,6 +59,18 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     if not samples:
         raise UserError("the check found no usable record in the run's data; leave it out with --no-check")
     return samples
+
+
+def has_held_out(source: Source) -> bool:
+    """Whether the records that ``choose_samples`` gives were not trained on."""
+    return source.bundle.recipe.data.eval is not None or _held_out(source) is not None
+
+
+def _held_out(source: Source) -> list[int] | None:
+    """The records of data.train that the run kept for evaluation; None: none, or the bundle isn't in its run folder."""
+    if source.bundle.recipe.data.held_out is None:
+        return None
+    return held_out_of(source.bundle.folder.parent)
 
 
 def _sample(source: Source, record: Record) -> Sample | None:

@@ -1,0 +1,69 @@
+"""A part of the training records kept for evaluation: `data.held_out`."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from basic_lite.data.check import DataReport
+from basic_lite.errors import UserError
+
+# Draws from the recipe's seed, apart from everything else that is drawn from it.
+_STREAM = 0x68656C64
+
+
+def hold_out(report: DataReport, share: float, seed: int) -> tuple[DataReport, DataReport]:
+    """Split a report in two: what is trained on, and what is kept for evaluation.
+
+    Whole pictures are drawn: records that share one, also by way of a third record, go to the same side. Each side has
+    at least one record; the second one has at most ``share`` of them where pictures allow it.
+
+    Args:
+        report: with ``pictures``.
+
+    Raises:
+        UserError: all records hang together by their pictures.
+    """
+    assert report.pictures is not None
+    groups = _groups(report.pictures)
+    if len(groups) < 2:
+        raise UserError(
+            "data.held_out: every record of data.train has the same picture, so none can be held out that training "
+            "doesn't see; remove data.held_out, or name other data in data.eval"
+        )
+    state = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(state % 2**63)).tolist()
+    most = max(1, round(share * len(report.kept)))
+    chosen: list[int] = []
+    for number in order:
+        if len(chosen) + len(groups[number]) <= most:
+            chosen += groups[number]
+    held = np.zeros(len(report.kept), dtype=bool)
+    held[chosen or min(groups, key=len)] = True
+    return _part(report, ~held), replace(_part(report, held), problems=[], broken=[])
+
+
+def _groups(pictures: list[tuple[int, ...]]) -> list[list[int]]:
+    """Positions of records that hang together by their pictures, in the order of their first records."""
+    parent = list(range(len(pictures)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = place = parent[parent[place]]
+        return place
+
+    first: dict[int, int] = {}
+    for place, keys in enumerate(pictures):
+        for key in keys:
+            one, other = root(place), root(first.setdefault(key, place))
+            parent[max(one, other)] = min(one, other)
+    groups: dict[int, list[int]] = {}
+    for place in range(len(pictures)):
+        groups.setdefault(root(place), []).append(place)
+    return list(groups.values())
+
+
+def _part(report: DataReport, chosen: np.ndarray) -> DataReport:
+    assert report.pictures is not None
+    columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
+    return replace(report, **columns, pictures=[report.pictures[place] for place in np.flatnonzero(chosen)])

@@ -1,0 +1,110 @@
+"""Settings that are allowed and hardly ever meant: said before a run, with the key to change."""
+
+import math
+
+from basic_lite.recipe.schema import Recipe
+
+# Optimizer steps.
+_TOO_FEW, _SENSIBLE = 50, 100
+# A rate for a projector that is trained already. A fresh one hardly moves at it.
+_FINE_TUNING_RATE = 1e-4
+# Passes over the data.
+_MANY, _ENOUGH = 30, 10
+
+
+def sanity_warnings(recipe: Recipe, *, samples: int, steps: int, fresh: bool) -> list[str]:
+    """What is doubtful about a run as a whole. Each text names a key and a value for it.
+
+    Args:
+        samples: training samples.
+        steps: optimizer steps of the whole run.
+        fresh: the projector starts untrained.
+    """
+    found = [
+        _few_steps(recipe, samples, steps),
+        _fresh_projector(recipe) if fresh else None,
+        _long_warm_up(recipe, steps),
+        _many_passes(recipe, samples, steps),
+        _evaluation(recipe, steps),
+    ]
+    return [text for text in found if text is not None]
+
+
+def _few_steps(recipe: Recipe, samples: int, steps: int) -> str | None:
+    training = recipe.training
+    if steps >= _TOO_FEW:
+        return None
+    s = "s" * (steps != 1)
+    what = (
+        f"the run has {steps} optimizer step{s} ({samples:,} samples, {training.global_batch} a step): too few to teach"
+    )
+    if training.max_steps is not None:
+        return f"{what}; set training.max_steps={_SENSIBLE} or more, or leave it out and set training.epochs"
+    batch = min(training.global_batch, max(4, 2 ** int(math.log2(max(samples // 50, 1)))))
+    micro = math.gcd(batch, training.micro_batch)
+    epochs = math.ceil(_SENSIBLE / math.ceil(samples / batch))
+    changes = [f"training.global_batch={batch}"] * (batch != training.global_batch)
+    changes += [f"training.micro_batch={micro}"] * (micro != training.micro_batch)
+    changes += [f"training.epochs={epochs}"] * (epochs > training.epochs)
+    return f"{what}; try {' '.join(changes)}"
+
+
+def _fresh_projector(recipe: Recipe) -> str | None:
+    """A projector that no earlier stage has trained, in a stage or at a rate for one that is trained."""
+    rate = recipe.training.projector_learning_rate
+    low = f"training.projector_learning_rate is {rate:g}, and the projector is fresh: it hardly moves"
+    trained = (
+        "a trained one: train stage 1 first, and name its run in model.projector; or open a whole model in model.base"
+    )
+    if recipe.stage == 2 and not recipe.lora.enabled:
+        return (
+            "stage 2 without LoRA trains the projector alone, and it is fresh: that is stage 1's work; set stage=1 "
+            "with data.template=plain and training.projector_learning_rate=1e-3, or set lora.enabled=true and take "
+            f"{trained}"
+        )
+    if rate > _FINE_TUNING_RATE:
+        return None
+    if recipe.stage == 2:
+        return f"{low}; take {trained}"
+    return f"{low}; set training.projector_learning_rate=1e-3"
+
+
+def _long_warm_up(recipe: Recipe, steps: int) -> str | None:
+    training = recipe.training
+    if training.warmup_ratio <= 0.5 or training.scheduler == "constant":
+        return None
+    rising = math.ceil(steps * training.warmup_ratio)
+    return f"the learning rates still rise in {rising:,} of {steps:,} steps; set training.warmup_ratio=0.03"
+
+
+def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
+    training = recipe.training
+    per_pass = math.ceil(samples / training.global_batch)
+    passes = steps / per_pass
+    if passes <= _MANY:
+        return None
+    enough = (
+        f"training.max_steps={_ENOUGH * per_pass}" if training.max_steps is not None else f"training.epochs={_ENOUGH}"
+    )
+    watch = (
+        "" if recipe.data.eval is not None or recipe.data.held_out is not None else "; or see it with data.held_out=0.1"
+    )
+    return (
+        f"the run goes {passes:.0f} times over {samples:,} samples: it will learn them by heart and answer worse on "
+        f"other pictures; set {enough}{watch}"
+    )
+
+
+def _evaluation(recipe: Recipe, steps: int) -> str | None:
+    every, key = recipe.training.eval_every, "data.held_out" if recipe.data.held_out is not None else "data.eval"
+    if recipe.data.eval is None and recipe.data.held_out is None:
+        return None
+    sensible = max(steps // 5, 1)
+    if every is None:
+        return f"{key} gives held-out records, and their loss is never measured; set training.eval_every={sensible}"
+    if every > steps:
+        return (
+            f"training.eval_every is {every:,} and the run has {steps:,} steps, so it evaluates at its end alone; "
+            f"set training.eval_every={sensible}"
+        )
+    return None
