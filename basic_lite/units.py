@@ -14,7 +14,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """Bytes as people read them: 340 MiB, 13.49 GiB."""
+    """Bytes as people read them: 12 KiB, 340 MiB, 13.49 GiB."""
+    if size_bytes < MIB:
+        return f"{size_bytes / 1024:.0f} KiB"
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
 
 
