@@ -23,6 +23,7 @@ class Sizes:
 
     tokens: float  # T
     visual: float  # N
+    queries: float  # n
     labelled: float
     tower_tokens: float
     D: int
@@ -54,7 +55,7 @@ def products(s: Sizes) -> dict[str, float]:
         "LM loss": 4.0 * s.labelled * s.D * s.V,
         "vision tower": 2.0 * s.tower_tokens * s.tower_weights * (1 + int(s.mass_pass)),
         "projector": 6.0 * s.visual * s.projector_weights,
-        "attention mass": 2.0 * max(s.tokens - s.visual, 0) * s.tokens * s.D * s.K,
+        "attention mass": 2.0 * s.queries * s.tokens * s.D * s.K,
         "SDS": 6.0 * s.visual * s.D * s.V * int(s.sds),
     }
 
@@ -76,6 +77,7 @@ def sizes_of(
     return Sizes(
         tokens=tokens,
         visual=visual,
+        queries=max(tokens - visual, 0),
         labelled=labelled,
         tower_tokens=visual + images,
         D=text.hidden_size,
@@ -106,6 +108,13 @@ def mean_sizes(
         images=int(report.n_images[chosen].sum()) / count,
         labelled=int(report.supervised[chosen].sum()) / count,
     )
+
+
+def a_sample(recipe: Recipe, sizes: Sizes) -> float:
+    """A sample's products in the run's mean step: not every step need have BASIC."""
+    counted = products(sizes)
+    basic = sum(counted[name] for name in BASIC_PRODUCTS)
+    return sum(counted.values()) - basic + basic / recipe.supervision.every_n_steps
 
 
 def basic_share(counted: dict[str, float]) -> float:

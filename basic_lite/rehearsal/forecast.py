@@ -10,8 +10,8 @@ from basic_lite.console import Sheet
 from basic_lite.model.device import power_limit_watts
 
 # The share of a large product's speed that a whole step is assumed to reach. Between the products are the
-# dequantisation of NF4 weights, norms, softmax, copies, and Python. On two CPU cores see ``test_cost``'s figures in
-# the bench's README; no card has been measured.
+# dequantisation of NF4 weights, norms, softmax, copies, and Python. Measured on two busy CPU cores: the demo's stage 1
+# took 1.0, 1.3 and 2.3 times what this predicts, a model of SmolLM2's size 0.55 times. No card has been measured.
 UTILISATION = {"cuda": 0.35, "cpu": 0.5}
 # Fewer products than this take seconds anywhere, and overheads decide how many.
 SMALL_RUN = 1e11
@@ -85,10 +85,10 @@ def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processe
     text = _hours(work.total / speed / share)
     if device.type == "cpu":
         text = f"at least {_hours(work.total / speed)}, more likely {text}"
-    energy = f"; {_energy(work.total / speed / share, watts * processes)}" if watts else ""
+    energy = f", {_energy(work.total / speed / share, watts * processes)}" if watts else ""
     return (
-        f"time: {text}{energy} (predicted, not measured: {work.total:.2g} operations, {share:.0%} of the "
-        f"{speed / 1e12:.2g}·10¹² a second that a large product reaches here)"
+        f"time: {text}{energy} (predicted, not measured: {work.total / 1e12:.3g} TFLOP at {share:.0%} of the "
+        f"{speed / 1e12:.2g} TFLOP/s that a large product reaches here)"
     )
 
 
@@ -104,8 +104,8 @@ def cards_table(work: Work) -> Sheet:
     share = UTILISATION["cuda"]
     table = Sheet(
         ("card", "time", "energy"),
-        f"time for {work.steps:,} steps, predicted, not measured: {work.total:.2g} operations at {share:.0%} of each "
-        "card's own speed; whether it has the memory is for `estimate` to say",
+        f"time for {work.steps:,} steps, predicted, not measured: {work.total / 1e12:,.3g} TFLOP at {share:.0%} of "
+        "each card's own speed; whether it has the memory is for `estimate` to say",
     )
     for card in CARDS:
         seconds = work.total / (card.tflops * 1e12 * share)

@@ -10,7 +10,7 @@ from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.cost import mean_sizes, products
+from basic_lite.rehearsal.cost import a_sample, mean_sizes
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes
 from basic_lite.rehearsal.forecast import Work, forecast_here
 from basic_lite.train.assembly import uses_autocast
@@ -19,12 +19,12 @@ from basic_lite.train.batches import Schedule
 
 def work_of(recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[Part], *, done: int = 0) -> Work:
     """The products of the steps that a run has left after ``done`` of them."""
-    a_sample = sum(products(mean_sizes(recipe, frontend, parts, data.report)).values())
+    each = a_sample(recipe, mean_sizes(recipe, frontend, parts, data.report))
     # The last step of an epoch may have fewer samples, and a run of small data has many of those.
     schedule = Schedule(data.sampler, recipe)
     samples = schedule.samples_after(schedule.steps) - schedule.samples_after(done)
     left = schedule.steps - done
-    return Work(a_sample * samples / max(left, 1), left)
+    return Work(each * samples / max(left, 1), left)
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -15,7 +15,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
-from basic_lite.rehearsal.cost import products, sizes_of
+from basic_lite.rehearsal.cost import a_sample, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
@@ -143,7 +143,7 @@ def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console
     labelled = shape.tokens - visual - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
     steps = recipe.training.max_steps or ASSUMED_STEPS
-    work = Work(sum(products(sizes).values()) * recipe.training.global_batch, steps)
+    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps)
     if rehearsal.machine.cuda:
         show(console, cards_table(work))
     else:
