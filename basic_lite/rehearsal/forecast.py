@@ -104,8 +104,8 @@ def cards_table(work: Work) -> Sheet:
     share = UTILISATION["cuda"]
     table = Sheet(
         ("card", "time", "energy"),
-        f"time for {work.steps:,} steps, predicted, not measured: {work.total / 1e12:,.3g} TFLOP at {share:.0%} of "
-        "each card's own speed; whether it has the memory is for `estimate` to say",
+        f"time for {work.steps:,} steps on a card that has the memory (predicted, not measured: {share:.0%} of the "
+        "card's own speed)",
     )
     for card in CARDS:
         seconds = work.total / (card.tflops * 1e12 * share)

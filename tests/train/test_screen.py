@@ -85,12 +85,6 @@ def test_an_evaluation_is_on_the_terminal(tmp_path: Path) -> None:
     assert lines[place + 1] == f"    answer: {last[1]['answer']}" and lines[place + 2] == "    reference: it is blue"
 
 
-def test_held_out_data_is_evaluated_at_the_end_without_eval_every(tmp_path: Path) -> None:
-    folder = run(tmp_path, with_held_out(tmp_path))
-    assert [line["step"] for line in log_of(folder) if "eval_loss" in line] == [4]
-    assert [line["step"] for line in log_of(folder) if "answers" in line] == [4]
-
-
 def test_stage_one_is_asked_for_captions_as_it_was_trained(tmp_path: Path) -> None:
     """The `plain` template has no question; a model that has learnt one caption by heart gives it."""
     write_data(tmp_path, 1, captions=True)
@@ -124,7 +118,10 @@ def test_no_memory_for_answers_is_a_warning(
 
 
 def test_the_last_line_says_all_that_one_asks_for(tmp_path: Path) -> None:
+    """Held-out data is evaluated at the end, also without ``eval_every``."""
     folder, lines = shown(tmp_path, with_held_out(tmp_path))
+    for name in ("eval_loss", "answers"):
+        assert [line["step"] for line in log_of(folder) if name in line] == [4]
     steps, held_out = steps_of(folder), next(line["eval_loss"] for line in log_of(folder) if "eval_loss" in line)
     first, last = steps[0]["loss"], steps[-1]["loss"]
     assert lines[-1].startswith("finished: 4 steps in 0:")
