@@ -1,12 +1,20 @@
-"""What the libraries and the program say on a terminal."""
+"""What the libraries and the program say: on a terminal of any width, in a log file, in a notebook."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 Say = Callable[[str], None]
+# A column of notes may be wrapped, but not to less than this.
+NOTE_WIDTH = 24
+INDENT = 2
 
 
 def speaker(console: Console) -> Say:
@@ -50,3 +58,122 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     # The hub client reports each retry without a network; the error at the end is enough.
     huggingface_hub.utils.logging.set_verbosity_error()
+
+
+@dataclass
+class Sheet:
+    """A table that stays whole: columns where they have room, else a paragraph for each row.
+
+    Nothing is cut off and no number is broken. Only cells of columns without a name, which hold sentences, are
+    wrapped. Where there is no terminal, lines are as long as they need to be and have no frame.
+
+    Attributes:
+        columns: Names. The first one is what a row is about; an empty name: notes.
+        text: Names of further columns that hold words and stand to the left.
+    """
+
+    columns: Sequence[str]
+    title: str = ""
+    text: Sequence[str] = ()
+    rows: list[tuple[Sequence[str], str]] = field(default_factory=list)
+    ends: set[int] = field(default_factory=set)  # rows that a section ends after
+
+    def add(self, *cells: str, style: str = "") -> None:
+        """Add a row: a cell for each column."""
+        assert len(cells) == len(self.columns), f"{len(cells)} cells for {len(self.columns)} columns"
+        self.rows.append((cells, style))
+
+    def end_section(self) -> None:
+        """Draw a line below the last row."""
+        self.ends.add(len(self.rows) - 1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.title:
+            yield Text(self.title, style="italic")
+        if not console.is_terminal:
+            yield from self._lines()
+            return
+        for framed in (True, False):
+            if self._width(framed=framed) <= options.max_width:
+                yield self._table(framed=framed)
+                return
+        yield from self._paragraphs(options.max_width)
+
+    def _widths(self) -> list[int]:
+        """Each column's, with every cell whole."""
+        columns = zip(*(cells for cells, _ in self.rows), strict=True) if self.rows else [()] * len(self.columns)
+        return [max(map(cell_len, (name, *cells))) for name, cells in zip(self.columns, columns, strict=True)]
+
+    def _width(self, *, framed: bool) -> int:
+        """Columns of the terminal that the table takes, its notes as narrow as they may be."""
+        count, widths = len(self.columns), self._widths()
+        width = sum(min(one, NOTE_WIDTH) if self._is_note(place) else one for place, one in enumerate(widths))
+        # A frame takes three places a column and one; without it there are two between columns.
+        return width + (3 * count + 1 if framed and any(self.columns) else 2 * (count - 1))
+
+    def _is_left(self, place: int) -> bool:
+        return place == 0 or self._is_note(place) or self.columns[place] in self.text
+
+    def _lines(self) -> Iterator[Text]:
+        """The table without a frame, its lines as long as they need to be."""
+        widths = self._widths()
+        for cells in [self.columns] * any(self.columns) + [cells for cells, _ in self.rows]:
+            line = ""
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+                blanks = " " * (width - cell_len(cell))
+                line += (cell + blanks if self._is_left(place) else blanks + cell) + "  "
+            yield Text(line.rstrip())
+
+    def _is_note(self, place: int) -> bool:
+        return place > 0 and not self.columns[place]
+
+    def _table(self, *, framed: bool) -> Table:
+        named = any(self.columns)
+        table = Table(header_style="bold", show_header=named)
+        if not framed or not named:
+            table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
+        for place, name in enumerate(self.columns):
+            note = self._is_note(place)
+            style = ("dim" if note else "") if named else "" if place else "bold"
+            # What may not be wrapped would be cut off: the width has been seen to.
+            table.add_column(name, justify="left" if self._is_left(place) else "right", no_wrap=not note, style=style)
+        for number, (cells, style) in enumerate(self.rows):
+            table.add_row(*map(Text, cells), style=style, end_section=number in self.ends)
+        return table
+
+    def _paragraphs(self, width: int) -> Iterator[Text | Padding]:
+        for cells, style in self.rows:
+            yield Text(cells[0], style=style or "bold")
+            pairs = list(zip(self.columns[1:], cells[1:], strict=True))
+            lines = _packed([f"{name} {cell}" for name, cell in pairs if name and cell], width - INDENT)
+            for line in [*lines, *(cell for name, cell in pairs if not name and cell)]:
+                yield Padding(Text(line, style=style if style != "bold" else ""), (0, 0, 0, INDENT))
+
+
+def _packed(items: Sequence[str], width: int) -> list[str]:
+    """Items in as few lines as hold them, none of them broken."""
+    lines: list[str] = []
+    for item in items:
+        if lines and cell_len(f"{lines[-1]}, {item}") < width:
+            lines[-1] += f", {item}"
+        else:
+            if lines:
+                lines[-1] += ","
+            lines.append(item)
+    return lines
+
+
+def show(console: Console, *sheets: Sheet) -> None:
+    """Print tables; where there is no terminal, longer lines than a terminal's are left whole."""
+    for sheet in sheets:
+        console.print(sheet, soft_wrap=not console.is_terminal)
+
+
+def show_entry(console: Console, head: str, body: str) -> None:
+    """Print a line, and a sentence indented below it."""
+    say = speaker(console)
+    say(head)
+    if console.is_terminal:
+        console.print(Padding(Text(body), (0, 0, 0, 2 * INDENT)))
+    else:
+        say(" " * 2 * INDENT + body)

@@ -10,12 +10,14 @@ import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from basic_lite.console import quiet_libraries, speaker
+from basic_lite.console import quiet_libraries, show, speaker
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render
+from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
+from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.train.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
 from basic_lite.train.bundle import open_bundle
@@ -63,6 +65,9 @@ def train(
     processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=trackers_of(recipe))
     console = console or Console(stderr=True, highlight=False, quiet=not processes.is_main)
     say = speaker(console)
+    dtype = pick_dtype(recipe.model.dtype, device)
+    if processes.is_main:
+        tell_device(device, recipe.training.device, say, dtype=dtype, autocast=uses_autocast(recipe, device))
     if processes.count > 1:
         say(f"{processes.count} processes share each step's micro-batches")
     quiet_libraries()
@@ -97,8 +102,14 @@ def train(
         with processes.together(), memory_needed("while the model was loaded"):
             loaded = load_for_training(recipe, device, frontend, say, origin=origin)
             table = audit(loaded.parts)
-            console.print(render(table))
-            check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
+            show(console, render(table))
+            check_parts(table, recipe, dtype)
+
+        # What the run will take, before it takes it.
+        if processes.is_main:
+            done = 0 if folder.checkpoint is None else folder.checkpoint.step
+            for line in outlook(recipe, frontend, data, table, device, done=done, processes=processes.count):
+                say(line)
 
         # BASIC's taps, and the loop around them.
         with processes.together():
@@ -113,9 +124,7 @@ def train(
                     say(f"set aside, since its steps are made again: {moved}")
         history = loop.train()
 
-        steps = loop.schedule.steps
-        say(f"{recipe.name}: {steps} steps; the trained model is {folder.final}")
-        return RunResult(folder.path, folder.final, steps, history)
+        return RunResult(folder.path, folder.final, loop.schedule.steps, history)
 
 
 def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: Any) -> RunFolder:

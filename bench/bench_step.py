@@ -23,11 +23,12 @@ from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
+from basic_lite.rehearsal.cost import basic_share
 from basic_lite.tools.measure import LongestStep
 from basic_lite.train.assembly import autocast_of
 from bench import measure
 from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
-from bench.flops import SEVEN_B, basic_share, flops_of
+from bench.flops import SEVEN_B, flops_of
 from bench.naive_step import NaiveStep
 from bench.report import Report
 from bench.rows import StepRow

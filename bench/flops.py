@@ -1,14 +1,11 @@
-"""The products of a training step, counted: what BASIC's share of a step should be.
-
-Symbols: B batch · T sequence · N visual tokens of a sample · n text queries of a sample · D hidden size · V vocabulary
-· L decoder layers · K supervised layers.
-"""
+"""A bench step's products, counted: what BASIC's share of it should be. Symbols as in ``rehearsal.cost``."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.cost import Sizes, products
 from basic_lite.supervision.layout import find_layout
 from basic_lite.tools.measure import LongestStep
 
@@ -17,12 +14,7 @@ def flops(
     *, B: int, T: int, N: int, n: int, labelled: int, D: int, V: int, L: int, K: int, mlp: int, rank: int,
     tower_weights: int, tower_tokens: int, projector_weights: int,
 ) -> dict[str, float]:  # fmt: skip
-    """A step's products by part, 2 FLOPs a multiply-add; element-wise work isn't counted.
-
-    Under checkpointing a frozen linear layer is multiplied three times (forward, again, gradient of its input), and an
-    adapter's matrices four times (also for their own gradients). Attention's two products are made twice in the
-    forwards and four more times in the backward. They are counted in full, not causal. The vision tower runs forward
-    only, and the projector isn't recomputed.
+    """A step's products by part, as ``rehearsal.cost`` counts them, of a Llama with LoRA on all linear layers.
 
     Args:
         labelled: tokens of a sample with a label.
@@ -31,23 +23,12 @@ def flops(
         tower_weights: weights of its linear layers.
     """
     linears = [(D, D)] * 4 + [(D, mlp)] * 3  # a Llama layer's: four of attention, three of the MLP
-    tokens, weights, adapters = B * T, sum(i * o for i, o in linears), sum(i + o for i, o in linears)
-    return {
-        "LLM linears": 6.0 * tokens * weights * L,
-        "LoRA": 8.0 * tokens * rank * adapters * L,
-        "attention": 16.0 * B * T**2 * D * L,
-        "LM loss": 4.0 * B * labelled * D * V,
-        "vision tower": 2.0 * B * tower_tokens * tower_weights,
-        "projector": 6.0 * B * N * projector_weights,
-        "attention mass": 2.0 * B * n * T * D * K,
-        "SDS": 6.0 * B * N * D * V,
-    }
-
-
-def basic_share(counted: dict[str, float]) -> float:
-    """BASIC's products over those of the step without it."""
-    basic = counted["SDS"] + counted["attention mass"]
-    return basic / (sum(counted.values()) - basic)
+    sizes = Sizes(
+        tokens=T, visual=N, labelled=labelled, queries=n, tower_tokens=tower_tokens, D=D, V=V, L=L, K=K,
+        llm_weights=L * sum(i * o for i, o in linears), lora_weights=L * rank * sum(i + o for i, o in linears),
+        tower_weights=tower_weights, projector_weights=projector_weights,
+    )  # fmt: skip
+    return {name: B * count for name, count in products(sizes).items()}
 
 
 # LLaVA-1.5 7B on a sample of 1024 tokens, rank 128, half of its text supervised: what the mid-size model stands for.

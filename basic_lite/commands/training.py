@@ -80,15 +80,19 @@ def keys(
     prefix: Annotated[str, typer.Argument(help="Only this key or section, as in `training`.", show_default=False)] = "",
 ) -> None:
     """List every recipe key: type, default, what it does."""
+    from rich.console import Console
+
+    from basic_lite.console import show_entry
     from basic_lite.recipe import describe_keys, nearest_key
 
+    console = Console(highlight=False)
     rows = describe_keys(prefix)
     if not rows:
         meant, _ = nearest_key(tuple(prefix.split(".")))
         raise UserError(f"there is no recipe key or section {prefix!r}; the nearest is {meant!r}")
     for row in rows:
         default = row.default if row.default == "required" else f"default {row.default}"
-        print(f"{row.name}  ({row.type}; {default})\n    {row.doc}")
+        show_entry(console, f"{row.name}  ({row.type}; {default})", row.doc)
 
 
 def _command() -> list[str]:

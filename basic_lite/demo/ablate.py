@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from basic_lite.console import Sheet, show
 from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, logged, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
 from basic_lite.train.bundle import load_trained
@@ -42,7 +42,7 @@ def ablation(place: Place, seeds: int, console: Console) -> None:
             results[name].append(_one(place, folder, changes | {"seed": seed}, console))
             console.print(", ".join(f"{text} {results[name][-1][key]:.3f}" for key, text in MEASURES.items()))
     write_json(place.out / "ablation" / "ablation.json", {"seeds": seeds, "results": results})
-    console.print(_table(results, seeds))
+    show(console, _table(results, seeds))
     console.print(f"all values: {place.out / 'ablation' / 'ablation.json'}", soft_wrap=True)
 
 
@@ -65,16 +65,13 @@ def _last_lm(run: Path) -> float:
     return statistics.fmean(logged(run, "lm")[-LAST_LINES:])
 
 
-def _table(results: dict[str, list[dict[str, float]]], seeds: int) -> Table:
-    table = Table(title=f"mean ± standard deviation over {seeds} seed(s)", title_justify="left", header_style="bold")
-    table.add_column("")
-    for name in results:
-        table.add_column(name, justify="right")
+def _table(results: dict[str, list[dict[str, float]]], seeds: int) -> Sheet:
+    table = Sheet(("", *results), f"mean ± standard deviation over {seeds} seed(s)")
     for key, text in MEASURES.items():
         cells = []
         for runs in results.values():
             values = [run[key] for run in runs]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.3f}{spread}")
-        table.add_row(text, *cells)
+        table.add(text, *cells)
     return table

@@ -58,7 +58,7 @@ class Place:
         }
         if stage == 2:
             values["model.projector"] = str(folder / "stage1")
-            # Not for training, which names no `eval_every`: an export's check and its card take held-out data.
+            # For one evaluation at the end; an export's check and its card take held-out data too.
             values |= {"data.eval.path": str(self.world.eval), "data.eval.image_dir": str(self.world.images)}
         values |= {key.replace("__", "."): value for key, value in changes.items()}
         overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from basic_lite.console import Sheet, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
 from basic_lite.tools.evaluate import ALL, accuracy_table
@@ -33,15 +33,13 @@ class Phases:
         yield name
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def table(self) -> Table:
+    def table(self) -> Sheet:
         """Seconds of each phase and in all."""
-        table = Table(title="time", title_justify="left", show_header=False, box=None, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(justify="right")
+        table = Sheet(("time", "seconds"))
         for name, seconds in self.seconds.items():
-            note = " (reused)" if name in self.reused else ""
-            table.add_row(name + note, f"{seconds:.1f} s")
-        table.add_row("total", f"{sum(self.seconds.values()):.1f} s", style="bold")
+            table.add(name + (" (reused)" if name in self.reused else ""), f"{seconds:.1f}")
+        table.end_section()
+        table.add("total", f"{sum(self.seconds.values()):.1f}", style="bold")
         return table
 
 
@@ -60,20 +58,21 @@ def show_report(
     last = columns["after stage 2"]
     by_chance[ALL] = sum(by_chance[kind] * last.counts[kind] for kind in by_chance) / last.counts[ALL]
     shares = {"chance": by_chance} | {name: scores.accuracy for name, scores in columns.items()}
-    console.print("\nheld-out images, exact match by question type", accuracy_table(shares, last.counts), sep="\n")
+    console.print("\nheld-out images, exact match by question type")
+    show(console, accuracy_table(shares, last.counts))
     console.print(
         "chance: the best constant answer to each type. other image: the model after stage 2, shown another picture.\n"
     )
     captions = {name: s.caption_f1 for name, s in columns.items() if s.caption_f1 is not None}
     console.print("caption F1: " + ", ".join(f"{name} {value:.3f}" for name, value in captions.items()) + "\n")
     if any(curves.values()):
-        console.print(refinement_table(curves))
+        show(console, refinement_table(curves))
         console.print(
             "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
             "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
             + _verdict(curves)
         )
-    console.print(phases.table())
+    show(console, phases.table())
     run = place.out / "stage2"
     console.print(f"\nrun folder: {run}", soft_wrap=True)
     picture, question = example_of(place, instruct)
@@ -96,17 +95,16 @@ def _verdict(curves: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def refinement_table(curves: dict[str, dict[str, Any]]) -> Table:
+def refinement_table(curves: dict[str, dict[str, Any]]) -> Sheet:
     """The refinement curves: a row for each stage's start and end, a column for v, each layer and v̂."""
     first = next(curve for stage in curves.values() for curve in stage.values())
-    table = Table(title="refinement curve", title_justify="left", header_style="bold")
-    table.add_column("")
-    for name in first["places"]:
-        table.add_column("v̂" if name == "target" else name, justify="right")
+    places = ("v̂" if name == "target" else name for name in first["places"])
+    table = Sheet(("stage", *places), "refinement curve")
     for stage, pair in curves.items():
         for when, curve in pair.items():
-            score = curve["score"] or []
-            table.add_row(f"{stage}, {when}", *(f"{value:+.3f}" for value in score))
+            # Without a second sample there is no score.
+            score = [f"{value:+.3f}" for value in curve["score"] or []] or ["–"] * len(curve["places"])
+            table.add(f"{stage}, {when}", *score)
     return table
 
 

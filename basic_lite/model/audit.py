@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Params4bit
-from rich.table import Table
 from torch import nn
 
+from basic_lite.console import Sheet
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
@@ -172,20 +172,13 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
         raise UserError("the loaded model isn't what the recipe says:\n  - " + "\n  - ".join(wrong))
 
 
-def render(table: list[Part]) -> Table:
-    """The part table for a terminal."""
-    out = Table(title="parts", title_justify="left", header_style="bold")
-    for column in ("part", "class", "dtype"):
-        out.add_column(column)
-    for column in ("parameters", "trainable", "MiB"):
-        out.add_column(column, justify="right")
-
-    def add(row: Part, style: str | None) -> None:
+def render(table: list[Part]) -> Sheet:
+    """The part table for a terminal; what trains is green."""
+    out = Sheet(("part", "class", "dtype", "parameters", "trainable", "MiB"), "parts", text=("class", "dtype"))
+    for row in [*table, _sum(table, part="total", module="", dtype="")]:
+        if row.part == "total":
+            out.end_section()
         figures = (f"{row.parameters:,}", f"{row.trainable:,}", f"{row.bytes / MIB:,.2f}")
-        out.add_row(row.part, row.module, row.dtype, *figures, style=style)
-
-    for row in table:
-        add(row, "green" if row.trainable else None)
-    out.add_section()
-    add(_sum(table, part="total", module="", dtype=""), "bold")
+        style = "bold" if row.part == "total" else "green" if row.trainable else ""
+        out.add(row.part, row.module, row.dtype, *figures, style=style)
     return out

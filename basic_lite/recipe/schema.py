@@ -227,7 +227,17 @@ class TrainingSection(Section):
     )
     save_every: int = Field(500, ge=1, description="Optimizer steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
-    eval_every: int | None = Field(None, ge=1, description="Optimizer steps between evaluations on held-out data.")
+    eval_every: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps between evaluations on held-out data (`data.eval`, `data.held_out`); none: one, "
+        "at the end. Each is a forward over all of it: about a third of a training epoch over as many samples.",
+    )
+    eval_answers: int = Field(
+        2,
+        ge=0,
+        description="Held-out questions answered on the terminal at each evaluation, a few seconds each; 0: none.",
+    )
     log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](("tensorboard",)), description="Where curves go, besides log.jsonl."

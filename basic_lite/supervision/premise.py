@@ -43,6 +43,17 @@ class RefinementCurve:
         """The curve as a JSON object."""
         return {**asdict(self), "score": self.score}
 
+    def summary(self) -> str:
+        """The curve in a line."""
+        if self.score is None:
+            return "no refinement curve: it needs two samples with a picture"
+        v, *layers, target = self.score
+        best = max(range(len(layers)), key=layers.__getitem__)
+        return (
+            f"visual tokens nearest to a word of their own text, beyond chance: v {v:+.3f} → v̂ {target:+.3f}, "
+            f"best after layer {best + 1}: {layers[best]:+.3f}"
+        )
+
     def warning(self) -> str | None:
         """The warning for a v̂ that is below v; None if it isn't, or if too few samples were seen."""
         score = self.score

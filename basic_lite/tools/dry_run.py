@@ -6,20 +6,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from basic_lite.console import quiet_libraries, speaker
+from basic_lite.console import Sheet, quiet_libraries, show, speaker
 from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.model.audit import Part, planned_parts, render
+from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
+from basic_lite.rehearsal.forecast import cards_table
+from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.train.assembly import basic_is_on, check_machine, doubts, preflight
 from basic_lite.train.batches import Schedule
@@ -58,8 +61,8 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
-    console.print(render(parts))
-    console.print(_facts(recipe, frontend, data, parts))
+    show(console, render(parts), _facts(recipe, frontend, data, parts))
+    _show_cost(recipe, frontend, data, parts, device, console)
     _show_sample(recipe, frontend, data, console)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
@@ -106,7 +109,7 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
     return origin, found
 
 
-def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Table:
+def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Sheet:
     report, training = data.report, recipe.training
     steps = Schedule(data.sampler, recipe).steps
     samples = steps * training.global_batch
@@ -123,40 +126,44 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
         + (f", LoRA {training.learning_rate:g}" if recipe.lora.enabled else ""),
     }
     rows["BASIC adds"] = _basic_adds(recipe, frontend, report, parts)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = Sheet(("", ""))
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add(name, value)
     return table
 
 
 def _basic_adds(recipe: Recipe, frontend: Frontend, report: DataReport, parts: list[Part]) -> str:
-    """What BASIC adds to a micro-batch of mean samples with images, from shapes.
-
-    Of products: SDS has three of M × D × V; attention mass makes the scores of the text rows in K layers. A step
-    without BASIC multiplies each weight of the linear layers with each token once in the forward, once in the backward,
-    and once more under checkpointing. The head is left out: it works on labelled rows only.
-    """
-    settings, text = recipe.supervision, frontend.config.text_config
+    """What BASIC adds to a micro-batch of mean samples with images, from shapes."""
+    settings = recipe.supervision
     if not basic_is_on(recipe):
         return "nothing: it is off in this recipe"
-    samples = max(int(report.has_image.sum()), 1)
-    visual = round(int(report.n_images.sum()) / samples * frontend.tokens_per_image)
-    tokens = round(int(report.lengths[report.has_image].sum()) / samples)
+    sizes = mean_sizes(recipe, frontend, parts, report, with_image=True)
     k = supervised_layers(settings.layers, frontend.layer_count)
-    sds = 3 * visual * text.vocab_size if settings.lambda_sds > 0 else 0
-    mass = k * (tokens - visual) * tokens if isinstance(settings.token_weights, str) else 0
-    weights = sum(p.parameters for p in parts if p.part in ("LLM linears", "LoRA"))
-    passes = 3 if recipe.training.gradient_checkpointing else 2
-    share = text.hidden_size * (sds + mass) / max(passes * weights * tokens, 1)
-    visual *= recipe.training.micro_batch
+    visual = round(sizes.visual) * recipe.training.micro_batch
     return (
         f"v̂ from layers 1..{k} of {frontend.layer_count}; "
         f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
-        f"{share:.1%} of the step's operations and {8 * visual * text.hidden_size / MIB:.1f} MiB of buffers "
-        f"for {visual:,} visual tokens (from shapes)"
+        f"{basic_share(products(sizes)):.1%} more operations a step and {8 * visual * sizes.D / MIB:.1f} MiB of "
+        f"buffers for {visual:,} visual tokens (from shapes)"
     )
+
+
+def _show_cost(
+    recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part], device: torch.device | None, console: Console
+) -> None:
+    """Time, energy and disk: on this machine if the run is for it, else on cards that people have."""
+    say = speaker(console)
+    if device is None and torch.cuda.is_available():
+        device = pick_device("cuda")
+    if device is not None:
+        tell_device(device, recipe.training.device, say)
+        for line in outlook(recipe, frontend, data, parts, device):
+            say(line)
+        return
+    work = work_of(recipe, frontend, data, parts)
+    show(console, cards_table(work))
+    for line in disk_outlook(recipe, parts, work.steps):
+        say(line)
 
 
 def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Console) -> None:

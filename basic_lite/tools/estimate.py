@@ -4,22 +4,28 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import torch
 from rich.console import Console
-from rich.table import Table
 
-from basic_lite.console import quiet_libraries
+from basic_lite.console import Sheet, quiet_libraries, show, speaker
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import load_frontend
+from basic_lite.model.audit import planned_parts
+from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
+from basic_lite.rehearsal.cost import a_sample, sizes_of
+from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
+from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.train.start import resolve_start
 from basic_lite.units import GIB, MIB
 
+# Of a run whose data, and so its steps, isn't read.
+ASSUMED_STEPS = 1000
 PARTS = {
     NF4: "the LLM's linear layers, with their statistics",
     OTHER: "embeddings, head, norms; linear layers that aren't in 4 bit",
@@ -87,6 +93,7 @@ def estimate(
         advice = list(advise(rehearser, rehearsal, budget_bytes, result.largest, seen))
         result = replace(result, advice=advice)
     _show(recipe, result, console, time.perf_counter() - started)
+    _show_cost(recipe, frontend, rehearsal, console)
     if measure:
         measure_and_show(recipe, frontend, rehearsal, console)
     return result
@@ -99,15 +106,10 @@ def machine_of(recipe: Recipe) -> Machine:
 
 def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> None:
     r, shape = found.rehearsal, found.rehearsal.shape
-    table = Table(
-        title=f"{recipe.name}: micro-batch {shape.samples} × {shape.tokens} tokens, {shape.images} image a sample",
-        title_justify="left",
-        header_style="bold",
+    table = Sheet(
+        ("part", "GiB at the peak", "at most", ""),
+        f"{recipe.name}: micro-batch {shape.samples} × {shape.tokens} tokens, {shape.images} image a sample",
     )
-    table.add_column("part", no_wrap=True)
-    table.add_column("GiB at the peak", justify="right")
-    table.add_column("at most", justify="right")
-    table.add_column("")
     paged = f"{r.pageable_bytes / GIB:.2f} GiB of it may be paged out to the host"
     kept = "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers"
     notes = PARTS | {
@@ -118,21 +120,40 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     }
     for part, note in notes.items():
         if most := r.most_by_part.get(part):
-            table.add_row(part, f"{r.by_part.get(part, 0) / GIB:.2f}", f"{most / GIB:.2f}", f"[dim]{note}[/]")
+            table.add(part, f"{r.by_part.get(part, 0) / GIB:.2f}", f"{most / GIB:.2f}", note)
     if r.machine.cuda:
         allowance = f"{ALLOWANCE_BYTES / GIB:.2f}"
-        table.add_row("context, fragmentation", allowance, allowance, "[dim]an allowance, not rehearsed[/]")
-    table.add_section()
-    table.add_row("needed", f"{r.needed_bytes / GIB:.2f}", "", f"[dim]on {r.machine.name}[/]", style="bold")
+        table.add("context, fragmentation", allowance, allowance, "an allowance, not rehearsed")
+    table.end_section()
+    table.add("needed", f"{r.needed_bytes / GIB:.2f}", "", f"on {r.machine.name}", style="bold")
     if r.host_bytes:
         inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host
         resting = {"each layer's input": inputs, "the vision tower": tower}
         what = " and ".join(name for name, on in resting.items() if on)
-        table.add_row("on the host", "", f"{r.host_bytes / GIB:.2f}", f"[dim]pinned: {what}[/]")
-    console.print(table)
+        table.add("on the host", "", f"{r.host_bytes / GIB:.2f}", f"pinned: {what}")
+    show(console, table)
     for line in _verdict(found):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"rehearsed from configurations in {seconds:.1f} s; nothing was loaded", style="dim", soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"rehearsed from configurations in {seconds:.1f} s; nothing was loaded", style="dim")
+
+
+def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console: Console) -> None:
+    """Time, energy and disk. No data is read, so the samples are as long as they may be."""
+    shape, say = rehearsal.shape, speaker(console)
+    parts = planned_parts(recipe, frontend, rehearsal.machine.dtype)
+    images, visual = shape.images, shape.images * frontend.tokens_per_image
+    labelled = shape.tokens - visual - 1
+    sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
+    steps = recipe.training.max_steps or ASSUMED_STEPS
+    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps)
+    if rehearsal.machine.cuda:
+        show(console, cards_table(work))
+    else:
+        say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu"))))
+    for line in disk_outlook(recipe, parts, recipe.training.max_steps):
+        say(line)
+    if recipe.training.max_steps is None:
+        say(f"`train --dry-run` reads the data and says how many steps there are; here {ASSUMED_STEPS:,} are assumed")
 
 
 def _verdict(found: Estimate) -> Iterator[str]:

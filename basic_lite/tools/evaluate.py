@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from basic_lite.console import counting, quiet_libraries
+from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
@@ -18,6 +17,7 @@ from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
+from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.train.answer import answer, asked_otherwise, chat_format
@@ -134,18 +134,14 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
     return lambda index: records[partner[index]].images
 
 
-def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Table:
+def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Sheet:
     """A table of shares: a row for each question type, a column for each name."""
-    table = Table(header_style="bold")
-    table.add_column("question type")
-    table.add_column("n", justify="right")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = Sheet(("question type", "n", *columns))
     for row in counts:
         if row == ALL:
-            table.add_section()
+            table.end_section()
         cells = [f"{values[row]:.3f}" if row in values else "–" for values in columns.values()]
-        table.add_row(row, str(counts[row]), *cells, style="bold" if row == ALL else None)
+        table.add(row, str(counts[row]), *cells, style="bold" if row == ALL else "")
     return table
 
 
@@ -179,7 +175,9 @@ def evaluate_run(
             raise problem.at(record.place) from problem
     if out is not None:
         _require_writable(out)
-    loaded, bundle = load_trained(run, pick_device(device, "--device"))
+    place = pick_device(device, "--device")
+    tell_device(place, device, speaker(notes))
+    loaded, bundle = load_trained(run, place)
     if template is None and (note := asked_otherwise(bundle.recipe, chat_format(bundle.recipe, loaded))):
         notes.print(note, markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
@@ -195,7 +193,7 @@ def evaluate_run(
     target = out or folder / f"predictions_{data.stem}_{bundle.folder.name}.jsonl"
     write_predictions(result, target)
     if result.counts:
-        console.print(accuracy_table({"exact match": result.accuracy}, result.counts))
+        show(console, accuracy_table({"exact match": result.accuracy}, result.counts))
     else:
         console.print("the data has no reference answers, so nothing was scored")
     console.print(f"predictions: {target}", soft_wrap=True)

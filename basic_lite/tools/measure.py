@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from basic_lite.console import Say, speaker
+from basic_lite.console import Say, Sheet, show, speaker
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
@@ -132,13 +131,11 @@ def measure_and_show(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, c
     """Measure, and print it beside the rehearsal."""
     found = measure(recipe, frontend, rehearsal.shape, console)
     taken = found.reserved_bytes + found.outside_bytes
-    table = Table(title=f"on {torch.cuda.get_device_name(0)}", title_justify="left", header_style="bold")
-    table.add_column("")
-    for column in ("predicted GiB", "measured GiB", "difference"):
-        table.add_column(column, justify="right")
+    columns = ("", "predicted GiB", "measured GiB", "difference")
+    table = Sheet(columns, f"on {torch.cuda.get_device_name(0)}")
     for what, predicted, measured in (
         ("tensors at the peak, without the optimizer's pages", predicted_bytes(rehearsal), found.peak_bytes),
         ("taken from the card", rehearsal.needed_bytes, taken),
     ):
-        table.add_row(what, f"{predicted / GIB:.2f}", f"{measured / GIB:.2f}", f"{predicted / measured - 1:+.1%}")
-    console.print(table)
+        table.add(what, f"{predicted / GIB:.2f}", f"{measured / GIB:.2f}", f"{predicted / measured - 1:+.1%}")
+    show(console, table)

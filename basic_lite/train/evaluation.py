@@ -74,6 +74,12 @@ def held_out_loss(
     return total / count
 
 
+def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) -> str:
+    """The loss in a line; ``earlier``: steps and losses of the run's evaluations before."""
+    before = f" (was {earlier[-1][1]:.3f} at step {earlier[-1][0]})" if earlier else ""
+    return f"step {step}: held-out loss {loss:.3f}{before}"
+
+
 @dataclass(frozen=True)
 class RefinementLog:
     """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns."""
@@ -98,6 +104,7 @@ class RefinementLog:
             if not is_out_of_memory(error):
                 raise
         else:
+            self.say(f"step {step}: {curve.summary()}")
             warning = None if step == 0 and self.fresh else curve.warning()
             if warning is not None:
                 self.say(f"warning: step {step}: {warning}")

@@ -48,6 +48,12 @@ class RunLog:
         """Whether there is a line of a step with something of that name."""
         return self.path.exists() and any(_step(line) == step and name in line for line in log_lines(self.path))
 
+    def values(self, name: str) -> list[tuple[int, float]]:
+        """The steps that have a number of that name, with it, in order."""
+        lines = log_lines(self.path) if self.path.exists() else iter(())
+        found = ((int(_step(line)), line.get(name)) for line in lines)
+        return [(step, value) for step, value in found if isinstance(value, int | float)]
+
     def start_trackers(self, recipe: Recipe) -> None:
         """Open the trackers that the processes were connected with."""
         if self._accelerator is not None:

@@ -23,16 +23,17 @@ from basic_lite.train.batches import Schedule, StepBatches, step_batches
 from basic_lite.train.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.train.dropped import DroppedRecords
-from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss
+from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
 from basic_lite.train.files import written_whole
 from basic_lite.train.gradients import GradientCheck
 from basic_lite.train.interruption import Interruption
 from basic_lite.train.log import RunLog
 from basic_lite.train.places import LOG, checkpoints_of
 from basic_lite.train.processes import Processes
-from basic_lite.train.progress import ProgressLine
+from basic_lite.train.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.train.recovery import Recovery, memory_needed, random_state
 from basic_lite.train.run_folder import RunFolder
+from basic_lite.train.samples import HeldOutAnswers
 from basic_lite.train.step import Batch, StepCounts, Terms
 from basic_lite.units import peak_memory_gib
 
@@ -71,6 +72,8 @@ class Loop:
         self.dropped = DroppedRecords(
             run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
         )
+        self.first = self.progress.step  # steps done before this program began
+        self.pace = Pace(run.device, self.first, self.schedule.steps, self.say)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
         self.recovery = Recovery(
@@ -81,13 +84,15 @@ class Loop:
             alone=run.processes.count == 1,
             lowered_to=self.progress.lowered_to,
         )
+        autocast = autocast_of(recipe, run.device)
+        self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
         count = recipe.supervision.refinement_batches if run.processes.is_main else 0
         self.refinement = RefinementLog(
             run.supervision,
             run.data.batches_with_images(count, SAMPLES_PER_BATCH),
             run.loaded.tokenizer,
             self.say,
-            autocast_of(recipe, run.device),
+            autocast,
             fresh=projector_is_fresh(recipe),
         )
 
@@ -132,7 +137,7 @@ class Loop:
             OutOfMemory: a step has no room for a single sample; the steps before it are saved.
             UserError: something the user can fix.
         """
-        processes, last = self.processes, self.schedule.steps
+        processes, last, began = self.processes, self.schedule.steps, time.perf_counter()
         try:
             with (
                 Interruption(self.say, alone=not processes.launched) as interruption,
@@ -154,6 +159,7 @@ class Loop:
                         self.dropped.require_some(step, lost, left=counts.tokens > 0)
                     if counts.tokens:
                         self._step(step, batches, counts, started)
+                        self.pace.add(step, started)
                     else:
                         self.train_step.skip()
                         self.progress.step = step
@@ -169,6 +175,8 @@ class Loop:
         finally:
             self.line.close()
             self.log.close()
+        folder, seconds = self.run.folder, time.perf_counter() - began
+        self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
     def _step(self, step: int, batches: list[Batch], counts: StepCounts, started: float) -> None:
@@ -183,7 +191,7 @@ class Loop:
         rates = self.train_step.rates()
         self.train_step.update()
         self.progress.step = step
-        if any(lambdas):
+        if any(lambdas) and counts.samples_with_image:
             self._basic_terms = terms
         self._log(step, terms, counts, rates, started)
 
@@ -226,7 +234,9 @@ class Loop:
         with self.processes.together():
             _require_finite(step, values)
         self.log.write(step, values)
-        self.line.show(step, self.schedule.steps, values)
+        # A step of text alone has no BASIC: the line keeps the values of the last step with images.
+        without = () if counts.samples_with_image else OF_IMAGES
+        self.line.show(step, self.schedule.steps, {k: v for k, v in values.items() if k not in without})
 
     def _settle_basic_terms(self) -> None:
         """Bring the terms of the last step with BASIC to the host. Before that, nothing waits for them."""
@@ -236,8 +246,10 @@ class Loop:
             self._basic_terms = None
 
     def _evaluate(self, step: int) -> None:
+        """Evaluate every so many steps, and at the end, where there is held-out data."""
         data, every = self.run.data, self.recipe.training.eval_every
-        if data.eval is None or every is None or (step % every and step != self.schedule.steps):
+        due = step == self.schedule.steps or (every is not None and step % every == 0)
+        if data.eval is None or not due:
             return
         what = f"the evaluation after step {step}"
         with self._kept_when_stopped(all_here=True):
@@ -251,8 +263,12 @@ class Loop:
                 self._begin_again,
                 lambda problems: self.dropped.note(step, problems, where=what),
             )
+        self.say(held_out_text(step, loss, self.log.values("eval_loss")))
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise()
+        if self.processes.is_main and (answers := self.answers.ask()):
+            self.log.write(step, {"answers": answers})
+        self.train_step.train_mode()
 
     def _measure_premise(self) -> None:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""

@@ -1,10 +1,15 @@
-"""The live progress line."""
+"""What a run says of its steps: the live progress line, the pace of the first steps, the last line."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from basic_lite.console import Say
 
 # name in the log line, label, format
 FIELDS = (
@@ -17,8 +22,14 @@ FIELDS = (
     ("tokens_per_s", "tok/s", "{:,.0f}"),
     ("peak_memory_gib", "GiB", "{:.2f}"),
 )
+# What a step without images has no values for.
+OF_IMAGES = ("das", "sds", "sum_a", "cos")
 PLAIN_INTERVAL_S = 15.0
-WIDE = 112
+BAR_FROM = 120
+# The steps whose time is measured: the second to the fourth. The first one also loads libraries and starts workers.
+WARM_UP, MEASURED = 1, 3
+# Runs shorter than this need no forecast.
+SHORT_S = 10.0
 
 
 def clock(seconds: float) -> str:
@@ -47,22 +58,28 @@ class ProgressLine:
         self._last_plain = 0.0
 
     def line(self, step: int, total: int) -> Text:
-        """The line as it stands."""
+        """The line as it stands; on a narrow terminal several, rather than one whose end is cut off."""
         done = step - self._first_step
         elapsed = time.monotonic() - self._started
         left = clock(elapsed / done * (total - step)) if done else "?"
-        text = Text(no_wrap=True, overflow="ellipsis")
-        narrow = self.console.width < WIDE
-        text.append(f"{self.label} {step}/{total}", style="bold")
-        if self.console.is_terminal and self.console.width >= 120:
+        items = [Text(f"{self.label} {step}/{total}", style="bold")]
+        if self.console.is_terminal and self.console.width >= BAR_FROM:
             filled = round(12 * step / max(total, 1))
-            text.append(" " + "━" * filled, style="green").append("━" * (12 - filled), style="dim")
-        for name, label, form in FIELDS:
-            if narrow and name == "sum_a":
-                text.append("\n ")  # two lines, rather than one whose end is cut off
-            if name in self._values:
-                text.append(f" {label} ", style="dim").append(form.format(self._values[name]))
-        return text.append(" left ", style="dim").append(left)
+            items.append(Text("━" * filled, style="green").append("━" * (12 - filled), style="dim"))
+        values = {label: form.format(self._values[name]) for name, label, form in FIELDS if name in self._values}
+        items += [Text(label, style="dim").append(f" {value}", style="not dim") for label, value in values.items()]
+        items.append(Text("left", style="dim").append(f" {left}", style="not dim"))
+        out, used = Text(no_wrap=True, overflow="ellipsis"), 0
+        for item in items:
+            if used and self.console.is_terminal and used + 1 + item.cell_len > self.console.width:
+                out.append("\n  ")
+                used = 2
+            elif used:
+                out.append(" ")
+                used += 1
+            out.append_text(item)
+            used += item.cell_len
+        return out
 
     def start(self, step: int) -> None:
         """The run begins after ``step`` steps."""
@@ -70,11 +87,15 @@ class ProgressLine:
         self._last_plain = self._started
         self._first_step = step
         if self.console.is_terminal and self.shown:
-            self._live = Live(console=self.console, refresh_per_second=4)
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
     def show(self, step: int, total: int, values: dict[str, float] | None = None) -> None:
-        """Show the line after a step; ``values``: its log line, where it has one."""
+        """Show the line after a step.
+
+        Args:
+            values: of its log line, where it has one; what it has no value for stays as it was.
+        """
         self._values |= values or {}
         if not self.shown:
             return
@@ -82,11 +103,61 @@ class ProgressLine:
             self._live.update(self.line(step, total))
         elif step == total or time.monotonic() - self._last_plain >= PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
-            line = self.line(step, total)
-            self.console.print(line.plain.replace("\n ", ""), soft_wrap=True, highlight=False, markup=False)
+            self.console.print(self.line(step, total).plain, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Take the live line off the terminal, also after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class Pace:
+    """Measures a run's first steps, and says once how long all of them will take."""
+
+    def __init__(self, device: torch.device, first: int, total: int, say: Say) -> None:
+        """
+        Args:
+            first: steps that are done already.
+        """
+        self.device, self.total, self.say = device, total, say
+        self._from, self._until = first + WARM_UP, first + WARM_UP + MEASURED
+        self._left = total - first
+        self._seconds = 0.0
+
+    def add(self, step: int, started: float) -> None:
+        """A step that began at ``started`` is done; evaluations and saving aren't part of it."""
+        if not self._from <= step <= self._until:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a few times a run
+        if step > self._from:
+            self._seconds += time.perf_counter() - started
+        each = self._seconds / MEASURED
+        if step == self._until and each * self._left >= SHORT_S:
+            steps = f"all {self.total:,} steps" if self._left == self.total else f"the {self._left:,} steps left"
+            whole = f"{clock(each * self._left)} for {steps}"
+            self.say(
+                f"measured over steps {self._from + 1} to {step}: {each:.2g} s a step, so {whole}; "
+                "evaluations and saving come on top"
+            )
+
+
+def finished_text(
+    first: int, last: int, seconds: float, values: Callable[[str], list[tuple[int, float]]], run: Path, final: Path
+) -> str:
+    """The line that a run ends with.
+
+    Args:
+        first: steps that were done before this program began.
+        values: a name's steps and values in the log.
+    """
+    steps = f"{last} steps" if not first else f"steps {first + 1} to {last}" if first < last else "no step left"
+    losses, held_out = values("loss"), values("eval_loss")
+    loss = f", loss {losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else ""
+    score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""
+    place = f'"{run}"' if " " in str(run) else str(run)
+    return (
+        f"finished: {steps} in {clock(seconds)}{loss}{score}; the trained model is {final}; "
+        f"ask it: basic-lite chat {place} PICTURE"
+    )

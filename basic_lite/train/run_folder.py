@@ -41,6 +41,7 @@ FREE = {
     "training.save_every",
     "training.keep",
     "training.log_every",
+    "training.eval_answers",
     "training.trackers",
     "training.micro_batch",
     "training.gradient_checkpointing",

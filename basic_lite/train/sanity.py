@@ -96,15 +96,10 @@ def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
 
 
 def _evaluation(recipe: Recipe, steps: int) -> str | None:
-    every, key = recipe.training.eval_every, "data.held_out" if recipe.data.held_out is not None else "data.eval"
-    if recipe.data.eval is None and recipe.data.held_out is None:
+    every = recipe.training.eval_every
+    if (recipe.data.eval is None and recipe.data.held_out is None) or every is None or every <= steps:
         return None
-    sensible = max(steps // 5, 1)
-    if every is None:
-        return f"{key} gives held-out records, and their loss is never measured; set training.eval_every={sensible}"
-    if every > steps:
-        return (
-            f"training.eval_every is {every:,} and the run has {steps:,} steps, so it evaluates at its end alone; "
-            f"set training.eval_every={sensible}"
-        )
-    return None
+    return (
+        f"training.eval_every is {every:,} and the run has {steps:,} steps, so it evaluates at its end alone; "
+        f"set training.eval_every={max(steps // 5, 1)}"
+    )

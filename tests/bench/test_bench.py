@@ -80,6 +80,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     """Against torch's own counter, which sees every product but those inside bitsandbytes: so without NF4."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from basic_lite.rehearsal.cost import basic_share
     from bench import bench_step, flops
     from bench.bench_step import NAIVE, OFF, ON
 
@@ -103,7 +104,7 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     assert mass == pytest.approx(counted["attention mass"], rel=0.1)
     assert maps == pytest.approx(counted["attention"], rel=0.02)
     # The model has the proportions of 7B, so that BASIC's share of a step is 7B's.
-    assert flops.basic_share(flops.SEVEN_B) == pytest.approx(0.0113, rel=0.01)
+    assert basic_share(flops.SEVEN_B) == pytest.approx(0.0113, rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")

@@ -78,6 +78,7 @@ def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: st
             "max_steps": 4,
             "device": "cpu",
             "trackers": [],
+            "eval_answers": 0,  # generation costs more than these runs
         },
     }
     for key, value in (changes or {}).items():

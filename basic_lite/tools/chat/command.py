@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.console import quiet_libraries
+from basic_lite.console import note, quiet_libraries
 from basic_lite.errors import UserError
+from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.tools.chat.arguments import is_picture, pictures_and_question
 from basic_lite.tools.chat.dialogue import Dialogue
@@ -93,6 +94,7 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
         UserError: it is neither, or can't be loaded.
     """
     folder, where = Path(model).expanduser(), pick_device(device, "--device")
+    tell_device(where, device, note)
     if (folder / "config.json").is_file() and not (folder / MANIFEST).is_file():
         return FolderSpeaker(str(folder), where, dtype)
     if not folder.exists():

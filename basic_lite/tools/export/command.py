@@ -8,10 +8,10 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from basic_lite.console import counting, quiet_libraries, speaker
+from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
 from basic_lite.errors import UserError
+from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.sizes import MIB, size_text
 from basic_lite.tools.export.card import model_card, public_name
@@ -61,6 +61,7 @@ def export(
     quiet_libraries()
     out = _free_place(out)
     place = pick_device(device, "--device")
+    tell_device(place, device, say)
     source = open_source(run, merge_into, dtype, place)
     say(_introduction(source))
     _require_room(source, out, checked=samples > 0, gguf=gguf)
@@ -89,7 +90,7 @@ def export(
     for difference in differences:
         say(f"GGUF: {difference}")
     if checked is not None:
-        console.print(table(checked))
+        show(console, table(checked))
     console.print(_verdict(out, checked), soft_wrap=True, markup=False)
     if passed := checked is None or checked.passed:
         say(f"model card: {out / CARD} (see to its licence before you publish)")
@@ -185,17 +186,15 @@ def report(source: Source, checked: Checked | None, differences: list[str]) -> d
     }
 
 
-def table(checked: Checked) -> Table:
+def table(checked: Checked) -> Sheet:
     """The check's result as a table."""
-    out = Table(title="exported against trained", title_justify="left", header_style="bold")
-    out.add_column("")
-    for name in checked.drift:
-        out.add_column(f"{name}, exported" if name == checked.merged_into else name, justify="right")
+    names = (f"{name}, exported" if name == checked.merged_into else name for name in checked.drift)
+    out = Sheet(("", *names), "exported against trained")
     blank = [""] * (len(checked.drift) - 1)
     for label, same in (("equal token ids", checked.same_ids), ("equal pixels", checked.same_pixels)):
-        out.add_row(label, f"{same} of {checked.samples}", *blank)
-    out.add_row("equal greedy answers", f"{checked.same_answers} of {checked.samples}", *blank)
-    out.add_section()
+        out.add(label, f"{same} of {checked.samples}", *blank)
+    out.add("equal greedy answers", f"{checked.same_answers} of {checked.samples}", *blank)
+    out.end_section()
     rows = {
         "KL, nats a token": "kl",
         "equal next token": "same_next",
@@ -203,7 +202,7 @@ def table(checked: Checked) -> Table:
         "logits: max |Δ|": "largest",
     }
     for label, field in rows.items():
-        out.add_row(label, *(f"{getattr(drift, field):.3g}" for drift in checked.drift.values()))
+        out.add(label, *(f"{getattr(drift, field):.3g}" for drift in checked.drift.values()))
     return out
 
 

@@ -1,0 +1,123 @@
+"""The products of a training step, counted from shapes.
+
+Symbols: B batch · T sequence · N visual tokens of a sample · n text queries of a sample · D hidden size · V vocabulary
+· L decoder layers · K supervised layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from basic_lite.data.check import DataReport
+from basic_lite.model.audit import Part
+from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision.target import supervised_layers
+from basic_lite.train.assembly import basic_is_on
+
+BASIC_PRODUCTS = ("attention mass", "SDS")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a sample is multiplied with."""
+
+    tokens: float  # T
+    visual: float  # N
+    queries: float  # n
+    labelled: float
+    tower_tokens: float
+    D: int
+    V: int
+    L: int
+    K: int  # 0: no attention mass
+    llm_weights: float  # of the linear layers
+    lora_weights: float
+    tower_weights: float
+    projector_weights: float
+    checkpointing: bool = True
+    sds: bool = True
+    mass_pass: bool = False  # one more forward a step, for `token_weights: uniform`
+
+
+def products(s: Sizes) -> dict[str, float]:
+    """A sample's products in a training step by part, 2 operations a multiply-add; element-wise work isn't counted.
+
+    Under checkpointing a frozen linear layer is multiplied three times (forward, again, gradient of its input), and an
+    adapter's matrices four times (also for their own gradients). Attention's two products are made twice in the
+    forwards and four more times in the backward. They are counted in full, not causal. The vision tower runs forward
+    only, and the projector isn't recomputed.
+    """
+    again = int(s.checkpointing) + int(s.mass_pass)
+    return {
+        "LLM linears": 2.0 * (2 + again) * s.tokens * s.llm_weights,
+        "LoRA": 2.0 * (3 + again) * s.tokens * s.lora_weights,
+        "attention": 4.0 * (3 + again) * s.tokens**2 * s.D * s.L,
+        "LM loss": 4.0 * s.labelled * s.D * s.V,
+        "vision tower": 2.0 * s.tower_tokens * s.tower_weights * (1 + int(s.mass_pass)),
+        "projector": 6.0 * s.visual * s.projector_weights,
+        "attention mass": 2.0 * s.queries * s.tokens * s.D * s.K,
+        "SDS": 6.0 * s.visual * s.D * s.V * int(s.sds),
+    }
+
+
+def sizes_of(
+    recipe: Recipe, frontend: Frontend, parts: Sequence[Part], *, tokens: float, images: float, labelled: float
+) -> Sizes:
+    """The sizes of a recipe's sample.
+
+    Args:
+        parts: the part table.
+        tokens: of the sample, image tokens included.
+        images: of the sample.
+    """
+    settings, text = recipe.supervision, frontend.config.text_config
+    weights = {part: sum(p.parameters for p in parts if p.part == part) for part in {p.part for p in parts}}
+    basic, visual = basic_is_on(recipe), images * frontend.tokens_per_image
+    attended = basic and isinstance(settings.token_weights, str)
+    return Sizes(
+        tokens=tokens,
+        visual=visual,
+        queries=max(tokens - visual, 0),
+        labelled=labelled,
+        tower_tokens=visual + images,
+        D=text.hidden_size,
+        V=text.vocab_size,
+        L=frontend.layer_count,
+        K=supervised_layers(settings.layers, frontend.layer_count) if attended else 0,
+        llm_weights=weights.get("LLM linears", 0),
+        lora_weights=weights.get("LoRA", 0),
+        tower_weights=weights.get("vision tower", 0),
+        projector_weights=weights.get("projector", 0),
+        checkpointing=recipe.training.gradient_checkpointing,
+        sds=basic and settings.lambda_sds > 0,
+        mass_pass=basic and settings.token_weights == "uniform",
+    )
+
+
+def mean_sizes(
+    recipe: Recipe, frontend: Frontend, parts: Sequence[Part], report: DataReport, *, with_image: bool = False
+) -> Sizes:
+    """The sizes of the data's mean sample; ``with_image``: of those that have one."""
+    chosen = report.has_image if with_image else report.has_image | True
+    count = max(int(chosen.sum()), 1)
+    return sizes_of(
+        recipe,
+        frontend,
+        parts,
+        tokens=int(report.lengths[chosen].sum()) / count,
+        images=int(report.n_images[chosen].sum()) / count,
+        labelled=int(report.supervised[chosen].sum()) / count,
+    )
+
+
+def a_sample(recipe: Recipe, sizes: Sizes) -> float:
+    """A sample's products in the run's mean step: not every step need have BASIC."""
+    counted = products(sizes)
+    basic = sum(counted[name] for name in BASIC_PRODUCTS)
+    return sum(counted.values()) - basic + basic / recipe.supervision.every_n_steps
+
+
+def basic_share(counted: dict[str, float]) -> float:
+    """BASIC's products over those of the step without it."""
+    basic = sum(counted[name] for name in BASIC_PRODUCTS)
+    return basic / max(sum(counted.values()) - basic, 1)

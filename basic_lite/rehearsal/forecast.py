@@ -1,0 +1,129 @@
+"""Hours and energy of a run: its products, over the speed that a device has. Predicted; the run measures its own."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from basic_lite.console import Sheet
+from basic_lite.model.device import power_limit_watts
+
+# The share of a large product's speed that a whole step is assumed to reach. Between the products are the
+# dequantisation of NF4 weights, norms, softmax, copies, and Python. Measured on two busy CPU cores: the demo's stage 1
+# took 1.0, 1.3 and 2.3 times what this predicts, a model of SmolLM2's size 0.55 times. No card has been measured.
+UTILISATION = {"cuda": 0.35, "cpu": 0.5}
+# Fewer products than this take seconds anywhere, and overheads decide how many.
+SMALL_RUN = 1e11
+TIMING_S = 0.2
+
+
+@dataclass(frozen=True)
+class Card:
+    """Products a second, in 10¹², in the type that ``model.dtype: auto`` takes, and watts of the board at most."""
+
+    name: str
+    tflops: float
+    watts: float
+
+
+# Dense, summed in float32: NVIDIA's whitepapers of GA102 (3090: 71), AD102 (4090: 165.2) and Blackwell RTX (5090:
+# 209.5). A GeForce has twice its float32 rate in them, which gives the 3060 (12.7) and the 4060 Ti (22.1) theirs. The
+# T4 has no bfloat16, so `auto` is float32 there: 8.1 by its data sheet.
+CARDS = (
+    Card("T4", 8.1, 70),
+    Card("RTX 3060", 25.5, 170),
+    Card("RTX 4060 Ti", 44.1, 165),
+    Card("RTX 3090", 71.2, 350),
+    Card("RTX 4090", 165.2, 450),
+    Card("RTX 5090", 209.5, 575),
+)
+
+
+def products_a_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Time products of two square matrices on a device for a fifth of a second at most.
+
+    The matrices come from a generator of their own: the run's numbers stay what they are.
+    """
+    size = 4096 if device.type == "cuda" else 512
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(size, size, generator=generator).to(device, dtype)
+    out = a @ a  # the first one loads libraries
+    _wait(device)
+    started, count = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - started) < TIMING_S / 2 or not count:
+        torch.mm(a, a, out=out)
+        _wait(device)
+        count += 1
+    return 2.0 * size**3 * count / seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The products of a run."""
+
+    per_step: float
+    steps: int
+
+    @property
+    def total(self) -> float:
+        return self.per_step * self.steps
+
+
+def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processes: int = 1) -> str:
+    """Hours and energy on a device of this machine, from the speed that its products have now."""
+    if work.total < SMALL_RUN:
+        return f"time: {work.steps:,} small steps; overheads decide how long they take"
+    speed = products_a_second(device, dtype) * processes
+    share = UTILISATION[device.type]
+    watts = _watts(device)
+    text = _hours(work.total / speed / share)
+    if device.type == "cpu":
+        text = f"at least {_hours(work.total / speed)}, more likely {text}"
+    energy = f", {_energy(work.total / speed / share, watts * processes)}" if watts else ""
+    return (
+        f"time: {text}{energy} (predicted, not measured: {work.total / 1e12:.3g} TFLOP at {share:.0%} of the "
+        f"{speed / 1e12:.2g} TFLOP/s that a large product reaches here)"
+    )
+
+
+def _watts(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    model = torch.cuda.get_device_name(device).removeprefix("NVIDIA ").removeprefix("GeForce ").removeprefix("Tesla ")
+    return power_limit_watts(device) or next((card.watts for card in CARDS if card.name == model), None)
+
+
+def cards_table(work: Work) -> Sheet:
+    """Hours and energy on cards that aren't here."""
+    share = UTILISATION["cuda"]
+    table = Sheet(
+        ("card", "time", "energy"),
+        f"time for {work.steps:,} steps on a card that has the memory (predicted, not measured: {share:.0%} of the "
+        "card's own speed)",
+    )
+    for card in CARDS:
+        seconds = work.total / (card.tflops * 1e12 * share)
+        table.add(card.name, _hours(seconds), _energy(seconds, card.watts))
+    return table
+
+
+def _hours(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3 h 20 min, 12 h, 3.1 days."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{max(math.ceil(seconds), 1)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 10 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _energy(seconds: float, watts: float) -> str:
+    return f"at most {seconds * watts / 3.6e6:.2g} kWh"
