@@ -216,11 +216,11 @@ def test_what_may_surprise_is_said_before_the_run(place: Path) -> None:
     projector = heard(place, {**names, "model.projector": two})
     assert f"warning: model.projector takes the projector alone; the LoRA in {two}/final is not taken" in projector
     assert f"model.start={two} takes both" in projector
-    assert "warning" not in heard(place, {"name": "x", "model.projector": str(place / "runs" / "one")})
+    assert "not taken" not in heard(place, {"name": "x", "model.projector": str(place / "runs" / "one")})
     assert "slightly other weights" in heard(place, going_on(place, {"quantization.mode": "none"}))
     assert "rounds it" in heard(place, going_on(place, {"lora.dtype": "bfloat16"}))
     plain = heard(place, going_on(place))
-    assert "note" not in plain and "warning" not in plain and "LoRA" in plain
+    assert not any(words in plain for words in ("not taken", "slightly other", "rounds it")) and "LoRA" in plain
 
 
 def test_estimate_and_its_advice_read_no_weights(place: Path, tmp_path: Path) -> None:
