@@ -105,7 +105,7 @@ def prepare_data(
             records,
             chat,
             section,
-            progress=_progress(name) if shown else None,
+            progress=counter(name) if shown else None,
             say=say,
             cache=cache_folder(),
             broken=None if broken is None else broken.get(name),
@@ -135,7 +135,7 @@ def prepare_data(
     return Prepared(train, report, sampler, collator, held_out, eval_report, section.bad_records == "drop")
 
 
-def _progress(name: str) -> Progress | None:
+def counter(name: str) -> Progress | None:
     """A counter that is rewritten on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return None

@@ -122,6 +122,22 @@ def test_columns_with_other_names() -> None:
     assert "aren't used: 'Jahr'" in said and "What is this?" in said
 
 
+def test_a_part_is_held_out_where_there_is_enough() -> None:
+    photos("many", 30)
+    said = run("many")[1]
+    recipe = load_recipe("many.yaml")
+    assert (recipe.data.held_out, recipe.training.epochs, recipe.training.eval_every) == (0.1, 30.0, 24)
+    assert "120 steps of 8 samples, 30 passes over 27 records" in said
+    assert "3 records are kept for evaluation, every 24 steps" in said
+    run("many", "data.held_out=0.2", "training.eval_every=7", "training.max_steps=50", overwrite=True)
+    recipe = load_recipe("many.yaml")
+    assert (recipe.data.held_out, recipe.training.eval_every, recipe.training.epochs) == (0.2, 7, 30.0)
+    run("many", "data.eval.path=many/captions.csv", overwrite=True)
+    assert load_recipe("many.yaml").data.held_out is None
+    run(photos("few", 3))
+    assert load_recipe("few.yaml").data.held_out is None and load_recipe("few.yaml").training.eval_every is None
+
+
 def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:
     photos("p")
     rows = [{"image": "p0.png", "question": "what?", "answer": "a dog", "question_type": "kind"}] * 3

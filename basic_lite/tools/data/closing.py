@@ -31,9 +31,13 @@ def close(recipe: Recipe, records: Records, report: DataReport, target: Path, sa
             f"`prompt` in {target.name}): {' | '.join(prompts)}"
         )
     training = recipe.training
-    steps = training.max_steps or math.ceil(steps_an_epoch(recipe, len(report.kept)) * training.epochs)
-    passes = "" if training.max_steps else f", {training.epochs:g} passes over {len(report.kept):,} records"
+    held_out = round((recipe.data.held_out or 0) * len(report.kept))
+    trained = len(report.kept) - held_out
+    steps = training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * training.epochs)
+    passes = "" if training.max_steps else f", {training.epochs:g} passes over {trained:,} records"
     say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
+    if held_out:
+        say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
     if report.problems and "refuse" in (recipe.data.bad_records, recipe.data.too_long):
         say(
             f"note: `train` won't start until the records above are mended; or leave them out: write "

@@ -15,6 +15,8 @@ from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
+from basic_lite.data.opened import cache_folder
+from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.record import Record
 from basic_lite.errors import UserError
@@ -29,6 +31,8 @@ from basic_lite.tools.dry_run import render_sample
 
 # Optimizer steps that small data should get, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 150, 30
+# What is kept for evaluation, of how many records at least, and how often a run evaluates.
+_HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 _SHOWN_PROBLEMS = 10
 
 
@@ -56,8 +60,11 @@ def data(
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
     changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
+    held_out = "data.held_out" in given
     if not any(key.startswith("data.eval") for key in given):
-        changes |= {"data.eval": None, "training.eval_every": None}
+        changes |= {"data.eval": None} | ({} if held_out else {"training.eval_every": None})
+    elif not held_out:
+        changes["data.held_out"] = None
     recipe = _recipe(base, changes, overrides)
     target = _target(out or Path(f"{recipe.name}.yaml"), overwrite)
     section = recipe.data.train
@@ -72,14 +79,32 @@ def data(
         changes["data.train"]["prompt"] = list(found.prompts)
         recipe = _recipe(base, changes, overrides)
     report = _check_and_show(recipe, found, console, say)
-    epochs = fitted_epochs(recipe, len(report.kept))
-    if not given & {"training.epochs", "training.max_steps"} and epochs != recipe.training.epochs:
-        changes["training.epochs"] = epochs
-        recipe = _recipe(base, changes, overrides)
+    changes |= _fitted(recipe, len(report.kept), given)
+    recipe = _recipe(base, changes, overrides)
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
     close(recipe, found.records, report, target, say, console)
     return target
+
+
+def _fitted(recipe: Recipe, records: int, given: set[str]) -> dict[str, Any]:
+    """Settings that follow from how many records there are, where the user hasn't given them."""
+    changes: dict[str, Any] = {}
+    evaluated = recipe.data.eval is not None
+    if not evaluated and "data.held_out" not in given:
+        enough = records >= _ENOUGH_TO_HOLD_OUT
+        changes["data.held_out"] = (recipe.data.held_out or _HELD_OUT) if enough else None
+    share = changes.get("data.held_out", recipe.data.held_out) or 0.0
+    trained = records - round(share * records)
+    epochs = recipe.training.epochs
+    if not given & {"training.epochs", "training.max_steps"}:
+        epochs = fitted_epochs(recipe, trained)
+        if epochs != recipe.training.epochs:
+            changes["training.epochs"] = epochs
+    if share and "training.eval_every" not in given:
+        steps = recipe.training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * epochs)
+        changes["training.eval_every"] = max(1, round(steps / _EVALUATIONS))
+    return changes
 
 
 def fitted_epochs(recipe: Recipe, records: int) -> float:
@@ -134,7 +159,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     for note in records.notes:
         say(f"note: {note}")
     say(f"reading {len(records):,} records, opening their pictures …")
-    report = check_data(records, encoder, section)
+    report = check_data(records, encoder, section, progress=counter("data"), say=say, cache=cache_folder())
     for line in _counts(report):
         say(line)
     if frontend is None:

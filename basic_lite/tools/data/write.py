@@ -78,7 +78,7 @@ def _quoted(value: Any) -> Any:
         plain = _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value)
         return value if plain else DoubleQuotedScalarString(value)
     if isinstance(value, dict):
-        return {key: _quoted(one) for key, one in value.items()}
+        return {_quoted(key): _quoted(one) for key, one in value.items()}
     return [_quoted(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
