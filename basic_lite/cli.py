@@ -25,6 +25,7 @@ from basic_lite.commands.export import export
 from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.errors import StoppedElsewhere, UserError
+from basic_lite.signals import STOPPING
 from basic_lite.version import __version__
 
 # Plain help text: rich markup would double the time `--help` takes.
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # while the last words were printed
         status = 130
     # Registered last, so called first: one more Ctrl-C would only break into Python's own leaving.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         atexit.register(signal.signal, number, signal.SIG_IGN)
     sys.exit(status)
 

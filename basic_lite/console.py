@@ -1,5 +1,9 @@
 """What the libraries and the program say: on a terminal of any width, in a log file, in a notebook."""
 
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +34,21 @@ def note(text: str) -> None:
     """Say on stderr what is no result; on a terminal, lines break between words."""
     if text:
         speaker(Console(stderr=True))(text.rstrip("\n"))
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as it is typed into this system's shell."""
+    if sys.platform == "win32":
+        return " ".join(map(_windows_word, words))
+    return shlex.join(words)
+
+
+def _windows_word(word: str) -> str:
+    """In double quotes where cmd or PowerShell would read a sign of the word as its own."""
+    if re.fullmatch(r"[\w./\\:=+-]+", word):
+        return word
+    # The library quotes for the program's sake alone, so only where there is a space; it goes again here.
+    return '"' + subprocess.list2cmdline([f" {word}"]).removeprefix('" ')
 
 
 @contextmanager

@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/ARCHITECTURE.md",
     "docs/DATA.md",
     "docs/METHOD.md",
+    "docs/PLATFORMS.md",
 )
 KEYS = {row.name for row in describe_keys()}
 SECTIONS = "|".join({key.split(".")[0] for key in KEYS if "." in key})
@@ -96,5 +97,12 @@ def test_citation_and_workflow() -> None:
     citation, workflow = (YAML(typ="safe").load(ROOT / p) for p in ("CITATION.cff", ".github/workflows/ci.yml"))
     assert citation["version"] == __version__
     assert any(step.get("run") == ".ci/run" for step in workflow["jobs"]["ci"]["steps"])
+    systems = workflow["jobs"]["systems"]
+    assert systems["strategy"]["matrix"]["os"] == ["ubuntu-latest", "windows-latest", "macos-latest"]
+    assert systems["runs-on"] == "${{ matrix.os }}" and systems["defaults"]["run"]["shell"] == "bash"
+    runs = [step.get("run", "") for step in systems["steps"]]
+    assert any("pip install" in run for run in runs) and any(run.startswith("pytest") for run in runs)
+    named = [word for run in runs for word in run.split() if word.startswith("tests/")]
+    assert named and all((ROOT / name).exists() for name in named)
     weekly = workflow["jobs"]["weekly"]["strategy"]["matrix"]["run"]
     assert workflow["on"]["schedule"] and ".ci/lowest" in weekly and any("pytest -m soak" in run for run in weekly)

@@ -20,7 +20,7 @@ FLOORS = (
     ("data",),
     ("model",),
     ("recipe",),
-    ("kernels", "errors", "units", "console", "version", "sizes"),
+    ("kernels", "errors", "signals", "units", "console", "version", "sizes"),
 )
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Training runs from the command line, the demo and the tests alone; a tool works on what a run needs or has left.

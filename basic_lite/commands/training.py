@@ -1,7 +1,6 @@
 """``train``, ``estimate`` and ``keys``."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +51,9 @@ def train(
     except Interrupted as stopped:
         # A launcher's processes all come here, and the first one speaks.
         if os.environ.get("RANK", "0") == "0":
-            again = shlex.join([*_command(), "train", recipe, *overrides, "--resume"])
+            from basic_lite.console import command_line
+
+            again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
             note(f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped))
         raise typer.Exit(130) from None
 

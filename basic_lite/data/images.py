@@ -50,7 +50,8 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
     """Absolute path of an image that lies in a file.
 
     A record's path may not climb out of the image folder. Links inside the folder are followed: that is how people
-    put `coco`, `gqa`, … from other disks side by side.
+    put `coco`, `gqa`, … from other disks side by side. A list made on Windows separates folders by backslashes; such a
+    path is read so where no file has that name as it stands.
 
     Raises:
         BadImage: the path leaves the image folder (`..`, absolute), or there is no such file.
@@ -63,7 +64,9 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
     root = os.path.abspath(image.folder or ".")
     path = os.path.normpath(os.path.join(root, image.name))
-    if not path.startswith(root.rstrip(os.sep) + os.sep):
+    if "\\" in image.name and not os.path.exists(path):
+        path = os.path.normpath(os.path.join(root, image.name.replace("\\", "/")))
+    if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
             f"image {image.name!r} leaves the image folder {root}",
             "move it inside, or set image_dir of this source to a folder that holds all its images",

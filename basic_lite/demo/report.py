@@ -1,7 +1,6 @@
 """What the demo prints: how long each phase took, and the tables at its end."""
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from basic_lite.console import Sheet, show
+from basic_lite.console import Sheet, command_line, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
 from basic_lite.tools.evaluate import ALL, accuracy_table
@@ -83,7 +82,7 @@ def show_report(
         "open the export in plain transformers": ["python", "-c", plain_script(out, picture, question)],
     }
     for what, words in lines.items():
-        console.print(f"{what}:\n  {shlex.join(words)}", soft_wrap=True, markup=False)
+        console.print(f"{what}:\n  {command_line(words)}", soft_wrap=True, markup=False)
 
 
 def _verdict(curves: dict[str, dict[str, Any]]) -> str:

@@ -281,7 +281,7 @@ def write_world(
     world = World.in_folder(folder)
     marker = folder / "world.json"
     if marker.is_file():
-        if json.loads(marker.read_text()) == identity:
+        if json.loads(marker.read_text(encoding="utf-8")) == identity:
             return world
     elif folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files but no world.json; give an empty or a new folder")
@@ -322,8 +322,8 @@ def _write(world: World, identity: Mapping[str, int], progress: Callable[[str], 
         world.eval_captions: _captions(held_out[: identity["eval_captions"]], first),
     }
     for path, records in files.items():
-        path.write_text(json.dumps(records, indent=1))
-    (world.folder / "world.json").write_text(json.dumps(identity, indent=1))
+        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    (world.folder / "world.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
 
 
 def _image_name(number: int) -> str:

@@ -20,6 +20,8 @@ from basic_lite.recipe.schema import SourceSection
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 KINDS = ("path", "folder", "hub", "parquet", "saved")
 COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_type")
+# Names that Windows keeps for devices, with any ending.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
 
@@ -111,7 +113,9 @@ def _image_token(v: Values) -> Iterator[Finding]:
 def _name(v: Values) -> Iterator[Finding]:
     name = v["name"]
     forbidden = sorted({character for character in name if character in '/\\<>:"|?*' or not character.isprintable()})
-    if forbidden or name != name.strip() or name.strip(". ") == "" or name.endswith("."):
+    if name.partition(".")[0].strip().upper() in _DEVICES:
+        yield ["name"], f"{name!r} can't be the name of a folder: on Windows it is a device; choose another name"
+    elif forbidden or name != name.strip() or name.strip(". ") == "" or name.endswith("."):
         why = (
             f"it has {' '.join(map(repr, forbidden))} in it" if forbidden else "it starts or ends with a dot or a space"
         )
@@ -119,9 +123,14 @@ def _name(v: Values) -> Iterator[Finding]:
         yield ["name"], f"{name!r} can't be the name of a folder: {why}; {mend}"
 
 
+def _same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths name one place; on Windows whatever the case of their letters."""
+    return os.path.normcase(os.path.abspath(one)) == os.path.normcase(os.path.abspath(other))
+
+
 def _projector_is_another_run(v: Values) -> Iterator[Finding]:
     projector, own = v["model.projector"], Path(v["output"]) / v["name"]
-    if projector is not None and os.path.abspath(projector) == os.path.abspath(own):
+    if projector is not None and _same_place(projector, own):
         yield (
             ["model.projector", "name"],
             f"the projector would be read from {own}, the folder this run itself writes; "

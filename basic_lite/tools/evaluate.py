@@ -204,7 +204,7 @@ def _require_writable(path: Path) -> None:
     """Refuse an output file before the first answer, not after the last."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a"):
+        with path.open("ab"):
             pass
     except OSError as error:
         raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from basic_lite.errors import UserError
 from basic_lite.train.places import OLD, PART, UNFINISHED
+
+# Libraries in Rust put the number of the system's error into their text: Linux's and macOS's, Windows'.
+_FULL = re.compile(r"os error (28|112)\b")
 
 
 @contextmanager
@@ -85,8 +89,7 @@ def saving(path: Path, fix: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Libraries in Rust put the number of the system's error into their text.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error))
         # transformers raises OSError without a number for what isn't the system's doing.
         of_system = isinstance(error, OSError) and error.errno is not None
         if not full and not of_system and not isinstance(error, SafetensorError):

@@ -8,8 +8,7 @@ from types import FrameType
 from typing import Any
 
 from basic_lite.console import Say
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from basic_lite.signals import STOPPING
 
 
 class Interruption:
@@ -29,7 +28,7 @@ class Interruption:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        for number in SIGNALS:
+        for number in STOPPING:
             try:
                 self._old[number] = signal.signal(number, self._handle)
             except ValueError:  # not in the main thread: the caller owns the signals
@@ -71,5 +70,5 @@ def start_worker(_worker: int, *, ending: Any) -> None:
         if ending.value:
             os._exit(0)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, handle)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else handle)

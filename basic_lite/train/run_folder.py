@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,8 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (path / LOCK).unlink(missing_ok=True)  # while it is still ours
+        with suppress(PermissionError):  # Windows removes no file that is open; the library does it there, afterwards
+            (path / LOCK).unlink(missing_ok=True)  # while it is still ours
         lock.release()
 
 

@@ -182,6 +182,7 @@ for name, work in races.works(kernels.operations, cpu, tiny=True).items():
 """
 
 
+@pytest.mark.soak  # plain: the kernels' own tests, and the tiny bench, which checks too
 @pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels")
 def test_everyone_who_takes_part_on_a_gpu_computes_the_same() -> None:
     """Through the interpreter: ours, and other projects' kernels with the scaling that makes them comparable."""

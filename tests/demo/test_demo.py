@@ -51,7 +51,7 @@ def shown_by(console: Any) -> str:
 
 
 @pytest.mark.usefixtures("small")
-def test_demo_reports_reuses_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_reports_reuses_repeats_and_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = quiet()
     demo_run.demo(tmp_path / "demo", seed=3, console=console)
     report = shown_by(console)
@@ -91,15 +91,11 @@ def test_demo_reports_reuses_and_repeats(tmp_path: Path, capsys: pytest.CaptureF
         one, other = steps_of(tmp_path / "demo" / stage), steps_of(tmp_path / "other" / stage)
         assert [line["loss"] for line in one] == [line["loss"] for line in other]
 
-
-@pytest.mark.usefixtures("small")
-def test_another_seed_replaces_what_the_demo_made(tmp_path: Path) -> None:
-    demo_run.demo(tmp_path / "demo", seed=0, console=quiet())
-    first = steps_of(tmp_path / "demo" / "stage2")[-1]["loss"]
-    console = quiet()
-    demo_run.demo(tmp_path / "demo", seed=1, console=console)
-    assert "(reused)" not in shown_by(console)
-    assert steps_of(tmp_path / "demo" / "stage2")[-1]["loss"] != first
+    # There with another seed: all of it is replaced.
+    replaced = quiet()
+    demo_run.demo(tmp_path / "other", seed=1, console=replaced)
+    assert "(reused)" not in shown_by(replaced)
+    assert steps_of(tmp_path / "other" / "stage2")[-1]["loss"] != one[-1]["loss"]
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

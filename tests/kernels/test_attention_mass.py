@@ -80,7 +80,9 @@ def longest(arguments: dict[str, Tensor]) -> int:
 
 
 @kit.kernel_test
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=kit.slow_interpreted), torch.bfloat16]
+)
 @pytest.mark.parametrize("d", [16, 64, 80, 128, 256, 320])
 def test_head_sizes(d: int, dtype: torch.dtype) -> None:
     check_dtype(dtype)
@@ -89,9 +91,19 @@ def test_head_sizes(d: int, dtype: torch.dtype) -> None:
     compare(query, key, longest(arguments), scaling=d**-0.5, **arguments)
 
 
+def groups_windows_and_caps() -> list[Any]:
+    """All of them; a plain run through the interpreter has each value of each, not each pair."""
+    groups = [(4, 4), (4, 2), (3, 1)]
+    bounds = [(None, None), (7, None), (1, None), (None, 2.0), (33, 0.5), (1000, 30.0)]
+    return [
+        pytest.param(heads, *bound, marks=() if (i + j) % 3 == 0 else kit.slow_interpreted)
+        for i, bound in enumerate(bounds)
+        for j, heads in enumerate(groups)
+    ]
+
+
 @kit.kernel_test
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
-@pytest.mark.parametrize("window, cap", [(None, None), (7, None), (1, None), (None, 2.0), (33, 0.5), (1000, 30.0)])
+@pytest.mark.parametrize("heads, window, cap", groups_windows_and_caps())
 def test_groups_windows_and_caps(heads: tuple[int, int], window: int | None, cap: float | None) -> None:
     arguments = masks(4, 36, seed=1)
     query, key = inputs(4, heads, 36, 24, torch.float32, scale=2.0)
@@ -266,3 +278,8 @@ def test_no_race(d: int, dtype: torch.dtype) -> None:
 
 def test_through_the_interpreter() -> None:
     kit.run_interpreted(__file__)
+
+
+@pytest.mark.soak
+def test_slow_ones_through_the_interpreter() -> None:
+    kit.run_interpreted(__file__, slow=True)

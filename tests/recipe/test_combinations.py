@@ -62,6 +62,8 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["model.image_token=< image>"], "model.image_token", "white space"),
         (["name=a/b"], "name", "can't be the name of a folder"),
         (["name=.."], "name", "can't be the name of a folder"),
+        (["name=nul.2"], "name", "on Windows it is a device"),
+        (["name=COM1"], "name", "on Windows it is a device"),
         (["model.projector=runs/../runs/run"], "model.projector", "this run itself writes"),
         (
             ["model.attention=flash_attention_2", "model.dtype=float32", "training.autocast=off"],

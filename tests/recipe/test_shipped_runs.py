@@ -42,7 +42,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_llm(folder / "llm")
     write_vision(folder / "vision")
     write_llava(folder / "llava")
-    write_data(folder, 10, text_only=2)
+    write_data(folder, 5, text_only=1)
     text = "name: first\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: d.json}}\n"
     first = folder / "first.yaml"
     first.write_text(text)

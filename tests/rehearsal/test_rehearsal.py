@@ -114,7 +114,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+# Each of these is a part of another case.
+PARTS = {"stage 2, bf16 autocast", "BASIC off", "eager attention"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(changes, id=name, marks=[pytest.mark.soak] * (name in PARTS)) for name, changes in CASES.items()],
+)
 def test_rehearsed_peak_is_the_measured_one(
     folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +178,7 @@ def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest
     assert kept.peak_bytes - moved.peak_bytes == 5 * layer_input
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", [pytest.param("sdpa", marks=pytest.mark.soak), "eager"])
 def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attention: str) -> None:
     """Eager attention's map is half of what this forward takes, and its mask is another one without dropout."""
     recipe = recipe_of(folder, {"supervision.token_weights": "uniform", "model.attention": attention})
@@ -280,12 +287,20 @@ def test_kernels_take_more_only_where_the_step_is_not_at_its_peak(
 ON_THE_HOST = {"training.offload_activations": True, "model.tower_on_host": True}
 
 
+ALONE = {"training.global_batch": 4}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"training.global_batch": 4}, {**ON_THE_HOST, "training.global_batch": 4}],
-    ids=["accumulating", "not accumulating", "not accumulating, on the host"],
+    "changes, images",
+    [
+        pytest.param({}, 1, id="accumulating, 1"),
+        pytest.param({}, 9, id="accumulating, 9", marks=pytest.mark.soak),
+        pytest.param(ALONE, 1, id="not accumulating, 1", marks=pytest.mark.soak),
+        pytest.param(ALONE, 9, id="not accumulating, 9"),
+        pytest.param({**ON_THE_HOST, **ALONE}, 1, id="not accumulating, on the host, 1", marks=pytest.mark.soak),
+        pytest.param({**ON_THE_HOST, **ALONE}, 9, id="not accumulating, on the host, 9"),
+    ],
 )
-@pytest.mark.parametrize("images", [1, 9])
 def test_repeats_change_nothing(
     folder: Path, changes: dict[str, Any], images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

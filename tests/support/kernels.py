@@ -2,8 +2,9 @@
 
 A kernel runs on a GPU, or anywhere through Triton's interpreter, which must be switched on before kernels are defined.
 So a test file of kernels marks them ``@kernel_test`` (the outermost decorator) and ends with one test that calls
-``run_interpreted(__file__)``: on a GPU the kernel tests run as they stand; elsewhere the file runs once more in a
-process of its own, with the interpreter, and only there do they exist.
+``run_interpreted(__file__)``, perhaps twice (``slow_interpreted``): on a GPU the kernel tests run
+as they stand; elsewhere the file runs once more in a process of its own, with the interpreter, and only there do they
+exist.
 
 The interpreter of triton 3.7.1 and 3.9 is right in float32 and float16; in bfloat16 its ``tl.dot`` gives garbage, its
 additions may give NaN. It runs programs one after another: it shows no races.
@@ -34,6 +35,8 @@ CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if ON_GPU else CPU
 
 only_gpu = pytest.mark.skipif(not ON_GPU, reason="only a GPU shows it")
+# Slow through the interpreter, where one case like it is enough in a plain run; a GPU runs it always.
+slow_interpreted = (pytest.mark.soak,) if INTERPRETED else ()
 
 
 def kernel_test(test: Any) -> Any:
@@ -47,8 +50,12 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     items[:] = [item for item in items if getattr(item.function, "runs_kernels", False)]
 
 
-def run_interpreted(file: str) -> None:
-    """Run a file's kernel tests through the interpreter in a process of its own, and fail as they do."""
+def run_interpreted(file: str, *, slow: bool = False) -> None:
+    """Run a file's kernel tests through the interpreter in a process of its own, and fail as they do.
+
+    Args:
+        slow: those marked ``slow_interpreted``, else the others.
+    """
     if RUNS_KERNELS:
         pytest.skip("this process runs the kernel tests itself")
     if not HAS_TRITON:
@@ -58,6 +65,7 @@ def run_interpreted(file: str) -> None:
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", __name__]
     command += ["-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(Path(file).resolve())]
+    command += ["-m", "soak"] if slow else []
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     skip_where_the_interpreter_is_broken(done.stdout + done.stderr)
     # 5: nothing was collected, that is no test ran.

@@ -35,7 +35,7 @@ def test_interrupted_run_saves_and_goes_on_exactly(
         nonlocal steps
         steps += 1
         if steps == 3:
-            os.kill(os.getpid(), signal_number)
+            signal.raise_signal(signal_number)
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -74,11 +74,17 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 def test_signals_to_the_whole_group_reach_the_loaders_workers_and_save_the_run(tmp_path: Path) -> None:
     """As timeout, Slurm and systemd send SIGTERM, and a terminal Ctrl-C; the loader has workers of its own."""
     process = start(tmp_path, "data.workers=2")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"another process trains in .*tiny now. Wait until it ends, or choose"):
+            run(tmp_path, LONG, resume=resume)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said and "stopped, saved in" in said, said
     saved = [path.name for path in (tmp_path / "runs" / "tiny").glob("checkpoint-*")]
     assert len(saved) == 1
+    steps = len(steps_of(tmp_path / "runs" / "tiny"))
+    assert steps == max(line["step"] for line in log_of(tmp_path / "runs" / "tiny"))
     # Impatience: the second one stops at once, and what comes after changes nothing.
     process = start(tmp_path, "data.workers=2", "--resume")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGINT):
@@ -90,20 +96,22 @@ def test_signals_to_the_whole_group_reach_the_loaders_workers_and_save_the_run(t
     assert [path.name for path in (tmp_path / "runs" / "tiny").glob("checkpoint-*")] == saved
 
 
-def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    try:
-        for resume in (False, True):
-            with pytest.raises(UserError, match=r"another process trains in .*tiny now. Wait until it ends, or choose"):
-                run(tmp_path, LONG, resume=resume)
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
-    steps = len(steps_of(tmp_path / "runs" / "tiny"))
-    assert steps == max(line["step"] for line in log_of(tmp_path / "runs" / "tiny"))
-    # A kill leaves no lock behind.
-    run(tmp_path, {**LONG, "training.max_steps": 1})
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that holds nothing but the lock is forked")
+def test_a_kill_leaves_no_lock_behind(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with locked(tmp_path):
+            os.write(writer, b".")
+            time.sleep(600)
+        os._exit(1)
+    assert os.read(reader, 1) == b"."
+    with pytest.raises(UserError, match=r"another process trains in .* now. Wait until it ends, or choose"):
+        locked(tmp_path).__enter__()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path):
+        pass
 
 
 def test_a_lock_goes_with_its_run(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def write_recipe(folder: Path, changes: dict[str, Any]) -> tuple[Recipe, list[st
     return recipe, launch_command("-m", "basic_lite", "train", str(folder / "recipe.yaml"))
 
 
+@pytest.mark.soak  # an error of one process without a launch: below
 def test_a_picture_that_one_process_cannot_read_stops_both(tmp_path: Path) -> None:
     write_data(tmp_path, 12)
     recipe, command = write_recipe(tmp_path, {"training.max_steps": 6, "training.save_every": 100})

@@ -2,10 +2,10 @@
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from basic_lite.console import command_line
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
@@ -44,7 +44,7 @@ def _check_order(words: list[str], question: str | None) -> None:
     pictures = [word for word in rest if os.path.exists(word) or _PICTURE_ENDING.search(word)]
     asked = " ".join(word for word in rest if word not in pictures)
     if pictures:
-        order = shlex.join([*words[:stray], *pictures])
+        order = command_line([*words[:stray], *pictures])
         raise UserError(f'pictures first, then the question: {order} "{asked}"')
     raise UserError(f'put a question of several words in quotes: "{asked}"')
 

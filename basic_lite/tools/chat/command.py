@@ -1,11 +1,10 @@
 """What ``basic-lite chat`` does: find the model, then one answer, a conversation in the terminal, or a page."""
 
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.console import note, quiet_libraries
+from basic_lite.console import command_line, note, quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
@@ -72,7 +71,7 @@ def _check_model(model: str) -> None:
     if place.is_dir():
         return
     if is_picture(model):
-        raise UserError(f"{model} is a picture; the model goes first: basic-lite chat MODEL {shlex.quote(model)}")
+        raise UserError(f"{model} is a picture; the model goes first: basic-lite chat MODEL {command_line([model])}")
     if place.suffix.lower() == ".gguf":
         raise UserError(
             f"{model}: GGUF files are for llama.cpp and Ollama; give the run, or the folder that it was exported to"

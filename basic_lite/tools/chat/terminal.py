@@ -106,15 +106,19 @@ def _paths(text: str) -> list[str]:
     """
     if not text:
         raise UserError("/image needs the path of a picture: /image photo.jpg")
-    return [path for word in _words(text) for path in _matches(word)]
+    return [path for word in split_paths(text) for path in _matches(word)]
 
 
-def _words(line: str) -> list[str]:
+def split_paths(line: str) -> list[str]:
     """The line as one path if it is one, else its words; terminals quote what is dropped on them."""
     if os.path.exists(os.path.expanduser(line)):
         return [line]
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if sys.platform == "win32":
+        lexer.escape = ""  # a backslash separates folders there
     try:
-        return shlex.split(line)
+        return list(lexer)
     except ValueError:  # a quote without its partner
         return [line]
 
@@ -130,7 +134,7 @@ def _matches(word: str) -> list[str]:
 
 def _is_pictures(line: str) -> bool:
     """Whether a line is nothing but pictures that exist: someone dropped them here."""
-    words = _words(line)
+    words = split_paths(line)
     return all(os.path.isfile(os.path.expanduser(word)) and is_picture(word) for word in words)
 
 

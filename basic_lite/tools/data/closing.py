@@ -2,12 +2,11 @@
 
 import math
 import re
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
-from basic_lite.console import Say
+from basic_lite.console import Say, command_line
 from basic_lite.data.check import DataReport
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
@@ -75,7 +74,7 @@ def _first_question(records: Records, report: DataReport, prompts: tuple[str, ..
 def typed(text: str) -> str:
     """A word of a command line, quoted as both cmd and a shell take it where that can be."""
     if set(text) & _SPECIAL:
-        return shlex.quote(text)
+        return command_line([text])
     return text if re.fullmatch(r"[\w./:+=@%,-]+", text) else f'"{text}"'
 
 

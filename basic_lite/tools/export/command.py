@@ -1,6 +1,5 @@
 """``basic-lite export``: the folder is written, checked, described, and appears when all of that is done."""
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import psutil
 import torch
 from rich.console import Console
 
-from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
+from basic_lite.console import Sheet, command_line, counting, quiet_libraries, show, speaker
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
@@ -94,8 +93,8 @@ def export(
     console.print(_verdict(out, checked), soft_wrap=True, markup=False)
     if passed := checked is None or checked.passed:
         say(f"model card: {out / CARD} (see to its licence before you publish)")
-        say(f"ask it:     {shlex.join(['basic-lite', 'chat', str(out)])} picture.jpg")
-        say(f"publish it: {shlex.join(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
+        say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")
+        say(f"publish it: {command_line(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
     return passed
 
 

@@ -46,15 +46,25 @@ def check_converter(folder: Path, llama_cpp: Path, template: str) -> None:
         _run(folder, Path(scratch) / "vocabulary.gguf", llama_cpp, template, ["--vocab-only"])
 
 
+def _link(link: Path, file: Path) -> None:
+    try:
+        link.symlink_to(file)
+    except OSError as error:
+        raise UserError(
+            f"llama.cpp's converter gets a folder of links, and this system makes none ({error.strerror or error}); "
+            "on Windows switch Developer Mode on (Settings, System, For developers)"
+        ) from error
+
+
 def _run(folder: Path, out: Path, llama_cpp: Path, template: str, options: list[str]) -> None:
     script = require_converter(llama_cpp)
     with tempfile.TemporaryDirectory() as scratch:
         for file in folder.resolve().iterdir():
-            (Path(scratch) / file.name).symlink_to(file)
+            _link(Path(scratch) / file.name, file)
         (Path(scratch) / "chat_template.jinja").unlink(missing_ok=True)
         (Path(scratch) / "chat_template.jinja").write_text(template, encoding="utf-8")
         command = [sys.executable, str(script), scratch, "--outfile", str(out), *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not out.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
         raise UserError(f"llama.cpp's converter could not write the text part: {last[0].strip()}")
