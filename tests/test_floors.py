@@ -15,7 +15,7 @@ FLOORS = (
     ("demo", "tools"),
     ("run",),
     ("rehearsal",),
-    ("train",),
+    ("training",),
     ("supervision",),
     ("data",),
     ("model",),

@@ -20,9 +20,9 @@ from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.train.answer import answer, asked_otherwise, chat_format
-from basic_lite.train.bundle import load_trained
-from basic_lite.train.files import write_json
+from basic_lite.training.answer import answer, asked_otherwise, chat_format
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.files import write_json
 
 ALL = "all"
 

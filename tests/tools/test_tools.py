@@ -19,8 +19,8 @@ from basic_lite.run import train
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
-from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.bundle import load_trained
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 
@@ -185,7 +185,7 @@ def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
 
 
 def test_progress_shows_all_at_80_columns() -> None:
-    from basic_lite.train.progress import ProgressLine
+    from basic_lite.training.progress import ProgressLine
 
     values = {"loss": 12.345, "lm": 12.345, "das": 1.234, "sds": 123.456, "sum_a": 0.5, "cos": 0.9}
     for width in (80, 160):

@@ -16,7 +16,7 @@ from basic_lite.model.llava import labelled_positions
 from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
-from basic_lite.train.processes import ALONE, Processes
+from basic_lite.training.processes import ALONE, Processes
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]

@@ -14,10 +14,10 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.run import train
-from basic_lite.train import loop
-from basic_lite.train.files import remove
-from basic_lite.train.run_folder import locked
-from basic_lite.train.step import TrainStep
+from basic_lite.training import loop
+from basic_lite.training.files import remove
+from basic_lite.training.run_folder import locked
+from basic_lite.training.step import TrainStep
 from tests.support.runs import assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
 
 TRACKED = {"training.trackers": ["tensorboard"], "training.max_steps": 2, "supervision.refinement_batches": 1}
@@ -71,13 +71,13 @@ def loss_is_nan_in_step_1(place: Path, patch: pytest.MonkeyPatch) -> dict[str, A
 
 
 def killed_while_the_folder_is_taken(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr("basic_lite.train.run_folder.dump_recipe", raising(KeyboardInterrupt()))
+    patch.setattr("basic_lite.training.run_folder.dump_recipe", raising(KeyboardInterrupt()))
     return {}
 
 
 def killed_while_saving(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     patch.setattr(loop, "write_training_state", raising(KeyboardInterrupt()))
-    patch.setattr("basic_lite.train.files.shutil.rmtree", lambda *args, **kwargs: None)
+    patch.setattr("basic_lite.training.files.shutil.rmtree", lambda *args, **kwargs: None)
     return {}
 
 
@@ -222,7 +222,7 @@ def test_a_replacement_that_is_killed_can_be_repeated(
         remove(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("basic_lite.train.run_folder.remove", some)
+        patch.setattr("basic_lite.training.run_folder.remove", some)
         with pytest.raises(KeyboardInterrupt):
             again(models, old, overwrite=True)
     assert again(models, old, overwrite=True) == old

@@ -15,7 +15,7 @@ from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.errors import is_out_of_memory
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.answer import answer
+from basic_lite.training.answer import answer
 
 # Seconds at most, whatever the model writes.
 MAX_NEW_TOKENS = 64

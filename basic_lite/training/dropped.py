@@ -5,10 +5,10 @@ from typing import Any
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError
-from basic_lite.train.files import saving, write_json
-from basic_lite.train.log import RunLog
-from basic_lite.train.places import DATA, log_lines
-from basic_lite.train.processes import Processes
+from basic_lite.training.files import saving, write_json
+from basic_lite.training.log import RunLog
+from basic_lite.training.places import DATA, log_lines
+from basic_lite.training.processes import Processes
 
 _SAID = 5
 # Records lost without one that is read in between: the pictures' disk is gone rather than a picture.

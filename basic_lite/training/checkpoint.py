@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from basic_lite.errors import UserError
-from basic_lite.train.bundle import Bundle
-from basic_lite.train.files import read_tensors, save_tensors, write_json
-from basic_lite.train.processes import Processes
-from basic_lite.train.recovery import set_random_state
+from basic_lite.training.bundle import Bundle
+from basic_lite.training.files import read_tensors, save_tensors, write_json
+from basic_lite.training.processes import Processes
+from basic_lite.training.recovery import set_random_state
 
 # What torch and bitsandbytes call the two moments of a parameter; both have its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")

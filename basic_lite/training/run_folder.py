@@ -11,11 +11,11 @@ from filelock import FileLock, Timeout
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
-from basic_lite.train.bundle import Bundle, open_bundle
-from basic_lite.train.checkpoint import require_checkpoint
-from basic_lite.train.data_json import broken_at_start
-from basic_lite.train.files import remove, write_json
-from basic_lite.train.places import (
+from basic_lite.training.bundle import Bundle, open_bundle
+from basic_lite.training.checkpoint import require_checkpoint
+from basic_lite.training.data_json import broken_at_start
+from basic_lite.training.files import remove, write_json
+from basic_lite.training.places import (
     DATA,
     FINAL,
     LOCK,

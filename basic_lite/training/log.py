@@ -8,9 +8,9 @@ from typing import Any
 from accelerate.tracking import TensorBoardTracker
 
 from basic_lite.recipe import Recipe, flat_values
-from basic_lite.train.files import saving
-from basic_lite.train.places import PART, TENSORBOARD, log_lines
-from basic_lite.train.processes import Processes
+from basic_lite.training.files import saving
+from basic_lite.training.places import PART, TENSORBOARD, log_lines
+from basic_lite.training.processes import Processes
 
 FIX = "Make room, and continue from the last checkpoint with --resume"
 

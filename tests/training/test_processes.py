@@ -22,10 +22,10 @@ from basic_lite.errors import StoppedElsewhere, UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import Recipe, dump_recipe
 from basic_lite.run import train
-from basic_lite.train import assembly
-from basic_lite.train.batches import Schedule
-from basic_lite.train.interruption import Interruption
-from basic_lite.train.processes import SHARDING, Processes
+from basic_lite.training import assembly
+from basic_lite.training.batches import Schedule
+from basic_lite.training.interruption import Interruption
+from basic_lite.training.processes import SHARDING, Processes
 from tests.support.launched import TWO, launch, launch_command, planned
 from tests.support.runs import (
     TERMS,

@@ -18,23 +18,23 @@ from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
-from basic_lite.train.batches import Schedule, StepBatches, step_batches
-from basic_lite.train.bundle import restore_adapter, restore_projector, write_bundle
-from basic_lite.train.checkpoint import Progress, read_progress, restore_training_state, write_training_state
-from basic_lite.train.dropped import DroppedRecords
-from basic_lite.train.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
-from basic_lite.train.files import written_whole
-from basic_lite.train.gradients import GradientCheck
-from basic_lite.train.interruption import Interruption
-from basic_lite.train.log import RunLog
-from basic_lite.train.places import LOG, checkpoints_of
-from basic_lite.train.processes import Processes
-from basic_lite.train.progress import OF_IMAGES, Pace, ProgressLine, finished_text
-from basic_lite.train.recovery import Recovery, memory_needed, random_state
-from basic_lite.train.run_folder import RunFolder
-from basic_lite.train.samples import HeldOutAnswers
-from basic_lite.train.step import Batch, StepCounts, Terms
+from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.training.batches import Schedule, StepBatches, step_batches
+from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
+from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
+from basic_lite.training.dropped import DroppedRecords
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
+from basic_lite.training.files import written_whole
+from basic_lite.training.gradients import GradientCheck
+from basic_lite.training.interruption import Interruption
+from basic_lite.training.log import RunLog
+from basic_lite.training.places import LOG, checkpoints_of
+from basic_lite.training.processes import Processes
+from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
+from basic_lite.training.recovery import Recovery, memory_needed, random_state
+from basic_lite.training.run_folder import RunFolder
+from basic_lite.training.samples import HeldOutAnswers
+from basic_lite.training.step import Batch, StepCounts, Terms
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"

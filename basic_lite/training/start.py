@@ -14,9 +14,9 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.bundle import Bundle, look_at_bundle, open_bundle, restore_adapter, restore_projector
-from basic_lite.train.files import sha256
-from basic_lite.train.places import FINAL, MANIFEST, checkpoints_of
+from basic_lite.training.bundle import Bundle, look_at_bundle, open_bundle, restore_adapter, restore_projector
+from basic_lite.training.files import sha256
+from basic_lite.training.places import FINAL, MANIFEST, checkpoints_of
 
 START, PROJECTOR = "model.start", "model.projector"
 NAMES = ("base", "vision", "llm")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from basic_lite.errors import UserError
 from basic_lite.run import train
-from basic_lite.train import files, loop
-from basic_lite.train.bundle import MANIFEST, checkpoints_of, open_bundle
-from basic_lite.train.checkpoint import GENERATORS, OPTIMIZER, TRAINING
-from basic_lite.train.files import sha256
+from basic_lite.training import files, loop
+from basic_lite.training.bundle import MANIFEST, checkpoints_of, open_bundle
+from basic_lite.training.checkpoint import GENERATORS, OPTIMIZER, TRAINING
+from basic_lite.training.files import sha256
 from tests.support.runs import (
     LOUD,
     assert_same_terms,

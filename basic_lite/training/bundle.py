@@ -28,8 +28,8 @@ from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_pa
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.files import read_tensors, save_tensors, sha256, write_json
-from basic_lite.train.places import MANIFEST, RECIPE_JSON, checkpoints_of
+from basic_lite.training.files import read_tensors, save_tensors, sha256, write_json
+from basic_lite.training.places import MANIFEST, RECIPE_JSON, checkpoints_of
 from basic_lite.version import __version__
 
 FORMAT = 1

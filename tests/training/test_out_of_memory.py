@@ -19,9 +19,9 @@ from basic_lite.errors import Interrupted, UserError, is_out_of_memory
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.rehearsal import advice
 from basic_lite.run import train
-from basic_lite.train import evaluation, step
-from basic_lite.train.recovery import slices
-from basic_lite.train.step import TrainStep
+from basic_lite.training import evaluation, step
+from basic_lite.training.recovery import slices
+from basic_lite.training.step import TrainStep
 from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, steps_of, tiny_recipe, write_data
 
 IMAGE = 7
@@ -235,7 +235,7 @@ def test_other_errors_and_other_places(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             train(recipe(tmp_path, {"name": "shapes"}), console=quiet())
     outside = "outside a step's forward and backward"
-    places = {"basic_lite.train.assembly.load_base": "while the model was loaded", "torch.optim.AdamW.step": outside}
+    places = {"basic_lite.training.assembly.load_base": "while the model was loaded", "torch.optim.AdamW.step": outside}
     for target, when in places.items():
         with monkeypatch.context() as patch:
             patch.setattr(target, fails(torch.OutOfMemoryError(NO_MEMORY)))

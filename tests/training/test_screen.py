@@ -13,11 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from basic_lite.run import train
-from basic_lite.train import samples
-from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.bundle import load_trained
-from basic_lite.train.evaluation import held_out_text
-from basic_lite.train.progress import Pace, ProgressLine, finished_text
+from basic_lite.training import samples
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.evaluation import held_out_text
+from basic_lite.training.progress import Pace, ProgressLine, finished_text
 from tests.support.runs import (
     LOUD,
     assert_same_terms,
@@ -176,7 +176,7 @@ def test_a_notebook_and_a_file_have_plain_lines() -> None:
 
 def test_the_pace_is_measured_once_where_a_run_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("basic_lite.train.progress.time.perf_counter", lambda: now)
+    monkeypatch.setattr("basic_lite.training.progress.time.perf_counter", lambda: now)
     said: list[str] = []
 
     def steps(first: int, total: int, seconds: float) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.recipe import dump_recipe
-from basic_lite.train.run_folder import locked
-from basic_lite.train.step import TrainStep
+from basic_lite.training.run_folder import locked
+from basic_lite.training.step import TrainStep
 from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, run, steps_of, tiny_recipe
 
 LONG = {"training.max_steps": 5000, "training.save_every": 5000, "training.micro_batch": 4}

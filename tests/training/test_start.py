@@ -23,14 +23,14 @@ from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.estimate import estimate
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
-from basic_lite.train import loop
-from basic_lite.train.assembly import load_for_training
-from basic_lite.train.bundle import load_trained, open_bundle
-from basic_lite.train.checkpoint import OPTIMIZER, TRAINING
-from basic_lite.train.evaluation import RefinementLog
-from basic_lite.train.files import sha256
-from basic_lite.train.places import MANIFEST
-from basic_lite.train.start import find_origin, resolve_start
+from basic_lite.training import loop
+from basic_lite.training.assembly import load_for_training
+from basic_lite.training.bundle import load_trained, open_bundle
+from basic_lite.training.checkpoint import OPTIMIZER, TRAINING
+from basic_lite.training.evaluation import RefinementLog
+from basic_lite.training.files import sha256
+from basic_lite.training.places import MANIFEST
+from basic_lite.training.start import find_origin, resolve_start
 from tests.support.runs import assert_same_terms, assert_same_weights, quiet, run, steps_of, tiny_recipe, weights_of
 
 CPU = torch.device("cpu")

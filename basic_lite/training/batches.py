@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.interruption import start_worker
-from basic_lite.train.processes import Processes
-from basic_lite.train.step import Batch
+from basic_lite.training.interruption import start_worker
+from basic_lite.training.processes import Processes
+from basic_lite.training.step import Batch
 
 
 class Schedule:

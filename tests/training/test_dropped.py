@@ -16,8 +16,8 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.samples import choose_samples
-from basic_lite.train import loop
-from basic_lite.train.batches import Schedule
+from basic_lite.training import loop
+from basic_lite.training.batches import Schedule
 from tests.support.runs import (
     LOUD,
     assert_same_terms,

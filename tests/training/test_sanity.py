@@ -14,8 +14,8 @@ from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.tools.dry_run import dry_run
-from basic_lite.train.assembly import projector_is_fresh
-from basic_lite.train.sanity import sanity_warnings
+from basic_lite.training.assembly import projector_is_fresh
+from basic_lite.training.sanity import sanity_warnings
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 TRAINED = {"model.projector": "runs/stage1"}

@@ -14,9 +14,9 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, refinement_curve
-from basic_lite.train.batches import loading
-from basic_lite.train.recovery import Recovery
-from basic_lite.train.step import StepCounts, TrainStep
+from basic_lite.training.batches import loading
+from basic_lite.training.recovery import Recovery
+from basic_lite.training.step import StepCounts, TrainStep
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4

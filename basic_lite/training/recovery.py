@@ -10,7 +10,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.recipe.schema import TrainingSection
-from basic_lite.train.step import Batch
+from basic_lite.training.step import Batch
 
 
 class Attempt:

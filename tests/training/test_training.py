@@ -15,8 +15,8 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
-from basic_lite.train.bundle import open_bundle
-from basic_lite.train.step import TrainStep
+from basic_lite.training.bundle import open_bundle
+from basic_lite.training.step import TrainStep
 from tests.support.runs import (
     LOUD,
     TERMS,
@@ -206,7 +206,7 @@ def test_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mixed_bundle_is_refused(tmp_path: Path) -> None:
-    from basic_lite.train.bundle import load_trained
+    from basic_lite.training.bundle import load_trained
 
     one, other = run(tmp_path, {"name": "one"}), run(tmp_path, {"name": "other", "seed": 1})
     (one / "final" / "projector.safetensors").write_bytes((other / "final" / "projector.safetensors").read_bytes())
@@ -236,7 +236,7 @@ def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
     from peft import PeftModel
 
     from basic_lite.model.llava import BasicLlavaForConditionalGeneration
-    from basic_lite.train.bundle import load_trained
+    from basic_lite.training.bundle import load_trained
 
     folder = run(tmp_path, {"quantization.mode": "none", "training.learning_rate": 1e-2})
     loaded, _ = load_trained(folder, torch.device("cpu"))
@@ -261,7 +261,7 @@ def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
 def test_eight_bit_optimizer_keeps_the_projector_in_32_bit(tmp_path: Path) -> None:
     from basic_lite.model.adapt import adapt, lora_parameters
     from basic_lite.model.load import load_base
-    from basic_lite.train.optimizer import make_optimizer
+    from basic_lite.training.optimizer import make_optimizer
 
     recipe = tiny_recipe(tmp_path, {"lora.rank": 64, "training.optimizer": "adamw_8bit"})
     loaded = load_base(recipe, torch.device("cpu"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, TRAIN
-from basic_lite.train.places import DATA
+from basic_lite.training.places import DATA
 
 _WRONG = (OSError, ValueError, TypeError, KeyError, RecursionError)
 

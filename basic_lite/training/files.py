@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from basic_lite.errors import UserError
-from basic_lite.train.places import OLD, PART, UNFINISHED
+from basic_lite.training.places import OLD, PART, UNFINISHED
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.batches import Schedule
-from basic_lite.train.bundle import require_same_model
-from basic_lite.train.optimizer import make_optimizer
-from basic_lite.train.processes import ALONE, Processes
-from basic_lite.train.sanity import sanity_warnings
-from basic_lite.train.start import Origin, notes_on
-from basic_lite.train.step import TrainStep
+from basic_lite.training.batches import Schedule
+from basic_lite.training.bundle import require_same_model
+from basic_lite.training.optimizer import make_optimizer
+from basic_lite.training.processes import ALONE, Processes
+from basic_lite.training.sanity import sanity_warnings
+from basic_lite.training.start import Origin, notes_on
+from basic_lite.training.step import TrainStep
 from basic_lite_kernels.operations import Operations
 
 Watch = Callable[[Operations], Operations]
