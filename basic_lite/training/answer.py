@@ -53,6 +53,7 @@ def answer(
     max_new_tokens: int | None = None,
     images: Callable[[int], tuple[ImageRef, ...]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    cut: Callable[[int], None] = lambda index: None,
 ) -> list[str]:
     """The model's answer to the last question of each record, greedily decoded.
 
@@ -62,13 +63,14 @@ def answer(
         max_new_tokens: None: as many as the longest reference answer has, and 8 more.
         images: index → the images to show instead of the record's own (the shuffled control).
         progress: called with the number of answers that were made.
+        cut: called with the index of each answer that was cut at ``max_new_tokens``.
     """
     model, parts = loaded.model, loaded.parts
     prompts = [chat.prompt(record) for record in records]
     order = sorted(range(len(records)), key=lambda i: (len(prompts[i]), i))
     answers = [""] * len(records)
     length = max_new_tokens or answer_length(chat, records)
-    collate = Collator(int(loaded.tokenizer.pad_token_id), "left")
+    collate, ends = Collator(int(loaded.tokenizer.pad_token_id), "left"), set(chat.stop_token_ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         samples: list[dict[str, Any]] = [{"input_ids": prompts[i]} for i in chosen]
@@ -81,6 +83,8 @@ def answer(
         for row, i in enumerate(chosen):
             new = out[row, inputs["input_ids"].shape[1] :]
             answers[i] = loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
+            if not ends & set(new.tolist()):  # what ended earlier than the batch is padded behind its end
+                cut(i)
         progress(len(chosen))
     return answers
 
