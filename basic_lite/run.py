@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class RunResult:
     folder: Path
     bundle: Path
     steps: int
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)
 
 
 def train(
