@@ -24,6 +24,7 @@ from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
 from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
+from basic_lite.commands.wording import reworded
 from basic_lite.errors import StoppedElsewhere, UserError
 from basic_lite.signals import STOPPING
 from basic_lite.version import __version__
@@ -105,7 +106,7 @@ def _status(arguments: list[str]) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "basic-lite"
-        text = error.format_message()
+        text = reworded(error)
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -120,4 +121,6 @@ def _hint(command: str, text: str) -> str:
         return f"\nShipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
     if command.endswith(" train") and "option" in text.lower():
         return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
+    if command.endswith(" eval") and "'--data'" in text:
+        return "\nGive it a file of questions with their answers: --data questions.json"
     return ""

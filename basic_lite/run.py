@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
-from basic_lite.train.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
-from basic_lite.train.bundle import open_bundle
-from basic_lite.train.files import saving
-from basic_lite.train.log import trackers_of
-from basic_lite.train.loop import Loop, Run
-from basic_lite.train.processes import Processes, connect, take_device
-from basic_lite.train.recovery import memory_needed
-from basic_lite.train.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
-from basic_lite.train.start import find_origin, resolve_start
+from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
+from basic_lite.training.bundle import open_bundle
+from basic_lite.training.files import saving
+from basic_lite.training.log import trackers_of
+from basic_lite.training.loop import Loop, Run
+from basic_lite.training.processes import Processes, connect, take_device
+from basic_lite.training.recovery import memory_needed
+from basic_lite.training.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
+from basic_lite.training.start import find_origin, resolve_start
 from basic_lite_kernels.operations import KernelUnavailable
 
 
@@ -38,7 +38,7 @@ class RunResult:
     folder: Path
     bundle: Path
     steps: int
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)
 
 
 def train(

@@ -25,7 +25,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.rehearsal.cost import basic_share
 from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import autocast_of
+from basic_lite.training.assembly import autocast_of
 from bench import measure
 from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
 from bench.flops import SEVEN_B, flops_of

@@ -42,10 +42,10 @@ from torch import nn
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.load import pick_device, pick_dtype, quantization_config
-from basic_lite.train.assembly import load_for_training, preflight, uses_autocast
-from basic_lite.train.loop import Loop, Run
-from basic_lite.train.processes import connect
-from basic_lite.train.run_folder import RunFolder
+from basic_lite.training.assembly import load_for_training, preflight, uses_autocast
+from basic_lite.training.loop import Loop, Run
+from basic_lite.training.processes import connect
+from basic_lite.training.run_folder import RunFolder
 from bench import measure
 from bench.tables import columns, mib, write_json
 from bench.trl_task import GLOBAL_BATCH, MICRO_BATCH, Task, write_task

@@ -15,8 +15,8 @@ from basic_lite.model.load import Loaded
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import make_step, supervise
-from basic_lite.train.step import TrainStep
+from basic_lite.training.assembly import make_step, supervise
+from basic_lite.training.step import TrainStep
 from basic_lite_kernels.operations import Operations, TargetStream
 
 OTHER = "embeddings, masks, the rest"

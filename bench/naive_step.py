@@ -30,7 +30,7 @@ from torch import Tensor
 
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
-from basic_lite.train.step import Batch, Lambdas, MicroBatchLoss, StepCounts, TrainStep
+from basic_lite.training.step import Batch, Lambdas, MicroBatchLoss, StepCounts, TrainStep
 from basic_lite_kernels import naive
 from bench.breakdown import CAPTURE, DAS, MASS, SDS
 

@@ -161,15 +161,19 @@ def test_eval_demo_and_chat_hand_on_their_options(
     stand_in(monkeypatch, "basic_lite.tools.evaluate", "evaluate_run", record)
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", record)
     stand_in(monkeypatch, "basic_lite.tools.chat.command", "chat", record)
-    assert run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu")[0] == 0
+    assert (
+        run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu", "--max-tokens", "7")[0]
+        == 0
+    )
     assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
     assert run("chat", "r", "i.png", "what?")[0] == 0
-    chosen = ["--max-new-tokens", "9", "--temperature", "0.5", "--device", "cpu", "--dtype", "float16"]
+    chosen = ["--max-tokens", "9", "--temperature", "0.5", "--device", "cpu", "--dtype", "float16"]
     assert run("chat", "r", "i.png", "j.png", "-q", "what?", *chosen)[0] == 0
     assert run("chat", "r", "--web", "--port", "8000", "--no-browser")[0] == 0
     talk: dict[str, Any] = {"question": None, "max_new_tokens": 256, "temperature": 0.0, "device": "auto"}
     talk |= {"dtype": "auto", "web": False, "port": None, "browser": True}
-    options = {"image_dir": None, "batch_size": 3, "out": None, "limit": 5, "device": "cpu", "template": None}
+    options = {"image_dir": None, "batch_size": 3, "max_new_tokens": 7, "out": None, "limit": 5, "device": "cpu"}
+    options |= {"template": None}
     assert calls == [
         ((Path("r"), Path("d.json")), options),
         ((Path("o"),), {"seed": 2, "rebuild": False, "ablate": True, "seeds": 4}),
@@ -211,8 +215,17 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["chat"], "Missing argument"),
         (["chat", "run", "--port", "8000"], "add --web"),
         (["eval", "run", "--data", "d", "--batch", "0"], "--batch"),
-        (["eval", "run", "--data", "d", "--batch", "x"], "--batch"),
-        (["eval", "run", "--data", "d", "--device", "tpu"], "is not one of 'auto', 'cpu', 'cuda'"),
+        (["eval", "run", "--data", "d", "--batch", "x"], "for '--batch': 'x' is not a whole number\n"),
+        (
+            ["eval", "run", "--data", "d", "--device", "xyz"],
+            "for '--device': 'xyz' is not one of 'auto', 'cpu', 'cuda'\n",
+        ),
+        (["eval", "run", "--data", "d", "--device", "gpu"], "did you mean cuda?"),
+        (["chat", "run", "--dtype", "bf16"], "for '--dtype': 'bf16' is not one of 'auto', 'float32', 'bfloat16'"),
+        (["chat", "run", "--dtype", "bf16"], "did you mean bfloat16?"),
+        (["chat", "run", "--web", "--port", "80x"], "for '--port': '80x' is not a whole number\n"),
+        (["chat", "run", "--temperature", "hot"], "'hot' is not a number\n"),
+        (["train", "7b_qlora", "training.device=gpu"], "did you mean cuda?"),
         (["demo", "--seeds", "0"], "--seeds"),
         (["--nonsense"], "--nonsense"),
     ],

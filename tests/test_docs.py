@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/DATA.md",
     "docs/METHOD.md",
     "docs/PLATFORMS.md",
+    "docs/PYTHON.md",
 )
 KEYS = {row.name for row in describe_keys()}
 SECTIONS = "|".join({key.split(".")[0] for key in KEYS if "." in key})

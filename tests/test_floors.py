@@ -10,17 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the top. A module may import from its own floor and from those below it.
 FLOORS = (
-    ("cli", "__main__", "__init__"),
+    ("cli", "__main__", "__init__", "api"),
     ("commands",),
     ("demo", "tools"),
     ("run",),
     ("rehearsal",),
-    ("train",),
+    ("training",),
     ("supervision",),
     ("data",),
     ("model",),
     ("recipe",),
-    ("kernels", "errors", "signals", "units", "console", "version", "sizes"),
+    ("kernels", "errors", "signals", "units", "console", "choices", "version", "sizes"),
 )
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Training runs from the command line, the demo and the tests alone; a tool works on what a run needs or has left.

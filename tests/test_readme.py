@@ -16,7 +16,7 @@ from tests.support.runs import write_data
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 # Run elsewhere: the first two by every fresh install and .ci/run, the demo by tests/test_demo.py.
-ELSEWHERE = ("pip ", "basic-lite demo", "pytest", "accelerate launch ")  # the last: tests/train/test_processes.py
+ELSEWHERE = ("pip ", "basic-lite demo", "pytest", "accelerate launch ")  # the last: tests/training/test_processes.py
 
 
 def shell_lines() -> list[str]:

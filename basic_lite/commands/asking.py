@@ -11,9 +11,21 @@ from basic_lite.errors import UserError
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Questions with answers: LLaVA JSON or JSONL.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="Questions with their answers, in any format of training data.", show_default=False)
+    ],
     image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "--max-tokens",
+            min=1,
+            help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many questions.")] = None,
     device: Device = "auto",
@@ -21,13 +33,30 @@ def evaluate(
 ) -> None:
     """Answer a file of questions and score the answers.
 
-    One question a record: its last one, what comes before is context. Greedy decoding; exact match, overall and by the
-    records' `question_type` where they have one; predictions as JSON lines.
+    One question a record: its last one; what comes before is its context. Answers are the model's likeliest (greedy).
+
+    The score is exact match: the share of answers that are the record's own answer, word for word. Both are compared in
+    lower case, with single spaces and without full stops at the end. Nothing else is forgiven: "a cat" isn't "cat".
+    So it suits short answers, and says little of captions and long ones.
+
+    Where records have a `question_type`, there is a row for each type: the share among its questions. The row `all` is
+    over all questions that have an answer in the data, each counted once.
+
+    Predictions are written as JSON lines, with the pictures and with "cut": true where an answer was cut off; beside
+    them a summary with the scores and all settings. Only predictions of the same settings are replaced.
     """
     from basic_lite.tools.evaluate import evaluate_run
 
     evaluate_run(
-        run, data, image_dir=image_dir, batch_size=batch, out=out, limit=limit, device=device, template=template
+        run,
+        data,
+        image_dir=image_dir,
+        batch_size=batch,
+        max_new_tokens=max_new_tokens,
+        out=out,
+        limit=limit,
+        device=device,
+        template=template,
     )
 
 
@@ -49,7 +78,9 @@ def chat(
     question: Annotated[
         str | None, typer.Option("--question", "-q", help="One question; then all that stands before it is pictures.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="The most tokens of an answer.")
+    ] = 256,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0: always the likeliest token. Above: drawn, the more freely the higher.")
     ] = 0.0,

@@ -69,6 +69,8 @@ def image_at(value: Any, image_dir: str) -> ImageRef:
     Raises:
         BadRecord, BadImage: it is something else, or lies on the web.
     """
+    if isinstance(value, ImageRef):
+        return value
     if isinstance(value, str):
         return _named(value, image_dir)
     if isinstance(value, bytes) or hasattr(value, "as_py"):

@@ -9,8 +9,8 @@ from rich.console import Console
 from basic_lite.console import Sheet, show
 from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, logged, run_stage
 from basic_lite.tools.evaluate import ALL, evaluate
-from basic_lite.train.bundle import load_trained
-from basic_lite.train.files import write_json
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.files import write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BASIC off": {"supervision__enabled": False},

@@ -7,7 +7,7 @@ import numpy as np
 
 from basic_lite.demo.world import caption, render, scenes_of
 from basic_lite.errors import UserError
-from basic_lite.train.files import new_folder
+from basic_lite.training.files import new_folder
 
 PHOTOS = 50
 

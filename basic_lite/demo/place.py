@@ -19,10 +19,10 @@ from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate
-from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.files import sha256, write_json
-from basic_lite.train.places import MANIFEST
-from basic_lite.train.run_folder import differences
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.files import sha256, write_json
+from basic_lite.training.places import MANIFEST
+from basic_lite.training.run_folder import differences
 
 EVAL_BATCH = 64
 CPU = torch.device("cpu")

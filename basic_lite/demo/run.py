@@ -18,8 +18,8 @@ from basic_lite.demo.report import Phases, refinement_of, show_report
 from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, load_base
-from basic_lite.train.bundle import load_trained
-from basic_lite.train.files import write_json
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.files import write_json
 
 
 def demo(

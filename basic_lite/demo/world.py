@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from basic_lite.train.files import written_whole
+from basic_lite.training.files import written_whole
 
 # Any change that alters a written world must raise this number: folders of another version are written anew.
 WORLD_VERSION = 4

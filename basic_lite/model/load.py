@@ -10,7 +10,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,14 +24,16 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_flash_attn_2_available
 
+from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend, unreadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.parts import Parts, find_parts
-from basic_lite.recipe.schema import QuantizationSection, Recipe
+from basic_lite.recipe.schema import Device, QuantizationSection, Recipe
 
 log = logging.getLogger(__name__)
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
 TABLE_MULTIPLE = 64
 
@@ -60,8 +62,9 @@ def pick_device(name: str, key: str = "training.device") -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` → a device.
 
     Raises:
-        UserError: cuda is asked for and there is none.
+        UserError: cuda is asked for and there is none, or the name is another one.
     """
+    _require_one_of(name, get_args(Device), key)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"{key} is cuda, but torch sees no GPU (torch.cuda.is_available() is false); "
@@ -74,11 +77,24 @@ def pick_device(name: str, key: str = "training.device") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on a GPU that has it, else float32."""
+    """``auto`` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        UserError: the name is another one.
+    """
+    _require_one_of(name, ("auto", *_DTYPES), "dtype")
     if name == "auto":
         good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if good else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return _DTYPES[name]
+
+
+def _require_one_of(name: str, choices: tuple[str, ...], key: str) -> None:
+    """Recipes and options are checked when they are read; this is for programs."""
+    if name not in choices:
+        near = meant(str(name), choices)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"{key} is {name!r}, which is none of {', '.join(choices)}{hint}")
 
 
 def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = None) -> Loaded:

@@ -3,12 +3,12 @@
 import math
 import types
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from basic_lite.choices import meant
 from basic_lite.recipe.keys import is_section, nearest_key, options, wanted
 from basic_lite.recipe.problems import KeyPath, Wrong, plain
 from basic_lite.recipe.schema import Section
@@ -108,9 +108,9 @@ class Checker:
 def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
     """The hint of what to write instead; empty if there is none."""
     if isinstance(value, str):
-        near = get_close_matches(value.strip().lower(), [word for word in words if isinstance(word, str)], 1, 0.5)
+        near = meant(value, [word for word in words if isinstance(word, str)])
         if near:
-            return f"; did you mean {near[0]}?"
+            return f"; did you mean {near}?"
         number = read_scalar(value.strip(" \t'\"").replace("_", ""))
         if isinstance(number, int | float) and not isinstance(number, bool) and {int, float} & set(members):
             return f"; write {number}, without quotes, spaces or underscores"

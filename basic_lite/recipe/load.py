@@ -8,7 +8,8 @@ The keys are in ``schema``; ``check`` looks at each key, ``combinations`` at key
 recipe is instant.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -24,10 +25,14 @@ from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_y
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply ``key.path=value`` overrides, and check everything.
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a recipe file, change some of its keys, and check everything.
 
     If no file has this name, a shipped recipe of that name is used (``recipes/7b_qlora.yaml``, ``7b_qlora``).
+
+    Args:
+        overrides: texts ``key.path=value`` as on the command line, or a mapping of dotted keys to values as Python has
+            them, as in ``{"training.max_steps": 20}``. A value takes the place of all that the key held.
 
     Raises:
         UserError: with every problem found, each on a line of its own: place, key path, what and fix.
@@ -90,8 +95,20 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
     return dict(flat(recipe.model_dump(mode="json"), ""))
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Write overrides into the document's values, the last of a key wins; what is wrong with them is reported there."""
+def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> None:
+    """Write overrides into the document's values, the last of a key wins; what is wrong with them is reported there.
+
+    Raises:
+        UserError: ``overrides`` is one text.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are a list of texts, or a mapping of keys to values; write [{overrides!r}]")
+    if isinstance(overrides, Mapping):
+        for number, (dotted, value) in enumerate(overrides.items(), start=1):
+            place = Place.in_call(number)
+            if document.values is not None and _is_key(dotted, document, place):
+                _override(document, tuple(dotted.split(".")), _as_yaml(value), place)
+        return
     for number, text in enumerate(overrides, start=1):
         place = Place.on_command_line(number)
         dotted, equals, value_text = text.partition("=")
@@ -108,6 +125,22 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             continue
         if document.values is not None:
             _override(document, path, value, place)
+
+
+def _is_key(dotted: Any, document: Document, place: Place) -> bool:
+    if isinstance(dotted, str) and all(dotted.split(".")):
+        return True
+    document.report(place, (), f"expected a key such as training.micro_batch, found {dotted!r}")
+    return False
+
+
+def _as_yaml(value: Any) -> Any:
+    """A value of Python as a file would give it; a copy, so that the caller's stays as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _as_yaml(one) for key, one in value.items()}
+    return [_as_yaml(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _override(document: Document, path: KeyPath, value: Any, place: Place) -> None:
@@ -159,7 +192,7 @@ def read_override(text: str) -> Any:
     return document.values["value"]
 
 
-def find_recipe(path: str | Path) -> Path:
+def find_recipe(path: str | os.PathLike[str]) -> Path:
     """The file a user means: the path itself, or the shipped recipe of that name.
 
     Raises:

@@ -17,7 +17,7 @@ class Wrong:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where something stands: 1-based line and column of a file; ``line == 0`` is the command line."""
+    """Where something stands: 1-based line and column of a file; ``line == 0``: on the command line or in a call."""
 
     rank: int
     line: int
@@ -31,6 +31,10 @@ class Place:
     @classmethod
     def on_command_line(cls, number: int) -> Place:
         return cls(1, 0, number, "command line")
+
+    @classmethod
+    def in_call(cls, number: int) -> Place:
+        return cls(1, 0, number, "overrides")
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source

@@ -12,7 +12,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
-from basic_lite.train.start import rank_is_fixed
+from basic_lite.training.start import rank_is_fixed
 from basic_lite.units import GIB
 
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"

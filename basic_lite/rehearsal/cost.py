@@ -12,7 +12,7 @@ from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.assembly import basic_is_on
+from basic_lite.training.assembly import basic_is_on
 
 BASIC_PRODUCTS = ("attention mass", "SDS")
 

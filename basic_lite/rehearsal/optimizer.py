@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import TrainingSection
 from basic_lite.rehearsal.ledger import Ledger
-from basic_lite.train.optimizer import parameter_groups
+from basic_lite.training.optimizer import parameter_groups
 
 # bitsandbytes 0.50: smaller parameters keep their state in 32 bit; a float32 maximum for each 256 values of an 8-bit
 # state; two tables of 256 float32; smaller parameters aren't paged.

@@ -13,8 +13,8 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.cost import a_sample, mean_sizes
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes
 from basic_lite.rehearsal.forecast import Work, forecast_here
-from basic_lite.train.assembly import uses_autocast
-from basic_lite.train.batches import Schedule
+from basic_lite.training.assembly import uses_autocast
+from basic_lite.training.batches import Schedule
 
 
 def work_of(recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[Part], *, done: int = 0) -> Work:

@@ -20,8 +20,8 @@ from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.assembly import basic_is_on
-from basic_lite.train.step import StepCounts, TrainStep
+from basic_lite.training.assembly import basic_is_on
+from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
 from basic_lite_kernels.eager_vocab_kl import vocab_kl

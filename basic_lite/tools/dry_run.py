@@ -24,11 +24,11 @@ from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
 from basic_lite.rehearsal.forecast import cards_table
 from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.train.assembly import basic_is_on, check_machine, doubts, preflight
-from basic_lite.train.batches import Schedule
-from basic_lite.train.bundle import require_same_model
-from basic_lite.train.run_folder import look_at_run_folder, require_writable
-from basic_lite.train.start import Origin, find_origin, resolve_start
+from basic_lite.training.assembly import basic_is_on, check_machine, doubts, preflight
+from basic_lite.training.batches import Schedule
+from basic_lite.training.bundle import require_same_model
+from basic_lite.training.run_folder import look_at_run_folder, require_writable
+from basic_lite.training.start import Origin, find_origin, resolve_start
 from basic_lite.units import MIB
 
 SUPERVISED = "bold green"

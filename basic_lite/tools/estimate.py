@@ -21,7 +21,7 @@ from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.tools.measure import measure_and_show, require_gpu
-from basic_lite.train.start import resolve_start
+from basic_lite.training.start import resolve_start
 from basic_lite.units import GIB, MIB
 
 # Of a run whose data, and so its steps, isn't read.

@@ -1,10 +1,10 @@
 """``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
 
-import json
+import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,41 +12,49 @@ from rich.console import Console
 from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image
-from basic_lite.data.problems import RecordProblem
+from basic_lite.data.problems import BadRecord, RecordProblem
 from basic_lite.data.prompts import asked_as_trained
-from basic_lite.data.records import Record
+from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.train.answer import answer, asked_otherwise, chat_format
-from basic_lite.train.bundle import load_trained
-from basic_lite.train.files import write_json
+from basic_lite.tools.predictions import Prediction, place_for, require_writable, write_predictions
+from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
+from basic_lite.training.bundle import load_trained
 
 ALL = "all"
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One answered question. ``correct`` is None where the record has no reference answer."""
-
-    number: int
-    id: str
-    question_type: str
-    question: str
-    reference: str
-    prediction: str
-    correct: bool | None
-
-
-@dataclass(frozen=True)
 class EvalResult:
-    """Predictions in the order of the data, and the exact-match share by question type (``all``: overall)."""
+    """Predictions in the order of the data, and how many of them are right.
 
-    predictions: list[Prediction]
+    Attributes:
+        accuracy: question type → share of its answers that match exactly; ``all``: of all that have a reference.
+        counts: question type → how many have a reference.
+        max_new_tokens: the most tokens that an answer might have.
+    """
+
+    predictions: list[Prediction] = field(repr=False)
     accuracy: dict[str, float]
     counts: dict[str, int]
+    max_new_tokens: int = 0
+
+    @property
+    def exact_match(self) -> float | None:
+        """The share over all questions; None where the data has no reference answers."""
+        return self.accuracy.get(ALL)
+
+    @property
+    def cut(self) -> int:
+        """How many answers were cut off at ``max_new_tokens``."""
+        return sum(prediction.cut for prediction in self.predictions)
+
+    def save(self, path: str | os.PathLike[str], **settings: object) -> None:
+        """Write the predictions as JSON lines, and the scores with ``settings`` beside them as ``.summary.json``."""
+        summary: dict[str, object] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
+        write_predictions(self.predictions, {**summary, "settings": settings}, Path(path))
 
 
 def normalise(text: str) -> str:
@@ -60,6 +68,7 @@ def evaluate(
     records: Sequence[Record],
     *,
     batch_size: int = 16,
+    max_new_tokens: int | None = None,
     shuffle_images: int | None = None,
     template: Template | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -67,20 +76,31 @@ def evaluate(
     """Answer the last question of every record and score it.
 
     Args:
+        max_new_tokens: the most tokens of an answer; None: as many as the longest reference has, and 8 more.
         template: format of the questions; None: the training's (see ``chat_format``).
         shuffle_images: a seed. Each question is then asked about the images of another record that has as many. That
             shows how much the answers owe to the picture.
+
+    Raises:
+        RecordProblem: a record has no question.
     """
     chat = chat_format(recipe, loaded, template)
     records = asked_as_trained(records, recipe.data)
+    if chat.template != "plain":
+        _require_questions(records)
+    shown = (lambda i: records[i].images) if shuffle_images is None else other_images(records, shuffle_images)
+    most = max_new_tokens or answer_length(chat, records)
+    cut: set[int] = set()
     texts = answer(
         loaded,
         chat,
         records,
         image_fit=recipe.data.image_fit,
         batch_size=batch_size,
-        images=None if shuffle_images is None else other_images(records, shuffle_images),
+        max_new_tokens=most,
+        images=shown,
         progress=progress,
+        cut=cut.add,
     )
     references = [chat.reference(record) for record in records]
     predictions = [
@@ -88,14 +108,21 @@ def evaluate(
             number=record.number,
             id=record.id,
             question_type=record.question_type or "",
-            question=next((turn.text for turn in reversed(record.turns) if turn.role == "human"), ""),
+            images=[image.name for image in shown(i)],
+            question=question_of(record),
             reference=reference,
             prediction=text,
             correct=normalise(text) == normalise(reference) if reference else None,
+            cut=i in cut,
         )
-        for record, reference, text in zip(records, references, texts, strict=True)
+        for i, (record, reference, text) in enumerate(zip(records, references, texts, strict=True))
     ]
-    return score(predictions)
+    return replace(score(predictions), max_new_tokens=most)
+
+
+def question_of(record: Record) -> str:
+    """The question that is asked: the last human turn as the record has it, or nothing."""
+    return next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
 
 
 def score(predictions: list[Prediction]) -> EvalResult:
@@ -145,19 +172,44 @@ def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int])
     return table
 
 
+def check_pictures(records: Iterable[Record]) -> None:
+    """Look for all pictures before the first answer, and not in the middle.
+
+    Raises:
+        RecordProblem: one is missing.
+    """
+    for record in records:
+        try:
+            for image in record.images:
+                check_image(image, "exists")
+        except RecordProblem as problem:
+            raise problem.at(record.place) from problem
+
+
+def _require_questions(records: Iterable[Record]) -> None:
+    for record in records:
+        if not question_of(record).replace(IMAGE_PLACEHOLDER, "").strip():
+            raise BadRecord(
+                "it has no question: no human turn with text",
+                "write one; captions are asked for without, in the plain template (--template plain)",
+                record.place,
+            )
+
+
 def evaluate_run(
     run: Path,
     data: Path,
     *,
     image_dir: Path | None = None,
     batch_size: int = 16,
+    max_new_tokens: int | None = None,
     out: Path | None = None,
     limit: int | None = None,
     device: str = "auto",
     template: Template | None = None,
     console: Console | None = None,
 ) -> EvalResult:
-    """Evaluate a run folder or bundle on a LLaVA file, print the table, write predictions and summary.
+    """Evaluate a run folder or bundle on a file of questions, print the table, write predictions and summary.
 
     Raises:
         UserError: no usable bundle, or bad data.
@@ -165,20 +217,15 @@ def evaluate_run(
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
     quiet_libraries()
-    source = source_of(data, image_dir=image_dir, limit=limit)
-    records = list(load_records(source, root=Path.cwd()))
-    for record in records:  # before the first answer, not in the middle
-        try:
-            for image in record.images:
-                check_image(image, "exists")
-        except RecordProblem as problem:
-            raise problem.at(record.place) from problem
+    records = read_questions(data, image_dir, limit)
+    check_pictures(records)
     if out is not None:
-        _require_writable(out)
+        require_writable(out)
     place = pick_device(device, "--device")
     tell_device(place, device, speaker(notes))
     loaded, bundle = load_trained(run, place)
-    if template is None and (note := asked_otherwise(bundle.recipe, chat_format(bundle.recipe, loaded))):
+    chat = chat_format(bundle.recipe, loaded, template)
+    if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         notes.print(note, markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
     several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
@@ -187,32 +234,46 @@ def evaluate_run(
             f"note: {several} records have several questions; only the last one is asked, the others are its context"
         )
     with counting(notes, "answering", len(records)) as count:
-        result = evaluate(loaded, bundle.recipe, records, batch_size=batch_size, template=template, progress=count)
+        result = evaluate(
+            loaded,
+            bundle.recipe,
+            records,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            template=template,
+            progress=count,
+        )
+    settings = {
+        "bundle": bundle.folder.name,
+        "step": bundle.step,
+        "data": str(data.absolute()),
+        "image_dir": str(image_dir.absolute()) if image_dir else None,
+        "limit": limit,
+        "template": chat.template,
+        "max_new_tokens": result.max_new_tokens,
+    }
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run
-    target = out or folder / f"predictions_{data.stem}_{bundle.folder.name}.jsonl"
-    write_predictions(result, target)
+    target = out or place_for(folder, f"predictions_{data.stem}_{bundle.folder.name}", settings)
+    _show(result, console, notes)
+    replaced = " (replaced)" if target.exists() else ""
+    result.save(target, **settings)
+    console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
+    return result
+
+
+def read_questions(data: Path, image_dir: Path | None, limit: int | None) -> list[Record]:
+    """The records of a file or folder."""
+    return list(load_records(source_of(data, image_dir=image_dir, limit=limit), root=Path.cwd()))
+
+
+def _show(result: EvalResult, console: Console, notes: Console) -> None:
     if result.counts:
         show(console, accuracy_table({"exact match": result.accuracy}, result.counts))
     else:
         console.print("the data has no reference answers, so nothing was scored")
-    console.print(f"predictions: {target}", soft_wrap=True)
-    return result
-
-
-def _require_writable(path: Path) -> None:
-    """Refuse an output file before the first answer, not after the last."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error
-
-
-def write_predictions(result: EvalResult, path: Path) -> None:
-    """One JSON object a prediction, and the summary beside it as ``.summary.json``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(vars(p), ensure_ascii=False) for p in result.predictions]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    write_json(path.with_suffix(".summary.json"), {"exact_match": result.accuracy, "counts": result.counts})
+    if result.cut:
+        notes.print(
+            f"{result.cut} of {len(result.predictions)} answers were cut at {result.max_new_tokens} tokens "
+            "(--max-new-tokens allows more)"
+        )

@@ -14,8 +14,8 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Rehearsal, Shape
 from basic_lite.rehearsal.batch import longest_batch
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import load_for_training, make_step, supervise
-from basic_lite.train.step import StepCounts, TrainStep
+from basic_lite.training.assembly import load_for_training, make_step, supervise
+from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite.units import GIB
 
 MOST_MICRO_BATCHES = 2

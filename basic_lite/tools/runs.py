@@ -15,7 +15,7 @@ from rich.console import Console
 from basic_lite.errors import UserError
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
-from basic_lite.train.places import (
+from basic_lite.training.places import (
     FINAL,
     LOCK,
     LOG,

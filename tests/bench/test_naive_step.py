@@ -12,8 +12,8 @@ from torch import Tensor
 from basic_lite.console import speaker
 from basic_lite.model.load import Loaded
 from basic_lite.supervision import Supervision
-from basic_lite.train.assembly import load_for_training, preflight, supervise
-from basic_lite.train.step import Batch, StepCounts, TrainStep
+from basic_lite.training.assembly import load_for_training, preflight, supervise
+from basic_lite.training.step import Batch, StepCounts, TrainStep
 from bench import rehearse
 from bench.naive_step import NaiveStep
 from tests.support.runs import quiet, tiny_recipe, write_data

@@ -20,7 +20,7 @@ from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
-from basic_lite.train.assembly import load_for_training, make_step
+from basic_lite.training.assembly import load_for_training, make_step
 from bench import gpu_suite, measure, step_suite
 from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
 from bench.step_suite import Side, StepResult

@@ -17,7 +17,7 @@ from basic_lite.model.audit import audit, check_parts
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.gradients import gradient_faults
+from basic_lite.training.gradients import gradient_faults
 from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
 
 CPU = torch.device("cpu")

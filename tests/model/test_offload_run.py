@@ -23,8 +23,8 @@ from basic_lite.model.offload import ActivationOffload
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.train.assembly import check_machine, load_for_training, make_step, supervise
-from basic_lite.train.step import StepCounts
+from basic_lite.training.assembly import check_machine, load_for_training, make_step, supervise
+from basic_lite.training.step import StepCounts
 from tests.support.runs import log_of, quiet, steps_of, tiny_recipe, write_data
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
         "supervision.refinement_batches": 1,
     }
     plain = train(tiny_recipe(folder, {**changes, "name": "plain"}), console=quiet())
-    monkeypatch.setattr("basic_lite.train.assembly.check_machine", lambda recipe, device: None)  # it refuses a CPU
+    monkeypatch.setattr("basic_lite.training.assembly.check_machine", lambda recipe, device: None)  # it refuses a CPU
     recipe = tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER, "name": "moved"})
     moved = train(recipe, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.console import quiet_libraries
-from basic_lite.train.files import write_json
+from basic_lite.training.files import write_json
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.bundles import random_run
 from tests.support.models import write_llm, write_vision

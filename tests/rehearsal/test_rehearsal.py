@@ -28,8 +28,8 @@ from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.step import KEPT, LAYER
 from basic_lite.supervision import Supervision
 from basic_lite.tools.measure import LongestStep, MakeStep
-from basic_lite.train.assembly import load_for_training, make_step
-from basic_lite.train.optimizer import make_optimizer
+from basic_lite.training.assembly import load_for_training, make_step
+from basic_lite.training.optimizer import make_optimizer
 from basic_lite_kernels.operations import Operations
 from bench.measure import held_bytes, peak_bytes, tensor_bytes
 from bench.naive_step import NaiveStep

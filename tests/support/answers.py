@@ -13,8 +13,8 @@ from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.bundle import load_trained
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.bundle import load_trained
 from tests.support.real import Pictures
 
 MAX_TOKENS = 16

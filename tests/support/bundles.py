@@ -10,7 +10,7 @@ import torch
 from basic_lite.model.adapt import adapt, lora_parameters
 from basic_lite.model.load import load_base, pick_dtype
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.bundle import write_bundle
+from basic_lite.training.bundle import write_bundle
 from tests.support.data import write_image
 from tests.support.runs import tiny_recipe
 

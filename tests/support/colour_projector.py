@@ -19,7 +19,7 @@ from torch.nn import functional
 from basic_lite.data.images import ImageRef, fit, pixels
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.recipe.schema import Recipe
-from basic_lite.train.bundle import write_bundle
+from basic_lite.training.bundle import write_bundle
 from tests.support.bundles import CPU, facts
 from tests.support.real import COLOURS, nearest_colours, pictures
 

@@ -21,7 +21,7 @@ import torch
 from basic_lite.cli import main as command_line
 from basic_lite.recipe import Recipe, dump_recipe
 from basic_lite.run import train
-from basic_lite.train.step import TrainStep
+from basic_lite.training.step import TrainStep
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")

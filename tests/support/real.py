@@ -24,7 +24,7 @@ from filelock import FileLock
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from basic_lite.train.files import write_json, written_whole
+from basic_lite.training.files import write_json, written_whole
 
 # Any change that alters the pictures or their answers must raise this number: caches outlive commits.
 PICTURES_VERSION = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from basic_lite.train.files import write_json
+from basic_lite.training.files import write_json
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.programs import require
 from tests.support.real import Unavailable, cache_folder, pictures

@@ -23,7 +23,7 @@ from basic_lite.tools.clean import LOST, clean
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
 from basic_lite.tools.runs import RunRow, show_runs
-from basic_lite.train.run_folder import locked
+from basic_lite.training.run_folder import locked
 from tests.support.runs import assert_same_weights, quiet, run, tiny_recipe
 
 BASE = {"training.max_steps": 3, "training.save_every": 1, "training.keep": 9}

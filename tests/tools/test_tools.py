@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
-from basic_lite.tools.evaluate import evaluate_run, normalise, other_images, score
-from basic_lite.train.answer import answer, chat_format
-from basic_lite.train.bundle import load_trained
+from basic_lite.tools.evaluate import EvalResult, evaluate_run, normalise, other_images, score
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 
@@ -33,6 +34,8 @@ def test_eval_answers_scores_and_writes(trained: Path) -> None:
     lines = [json.loads(x) for x in (trained / "predictions_data_final.jsonl").read_text().splitlines()]
     assert [line["number"] for line in lines] == list(range(1, 13))
     assert lines[0]["reference"] == "it is red" and lines[0]["correct"] == (lines[0]["prediction"] == "it is red")
+    assert [line["images"] for line in lines] == [[f"{n}.png"] for n in range(12)]
+    assert result.exact_match == result.accuracy["all"] and result.cut == sum(line["cut"] for line in lines)
     assert "colour" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -72,6 +75,49 @@ def test_eval_without_references_scores_nothing(trained: Path, tmp_path: Path) -
     result = evaluate_run(trained, tmp_path / "open.jsonl", image_dir=tmp_path / "images", out=out, console=quiet())
     assert result.accuracy == {} and result.predictions[0].correct is None
     assert json.loads(out.read_text())["prediction"]
+
+
+def test_eval_keeps_predictions_of_other_settings(trained: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path, 3).rename(tmp_path / "again.json")
+    said: list[str] = []
+
+    def run(**options: Any) -> EvalResult:
+        console = quiet()
+        result = evaluate_run(trained, data, image_dir=tmp_path / "images", console=console, **options)
+        said.append(console.file.getvalue().split("predictions: ")[1].strip())  # type: ignore[attr-defined]
+        return result
+
+    whole, short = run(), run(max_new_tokens=1)
+    run()
+    run(limit=2, max_new_tokens=1)
+    names = ["again_final", "again_final_2", "again_final", "again_final_3"]
+    assert said == [f"{trained}/predictions_{name}.jsonl" + " (replaced)" * (n == 2) for n, name in enumerate(names)]
+    assert whole.cut == 0 and short.cut == 3 and short.max_new_tokens == 1
+    assert all(len(prediction.prediction.split()) == 1 for prediction in short.predictions)
+    summary = json.loads((trained / "predictions_again_final_3.summary.json").read_text())
+    assert summary["cut"] == 2 and summary["counts"] == {"colour": 2, "all": 2}
+    settings = {"bundle": "final", "step": 80, "data": str(data), "image_dir": str(tmp_path / "images"), "limit": 2}
+    assert summary["settings"] == settings | {"template": "tokenizer", "max_new_tokens": 1}
+
+
+def test_eval_says_how_many_answers_were_cut(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path, 3)
+    options: dict[str, Any] = {"image_dir": tmp_path / "images", "out": tmp_path / "p.jsonl", "max_new_tokens": 2}
+    evaluate_run(trained, data, **options)
+    out, err = capsys.readouterr()
+    assert "3 of 3 answers were cut at 2 tokens (--max-new-tokens allows more)" in err and "replaced" not in out
+    evaluate_run(trained, data, **options)
+    assert "p.jsonl (replaced)" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_eval_refuses_a_record_without_a_question(trained: Path, tmp_path: Path) -> None:
+    write_data(tmp_path, 2)
+    turns = [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "it is red"}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": 9, "image": "0.png", "conversations": turns}) + "\n")
+    with pytest.raises(UserError, match=r"c.jsonl, record 1 \(id 9\): it has no question.*--template plain"):
+        evaluate_run(trained, tmp_path / "c.jsonl", image_dir=tmp_path / "images", console=quiet())
+    options: dict[str, Any] = {"image_dir": tmp_path / "images", "out": tmp_path / "c.out.jsonl", "console": quiet()}
+    assert evaluate_run(trained, tmp_path / "c.jsonl", template="plain", **options).counts == {"all": 1}
 
 
 @pytest.mark.parametrize(("one", "other"), [("It is  Red.", "it is red"), ("two\n", "two"), ("3.5", "3.5")])
@@ -185,7 +231,7 @@ def test_dry_run_tells_what_train_would_refuse(tmp_path: Path) -> None:
 
 
 def test_progress_shows_all_at_80_columns() -> None:
-    from basic_lite.train.progress import ProgressLine
+    from basic_lite.training.progress import ProgressLine
 
     values = {"loss": 12.345, "lm": 12.345, "das": 1.234, "sds": 123.456, "sum_a": 0.5, "cos": 0.9}
     for width in (80, 160):

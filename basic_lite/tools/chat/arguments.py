@@ -32,6 +32,8 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
         raise UserError("the question is empty; write one, or leave it out to be asked for it")
     if optional:
         _check_order(words, question)
+    elif question is not None and os.path.isfile(question) and is_picture(question):
+        raise UserError(f"--question is followed by the question, and {question} is a picture; put it before")
     return [picture(word) for word in words], question
 
 
@@ -58,6 +60,12 @@ def looks_like_path(word: str) -> bool:
     return not re.search(r"\s", word) and (separated or bool(_ANY_ENDING.search(word)))
 
 
+def missing_pictures(words: Sequence[str]) -> list[str]:
+    """The words, if they are all named as pictures and some don't exist: these; else none."""
+    named = bool(words) and all(_PICTURE_ENDING.search(word) for word in words)
+    return [word for word in words if not os.path.exists(os.path.expanduser(word))] if named else []
+
+
 def is_picture(name: str) -> bool:
     """Whether a name ends as pictures do, or is that of a file which can be read as one."""
     if _PICTURE_ENDING.search(name):
@@ -80,6 +88,8 @@ def picture(name: str | Path) -> ImageRef:
     path = Path(name).expanduser()
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
         raise UserError(f"there is no picture {name}; correct its path")
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
     image = ImageRef.of_file(path)
     try:
         check_image(image, "open")

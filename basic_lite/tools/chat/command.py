@@ -14,9 +14,9 @@ from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
-from basic_lite.train.answer import MAX_NEW_TOKENS
-from basic_lite.train.bundle import find_bundle
-from basic_lite.train.places import MANIFEST
+from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.training.bundle import find_bundle
+from basic_lite.training.places import MANIFEST
 
 
 def chat(

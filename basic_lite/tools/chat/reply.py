@@ -60,6 +60,17 @@ class Reply:
         """Whether the answer ended because it had ``max_new_tokens``."""
         return len(self._seen) >= self._most and self._seen[-1] not in self._end_ids
 
+    def why_cut(self, asked: int, option: str) -> str:
+        """What to say of an answer that was cut.
+
+        Args:
+            asked: the most tokens that were asked for; where the conversation leaves less, it says so.
+            option: what allows more.
+        """
+        if self._most < asked:
+            return f"after {self._most} tokens the conversation is as long as this model reads"
+        return f"it has {self._most} tokens; {option} allows more"
+
     def __iter__(self) -> Iterator[str]:
         failures: list[BaseException] = []
         thread = threading.Thread(target=self._work, args=(failures,), name=THREAD, daemon=True)

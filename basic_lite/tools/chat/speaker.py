@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.reply import Reply
-from basic_lite.train.answer import MAX_NEW_TOKENS
+from basic_lite.training.answer import MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from types import FrameType
 
 from basic_lite.console import note
 from basic_lite.errors import UserError
-from basic_lite.tools.chat.arguments import is_picture, picture
+from basic_lite.tools.chat.arguments import is_picture, missing_pictures, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
@@ -41,10 +41,14 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
     attended = sys.stdin.isatty()
     if attended:
         note("/image PATH adds a picture, /help lists what else there is, an empty line stops")
+    asked = False
     while line := next_line(dialogue, attended):
+        asked = True
         try:
             if line.lower() in ("/quit", "quit", "exit"):
                 return
+            if missing := missing_pictures(split_paths(line)):
+                raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
             if _is_pictures(line):
                 raise UserError(f"that is a picture; /image {line} adds it to the next question")
             if line.startswith("/"):
@@ -55,6 +59,8 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
             if not attended:
                 raise
             note(f"error: {error}")
+    if not asked and not attended:
+        raise UserError("there is no question: standard input is empty; write it after the pictures, in quotes")
 
 
 def next_line(dialogue: Dialogue, attended: bool) -> str:
@@ -154,7 +160,7 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
         note("stopped before its first word; the question is taken back")
         return
     if reply.cut:
-        note(f"(cut at {manner.max_new_tokens} tokens; --max-new-tokens allows more)")
+        note(f"(cut: {reply.why_cut(manner.max_new_tokens, '--max-new-tokens')})")
     dialogue.keep(asked, "".join(pieces))
 
 

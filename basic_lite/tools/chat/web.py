@@ -87,7 +87,8 @@ class Page:
         if said or not reply.stopped:
             dialogue.keep(asked, said)
         if reply.cut:
-            gr.Info(f"The answer was cut at {self.manner.max_new_tokens} tokens; --max-new-tokens allows more.")
+            why = reply.why_cut(self.manner.max_new_tokens, "--max-new-tokens")
+            gr.Info(f"The answer was cut: {why}.")
         yield shown(session.dialogue.messages), box()
 
     def stop(self, session: Session) -> None:

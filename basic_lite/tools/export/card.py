@@ -10,8 +10,8 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
-from basic_lite.train.assembly import basic_is_on
-from basic_lite.train.places import LOG, log_lines
+from basic_lite.training.assembly import basic_is_on
+from basic_lite.training.places import LOG, log_lines
 from basic_lite.units import dtype_name
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"

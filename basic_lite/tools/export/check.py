@@ -24,8 +24,8 @@ from basic_lite.tools.export.gguf.notes import gelu_difference, picture_differen
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
 from basic_lite.tools.export.samples import Sample, has_held_out, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
-from basic_lite.train.answer import answer, answer_length
-from basic_lite.train.bundle import load_trained
+from basic_lite.training.answer import answer, answer_length
+from basic_lite.training.bundle import load_trained
 
 LIMIT = 0.01
 """Most mean KL, in nats a token, with which an export passes that should be what was trained."""

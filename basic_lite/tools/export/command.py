@@ -20,7 +20,7 @@ from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
 from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
-from basic_lite.train.files import new_folder, write_json
+from basic_lite.training.files import new_folder, write_json
 from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 

@@ -17,8 +17,8 @@ from basic_lite.data.chat import ChatFormat
 from basic_lite.model.frontend import Frontend, input_side, resampling
 from basic_lite.recipe.schema import ImageFit
 from basic_lite.tools.export.template import chat_template
-from basic_lite.train.answer import MAX_NEW_TOKENS
-from basic_lite.train.files import write_json
+from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.training.files import write_json
 from basic_lite.units import dtype_name
 
 # What a configuration says of how it was made or is run, not of the model.

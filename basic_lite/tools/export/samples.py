@@ -13,7 +13,7 @@ from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.tools.export.folder import Source
-from basic_lite.train.data_json import held_out_of
+from basic_lite.training.data_json import held_out_of
 
 COMPARED_TOKENS = 32
 """Most tokens of a record's answer whose logits are compared."""

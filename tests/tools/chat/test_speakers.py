@@ -22,7 +22,7 @@ from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker, record_of
 from basic_lite.tools.chat.speaker import Manner
-from basic_lite.train.answer import answer
+from basic_lite.training.answer import answer
 from tests.support.models import tiny_tokenizer, write_llava
 
 SHORT = Manner(max_new_tokens=8)

@@ -104,6 +104,19 @@ def test_a_dropped_picture_is_not_asked(talk: Any, images: Path, tmp_path: Path)
     assert len(parrot.asked) == 1
 
 
+def test_a_mistyped_picture_is_not_asked(talk: Any, images: Path) -> None:
+    parrot = Parrot()
+    _, err = talk(parrot, "gone.png", f"{images / '0.png'} gone.jpg", "/far/gone.jpg", "is gone.png red ?")
+    assert "no picture gone.png; correct" in err and "no picture gone.jpg" in err and "no picture /far/gone.jpg" in err
+    assert [asked[-1].text for asked in parrot.asked] == ["is gone.png red ?"]
+
+
+def test_an_empty_pipe_has_no_question(talk: Any) -> None:
+    with pytest.raises(UserError, match="no question: standard input is empty"):
+        talk(Parrot(), keyboard=False)
+    talk(Parrot(), keyboard=True)
+
+
 def test_patterns(talk: Any, images: Path, tmp_path: Path) -> None:
     shutil.copy(images / "0.png", tmp_path / "a[1].png")
     parrot = Parrot()
@@ -133,7 +146,7 @@ def test_a_pipe_sees_answers_alone(talk: Any) -> None:
 
 def test_an_answer_that_is_cut_says_so(talk: Any) -> None:
     _, err = talk(Parrot("word " * 50), "one", manner=Manner(max_new_tokens=5))
-    assert "(cut at 5 tokens; --max-new-tokens allows more)" in err
+    assert "(cut: it has 5 tokens; --max-new-tokens allows more)" in err
     assert "cut" not in talk(Parrot(), "one")[1]
 
 

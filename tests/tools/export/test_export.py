@@ -19,7 +19,7 @@ from basic_lite.tools.export.command import export
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, write_shards
-from basic_lite.train.bundle import load_trained
+from basic_lite.training.bundle import load_trained
 from tests.support.bundles import CPU, random_run
 from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
 from tests.support.runs import quiet, tiny_recipe, write_data

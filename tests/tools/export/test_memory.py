@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.export.tensors import Checkpoint, Planned, write_shards
-from basic_lite.train.files import sha256, write_json
+from basic_lite.training.files import sha256, write_json
 from basic_lite.units import MIB
 from tests.support.bundles import facts
 from tests.support.models import write_vision

@@ -22,7 +22,7 @@ from basic_lite.tools.export.gguf.text import architecture_of, text_entries, tex
 from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
 from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
 from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, GgufType, Weights, write_file
-from basic_lite.train.files import saving
+from basic_lite.training.files import saving
 
 _SCRATCH = "gguf.part"
 _FIX = "Give the files another place, or make room there."

@@ -1,0 +1,265 @@
+"""basic-lite from Python: train, open a model, ask it, evaluate it. ``basic_lite`` hands out these names."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from basic_lite.console import counting, note, quiet_libraries
+from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.memory import Picture, picture_of, records_of
+from basic_lite.data.problems import shorten
+from basic_lite.data.records import Record
+from basic_lite.data.sources import load_records
+from basic_lite.errors import Interrupted, UserError
+from basic_lite.model.device import tell_device
+from basic_lite.model.load import pick_device
+from basic_lite.recipe.schema import Device, Recipe, SourceSection, Template
+from basic_lite.run import RunResult
+from basic_lite.run import train as train_recipe
+from basic_lite.tools.chat.arguments import is_picture, picture
+from basic_lite.tools.chat.command import find_speaker
+from basic_lite.tools.chat.dialogue import Dialogue, Message
+from basic_lite.tools.chat.of_run import RunSpeaker
+from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.evaluate import EvalResult, check_pictures, evaluate, read_questions
+from basic_lite.training.answer import MAX_NEW_TOKENS
+
+Pictures = Picture | Sequence[Picture] | None
+Rows = str | os.PathLike[str] | SourceSection | Iterable[Record | Mapping[str, Any] | SourceSection]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    checkpoint: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Run one stage, as ``basic-lite train`` does. A second run in the same program is as good as the first.
+
+    Args:
+        resume: continue the run in the recipe's folder.
+        checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
+        overwrite: replace the run in the recipe's folder. Not with ``resume``.
+        console: where its lines go; None: to stderr.
+
+    Raises:
+        UserError: anything the user can fix.
+        Interrupted: Ctrl-C, or a notebook's stop button, after a checkpoint was written.
+    """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"train takes a recipe, and this is {shorten(recipe)}; load_recipe reads one")
+    try:
+        return train_recipe(recipe, resume=resume, checkpoint=checkpoint, overwrite=overwrite, console=console)
+    except (Interrupted, UserError, KeyboardInterrupt) as error:
+        found: BaseException = error
+    # A notebook keeps the last error, and it would keep the frames that hold the model.
+    found.__cause__ = found.__context__ = None
+    raise found.with_traceback(None)
+
+
+def open_run(run: str | os.PathLike[str], device: Device = "auto") -> "TrainedModel":
+    """Open the model of a run.
+
+    Args:
+        run: a run folder (its ``final`` bundle, else its newest checkpoint), or a bundle inside one.
+        device: ``auto``: the GPU where there is one.
+
+    Raises:
+        UserError: there is no bundle, or it doesn't hold together.
+    """
+    quiet_libraries()
+    where = pick_device(device, "device")
+    tell_device(where, device, note)
+    return TrainedModel(RunSpeaker(Path(run).expanduser(), where), Path(run))
+
+
+def open_model(name: str | os.PathLike[str], device: Device = "auto", dtype: str = "auto") -> "Model":
+    """Open any model that ``basic-lite chat`` opens: a run, an exported folder, a llava-hf folder or hub name.
+
+    Args:
+        dtype: number type of a model that isn't a run: ``float32``, ``bfloat16``, ``float16``, or ``auto``.
+
+    Raises:
+        UserError: there is no such model, or it can't be read.
+    """
+    quiet_libraries()
+    speaker = find_speaker(os.fspath(name), device, dtype)
+    return TrainedModel(speaker, Path(name)) if isinstance(speaker, RunSpeaker) else Model(speaker)
+
+
+class Conversation:
+    """Questions and answers that the model remembers, with their pictures."""
+
+    def __init__(self, speaker: Speaker, manner: Manner) -> None:
+        self._speaker, self._manner = speaker, manner
+        self._dialogue = Dialogue()
+
+    def ask(self, question: str, pictures: Pictures = ()) -> str:
+        """Ask the next question; new pictures go with it, earlier ones stay in the conversation.
+
+        Raises:
+            UserError: a picture can't be read, or the conversation is too long. The question is then not kept.
+        """
+        self._dialogue.pictures = _refs(pictures)
+        asked = self._dialogue.asked(_checked(question))
+        answer = _answer(self._speaker, asked, self._manner)
+        self._dialogue.keep(asked, answer)
+        return answer
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said so far: each with its ``role`` (user or assistant), ``text`` and ``pictures``."""
+        return list(self._dialogue.messages)
+
+    def clear(self) -> None:
+        """Start again."""
+        self._dialogue.clear()
+
+
+class Model:
+    """A model that answers questions about pictures. Its memory is free again when it is deleted."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker = speaker
+        note(speaker.note)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._speaker.name}>"
+
+    def ask(
+        self, pictures: Pictures, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 0.0
+    ) -> str:
+        """Ask one question; nothing is remembered.
+
+        Args:
+            pictures: a path, bytes, a PIL image, a list of those, or None.
+            max_new_tokens: the most tokens of the answer. A warning says where it was cut.
+            temperature: 0: always the likeliest token. Above: drawn, the more freely the higher.
+
+        Raises:
+            UserError: a picture can't be read, or all is too long for the model.
+        """
+        asked = Dialogue(pictures=_refs(pictures)).asked(_checked(question))
+        return _answer(self._speaker, asked, _manner(max_new_tokens, temperature))
+
+    def chat(self, *, max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 0.0) -> Conversation:
+        """Start a conversation."""
+        return Conversation(self._speaker, _manner(max_new_tokens, temperature))
+
+
+class TrainedModel(Model):
+    """The model of a run: it can also be evaluated.
+
+    Attributes:
+        folder: the folder that was opened.
+        bundle: the bundle inside it whose weights these are.
+        recipe: the run's recipe.
+        step: optimizer steps that these weights have had.
+    """
+
+    def __init__(self, speaker: RunSpeaker, folder: Path) -> None:
+        super().__init__(speaker)
+        self._run = speaker
+        self.folder = folder
+        self.bundle: Path = speaker.bundle.folder
+        self.recipe: Recipe = speaker.recipe
+        self.step: int = speaker.bundle.step
+
+    def evaluate(
+        self,
+        records: Rows,
+        *,
+        image_dir: str | os.PathLike[str] | None = None,
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+        limit: int | None = None,
+        template: Template | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> EvalResult:
+        """Answer questions and score the answers by exact match, as ``basic-lite eval`` does. Writes nothing.
+
+        Args:
+            records: a file of questions with answers; such records, as dicts whose pictures are paths, bytes or PIL
+                images; or the data of a recipe (``recipe.data.train``).
+            image_dir: folder that picture paths are relative to. Default: beside the file; for dicts, where the
+                program runs.
+            max_new_tokens: the most tokens of an answer; None: as the longest answer in the data, and 8 more.
+            limit: take only the first so many.
+            progress: called with the number of answers that were just made; None: a bar on a terminal.
+
+        Raises:
+            UserError: a record has no question, or a picture can't be read.
+        """
+        found = _records(records, image_dir, limit)
+        check_pictures(found)
+        with counting(Console(stderr=True), "answering", len(found)) as count:
+            return evaluate(
+                self._run.loaded,
+                self.recipe,
+                found,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                template=template,
+                progress=progress or count,
+            )
+
+
+def _records(records: Rows, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
+    if isinstance(records, str | os.PathLike):
+        return read_questions(Path(records), None if image_dir is None else Path(image_dir), limit)
+    several = [records] if isinstance(records, SourceSection) else list(records)
+    if sections := [one for one in several if isinstance(one, SourceSection)]:
+        if len(sections) < len(several) or image_dir is not None:
+            raise UserError("the data of a recipe names its pictures' folder, and stands alone; leave the rest out")
+        return load_records(sections, root=Path.cwd())[:limit]
+    found = records_of([one for one in several if not isinstance(one, SourceSection)], image_dir)[:limit]
+    if not found:
+        raise UserError("there is no record to evaluate; give at least one")
+    return found
+
+
+def _manner(max_new_tokens: int, temperature: float) -> Manner:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1")
+    if temperature < 0:
+        raise UserError(f"temperature is {temperature}; give 0 for the likeliest answer, or a number above it")
+    return Manner(max_new_tokens, temperature)
+
+
+def _answer(speaker: Speaker, asked: list[Message], manner: Manner) -> str:
+    reply = speaker.reply(asked, manner)
+    answer = "".join(reply)
+    if reply.cut:
+        # Of the caller's line: ``ask`` and this function lie between.
+        warnings.warn(f"the answer was cut: {reply.why_cut(manner.max_new_tokens, 'max_new_tokens')}", stacklevel=3)
+    return answer
+
+
+def _checked(question: str) -> str:
+    if not question.strip():
+        raise UserError("the question is empty; write one")
+    if is_picture(question):
+        raise UserError(f"{question} is a picture, and it stands where the question belongs")
+    return question
+
+
+def _refs(pictures: Pictures) -> list[ImageRef]:
+    if pictures is None:
+        return []
+    several = [pictures] if isinstance(pictures, str | os.PathLike | bytes | Image.Image) else pictures
+    return [_ref(one) for one in several]
+
+
+def _ref(one: Picture) -> ImageRef:
+    if isinstance(one, str | os.PathLike):
+        return picture(os.fspath(one))
+    ref = picture_of(one)
+    check_image(ref, "open")
+    return ref

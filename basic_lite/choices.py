@@ -1,0 +1,29 @@
+"""The choice that someone meant: a usual other name of it, or the one that is spelled most like it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+# What people call these. Spelling alone would take `gpu` for `cpu`.
+_OTHER_NAMES = {
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "full": "float32",
+    "float": "float32",
+    "4bit": "nf4",
+    "4-bit": "nf4",
+    "vicuna": "v1",
+}
+
+
+def meant(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that ``word`` was meant for; None where none is near."""
+    choices, word = list(choices), word.strip().lower()
+    if other := _OTHER_NAMES.get(word):
+        return other if other in choices else None
+    return next(iter(get_close_matches(word, choices, 1, 0.5)), None)

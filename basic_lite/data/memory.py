@@ -1,0 +1,96 @@
+"""Pictures and records that a Python program holds, instead of files."""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from basic_lite.data.columns import find_columns
+from basic_lite.data.images import ImageRef, to_rgb
+from basic_lite.data.problems import BadImage, shorten
+from basic_lite.data.record import Record, numbered
+from basic_lite.data.records import Records
+
+Picture = str | os.PathLike[str] | bytes | Image.Image
+"""A path, the bytes of an image file, or a PIL image."""
+
+
+def picture_of(picture: Picture, folder: str | os.PathLike[str] | None = None) -> ImageRef:
+    """A picture as records have it; a path is not looked at yet.
+
+    Args:
+        folder: where paths start, and what they may not leave; None: they are paths as any program takes them.
+
+    Raises:
+        BadImage: it is no picture, or a PIL image that can't be read.
+    """
+    if isinstance(picture, str | os.PathLike):
+        name = os.fspath(picture)
+        return ImageRef.of_file(Path(name).expanduser()) if folder is None else ImageRef(name, os.fspath(folder))
+    if isinstance(picture, bytes):
+        return ImageRef("(bytes)", blob=picture)
+    if not isinstance(picture, Image.Image):
+        hint = "Image.fromarray of PIL makes one of an array of bytes"
+        raise BadImage(f"a picture is a path, bytes or a PIL image, and this is {shorten(picture)}", hint)
+    file = getattr(picture, "filename", "")
+    return ImageRef(os.path.basename(file) if isinstance(file, str) and file else "(PIL image)", blob=_png(picture))
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    try:
+        to_rgb(ImageOps.exif_transpose(picture) or picture).save(out, "PNG", compress_level=1)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reads a file only when its pixels are wanted
+        raise BadImage(f"a PIL image can't be read ({error})", "open it again") from error
+    return out.getvalue()
+
+
+def records_of(rows: Iterable[Record | Mapping[str, Any]], image_dir: str | os.PathLike[str] | None) -> list[Record]:
+    """Rows in a form of training data (conversations, or question and answer) as records.
+
+    Args:
+        image_dir: as ``folder`` of ``picture_of``.
+
+    Raises:
+        RecordProblem: names the row, from 1.
+    """
+    rows = list(rows)
+    known = [row for row in rows if isinstance(row, Record)]
+    return known if len(known) == len(rows) else list(Records([MemorySource(rows, image_dir)]))
+
+
+class MemorySource:
+    """Rows of a Python program. Their pictures may also be PIL images."""
+
+    def __init__(self, rows: Sequence[Any], image_dir: str | os.PathLike[str] | None = None) -> None:
+        self.name = "records"
+        self.columns: Mapping[str, str] = {}
+        self.present: tuple[str, ...] = ()
+        self.image_dir = ""  # pictures come out with their folders
+        self.prompts: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._rows, self._folder = rows, image_dir
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def place(self, index: int) -> str:
+        """See ``Source``."""
+        return numbered(self.name, index + 1)
+
+    def row(self, index: int) -> Any:
+        """One row, with its pictures as references.
+
+        Raises:
+            BadImage: one is none.
+        """
+        row = self._rows[index]
+        column = find_columns({}, row).get("image") if isinstance(row, Mapping) else None
+        return row if column is None else {**row, column: self._pictures(row[column])}
+
+    def _pictures(self, held: Any) -> list[ImageRef]:
+        several = held if isinstance(held, list | tuple) else [] if held is None else [held]
+        return [picture_of(one, self._folder) for one in several]

@@ -1,0 +1,190 @@
+"""The parts of a run, made from a recipe: what is checked first, the model, BASIC, the step."""
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from basic_lite.console import Say
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.errors import UserError
+from basic_lite.model.adapt import adapt
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.offload import offload
+from basic_lite.recipe.rules import check_without_gpu
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision, choose_kernels
+from basic_lite.supervision.target import supervised_layers
+from basic_lite.training.batches import Schedule
+from basic_lite.training.bundle import require_same_model
+from basic_lite.training.optimizer import make_optimizer
+from basic_lite.training.processes import ALONE, Processes
+from basic_lite.training.sanity import sanity_warnings
+from basic_lite.training.start import Origin, notes_on
+from basic_lite.training.step import TrainStep
+from basic_lite_kernels.operations import Operations
+
+Watch = Callable[[Operations], Operations]
+
+
+def check_machine(recipe: Recipe, device: torch.device | None) -> None:
+    """Refuse what can't run here, before anything is loaded.
+
+    Args:
+        device: None if the run is for another machine, as in a dry run.
+
+    Raises:
+        UserError: a tracker isn't installed, or a paged optimizer or offloading has no GPU.
+    """
+    for name in recipe.training.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"training.trackers names {name}, which isn't installed: pip install {name}, or take it out of the list"
+            )
+    if device is not None and device.type != "cuda":
+        check_without_gpu(recipe, f"the run is on the {device}")
+
+
+def preflight(
+    recipe: Recipe,
+    device: torch.device | None,
+    say: Say,
+    *,
+    origin: Origin | None = None,
+    shown: bool = True,
+    broken: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Frontend, Prepared]:
+    """Check everything that needs no weights, and prepare the data.
+
+    Args:
+        device: None if the run is for another machine, as in a dry run.
+        origin: the earlier run that the weights will come from.
+        shown: count the records on a terminal. In a run of several processes only the main one does.
+        broken: see ``prepare_data``.
+
+    Raises:
+        UserError: models, data or settings that can't make a run.
+    """
+    check_machine(recipe, device)
+    frontend = load_frontend(recipe.model)
+    if basic_is_on(recipe):
+        if device is not None:
+            choose_kernels(recipe.kernels, device, say)
+        supervised_layers(recipe.supervision.layers, frontend.layer_count)
+    if origin is not None:
+        require_same_model(origin.bundle, frontend.config, origin.key)
+        for note in notes_on(origin, recipe):
+            say(note)
+    data = prepare_data(recipe, frontend, say=say, shown=shown, broken=broken)
+    if not data.report.has_image.any():
+        raise UserError(
+            "no record of data.train has an image, so the projector would learn nothing; "
+            "add records with images (a text-only LLM is better trained elsewhere)"
+        )
+    return frontend, data
+
+
+def load_for_training(
+    recipe: Recipe, device: torch.device, frontend: Frontend, say: Say, *, origin: Origin | None = None
+) -> Loaded:
+    """Base weights, LoRA, an earlier run's weights where the recipe names one, what trains, what is offloaded."""
+    loaded = load_base(recipe, device, frontend)
+    adapt(loaded.parts, recipe)
+    if origin is not None:
+        origin.restore(loaded.parts, recipe, say)
+    offload(loaded.parts, recipe, device)
+    return loaded
+
+
+def projector_is_fresh(recipe: Recipe) -> bool:
+    """Whether the projector starts untrained."""
+    return (recipe.model.base or recipe.model.projector or recipe.model.start) is None
+
+
+def doubts(recipe: Recipe, data: Prepared) -> list[str]:
+    """What to say before a run of this recipe on this data, apart from what is refused."""
+    steps = Schedule(data.sampler, recipe).steps
+    return sanity_warnings(recipe, samples=len(data.train), steps=steps, fresh=projector_is_fresh(recipe))
+
+
+def basic_is_on(recipe: Recipe) -> bool:
+    """Whether this recipe's stage computes BASIC's losses."""
+    return recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
+
+
+def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
+    """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
+    if not basic_is_on(recipe):
+        say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
+        return None
+    operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
+    supervision = Supervision(
+        loaded.parts,
+        recipe.supervision,
+        vocabulary_ids=loaded.vocabulary_ids,
+        operations=watch(operations),
+        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+    )
+    settings = recipe.supervision
+    say(
+        f"BASIC: v̂ from layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights}), "
+        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, "
+        f"kernels: {operations.name} ({reason})"
+    )
+    return supervision
+
+
+def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
+    """bf16 autocast: where asked for, or (``auto``) where the GPU has it."""
+    if recipe.training.autocast == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return recipe.training.autocast == "bfloat16"
+
+
+def autocast_of(
+    recipe: Recipe, device: torch.device, processes: Processes = ALONE
+) -> Callable[[], AbstractContextManager[Any]] | None:
+    """The context that the model's forward runs in; None: none."""
+    if not uses_autocast(recipe, device):
+        return None
+    if processes.accelerator is not None:
+        return processes.accelerator.autocast
+    return functools.partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def make_step(
+    recipe: Recipe,
+    loaded: Loaded,
+    supervision: Supervision | None,
+    device: torch.device,
+    processes: Processes = ALONE,
+    *,
+    steps: int | None = None,
+) -> TrainStep:
+    """The optimizer step of a recipe on an adapted model.
+
+    Args:
+        steps: the whole run's steps, for the learning rate's schedule; None: the rates stay as they are.
+    """
+    training = recipe.training
+    optimizer = make_optimizer(loaded.parts, training, device)
+    scheduler = None
+    if steps is not None:
+        warm_up = math.ceil(steps * training.warmup_ratio)
+        scheduler = get_scheduler(training.scheduler, optimizer, num_warmup_steps=warm_up, num_training_steps=steps)
+    return TrainStep(
+        loaded.parts,
+        supervision,
+        device=device,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        max_grad_norm=training.max_grad_norm,
+        autocast=autocast_of(recipe, device, processes),
+        processes=processes,
+    )

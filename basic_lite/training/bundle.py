@@ -1,0 +1,289 @@
+"""What a run leaves, written and loaded back: adapter, projector, tokenizer, recipe, and a manifest with hashes.
+
+A bundle is a folder::
+
+    manifest.json                      format, step, models, sha256 of every file
+    recipe.json                        the resolved recipe
+    projector.safetensors              float32
+    adapter/adapter_config.json        PEFT's layout, only with LoRA
+    adapter/adapter_model.safetensors
+    tokenizer/ …                       JSON
+
+A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
+"""
+
+import copy
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import LlavaConfig, PreTrainedTokenizerBase
+
+from basic_lite.errors import UserError
+from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_parameters
+from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import Recipe
+from basic_lite.training.files import read_tensors, save_tensors, sha256, write_json
+from basic_lite.training.places import MANIFEST, RECIPE_JSON, checkpoints_of
+from basic_lite.version import __version__
+
+FORMAT = 1
+PROJECTOR = "projector.safetensors"
+ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
+# PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files match its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    recipe: Recipe
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def has_adapter(self) -> bool:
+        return ADAPTER_WEIGHTS in self.manifest["files"]
+
+
+def write_bundle(
+    folder: Path, parts: Parts, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: dict[str, Any]
+) -> None:
+    """Write a bundle into ``folder``, a scratch folder of ``written_whole``. The manifest lists all that is there then.
+
+    Args:
+        facts: the run's facts for the manifest: step, total_steps, data, …
+
+    Raises:
+        UserError: a trained weight isn't finite; nothing is written then.
+    """
+    _require_finite(parts, int(facts["step"]))
+    save_tensors(parts.projector.state_dict(), folder / PROJECTOR)
+    write_json(folder / RECIPE_JSON, recipe.model_dump(mode="json"))
+    if lora_parameters(parts.model):
+        _write_adapter(folder / "adapter", parts, recipe)
+    tokenizer.save_pretrained(str(folder / "tokenizer"), save_jinja_files=False)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "basic_lite": __version__,
+        "stage": recipe.stage,
+        **facts,
+        "models": {"base": recipe.model.base, "vision": recipe.model.vision, "llm": recipe.model.llm},
+        "model_facts": model_facts(parts.model.config),
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in files
+        },
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _write_adapter(folder: Path, parts: Parts, recipe: Recipe) -> None:
+    """LoRA in PEFT's own layout."""
+    folder.mkdir()
+    state = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
+    save_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    config = copy.deepcopy(parts.model.peft_config[ADAPTER])
+    config.base_model_name_or_path = recipe.model.base or recipe.model.llm
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def _require_finite(parts: Parts, step: int) -> None:
+    trained = {f"projector {name}": p for name, p in projector_parameters(parts).items()}
+    trained |= lora_parameters(parts.model)
+    broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())]
+    if broken:
+        some = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
+        raise UserError(
+            f"after step {step} the weights are not finite ({some}), so they were not saved. "
+            "Lower training.projector_learning_rate or training.learning_rate, and start again under another name; "
+            "or continue from the last checkpoint with --resume"
+        )
+
+
+def model_facts(config: LlavaConfig) -> dict[str, Any]:
+    """What a projector depends on: the kinds and sizes of both models and the features between them."""
+    vision, text = config.vision_config, config.text_config
+    size = [vision.model_type, vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size]
+    return {
+        "vision": size,
+        "vision_feature_layer": config.vision_feature_layer,
+        "vision_feature_select": config.vision_feature_select_strategy,
+        "llm": [text.model_type, text.hidden_size, text.num_hidden_layers],
+    }
+
+
+def find_bundle(place: Path, key: str = "run folder") -> Path:
+    """The bundle meant by ``place``: itself, a run folder's ``final``, or its newest checkpoint.
+
+    Raises:
+        UserError: nothing of the kind is there.
+    """
+    if (place / MANIFEST).is_file():
+        return place
+    if (place / "final" / MANIFEST).is_file():
+        return place / "final"
+    checkpoints = checkpoints_of(place)
+    if checkpoints:
+        return checkpoints[-1]
+    if place.name.startswith("checkpoint-"):
+        raise UserError(
+            f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
+        )
+    if not place.exists():
+        near = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*/")], 1)
+        hint = (
+            f"did you mean {place.parent / near[0]}?"
+            if near
+            else "give a run folder (runs/NAME) or a bundle inside one"
+        )
+        raise UserError(f"{key}: there is no folder {place}; {hint}")
+    if (place / "config.json").is_file():
+        raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")
+    if runs := sorted(p.name for p in place.glob("*/") if (p / "final" / MANIFEST).is_file() or checkpoints_of(p)):
+        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(runs)}; give one of them")
+    raise UserError(
+        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
+        "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
+    )
+
+
+def open_bundle(place: Path, key: str = "run folder") -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        UserError: no bundle, a foreign format, or a file whose hash isn't the manifest's.
+    """
+    return _read(find_bundle(place, key), whole=True)
+
+
+def look_at_bundle(place: Path, key: str = "run folder") -> Bundle:
+    """Read a bundle's manifest and recipe. Its weights are neither read nor verified.
+
+    Raises:
+        UserError: no bundle, a foreign format, or a changed recipe.
+    """
+    return _read(find_bundle(place, key), whole=False)
+
+
+def _read(folder: Path, *, whole: bool) -> Bundle:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+        version = manifest["format"]
+        if not {PROJECTOR, RECIPE_JSON} <= files.keys():
+            raise ValueError(f"it lists no {PROJECTOR} or {RECIPE_JSON}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. "
+            "Take another checkpoint (--checkpoint with --resume)"
+        ) from error
+    if version != FORMAT:
+        raise UserError(
+            f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
+        )
+    wrong = []
+    for name in files if whole else [RECIPE_JSON]:
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256(path) != files[name]["sha256"]:
+            wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
+    if wrong:
+        raise UserError(
+            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. "
+            "Parts of different runs must not be mixed; "
+            "restore the files, or take another checkpoint (--checkpoint with --resume)"
+        )
+    try:
+        recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise UserError(
+            f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one"
+        ) from error
+    return Bundle(folder, manifest, recipe)
+
+
+def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:
+    """Load a bundle's projector into the model.
+
+    Raises:
+        UserError: it was trained for another model.
+    """
+    require_same_model(bundle, parts.model.config, key)
+    state = read_tensors(bundle.folder / PROJECTOR)
+    theirs, ours = ({n: list(t.shape) for n, t in one.items()} for one in (state, parts.projector.state_dict()))
+    names = sorted(ours.keys() | theirs.keys())
+    _require_none(
+        bundle,
+        key,
+        [f"{n} is {theirs.get(n)}, the model wants {ours.get(n)}" for n in names if theirs.get(n) != ours.get(n)],
+    )
+    parts.projector.load_state_dict(state)
+
+
+def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
+    """Refuse a bundle of another kind of model: even where shapes agree, its projector speaks to another LLM."""
+    theirs, ours = bundle.manifest.get("model_facts", {}), model_facts(config)
+    wrong = [
+        f"{name}: {theirs[name]}, here {ours[name]}" for name in ours if theirs.get(name, ours[name]) != ours[name]
+    ]
+    _require_none(bundle, key, wrong)
+
+
+def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:
+    if wrong:
+        models = {k: v for k, v in bundle.manifest["models"].items() if v}
+        raise UserError(
+            f"{key}: the projector in {bundle.folder} doesn't fit this model ({'; '.join(wrong)}). "
+            f"It was trained for {models}; use it with those models, or train a projector for these (stage 1)"
+        )
+
+
+def restore_adapter(bundle: Bundle, parts: Parts) -> None:
+    """Load a bundle's LoRA weights into the injected adapter.
+
+    Raises:
+        UserError: names or shapes differ from the adapter of this recipe.
+    """
+    state = {
+        name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
+    }
+    own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
+    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
+        raise UserError(
+            f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
+            "or other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it. "
+            "Use that run's recipe"
+        )
+    set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
+
+
+def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:
+    """The model of a run folder or bundle, adapter and projector restored, in eval mode.
+
+    Raises:
+        UserError: no bundle, or one that doesn't hold together or fit its models.
+    """
+    bundle = open_bundle(place)
+    loaded = load_base(bundle.recipe, device)
+    adapt(loaded.parts, bundle.recipe)
+    restore_projector(bundle, loaded.parts)
+    if bundle.has_adapter:
+        restore_adapter(bundle, loaded.parts)
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
+    return loaded, bundle

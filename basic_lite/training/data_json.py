@@ -1,0 +1,32 @@
+"""What a run's ``data.json`` says of its data, read again: by the run when it continues, and by tools."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, TRAIN
+from basic_lite.training.places import DATA
+
+_WRONG = (OSError, ValueError, TypeError, KeyError, RecursionError)
+
+
+def broken_at_start(folder: Path) -> dict[str, list[int]] | None:
+    """Which records a run dropped for a picture when it started, by data key; None: its data.json doesn't say."""
+    try:
+        data = _read(folder)
+        names = {TRAIN: "train", EVAL: "eval"}
+        return {key: [int(n) for n in data[name][BROKEN]] for key, name in names.items() if name in data}
+    except _WRONG:
+        return None
+
+
+def held_out_of(folder: Path) -> list[int] | None:
+    """Which records of data.train a run kept for evaluation (`data.held_out`); None: its data.json doesn't say."""
+    try:
+        return [int(n) for n in _read(folder)["eval"][HELD_OUT]]
+    except _WRONG:
+        return None
+
+
+def _read(folder: Path) -> Any:
+    return json.loads((folder / DATA).read_text(encoding="utf-8"))

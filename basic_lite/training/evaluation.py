@@ -1,0 +1,117 @@
+"""What a run measures beside its steps: the loss on held-out data, and the refinement curve."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from basic_lite.console import Say
+from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision, refinement_curve
+from basic_lite.training.batches import loading
+from basic_lite.training.recovery import Recovery
+from basic_lite.training.step import StepCounts, TrainStep
+
+# More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
+SAMPLES_PER_BATCH = 4
+
+
+@torch.no_grad()
+def held_out_loss(
+    step: TrainStep,
+    dataset: Dataset[Any],
+    collate: Any,
+    recipe: Recipe,
+    recovery: Recovery,
+    what: str,
+    begin_again: Callable[[dict[str, int]], None],
+    drop: Callable[[list[str]], None],
+) -> float:
+    """Mean L_lm over the labelled tokens of held-out data, whatever the batches are and however many processes.
+
+    Args:
+        what: the name of the work for messages, such as "the evaluation after step 3".
+        begin_again: see ``Recovery.attempts``.
+        drop: takes what is wrong with this process's records that could not be read, and were left out.
+
+    Raises:
+        OutOfMemory: not even one sample has room.
+        UserError: no record could be read.
+    """
+    processes, size = step.processes, recipe.training.micro_batch
+    order = list(range(len(dataset)))
+    groups = [order[i : i + size] for i in range(0, len(order), size)][processes.index :: processes.count]
+    total, count = 0.0, 0
+    dropped: list[str] = []
+
+    step.parts.model.eval()
+    with processes.together(), loading(dataset, groups, collate, recipe, step.device) as loader:
+        for batch, problems in loader:
+            dropped += problems
+            if batch is None:
+                continue
+            for attempt in recovery.attempts([batch], what, begin_again):
+                with attempt as parts:
+                    means = [float(step.forward(**step.inputs(part)).loss) for part in parts]
+                    labelled = [StepCounts.of([part], recovery.image_token_id).labelled_tokens for part in parts]
+            total += sum(mean * tokens for mean, tokens in zip(means, labelled, strict=True) if tokens)
+            count += sum(labelled)
+    step.train_mode()
+    drop(dropped)
+    total, count = processes.sum([total, float(count)])
+    with processes.together():
+        if not count:
+            raise UserError(
+                f"{what}: none of the {len(order):,} held-out records can be read any more; is the folder with their "
+                "pictures still there? Continue with --resume once it is"
+            )
+    return total / count
+
+
+def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) -> str:
+    """The loss in a line; ``earlier``: steps and losses of the run's evaluations before."""
+    before = f" (was {earlier[-1][1]:.3f} at step {earlier[-1][0]})" if earlier else ""
+    return f"step {step}: held-out loss {loss:.3f}{before}"
+
+
+@dataclass(frozen=True)
+class RefinementLog:
+    """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns."""
+
+    supervision: Supervision | None  # None: BASIC is off, and nothing is measured
+    batches: Sequence[dict[str, Tensor]]  # of samples with images; none: nothing is measured
+    tokenizer: Any
+    say: Say
+    autocast: Callable[[], AbstractContextManager[Any]] | None
+    fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
+
+    def measure(self, step: int) -> dict[str, Any] | None:
+        """Measure the curve after a step, in the form for the log; None where there is none."""
+        if self.supervision is None or not self.supervision.active or not self.batches:
+            return None
+        device = self.supervision.device
+        moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
+        try:
+            with self.autocast() if self.autocast is not None else nullcontext():
+                curve = refinement_curve(self.supervision, moved, self.tokenizer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            self.say(f"step {step}: {curve.summary()}")
+            warning = None if step == 0 and self.fresh else curve.warning()
+            if warning is not None:
+                self.say(f"warning: step {step}: {warning}")
+            return {"refinement": curve.to_dict()}
+        clear_device_cache(garbage_collection=True)
+        self.say(
+            f"warning: step {step}: no refinement curve: not enough memory for {SAMPLES_PER_BATCH} samples at once; "
+            "set supervision.refinement_batches=0 to skip it"
+        )
+        return None

@@ -1,0 +1,145 @@
+"""Files of a run: tensors as safetensors, the rest as JSON, folders that appear only when they are whole."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from basic_lite.errors import UserError
+from basic_lite.training.places import OLD, PART, UNFINISHED
+
+# Libraries in Rust put the number of the system's error into their text: Linux's and macOS's, Windows'.
+_FULL = re.compile(r"os error (28|112)\b")
+
+
+@contextmanager
+def written_whole(folder: Path, fix: str) -> Iterator[Path]:
+    """Give a scratch folder that is renamed to ``folder`` when it is complete; an older one is deleted then.
+
+    Args:
+        fix: what to do where the disk is full or can't be written.
+
+    Raises:
+        UserError: the disk is full, or can't be written.
+    """
+    scratch = folder.with_name(folder.name + PART)
+    old = folder.with_name(folder.name + OLD)
+    with saving(folder, fix):
+        try:
+            for left in (scratch, old):
+                shutil.rmtree(left, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            yield scratch
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(scratch, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # what an error left
+
+
+@contextmanager
+def new_folder(folder: Path, fix: str) -> Iterator[Path]:
+    """Give a scratch folder that becomes ``folder`` when it is complete. Nothing that was there before is touched.
+
+    Args:
+        folder: an absolute path where nothing is, or an empty folder.
+        fix: what to do where the disk is full or can't be written.
+
+    Raises:
+        UserError: the disk is full, or can't be written.
+    """
+    with saving(folder, fix):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        try:
+            scratch.chmod(0o777 & ~_umask())
+            yield scratch
+            if folder.exists():
+                folder.rmdir()  # refuses one that isn't empty
+            os.replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # what an error left
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
+def saving(path: Path, fix: str) -> Iterator[None]:
+    """Around writing ``path``: a disk that is full or can't be written becomes an error for the user.
+
+    Raises:
+        UserError: says so, and ``fix``.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error))
+        # transformers raises OSError without a number for what isn't the system's doing.
+        of_system = isinstance(error, OSError) and error.errno is not None
+        if not full and not of_system and not isinstance(error, SafetensorError):
+            raise
+        why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} could not be saved: {why}. {fix}") from error
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
+    seen: set[int] = set()
+    written: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        written[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    save_file(written, str(path), {"format": "pt"})
+    # The library keeps its files from other users. These are no secret, and a server may run as another user.
+    path.chmod(0o666 & ~_umask())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with a newline at the end."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

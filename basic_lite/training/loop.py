@@ -1,0 +1,345 @@
+"""A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
+
+import math
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from basic_lite.console import speaker
+from basic_lite.data.prepare import Prepared
+from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.model.load import Loaded, pick_dtype
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision
+from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.training.batches import Schedule, StepBatches, step_batches
+from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
+from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
+from basic_lite.training.dropped import DroppedRecords
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
+from basic_lite.training.files import written_whole
+from basic_lite.training.gradients import GradientCheck
+from basic_lite.training.interruption import Interruption
+from basic_lite.training.log import RunLog
+from basic_lite.training.places import LOG, checkpoints_of
+from basic_lite.training.processes import Processes
+from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
+from basic_lite.training.recovery import Recovery, memory_needed, random_state
+from basic_lite.training.run_folder import RunFolder
+from basic_lite.training.samples import HeldOutAnswers
+from basic_lite.training.step import Batch, StepCounts, Terms
+from basic_lite.units import peak_memory_gib
+
+OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's loop works with: all of it made and checked before the first step."""
+
+    recipe: Recipe
+    loaded: Loaded
+    data: Prepared
+    supervision: Supervision | None
+    folder: RunFolder
+    started_from: dict[str, Any] | None  # the manifest's record of the run that the weights came from
+    processes: Processes
+    device: torch.device
+    console: Console
+
+
+class Loop:
+    """The training of one run, from step 0 or from a checkpoint to the trained bundle."""
+
+    def __init__(self, run: Run) -> None:
+        recipe, training = run.recipe, run.recipe.training
+        self.run, self.recipe, self.processes, self.device = run, recipe, run.processes, run.device
+        self.say = speaker(run.console)
+        self.schedule = Schedule(run.data.sampler, recipe)
+        self.train_step = make_step(
+            recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
+        )
+        self.log = RunLog(run.folder.path / LOG, run.processes)
+        self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
+        self.progress = self._start()
+        self.dropped = DroppedRecords(
+            run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
+        )
+        self.first = self.progress.step  # steps done before this program began
+        self.pace = Pace(run.device, self.first, self.schedule.steps, self.say)
+        self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
+        self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
+        self.recovery = Recovery(
+            training,
+            run.device,
+            run.loaded.parts.image_token_id,
+            self.say,
+            alone=run.processes.count == 1,
+            lowered_to=self.progress.lowered_to,
+        )
+        autocast = autocast_of(recipe, run.device)
+        self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
+        count = recipe.supervision.refinement_batches if run.processes.is_main else 0
+        self.refinement = RefinementLog(
+            run.supervision,
+            run.data.batches_with_images(count, SAMPLES_PER_BATCH),
+            run.loaded.tokenizer,
+            self.say,
+            autocast,
+            fresh=projector_is_fresh(recipe),
+        )
+
+    def _start(self) -> Progress:
+        """Start at step 0, or restore the checkpoint."""
+        bundle, parts = self.run.folder.checkpoint, self.run.loaded.parts
+        self.processes.copy_main_weights(self.train_step.trainable)
+        if self.processes.index:
+            # Other samples, so other dropout; the main process draws what it would draw alone.
+            torch.manual_seed(self.recipe.seed + self.processes.index)
+        if bundle is None:
+            return Progress()
+        restore_projector(bundle, parts, "--resume")
+        if bundle.has_adapter:
+            restore_adapter(bundle, parts)
+        restore_training_state(
+            bundle, self.train_step.optimizer, self.train_step.scheduler, self.device, self.processes
+        )
+        if (before := bundle.manifest["processes"]) != self.processes.count:
+            self.say(
+                f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
+                "from an uninterrupted run's"
+            )
+        was, now = bundle.manifest["machine"], self._machine()
+        if was != now:
+            self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
+        progress = read_progress(bundle)
+        self.log.keep_until(progress.step)
+        self.say(f"continuing from {bundle.folder} (step {progress.step})")
+        if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
+            self.say(f"the run ran out of memory before: it continues with a micro-batch of {progress.lowered_to}")
+        return progress
+
+    def train(self) -> list[dict[str, Any]]:
+        """Every step that is left, then the final bundle.
+
+        Returns:
+            The log lines of these steps.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+            OutOfMemory: a step has no room for a single sample; the steps before it are saved.
+            UserError: something the user can fix.
+        """
+        processes, last, began = self.processes, self.schedule.steps, time.perf_counter()
+        try:
+            with (
+                Interruption(self.say, alone=not processes.launched) as interruption,
+                memory_needed(OUTSIDE),
+                closing(self._batches()) as source,
+            ):
+                self.log.start_trackers(self.recipe)
+                self.dropped.write()
+                if self.progress.step == 0:
+                    self._measure_premise()
+                self.line.start(self.progress.step)
+                for step in range(self.progress.step + 1, last + 1):
+                    started = time.perf_counter()
+                    with self._kept_when_stopped(all_here=True), processes.together():
+                        batches, dropped = next(source)
+                    counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(processes)
+                    lost = self.dropped.note(step, dropped)
+                    with self._kept_when_stopped(all_here=True), processes.together():
+                        self.dropped.require_some(step, lost, left=counts.tokens > 0)
+                    if counts.tokens:
+                        self._step(step, batches, counts, started)
+                        self.pace.add(step, started)
+                    else:
+                        self.train_step.skip()
+                        self.progress.step = step
+                    self._evaluate(step)
+                    stop = processes.any(interruption.requested) and step < last
+                    if step % self.recipe.training.save_every == 0 or step == last or stop:
+                        self._save()
+                    if stop:
+                        raise Interrupted(self.run.folder.checkpoint_at(step))
+                self.check.finish(last)
+                self._measure_premise()
+                self._save_final()
+        finally:
+            self.line.close()
+            self.log.close()
+        folder, seconds = self.run.folder, time.perf_counter() - began
+        self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
+        return self.log.history
+
+    def _step(self, step: int, batches: list[Batch], counts: StepCounts, started: float) -> None:
+        """Gradients of all micro-batches, the update, the log line."""
+        lambdas = self._lambdas(step)
+        with self._kept_when_stopped(all_here=False):
+            for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
+                with attempt as parts:
+                    terms = self.train_step.gradients(parts, counts, lambdas)
+        with self.processes.together():
+            self.check.look(step, has_image=counts.samples_with_image > 0)
+        rates = self.train_step.rates()
+        self.train_step.update()
+        self.progress.step = step
+        if any(lambdas) and counts.samples_with_image:
+            self._basic_terms = terms
+        self._log(step, terms, counts, rates, started)
+
+    def _batches(self) -> Generator[StepBatches]:
+        data, first = self.run.data, self.progress.step
+        return step_batches(data.train, data.collator, self.schedule, self.recipe, self.device, self.processes, first)
+
+    @contextmanager
+    def _kept_when_stopped(self, *, all_here: bool) -> Iterator[None]:
+        """Save the steps so far when something stops the run between two of them.
+
+        Args:
+            all_here: whether it stops all processes at this place; a checkpoint needs what each of them has.
+        """
+        try:
+            yield
+        except (OutOfMemory, UserError):
+            if all_here or self.processes.count == 1:
+                self._save_before_leaving()
+            raise
+
+    def _lambdas(self, step: int) -> tuple[float, float]:
+        supervision = self.run.supervision
+        return supervision.lambdas(step - 1, self.schedule.steps) if supervision is not None else (0.0, 0.0)
+
+    def _begin_again(self, record: dict[str, int]) -> None:
+        self.train_step.drop_gradients()
+        self.log.write(self.progress.step, {"out_of_memory": record})
+
+    def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], started: float) -> None:
+        """Log this step's own values. With BASIC off, BASIC's are the last known ones."""
+        if step % self.recipe.training.log_every and step != self.schedule.steps:
+            self.line.show(step, self.schedule.steps)
+            return
+        self._settle_basic_terms()
+        values = self.progress.last_terms | terms.values(self.processes)
+        seconds = time.perf_counter() - started  # the values have waited for the device
+        values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
+        values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
+        with self.processes.together():
+            _require_finite(step, values)
+        self.log.write(step, values)
+        # A step of text alone has no BASIC: the line keeps the values of the last step with images.
+        without = () if counts.samples_with_image else OF_IMAGES
+        self.line.show(step, self.schedule.steps, {k: v for k, v in values.items() if k not in without})
+
+    def _settle_basic_terms(self) -> None:
+        """Bring the terms of the last step with BASIC to the host. Before that, nothing waits for them."""
+        if self._basic_terms is not None:
+            values = self._basic_terms.values(self.processes)
+            self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
+            self._basic_terms = None
+
+    def _evaluate(self, step: int) -> None:
+        """Evaluate every so many steps, and at the end, where there is held-out data."""
+        data, every = self.run.data, self.recipe.training.eval_every
+        due = step == self.schedule.steps or (every is not None and step % every == 0)
+        if data.eval is None or not due:
+            return
+        what = f"the evaluation after step {step}"
+        with self._kept_when_stopped(all_here=True):
+            loss = held_out_loss(
+                self.train_step,
+                data.eval,
+                data.collator,
+                self.recipe,
+                self.recovery,
+                what,
+                self._begin_again,
+                lambda problems: self.dropped.note(step, problems, where=what),
+            )
+        self.say(held_out_text(step, loss, self.log.values("eval_loss")))
+        self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
+        self._measure_premise()
+        if self.processes.is_main and (answers := self.answers.ask()):
+            self.log.write(step, {"answers": answers})
+        self.train_step.train_mode()
+
+    def _measure_premise(self) -> None:
+        """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
+        step = self.progress.step
+        if not self.log.has(step, "refinement"):
+            curve = self.refinement.measure(step)
+            if curve is not None:
+                self.log.write(step, curve)
+
+    def _save(self) -> None:
+        """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""
+        folder = self.run.folder
+        generators = self.processes.gather(random_state(self.device))
+        self._settle_basic_terms()
+        self.progress.lowered_to, self.progress.projector_seen = self.recovery.lowered_to, self.check.projector_seen
+        with self.processes.together():
+            if self.processes.is_main:
+                good = checkpoints_of(folder.path)
+                last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
+                fix = f"{last}; make room, and continue with --resume"
+                with written_whole(folder.checkpoint_at(self.progress.step), fix) as scratch:
+                    optimizer, scheduler = self.train_step.optimizer, self.train_step.scheduler
+                    write_training_state(scratch, self.progress, optimizer, scheduler, generators)
+                    self._write_bundle(scratch)
+                for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def _save_before_leaving(self) -> None:
+        self.train_step.drop_gradients()
+        if self.progress.step and not self.processes.from_main(
+            self.run.folder.checkpoint_at(self.progress.step).exists()
+        ):
+            self._save()
+
+    def _save_final(self) -> None:
+        with self.processes.together():
+            if self.processes.is_main:
+                fix = "Make room, and write it with --resume, which trains nothing anew"
+                with written_whole(self.run.folder.final, fix) as scratch:
+                    self._write_bundle(scratch)
+
+    def _write_bundle(self, folder: Path) -> None:
+        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, self._facts())
+
+    def _machine(self) -> dict[str, str]:
+        """What the recipe leaves to the machine."""
+        dtype, autocast = pick_dtype(self.recipe.model.dtype, self.device), uses_autocast(self.recipe, self.device)
+        return {"device": self.device.type, "dtype": str(dtype), "autocast": str(autocast)}
+
+    def _facts(self) -> dict[str, Any]:
+        """Facts about the run for a bundle's manifest."""
+        step = self.progress.step
+        return {
+            "step": step,
+            "total_steps": self.schedule.steps,
+            "data": {
+                "epoch": self.schedule.epochs_after(step),
+                "samples": self.schedule.samples_after(step),
+                "seed": self.recipe.seed,
+                "fingerprint": self.run.data.report.fingerprint,
+            },
+            "machine": self._machine(),
+            "processes": self.processes.count,
+            "started_from": self.run.started_from,
+        }
+
+
+def _require_finite(step: int, values: dict[str, float]) -> None:
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower training.projector_learning_rate "
+            "or training.learning_rate, and start again under another name; or continue from the last checkpoint with "
+            "--resume"
+        )

@@ -1,0 +1,167 @@
+"""Make a step that ran out of memory again with smaller micro-batches; the step stays the same."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+
+from basic_lite.console import Say
+from basic_lite.errors import OutOfMemory, is_out_of_memory
+from basic_lite.recipe.schema import TrainingSection
+from basic_lite.training.step import Batch
+
+
+class Attempt:
+    """A context around one attempt; that it finds no memory is kept in ``found`` instead of raised."""
+
+    def __init__(self, parts: list[Batch]) -> None:
+        self.found: str | None = None
+        self._parts = parts
+
+    def __enter__(self) -> list[Batch]:
+        return self._parts
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error):
+            return False
+        # The message alone: with the exception go the frames that hold the failed attempt's tensors.
+        self.found = str(error)
+        self._parts = []
+        return True
+
+
+class Recovery:
+    """Attempts with micro-batches that memory has room for; remembers how large those are.
+
+    The whole optimizer step is tried again, since a backward that broke off has left some of its gradients. It draws
+    the dropout of a run that had the smaller micro-batch from the start, so the step is the one that such a run makes.
+    """
+
+    def __init__(
+        self,
+        training: TrainingSection,
+        device: torch.device,
+        image_token_id: int,
+        say: Say,
+        *,
+        alone: bool,
+        lowered_to: int | None = None,
+    ) -> None:
+        """
+        Args:
+            alone: whether this is the only process. Several can't begin a step again: the others wait for this one.
+            lowered_to: samples of a micro-batch that the run was lowered to before; None: it never was.
+        """
+        self.whole, self.global_batch = training.micro_batch, training.global_batch
+        self.device, self.image_token_id = device, image_token_id
+        self.alone = alone
+        self.lowered_to = lowered_to
+        self._say = say
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in memory at once: the recipe's, or fewer once memory ran out."""
+        return self.whole if self.lowered_to is None else min(self.whole, self.lowered_to)
+
+    def attempts(
+        self, batches: Sequence[Batch], what: str, begin_again: Callable[[dict[str, int]], None]
+    ) -> Iterator[Attempt]:
+        """The batches, cut into smaller and smaller parts until an attempt on them finds memory.
+
+        Args:
+            what: the name of the work for messages, such as "step 3".
+            begin_again: called before a further attempt, with a record for the log.
+
+        Raises:
+            OutOfMemory: not even single samples have room, or other processes wait. The generators are as before.
+        """
+        random = random_state(self.device)
+        while True:
+            parts = [part for batch in batches for part in slices(batch, self.micro_batch, self.image_token_id)]
+            attempt = Attempt(parts)
+            yield attempt
+            if attempt.found is None:
+                return
+            del parts
+            clear_device_cache(garbage_collection=True)
+            set_random_state(random, self.device)
+            largest = max((len(batch["input_ids"]) for batch in batches), default=1)
+            begin_again(self._lower(attempt.found, largest, what))
+
+    def _lower(self, found: str, largest: int, what: str) -> dict[str, int]:
+        """Lower to a divisor of the recipe's micro-batch, so that a run could have begun with it."""
+        samples = min(self.micro_batch, largest)
+        if samples == 1 or not self.alone:
+            others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
+            raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
+        fewer = max(n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples)
+        self.lowered_to = fewer
+        self._say(
+            f"out of memory in {what} with a micro-batch of {samples}: it starts again with {fewer}, accumulated "
+            f"{self.global_batch // fewer} times; the global batch stays {self.global_batch}. "
+            f"Set training.micro_batch={fewer} to begin with that"
+        )
+        return {"micro_batch": samples, "now": fewer}
+
+
+@contextmanager
+def memory_needed(when: str) -> Iterator[None]:
+    """Raise ``OutOfMemory`` if the work inside runs out of memory.
+
+    Args:
+        when: the time for messages, such as "while the model was loaded".
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = str(error)
+    raise OutOfMemory(when, found)
+
+
+def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
+    """Cut a collated batch into parts of at most ``samples`` samples, each as if it had been collated alone.
+
+    Args:
+        batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T]; ``pixel_values`` [I, 3, h, w], images in the order
+            of their placeholders.
+        samples: the most samples of a part.
+        image_token_id: id of a visual token's placeholder; every image has equally many.
+    """
+    ids = batch["input_ids"]
+    if len(ids) <= samples:
+        yield batch
+        return
+    pixels = batch.get("pixel_values")
+    visual = (ids == image_token_id).sum(dim=1)  # [B]
+    tokens_per_image = int(visual.sum()) // len(pixels) if pixels is not None else 1
+    ends = (visual // max(tokens_per_image, 1)).cumsum(0).tolist()  # [B], images up to and with each sample
+    for start in range(0, len(ids), samples):
+        rows = slice(start, start + samples)
+        seen = batch["attention_mask"][rows].any(dim=0).nonzero()
+        columns = slice(int(seen[0]), int(seen[-1]) + 1)  # without the padding that only longer samples needed
+        part = {name: x[rows, columns] for name, x in batch.items() if name != "pixel_values"}
+        if pixels is not None:
+            images = pixels[ends[start - 1] if start else 0 : ends[min(start + samples, len(ids)) - 1]]
+            if len(images):
+                part["pixel_values"] = images
+        yield part
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The global generators' state that dropout on ``device`` draws from: the CPU's, and a GPU's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
+    """Restore what ``random_state`` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,295 @@
+"""The run folder: who owns it, and whether a run in it can continue."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from basic_lite.errors import UserError
+from basic_lite.recipe import Recipe, dump_recipe, flat_values
+from basic_lite.training.bundle import Bundle, open_bundle
+from basic_lite.training.checkpoint import require_checkpoint
+from basic_lite.training.data_json import broken_at_start
+from basic_lite.training.files import remove, write_json
+from basic_lite.training.places import (
+    DATA,
+    FINAL,
+    LOCK,
+    PART,
+    PARTS,
+    RECIPE_YAML,
+    SCRATCH,
+    SET_ASIDE,
+    checkpoints_of,
+    is_finished,
+    is_run,
+    remains_of,
+    results_of,
+)
+
+# Keys that may differ between a run and its continuation: they don't change what is computed.
+FREE = {
+    "name",
+    "output",
+    "data.workers",
+    "data.check_images",
+    "data.bad_records",
+    "training.save_every",
+    "training.keep",
+    "training.log_every",
+    "training.eval_answers",
+    "training.trackers",
+    "training.micro_batch",
+    "training.gradient_checkpointing",
+    "training.offload_activations",
+    "model.tower_on_host",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, and the checkpoint it continues from (None: from the start).
+
+    Attributes:
+        broken: for a run that continues: which records it dropped for a picture when it started, by data key.
+    """
+
+    path: Path
+    checkpoint: Bundle | None = None
+    finished: bool = False
+    overwrite: bool = False  # the run that is there is replaced
+    broken: dict[str, list[int]] | None = None
+
+    @property
+    def final(self) -> Path:
+        """The bundle that a finished run leaves."""
+        return self.path / FINAL
+
+    @property
+    def started_from(self) -> dict[str, Any] | None:
+        """The checkpoint's record of the earlier run that its weights came from; None: there is none."""
+        return None if self.checkpoint is None else self.checkpoint.manifest.get("started_from")
+
+    def checkpoint_at(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.path / f"checkpoint-{step}"
+
+    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any]) -> list[Path]:
+        """Take the folder: write the resolved recipe, the part table and the data's summary.
+
+        A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there. A run
+        that continues sets aside what later steps have left.
+
+        Returns:
+            What was set aside, at its new places.
+        """
+        # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
+        scratch = self.path / (PARTS + PART)
+        write_json(scratch, [vars(part) for part in parts])
+        os.replace(scratch, self.path / PARTS)
+        moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
+        write_json(self.path / DATA, data)
+        (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
+        return moved
+
+    def _clear(self) -> list[Path]:
+        for old in [*(results_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
+            if old.name != PARTS:
+                remove(old)
+        return []
+
+    def _set_aside(self, step: int) -> list[Path]:
+        later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
+        moved = []
+        for old in [*later, self.final]:
+            if old.exists():
+                moved.append(old.with_name(SET_ASIDE + old.name))
+                if moved[-1].exists():
+                    remove(moved[-1])
+                old.rename(moved[-1])
+        return moved
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Own a run folder. The lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process owns it.
+    """
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process trains in {path} now. "
+            "Wait until it ends, or choose another folder with name=… or output=…"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes no file that is open; the library does it there, afterwards
+            (path / LOCK).unlink(missing_ok=True)  # while it is still ours
+        lock.release()
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder, and see that files can be made in it.
+
+    Raises:
+        UserError: they can't.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        scratch = path / SCRATCH
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise UserError(
+            f"can't write the run folder {path} ({error.strerror or error}); change name or output"
+        ) from error
+
+
+def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None, overwrite: bool = False) -> RunFolder:
+    """Look at ``output/name`` before anything is loaded; nothing is changed.
+
+    Args:
+        resume: continue the run that is there.
+        step: the step of the checkpoint to start from; None: the newest.
+        overwrite: replace the run that is there.
+
+    Raises:
+        UserError: it holds another run or other files, or there is nothing that this recipe can continue from.
+    """
+    if resume and overwrite:
+        raise UserError("--overwrite begins anew and --resume continues what is there; leave one of the two out")
+    path = Path(recipe.output) / recipe.name
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; change name or output")
+    final = path / FINAL
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final} is a file, and the trained model must go there; move it away, or change name")
+    checkpoints = checkpoints_of(path)
+    finished, run = is_finished(path), is_run(path)
+    others = [p for p in path.iterdir() if p.name not in (LOCK, SCRATCH, PARTS + PART)] if path.is_dir() else []
+    if others and not run:
+        raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
+    if resume and not run:
+        raise UserError(
+            f"--resume: there is no run in {path} to continue; correct name or output, or leave --resume out"
+        )
+    if overwrite:
+        _require_not_used(recipe, path)
+        return RunFolder(path, overwrite=True)
+    if not resume:
+        _require_free(recipe, path, checkpoints, final if finished else None)
+        return RunFolder(path)
+    chosen = _choose(path, checkpoints, step)
+    if finished and step is None:
+        changed = differences(open_bundle(final).recipe, recipe)
+        _require_same_recipe(path, final, changed)
+        return RunFolder(path, None, True)
+    if chosen is None:
+        return RunFolder(path)
+    bundle = open_bundle(chosen, "--resume")
+    require_checkpoint(bundle)
+    _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
+    broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
+    return RunFolder(path, bundle, broken=broken)
+
+
+def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | None:
+    if step is None:
+        return checkpoints[-1] if checkpoints else None
+    by_step = {int(checkpoint.name.split("-")[1]): checkpoint for checkpoint in checkpoints}
+    if step not in by_step:
+        there = ", ".join(map(str, by_step)) or "none"
+        raise UserError(f"--checkpoint {step}: {path} has no whole checkpoint of that step; it has {there}")
+    return by_step[step]
+
+
+def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Path | None) -> None:
+    """Refuse a folder in which a run saved something."""
+    newest = final or (checkpoints[-1] if checkpoints else None)
+    if newest is None:
+        return
+    try:
+        changed = differences(open_bundle(newest).recipe, recipe)
+    except UserError:
+        changed = ["its newest bundle can't be read"]
+    what = "a finished run" if final else f"a run with {len(checkpoints)} checkpoint(s)"
+    whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
+    fix = f"{going_on(path)}, " if final else "" if changed else "continue it with --resume, "
+    raise UserError(
+        f"the run folder {path} already holds {whose}; {fix}choose another folder with name=… or output=…, "
+        "or replace it with --overwrite"
+    )
+
+
+def going_on(run: Path) -> str:
+    """How a new run goes on from another one, as advice."""
+    return f"go on from its weights in a new run with model.start={run} name=NEW"
+
+
+def _require_not_used(recipe: Recipe, path: Path) -> None:
+    """Refuse to replace a folder that the new run itself needs something of."""
+    whole, own = recipe.model_dump(mode="json"), os.path.realpath(path)
+    for key, text in [*_texts(whole["model"], "model"), *_texts(whole["data"], "data")]:
+        if os.path.exists(text) and Path(os.path.realpath(text)).is_relative_to(own):
+            raise UserError(
+                f"--overwrite replaces the run in {path}, and {key} names something in it: {text}; "
+                "give the new run another name with name=…"
+            )
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every text below a section, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, entry in entries:
+        yield from _texts(entry, f"{key}.{name}")
+
+
+def _require_same_recipe(run: Path, bundle: Path, changed: list[str]) -> None:
+    if changed:
+        raise UserError(
+            f"--resume: the recipe is not the one that {bundle} was trained with:\n  - "
+            + "\n  - ".join(changed)
+            + f"\nUse the same recipe and overrides, or {going_on(run)}"
+        )
+
+
+def require_same_data(folder: RunFolder, fingerprint: str) -> None:
+    """Refuse to continue with other training data than the run has had so far.
+
+    A picture that was replaced under its name isn't noticed: a broken one may be fixed between two parts of a run.
+
+    Raises:
+        UserError: the samples aren't those of the checkpoint.
+    """
+    if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
+        raise UserError(
+            f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: "
+            "records, their order, their text or image names, or the tokenizer changed. "
+            "Restore the files that data.train names, or train on the new data in a new run: "
+            f"model.start={folder.path} name=NEW"
+        )
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys that differ and matter, each as ``key: old → new``."""
+    flat_old, flat_new = _matters(old), _matters(new)
+    return [
+        f"{key}: {flat_old.get(key)!r} → {flat_new.get(key)!r}"
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key)
+    ]
+
+
+def _matters(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in flat_values(recipe).items() if key not in FREE}

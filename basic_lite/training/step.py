@@ -1,0 +1,265 @@
+"""One optimizer step, once: what training, a rehearsal, ``--measure`` and the bench all run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basic_lite.data.tokens import IGNORE
+from basic_lite.model.adapt import leave_casts_to_autocast
+from basic_lite.model.llava import labelled_positions
+from basic_lite.model.parts import Parts
+from basic_lite.supervision import Supervision, SupervisionLosses
+from basic_lite.supervision.losses import zero_with_graph
+from basic_lite.training.processes import ALONE, Processes
+
+Batch = dict[str, Tensor]
+Lambdas = tuple[float, float]
+Lap = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the terms of one optimizer step are divided by: counts over all its micro-batches and processes."""
+
+    labelled_tokens: int
+    samples_with_image: int
+    tokens: int  # without padding
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch], image_token_id: int) -> StepCounts:
+        """Count batches that are on the host, so that nothing waits for a device."""
+        labelled = with_image = tokens = 0
+        for batch in batches:
+            labelled += int((batch["labels"][:, 1:] != IGNORE).sum())
+            with_image += int((batch["input_ids"] == image_token_id).any(dim=1).sum())
+            tokens += int(batch["attention_mask"].sum())
+        return cls(labelled, with_image, tokens)
+
+    def over(self, processes: Processes) -> StepCounts:
+        """The sums over all processes."""
+        return StepCounts(*processes.sum([self.labelled_tokens, self.samples_with_image, self.tokens]))
+
+    def times(self, factor: int) -> StepCounts:
+        """The counts of ``factor`` such batches."""
+        return StepCounts(self.labelled_tokens * factor, self.samples_with_image * factor, self.tokens * factor)
+
+
+@dataclass(frozen=True)
+class MicroBatchLoss:
+    """A micro-batch's loss and its terms. ``basic`` is None where BASIC is off in this step."""
+
+    loss: Tensor
+    lm: Tensor
+    basic: SupervisionLosses | None
+
+
+class Terms:
+    """Collects on the device; ``values`` brings the sums to the host, which waits for the device."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
+
+    def add(self, result: MicroBatchLoss) -> None:
+        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
+        self._add("loss", result.loss)
+        self._add("lm", result.lm)
+        if result.basic is not None:
+            self._add("das", result.basic.das)
+            self._add("sds", result.basic.sds)
+            for name, value in result.basic.metrics.items():
+                self._add(name, value * result.basic.samples, result.basic.samples)
+
+    def _add(self, name: str, value: Tensor, weight: int = 0) -> None:
+        value = value.detach().float()
+        total, before = self._totals.get(name, (torch.zeros_like(value), 0))
+        self._totals[name] = (total + value, before + weight)
+
+    def values(self, processes: Processes) -> dict[str, float]:
+        """The step's terms and measures, the same in every process."""
+        own = {name: (float(total), weight) for name, (total, weight) in self._totals.items()}
+        sums: dict[str, tuple[float, int]] = {}
+        # A process may have had no image, or no micro-batch at all: totals are brought together by name.
+        for row in processes.gather(own):
+            for name, (total, weight) in row.items():
+                before, count = sums.get(name, (0.0, 0))
+                sums[name] = (before + total, count + weight)
+        return {name: total / weight if weight else total for name, (total, weight) in sums.items()}
+
+
+class TrainStep:
+    """One optimizer step of a model: forwards with the taps open, losses, backwards, clipping, update.
+
+    Everything that a step needs set up stands here: modes, casts, copies to the device, the pass that uniform weights
+    need first, the sum of gradients over processes, and clipping.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        supervision: Supervision | None,
+        *,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float = 0.0,
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Put the model into training mode.
+
+        Args:
+            parts: the parts of an adapted model.
+            supervision: BASIC; None: off.
+            device: where the model is, and where batches are copied.
+            optimizer: None where steps are never updated, as in a rehearsal.
+            scheduler: the learning rate's; stepped after the optimizer.
+            max_grad_norm: gradients are clipped to it; 0: not.
+            autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
+            processes: the processes that share the step.
+        """
+        self.parts, self.supervision, self.device = parts, supervision, device
+        self.optimizer, self.scheduler, self.max_grad_norm = optimizer, scheduler, max_grad_norm
+        self.processes = processes
+        self.trainable = [p for p in parts.model.parameters() if p.requires_grad]
+        self._autocast = autocast
+        if autocast is not None:
+            leave_casts_to_autocast(parts)
+        self.train_mode()
+
+    def __call__(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
+        """Make one step. ``lap`` is called after the mean-mass pass, each micro-batch's backward, and the update."""
+        terms = self.gradients(batches, counts, lambdas, lap)
+        self.update()
+        lap()
+        return terms
+
+    def gradients(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
+        """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
+
+        Args:
+            batches: this process's micro-batches, on the host.
+            counts: the whole step's, over all processes.
+            lambdas: (λ1, λ2); (0, 0): BASIC is off in this step.
+        """
+        self.train_mode()
+        terms = Terms()
+        mean_mass = self.mean_mass(batches, counts, lambdas)
+        lap()
+        for index, batch in enumerate(batches):
+            result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
+            terms.add(result)
+            result.loss.backward()
+            del result
+            lap()
+        self.processes.sum_gradients(self.trainable)
+        return terms
+
+    def loss(
+        self,
+        batch: Batch,
+        counts: StepCounts,
+        lambdas: Lambdas,
+        *,
+        mean_mass: Tensor | None = None,
+        detailed: bool = False,
+    ) -> MicroBatchLoss:
+        """L = L_lm + λ1 L_das + λ2 L_sds of one micro-batch: the forward with the taps open, then the losses.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and maybe ``pixel_values`` [I, 3, h, w], on the
+                host.
+            counts: the whole optimizer step's; each term is divided by its count.
+            lambdas: (λ1, λ2); (0, 0): nothing is tapped.
+            mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
+            detailed: also the measures that one micro-batch a step is enough for.
+        """
+        lambda_das, lambda_sds = lambdas
+        supervision = self.supervision if any(lambdas) else None
+        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch))
+        with taps as captured:
+            lm = self.forward(**self.inputs(batch), num_items_in_batch=max(counts.labelled_tokens, 1)).loss
+        loss, basic = lm, None
+        if supervision is not None and captured is not None:
+            basic = supervision.losses(
+                captured, samples_with_image=max(counts.samples_with_image, 1), mean_mass=mean_mass, detailed=detailed
+            )
+            loss = lm + lambda_das * basic.das + lambda_sds * basic.sds
+        if "pixel_values" not in batch:
+            # A zero gradient, so that its optimizer state moves on. With images it would add to the backward's peak.
+            loss = loss + zero_with_graph(self.parts.projector)
+        return MicroBatchLoss(loss, lm, basic)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the next update, by parameter group; biases have their group's."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return {f"lr_{group['name']}": group["lr"] for group in groups if not group["name"].endswith("_bias")}
+
+    def update(self) -> None:
+        """Clip the gradients, change the weights, drop the gradients."""
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm)
+        assert self.optimizer is not None, "this step was made without an optimizer"
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.drop_gradients()
+
+    def skip(self) -> None:
+        """A step without a sample: the weights stay, and the learning rate moves on with the steps."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def drop_gradients(self) -> None:
+        """Forget gradients, also those of a step that broke off."""
+        for parameter in self.trainable:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def mean_mass(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas) -> Tensor | None:
+        """The step's mean attention mass Σ_i a_i for ``token_weights: uniform``: one more forward, without dropout.
+
+        It is always measured this way, so it is the same whatever the micro-batch and the number of processes. None
+        where nothing needs it.
+        """
+        supervision = self.supervision
+        if supervision is None or not supervision.needs_mean_mass or not any(lambdas):
+            return None
+        self.parts.model.eval()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            with supervision.capture(supervision.layout(batch), attention_only=True) as captured:
+                # The output isn't needed: compute one column of logits, and no cache.
+                self.forward(**self.inputs(batch, labels=False), logits_to_keep=1, use_cache=False)
+            total = total + supervision.masses(captured).sum()
+        self.train_mode()
+        return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
+
+    def inputs(self, batch: Batch, *, labels: bool = True) -> Batch:
+        """A host batch on the device, with the positions of its labelled tokens, which are found on the host.
+
+        Nothing waits for the device: copies come from pinned memory.
+        """
+        on_host = dict(batch)
+        if labels:
+            on_host["labelled"] = labelled_positions(batch["labels"])
+        else:
+            on_host.pop("labels", None)
+        if self.device.type == "cuda":
+            on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in on_host.items()}
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's forward under autocast."""
+        with self._autocast() if self._autocast is not None else nullcontext():
+            return self.parts.model(**inputs)
+
+    def train_mode(self) -> None:
+        """Everything trains but the vision tower, which is frozen."""
+        self.parts.model.train()
+        self.parts.vision_tower.eval()
