@@ -1,4 +1,4 @@
-"""LLaVA JSON (one list) and JSONL (one record a line), read by position: scanned once, then mapped."""
+"""JSON (one list) and JSONL (one record a line), read by position: scanned once, then mapped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPACE = " \t\r\n"
 
 
 class JsonSource:
-    """Rows of a LLaVA file. Holds 16 bytes a record; a row is parsed when it is asked for.
+    """Rows of a JSON file. Holds 16 bytes a record; a row is parsed when it is asked for.
 
     Whether it is a list or lines is seen from the first character, not from the name: both endings are used
     for both.
@@ -120,7 +120,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
     """Byte range of each record of a list. Returns whether it is no list, but may hold lines."""
     first = reader.skip_space()
     if not first:
-        raise UserError(f"{name}: the file is empty; a LLaVA file is a list of records.")
+        raise UserError(f"{name}: the file is empty; it should be a list of records, or have one record a line.")
     if first == "[":
         reader.at += 1
         if reader.skip_space() == "]":
@@ -139,7 +139,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
             if reader.skip_space() == "]":
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
-        reader.fail("a LLaVA file is a list of records, or one record a line; this is neither")
+        reader.fail("the file should be a list of records, or have one record a line; this is neither")
     value = reader.value()[2]
     if not reader.skip_space() and not _RECORD_KEYS & set(value):
         raise UserError(
