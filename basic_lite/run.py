@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from basic_lite.console import quiet_libraries, show, speaker
+from basic_lite.console import Say, quiet_libraries, show, speaker
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.device import tell_device
@@ -65,11 +65,7 @@ def train(
     processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=trackers_of(recipe))
     console = console or Console(stderr=True, highlight=False, quiet=not processes.is_main)
     say = speaker(console)
-    dtype = pick_dtype(recipe.model.dtype, device)
-    if processes.is_main:
-        tell_device(device, recipe.training.device, say, dtype=dtype, autocast=uses_autocast(recipe, device))
-    if processes.count > 1:
-        say(f"{processes.count} processes share each step's micro-batches")
+    _introduce(recipe, device, processes, say)
     quiet_libraries()
 
     # A recipe that goes on from another run (model.start) gets its models' names from there.
@@ -103,7 +99,7 @@ def train(
             loaded = load_for_training(recipe, device, frontend, say, origin=origin)
             table = audit(loaded.parts)
             show(console, render(table))
-            check_parts(table, recipe, dtype)
+            check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # What the run will take, before it takes it.
         if processes.is_main:
@@ -125,6 +121,15 @@ def train(
         history = loop.train()
 
         return RunResult(folder.path, folder.final, loop.schedule.steps, history)
+
+
+def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: Say) -> None:
+    """Say what the run is computed on."""
+    if processes.is_main:
+        dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
+        tell_device(device, recipe.training.device, say, dtype=dtype, autocast=autocast)
+    if processes.count > 1:
+        say(f"{processes.count} processes share each step's micro-batches")
 
 
 def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: Any) -> RunFolder:

@@ -76,7 +76,7 @@ def data(
         section = section.model_copy(update={"image_dir": folder})
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
-        changes["data.train"]["prompt"] = list(found.prompts)
+        changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
         recipe = _recipe(base, changes, overrides)
     report = _check_and_show(recipe, found, console, say)
     changes |= _fitted(recipe, len(report.kept), given)
@@ -85,6 +85,12 @@ def data(
     target.write_text(text, encoding="utf-8")
     close(recipe, found.records, report, target, say, console)
     return target
+
+
+def _own_prompt(base: str) -> str | list[str] | None:
+    """The question that the recipe itself has for captions: its model may know it best."""
+    train = load_recipe(base).data.train
+    return None if isinstance(train, list) else train.prompt
 
 
 def _fitted(recipe: Recipe, records: int, given: set[str]) -> dict[str, Any]:
