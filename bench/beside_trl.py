@@ -41,6 +41,7 @@ from rich.console import Console
 from torch import nn
 
 from basic_lite.console import quiet_libraries
+from basic_lite.model.audit import audit
 from basic_lite.model.load import pick_device, pick_dtype, quantization_config
 from basic_lite.training.assembly import load_for_training, preflight, uses_autocast
 from basic_lite.training.loop import Loop, Run
@@ -165,8 +166,9 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     watched = replace(data, collator=FirstStep(data.collator, found))
     folder = RunFolder(output)
     output.mkdir(parents=True)
-    folder.begin(recipe)
-    loop = Loop(Run(recipe, loaded, watched, None, folder, processes, device, Console(file=io.StringIO())))
+    folder.begin(recipe, audit(loaded.parts), data.summary())
+    silent = Console(file=io.StringIO())
+    loop = Loop(Run(recipe, loaded, watched, None, folder, None, processes, device, silent))
     assert loop.train_step.optimizer is not None
     Stopwatch(found, task.steps, loaded.model, loop.train_step.optimizer)
     found.losses = [line["loss"] for line in loop.train() if "loss" in line]

@@ -142,12 +142,6 @@ def _start_is_another_run(v: Values) -> Iterator[Finding]:
     start = v["model.start"]
     if start is None:
         return
-    if v["model.projector"] is not None:
-        yield (
-            ["model.start", "model.projector"],
-            "model.start takes its run's projector too, so model.projector can't be given beside it; "
-            "remove model.projector (on the command line: model.projector=null)",
-        )
     own = Path(v["output"]) / v["name"]
     if Path(os.path.realpath(start)).is_relative_to(os.path.realpath(own)):
         yield (

@@ -84,6 +84,7 @@ def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 return _named_as(look_at_bundle(bundle).recipe, recipe)
     start = look_at_bundle(Path(recipe.model.start), START)
+    _require_no_other_projector(start, recipe)
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
     return _named_as(start.recipe, recipe)
@@ -121,16 +122,26 @@ def notes_on(origin: Origin, recipe: Recipe) -> list[str]:
 
 
 def _named_as(theirs: Recipe, recipe: Recipe) -> Recipe:
-    """The recipe with the other one's names wherever it gives none."""
+    """The recipe with the other one's names wherever it gives none, and without the projector that it goes on from."""
     mine, other = recipe.model, theirs.model
     missing = {key: getattr(other, key) for key in NAMES if getattr(mine, key) is None}
     missing |= {key: getattr(other, key) for key in WITH_NAMES if key not in mine.model_fields_set}
-    return recipe.model_copy(update={"model": mine.model_copy(update=missing)})
+    return recipe.model_copy(update={"model": mine.model_copy(update=missing | {"projector": None})})
 
 
 def _same(one: str | None, other: str | None) -> bool:
     """Whether two names mean the same model: a folder may be written in several ways."""
     return one == other or (None not in (one, other) and os.path.realpath(str(one)) == os.path.realpath(str(other)))
+
+
+def _require_no_other_projector(start: Bundle, recipe: Recipe) -> None:
+    """Take `model.projector` for what the start itself began with, as in the recipe that trained it; no other one."""
+    mine, theirs = recipe.model.projector, start.recipe.model.projector
+    if mine is not None and not _same(mine, theirs):
+        raise UserError(
+            f"{START} takes the projector of {start.folder}, and {PROJECTOR} names another one ({mine}); "
+            f"remove {PROJECTOR} (on the command line: {PROJECTOR}=null), or remove {START}"
+        )
 
 
 def _require_same_names(start: Bundle, recipe: Recipe) -> None:

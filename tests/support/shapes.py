@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Size:
     heads: int
     key_heads: int
     vocabulary: int  # V
+    tied: bool = field(default=False, kw_only=True)  # the head is the table of words
     tower: Tower = Tower(1024, 24, 16, 336)  # CLIP ViT-L/14-336: 576 tokens an image
 
 
@@ -55,14 +56,22 @@ SIZES = {
     "7b": Size(4096, 11008, 32, 32, 32, 32000),  # Vicuna
     "13b": Size(5120, 13824, 40, 40, 40, 32000),
     "34b": Size(7168, 20480, 60, 56, 8, 64000),  # Yi
+    # Qwen1.5 0.5B behind SigLIP so400m: 729 tokens an image.
+    "0.5b": Size(1024, 2816, 24, 16, 16, 152000, Tower(1152, 27, 16, 384), tied=True),
     # A size that a CPU can train. As in LLaVA-1.5 7B the MLP is 2.69 × D, a head has 128 dimensions, and an image
     # takes more than half of a sample's 256 tokens. Of the vision encoder there is as much as the image tokens need.
     "mid": Size(1024, 2752, 8, 8, 8, 2000, Tower(256, 4, 4, 168)),
     # Linear sizes are multiples of 64, so that NF4 blocks are whole.
     "toy": Size(64, 192, 4, 4, 4, 200, Tower(32, 3, 2, 56)),
 }
-# Part of an LLM's name in a recipe → its shape.
-SIZE_OF = {"vicuna-7b": "7b", "vicuna-13b": "13b", "Yi-34B": "34b"}
+# Part of a model's name in a recipe → its shape.
+SIZE_OF = {
+    "vicuna-7b": "7b",
+    "vicuna-13b": "13b",
+    "Yi-34B": "34b",
+    "llava-1.5-7b": "7b",
+    "llava-interleave-qwen-0.5b": "0.5b",
+}
 
 QUESTION = "What is in the picture ?"
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
@@ -86,7 +95,7 @@ def write_llm_shape(folder: Path, size: Size) -> None:
         bos_token_id=SPECIAL.index("<s>"),
         eos_token_id=SPECIAL.index("</s>"),
         pad_token_id=SPECIAL.index("<pad>"),
-        tie_word_embeddings=False,
+        tie_word_embeddings=size.tied,
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
@@ -153,17 +162,18 @@ def write_shapes(root: Path, size: str) -> tuple[Path, Path]:
 
 
 def on_shapes(recipe: str | Path, root: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe with a real LLM's name, over folders of its shape; without an earlier stage's projector.
+    """A recipe with a real model's name, over folders of its shape; without an earlier stage's projector.
 
     Raises:
-        KeyError: no shape is known for its LLM.
+        KeyError: no shape is known for its model.
     """
-    llm = str(load_recipe(recipe).model.llm)
-    size = next((size for name, size in SIZE_OF.items() if name in llm), None)
+    model = load_recipe(recipe).model
+    named = str(model.llm or model.base)
+    size = next((size for name, size in SIZE_OF.items() if name in named), None)
     if size is None:
-        raise KeyError(f"no shape is known for model.llm {llm}; known: {', '.join(SIZE_OF)}")
+        raise KeyError(f"no shape is known for the model {named}; known: {', '.join(SIZE_OF)}")
     language, tower = write_shapes(root, size)
-    models_here = [f"model.vision={tower}", f"model.llm={language}", "model.projector=null"]
+    models_here = [f"model.vision={tower}", f"model.llm={language}", "model.projector=null", "model.base=null"]
     return load_recipe(recipe, [*models_here, *overrides])
 
 

@@ -45,6 +45,9 @@ def photos(folder: Path | str, count: int = 3, texts: bool = False) -> Path:
     return folder
 
 
+BASE = "demo_stage2"  # a recipe without a question of its own
+
+
 def run(path: Path | str, *overrides: str, base: str = DEMO, width: int = 80, **keys: Any) -> tuple[Path, str]:
     """The recipe that was written, and what was said."""
     console = Console(file=io.StringIO(), width=width, force_terminal=width < 80, highlight=False, color_system=None)
@@ -66,7 +69,7 @@ def test_a_folder_with_a_table() -> None:
         "training is 30 steps of 2 samples, 30 passes over 2 records",
         "`train` won't start until",
         "basic-lite train photos.yaml\n",
-        'basic-lite chat runs/photos photos/p0.png "Describe this picture."',
+        'basic-lite chat runs/photos photos/p0.png "describe the image."',
     ):
         assert words in said, said
     lines = written.read_text(encoding="utf-8").splitlines()
@@ -80,7 +83,7 @@ def test_a_folder_with_a_table() -> None:
     assert recipe == base.model_copy(update={"data": recipe.data, "training": base.training})
     assert recipe.data.model_copy(update=same) == base.data
     record = load_records(recipe.data.train, root=Path.cwd())[0]
-    assert record.turns[0].text in CAPTION_PROMPTS
+    assert record.turns[0].text == base.data.train.prompt == "describe the image."  # type: ignore[union-attr]
 
 
 NAMES = [
@@ -116,10 +119,17 @@ def test_columns_with_other_names() -> None:
     Path("liste.csv").write_text("Bild;Wort;Jahr\np0.png;Hund;1999\np1.png;Katze;2001\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"\(Bild, Wort, Jahr\).*data.train.columns.answer="):
         run("liste.csv")
-    written, said = run("liste.csv", "data.train.columns.image=Bild", "data.train.columns.answer=Wort")
+    written, said = run("liste.csv", "data.train.columns.image=Bild", "data.train.columns.answer=Wort", base=BASE)
     section = load_recipe(written).data.train
     assert section.image_dir == "bilder" and section.columns == {"image": "Bild", "answer": "Wort"}  # type: ignore[union-attr]
     assert "aren't used: 'Jahr'" in said and "What is this?" in said
+
+
+def test_a_recipe_without_a_question_of_its_own_gets_some() -> None:
+    photos("photos")
+    written, said = run("photos", base=BASE, out=Path("asked.yaml"))
+    source = load_recipe(written).data.train
+    assert source.prompt == list(CAPTION_PROMPTS) and " | ".join(CAPTION_PROMPTS) in said  # type: ignore[union-attr]
 
 
 def test_a_part_is_held_out_where_there_is_enough() -> None:

@@ -38,7 +38,7 @@ from tests.support.runs import (
     write_data,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "TRAINING.md"
 WITH_IMAGE, TEXT_ONLY = 12, 6
 # 18 samples in steps of 8: an epoch's last step has one micro-batch, so the second process has none.
 COMMON = {
@@ -273,8 +273,8 @@ def test_no_memory_in_one_process_stops_with_a_message(tmp_path: Path) -> None:
     assert no_half_files(folder)
 
 
-def test_readme_gives_the_launch_that_is_tested() -> None:
-    assert " ".join(["accelerate launch", *TWO, "-m basic_lite train recipes/"]) in README.read_text(encoding="utf-8")
+def test_the_page_gives_the_launch_that_is_tested() -> None:
+    assert " ".join(["accelerate launch", *TWO, "-m basic_lite train recipes/"]) in PAGE.read_text(encoding="utf-8")
 
 
 # --- without a launch -----------------------------------------------------------------------------------------------
@@ -356,6 +356,7 @@ def test_each_process_takes_its_own_gpu_before_anything_asks_one(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
     monkeypatch.setattr(run_module, "connect", lambda *_, **__: happened.append("connect") or Processes())
     monkeypatch.setattr(assembly, "choose_kernels", stop)
+    monkeypatch.setattr(run_module, "tell_device", lambda *_, **__: None)  # it would ask the card
     with pytest.raises(UserError, match="far enough"):
         train(tiny_recipe(tmp_path, {"training.device": "auto"}), console=quiet())
     assert happened[0] == torch.device("cuda", 1)

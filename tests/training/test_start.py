@@ -183,8 +183,8 @@ def test_impossible_recipes_are_refused_when_they_are_read(place: Path, tmp_path
     path, two = tmp_path / "recipe.yaml", place / "runs" / "two"
     path.write_text(dump_recipe(tiny_recipe(place, going_on(place))))
     assert load_recipe(path).model.llm is None
-    with pytest.raises(UserError, match=r"model.start: model.start takes its run's projector too.*=null"):
-        load_recipe(path, [f"model.projector={two}"])
+    with pytest.raises(UserError, match=r"model.start takes the projector of .*names another one.*=null"):
+        resolve_start(load_recipe(path, [f"model.projector={two}"]))
     for start in (two, two / "final"):
         with pytest.raises(UserError, match=r"model.start: the run would start from .*two.* name=…"):
             load_recipe(path, ["name=two", f"model.start={start}"])
