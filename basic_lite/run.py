@@ -26,7 +26,15 @@ from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop, Run
 from basic_lite.training.processes import Processes, connect, take_device
 from basic_lite.training.recovery import memory_needed
-from basic_lite.training.run_folder import RunFolder, locked, look_at_run_folder, require_same_data, require_writable
+from basic_lite.training.run_folder import (
+    RunFolder,
+    locked,
+    look_at_run_folder,
+    missing_folders,
+    remove_empty,
+    require_same_data,
+    require_writable,
+)
 from basic_lite.training.start import find_origin, resolve_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -139,17 +147,12 @@ def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: 
         if processes.is_main:
             look_at_run_folder(recipe, **how)
             path = Path(recipe.output) / recipe.name
+            new = missing_folders(path)
             require_writable(path)
-            stack.callback(_remove_if_empty, path)
+            stack.callback(remove_empty, new or [path])  # a start that was refused leaves nothing
             stack.enter_context(locked(path))
             folder = look_at_run_folder(recipe, **how)  # it may have changed until locked
     return processes.from_main(folder)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """A start that was refused leaves nothing."""
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 @contextmanager

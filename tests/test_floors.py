@@ -23,7 +23,8 @@ FLOORS = (
     ("kernels", "errors", "signals", "units", "console", "choices", "version", "sizes"),
 )
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
-# Training runs from the command line, the demo and the tests alone; a tool works on what a run needs or has left.
+# Training runs from the command line, Python's interface, the demo and the tests alone; a tool works on what a run
+# needs or has left.
 FORBIDDEN = {("tools", "run")}
 
 Graph = dict[str, set[str]]

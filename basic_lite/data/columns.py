@@ -25,6 +25,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
 }  # fmt: skip
 
+KNOWN = {name for names in COLUMNS.values() for name in names}
+
 # Beside a conversation, `text` or `path` mean something else; only these keep their meaning.
 _BESIDE_A_CONVERSATION = {
     "id": COLUMNS["id"],

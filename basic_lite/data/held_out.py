@@ -43,6 +43,11 @@ def hold_out(report: DataReport, share: float, seed: int) -> tuple[DataReport, D
     return _part(report, ~held), replace(_part(report, held), problems=[], broken=[])
 
 
+def can_hold_out(report: DataReport) -> bool:
+    """Whether there are records that don't hang together by their pictures."""
+    return report.pictures is not None and len(_groups(report.pictures)) > 1
+
+
 def _groups(pictures: list[tuple[int, ...]]) -> list[list[int]]:
     """Positions of records that hang together by their pictures, in the order of their first records."""
     parent = list(range(len(pictures)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -23,6 +24,10 @@ from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
 _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
+
+
+# Not the picture's fault: too many open files, no memory.
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,12 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
     try:
         with Image.open(source) as opened:
             yield opened
+    except MemoryError:
+        raise
     # PIL's decoders raise whatever their format parser trips over (OSError, SyntaxError, struct.error, …).
     except Exception as error:
+        if getattr(error, "errno", None) in _OF_THE_MACHINE:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(source, io.BytesIO):
             reason = reason.replace(repr(source), "the data")

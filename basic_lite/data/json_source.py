@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
@@ -23,7 +24,6 @@ from basic_lite.recipe.schema import SourceSection
 _CHUNK = 1 << 24
 # Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
 _MARGIN = 4096
-_RECORD_KEYS = {"conversations", "conversation", "messages", "question", "image", "images"}
 _SPACE = " \t\r\n"
 
 
@@ -141,7 +141,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
     if first != "{":
         reader.fail("the file should be a list of records, or have one record a line; this is neither")
     value = reader.value()[2]
-    if not reader.skip_space() and not _RECORD_KEYS & set(value):
+    if not reader.skip_space() and not KNOWN & {plain_name(key) for key in value}:
         raise UserError(
             f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
             f"of records; write the list alone."

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from basic_lite.data.columns import COLUMNS, plain_name, require_columns
+from basic_lite.data.columns import KNOWN, plain_name, require_columns
 from basic_lite.data.json_source import places
 from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord, shorten
@@ -26,7 +26,6 @@ _DELIMITERS = (",", ";", "\t")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Lines that are looked at to find the delimiter.
 _HEAD_LINES = 50
-_KNOWN = {name for names in COLUMNS.values() for name in names}
 
 
 class TableSource:
@@ -208,7 +207,7 @@ def _delimiter(lines: Sequence[str], ending: str) -> str:
         rows = list(_rows(lines, delimiter))
         if not rows or len(rows[0]) < 2:
             return 0, 0.0, delimiter == ("\t" if ending == ".tsv" else ",")
-        known = sum(plain_name(cell) in _KNOWN for cell in rows[0]) + rows[0][0].lower().endswith(PICTURE_ENDINGS)
+        known = sum(plain_name(cell) in KNOWN for cell in rows[0]) + rows[0][0].lower().endswith(PICTURE_ENDINGS)
         alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
         return known, alike, delimiter == "\t" and ending == ".tsv"
 

@@ -19,7 +19,7 @@ from basic_lite.recipe.schema import SourceSection
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 KINDS = ("path", "folder", "hub", "parquet", "saved")
-COLUMN_NAMES = ("id", "image", "conversations", "question", "answer", "question_type")
+COLUMN_NAMES = ("id", "image", "conversations", "question", "input", "answer", "system", "history", "question_type")
 # Names that Windows keeps for devices, with any ending.
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
@@ -110,10 +110,15 @@ def _image_token(v: Values) -> Iterator[Finding]:
         )
 
 
+def is_device(name: str) -> bool:
+    """Whether Windows keeps a name for a device."""
+    return name.partition(".")[0].strip().upper() in _DEVICES
+
+
 def _name(v: Values) -> Iterator[Finding]:
     name = v["name"]
     forbidden = sorted({character for character in name if character in '/\\<>:"|?*' or not character.isprintable()})
-    if name.partition(".")[0].strip().upper() in _DEVICES:
+    if is_device(name):
         yield ["name"], f"{name!r} can't be the name of a folder: on Windows it is a device; choose another name"
     elif forbidden or name != name.strip() or name.strip(". ") == "" or name.endswith("."):
         why = (

@@ -27,7 +27,7 @@ from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on, check_machine, doubts, preflight
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
-from basic_lite.training.run_folder import look_at_run_folder, require_writable
+from basic_lite.training.run_folder import look_at_run_folder, missing_folders, remove_empty, require_writable
 from basic_lite.training.start import Origin, find_origin, resolve_start
 from basic_lite.units import MIB
 
@@ -89,16 +89,13 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
     """
     found, origin = [], None
     path = Path(recipe.output) / recipe.name
-    existed, parent_existed = path.exists(), path.parent.exists()
+    new = missing_folders(path)
     try:
         look_at_run_folder(recipe, resume=False, overwrite=overwrite)
         require_writable(path)
     except UserError as error:
         found.append(str(error))
-    if not existed and path.is_dir():
-        path.rmdir()  # it was only tried
-        if not parent_existed:
-            path.parent.rmdir()
+    remove_empty(new)  # it was only tried
     try:
         earlier = find_origin(recipe)
         if earlier is not None:
@@ -111,14 +108,14 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
 
 def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]) -> Sheet:
     report, training = data.report, recipe.training
-    steps = Schedule(data.sampler, recipe).steps
-    samples = steps * training.global_batch
+    schedule = Schedule(data.sampler, recipe)
+    steps, samples = schedule.steps, schedule.samples_after(schedule.steps)
     per_sample = float(report.lengths.mean())
     rows = {
         "trainable parameters": f"{sum(p.trainable for p in parts):,} of {sum(p.parameters for p in parts):,}",
         "steps": f"{steps:,} of {training.global_batch} samples ({training.micro_batch} × "
         f"{accumulation(recipe)} accumulated), "
-        f"{samples / max(len(data.train), 1):.2f} epochs of {len(data.train):,} samples",
+        f"{schedule.epochs_after(steps):.2f} epochs of {len(data.train):,} samples",
         "tokens": f"about {samples * per_sample:,.0f} ({per_sample:,.0f} a sample, "
         f"longest {int(report.lengths.max()):,}, limit {recipe.data.max_length:,})",
         "tokens an image": f"{frontend.tokens_per_image}",

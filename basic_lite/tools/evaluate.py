@@ -173,15 +173,15 @@ def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int])
 
 
 def check_pictures(records: Iterable[Record]) -> None:
-    """Look for all pictures before the first answer, and not in the middle.
+    """Open all pictures before the first answer, and not in the middle.
 
     Raises:
-        RecordProblem: one is missing.
+        RecordProblem: one is missing, or can't be decoded.
     """
     for record in records:
         try:
             for image in record.images:
-                check_image(image, "exists")
+                check_image(image, "open")
         except RecordProblem as problem:
             raise problem.at(record.place) from problem
 

@@ -31,6 +31,7 @@ class DroppedRecords:
         """
         self._folder, self._log, self._processes, self._say = folder, log, processes, say
         self._on, self._summary = on, summary
+        self._dropped: list[dict[str, Any]] | None = None
         self._in_a_row = 0
 
     def note(self, step: int, problems: list[str], *, where: str = "") -> int:
@@ -48,6 +49,8 @@ class DroppedRecords:
         if len(lost) > _SAID:
             self._say(f"… and {len(lost) - _SAID:,} more, in {self._folder / DATA}")
         self._log.write(step, {"dropped": lost})
+        if self._dropped is not None:
+            self._dropped.append({"step": step, "records": lost})
         self.write()
         return len(lost)
 
@@ -73,7 +76,9 @@ class DroppedRecords:
         if not self._processes.is_main:
             return
         path = self._folder / DATA
-        lines = log_lines(self._log.path) if self._log.path.exists() else ()
-        dropped = [{"step": line.get("step"), "records": line["dropped"]} for line in lines if "dropped" in line]
+        if self._dropped is None:  # the log has what this run dropped before it was continued
+            lines = log_lines(self._log.path) if self._log.path.exists() else ()
+            found = [line for line in lines if "dropped" in line]
+            self._dropped = [{"step": line.get("step"), "records": line["dropped"]} for line in found]
         with saving(path, "Make room, and continue with --resume"):
-            write_json(path, self._summary | ({"dropped_while_training": dropped} if dropped else {}))
+            write_json(path, self._summary | ({"dropped_while_training": self._dropped} if self._dropped else {}))

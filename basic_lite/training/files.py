@@ -135,8 +135,10 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with a newline at the end."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON with a newline at the end. What was there stays until the new file is whole."""
+    scratch = path.with_name(path.name + PART)
+    scratch.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
 
 
 def sha256(path: Path) -> str:

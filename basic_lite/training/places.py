@@ -76,7 +76,7 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def remains_of(folder: Path) -> list[Path]:
     """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
-    written = ("checkpoint-*", FINAL, LOG, PARTS)
+    written = ("checkpoint-*", FINAL, LOG, PARTS, DATA)
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
     named = [folder / name for name in (LOG, TENSORBOARD, DATA, RECIPE_YAML, PARTS)]
     return [path for path in [*cut_off, *named] if path.exists()]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from basic_lite.console import Say
+from basic_lite.console import Say, command_line
 
 # name in the log line, label, format
 FIELDS = (
@@ -156,8 +156,7 @@ def finished_text(
     losses, held_out = values("loss"), values("eval_loss")
     loss = f", loss {losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else ""
     score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""
-    place = f'"{run}"' if " " in str(run) else str(run)
     return (
         f"finished: {steps} in {clock(seconds)}{loss}{score}; the trained model is {final}; "
-        f"ask it: basic-lite chat {place} PICTURE"
+        f"ask it: {command_line(['basic-lite', 'chat', str(run), 'PICTURE'])}"
     )

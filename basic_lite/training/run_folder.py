@@ -88,9 +88,7 @@ class RunFolder:
             What was set aside, at its new places.
         """
         # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
-        scratch = self.path / (PARTS + PART)
-        write_json(scratch, [vars(part) for part in parts])
-        os.replace(scratch, self.path / PARTS)
+        write_json(self.path / PARTS, [vars(part) for part in parts])
         moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
         write_json(self.path / DATA, data)
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -123,11 +121,16 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # `basic-lite runs` holds it for a moment to see who does
     except Timeout as error:
         raise UserError(
             f"another process trains in {path} now. "
             "Wait until it ends, or choose another folder with name=… or output=…"
+        ) from error
+    except OSError as error:  # some network disks have no locks
+        raise UserError(
+            f"{path} can't be locked against other processes ({error.strerror or error}); "
+            "choose a folder on a disk of this machine with output=…"
         ) from error
     try:
         yield
@@ -135,6 +138,18 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(PermissionError):  # Windows removes no file that is open; the library does it there, afterwards
             (path / LOCK).unlink(missing_ok=True)  # while it is still ours
         lock.release()
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that must be made for a path, the innermost first."""
+    return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those folders that hold nothing, in this order."""
+    for folder in folders:
+        with suppress(OSError):  # it isn't empty, or isn't there
+            folder.rmdir()
 
 
 def require_writable(path: Path) -> None:

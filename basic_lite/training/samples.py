@@ -18,7 +18,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.training.answer import answer
 
 # Seconds at most, whatever the model writes.
-MAX_NEW_TOKENS = 64
+_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class HeldOutAnswers:
         assert self.chat is not None
         with self.autocast() if self.autocast is not None else nullcontext():
             (text,) = answer(
-                self.loaded, self.chat, [record], image_fit=self.image_fit, batch_size=1, max_new_tokens=MAX_NEW_TOKENS
+                self.loaded, self.chat, [record], image_fit=self.image_fit, batch_size=1, max_new_tokens=_ANSWER_TOKENS
             )
         question = next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
         # The `plain` template leaves the question out.

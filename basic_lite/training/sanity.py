@@ -9,7 +9,7 @@ _TOO_FEW, _SENSIBLE = 50, 100
 # A rate for a projector that is trained already. A fresh one hardly moves at it.
 _FINE_TUNING_RATE = 1e-4
 # Passes over the data.
-_MANY, _ENOUGH = 30, 10
+MANY_EPOCHS, _ENOUGH = 30, 10
 
 
 def sanity_warnings(recipe: Recipe, *, samples: int, steps: int, fresh: bool) -> list[str]:
@@ -81,7 +81,7 @@ def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
     training = recipe.training
     per_pass = math.ceil(samples / training.global_batch)
     passes = steps / per_pass
-    if passes <= _MANY:
+    if passes <= MANY_EPOCHS:
         return None
     enough = (
         f"training.max_steps={_ENOUGH * per_pass}" if training.max_steps is not None else f"training.epochs={_ENOUGH}"

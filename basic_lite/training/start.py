@@ -82,12 +82,13 @@ def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
     if resume:
         for bundle in [own / FINAL, *reversed(checkpoints_of(own))]:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
-                return _named_as(look_at_bundle(bundle).recipe, recipe)
+                begun = look_at_bundle(bundle).recipe
+                return _named_as(begun, _without_its_projector(recipe))
     start = look_at_bundle(Path(recipe.model.start), START)
     _require_no_other_projector(start, recipe)
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
-    return _named_as(start.recipe, recipe)
+    return _named_as(start.recipe, _no_projector(recipe))
 
 
 def rank_is_fixed(recipe: Recipe) -> bool:
@@ -122,16 +123,29 @@ def notes_on(origin: Origin, recipe: Recipe) -> list[str]:
 
 
 def _named_as(theirs: Recipe, recipe: Recipe) -> Recipe:
-    """The recipe with the other one's names wherever it gives none, and without the projector that it goes on from."""
+    """The recipe with the other one's names wherever it gives none."""
     mine, other = recipe.model, theirs.model
     missing = {key: getattr(other, key) for key in NAMES if getattr(mine, key) is None}
     missing |= {key: getattr(other, key) for key in WITH_NAMES if key not in mine.model_fields_set}
-    return recipe.model_copy(update={"model": mine.model_copy(update=missing | {"projector": None})})
+    return recipe.model_copy(update={"model": mine.model_copy(update=missing)})
 
 
 def _same(one: str | None, other: str | None) -> bool:
     """Whether two names mean the same model: a folder may be written in several ways."""
     return one == other or (None not in (one, other) and os.path.realpath(str(one)) == os.path.realpath(str(other)))
+
+
+def _without_its_projector(recipe: Recipe) -> Recipe:
+    """A recipe whose run has begun: `model.projector` stays only where it isn't the start's, so that it is refused."""
+    try:
+        start = look_at_bundle(Path(str(recipe.model.start)), START).recipe
+    except UserError:  # the start is gone, and what it began with can't be told any more
+        return _no_projector(recipe)
+    return _no_projector(recipe) if _same(recipe.model.projector, start.model.projector) else recipe
+
+
+def _no_projector(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
 
 
 def _require_no_other_projector(start: Bundle, recipe: Recipe) -> None:

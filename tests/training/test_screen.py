@@ -38,7 +38,7 @@ def with_held_out(folder: Path, count: int = 7, **changes: Any) -> dict[str, Any
 
 @pytest.fixture(autouse=True)
 def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(samples, "_ANSWER_TOKENS", 6)
 
 
 def shown(folder: Path, changes: dict[str, Any]) -> tuple[Path, list[str]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from basic_lite.console import command_line
 from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
 
-_PICTURE_ENDING = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_PICTURE_ENDING = re.compile(rf"({'|'.join(map(re.escape, PICTURE_ENDINGS))})$", re.IGNORECASE)
 _ANY_ENDING = re.compile(r"\.\w{2,5}$")
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from basic_lite.console import Say, command_line
 from basic_lite.data.check import DataReport
+from basic_lite.data.held_out import hold_out
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 from basic_lite.data.records import Records
@@ -19,7 +20,7 @@ _LONGEST_QUESTION = 60
 _SPECIAL = set('"$`!\\\n')
 
 
-def close(recipe: Recipe, records: Records, report: DataReport, target: Path, say: Say, console: Console) -> None:
+def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path, say: Say, console: Console) -> None:
     """Say what was written, and what to type next."""
     assert isinstance(recipe.data.train, SourceSection)
     prompts = prompts_of(recipe.data.train)
@@ -30,7 +31,7 @@ def close(recipe: Recipe, records: Records, report: DataReport, target: Path, sa
             f"`prompt` in {target.name}): {' | '.join(prompts)}"
         )
     training = recipe.training
-    held_out = round((recipe.data.held_out or 0) * len(report.kept))
+    held_out = held_out_count(report, recipe.data.held_out or 0.0, recipe.seed)
     trained = len(report.kept) - held_out
     steps = training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * training.epochs)
     passes = "" if training.max_steps else f", {training.epochs:g} passes over {trained:,} records"
@@ -51,6 +52,15 @@ def close(recipe: Recipe, records: Records, report: DataReport, target: Path, sa
         f"  basic-lite chat {run} {picture} {question}",
     ):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def held_out_count(report: DataReport, share: float, seed: int) -> int:
+    """Records that a run would keep for evaluation.
+
+    Raises:
+        UserError: they hang together by their pictures, so none can be kept.
+    """
+    return len(hold_out(report, share, seed)[1].kept) if share else 0
 
 
 def steps_an_epoch(recipe: Recipe, records: int) -> int:

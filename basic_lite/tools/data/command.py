@@ -15,22 +15,25 @@ from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
+from basic_lite.data.held_out import can_hold_out
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.record import Record
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.data.closing import close, steps_an_epoch, typed
+from basic_lite.tools.data.closing import held_out_count, say_next, steps_an_epoch, typed
 from basic_lite.tools.data.look import Found, look
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
+from basic_lite.training.sanity import MANY_EPOCHS
 
 # Optimizer steps that small data should get, and the most epochs for that.
-_STEPS, _MOST_EPOCHS = 150, 30
+_STEPS, _MOST_EPOCHS = 150, MANY_EPOCHS
 # What is kept for evaluation, of how many records at least, and how often a run evaluates.
 _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 _SHOWN_PROBLEMS = 10
@@ -79,11 +82,11 @@ def data(
         changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
         recipe = _recipe(base, changes, overrides)
     report = _check_and_show(recipe, found, console, say)
-    changes |= _fitted(recipe, len(report.kept), given)
+    changes |= _fitted(recipe, report, given)
     recipe = _recipe(base, changes, overrides)
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
-    close(recipe, found.records, report, target, say, console)
+    say_next(recipe, found.records, report, target, say, console)
     return target
 
 
@@ -93,15 +96,15 @@ def _own_prompt(base: str) -> str | list[str] | None:
     return None if isinstance(train, list) else train.prompt
 
 
-def _fitted(recipe: Recipe, records: int, given: set[str]) -> dict[str, Any]:
+def _fitted(recipe: Recipe, report: DataReport, given: set[str]) -> dict[str, Any]:
     """Settings that follow from how many records there are, where the user hasn't given them."""
     changes: dict[str, Any] = {}
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
-        enough = records >= _ENOUGH_TO_HOLD_OUT
+        enough = len(report.kept) >= _ENOUGH_TO_HOLD_OUT and can_hold_out(report)
         changes["data.held_out"] = (recipe.data.held_out or _HELD_OUT) if enough else None
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
-    trained = records - round(share * records)
+    trained = len(report.kept) - held_out_count(report, share, recipe.seed)
     epochs = recipe.training.epochs
     if not given & {"training.epochs", "training.max_steps"}:
         epochs = fitted_epochs(recipe, trained)
@@ -153,7 +156,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     """Read everything, open every picture, say what was found, show samples."""
     section = recipe.data.model_copy(update={"bad_records": "drop", "too_long": "drop", "check_images": "open"})
     assert not isinstance(section.train, list)
-    records = look(section.train).records if section.train.prompt is not None else found.records
+    records = found.records if section.train.prompt is None else load_records(section.train, root=Path.cwd())
     frontend, reason = _frontend(recipe)
     encoder: Encoder = _Words()
     if frontend is not None:
@@ -165,7 +168,9 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     for note in records.notes:
         say(f"note: {note}")
     say(f"reading {len(records):,} records, opening their pictures …")
-    report = check_data(records, encoder, section, progress=counter("data"), say=say, cache=cache_folder())
+    report = check_data(
+        records, encoder, section, progress=counter("data"), say=say, cache=cache_folder(), pictures=True
+    )
     for line in _counts(report):
         say(line)
     if frontend is None:

@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from basic_lite.recipe.combinations import is_device
 from basic_lite.recipe.schema import SourceSection
 
 # A text that every reader takes for a text without quotes.
@@ -86,7 +87,7 @@ def legal_name(path: Path) -> str:
     """A name for a run, from that of a file or folder: one that every system takes for a folder."""
     path = path.absolute().resolve()
     name = re.sub(r"[^\w.-]+", "_", path.name if path.is_dir() else path.stem).strip("._-")
-    return name or "my_data"
+    return f"{name}_data" if is_device(name) else name or "my_data"
 
 
 def from_here(section: SourceSection) -> SourceSection:
