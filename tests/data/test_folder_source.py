@@ -55,6 +55,18 @@ def test_pictures_with_texts(tmp_path: Path, photos: Path) -> None:
     assert len(load(tmp_path, limit=2)) == 2
 
 
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "z" / "b.png")
+    (tmp_path / "photos" / "z" / "b.txt").write_text("a boat")
+    write_image(tmp_path / "other" / "c.png")
+    for place, target in [("z/up", ".."), ("z/me", "."), ("a", "z"), ("out", "../other"), ("z/out", "../../other")]:
+        (tmp_path / "photos" / place).symlink_to(target, target_is_directory=True)
+    records = load(tmp_path)
+    assert [records.place(n) for n in range(len(records))] == ["photos/out/c.png", "photos/z/b.png"]
+    left_out = "photos: links to folders that are read already are left out: a, z/me, z/out, z/up"
+    assert records.notes == [left_out]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("split", ["", "train"])
 def test_imagefolder(tmp_path: Path, kind: str, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
