@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,12 @@ def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str
 
 
 def _read(path: str, name: str) -> str:
-    data = Path(path).read_bytes()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait forever
+            raise BadRecord(f"{name} beside it is not a file", "put a text file in its place")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadRecord(f"{name} beside it can't be read ({error.strerror})", "put a text file in its place") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig").strip()
