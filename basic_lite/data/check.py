@@ -165,7 +165,7 @@ def _open_rest(
 
 def _require_usable(problems: list[RecordProblem], columns: np.ndarray, section: DataSection) -> None:
     total = columns.shape[1]
-    refused = [one for one in problems if _policy(one, section) == "refuse"]
+    refused = [one for one in problems if policy(one, section) == "refuse"]
     if refused:
         raise UserError(_refusal(refused, total))
     if not columns[0].any():
@@ -173,8 +173,14 @@ def _require_usable(problems: list[RecordProblem], columns: np.ndarray, section:
         raise UserError(f"none of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
 
 
-def _policy(problem: RecordProblem, section: DataSection) -> str:
+def policy(problem: RecordProblem, section: DataSection) -> str:
+    """What the recipe says of a record with this problem: refuse or drop."""
     return section.too_long if problem.kind == TooLong.kind else section.bad_records
+
+
+def key_of(problem: RecordProblem) -> str:
+    """The key that says it."""
+    return "data.too_long" if problem.kind == TooLong.kind else "data.bad_records"
 
 
 def _listing(problems: list[RecordProblem]) -> list[str]:
@@ -185,7 +191,7 @@ def _listing(problems: list[RecordProblem]) -> list[str]:
 def _refusal(problems: list[RecordProblem], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
-    keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
+    keys = sorted({key_of(problem) for problem in problems})
     s = "s" * (total != 1)
     where = ", which names all of them in the run folder's data.json" if len(problems) > _SHOWN else ""
     return "\n".join(

@@ -86,6 +86,13 @@ def test_a_folder_with_a_table() -> None:
     assert record.turns[0].text == base.data.train.prompt == "describe the image."  # type: ignore[union-attr]
 
 
+def test_what_leaves_bad_records_out_is_said_where_it_is_not_set() -> None:
+    photos("p")
+    Path("p/p1.png").unlink()
+    assert "or type basic-lite train p.yaml data.bad_records=drop\n" in run("p", width=1000)[1]
+    assert "won't start" not in run("p", "data.bad_records=drop", overwrite=True)[1]
+
+
 NAMES = [
     "my photos", "it's", 'say "hi"', "ümläut", "#no: x", "a [1] {2}*", "yes", "1e3", "-x", "back\\slash",
     "new\nline", "~home", "%20", "C: drive", "..x", "a.b.", "${x}", "日本",
