@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import warnings
@@ -31,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 
 # Problems listed in a refusal; the rest is counted.
 _SHOWN = 20
+# What differs between problems that are alike: names in quotes, those of texts, and numbers.
+_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[^/\"']*?\.txt|\d[\d,]*")
 _CHUNK_RECORDS = 500
 # Below this, starting processes takes longer than it saves.
 _WORTH_PROCESSES = 20_000
@@ -82,7 +85,7 @@ class DataReport:
             lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
         if self.problems:
             lines.append(f"{len(self.problems):,} records dropped:")
-            lines += _listing(self.problems)
+            lines += listing(self.problems)
         return lines
 
 
@@ -165,33 +168,49 @@ def _open_rest(
 
 def _require_usable(problems: list[RecordProblem], columns: np.ndarray, section: DataSection) -> None:
     total = columns.shape[1]
-    refused = [one for one in problems if _policy(one, section) == "refuse"]
+    refused = [one for one in problems if policy(one, section) == "refuse"]
     if refused:
         raise UserError(_refusal(refused, total))
     if not columns[0].any():
-        listing = "\n".join(_listing(problems))
-        raise UserError(f"none of the {total:,} records can be used:\n{listing}\nCorrect the data source.")
+        named = "\n".join(listing(problems))
+        raise UserError(f"none of the {total:,} records can be used:\n{named}\nCorrect the data source.")
 
 
-def _policy(problem: RecordProblem, section: DataSection) -> str:
+def policy(problem: RecordProblem, section: DataSection) -> str:
+    """What the recipe says of a record with this problem: refuse or drop."""
     return section.too_long if problem.kind == TooLong.kind else section.bad_records
 
 
-def _listing(problems: list[RecordProblem]) -> list[str]:
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    return lines + ([f"  … and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else [])
+def key_of(problem: RecordProblem) -> str:
+    """The key that says it."""
+    return "data.too_long" if problem.kind == TooLong.kind else "data.bad_records"
+
+
+def listing(problems: list[RecordProblem], shown: int = _SHOWN) -> list[str]:
+    """Lines that name problems; those that are alike but for names and numbers share two."""
+    groups: dict[str, list[RecordProblem]] = {}
+    for one in problems:
+        groups.setdefault(_NAMES.sub("…", f"{one.kind}: {one.what}"), []).append(one)
+    lines = []
+    for first, *more in list(groups.values())[:shown]:
+        lines.append(f"  {first}")
+        if more:
+            places = ", ".join(one.place for one in more[:2]) + ", …" * (len(more) > 2)
+            lines.append(f"    and {len(more):,} more like it: {places}")
+    rest = sum(map(len, list(groups.values())[shown:]))
+    return lines + ([f"  … and {rest:,} more"] if rest else [])
 
 
 def _refusal(problems: list[RecordProblem], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
-    keys = sorted({"data.too_long" if kind == TooLong.kind else "data.bad_records" for kind in kinds})
+    keys = sorted({key_of(problem) for problem in problems})
     s = "s" * (total != 1)
     where = ", which names all of them in the run folder's data.json" if len(problems) > _SHOWN else ""
     return "\n".join(
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
-            *_listing(problems),
+            *listing(problems),
             f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}{where}.",
         ]
     )

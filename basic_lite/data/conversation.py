@@ -37,7 +37,7 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
     """
     turns = [_marked(turn) for turn in record.turns]
     if not any(turn.role == "human" for turn in turns):
-        raise BadRecord("it has no human turn", "give it a human turn before the gpt turn")
+        raise BadRecord("it has no question: nobody asks in it", "add a user's turn before the answer")
     _check_counts(record, turns)
     if record.images and not any(IMAGE in turn.text for turn in turns):
         first = next(n for n, turn in enumerate(turns) if turn.role == "human")
@@ -45,10 +45,10 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
         turns[first] = Turn("human", IMAGE * len(record.images) + (f"\n{rest}" if rest else ""))
     ordered = _alternating(turns)
     if answered and not any(turn.role == "gpt" and turn.text.strip() for turn in ordered):
-        raise NoSupervisedToken("it has no answer: no gpt turn with text after a human turn", "add one")
+        raise NoSupervisedToken("it has no answer: no text follows a question", "add one")
     if answered and ordered[-1].role == "human":
         if IMAGE in ordered[-1].text:
-            raise BadPlaceholders("an image is in a last human turn that no gpt turn follows", "add the answer")
+            raise BadPlaceholders("an image is in a last question that no answer follows", "add the answer")
         ordered.pop()
     return ordered
 
@@ -69,7 +69,7 @@ def _check_counts(record: Record, turns: list[Turn]) -> None:
     images = len(record.images)
     if places == images or not places:
         return
-    what = f"its human turns have {places} <image> but it has {images or 'no'} image{'s' * (images != 1)}"
+    what = f"its questions have {places} <image> but it has {images or 'no'} image{'s' * (images != 1)}"
     raise BadPlaceholders(what, "write <image> once for each image, or leave it out altogether")
 
 

@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,12 @@ class FolderSource:
         self.image_dir = str(folder)
         self.columns: Mapping[str, str] = {"image": "picture", "answer": "text"}
         self.present: tuple[str, ...] = ("picture", "text")
-        pictures, self._texts = files_of(folder)
+        pictures, self._texts, again = files_of(folder)
         if section.columns:
             raise UserError(f"{self.name}: pictures with .txt files have no columns; remove `columns`.")
         if not pictures:
             raise UserError(f"{self.name}: there is no picture in this folder; correct `folder` of this data source.")
-        self.notes = _orphans(pictures, self._texts, self.name)
+        self.notes = (*_orphans(pictures, self._texts, self.name), *_read_once(again, self.name))
         self._pictures = list(itertools.islice(pictures, section.limit))
 
     def __len__(self) -> int:
@@ -70,13 +71,29 @@ class FolderSource:
         return {"picture": picture, "text": words}
 
 
-def files_of(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Pictures below a folder, and the texts by their path without the ending; paths have forward slashes."""
+def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
+    """Pictures below a folder, the texts by their path without the ending, and links to folders that are read already.
+
+    Paths have forward slashes. Each folder is read once, so links that lead back to one end.
+    """
     pictures: list[str] = []
     texts: dict[str, str] = {}
+    again: list[str] = []
+    seen = {_identity(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(one for one in folders if not one.startswith((".", "__")))
         inside = Path(place).relative_to(folder)
+        new = []
+        # A folder itself comes before links to it.
+        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
+            if name.startswith((".", "__")):
+                continue
+            identity = _identity(Path(place, name))
+            if identity in seen:
+                again.append((inside / name).as_posix())
+            else:
+                new.append(name)
+            seen.add(identity)
+        folders[:] = sorted(new)
         for name in names:
             stem, ending = os.path.splitext(name)
             if name.startswith("."):  # among them macOS's "._cat.jpg"
@@ -85,7 +102,20 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str]]:
                 pictures.append((inside / name).as_posix())
             elif ending.lower() == ".txt":
                 texts[(inside / stem).as_posix()] = (inside / name).as_posix()
-    return sorted(pictures), texts
+    return sorted(pictures), texts, again
+
+
+def _identity(folder: Path) -> tuple[int, int] | Path:
+    """What tells a folder from others, however it is reached; the path where the system has no number for it."""
+    found = folder.stat()
+    return (found.st_dev, found.st_ino) if found.st_ino else folder
+
+
+def _read_once(again: list[str], name: str) -> tuple[str, ...]:
+    if not again:
+        return ()
+    listed = ", ".join(again[:5]) + (", …" if len(again) > 5 else "")
+    return (f"{name}: links to folders that are read already are left out: {listed}",)
 
 
 def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str, ...]:
@@ -101,7 +131,12 @@ def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str
 
 
 def _read(path: str, name: str) -> str:
-    data = Path(path).read_bytes()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait forever
+            raise BadRecord(f"{name} beside it is not a file", "put a text file in its place")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadRecord(f"{name} beside it can't be read ({error.strerror})", "put a text file in its place") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig").strip()

@@ -97,7 +97,7 @@ def _parquet_in(folder: Path) -> SourceSection | None:
 
 
 def _pictures_in(folder: Path) -> SourceSection:
-    pictures, texts = files_of(folder)
+    pictures, texts, _ = files_of(folder)
     stems = {os.path.splitext(one)[0] for one in pictures}
     if stems & texts.keys():
         return SourceSection(folder=folder.as_posix())

@@ -1,11 +1,10 @@
-"""JSON (one list) and JSONL (one record a line), read by position: scanned once, then mapped."""
+"""JSON (one list) and JSONL (one record a line), read by position: scanned once."""
 
 from __future__ import annotations
 
 import codecs
 import itertools
 import json
-import mmap
 from array import array
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from basic_lite.data.columns import KNOWN, plain_name
+from basic_lite.data.held_file import HeldFile
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
@@ -28,7 +28,7 @@ _SPACE = " \t\r\n"
 
 
 class JsonSource:
-    """Rows of a JSON file. Holds 16 bytes a record; a row is parsed when it is asked for.
+    """Rows of a JSON file. Holds 16 bytes a record, and a small file; a row is parsed when it is asked for.
 
     Whether it is a list or lines is seen from the first character, not from the name: both endings are used
     for both.
@@ -43,16 +43,14 @@ class JsonSource:
         self.prompts = prompts_of(section)
         self.notes: tuple[str, ...] = ()
         flat = array("q")
-        for span in itertools.islice(_spans(self.path, self.name), section.limit):
+        self._file = HeldFile(self.path, self.name)
+        for span in itertools.islice(_spans(self._file), section.limit):
             flat.extend(span)
+        self._file.require_same()
         self._spans = np.array(flat, dtype=np.int64).reshape(-1, 2)
-        self._map: mmap.mmap | None = None
 
     def __len__(self) -> int:
         return len(self._spans)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
 
     def place(self, index: int) -> str:
         """File and number of a record."""
@@ -64,12 +62,9 @@ class JsonSource:
         Raises:
             BadRecord: a line of a JSONL file that is no JSON.
         """
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, end = self._spans[index]
         try:
-            return json.loads(self._map[start:end].rstrip(b"\r\n").decode("utf-8"))
+            return json.loads(self._file.bytes(start, end).rstrip(b"\r\n").decode("utf-8"))
         except UnicodeDecodeError as error:
             what = f": not UTF-8 (byte {start + error.start})"
         except json.JSONDecodeError as error:
@@ -77,7 +72,7 @@ class JsonSource:
         except RecursionError:
             what = ": broken JSON: values are nested too deeply"
         # Only a line gets here: a list is parsed as a whole when it is scanned.
-        line = 1 + self._map[:start].count(b"\n")
+        line = 1 + self._file.bytes(0, start).count(b"\n")
         raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "fix the line")
 
 
@@ -100,20 +95,20 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
     return path, str(folder.absolute())
 
 
-def _spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
+def _spans(held: HeldFile) -> Iterator[tuple[int, int]]:
     """Byte range of each record. A list is parsed: one that is broken has no end to its records.
 
     Raises:
         UserError: not a list of records nor lines; a list that isn't UTF-8 or JSON (line and column).
     """
-    with open(path, "rb") as file:
+    with held.open() as file:
         start = file.read(_MARGIN).removeprefix(codecs.BOM_UTF8).lstrip()
         file.seek(0)
-        lines = path.suffix.lower() == ".jsonl" and start.startswith(b"{")
+        lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{")
         if not lines:
-            lines = yield from _list_spans(_Reader(file, name), name)
+            lines = yield from _list_spans(_Reader(file, held.name), held.name)
     if lines:
-        yield from _line_spans(path, name)
+        yield from _line_spans(held)
 
 
 def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, bool]:
@@ -149,9 +144,9 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
     return True
 
 
-def _line_spans(path: Path, name: str) -> Iterator[tuple[int, int]]:
+def _line_spans(held: HeldFile) -> Iterator[tuple[int, int]]:
     """Byte range of each line that isn't blank. A broken line is one bad record: found when it is read, like others."""
-    with open(path, "rb") as file:
+    with held.open() as file:
         end = 0
         for number, line in enumerate(file, 1):
             start, end = end, end + len(line)

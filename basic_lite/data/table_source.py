@@ -1,10 +1,9 @@
-"""CSV and TSV: a row is a record. Read by position, as a JSON file is: scanned once, then mapped."""
+"""CSV and TSV: a row is a record. Read by position, as a JSON file is: scanned once."""
 
 import codecs
 import csv
 import io
 import itertools
-import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from basic_lite.data.columns import KNOWN, plain_name, require_columns
+from basic_lite.data.held_file import HeldFile
 from basic_lite.data.json_source import places
 from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord, shorten
@@ -29,7 +29,7 @@ _HEAD_LINES = 50
 
 
 class TableSource:
-    """Rows of a table. Holds 24 bytes a row; a row is parsed when it is asked for.
+    """Rows of a table. Holds 24 bytes a row, and a small file; a row is parsed when it is asked for.
 
     The scan takes some 3 s for 665k rows. The delimiter is found from the head of the file. Lines without a value are
     no records. A first line that starts with a picture's name is no header: the columns are then picture and caption.
@@ -42,8 +42,8 @@ class TableSource:
         self.path, self.image_dir = places(section, root)
         self.name, self.prompts = section.path or "", prompts_of(section)
         self.notes: tuple[str, ...] = ()
-        with open(self.path, "rb") as file:
-            head = file.read(4)
+        self._file = HeldFile(self.path, self.name)
+        head = self._file.bytes(0, 4)
         mark, self.encoding = next((one for one in _MARKS if head.startswith(one[0])), (b"", "utf-8"))
         lines = list(itertools.islice(self._lines(len(mark)), _HEAD_LINES))
         skipped = bool(lines) and lines[0][2].lower().startswith("sep=")  # Excel's own hint, no row
@@ -55,6 +55,8 @@ class TableSource:
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
         self.present = tuple(name for name in self.header if name)
+        if twice := next((name for name in self.present if self.present.count(name) > 1), None):
+            raise UserError(f"{self.name}: two columns are called {twice!r}; rename one in the file's first line.")
         self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
         if self.prompts and self.columns.keys() & {"question", "conversations"}:
             theirs = self.columns.get("question") or self.columns["conversations"]
@@ -67,13 +69,10 @@ class TableSource:
         for span in itertools.islice(rows, section.limit):
             flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
-        self._map: mmap.mmap | None = None
+        self._file.require_same()
 
     def __len__(self) -> int:
         return len(self._spans_of)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
 
     def place(self, index: int) -> str:
         """File and line of a row."""
@@ -85,11 +84,8 @@ class TableSource:
         Raises:
             BadRecord: it has more cells than the header.
         """
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, end, _ = self._spans_of[index]
-        text = self._map[start:end].decode(self.encoding)
+        text = self._file.bytes(start, end).decode(self.encoding)
         cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
         extra = [cell for cell in cells[len(self.header) :] if cell.strip()]
         if extra:
@@ -111,7 +107,7 @@ class TableSource:
 
     def _lines(self, start: int) -> Iterator[tuple[int, int, str]]:
         """Each line with its byte range. Lines end as Python's `newline=""` sees it, and as csv wants it."""
-        with open(self.path, "rb") as raw:
+        with self._file.open() as raw:
             raw.seek(start)
             text = io.TextIOWrapper(raw, encoding=self.encoding, newline="")
             try:
@@ -127,7 +123,7 @@ class TableSource:
 
     def _not_unicode(self) -> UserError:
         number = 0
-        with open(self.path, "rb") as file:
+        with self._file.open() as file:
             for number, line in enumerate(file, 1):  # noqa: B007
                 try:
                     line.decode(self.encoding)
@@ -172,9 +168,9 @@ class TableSource:
 
     def _require_closed(self, start: int, end: int, number: int) -> None:
         """Refuse a row of several lines whose last quote is open: it has swallowed the rest of the file."""
-        if end < self.path.stat().st_size:
+        if end < self._file.size:
             return
-        with open(self.path, "rb") as file:
+        with self._file.open() as file:
             file.seek(start)
             text = file.read().decode(self.encoding)
         # A row that is complete ends at its line break; an open one takes whatever follows.

@@ -30,6 +30,8 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
+# Where a turn has a call of a tool.
+_CALLS = ("tool_calls", "function_call")
 # A part that is a picture has one of these types, and its picture under one of these keys.
 _PICTURE_TYPES = ("image", "image_url", "input_image")
 _PICTURE_KEYS = ("image_url", "image", "path", "url")
@@ -97,7 +99,8 @@ def _placed(row: _Row, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
 def _answer(value: Any) -> str | None:
     if isinstance(value, (list, tuple)) and not is_turns(value):
         # VQA lists the answers of several people, COCO several captions; the first stands for them.
-        value = next((one for one in value if isinstance(one, str) and one.strip()), None)
+        texts = (one.get("answer") if isinstance(one, Mapping) else one for one in value)
+        value = next((one for one in texts if isinstance(one, str) and one.strip()), None)
     return None if value is None or is_turns(value) else clean(str(value))
 
 
@@ -145,7 +148,7 @@ def _listed(conversation: Any) -> Sequence[Any]:
     if not isinstance(conversation, (list, tuple)):
         raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
     if not conversation:
-        raise BadRecord("its conversations are empty", "give it at least one human and one gpt turn")
+        raise BadRecord("its conversations are empty", "give it at least a question and an answer")
     return conversation
 
 
@@ -188,11 +191,15 @@ def _history(row: _Row) -> Iterator[Turn]:
 def _turn(turn: Any, number: int, row: _Row) -> Turn:
     if not isinstance(turn, Mapping):
         raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
+    if called := next((key for key in _CALLS if turn.get(key)), None):
+        raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         what = "doesn't say who speaks" if speaker is None else f"is from {shorten(speaker)}"
-        raise BadRecord(f"turn {number} {what}", "from must be human, gpt or system (role: user, assistant, system)")
+        from_value = "from" in turn or ("role" not in turn and "value" in turn)
+        mend = "from must be human, gpt or system" if from_value else "role must be user, assistant or system"
+        raise BadRecord(f"turn {number} {what}", mend)
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     return Turn(role, clean(_text(value, number, role, row)))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,33 @@ def test_pictures_with_texts(tmp_path: Path, photos: Path) -> None:
             records[index]
         assert str(caught.value).startswith(f"{places[index]}: {words}")
     assert len(load(tmp_path, limit=2)) == 2
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "z" / "b.png")
+    (tmp_path / "photos" / "z" / "b.txt").write_text("a boat")
+    write_image(tmp_path / "other" / "c.png")
+    for place, target in [("z/up", ".."), ("z/me", "."), ("a", "z"), ("out", "../other"), ("z/out", "../../other")]:
+        (tmp_path / "photos" / place).symlink_to(target, target_is_directory=True)
+    records = load(tmp_path)
+    assert [records.place(n) for n in range(len(records))] == ["photos/out/c.png", "photos/z/b.png"]
+    left_out = "photos: links to folders that are read already are left out: a, z/me, z/out, z/up"
+    assert records.notes == [left_out]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_text_that_cannot_be_read_is_a_bad_record(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in "abc":
+        write_image(folder / f"{name}.png")
+    (folder / "a.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "b.txt")
+    (folder / "c.txt").write_text("a cat")
+    records = load(tmp_path)
+    (folder / "c.txt").unlink()
+    for index, reason in enumerate(["can't be read (No such file", "is not a file", "can't be read (No such file"]):
+        with pytest.raises(BadRecord, match=re.escape(f"{'abc'[index]}.txt beside it {reason}")):
+            records[index]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

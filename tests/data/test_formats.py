@@ -69,9 +69,11 @@ QWEN_PART = {"type": "image", "image": "panda.png"}
 QWEN = {"messages": [{"role": "user", "content": [QWEN_PART, ASKED["content"][1]]}, SAID]}  # type: ignore[index]
 PAIR = {"image": "panda.png", "question": "What is it?", "answer": ANSWER}
 VQA = {"img": "panda.png", "query": "What is it?", "answers": [ANSWER, "a bear"]}
+# VQA v2's own annotations.
+VQA_OWN = {"image": "panda.png", "question": "What is it?", "answers": [{"answer": ANSWER, "answer_id": 1}]}
 COMPLETION = {"image": "panda.png", "prompt": "What is it?", "completion": ANSWER}
 
-SAMPLES = [LLAVA, SHAREGPT, ALPACA, OPENAI, TRL, TRL_PAIR, QWEN, PAIR, VQA, COMPLETION]
+SAMPLES = [LLAVA, SHAREGPT, ALPACA, OPENAI, TRL, TRL_PAIR, QWEN, PAIR, VQA, VQA_OWN, COMPLETION]
 
 
 @pytest.mark.parametrize("row", SAMPLES)
@@ -222,3 +224,17 @@ def test_a_content_is_read_or_refused(content: Any, images: Any) -> None:
     except RecordProblem:
         return
     assert sum(turn.text.count(IMAGE) for turn in turns) == len(got.images)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_calls_of_tools_are_refused_in_the_rows_own_words(tmp_path: Path, key: str) -> None:
+    user = {"role": "user", "content": "hot?"}
+    call = {"role": "assistant", "content": "I look.", key: [{"name": "weather"}]}
+    with pytest.raises(RecordProblem, match=f"turn 2 calls a tool \\('{key}'\\)"):
+        read(tmp_path, {"messages": [user, call]})
+    none = {"role": "assistant", "content": "I look.", key: None}
+    assert said(read(tmp_path, {"messages": [user, none]}))[1] == ("gpt", "I look.")
+    with pytest.raises(RecordProblem, match="turn 2 is from 'tool'; role must be user, assistant or system$"):
+        read(tmp_path, {"messages": [user, {"role": "tool", "content": "21"}]})
+    with pytest.raises(RecordProblem, match="it has no answer: no text follows a question"):
+        said(read(tmp_path, {"messages": [user]}))

@@ -117,3 +117,8 @@ def test_cells_are_those_of_dict_reader(
     oracle = csv.DictReader(io.StringIO(out.getvalue(), newline=""), delimiter=delimiter, skipinitialspace=True)
     filled = [{k: (v or "").strip() or None for k, v in row.items()} for row in oracle]
     assert got == [row for row in filled if any(row.values())]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="captions.csv: two columns are called 'caption'; rename one"):
+        table(tmp_path, "image,caption, caption,,\na.png,one,two,,\n")

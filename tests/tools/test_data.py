@@ -86,6 +86,23 @@ def test_a_folder_with_a_table() -> None:
     assert record.turns[0].text == base.data.train.prompt == "describe the image."  # type: ignore[union-attr]
 
 
+def test_problems_that_are_alike_share_a_line() -> None:
+    photos("p", 40)
+    for n in range(30):
+        Path(f"p/p{n}.png").unlink()
+    Path("p/p30.png").write_bytes(b"x")
+    said = run("p", width=1000)[1]
+    assert said.count("does not exist") == 1 and "  p/captions.csv, line 32: image 'p30.png' can't be decoded" in said
+    assert "    and 29 more like it: p/captions.csv, line 3, p/captions.csv, line 4, …\n" in said
+
+
+def test_what_leaves_bad_records_out_is_said_where_it_is_not_set() -> None:
+    photos("p")
+    Path("p/p1.png").unlink()
+    assert "or type basic-lite train p.yaml data.bad_records=drop\n" in run("p", width=1000)[1]
+    assert "won't start" not in run("p", "data.bad_records=drop", overwrite=True)[1]
+
+
 NAMES = [
     "my photos", "it's", 'say "hi"', "ümläut", "#no: x", "a [1] {2}*", "yes", "1e3", "-x", "back\\slash",
     "new\nline", "~home", "%20", "C: drive", "..x", "a.b.", "${x}", "日本",

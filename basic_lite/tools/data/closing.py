@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from basic_lite.console import Say, command_line
-from basic_lite.data.check import DataReport
+from basic_lite.data.check import DataReport, key_of, policy
 from basic_lite.data.held_out import hold_out
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
@@ -38,10 +38,11 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
     if held_out:
         say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
-    if report.problems and "refuse" in (recipe.data.bad_records, recipe.data.too_long):
+    if left_out := to_leave_out(recipe, report):
+        keys = " and ".join(f"`{one.partition('.')[2].replace('=', ': ')}`" for one in left_out)
         say(
-            f"note: `train` won't start until the records above are mended; or leave them out: write "
-            f"`bad_records: drop` below `data` in {target.name}"
+            f"note: `train` won't start until the records above are mended; or leave them out: write {keys} below "
+            f"`data` in {target.name}, or type basic-lite train {typed(target.as_posix())} {' '.join(left_out)}"
         )
     picture, question = _first_question(records, report, prompts)
     run, file = typed((Path(recipe.output) / recipe.name).as_posix()), typed(target.as_posix())
@@ -52,6 +53,12 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         f"  basic-lite chat {run} {picture} {question}",
     ):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def to_leave_out(recipe: Recipe, report: DataReport) -> list[str]:
+    """What to set so that records with a problem don't stop a run."""
+    refused = [one for one in report.problems if policy(one, recipe.data) == "refuse"]
+    return sorted({f"{key_of(one)}=drop" for one in refused})
 
 
 def held_out_count(report: DataReport, share: float, seed: int) -> int:

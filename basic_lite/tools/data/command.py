@@ -11,7 +11,7 @@ from rich.text import Text
 
 from basic_lite.console import Say, quiet_libraries, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
-from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -219,9 +219,7 @@ def _counts(report: DataReport) -> list[str]:
     if report.problems:
         bad = sum(isinstance(problem, BadImage) for problem in report.problems)
         lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")
-        lines += [f"  {problem}" for problem in report.problems[:_SHOWN_PROBLEMS]]
-        if (more := len(report.problems) - _SHOWN_PROBLEMS) > 0:
-            lines.append(f"  … and {more:,} more")
+        lines += listing(report.problems, _SHOWN_PROBLEMS)
     return lines
 
 
