@@ -83,7 +83,7 @@ def estimate(
     if measure:
         require_gpu()
     started = time.perf_counter()
-    recipe = resolve_start(recipe)
+    recipe = resolve_start(recipe, speaker(console))
     frontend = load_frontend(recipe.model)
     rehearser = Rehearser(recipe, frontend, machine_of(recipe))
     rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)

@@ -67,8 +67,10 @@ def find_origin(recipe: Recipe) -> Origin | None:
     return None
 
 
-def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
+def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     """Fill in what a recipe with ``model.start`` leaves to that run: the names of its models and what belongs to them.
+
+    The start has the projector, so ``model.projector`` goes, as in the recipe that trained the start.
 
     Args:
         resume: the run has begun already. Then its own checkpoint has the names, and the start may be gone.
@@ -78,17 +80,19 @@ def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
     """
     if recipe.model.start is None:
         return recipe
+    if (projector := recipe.model.projector) is not None:
+        say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {recipe.model.start}")
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
     own = Path(recipe.output) / recipe.name
     if resume:
         for bundle in [own / FINAL, *reversed(checkpoints_of(own))]:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 begun = look_at_bundle(bundle).recipe
-                return _named_as(begun, _without_its_projector(recipe))
+                return _named_as(begun, recipe)
     start = look_at_bundle(Path(recipe.model.start), START)
-    _require_no_other_projector(start, recipe)
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
-    return _named_as(start.recipe, _no_projector(recipe))
+    return _named_as(start.recipe, recipe)
 
 
 def rank_is_fixed(recipe: Recipe) -> bool:
@@ -133,29 +137,6 @@ def _named_as(theirs: Recipe, recipe: Recipe) -> Recipe:
 def _same(one: str | None, other: str | None) -> bool:
     """Whether two names mean the same model: a folder may be written in several ways."""
     return one == other or (None not in (one, other) and os.path.realpath(str(one)) == os.path.realpath(str(other)))
-
-
-def _without_its_projector(recipe: Recipe) -> Recipe:
-    """A recipe whose run has begun: `model.projector` stays only where it isn't the start's, so that it is refused."""
-    try:
-        start = look_at_bundle(Path(str(recipe.model.start)), START).recipe
-    except UserError:  # the start is gone, and what it began with can't be told any more
-        return _no_projector(recipe)
-    return _no_projector(recipe) if _same(recipe.model.projector, start.model.projector) else recipe
-
-
-def _no_projector(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
-
-
-def _require_no_other_projector(start: Bundle, recipe: Recipe) -> None:
-    """Take `model.projector` for what the start itself began with, as in the recipe that trained it; no other one."""
-    mine, theirs = recipe.model.projector, start.recipe.model.projector
-    if mine is not None and not _same(mine, theirs):
-        raise UserError(
-            f"{START} takes the projector of {start.folder}, and {PROJECTOR} names another one ({mine}); "
-            f"remove {PROJECTOR} (on the command line: {PROJECTOR}=null), or remove {START}"
-        )
 
 
 def _require_same_names(start: Bundle, recipe: Recipe) -> None:

@@ -65,7 +65,7 @@ def logits_of(model: Any, image_token_id: int) -> torch.Tensor:
 
 
 def test_the_new_run_starts_with_the_old_ones_weights(place: Path) -> None:
-    recipe = resolve_start(tiny_recipe(place, going_on(place)))
+    recipe = resolve_start(tiny_recipe(place, going_on(place)), print)
     assert recipe.model.llm == str(place / "llm") and recipe.model.image_token == "<picture>"
     assert recipe.model.vision_feature_layer == -1
     said: list[str] = []
@@ -145,6 +145,24 @@ def test_stage_two_starts_from_stage_one(place: Path, tmp_path: Path) -> None:
     assert len(ours) > len(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_the_recipe_that_trained_the_start_goes_on_again_and_again(place: Path, tmp_path: Path) -> None:
+    """Its `model.projector` is what the first run began with, and isn't read."""
+    one = str(place / "runs" / "one")
+    changes = elsewhere(tmp_path, {"model.projector": one, "training.max_steps": 1})
+    before = run(place, {**changes, "name": "a"})
+    for name in ("b", "c"):
+        changes |= {"name": name, "model.start": str(before)}
+        assert f"note: model.projector={one} isn't read: model.start takes the projector of {before}\n" in heard(
+            place, changes
+        )
+        folder = run(place, {**changes, "training.projector_learning_rate": 0.0})
+        assert load_recipe(folder / "recipe.yaml").model.projector is None
+        ours, theirs = (load_file(at / "final" / "projector.safetensors") for at in (folder, before))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        run(place, {**changes, "training.projector_learning_rate": 0.0}, resume=True)
+        before = folder
+
+
 def refused(place: Path, tmp_path: Path, changes: dict[str, Any], match: str, **given: Any) -> None:
     with pytest.raises(UserError, match=match):
         run(place, elsewhere(tmp_path, going_on(place, changes, **given)))
@@ -176,15 +194,13 @@ def test_what_contradicts_the_start_is_refused(
 
 def test_the_same_names_may_be_given(place: Path) -> None:
     given = {"model.llm": str(place / "runs" / ".." / "llm"), "model.image_token": "<picture>"}
-    assert resolve_start(tiny_recipe(place, going_on(place, given))).model.vision == str(place / "vision")
+    assert resolve_start(tiny_recipe(place, going_on(place, given)), print).model.vision == str(place / "vision")
 
 
 def test_impossible_recipes_are_refused_when_they_are_read(place: Path, tmp_path: Path) -> None:
     path, two = tmp_path / "recipe.yaml", place / "runs" / "two"
     path.write_text(dump_recipe(tiny_recipe(place, going_on(place))))
     assert load_recipe(path).model.llm is None
-    with pytest.raises(UserError, match=r"model.start takes the projector of .*names another one.*=null"):
-        resolve_start(load_recipe(path, [f"model.projector={two}"]))
     for start in (two, two / "final"):
         with pytest.raises(UserError, match=r"model.start: the run would start from .*two.* name=…"):
             load_recipe(path, ["name=two", f"model.start={start}"])
@@ -198,9 +214,9 @@ def test_a_written_default_counts_as_given(place: Path, tmp_path: Path) -> None:
     written = dump_recipe(tiny_recipe(place)).split("model:")[0]
     rest = dump_recipe(tiny_recipe(place)).split("quantization:")[1]
     path.write_text(f"{written}model:\n  start: {place / 'runs' / 'two'}\nquantization:{rest}")
-    assert resolve_start(load_recipe(path, ["name=x"])).model.image_token == "<picture>"
+    assert resolve_start(load_recipe(path, ["name=x"]), print).model.image_token == "<picture>"
     with pytest.raises(UserError, match="image_token"):
-        resolve_start(load_recipe(path, ["name=x", "model.image_token=<image>"]))
+        resolve_start(load_recipe(path, ["name=x", "model.image_token=<image>"]), print)
 
 
 def heard(place: Path, changes: dict[str, Any]) -> str:
