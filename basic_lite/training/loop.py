@@ -148,6 +148,9 @@ class Loop:
                 self.dropped.write()
                 if self.progress.step == 0:
                     self._measure_premise()
+                # Also the one that stopped the run, once it goes on.
+                if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
+                    self._evaluate(self.progress.step)
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     started = time.perf_counter()
@@ -246,9 +249,12 @@ class Loop:
             self._basic_terms = None
 
     def _evaluate(self, step: int) -> None:
-        """Evaluate every so many steps, and at the end, where there is held-out data."""
+        """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data."""
         data, every = self.run.data, self.recipe.training.eval_every
-        due = step == self.schedule.steps or (every is not None and step % every == 0)
+        if step:
+            due = step == self.schedule.steps or (every is not None and step % every == 0)
+        else:
+            due = self.recipe.model.start is not None
         if data.eval is None or not due:
             return
         what = f"the evaluation after step {step}"

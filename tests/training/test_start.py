@@ -31,7 +31,7 @@ from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.start import find_origin, resolve_start
-from tests.support.runs import assert_same_terms, assert_same_weights, quiet, run, steps_of, tiny_recipe, weights_of
+from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
 
 CPU = torch.device("cpu")
 UNNAMED = {"model.llm": None, "model.vision": None}
@@ -135,6 +135,21 @@ def test_tools_need_no_start_either(place: Path, tmp_path: Path) -> None:
     # And a third run goes on from the second.
     third = run(place, elsewhere(tmp_path, going_on(place, {"model.start": str(folder), "name": "four"})))
     assert open_bundle(third).recipe.model.image_token == "<picture>"
+
+
+def test_what_the_start_has_learnt_is_evaluated_first(place: Path, tmp_path: Path) -> None:
+    """With its last held-out loss, which changes no step."""
+    source = {"path": str(place / "data.json"), "image_dir": str(place / "images")}
+    changes = elsewhere(tmp_path, {"training.max_steps": 2, "lora.dropout": 0.3, "data.eval": source})
+    first = run(place, {**changes, "name": "first"})
+    assert [line["step"] for line in log_of(first) if "eval_loss" in line] == [2]
+    changes = {**changes, **UNNAMED, "model.start": str(first)}
+    found = [run(place, {**changes, "name": "with"}), run(place, {**changes, "name": "without", "data.eval": None})]
+    losses = [line for line in log_of(found[0]) if "eval_loss" in line]
+    assert [line["step"] for line in losses] == [0, 2] and losses[0]["epoch"] == 0
+    assert losses[0]["eval_loss"] == log_of(first)[-1]["eval_loss"]
+    assert_same_terms(*found, rel=0)
+    assert_same_weights(*(folder / "final" for folder in found))
 
 
 def test_stage_two_starts_from_stage_one(place: Path, tmp_path: Path) -> None:
