@@ -13,7 +13,7 @@ from typing import Any
 from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import Bundle, look_at_bundle, open_bundle, restore_adapter, restore_projector
 from basic_lite.training.files import sha256
 from basic_lite.training.places import FINAL, MANIFEST, checkpoints_of
@@ -23,6 +23,13 @@ NAMES = ("base", "vision", "llm")
 # What belongs to the names; these have defaults, so what counts is whether the recipe gives them.
 WITH_NAMES = ("image_token", "vision_feature_layer", "vision_feature_select")
 SHAPE = ("rank", "alpha", "targets")
+# What the start's weights see otherwise where a key differs.
+SEEN = {
+    "quantization.mode": "slightly other weights",
+    "model.dtype": "slightly other weights",
+    "data.template": "questions in another format",
+    "data.image_fit": "pictures that are fitted otherwise",
+}
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,14 @@ def notes_on(origin: Origin, recipe: Recipe) -> list[str]:
                 f"{START}={recipe.model.projector} takes both"
             )
         return notes
-    if theirs.quantization.mode != recipe.quantization.mode:
-        notes.append(
-            f"note: {place} was trained with quantization.mode {theirs.quantization.mode}, "
-            f"this run has {recipe.quantization.mode}: its projector and LoRA see slightly other weights"
-        )
+    before, now = flat_values(theirs), flat_values(recipe)
+    # A projector alone is trained in one template to be used in another: stage 1 and stage 2.
+    differ = [k for k in SEEN if before[k] != now[k] and (origin.with_adapter or k != "data.template")]
+    notes += [
+        f"note: {place} was trained with {key} {before[key]}, this run has {now[key]}: "
+        f"its {'projector and LoRA see' if origin.with_adapter else 'projector sees'} {SEEN[key]}"
+        for key in differ
+    ]
     if origin.with_adapter and theirs.lora.dtype == "float32" and recipe.lora.dtype != "float32":
         notes.append(f"note: the LoRA in {place} is float32; lora.dtype {recipe.lora.dtype} rounds it")
     return notes

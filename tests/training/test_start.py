@@ -31,7 +31,16 @@ from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.start import find_origin, resolve_start
-from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
+from tests.support.runs import (
+    assert_same_terms,
+    assert_same_weights,
+    log_of,
+    quiet,
+    run,
+    steps_of,
+    tiny_recipe,
+    weights_of,
+)
 
 CPU = torch.device("cpu")
 UNNAMED = {"model.llm": None, "model.vision": None}
@@ -248,10 +257,20 @@ def test_what_may_surprise_is_said_before_the_run(place: Path) -> None:
     assert f"warning: model.projector takes the projector alone; the LoRA in {two}/final is not taken" in projector
     assert f"model.start={two} takes both" in projector
     assert "not taken" not in heard(place, {"name": "x", "model.projector": str(place / "runs" / "one")})
-    assert "slightly other weights" in heard(place, going_on(place, {"quantization.mode": "none"}))
+    others = {"quantization.mode": "none", "model.dtype": "float32"}
+    others |= {"data.template": "v1", "data.image_fit": "square"}
+    notes = [line for line in heard(place, going_on(place, others)).splitlines() if f"{two}/final was trained" in line]
+    assert len(notes) == 4
+    for (key, value), note in zip(others.items(), notes, strict=True):
+        assert f" with {key} " in note and f", this run has {value}: its projector and LoRA see " in note
+    stage_one = heard(place, going_on(place, {"data.template": "v1", "data.image_fit": "square"}, start="one"))
+    assert (
+        stage_one.count("was trained with") == 1
+        and "image_fit pad, this run has square: its projector sees" in stage_one
+    )
     assert "rounds it" in heard(place, going_on(place, {"lora.dtype": "bfloat16"}))
     plain = heard(place, going_on(place))
-    assert not any(words in plain for words in ("not taken", "slightly other", "rounds it")) and "LoRA" in plain
+    assert not any(words in plain for words in ("not taken", "was trained with", "rounds it")) and "LoRA" in plain
 
 
 def test_estimate_and_its_advice_read_no_weights(place: Path, tmp_path: Path) -> None:
