@@ -23,7 +23,7 @@ from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text, overfit_text
 from basic_lite.training.files import written_whole
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
@@ -179,6 +179,8 @@ class Loop:
             self.line.close()
             self.log.close()
         folder, seconds = self.run.folder, time.perf_counter() - began
+        if overfit := overfit_text(self.log.values("eval_loss"), self.recipe, self.schedule.epochs_after):
+            self.say(overfit)
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 

@@ -85,10 +85,11 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     Raises:
         UserError: the start is missing, or the recipe contradicts it.
     """
-    if recipe.model.start is None:
+    place = recipe.model.start
+    if place is None:
         return recipe
     if (projector := recipe.model.projector) is not None:
-        say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {recipe.model.start}")
+        say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {place}")
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
     own = Path(recipe.output) / recipe.name
     if resume:
@@ -96,7 +97,7 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 begun = look_at_bundle(bundle).recipe
                 return _named_as(begun, recipe)
-    start = look_at_bundle(Path(recipe.model.start), START)
+    start = look_at_bundle(Path(place), START)
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
     return _named_as(start.recipe, recipe)
