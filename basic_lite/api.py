@@ -27,6 +27,7 @@ from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import EvalResult, check_pictures, evaluate, read_questions
+from basic_lite.tools.run_data import note_on_trained
 from basic_lite.training.answer import MAX_NEW_TOKENS
 
 Pictures = Picture | Sequence[Picture] | None
@@ -199,6 +200,8 @@ class TrainedModel(Model):
         """
         found = _records(records, image_dir, limit)
         check_pictures(found)
+        if trained := note_on_trained(self._run.bundle, found):
+            note(trained)
         with counting(Console(stderr=True), "answering", len(found)) as count:
             return evaluate(
                 self._run.loaded,

@@ -78,7 +78,7 @@ def train(
 
     # A recipe that goes on from another run (model.start) gets its models' names from there.
     with processes.together():
-        recipe = resolve_start(recipe, resume=resume)
+        recipe = resolve_start(recipe, say, resume=resume)
 
     with ExitStack() as stack, _explained(recipe, device):
         # The run folder: nothing is loaded for a run that can't be written.

@@ -12,8 +12,12 @@ from basic_lite.errors import UserError
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
     data: Annotated[
-        Path, typer.Option(help="Questions with their answers, in any format of training data.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(help="Questions with their answers, in any format of training data.", show_default=False),
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Instead of --data: the records that the run kept for evaluation.")
+    ] = False,
     image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     max_new_tokens: Annotated[
@@ -31,7 +35,7 @@ def evaluate(
     device: Device = "auto",
     template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
 ) -> None:
-    """Answer a file of questions and score the answers.
+    """Answer questions and score the answers: those of a file, or those that the run kept for evaluation.
 
     One question a record: its last one; what comes before is its context. Answers are the model's likeliest (greedy).
 
@@ -50,6 +54,7 @@ def evaluate(
     evaluate_run(
         run,
         data,
+        held_out=held_out,
         image_dir=image_dir,
         batch_size=batch,
         max_new_tokens=max_new_tokens,

@@ -14,7 +14,8 @@ def runs(
 ) -> None:
     """List runs: state, size, score, and what each started from.
 
-    A score is the last loss on held-out data, and the share of exact matches that `eval` found last.
+    A score is the last loss on held-out data, and the share of exact matches that `eval` found last, with the number of
+    answers and the name of the data.
     """
     from basic_lite.tools.runs import show_runs
 

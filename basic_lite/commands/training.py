@@ -61,7 +61,13 @@ def train(
 def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
-    gpu: Annotated[float, typer.Option(help="Memory of the card in GiB, as nvidia-smi shows it free.")] = 24.0,
+    gpu: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of the card in GiB, as nvidia-smi shows it free. Default: 24; for the CPU, this machine's.",
+            show_default=False,
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
     ] = False,

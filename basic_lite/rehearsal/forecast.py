@@ -75,10 +75,15 @@ class Work:
         return self.per_step * self.steps
 
 
-def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processes: int = 1) -> str:
-    """Hours and energy on a device of this machine, from the speed that its products have now."""
+def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processes: int = 1, note: str = "") -> str:
+    """Hours and energy on a device of this machine, from the speed that its products have now.
+
+    Args:
+        note: what to say of the number of steps.
+    """
+    of = f" for {work.steps:,} steps ({note})" if note else ""
     if work.total < SMALL_RUN:
-        return f"time: {work.steps:,} small steps; overheads decide how long they take"
+        return f"time{of}: {work.steps:,} small steps; overheads decide how long they take"
     speed = products_a_second(device, dtype) * processes
     share = UTILISATION[device.type]
     watts = _watts(device)
@@ -87,7 +92,7 @@ def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processe
         text = f"at least {_hours(work.total / speed)}, more likely {text}"
     energy = f", {_energy(work.total / speed / share, watts * processes)}" if watts else ""
     return (
-        f"time: {text}{energy} (predicted, not measured: {work.total / 1e12:.3g} TFLOP at {share:.0%} of the "
+        f"time{of}: {text}{energy} (predicted, not measured: {work.total / 1e12:.3g} TFLOP at {share:.0%} of the "
         f"{speed / 1e12:.2g} TFLOP/s that a large product reaches here)"
     )
 
@@ -99,13 +104,12 @@ def _watts(device: torch.device) -> float | None:
     return power_limit_watts(device) or next((card.watts for card in CARDS if card.name == model), None)
 
 
-def cards_table(work: Work) -> Sheet:
-    """Hours and energy on cards that aren't here."""
-    share = UTILISATION["cuda"]
+def cards_table(work: Work, note: str = "") -> Sheet:
+    """Hours and energy on cards that aren't here; ``note``: what to say of the number of steps."""
+    share, steps = UTILISATION["cuda"], f"{work.steps:,} steps" + (f" ({note})" if note else "")
     table = Sheet(
         ("card", "time", "energy"),
-        f"time for {work.steps:,} steps on a card that has the memory (predicted, not measured: {share:.0%} of the "
-        "card's own speed)",
+        f"time for {steps} on a card that has the memory (predicted, not measured: {share:.0%} of its own speed)",
     )
     for card in CARDS:
         seconds = work.total / (card.tflops * 1e12 * share)

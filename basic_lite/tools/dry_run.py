@@ -51,7 +51,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
-    recipe = resolve_start(recipe)
+    recipe = resolve_start(recipe, say)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
     if device is None and not torch.cuda.is_available():

@@ -3,17 +3,19 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from basic_lite.console import Sheet, quiet_libraries, show, speaker
+from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.audit import planned_parts
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
-from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cost import a_sample, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
@@ -21,11 +23,14 @@ from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.tools.measure import measure_and_show, require_gpu
+from basic_lite.training.batches import steps_of
 from basic_lite.training.start import resolve_start
 from basic_lite.units import GIB, MIB
 
 # Of a run whose data, and so its steps, isn't read.
 ASSUMED_STEPS = 1000
+# A file of more isn't read to count its records: that takes seconds.
+COUNTED_BYTES = 256 * MIB
 PARTS = {
     NF4: "the LLM's linear layers, with their statistics",
     OTHER: "embeddings, head, norms; linear layers that aren't in 4 bit",
@@ -65,12 +70,12 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, *, gpu_gib: float = 24.0, measure: bool = False, console: Console | None = None
+    recipe: Recipe, *, gpu_gib: float | None = None, measure: bool = False, console: Console | None = None
 ) -> Estimate:
     """Rehearse a recipe's step on its longest batch, and say what it needs and whether a card has that.
 
     Args:
-        gpu_gib: memory of the card.
+        gpu_gib: memory of the card; None: 24, or what this machine has where the recipe asks for the CPU.
         measure: also run two real steps on this machine's GPU.
 
     Raises:
@@ -78,12 +83,14 @@ def estimate(
     """
     console = console or Console(highlight=False)
     quiet_libraries()
+    if gpu_gib is None:
+        gpu_gib = _own_gib() if recipe.training.device == "cpu" else 24.0
     if gpu_gib <= 0:
         raise UserError(f"--gpu is {gpu_gib:g}; give the card's memory in GiB, as in --gpu 24")
     if measure:
         require_gpu()
     started = time.perf_counter()
-    recipe = resolve_start(recipe)
+    recipe = resolve_start(recipe, speaker(console))
     frontend = load_frontend(recipe.model)
     rehearser = Rehearser(recipe, frontend, machine_of(recipe))
     rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)
@@ -102,6 +109,11 @@ def estimate(
 def machine_of(recipe: Recipe) -> Machine:
     """This CPU for a recipe that asks for it, else a CUDA card."""
     return Machine.this_cpu(recipe) if recipe.training.device == "cpu" else Machine.card(recipe)
+
+
+def _own_gib() -> float:
+    """The memory that this machine's CPU has."""
+    return memory_of(torch.device("cpu"))[0] / GIB
 
 
 def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> None:
@@ -138,27 +150,51 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
 
 
 def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console: Console) -> None:
-    """Time, energy and disk. No data is read, so the samples are as long as they may be."""
+    """Time, energy and disk. Records are counted, not read, so the samples are as long as they may be."""
     shape, say = rehearsal.shape, speaker(console)
     parts = planned_parts(recipe, frontend, rehearsal.machine.dtype)
     images, visual = shape.images, shape.images * frontend.tokens_per_image
     labelled = shape.tokens - visual - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
-    steps = recipe.training.max_steps or ASSUMED_STEPS
-    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps)
+    steps, note = planned_steps(recipe)
+    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps or ASSUMED_STEPS)
     if rehearsal.machine.cuda:
-        show(console, cards_table(work))
+        show(console, cards_table(work, note))
     else:
-        say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu"))))
-    for line in disk_outlook(recipe, parts, recipe.training.max_steps):
+        say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu")), note=note))
+    for line in disk_outlook(recipe, parts, steps):
         say(line)
-    if recipe.training.max_steps is None:
-        say(f"`train --dry-run` reads the data and says how many steps there are; here {ASSUMED_STEPS:,} are assumed")
+
+
+def planned_steps(recipe: Recipe) -> tuple[int | None, str]:
+    """The steps that a run would have, and what to say of their number; None: its data isn't read here."""
+    if recipe.training.max_steps is not None:
+        return recipe.training.max_steps, ""
+    samples = _samples_of(recipe)
+    if samples is None:
+        return None, "assumed, since data.train isn't read here; `train --dry-run` reads it"
+    return steps_of(recipe, samples), f"{samples:,} records"
+
+
+def _samples_of(recipe: Recipe) -> int | None:
+    """How many records there are to train on, dropped ones included; None: counting them takes long, or can't be."""
+    section = recipe.data
+    sources = section.train if isinstance(section.train, list) else [section.train]
+    files = [Path(source.path) for source in sources if source.path]
+    if any(source.hub for source in sources) or any(f.is_file() and f.stat().st_size > COUNTED_BYTES for f in files):
+        return None
+    try:
+        count = len(load_records(section.train, root=Path.cwd()))
+    except UserError:  # it is on another machine, or isn't made yet
+        return None
+    return count if section.held_out is None else count - max(1, round(section.held_out * count))
 
 
 def _verdict(found: Estimate) -> Iterator[str]:
     r = found.rehearsal
-    card, needed = f"a card of {found.gpu_gib:g} GiB", r.needed_bytes / GIB
+    needed = r.needed_bytes / GIB
+    what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
+    card = f"{what} of {found.gpu_gib:.4g} GiB"
     if found.fits:
         yield f"[bold green]fits[/] {card}, with {found.gpu_gib - needed:.2f} GiB to spare"
     elif found.fits_paged:

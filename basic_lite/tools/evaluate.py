@@ -16,14 +16,18 @@ from basic_lite.data.problems import BadRecord, RecordProblem
 from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, place_for, require_writable, write_predictions
+from basic_lite.tools.run_data import held_out_records, note_on_trained
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
-from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle import load_trained, look_at_bundle
 
 ALL = "all"
+# How predictions of the run's own held-out records are called.
+HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,9 @@ def _require_questions(records: Iterable[Record]) -> None:
 
 def evaluate_run(
     run: Path,
-    data: Path,
+    data: Path | None = None,
     *,
+    held_out: bool = False,
     image_dir: Path | None = None,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
@@ -209,15 +214,26 @@ def evaluate_run(
     template: Template | None = None,
     console: Console | None = None,
 ) -> EvalResult:
-    """Evaluate a run folder or bundle on a file of questions, print the table, write predictions and summary.
+    """Evaluate a run folder or bundle, print the table, write predictions and summary.
+
+    Args:
+        data: file or folder of questions.
+        held_out: instead of it, the records that the run kept for evaluation.
 
     Raises:
         UserError: no usable bundle, or bad data.
     """
+    if (data is None) != held_out:
+        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+    if held_out and image_dir is not None:
+        raise UserError("--image-dir belongs to --data; with --held-out the pictures are where the recipe says")
     console = console or Console(highlight=False)
     notes = Console(stderr=True, highlight=False)
     quiet_libraries()
-    records = read_questions(data, image_dir, limit)
+    if data is None:
+        records = held_out_records(look_at_bundle(run))[:limit]
+    else:
+        records = read_questions(data, image_dir, limit)
     check_pictures(records)
     if out is not None:
         require_writable(out)
@@ -228,6 +244,8 @@ def evaluate_run(
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         notes.print(note, markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
+    if trained := note_on_trained(bundle, records):
+        notes.print(trained, markup=False)
     several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
     if several:
         notes.print(
@@ -246,7 +264,7 @@ def evaluate_run(
     settings = {
         "bundle": bundle.folder.name,
         "step": bundle.step,
-        "data": str(data.absolute()),
+        "data": HELD_OUT if data is None else str(data.absolute()),
         "image_dir": str(image_dir.absolute()) if image_dir else None,
         "limit": limit,
         "template": chat.template,
@@ -254,7 +272,9 @@ def evaluate_run(
     }
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run
-    target = out or place_for(folder, f"predictions_{data.stem}_{bundle.folder.name}", settings)
+    target = out or place_for(
+        folder, f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}", settings
+    )
     _show(result, console, notes)
     replaced = " (replaced)" if target.exists() else ""
     result.save(target, **settings)

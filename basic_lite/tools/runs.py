@@ -1,5 +1,6 @@
 """``basic-lite runs``: the runs in a folder, one row each. Files are read, no torch is needed."""
 
+import math
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -155,24 +156,31 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
     if step is None and (is_finished(run) or checkpoints_of(run)):
         return f"damaged: its {MANIFEST} can't be read"
     if is_finished(run):
-        return f"finished, {step} steps"
+        return f"finished, {step} {'step' if step == 1 else 'steps'}"
     if checkpoints_of(run):
-        return f"stopped at step {step} of {total}"
+        return f"stopped at step {step}" + (f" of {total}" if total else "")
     return "failed before its first checkpoint"
 
 
 def _score(run: Path, log: list[dict[str, Any]]) -> str:
-    """The last held-out loss, and the newest share of exact matches."""
+    """The last held-out loss, and the newest share of exact matches, with what it was measured on."""
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
-    found = [f"loss {losses[-1]:.3f}"] if losses else []
+    found = [f"held-out loss {_number(losses[-1])}"] if losses else []
     summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    match = _keys(_keys(read_json(summaries[-1])).get("exact_match")).get("all") if summaries else None
+    summary = _keys(read_json(summaries[-1])) if summaries else {}
+    match, count = (_keys(summary.get(name)).get("all") for name in ("exact_match", "counts"))
     if isinstance(match, int | float):
-        found.append(f"exact match {match:.1%}")
-    return ", ".join(found)
+        data = _keys(summary.get("settings")).get("data")
+        of = f" of {count}" if isinstance(count, int) else ""
+        found.append(f"exact match {match:.1%}{of}" + (f" ({Path(data).name})" if isinstance(data, str) else ""))
+    return "; ".join(found)
 
 
-HEAD = ("run", "state", "changed", "size", "held-out score", "started from")
+def _number(loss: float) -> str:
+    return f"{loss:.3f}" if math.isfinite(loss) else "is no number"
+
+
+HEAD = ("run", "state", "changed", "size", "score", "started from")
 
 
 def _cells(row: RunRow) -> list[str]:
@@ -187,7 +195,7 @@ def _as_table(rows: Sequence[RunRow]) -> list[str]:
 
 
 def _as_block(row: RunRow, width: int) -> list[str]:
-    facts = [row.state, f"{row.size}, {row.changed}", row.score and f"held out: {row.score}"]
+    facts = [row.state, f"{row.size}, {row.changed}", row.score]
     facts.append(row.started_from and f"from {row.started_from}")
     lines = [line for fact in facts if fact for line in _wrapped(fact, width - 2)]
     return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]

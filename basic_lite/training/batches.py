@@ -20,6 +20,13 @@ from basic_lite.training.processes import Processes
 from basic_lite.training.step import Batch
 
 
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """The steps of a run on so many samples."""
+    training = recipe.training
+    per_epoch = max(1, math.ceil(samples / training.global_batch))
+    return training.max_steps or max(1, math.ceil(per_epoch * training.epochs))
+
+
 class Schedule:
     """Which samples the steps of a run have. All of it follows from the recipe's seed; nothing is drawn on the way."""
 
@@ -27,7 +34,7 @@ class Schedule:
         training = recipe.training
         self.sampler, self.global_batch, self.micro_batch = sampler, training.global_batch, training.micro_batch
         self.steps_per_epoch = max(1, math.ceil(len(sampler) / self.global_batch))
-        self.steps = training.max_steps or max(1, math.ceil(self.steps_per_epoch * training.epochs))
+        self.steps = steps_of(recipe, len(sampler))
         # Two epochs: near an epoch's end the loader, which reads ahead, is in the next one already.
         self._order_of = lru_cache(maxsize=2)(sampler.order)
 

@@ -28,5 +28,13 @@ def held_out_of(folder: Path) -> list[int] | None:
         return None
 
 
+def train_records_of(folder: Path) -> int | None:
+    """How many records data.train had; None: its data.json doesn't say."""
+    try:
+        return int(_read(folder)["train"]["records"])
+    except _WRONG:
+        return None
+
+
 def _read(folder: Path) -> Any:
     return json.loads((folder / DATA).read_text(encoding="utf-8"))

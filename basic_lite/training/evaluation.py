@@ -1,5 +1,6 @@
 """What a run measures beside its steps: the loss on held-out data, and the refinement curve."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from basic_lite.training.step import StepCounts, TrainStep
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4
+# A last held-out loss that many times the lowest is worth a word.
+RISE = 1.05
 
 
 @torch.no_grad()
@@ -78,6 +81,25 @@ def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) 
     """The loss in a line; ``earlier``: steps and losses of the run's evaluations before."""
     before = f" (was {earlier[-1][1]:.3f} at step {earlier[-1][0]})" if earlier else ""
     return f"step {step}: held-out loss {loss:.3f}{before}"
+
+
+def overfit_text(
+    losses: Sequence[tuple[int, float]], recipe: Recipe, epochs_after: Callable[[int], float]
+) -> str | None:
+    """What to say of held-out losses whose last one is well above an earlier one; None: it isn't.
+
+    Args:
+        losses: steps and losses, in order.
+    """
+    finite = [(loss, step) for step, loss in losses if math.isfinite(loss)]
+    if not finite or losses[-1][1] <= RISE * min(finite)[0]:
+        return None
+    lowest, step = min(finite)
+    shorter = f"max_steps={step}" if recipe.training.max_steps is not None else f"epochs={epochs_after(step):.3g}"
+    return (
+        f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now: the model learns the "
+        f"training data by heart; try {f'training.{shorter}, or ' if step else ''}more data"
+    )
 
 
 @dataclass(frozen=True)

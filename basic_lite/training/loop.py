@@ -23,7 +23,7 @@ from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text, overfit_text
 from basic_lite.training.files import written_whole
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
@@ -148,6 +148,9 @@ class Loop:
                 self.dropped.write()
                 if self.progress.step == 0:
                     self._measure_premise()
+                # Also the one that stopped the run, once it goes on.
+                if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
+                    self._evaluate(self.progress.step)
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     started = time.perf_counter()
@@ -176,6 +179,8 @@ class Loop:
             self.line.close()
             self.log.close()
         folder, seconds = self.run.folder, time.perf_counter() - began
+        if overfit := overfit_text(self.log.values("eval_loss"), self.recipe, self.schedule.epochs_after):
+            self.say(overfit)
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
@@ -246,9 +251,12 @@ class Loop:
             self._basic_terms = None
 
     def _evaluate(self, step: int) -> None:
-        """Evaluate every so many steps, and at the end, where there is held-out data."""
+        """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data."""
         data, every = self.run.data, self.recipe.training.eval_every
-        due = step == self.schedule.steps or (every is not None and step % every == 0)
+        if step:
+            due = step == self.schedule.steps or (every is not None and step % every == 0)
+        else:
+            due = self.recipe.model.start is not None
         if data.eval is None or not due:
             return
         what = f"the evaluation after step {step}"

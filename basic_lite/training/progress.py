@@ -152,7 +152,13 @@ def finished_text(
         first: steps that were done before this program began.
         values: a name's steps and values in the log.
     """
-    steps = f"{last} steps" if not first else f"steps {first + 1} to {last}" if first < last else "no step left"
+    steps = (
+        f"{last} {'step' if last == 1 else 'steps'}"
+        if not first
+        else f"steps {first + 1} to {last}"
+        if first < last
+        else "no step left"
+    )
     losses, held_out = values("loss"), values("eval_loss")
     loss = f", loss {losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else ""
     score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""

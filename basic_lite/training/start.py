@@ -13,7 +13,7 @@ from typing import Any
 from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import Bundle, look_at_bundle, open_bundle, restore_adapter, restore_projector
 from basic_lite.training.files import sha256
 from basic_lite.training.places import FINAL, MANIFEST, checkpoints_of
@@ -23,6 +23,13 @@ NAMES = ("base", "vision", "llm")
 # What belongs to the names; these have defaults, so what counts is whether the recipe gives them.
 WITH_NAMES = ("image_token", "vision_feature_layer", "vision_feature_select")
 SHAPE = ("rank", "alpha", "targets")
+# What the start's weights see otherwise where a key differs.
+SEEN = {
+    "quantization.mode": "slightly other weights",
+    "model.dtype": "slightly other weights",
+    "data.template": "questions in another format",
+    "data.image_fit": "pictures that are fitted otherwise",
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,10 @@ def find_origin(recipe: Recipe) -> Origin | None:
     return None
 
 
-def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
+def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     """Fill in what a recipe with ``model.start`` leaves to that run: the names of its models and what belongs to them.
+
+    The start has the projector, so ``model.projector`` goes, as in the recipe that trained the start.
 
     Args:
         resume: the run has begun already. Then its own checkpoint has the names, and the start may be gone.
@@ -76,19 +85,22 @@ def resolve_start(recipe: Recipe, *, resume: bool = False) -> Recipe:
     Raises:
         UserError: the start is missing, or the recipe contradicts it.
     """
-    if recipe.model.start is None:
+    place = recipe.model.start
+    if place is None:
         return recipe
+    if (projector := recipe.model.projector) is not None:
+        say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {place}")
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
     own = Path(recipe.output) / recipe.name
     if resume:
         for bundle in [own / FINAL, *reversed(checkpoints_of(own))]:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 begun = look_at_bundle(bundle).recipe
-                return _named_as(begun, _without_its_projector(recipe))
-    start = look_at_bundle(Path(recipe.model.start), START)
-    _require_no_other_projector(start, recipe)
+                return _named_as(begun, recipe)
+    start = look_at_bundle(Path(place), START)
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
-    return _named_as(start.recipe, _no_projector(recipe))
+    return _named_as(start.recipe, recipe)
 
 
 def rank_is_fixed(recipe: Recipe) -> bool:
@@ -112,11 +124,14 @@ def notes_on(origin: Origin, recipe: Recipe) -> list[str]:
                 f"{START}={recipe.model.projector} takes both"
             )
         return notes
-    if theirs.quantization.mode != recipe.quantization.mode:
-        notes.append(
-            f"note: {place} was trained with quantization.mode {theirs.quantization.mode}, "
-            f"this run has {recipe.quantization.mode}: its projector and LoRA see slightly other weights"
-        )
+    before, now = flat_values(theirs), flat_values(recipe)
+    # A projector alone is trained in one template to be used in another: stage 1 and stage 2.
+    differ = [k for k in SEEN if before[k] != now[k] and (origin.with_adapter or k != "data.template")]
+    notes += [
+        f"note: {place} was trained with {key} {before[key]}, this run has {now[key]}: "
+        f"its {'projector and LoRA see' if origin.with_adapter else 'projector sees'} {SEEN[key]}"
+        for key in differ
+    ]
     if origin.with_adapter and theirs.lora.dtype == "float32" and recipe.lora.dtype != "float32":
         notes.append(f"note: the LoRA in {place} is float32; lora.dtype {recipe.lora.dtype} rounds it")
     return notes
@@ -133,29 +148,6 @@ def _named_as(theirs: Recipe, recipe: Recipe) -> Recipe:
 def _same(one: str | None, other: str | None) -> bool:
     """Whether two names mean the same model: a folder may be written in several ways."""
     return one == other or (None not in (one, other) and os.path.realpath(str(one)) == os.path.realpath(str(other)))
-
-
-def _without_its_projector(recipe: Recipe) -> Recipe:
-    """A recipe whose run has begun: `model.projector` stays only where it isn't the start's, so that it is refused."""
-    try:
-        start = look_at_bundle(Path(str(recipe.model.start)), START).recipe
-    except UserError:  # the start is gone, and what it began with can't be told any more
-        return _no_projector(recipe)
-    return _no_projector(recipe) if _same(recipe.model.projector, start.model.projector) else recipe
-
-
-def _no_projector(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
-
-
-def _require_no_other_projector(start: Bundle, recipe: Recipe) -> None:
-    """Take `model.projector` for what the start itself began with, as in the recipe that trained it; no other one."""
-    mine, theirs = recipe.model.projector, start.recipe.model.projector
-    if mine is not None and not _same(mine, theirs):
-        raise UserError(
-            f"{START} takes the projector of {start.folder}, and {PROJECTOR} names another one ({mine}); "
-            f"remove {PROJECTOR} (on the command line: {PROJECTOR}=null), or remove {START}"
-        )
 
 
 def _require_same_names(start: Bundle, recipe: Recipe) -> None:

@@ -7,18 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
+from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import rehearse
-from basic_lite.tools.estimate import Estimate, estimate, machine_of
+from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
+from basic_lite.training.batches import Schedule
+from tests.support.runs import tiny_recipe, write_data
 from tests.support.shapes import on_shapes, shape_recipe, write_shapes
 
 
@@ -29,7 +33,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(recipe: Recipe, gpu_gib: float, **options: Any) -> tuple[Estimate, str]:
+def run(recipe: Recipe, gpu_gib: float | None, **options: Any) -> tuple[Estimate, str]:
     console = Console(file=io.StringIO(), width=160)
     found = estimate(recipe, gpu_gib=gpu_gib, console=console, **options)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
@@ -105,6 +109,28 @@ def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
     found, _ = run(shape_recipe(shapes, "tiny", max_length=1024, training=training), 0.6)
     given = [override for advice in found.advice for override in advice.overrides]
     assert given[0] == "training.optimizer=adamw_8bit" and not any("host" in g or "offload" in g for g in given)
+
+
+def test_a_recipe_for_the_cpu_has_this_machines_memory(tmp_path: Path) -> None:
+    """And where the data isn't here, the line of the time says what it assumes."""
+    one = {"training.max_steps": None, "training.global_batch": 1, "training.micro_batch": 1}
+    recipe, own = tiny_recipe(tmp_path, one), psutil.virtual_memory().total / 2**30
+    (tmp_path / "data.json").unlink()
+    text = run(recipe, None)[1]
+    assert f"fits this machine's memory of {own:.4g} GiB" in text
+    assert "(assumed, since data.train isn't read here; `train --dry-run` reads it)" in text
+
+
+def test_steps_are_those_of_the_run_where_its_data_is_here(tmp_path: Path) -> None:
+    write_data(tmp_path, 11)
+    recipe = tiny_recipe(
+        tmp_path, {"training.max_steps": None, "training.epochs": 2.5, "data.held_out": 0.2, "training.device": "auto"}
+    )
+    data = prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
+    assert planned_steps(recipe) == (Schedule(data.sampler, recipe).steps, f"{len(data.train)} records")
+    assert planned_steps(recipe)[0] == 8
+    (tmp_path / "data.json").unlink()
+    assert planned_steps(recipe)[0] is None and planned_steps(tiny_recipe(tmp_path)) == (4, "")
 
 
 def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:

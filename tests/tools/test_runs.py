@@ -77,7 +77,7 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
         "failed": "failed before its first checkpoint",
         "more": "stopped at step 2 of 3",
     }
-    assert found["done"].score.startswith("loss ") and found["done"].score.endswith(", exact match 25.0%")
+    assert found["done"].score.startswith("held-out loss ") and found["done"].score.endswith("; exact match 25.0%")
     assert found["more"].started_from == str(made / "runs" / "done") and found["done"].started_from == ""
     total = sum(path.stat().st_size for path in (runs / "done").rglob("*") if path.is_file())
     assert found["done"].size in (f"{total / 1024:.0f} KiB", f"{total / 2**20:.0f} MiB")
@@ -104,14 +104,21 @@ def test_runs_reads_what_is_damaged(place: Path) -> None:
     (done / "final" / "manifest.json").write_text("{")
     (done / "final" / "recipe.json").write_text("[1]")
     (done / "recipe.yaml").write_bytes(b"\xff{")
-    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"eval_loss": "x"}\n')
+    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"eval_loss": "x"}\n{"eval_loss": NaN}\n')
     (done / "predictions_data_final.summary.json").write_text("[]")
     rows, _ = shown(place / "runs")
     assert [row.state for row in rows if row.path == done] == ["damaged: its manifest.json can't be read"]
+    assert [row.score for row in rows if row.path == done] == ["held-out loss is no number"]
     with pytest.raises(UserError, match="there is no folder"):
         shown(place / "nowhere")
     (place / "empty").mkdir()
     assert "no runs in" in shown(place / "empty")[1]
+
+
+def test_a_run_may_not_know_how_many_steps_it_has(place: Path) -> None:
+    manifest = place / "runs" / "more" / "checkpoint-2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"total_steps": 3', '"total_steps": null'))
+    assert [row.state for row in show_runs(place / "runs" / "more", quiet())] == ["stopped at step 2"]
 
 
 def test_runs_needs_no_torch(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,10 @@ def test_held_out_records_are_dropped_too(tmp_path: Path) -> None:
         UserError, match=r"evaluation after step 2: none of the 5 held-out records can be read any more"
     ):
         run(tmp_path, {**changes("eval"), "name": "none", "data.check_images": "none"})
+    # Once they are there again, the evaluation that is missing comes first.
+    write_data(tmp_path, 12)
+    again = run(tmp_path, {**changes("eval"), "name": "none", "data.check_images": "none"}, resume=True)
+    assert [line["step"] for line in log_of(again) if "eval_loss" in line] == [2, 4, 5]
 
 
 def write_one(folder: Path, number: int) -> None:

@@ -12,11 +12,12 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 
+from basic_lite.console import command_line
 from basic_lite.run import train
-from basic_lite.training import samples
+from basic_lite.training import loop, samples
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
-from basic_lite.training.evaluation import held_out_text
+from basic_lite.training.evaluation import held_out_text, overfit_text
 from basic_lite.training.progress import Pace, ProgressLine, finished_text
 from tests.support.runs import (
     LOUD,
@@ -132,7 +133,35 @@ def test_the_last_line_says_all_that_one_asks_for(tmp_path: Path) -> None:
     assert lines[-1].endswith(f"ask it: basic-lite chat {folder} PICTURE")
     again = finished_text(4, 4, 0.0, lambda name: [], Path("my runs/x"), Path("my runs/x/final"))
     assert again.startswith("finished: no step left in 0:00; the trained model is my runs/x/final; ")
-    assert again.endswith('ask it: basic-lite chat "my runs/x" PICTURE')
+    assert again.endswith(f"ask it: {command_line(['basic-lite', 'chat', str(Path('my runs/x')), 'PICTURE'])}")
+
+
+def test_learning_by_heart_is_said_before_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter((2.0, 1.363, 1.4, 1.892))
+    monkeypatch.setattr(loop, "held_out_loss", lambda *_: next(found))
+    _, lines = shown(tmp_path, with_held_out(tmp_path, **{"training.eval_every": 1, "training.eval_answers": 0}))
+    assert lines[-2] == (
+        "held-out loss was lowest at step 2 (1.363) and is 1.892 now: the model learns the training data by heart; "
+        "try training.max_steps=2, or more data"
+    )
+    assert lines[-1].startswith("finished: ")
+
+
+@pytest.mark.parametrize(
+    ("losses", "end"),
+    [
+        ([(36, 1.363), (72, 1.892)], "try training.epochs=3, or more data"),
+        ([(0, 1.0), (5, 1.06)], "by heart; try more data"),
+        ([(0, 2.0), (5, 1.0), (10, 1.049)], None),
+        ([(5, float("nan")), (9, 2.0), (12, 3.0)], "try training.epochs=0.75, or more data"),
+        ([(5, float("nan"))], None),
+        ([], None),
+    ],
+)
+def test_only_a_clear_rise_is_said(tmp_path: Path, losses: list[tuple[int, float]], end: str | None) -> None:
+    text = overfit_text(losses, tiny_recipe(tmp_path, {"training.max_steps": None}), lambda step: step / 12)
+    assert text is None if end is None else str(text).endswith(end)
+    assert "finished: 1 step in" in finished_text(0, 1, 0.0, lambda name: [], tmp_path, tmp_path)
 
 
 def test_a_step_of_text_alone_shows_the_last_known_basic(tmp_path: Path) -> None:

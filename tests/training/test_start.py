@@ -31,7 +31,16 @@ from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.start import find_origin, resolve_start
-from tests.support.runs import assert_same_terms, assert_same_weights, quiet, run, steps_of, tiny_recipe, weights_of
+from tests.support.runs import (
+    assert_same_terms,
+    assert_same_weights,
+    log_of,
+    quiet,
+    run,
+    steps_of,
+    tiny_recipe,
+    weights_of,
+)
 
 CPU = torch.device("cpu")
 UNNAMED = {"model.llm": None, "model.vision": None}
@@ -65,7 +74,7 @@ def logits_of(model: Any, image_token_id: int) -> torch.Tensor:
 
 
 def test_the_new_run_starts_with_the_old_ones_weights(place: Path) -> None:
-    recipe = resolve_start(tiny_recipe(place, going_on(place)))
+    recipe = resolve_start(tiny_recipe(place, going_on(place)), print)
     assert recipe.model.llm == str(place / "llm") and recipe.model.image_token == "<picture>"
     assert recipe.model.vision_feature_layer == -1
     said: list[str] = []
@@ -137,12 +146,45 @@ def test_tools_need_no_start_either(place: Path, tmp_path: Path) -> None:
     assert open_bundle(third).recipe.model.image_token == "<picture>"
 
 
+def test_what_the_start_has_learnt_is_evaluated_first(place: Path, tmp_path: Path) -> None:
+    """With its last held-out loss, which changes no step."""
+    source = {"path": str(place / "data.json"), "image_dir": str(place / "images")}
+    changes = elsewhere(tmp_path, {"training.max_steps": 2, "lora.dropout": 0.3, "data.eval": source})
+    first = run(place, {**changes, "name": "first"})
+    assert [line["step"] for line in log_of(first) if "eval_loss" in line] == [2]
+    changes = {**changes, **UNNAMED, "model.start": str(first)}
+    found = [run(place, {**changes, "name": "with"}), run(place, {**changes, "name": "without", "data.eval": None})]
+    losses = [line for line in log_of(found[0]) if "eval_loss" in line]
+    assert [line["step"] for line in losses] == [0, 2] and losses[0]["epoch"] == 0
+    assert losses[0]["eval_loss"] == log_of(first)[-1]["eval_loss"]
+    assert_same_terms(*found, rel=0)
+    assert_same_weights(*(folder / "final" for folder in found))
+
+
 def test_stage_two_starts_from_stage_one(place: Path, tmp_path: Path) -> None:
     """A start without a LoRA: the recipe's LoRA is fresh, the projector is stage 1's."""
     changes = going_on(place, {"training.max_steps": 1, "training.projector_learning_rate": 0.0}, start="one")
     folder = run(place, elsewhere(tmp_path, changes))
     ours, theirs = weights_of(folder / "final"), weights_of(place / "runs" / "one" / "final")
     assert len(ours) > len(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_recipe_that_trained_the_start_goes_on_again_and_again(place: Path, tmp_path: Path) -> None:
+    """Its `model.projector` is what the first run began with, and isn't read."""
+    one = str(place / "runs" / "one")
+    changes = elsewhere(tmp_path, {"model.projector": one, "training.max_steps": 1})
+    before = run(place, {**changes, "name": "a"})
+    for name in ("b", "c"):
+        changes |= {"name": name, "model.start": str(before)}
+        assert f"note: model.projector={one} isn't read: model.start takes the projector of {before}\n" in heard(
+            place, changes
+        )
+        folder = run(place, {**changes, "training.projector_learning_rate": 0.0})
+        assert load_recipe(folder / "recipe.yaml").model.projector is None
+        ours, theirs = (load_file(at / "final" / "projector.safetensors") for at in (folder, before))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        run(place, {**changes, "training.projector_learning_rate": 0.0}, resume=True)
+        before = folder
 
 
 def refused(place: Path, tmp_path: Path, changes: dict[str, Any], match: str, **given: Any) -> None:
@@ -176,15 +218,13 @@ def test_what_contradicts_the_start_is_refused(
 
 def test_the_same_names_may_be_given(place: Path) -> None:
     given = {"model.llm": str(place / "runs" / ".." / "llm"), "model.image_token": "<picture>"}
-    assert resolve_start(tiny_recipe(place, going_on(place, given))).model.vision == str(place / "vision")
+    assert resolve_start(tiny_recipe(place, going_on(place, given)), print).model.vision == str(place / "vision")
 
 
 def test_impossible_recipes_are_refused_when_they_are_read(place: Path, tmp_path: Path) -> None:
     path, two = tmp_path / "recipe.yaml", place / "runs" / "two"
     path.write_text(dump_recipe(tiny_recipe(place, going_on(place))))
     assert load_recipe(path).model.llm is None
-    with pytest.raises(UserError, match=r"model.start takes the projector of .*names another one.*=null"):
-        resolve_start(load_recipe(path, [f"model.projector={two}"]))
     for start in (two, two / "final"):
         with pytest.raises(UserError, match=r"model.start: the run would start from .*two.* name=…"):
             load_recipe(path, ["name=two", f"model.start={start}"])
@@ -198,9 +238,9 @@ def test_a_written_default_counts_as_given(place: Path, tmp_path: Path) -> None:
     written = dump_recipe(tiny_recipe(place)).split("model:")[0]
     rest = dump_recipe(tiny_recipe(place)).split("quantization:")[1]
     path.write_text(f"{written}model:\n  start: {place / 'runs' / 'two'}\nquantization:{rest}")
-    assert resolve_start(load_recipe(path, ["name=x"])).model.image_token == "<picture>"
+    assert resolve_start(load_recipe(path, ["name=x"]), print).model.image_token == "<picture>"
     with pytest.raises(UserError, match="image_token"):
-        resolve_start(load_recipe(path, ["name=x", "model.image_token=<image>"]))
+        resolve_start(load_recipe(path, ["name=x", "model.image_token=<image>"]), print)
 
 
 def heard(place: Path, changes: dict[str, Any]) -> str:
@@ -217,10 +257,20 @@ def test_what_may_surprise_is_said_before_the_run(place: Path) -> None:
     assert f"warning: model.projector takes the projector alone; the LoRA in {two}/final is not taken" in projector
     assert f"model.start={two} takes both" in projector
     assert "not taken" not in heard(place, {"name": "x", "model.projector": str(place / "runs" / "one")})
-    assert "slightly other weights" in heard(place, going_on(place, {"quantization.mode": "none"}))
+    others = {"quantization.mode": "none", "model.dtype": "float32"}
+    others |= {"data.template": "v1", "data.image_fit": "square"}
+    notes = [line for line in heard(place, going_on(place, others)).splitlines() if f"{two}/final was trained" in line]
+    assert len(notes) == 4
+    for (key, value), note in zip(others.items(), notes, strict=True):
+        assert f" with {key} " in note and f", this run has {value}: its projector and LoRA see " in note
+    stage_one = heard(place, going_on(place, {"data.template": "v1", "data.image_fit": "square"}, start="one"))
+    assert (
+        stage_one.count("was trained with") == 1
+        and "image_fit pad, this run has square: its projector sees" in stage_one
+    )
     assert "rounds it" in heard(place, going_on(place, {"lora.dtype": "bfloat16"}))
     plain = heard(place, going_on(place))
-    assert not any(words in plain for words in ("not taken", "slightly other", "rounds it")) and "LoRA" in plain
+    assert not any(words in plain for words in ("not taken", "was trained with", "rounds it")) and "LoRA" in plain
 
 
 def test_estimate_and_its_advice_read_no_weights(place: Path, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""``eval --held-out``, and the note on pictures that a run was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.errors import UserError
+from basic_lite.tools.evaluate import evaluate_run
+from basic_lite.tools.runs import row_of
+from basic_lite.training.data_json import held_out_of
+from tests.support.runs import quiet, run, tiny_recipe
+
+ONE_STEP = {"training.max_steps": 1, "supervision.enabled": False}
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that held out a share of its twelve records."""
+    folder = tmp_path_factory.mktemp("split")
+    tiny_recipe(folder)
+    return run(folder, {**ONE_STEP, "name": "split", "data.held_out": 0.25})
+
+
+def numbers(found: Path, **how: Any) -> list[int]:
+    result = evaluate_run(found, device="cpu", max_new_tokens=1, console=quiet(), **how)
+    return [one.number for one in result.predictions]
+
+
+def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, held = split.parent.parent, held_out_of(split)
+    assert held and len(held) == 3
+    assert numbers(split, held_out=True) == [n + 1 for n in held]
+    assert "were trained on" not in capsys.readouterr().err
+    shutil.copytree(place / "images", tmp_path / "there")
+    (tmp_path / "linked").symlink_to(place / "images")
+    for images, note in (("linked", "note: 9 of these 12 pictures were trained on\n"), ("there", "")):
+        evaluate_run(split, place / "data.json", image_dir=tmp_path / images, max_new_tokens=1, console=quiet())
+        assert note in (said := capsys.readouterr().err) and said.count("were trained on") == bool(note)
+    exact = json.loads((split / "predictions_data_final.summary.json").read_text())["exact_match"]["all"]
+    loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
+    assert row_of(split).score == f"held-out loss {loss:.3f}; exact match {exact:.1%} of 12 (data.json)"
+    numbers(split, held_out=True)
+    assert row_of(split).score.endswith(" of 3 (held-out)")
+    assert row_of(split).state == "finished, 1 step"
+
+
+def test_data_of_its_own_is_evaluated_too(split: Path, tmp_path: Path) -> None:
+    place = split.parent.parent
+    (tmp_path / "e.json").write_text(json.dumps([*json.loads((place / "data.json").read_text())[4:6], {"id": 1}]))
+    source = {"path": str(tmp_path / "e.json"), "image_dir": str(place / "images")}
+    own = run(place, {**ONE_STEP, "name": "own", "data.eval": source, "data.bad_records": "drop"})
+    assert numbers(own, held_out=True) == [1, 2] and numbers(own, held_out=True, limit=1) == [1]
+
+
+def test_what_cannot_be_told_is_refused(split: Path, tmp_path: Path) -> None:
+    place = split.parent.parent
+    for how in ({}, {"data": place / "data.json", "held_out": True}):
+        with pytest.raises(UserError, match="--data FILE, or --held-out"):
+            evaluate_run(split, **how)  # type: ignore[arg-type]
+    shutil.copytree(split / "final", tmp_path / "moved" / "final")
+    with pytest.raises(UserError, match=r"can't be told any more: .*moved/data.json"):
+        evaluate_run(tmp_path / "moved", held_out=True)
+    nothing = run(place, {**ONE_STEP, "name": "nothing"})
+    with pytest.raises(UserError, match="kept no data for evaluation"):
+        evaluate_run(nothing, held_out=True)
