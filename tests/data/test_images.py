@@ -13,7 +13,7 @@ from PIL import Image, features
 from transformers import SiglipImageProcessorPil
 
 from basic_lite.data import heic
-from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, pixels
+from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
 
@@ -153,6 +153,14 @@ def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:
     write_image(tmp_path / "photos" / "a.png")
     with pytest.raises(BadImage, match=f"it is in {tmp_path}: set image_dir"):
         locate(ImageRef("photos/a.png", str(tmp_path / "photos")))
+
+
+def test_links_to_one_file_are_one_picture(tmp_path: Path) -> None:
+    """So that `data.held_out` has them on one side."""
+    write_image(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    keys = {picture_key(ImageRef(name, str(tmp_path)), as_it_is=False) for name in ("a.png", "b.png")}
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("ending", ["webp", "avif", "heic"])
