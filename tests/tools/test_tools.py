@@ -162,6 +162,7 @@ def test_dry_run_counts_epochs_with_a_short_last_step(tmp_path: Path) -> None:
     write_data(tmp_path, 5)
     stream = io.StringIO()
     dry_run(tiny_recipe(tmp_path, {"training.max_steps": None, "training.epochs": 2}), Console(file=stream, width=160))
+    assert stream.getvalue().startswith("device: CPU")
     assert re.search(r"4 of 4 samples \(.*\), 2.00 epochs of 5 samples", stream.getvalue())
 
 
