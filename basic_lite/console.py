@@ -79,7 +79,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     # The hub client reports each retry without a network; the error at the end is enough.
     huggingface_hub.utils.logging.set_verbosity_error()
-    # PIL's, of a picture of 90 million pixels: it doesn't name it, which is read all the same (twice as many aren't).
+    # PIL warns of 90 million pixels without the picture's name, and reads it; twice as many it refuses.
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
