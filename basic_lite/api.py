@@ -1,8 +1,10 @@
 """basic-lite from Python: train, open a model, ask it, evaluate it. ``basic_lite`` hands out these names."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,9 @@ class Conversation:
         Raises:
             UserError: a picture can't be read, or the conversation is too long. The question is then not kept.
         """
+        question = _checked(question, "the question comes first, then the pictures")
         self._dialogue.pictures = _refs(pictures)
-        asked = self._dialogue.asked(_checked(question))
+        asked = self._dialogue.asked(question)
         answer = _answer(self._speaker, asked, self._manner)
         self._dialogue.keep(asked, answer)
         return answer
@@ -147,8 +150,8 @@ class Model:
         Raises:
             UserError: a picture can't be read, or all is too long for the model.
         """
-        asked = Dialogue(pictures=_refs(pictures)).asked(_checked(question))
-        return _answer(self._speaker, asked, _manner(max_new_tokens, temperature))
+        question, manner = _checked(question, "the picture comes first"), _manner(max_new_tokens, temperature)
+        return _answer(self._speaker, Dialogue(pictures=_refs(pictures)).asked(question), manner)
 
     def chat(self, *, max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 0.0) -> Conversation:
         """Start a conversation."""
@@ -198,6 +201,9 @@ class TrainedModel(Model):
         Raises:
             UserError: a record has no question, or a picture can't be read.
         """
+        for name, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}.items():
+            if value is not None or name == "batch_size":
+                _require_whole(name, value)
         found = _records(records, image_dir, limit)
         check_pictures(found)
         if trained := note_on_trained(self._run.bundle, found):
@@ -217,7 +223,10 @@ class TrainedModel(Model):
 def _records(records: Rows, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
     if isinstance(records, str | os.PathLike):
         return read_questions(Path(records), None if image_dir is None else Path(image_dir), limit)
-    several = [records] if isinstance(records, SourceSection) else list(records)
+    records = [records] if isinstance(records, SourceSection) else records
+    if isinstance(records, Mapping) or not isinstance(records, Iterable):
+        raise UserError(f"records is {shorten(records)}; give a file, a list of dicts, or the data of a recipe")
+    several = list(records)
     if sections := [one for one in several if isinstance(one, SourceSection)]:
         if len(sections) < len(several) or image_dir is not None:
             raise UserError("the data of a recipe names its pictures' folder, and stands alone; leave the rest out")
@@ -228,10 +237,14 @@ def _records(records: Rows, image_dir: str | os.PathLike[str] | None, limit: int
     return found
 
 
+def _require_whole(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name} is {shorten(value)}; give a whole number, at least 1")
+
+
 def _manner(max_new_tokens: int, temperature: float) -> Manner:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1")
-    if temperature < 0:
+    _require_whole("max_new_tokens", max_new_tokens)
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
         raise UserError(f"temperature is {temperature}; give 0 for the likeliest answer, or a number above it")
     return Manner(max_new_tokens, temperature)
 
@@ -245,19 +258,22 @@ def _answer(speaker: Speaker, asked: list[Message], manner: Manner) -> str:
     return answer
 
 
-def _checked(question: str) -> str:
+def _checked(question: str, order: str) -> str:
+    if not isinstance(question, str):
+        raise UserError(f"the question is a text, and this is {shorten(question)}; {order}")
     if not question.strip():
         raise UserError("the question is empty; write one")
     if is_picture(question):
-        raise UserError(f"{question} is a picture, and it stands where the question belongs")
+        raise UserError(f"{question} is a picture, and it stands where the question belongs; {order}")
     return question
 
 
 def _refs(pictures: Pictures) -> list[ImageRef]:
     if pictures is None:
         return []
-    several = [pictures] if isinstance(pictures, str | os.PathLike | bytes | Image.Image) else pictures
-    return [_ref(one) for one in several]
+    if isinstance(pictures, str | os.PathLike | bytes | Image.Image) or not isinstance(pictures, Iterable):
+        return [_ref(pictures)]
+    return [_ref(one) for one in pictures]
 
 
 def _ref(one: Picture) -> ImageRef:

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,11 +73,14 @@ def quiet_libraries() -> None:
     """Switch off transformers' loading bars and reports: the part table says the same better."""
     import huggingface_hub
     import transformers
+    from PIL.Image import DecompressionBombWarning
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # The hub client reports each retry without a network; the error at the end is enough.
     huggingface_hub.utils.logging.set_verbosity_error()
+    # PIL warns of 90 million pixels without the picture's name, and reads it; twice as many it refuses.
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
 @dataclass

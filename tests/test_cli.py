@@ -48,6 +48,25 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: 
     monkeypatch.setitem(sys.modules, module, stand_in_module)
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_an_error_breaks_between_words_on_a_terminal(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    text = "there is no checkpoint-of-that-name in runs/photos-of-my-cats-and-dogs-in-the-garden; name another one\n"
+    text += "  fix: give it a folder with a transformers checkpoint, or fetch it first"
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise UserError(text)
+
+    stand_in(monkeypatch, "basic_lite.tools.runs", "show_runs", refuse)
+    assert run("runs")[2] == f"error: {text}\n"  # a pipe
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    err = run("runs")[2]
+    assert err.split() == f"error: {text}".split() and "\n  fix:" in err
+    assert all(len(line) <= columns or " " not in line.strip() for line in err.splitlines())
+
+
 # --- help ------------------------------------------------------------------------------------------------
 
 

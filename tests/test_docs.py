@@ -23,9 +23,13 @@ DOCUMENTS = (
     "bench/README.md",
     "docs/ARCHITECTURE.md",
     "docs/DATA.md",
+    "docs/EXPORT.md",
+    "docs/MEMORY.md",
     "docs/METHOD.md",
     "docs/PLATFORMS.md",
     "docs/PYTHON.md",
+    "docs/TRAINING.md",
+    "docs/WALK.md",
 )
 KEYS = {row.name for row in describe_keys()}
 SECTIONS = "|".join({key.split(".")[0] for key in KEYS if "." in key})

@@ -16,7 +16,7 @@ from tests.support.runs import write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("DATA", "TRAINING", "EXPORT", "PYTHON"))]
+PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("DATA", "TRAINING", "EXPORT"))]
 # Run elsewhere: the first two by every fresh install and .ci/run, the demo by tests/demo, several processes by
 # tests/training/test_processes.py.
 ELSEWHERE = ("pip ", "basic-lite demo", "pytest", "accelerate launch ")

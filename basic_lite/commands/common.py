@@ -1,6 +1,8 @@
 """What several commands share: the types of their arguments, and notes to the user. Nothing heavy is imported here."""
 
+import shutil
 import sys
+import textwrap
 from typing import Annotated, Literal
 
 import typer
@@ -15,5 +17,13 @@ Overrides = Annotated[
 
 
 def note(text: str) -> None:
-    """Print a note to stderr, apart from the results."""
+    """Print a note to stderr, apart from the results; on a terminal, lines break between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(_wrapped(line, width) for line in text.splitlines())
     print(text, file=sys.stderr, flush=True)
+
+
+def _wrapped(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

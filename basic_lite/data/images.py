@@ -98,7 +98,8 @@ def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:
     """64 bits that stand for a picture: its bytes, or its path.
 
     Args:
-        as_it_is: with the file's size and time, so that a replaced file has another key.
+        as_it_is: with the file's size and time, so that a replaced file has another key. False: links to one file have
+            one key.
 
     Raises:
         BadImage: the file is missing or outside its folder. With ``as_it_is`` false it may be missing.
@@ -108,7 +109,7 @@ def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:
     else:
         path, found = _find(image, must_exist=as_it_is)
         seen = f"\0{found.st_size}\0{found.st_mtime_ns}" if as_it_is and found is not None else ""
-        data = (path + seen).encode("utf-8", "surrogatepass")
+        data = ((path if as_it_is else os.path.realpath(path)) + seen).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 

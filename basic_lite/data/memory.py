@@ -10,26 +10,30 @@ from PIL import Image, ImageOps
 
 from basic_lite.data.columns import find_columns
 from basic_lite.data.images import ImageRef, to_rgb
+from basic_lite.data.pictures import image_at
 from basic_lite.data.problems import BadImage, shorten
 from basic_lite.data.record import Record, numbered
 from basic_lite.data.records import Records
+from basic_lite.data.turns import picture_in
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
-"""A path, the bytes of an image file, or a PIL image."""
+"""A path, the bytes of an image file, or a PIL image. In a row also what a file may have: see ``image_at``."""
 
 
-def picture_of(picture: Picture, folder: str | os.PathLike[str] | None = None) -> ImageRef:
+def picture_of(picture: Picture | Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> ImageRef:
     """A picture as records have it; a path is not looked at yet.
 
     Args:
         folder: where paths start, and what they may not leave; None: they are paths as any program takes them.
 
     Raises:
-        BadImage: it is no picture, or a PIL image that can't be read.
+        BadRecord, BadImage: it is no picture, a PIL image that can't be read, or lies on the web.
     """
-    if isinstance(picture, str | os.PathLike):
-        name = os.fspath(picture)
-        return ImageRef.of_file(Path(name).expanduser()) if folder is None else ImageRef(name, os.fspath(folder))
+    if isinstance(picture, os.PathLike):
+        picture = os.fspath(picture)
+    if isinstance(picture, str | Mapping):
+        ref = image_at(picture, "" if folder is None else os.fspath(folder))
+        return ref if folder is not None or ref.blob is not None else ImageRef.of_file(Path(ref.name).expanduser())
     if isinstance(picture, bytes):
         return ImageRef("(bytes)", blob=picture)
     if not isinstance(picture, Image.Image):
@@ -69,7 +73,7 @@ class MemorySource:
         self.name = "records"
         self.columns: Mapping[str, str] = {}
         self.present: tuple[str, ...] = ()
-        self.image_dir = ""  # pictures come out with their folders
+        self.image_dir = "" if image_dir is None else os.fspath(image_dir)
         self.prompts: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self._rows, self._folder = rows, image_dir
@@ -85,12 +89,26 @@ class MemorySource:
         """One row, with its pictures as references.
 
         Raises:
-            BadImage: one is none.
+            BadRecord, BadImage: one is none.
         """
         row = self._rows[index]
-        column = find_columns({}, row).get("image") if isinstance(row, Mapping) else None
-        return row if column is None else {**row, column: self._pictures(row[column])}
+        if not isinstance(row, Mapping):
+            return row
+        column = find_columns({}, row).get("image")
+        return {name: self._pictures(held) if name == column else self._parts(held) for name, held in row.items()}
 
     def _pictures(self, held: Any) -> list[ImageRef]:
-        several = held if isinstance(held, list | tuple) else [] if held is None else [held]
-        return [picture_of(one, self._folder) for one in several]
+        if held is None or (isinstance(held, str) and not held.strip()):
+            return []
+        return [picture_of(one, self._folder) for one in (held if isinstance(held, list | tuple) else [held])]
+
+    def _parts(self, held: Any) -> Any:
+        """Turns, with the pictures in their parts as references."""
+        if isinstance(held, list | tuple):
+            return [self._parts(one) for one in held]
+        if not isinstance(held, Mapping):
+            return held
+        picture = picture_in(held)
+        if picture is None:
+            return {name: self._parts(one) for name, one in held.items()}
+        return {"type": "image", "image": picture_of(picture, self._folder)}

@@ -98,7 +98,7 @@ def prepare_data(
     chat = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
 
     def checked(source: SourceSection | list[SourceSection], name: str) -> tuple[SupervisedDataset, DataReport]:
-        records = load_records(source, root=Path.cwd())
+        records = load_records(source, root=Path.cwd(), key=name)
         for note in records.notes:
             say(f"{name}: {note}")
         report = check_data(
@@ -142,7 +142,7 @@ def counter(name: str) -> Progress | None:
 
     def show(what: str, done: int, total: int) -> None:
         end = "\n" if done == total else ""
-        verb = "opened" if what == "pictures" else "checked"
+        verb = "looked at" if what == "pictures" else "checked"
         print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
 
     return show

@@ -22,24 +22,28 @@ from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.schema import SourceSection
 
 
-def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path) -> Records:
+def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path, key: str = "") -> Records:
     """The records of `data.train` or `data.eval`. Relative paths are relative to ``root``.
+
+    Args:
+        key: the recipe's key that has the sections; for messages.
 
     Raises:
         UserError: a source can't be read: missing file, broken JSON (with line and column), unknown column, …
     """
     sections = [section] if isinstance(section, SourceSection) else list(section)
-    records = Records([_open_source(one, root) for one in sections])
+    records = Records([_open_source(one, root, key) for one in sections])
     if not len(records):
         names = ", ".join(source.name for source in records.sources) or "data.train"
         raise UserError(f"{names}: there is no record in it; give a source that has some")
     return records
 
 
-def _open_source(section: SourceSection, root: Path) -> Source:
+def _open_source(section: SourceSection, root: Path, key: str) -> Source:
     check_source(section)
     if section.image_dir is not None and not (root / section.image_dir).expanduser().is_dir():
-        raise UserError(f"image_dir: there is no folder {section.image_dir}; correct it, or leave it out.")
+        name = f"{key}.image_dir" if key else "image_dir"
+        raise UserError(f"{name}: there is no folder {section.image_dir}; correct it, or leave it out.")
     if section.folder:
         metadata = metadata_of((root / section.folder).expanduser(), section.split)
         if metadata is None:

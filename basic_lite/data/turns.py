@@ -217,7 +217,8 @@ def _text(value: Any, number: int, role: Role, row: _Row) -> str:
             if role != "human":
                 raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
             row.in_parts = True
-            row.pictures.append(_picture(part, row.image_dir))
+            picture = picture_in(part)
+            row.pictures.append(None if picture is None else image_at(picture, row.image_dir))
             out += IMAGE_PLACEHOLDER
         elif isinstance(text, str):
             # As LLaVA writes it: the image, a line break, then the text.
@@ -235,12 +236,13 @@ def _noted(text: str, role: Role, row: _Row) -> str:
     return text
 
 
-def _picture(part: Mapping[str, Any], image_dir: str) -> ImageRef | None:
-    """The picture of a part; None where it has none of its own."""
+def picture_in(part: Mapping[str, Any]) -> Any:
+    """What stands for the picture in a part of a turn; None where the part has none of its own."""
+    if part.get("type") not in _PICTURE_TYPES:
+        return None
     value = next((part[key] for key in _PICTURE_KEYS if part.get(key) is not None), None)
-    if isinstance(value, Mapping) and "url" in value:
-        value = value["url"]
-    return None if value is None or value == "" else image_at(value, image_dir)
+    value = value["url"] if isinstance(value, Mapping) and "url" in value else value
+    return None if isinstance(value, str) and not value else value
 
 
 def clean(text: str) -> str:

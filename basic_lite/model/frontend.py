@@ -84,11 +84,14 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
         return UserError(
             f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
         )
+    fetch = f"fetch it first: hf download {name}"
+    if what == "configuration":  # of a model that doesn't fit, the rest would be fetched for nothing
+        fetch = f"fetch its configuration first, which shows whether it fits: hf download {name} config.json"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     where = "the folder holds no readable one" if folder.is_dir() else "no such folder, and not found on the hub"
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
-        f"  fix: give {key} a folder with a transformers checkpoint, or fetch it first: hf download {name}"
+        f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}"
     )
 
 
@@ -97,7 +100,7 @@ def read_config(name: str, key: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # a config.json may be wrong in any way
-        raise unreadable(name, key, error) from error
+        raise unreadable(name, key, error, what="configuration") from error
 
 
 def vision_config_of(name: str) -> PreTrainedConfig:

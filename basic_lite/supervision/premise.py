@@ -50,8 +50,8 @@ class RefinementCurve:
         v, *layers, target = self.score
         best = max(range(len(layers)), key=layers.__getitem__)
         return (
-            f"visual tokens nearest to a word of their own text, beyond chance: v {v:+.3f} → v̂ {target:+.3f}, "
-            f"best after layer {best + 1}: {layers[best]:+.3f}"
+            "BASIC's premise (README): visual tokens nearest to a word of their own text, beyond chance: "
+            f"v {v:+.3f} → v̂ {target:+.3f}, best after layer {best + 1}: {layers[best]:+.3f}"
         )
 
     def warning(self) -> str | None:

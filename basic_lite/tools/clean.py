@@ -154,7 +154,8 @@ def _delete_in(run: Path, shown: dict[Path, str]) -> list[Path]:
             for one in remains_of(run) if path == run else [path]:
                 _delete(one)
     finally:
-        (run / LOCK).unlink(missing_ok=True)  # while it is still ours
+        with suppress(PermissionError):  # Windows removes no open file; there the lock goes when it is released
+            (run / LOCK).unlink(missing_ok=True)  # while it is still ours
         lock.release()
     if run in gone:
         with suppress(OSError):  # a training has begun since

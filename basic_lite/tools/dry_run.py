@@ -54,7 +54,10 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     recipe = resolve_start(recipe, say)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
-    if device is None and not torch.cuda.is_available():
+    here = device or (pick_device("cuda") if torch.cuda.is_available() else None)
+    if here is not None:
+        tell_device(here, recipe.training.device, say)
+    else:
         for refusal in _without_gpu(recipe):
             say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
     frontend, data = preflight(recipe, device, say, origin=origin)
@@ -62,7 +65,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
     show(console, render(parts), _facts(recipe, frontend, data, parts))
-    _show_cost(recipe, frontend, data, parts, device, console)
+    _show_cost(recipe, frontend, data, parts, here, console)
     _show_sample(recipe, frontend, data, console)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
@@ -150,10 +153,7 @@ def _show_cost(
 ) -> None:
     """Time, energy and disk: on this machine if the run is for it, else on cards that people have."""
     say = speaker(console)
-    if device is None and torch.cuda.is_available():
-        device = pick_device("cuda")
     if device is not None:
-        tell_device(device, recipe.training.device, say)
         for line in outlook(recipe, frontend, data, parts, device):
             say(line)
         return

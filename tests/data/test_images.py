@@ -12,8 +12,9 @@ import torch
 from PIL import Image, features
 from transformers import SiglipImageProcessorPil
 
+from basic_lite.console import quiet_libraries
 from basic_lite.data import heic
-from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, pixels
+from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
 
@@ -153,6 +154,23 @@ def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:
     write_image(tmp_path / "photos" / "a.png")
     with pytest.raises(BadImage, match=f"it is in {tmp_path}: set image_dir"):
         locate(ImageRef("photos/a.png", str(tmp_path / "photos")))
+
+
+def test_a_large_picture_is_read_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.png", (4, 4))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # PIL warns of more, and refuses twice as many
+    with warnings.catch_warnings(record=True) as seen:
+        quiet_libraries()
+        assert open_image(ImageRef("a.png", str(tmp_path))).size == (4, 4)
+    assert seen == []
+
+
+def test_links_to_one_file_are_one_picture(tmp_path: Path) -> None:
+    """So that `data.held_out` has them on one side."""
+    write_image(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    keys = {picture_key(ImageRef(name, str(tmp_path)), as_it_is=False) for name in ("a.png", "b.png")}
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("ending", ["webp", "avif", "heic"])

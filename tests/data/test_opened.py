@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -91,6 +92,26 @@ def test_a_picture_is_opened_once_and_not_again_while_it_is_the_same(
     check(check_images="exists")
     check(check_images="none")
     assert seen == []
+
+
+@pytest.mark.parametrize("changed", ["time", "size"])
+def test_a_picture_of_another_time_or_size_is_opened_again(
+    check: Check, seen: list[str], tmp_path: Path, changed: str
+) -> None:
+    check()
+    seen.clear()
+    picture = tmp_path / "pics" / "a.png"
+    before = picture.stat()
+    if changed == "size":
+        picture.write_bytes(picture.read_bytes() + b"more")
+    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns + (changed == "time") * 2 * 10**9))
+    after = picture.stat()
+    assert (after.st_size != before.st_size, after.st_mtime_ns != before.st_mtime_ns) == (
+        changed == "size",
+        changed == "time",
+    )
+    check()
+    assert sorted(seen) == ["a.png", "c.png"]
 
 
 def test_with_refuse_every_bad_picture_is_named(check: Check) -> None:

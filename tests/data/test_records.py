@@ -153,6 +153,8 @@ def test_other_encodings_and_missing_files(tmp_path: Path) -> None:
     write_json(tmp_path / "ok.json", [{"conversations": TALK}])
     with pytest.raises(UserError, match="image_dir"):
         load_records(SourceSection(path="ok.json", image_dir="nowhere"), root=tmp_path)
+    with pytest.raises(UserError, match=r"^data\.train\.image_dir: there is no folder nowhere"):
+        load_records(SourceSection(path="ok.json", image_dir="nowhere"), root=tmp_path, key="data.train")
     with pytest.raises(UserError, match="'pictures'"):
         load_records(SourceSection(path="ok.json", columns={"pictures": "x"}), root=tmp_path)
     with pytest.raises(UserError, match="path and hub at once"):

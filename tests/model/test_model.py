@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlavaForConditionalGeneration
 
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt, lora_parameters
 from basic_lite.model.audit import audit, check_parts
+from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe
@@ -207,6 +208,19 @@ def test_lora_targets_by_name(tmp_path: Path) -> None:
     assert len(names) == 4 * 2 * 2
     assert all(".q_proj." in name or ".v_proj." in name for name in names)
     assert all(p.dtype == torch.bfloat16 for p in names.values())
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "gemma3", "internvl", "llava_next", "smolvlm"])
+def test_families_that_readme_leaves_out_are_refused_by_their_configuration(tmp_path: Path, kind: str) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"model.base: .* is a {kind} checkpoint, not LLaVA"):
+        load_frontend(recipe_for({"base": str(tmp_path)}).model)
+
+
+def test_of_a_model_on_the_hub_the_configuration_is_fetched_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"hf download no-such/model config\.json$"):
+        load_frontend(recipe_for({"base": "no-such/model"}).model)
 
 
 def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:

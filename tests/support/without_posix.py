@@ -159,6 +159,11 @@ def use(folder: Path) -> None:
     picture = next(world.images.glob("*.png"))
     command("chat", run, picture, "what colour is the circle ?", "--max-new-tokens", "4")
     command("export", run, folder / "exported")
+    photos = folder / "photos"
+    command("demo", "--photos", photos)
+    command("data", photos, "--recipe", "demo_photos", "--out", folder / "photos.yaml")
+    command("runs", folder / "runs")
+    command("clean", folder / "runs", "--yes")
 
 
 if __name__ == "__main__":

@@ -112,14 +112,18 @@ def test_what_is_refused(model: TrainedModel, images: Path, tmp_path: Path) -> N
         (b"no picture", QUESTION, "can't be decoded"),
         ([3.5], QUESTION, "a picture is a path, bytes or a PIL image, and this is 3.5"),
         (None, " ", "the question is empty"),
-        (None, str(images / "0.png"), "is a picture, and it stands where the question belongs"),
+        (QUESTION, str(images / "0.png"), "is a picture, and it .* question belongs; the picture comes first"),
+        (3, QUESTION, "a picture is a path, bytes or a PIL image, and this is 3"),
+        ([None], QUESTION, "a picture is a path, bytes or a PIL image, and this is None"),
+        (images / "0.png", None, "the question is a text, and this is None; the picture comes first"),
     ):
         with pytest.raises(UserError, match=says):
             model.ask(pictures, question)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="at least 1"):
-        model.ask(None, QUESTION, max_new_tokens=0)
-    with pytest.raises(UserError, match="temperature"):
-        model.chat(temperature=-1)
+    with pytest.raises(UserError, match="the question comes first, then the pictures"):
+        model.chat().ask(str(images / "0.png"), QUESTION)
+    for wrong in ({"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"temperature": -1}, {"temperature": float("nan")}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            model.chat(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         open_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="device is 'gpu', which is none of auto, cpu, cuda; did you mean cuda"):
@@ -182,6 +186,8 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
         model.evaluate([fine, model.recipe.data.train])  # type: ignore[list-item]
     for rows, says in (
         ([], "no record to evaluate"),
+        (None, "records is None; give a file, a list of dicts, or the data of a recipe"),
+        (fine, "records is .*; give a file, a list of dicts"),
         ([fine, {**fine, "image": "nowhere.png"}], "record 2: image 'nowhere.png' does not exist"),
         ([fine, {**fine, "image": 3.5}], "record 2: a picture is a path, bytes or a PIL image, and this is 3.5"),
         ([{**fine, "question": "<image>"}], "record 1: it has no question"),
@@ -189,6 +195,9 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
     ):
         with pytest.raises(UserError, match=says):
             model.evaluate(rows)  # type: ignore[arg-type]
+    for name, value in (("batch_size", 0), ("batch_size", None), ("limit", -1), ("max_new_tokens", 2.5)):
+        with pytest.raises(UserError, match=f"{name} is {value}; give a whole number, at least 1"):
+            model.evaluate([fine], **{name: value})  # type: ignore[arg-type]
 
 
 def test_a_pil_image_is_seen_upright(tmp_path: Path) -> None:

@@ -192,6 +192,8 @@ def test_what_is_refused() -> None:
     ]:
         with pytest.raises(UserError, match=expected):
             run("p", *overrides, out=Path(out))
+    with pytest.raises(UserError, match=r'my: .* a name with spaces goes in quotes, as in "my pics"'):
+        run("my", "pics")
     Path("bad.csv").write_text("image,caption\nx.png,one\n")
     with pytest.raises(UserError, match="none of the 1 records"):
         run("bad.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,14 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: 
         assert text in shown, text
     assert "\x1b[1;32m" in shown  # supervised tokens in green
     assert not (Path(recipe.output) / recipe.name).exists()
+
+
+def test_dry_run_counts_epochs_with_a_short_last_step(tmp_path: Path) -> None:
+    write_data(tmp_path, 5)
+    stream = io.StringIO()
+    dry_run(tiny_recipe(tmp_path, {"training.max_steps": None, "training.epochs": 2}), Console(file=stream, width=160))
+    assert stream.getvalue().startswith("device: CPU")
+    assert re.search(r"4 of 4 samples \(.*\), 2.00 epochs of 5 samples", stream.getvalue())
 
 
 def test_planned_parts_are_the_loaded_ones(tmp_path: Path) -> None:

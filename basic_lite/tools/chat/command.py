@@ -1,5 +1,6 @@
 """What ``basic-lite chat`` does: find the model, then one answer, a conversation in the terminal, or a page."""
 
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from basic_lite.tools.chat.terminal import converse
 from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.bundle import find_bundle
 from basic_lite.training.places import MANIFEST
+
+_MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
 
 
 def chat(
@@ -99,10 +102,9 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
     if not folder.exists():
         if _may_be_on_the_hub(model):
             return FolderSpeaker(model, where, dtype)
-        raise UserError(
-            f"there is no folder {model}; give a run folder (runs/NAME), a bundle, an exported folder, or the name of "
-            "a model on the hub (OWNER/NAME)"
-        )
+        near = difflib.get_close_matches(folder.name, [one.name for one in folder.parent.glob("*/")], 1)
+        mend = f"did you mean {folder.parent / near[0]}?" if near else _MODELS
+        raise UserError(f"there is no folder {model}; {mend}")
     find_bundle(folder, "MODEL")
     if dtype != "auto":
         raise UserError(f"--dtype is for exported and other models; {model} is a run, and its recipe has the types")

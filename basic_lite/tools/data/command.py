@@ -60,6 +60,9 @@ def data(
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
+    if not path.exists() and overrides and "=" not in overrides[0]:
+        meant = f"{path} {overrides[0]}"
+        raise UserError(f'{path}: there is no such file or folder; a name with spaces goes in quotes, as in "{meant}".')
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
     changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
