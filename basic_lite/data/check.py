@@ -100,6 +100,7 @@ def check_data(
     cache: Path | None = None,
     broken: Collection[int] | None = None,
     pictures: bool = False,
+    whole_list: Path | None = None,
 ) -> DataReport:
     """Read, tokenise and look at the images of all records, as `data` says.
 
@@ -109,6 +110,7 @@ def check_data(
         broken: Records that this run has dropped for a picture when it started. Pictures aren't looked at then, so that
             the run continues with the same samples. None: it starts now.
         pictures: Also tell which records share a picture.
+        whole_list: Text file for the problems of a refusal that are too many to show. None: there is none.
 
     Raises:
         UserError: a record can't be used and `data.bad_records` (for length, `data.too_long`) is refuse, or no record
@@ -142,7 +144,7 @@ def check_data(
 
     columns = np.concatenate([part.values for part in parts], axis=1)
     columns[:, list(late)] = 0
-    _require_usable(list(problems.values()), columns, section)
+    _require_usable(list(problems.values()), columns, section, whole_list)
     kept = np.flatnonzero(columns[0])  # whatever can be used has tokens
     lengths, supervised, n_images, cut = columns[:, kept]
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
@@ -166,11 +168,20 @@ def _open_rest(
     return late
 
 
-def _require_usable(problems: list[RecordProblem], columns: np.ndarray, section: DataSection) -> None:
+def _require_usable(
+    problems: list[RecordProblem], columns: np.ndarray, section: DataSection, whole_list: Path | None
+) -> None:
     total = columns.shape[1]
     refused = [one for one in problems if policy(one, section) == "refuse"]
     if refused:
-        raise UserError(_refusal(refused, total))
+        where = ""
+        if len(refused) > _SHOWN and whole_list is not None:
+            whole_list.parent.mkdir(parents=True, exist_ok=True)
+            whole_list.write_text("".join(f"{one}\n" for one in refused), encoding="utf-8")
+            where = f" The whole list is in {whole_list}."
+        raise UserError(_refusal(refused, total) + where)
+    if whole_list is not None:
+        whole_list.unlink(missing_ok=True)  # an earlier start's
     if not columns[0].any():
         named = "\n".join(listing(problems))
         raise UserError(f"none of the {total:,} records can be used:\n{named}\nCorrect the data source.")
@@ -187,10 +198,11 @@ def key_of(problem: RecordProblem) -> str:
 
 
 def listing(problems: list[RecordProblem], shown: int = _SHOWN) -> list[str]:
-    """Lines that name problems; those that are alike but for names and numbers share two."""
+    """Lines that name problems. Those that are alike but for names and numbers share two; each picture has its own."""
     groups: dict[str, list[RecordProblem]] = {}
     for one in problems:
-        groups.setdefault(_NAMES.sub("…", f"{one.kind}: {one.what}"), []).append(one)
+        alike = one.what if isinstance(one, BadImage) else _NAMES.sub("…", one.what)
+        groups.setdefault(f"{one.kind}: {alike}", []).append(one)
     lines = []
     for first, *more in list(groups.values())[:shown]:
         lines.append(f"  {first}")
@@ -206,12 +218,11 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
     counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
     keys = sorted({key_of(problem) for problem in problems})
     s = "s" * (total != 1)
-    where = ", which names all of them in the run folder's data.json" if len(problems) > _SHOWN else ""
     return "\n".join(
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *listing(problems),
-            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}{where}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
         ]
     )
 

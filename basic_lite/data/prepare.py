@@ -110,6 +110,7 @@ def prepare_data(
             cache=cache_folder(),
             broken=None if broken is None else broken.get(name),
             pictures=section.held_out is not None,
+            whole_list=Path(recipe.output) / f"{recipe.name}.{name}.problems.txt" if shown else None,
         )
         for line in report.summary():
             say(f"{name}: {line}")

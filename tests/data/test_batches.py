@@ -105,10 +105,15 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     for name in ("kept", "lengths", "supervised", "n_images", "cut"):
         assert (getattr(one, name) == getattr(two, name)).all()
     assert one.fingerprint == two.fingerprint and one.broken == two.broken
+    whole, refusing = tmp_path / "runs" / "all.txt", section.model_copy(update={"bad_records": "refuse"})
     with pytest.raises(
-        UserError, match=r"(?s)and 119 more like it: .*bad_records: drop, which names all of them in the run folder's data\.json"
+        UserError, match=r"(?s)and 119 more like it: .*bad_records: drop. The whole list is in .*all\.txt"
     ):
-        check_data(records, chat, section.model_copy(update={"bad_records": "refuse"}))
+        check_data(records, chat, refusing, whole_list=whole)
+    refused = [str(problem) for problem in one.problems if problem.kind != "too long"]
+    assert whole.read_text(encoding="utf-8").splitlines() == refused
+    check_data(records, chat, section, whole_list=whole)
+    assert not whole.exists()  # nothing is refused any more
 
 
 def test_nothing_left(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from basic_lite.tools.dry_run import render_sample
 from basic_lite.training.sanity import MANY_EPOCHS
 
 # Optimizer steps that small data should get, and the most epochs for that.
-_STEPS, _MOST_EPOCHS = 150, MANY_EPOCHS
+_STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
 # What is kept for evaluation, of how many records at least, and how often a run evaluates.
 _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 _SHOWN_PROBLEMS = 10
