@@ -106,7 +106,8 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
         assert (getattr(one, name) == getattr(two, name)).all()
     assert one.fingerprint == two.fingerprint and one.broken == two.broken
     with pytest.raises(
-        UserError, match=r"(?s)and 119 more like it: .*bad_records: drop, which names all of them in the run folder's data\.json"
+        UserError,
+        match=r"(?s)and 119 more like it: .*bad_records: drop, which names all of them in the run folder's data\.json",
     ):
         check_data(records, chat, section.model_copy(update={"bad_records": "refuse"}))
 

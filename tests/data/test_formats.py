@@ -234,7 +234,7 @@ def test_calls_of_tools_are_refused_in_the_rows_own_words(tmp_path: Path, key: s
         read(tmp_path, {"messages": [user, call]})
     none = {"role": "assistant", "content": "I look.", key: None}
     assert said(read(tmp_path, {"messages": [user, none]}))[1] == ("gpt", "I look.")
-    with pytest.raises(RecordProblem, match="turn 2 is from 'tool'; role must be user, assistant or system$"):
+    with pytest.raises(RecordProblem, match=r"turn 2 is from 'tool'; role must be user, assistant or system$"):
         read(tmp_path, {"messages": [user, {"role": "tool", "content": "21"}]})
     with pytest.raises(RecordProblem, match="it has no answer: no text follows a question"):
         said(read(tmp_path, {"messages": [user]}))

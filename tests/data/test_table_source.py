@@ -120,5 +120,5 @@ def test_cells_are_those_of_dict_reader(
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="captions.csv: two columns are called 'caption'; rename one"):
+    with pytest.raises(UserError, match=r"captions.csv: two columns are called 'caption'; rename one"):
         table(tmp_path, "image,caption, caption,,\na.png,one,two,,\n")

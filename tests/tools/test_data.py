@@ -142,6 +142,32 @@ def test_columns_with_other_names() -> None:
     assert "aren't used: 'Jahr'" in said and "What is this?" in said
 
 
+def test_hints_about_columns_can_be_typed() -> None:
+    photos("bilder")
+    Path("l.csv").write_text("Mein Bild;Wort\np0.png;Hund\n", encoding="utf-8")
+    both = "as in 'data.train.columns.image=Mein Bild' data.train.columns.answer=Wort."
+    with pytest.raises(UserError, match=both):
+        run("l.csv")
+    Path("q.csv").write_text("Mein Bild;question;answer\np0.png;what?;Hund\n", encoding="utf-8")
+    said = run("q.csv", width=1000)[1]
+    assert "note: none of them has a picture, so `train` won't start" in said
+    assert 'to take another one: "data.train.columns.image=Mein Bild")' in said
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    rows = [{"image": "bilder/p0.png", "text": "x", "answer": "y", "question": "z", "conversations": turns}]
+    mixed = [*rows, {"image": "bilder/p0.png", "text": "a text"}]
+    Path("m.json").write_text(json.dumps(mixed))
+    assert "aren't used: 'question' (" in run("m.json", width=1000)[1]
+
+
+def test_few_pictures_with_many_questions_hold_none_out() -> None:
+    photos("p", 3)
+    rows = [{"image": f"p{n % 3}.png", "question": f"what {n}?", "answer": "a dog"} for n in range(60)]
+    Path("p/qa.json").write_text(json.dumps(rows))
+    written, said = run("p/qa.json", width=1000)
+    assert load_recipe(written).data.held_out is None
+    assert "note: so many records share a picture" in said
+
+
 def test_a_recipe_without_a_question_of_its_own_gets_some() -> None:
     photos("photos")
     written, said = run("photos", base=BASE, out=Path("asked.yaml"))

@@ -36,6 +36,8 @@ from basic_lite.training.sanity import MANY_EPOCHS
 _STEPS, _MOST_EPOCHS = 150, MANY_EPOCHS
 # What is kept for evaluation, of how many records at least, and how often a run evaluates.
 _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
+# Whole pictures are held out: of few, that may be this many times the share, and no more.
+_MOST_HELD_OUT = 2
 _SHOWN_PROBLEMS = 10
 
 
@@ -82,7 +84,7 @@ def data(
         changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
         recipe = _recipe(base, changes, overrides)
     report = _check_and_show(recipe, found, console, say)
-    changes |= _fitted(recipe, report, given)
+    changes |= _fitted(recipe, report, given, say)
     recipe = _recipe(base, changes, overrides)
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
@@ -96,13 +98,17 @@ def _own_prompt(base: str) -> str | list[str] | None:
     return None if isinstance(train, list) else train.prompt
 
 
-def _fitted(recipe: Recipe, report: DataReport, given: set[str]) -> dict[str, Any]:
+def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> dict[str, Any]:
     """Settings that follow from how many records there are, where the user hasn't given them."""
     changes: dict[str, Any] = {}
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
+        share = recipe.data.held_out or _HELD_OUT
         enough = len(report.kept) >= _ENOUGH_TO_HOLD_OUT and can_hold_out(report)
-        changes["data.held_out"] = (recipe.data.held_out or _HELD_OUT) if enough else None
+        if enough and held_out_count(report, share, recipe.seed) > _MOST_HELD_OUT * share * len(report.kept):
+            enough = False
+            say("note: so many records share a picture that too few would be left to train on; none is held out")
+        changes["data.held_out"] = share if enough else None
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
     trained = len(report.kept) - held_out_count(report, share, recipe.seed)
     epochs = recipe.training.epochs
@@ -206,9 +212,10 @@ def _meaning(found: Found) -> list[str]:
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
     lines = [f"columns: {', '.join(read)}"]
     if found.unused:
+        ours = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"data.train.columns.{'answer' if 'answer' in found.columns else 'conversations'}={found.unused[0]})"
+            f"{typed(f'data.train.columns.{ours}={found.unused[0]}')})"
         )
     return lines
 
@@ -216,6 +223,9 @@ def _meaning(found: Found) -> list[str]:
 def _counts(report: DataReport) -> list[str]:
     pictures = int(report.n_images.sum())
     lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {pictures:,} pictures that open"]
+    if len(report.kept) and not pictures:
+        lines.append("note: none of them has a picture, so `train` won't start; name their column: ")
+        lines[-1] += "data.train.columns.image=…"
     if report.problems:
         bad = sum(isinstance(problem, BadImage) for problem in report.problems)
         lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")
