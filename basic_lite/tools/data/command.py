@@ -212,10 +212,10 @@ def _meaning(found: Found) -> list[str]:
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
     lines = [f"columns: {', '.join(read)}"]
     if found.unused:
-        ours = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
+        free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"{typed(f'data.train.columns.{ours}={found.unused[0]}')})"
+            f"{typed(f'data.train.columns.{free}={found.unused[0]}')})"
         )
     return lines
 
