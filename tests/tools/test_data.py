@@ -96,6 +96,16 @@ def test_problems_that_are_alike_share_a_line() -> None:
     assert "    and 29 more like it: p/captions.csv, line 3, p/captions.csv, line 4, …\n" in said
 
 
+def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
+    photos("p")
+    said = run("p", width=1000)[1]
+    assert "note: the run has 30 optimizer steps (3 samples, 8 a step): too few to teach" in said
+    assert "note: the model doesn't know some of these words" in said
+    Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
+    said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
+    assert "too few" not in said and "doesn't know" not in said
+
+
 def test_what_leaves_bad_records_out_is_said_where_it_is_not_set() -> None:
     photos("p")
     Path("p/p1.png").unlink()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from basic_lite.console import Say, quiet_libraries, speaker
-from basic_lite.data.chat import ChatFormat, Encoded, Encoder
+from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
@@ -39,6 +39,8 @@ _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 # Whole pictures are held out: of few, that may be this many times the share, and no more.
 _MOST_HELD_OUT = 2
 _SHOWN_PROBLEMS = 10
+# Records that are looked at for words that the model doesn't know, and the share of such that is told.
+_LOOKED_AT, _MANY_UNKNOWN = 200, 0.05
 
 
 def data(
@@ -182,6 +184,11 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     if frontend is None:
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
+        if _many_unknown(encoder, [records[int(index)] for index in report.kept[:_LOOKED_AT]], recipe, frontend):
+            say(
+                "note: the model doesn't know some of these words, so it can't learn them; take another model, or "
+                "texts in its language"
+            )
         say(f"samples, as the model gets them{' (it learns what is green)' if console.is_terminal else ''}:")
     for index in _spread(len(report.kept)):
         record = records[int(report.kept[index])]
@@ -194,6 +201,16 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
             console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
     return report
+
+
+def _many_unknown(encoder: Encoder, records: Sequence[Record], recipe: Recipe, frontend: Frontend) -> bool:
+    """Whether the tokenizer has no word for much of the answers."""
+    unknown = frontend.tokenizer.unk_token_id
+    # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
+    if unknown is None or unknown == frontend.tokenizer.eos_token_id:
+        return False
+    labels = [label for one in records for label in encoder.encode(one, recipe.data.max_length).labels]
+    return labels.count(unknown) > _MANY_UNKNOWN * (len(labels) - labels.count(IGNORE))
 
 
 def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:
