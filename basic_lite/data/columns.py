@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from basic_lite.console import command_line
 from basic_lite.data.problems import nearest
 from basic_lite.errors import UserError
 
@@ -87,9 +88,12 @@ def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str)
             )
     found = dict(find_columns(asked, present))
     if not found.keys() & {"conversations", "question", "answer"}:
+        example = [f"data.train.columns.image={present[0]}"] * ("image" not in found and len(present) > 1)
+        rest = [one for one in present[1:] if one not in found.values()]
+        example.append(f"data.train.columns.answer={rest[0] if rest else present[-1]}")
         raise UserError(
             f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
             f"answer, or map them with columns.image and columns.answer (or columns.question, columns.conversations) "
-            f"of this data source, as in data.train.columns.answer={present[-1]}."
+            f"of this data source, as in {command_line(example)}."
         )
     return found

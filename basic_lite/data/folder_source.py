@@ -4,10 +4,12 @@ import codecs
 import itertools
 import os
 import stat
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from basic_lite.data.images import in_other_case
 from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
@@ -61,10 +63,12 @@ class FolderSource:
             BadRecord: it has no text.
         """
         picture = self._pictures[index]
-        text = self._texts.get(os.path.splitext(picture)[0])
+        text = text_of(picture, self._texts)
         if text is None:
             name = os.path.splitext(os.path.basename(picture))[0] + ".txt"
-            raise BadRecord(f"there is no {name} beside it with its text", "write one, or move the picture elsewhere")
+            other = in_other_case(os.path.join(self.image_dir, os.path.dirname(picture), name))
+            mend = f"there is {other!r}; rename it" if other else "write one, or move the picture elsewhere"
+            raise BadRecord(f"there is no {name} beside it with its text", mend)
         words = _read(os.path.join(self.image_dir, text), os.path.basename(text))
         if not words:
             raise BadRecord(f"{os.path.basename(text)} beside it is empty", "write the picture's text into it")
@@ -102,6 +106,8 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
                 pictures.append((inside / name).as_posix())
             elif ending.lower() == ".txt":
                 texts[(inside / stem).as_posix()] = (inside / name).as_posix()
+    for stem in list(texts):
+        texts.setdefault(unicodedata.normalize("NFC", stem), texts[stem])
     return sorted(pictures), texts, again
 
 
@@ -109,6 +115,12 @@ def _identity(folder: Path) -> tuple[int, int] | Path:
     """What tells a folder from others, however it is reached; the path where the system has no number for it."""
     found = folder.stat()
     return (found.st_dev, found.st_ino) if found.st_ino else folder
+
+
+def text_of(picture: str, texts: Mapping[str, str]) -> str | None:
+    """The text of a picture's name. macOS takes "ä" apart in names; the text may have it in one piece."""
+    stem = os.path.splitext(picture)[0]
+    return texts.get(stem) or texts.get(unicodedata.normalize("NFC", stem))
 
 
 def _read_once(again: list[str], name: str) -> tuple[str, ...]:
@@ -119,10 +131,10 @@ def _read_once(again: list[str], name: str) -> tuple[str, ...]:
 
 
 def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str, ...]:
-    lonely = sorted(set(texts) - {os.path.splitext(one)[0] for one in pictures})
+    lonely = sorted(set(texts.values()) - {text_of(one, texts) for one in pictures})
     if not lonely:
         return ()
-    listed = ", ".join(texts[one] for one in lonely[:5]) + (", …" if len(lonely) > 5 else "")
+    listed = ", ".join(lonely[:5]) + (", …" if len(lonely) > 5 else "")
     one = len(lonely) == 1
     return (
         f"{name}: {'a text has' if one else f'{len(lonely)} texts have'} no picture of the same name and "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.folder_source import files_of, metadata_of
+from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
@@ -98,8 +98,7 @@ def _parquet_in(folder: Path) -> SourceSection | None:
 
 def _pictures_in(folder: Path) -> SourceSection:
     pictures, texts, _ = files_of(folder)
-    stems = {os.path.splitext(one)[0] for one in pictures}
-    if stems & texts.keys():
+    if any(text_of(one, texts) for one in pictures):
         return SourceSection(folder=folder.as_posix())
     if pictures:
         first = Path(pictures[0])

@@ -7,9 +7,11 @@ import hashlib
 import io
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +78,19 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
             f"image {image.name!r} leaves the image folder {root}",
             "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        found = None
+    found = _stat(path)
+    if found is None and not path.isascii():
+        # macOS takes "ä" apart in names; a list may have it in one piece.
+        inside = os.path.relpath(path, root)
+        for other_form in (unicodedata.normalize("NFC", inside), unicodedata.normalize("NFD", inside)):
+            if found is None and (found := _stat(os.path.join(root, other_form))) is not None:
+                path = os.path.join(root, other_form)
     if must_exist and (found is None or not stat.S_ISREG(found.st_mode)):
         if found is not None:
             raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
         stem = os.path.splitext(path)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
+        other = other or in_other_case(path)
         hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
         above = os.path.dirname(root)
         if not other and os.path.isfile(os.path.join(above, image.name)):
@@ -92,6 +98,29 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
             hint = f"it is in {above}: set image_dir of this source to that folder"
         raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
     return path, found
+
+
+def in_other_case(path: str) -> str | None:
+    """A file beside a missing one whose name differs in small and capital letters alone."""
+    folder, name = os.path.split(path)
+    changed = _stat(folder)
+    return _names(folder, changed.st_mtime_ns).get(name.casefold()) if changed is not None else None
+
+
+@lru_cache(maxsize=8)
+def _names(folder: str, changed: int) -> dict[str, str]:
+    """Names in a folder by their small letters; ``changed`` is its time, so that an old list isn't used."""
+    try:
+        return {name.casefold(): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:

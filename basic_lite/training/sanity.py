@@ -21,7 +21,7 @@ def sanity_warnings(recipe: Recipe, *, samples: int, steps: int, fresh: bool) ->
         fresh: the projector starts untrained.
     """
     found = [
-        _few_steps(recipe, samples, steps),
+        few_steps(recipe, samples, steps),
         _fresh_projector(recipe) if fresh else None,
         _long_warm_up(recipe, steps),
         _many_passes(recipe, samples, steps),
@@ -30,7 +30,8 @@ def sanity_warnings(recipe: Recipe, *, samples: int, steps: int, fresh: bool) ->
     return [text for text in found if text is not None]
 
 
-def _few_steps(recipe: Recipe, samples: int, steps: int) -> str | None:
+def few_steps(recipe: Recipe, samples: int, steps: int) -> str | None:
+    """What to change where the run is too short to teach."""
     training = recipe.training
     if steps >= _TOO_FEW:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     assert [records.place(n) for n in range(len(records))] == ["photos/out/c.png", "photos/z/b.png"]
     left_out = "photos: links to folders that are read already are left out: a, z/me, z/out, z/up"
     assert records.notes == [left_out]
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_two_unicode_forms_are_one(tmp_path: Path, forms: tuple[Any, Any]) -> None:
+    write_image(tmp_path / "photos" / unicodedata.normalize(forms[0], "Bäume.png"))
+    (tmp_path / "photos" / unicodedata.normalize(forms[1], "Bäume.txt")).write_text("trees")
+    records = load(tmp_path)
+    assert records[0].answer == "trees" and records.notes == []
+    write_image(tmp_path / "photos" / "cat.png")
+    (tmp_path / "photos" / "Cat.txt").write_text("a cat")
+    if not (tmp_path / "photos" / "cat.txt").exists():
+        with pytest.raises(BadRecord, match=r"there is no cat\.txt beside it with its text; there is 'Cat\.txt'"):
+            load(tmp_path)[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

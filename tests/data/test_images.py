@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def test_paths_that_leave_the_folder(folder: Path, name: str, how: Any) -> None:
     name = str(folder.parent / "out.png") if name == "OUT" else name
     with pytest.raises(BadImage, match="leaves the image folder"):
         check_image(ImageRef(name, str(folder)), how)
+
+
+def test_names_in_another_unicode_form_or_case(folder: Path) -> None:
+    apart, whole = (unicodedata.normalize(form, "Bäume.png") for form in ("NFD", "NFC"))
+    write_image(folder / apart)
+    assert Path(locate(ImageRef(whole, str(folder)))).name in (apart, whole)
+    if not (folder / "NEAR.PNG").exists():
+        with pytest.raises(BadImage, match=r"there is 'near\.png' beside it"):
+            locate(ImageRef("NEAR.PNG", str(folder)))
 
 
 def test_missing_images(folder: Path) -> None:

@@ -88,12 +88,24 @@ def test_a_folder_with_a_table() -> None:
 
 def test_problems_that_are_alike_share_a_line() -> None:
     photos("p", 40)
-    for n in range(30):
-        Path(f"p/p{n}.png").unlink()
-    Path("p/p30.png").write_bytes(b"x")
+    lines = Path("p/captions.csv").read_text(encoding="utf-8").splitlines()
+    lines[1:31] = [f"p{n}.png," for n in range(30)]  # no caption
+    Path("p/captions.csv").write_text("\n".join(lines), encoding="utf-8")
+    for n in (30, 31):  # each picture is named
+        Path(f"p/p{n}.png").write_bytes(b"x")
     said = run("p", width=1000)[1]
-    assert said.count("does not exist") == 1 and "  p/captions.csv, line 32: image 'p30.png' can't be decoded" in said
+    assert all(f"  p/captions.csv, line {n + 2}: image 'p{n}.png' can't be decoded" in said for n in (30, 31))
     assert "    and 29 more like it: p/captions.csv, line 3, p/captions.csv, line 4, …\n" in said
+
+
+def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
+    photos("p")
+    said = run("p", width=1000)[1]
+    assert "note: the run has 30 optimizer steps (3 samples, 8 a step): too few to teach" in said
+    assert "note: the model doesn't know some of these words" in said
+    Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
+    said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
+    assert "too few" not in said and "doesn't know" not in said
 
 
 def test_what_leaves_bad_records_out_is_said_where_it_is_not_set() -> None:
@@ -140,6 +152,32 @@ def test_columns_with_other_names() -> None:
     section = load_recipe(written).data.train
     assert section.image_dir == "bilder" and section.columns == {"image": "Bild", "answer": "Wort"}  # type: ignore[union-attr]
     assert "aren't used: 'Jahr'" in said and "What is this?" in said
+
+
+def test_hints_about_columns_can_be_typed() -> None:
+    photos("bilder")
+    Path("l.csv").write_text("Mein Bild;Wort\np0.png;Hund\n", encoding="utf-8")
+    both = "as in 'data.train.columns.image=Mein Bild' data.train.columns.answer=Wort."
+    with pytest.raises(UserError, match=both):
+        run("l.csv")
+    Path("q.csv").write_text("Mein Bild;question;answer\np0.png;what?;Hund\n", encoding="utf-8")
+    said = run("q.csv", width=1000)[1]
+    assert "note: none of them has a picture, so `train` won't start" in said
+    assert 'to take another one: "data.train.columns.image=Mein Bild")' in said
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    rows = [{"image": "bilder/p0.png", "text": "x", "answer": "y", "question": "z", "conversations": turns}]
+    mixed = [*rows, {"image": "bilder/p0.png", "text": "a text"}]
+    Path("m.json").write_text(json.dumps(mixed))
+    assert "aren't used: 'question' (" in run("m.json", width=1000)[1]
+
+
+def test_few_pictures_with_many_questions_hold_none_out() -> None:
+    photos("p", 3)
+    rows = [{"image": f"p{n % 3}.png", "question": f"what {n}?", "answer": "a dog"} for n in range(60)]
+    Path("p/qa.json").write_text(json.dumps(rows))
+    written, said = run("p/qa.json", width=1000)
+    assert load_recipe(written).data.held_out is None
+    assert "note: so many records share a picture" in said
 
 
 def test_a_recipe_without_a_question_of_its_own_gets_some() -> None:
@@ -224,7 +262,7 @@ def test_epochs_give_small_data_enough_steps(tmp_path: Path) -> None:
             tiny_recipe(tmp_path, changes | {f"training.{k}": v for k, v in training.items()}), records
         )
 
-    assert [epochs(n) for n in (1, 50, 100, 400, 4000)] == [30, 22, 12, 3, 3]
+    assert [epochs(n) for n in (1, 50, 100, 400, 4000)] == [30, 15, 8, 3, 3]
     assert epochs(50, max_steps=7) == 3 and epochs(50, epochs=40.0) == 40
 
 

@@ -13,6 +13,7 @@ from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 from basic_lite.data.records import Records
 from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"
 _LONGEST_QUESTION = 60
@@ -36,6 +37,8 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     steps = training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * training.epochs)
     passes = "" if training.max_steps else f", {training.epochs:g} passes over {trained:,} records"
     say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
+    if few := few_steps(recipe, trained, steps):
+        say(f"note: {few}")
     if held_out:
         say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
     if left_out := to_leave_out(recipe, report):

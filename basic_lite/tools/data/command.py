@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from basic_lite.console import Say, quiet_libraries, speaker
-from basic_lite.data.chat import ChatFormat, Encoded, Encoder
+from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
@@ -36,7 +36,11 @@ from basic_lite.training.sanity import MANY_EPOCHS
 _STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
 # What is kept for evaluation, of how many records at least, and how often a run evaluates.
 _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
+# Whole pictures are held out: of few, that may be this many times the share, and no more.
+_MOST_HELD_OUT = 2
 _SHOWN_PROBLEMS = 10
+# Records that are looked at for words that the model doesn't know, and the share of such that is told.
+_LOOKED_AT, _MANY_UNKNOWN = 200, 0.05
 
 
 def data(
@@ -85,7 +89,7 @@ def data(
         changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
         recipe = _recipe(base, changes, overrides)
     report = _check_and_show(recipe, found, console, say)
-    changes |= _fitted(recipe, report, given)
+    changes |= _fitted(recipe, report, given, say)
     recipe = _recipe(base, changes, overrides)
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
@@ -99,13 +103,17 @@ def _own_prompt(base: str) -> str | list[str] | None:
     return None if isinstance(train, list) else train.prompt
 
 
-def _fitted(recipe: Recipe, report: DataReport, given: set[str]) -> dict[str, Any]:
+def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> dict[str, Any]:
     """Settings that follow from how many records there are, where the user hasn't given them."""
     changes: dict[str, Any] = {}
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
+        share = recipe.data.held_out or _HELD_OUT
         enough = len(report.kept) >= _ENOUGH_TO_HOLD_OUT and can_hold_out(report)
-        changes["data.held_out"] = (recipe.data.held_out or _HELD_OUT) if enough else None
+        if enough and held_out_count(report, share, recipe.seed) > _MOST_HELD_OUT * share * len(report.kept):
+            enough = False
+            say("note: so many records share a picture that too few would be left to train on; none is held out")
+        changes["data.held_out"] = share if enough else None
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
     trained = len(report.kept) - held_out_count(report, share, recipe.seed)
     epochs = recipe.training.epochs
@@ -179,6 +187,11 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     if frontend is None:
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
+        if _many_unknown(encoder, [records[int(index)] for index in report.kept[:_LOOKED_AT]], recipe, frontend):
+            say(
+                "note: the model doesn't know some of these words, so it can't learn them; take another model, or "
+                "texts in its language"
+            )
         say(f"samples, as the model gets them{' (it learns what is green)' if console.is_terminal else ''}:")
     for index in _spread(len(report.kept)):
         record = records[int(report.kept[index])]
@@ -191,6 +204,16 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
             console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
     return report
+
+
+def _many_unknown(encoder: Encoder, records: Sequence[Record], recipe: Recipe, frontend: Frontend) -> bool:
+    """Whether the tokenizer has no word for much of the answers."""
+    unknown = frontend.tokenizer.unk_token_id
+    # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
+    if unknown is None or unknown == frontend.tokenizer.eos_token_id:
+        return False
+    labels = [label for one in records for label in encoder.encode(one, recipe.data.max_length).labels]
+    return labels.count(unknown) > _MANY_UNKNOWN * (len(labels) - labels.count(IGNORE))
 
 
 def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:
@@ -209,9 +232,10 @@ def _meaning(found: Found) -> list[str]:
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
     lines = [f"columns: {', '.join(read)}"]
     if found.unused:
+        free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"data.train.columns.{'answer' if 'answer' in found.columns else 'conversations'}={found.unused[0]})"
+            f"{typed(f'data.train.columns.{free}={found.unused[0]}')})"
         )
     return lines
 
@@ -219,6 +243,9 @@ def _meaning(found: Found) -> list[str]:
 def _counts(report: DataReport) -> list[str]:
     pictures = int(report.n_images.sum())
     lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {pictures:,} pictures that open"]
+    if len(report.kept) and not pictures:
+        lines.append("note: none of them has a picture, so `train` won't start; name their column: ")
+        lines[-1] += "data.train.columns.image=…"
     if report.problems:
         bad = sum(isinstance(problem, BadImage) for problem in report.problems)
         lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")

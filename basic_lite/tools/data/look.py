@@ -60,15 +60,18 @@ def look(section: SourceSection) -> Found:
     rows = list(_rows(records))
     columns: dict[str, str] = dict(source.columns)
     present = dict.fromkeys(source.present)
+    used = set(columns.values())
     for row in rows:
-        columns |= find_columns(source.columns, row)
+        found = find_columns(source.columns, row)
+        columns |= found
+        used.update(found.values())
         present |= dict.fromkeys(row)
     captions = "answer" in columns and not columns.keys() & {"question", "conversations"}
     answers = [text for row in rows if captions and isinstance(text := row.get(columns["answer"]), str)]
     words = median(len(answer.split()) for answer in answers) if answers else 0
     place = section.path or section.folder or section.parquet or section.saved or section.hub
     form = f"{_contents(columns, rows)}, {_container(section, source)} {place}"
-    unused = tuple(name for name in present if name not in columns.values())
+    unused = tuple(name for name in present if name not in used)
     prompts = LABEL_PROMPTS if words <= _SHORT else CAPTION_PROMPTS
     return Found(records, form, columns, unused, captions, prompts)
 
