@@ -24,7 +24,8 @@ def work_of(recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[
     schedule = Schedule(data.sampler, recipe)
     samples = schedule.samples_after(schedule.steps) - schedule.samples_after(done)
     left = schedule.steps - done
-    return Work(each * samples / max(left, 1), left)
+    a_step = samples / max(left, 1)
+    return Work(each * a_step, left, max(a_step / recipe.training.micro_batch, 1))
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

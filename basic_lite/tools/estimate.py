@@ -13,6 +13,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.audit import planned_parts
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch, memory_of
@@ -157,7 +158,7 @@ def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console
     labelled = shape.tokens - visual - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
     steps, note = planned_steps(recipe)
-    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps or ASSUMED_STEPS)
+    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps or ASSUMED_STEPS, accumulation(recipe))
     if rehearsal.machine.cuda:
         show(console, cards_table(work, note))
     else:

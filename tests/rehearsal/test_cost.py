@@ -13,7 +13,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import forecast
 from basic_lite.rehearsal.cost import a_sample, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.forecast import CARDS, UTILISATION, Work, cards_table, forecast_here
+from basic_lite.rehearsal.forecast import CARDS, OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.units import GIB
 from tests.support.runs import quiet, run, tiny_recipe, write_data
@@ -31,7 +31,8 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     assert with_image.visual == 4 and with_image.queries == with_image.tokens - 4
     # Three steps an epoch, of 4, 4 and 2 samples: 20 samples in all, whatever the batch.
     work = work_of(recipe, frontend, data, parts)
-    assert work.steps == 6 and work.total == pytest.approx(20 * sum(products(sizes).values()))
+    assert work.steps == 6 and work.micro_batches == pytest.approx(20 / 6 / 2)
+    assert work.total == pytest.approx(20 * sum(products(sizes).values()))
     assert work_of(recipe, frontend, data, parts, done=4).total == pytest.approx(6 / 20 * work.total)
 
     rare = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"every_n_steps": 4})})
@@ -39,12 +40,15 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     each, without = (a_sample(one, mean_sizes(one, frontend, parts, data.report)) for one in (recipe, off))
     assert a_sample(rare, sizes) == pytest.approx(without + (each - without) / 4)
     lines = list(outlook(recipe, frontend, data, parts, torch.device("cpu")))
-    assert lines[0].startswith("time: 6 small steps") and lines[1].startswith("disk: at most")
+    assert lines[0].endswith("small steps; overheads decide how long they take, about 1 s (predicted)") and lines[
+        1
+    ].startswith("disk: at most")
 
 
 def test_time_is_work_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "products_a_second", lambda device, dtype: 1e10)
-    work = Work(per_step=3e12 * UTILISATION["cpu"], steps=24)
+    monkeypatch.setitem(OVERHEAD_S, "cpu", 5.0)
+    work = Work(per_step=2.9e12 * UTILISATION["cpu"], steps=24, micro_batches=2)
     text = forecast_here(work, torch.device("cpu"), torch.float32)
     assert "more likely 2 h 00 min" in text and "predicted, not measured" in text and "kWh" not in text
     for card in CARDS:
