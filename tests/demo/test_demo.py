@@ -109,6 +109,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.soak
 def test_ablation_compares_four_variants(tmp_path: Path) -> None:
     console = quiet()
     demo_run.demo(tmp_path / "demo", ablate=True, seeds=2, console=console)

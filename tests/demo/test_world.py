@@ -361,6 +361,7 @@ def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]
     assert min(accuracy.values()) >= 0.95, accuracy
 
 
+@pytest.mark.soak
 def test_rebuild_is_deterministic(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 

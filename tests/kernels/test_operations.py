@@ -218,8 +218,15 @@ def test_auto_takes_kernels_where_it_can_and_says_each_reason(name: str) -> None
     assert len(lines) == 1 and "float64" in lines[0]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("surroundings", ["autocast", "compile"])
+# Compiling the attention mass takes longer than all the others together.
+SURROUNDED = [
+    pytest.param(name, how, marks=[pytest.mark.soak] * ((name, how) == ("attention_mass", "compile")))
+    for name in OPERATIONS
+    for how in ("autocast", "compile")
+]
+
+
+@pytest.mark.parametrize("name, surroundings", SURROUNDED)
 def test_eager_code_inside_autocast_and_torch_compile(name: str, surroundings: str) -> None:
     check_inside(EAGER, name, surroundings)
 

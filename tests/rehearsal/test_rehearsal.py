@@ -136,6 +136,7 @@ def test_rehearsed_peak_is_the_measured_one(
     assert rehearsed.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
+@pytest.mark.soak
 def test_the_tower_on_the_host_saves_what_it_weighs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, here = recipe_of(folder, {"model.tower_on_host": True}), recipe_of(folder, {})
     frontend = load_frontend(here.model)
@@ -210,8 +211,8 @@ TARGETS = [
     ("7b", 1, 1024, 16, 7.0),
     ("7b", 2, 2048, 32, 8.2),
     ("7b", 24, 1024, 128, 22.5),
-    ("13b", 4, 1024, 64, 14.5),
-    ("34b", 1, 1024, 16, 22.9),
+    pytest.param("13b", 4, 1024, 64, 14.5, marks=pytest.mark.soak),
+    pytest.param("34b", 1, 1024, 16, 22.9, marks=pytest.mark.soak),
 ]
 
 
@@ -229,6 +230,7 @@ def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, 
     assert rehearsed.by_part["BASIC"] <= 0.01 * rehearsed.needed_bytes
 
 
+@pytest.mark.soak
 def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "7b", micro_batch=8, max_length=1024, rank=128)
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)

@@ -89,6 +89,7 @@ def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
     assert found.advice[-1].fits or "still too much" in text
 
 
+@pytest.mark.soak
 def test_offloading_is_enough_before_the_rank_is_lowered(shapes: Path) -> None:
     keys: dict[str, Any] = {"micro_batch": 1, "max_length": 2048, "rank": 64}
     recipe = shape_recipe(shapes, "tiny", **keys)
@@ -104,6 +105,7 @@ def test_offloading_is_enough_before_the_rank_is_lowered(shapes: Path) -> None:
     assert "the same result" in text
 
 
+@pytest.mark.soak
 def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
     training = {"device": "cpu", "optimizer": "adamw"}
     found, _ = run(shape_recipe(shapes, "tiny", max_length=1024, training=training), 0.6)
@@ -133,6 +135,7 @@ def test_steps_are_those_of_the_run_where_its_data_is_here(tmp_path: Path) -> No
     assert planned_steps(recipe)[0] is None and planned_steps(tiny_recipe(tmp_path)) == (4, "")
 
 
+@pytest.mark.soak
 def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=4, training={"offload_activations": True})
     _, text = run(recipe, 8)
@@ -146,6 +149,7 @@ def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
     assert "on the host" not in run(shape_recipe(shapes, "tiny"), 8)[1]
 
 
+@pytest.mark.soak
 def test_it_advises_nothing_that_can_not_be_set(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=64)
     found, text = run(recipe, 0.6)
