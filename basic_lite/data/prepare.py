@@ -23,7 +23,7 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 
 TRAIN, EVAL = "data.train", "data.eval"
 # Keys of the run folder's data.json: positions of records, from 0, in all sources of a data key.
-BROKEN, HELD_OUT = "broken_pictures", "held_out"
+BROKEN, HELD_OUT, HELD_OUT_PICTURES = "broken_pictures", "held_out", "held_out_pictures"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Prepared:
             out["eval"] = _counts(self.eval_report)
             if self.eval.records is self.train.records:
                 out["eval"][HELD_OUT] = self.eval.indices.tolist()
+                records = [self.eval.record(index) for index in range(len(self.eval))]
+                out["eval"][HELD_OUT_PICTURES] = [[image.name for image in record.images] for record in records]
         return out
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:

@@ -22,12 +22,12 @@ from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, place_for, require_writable, write_predictions
 from basic_lite.tools.run_data import held_out_records, note_on_trained
+from basic_lite.tools.runs import HELD_OUT
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained, look_at_bundle
 
 ALL = "all"
 # How predictions of the run's own held-out records are called.
-HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -244,13 +244,12 @@ def evaluate_run(
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         notes.print(note, markup=False)
     notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
-    if trained := note_on_trained(bundle, records):
+    trained = note_on_trained(bundle, records)
+    if trained:
         notes.print(trained, markup=False)
-    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
-    if several:
-        notes.print(
-            f"note: {several} records have several questions; only the last one is asked, the others are its context"
-        )
+    if several := sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1):
+        what = "only the last one is asked, the others are its context"
+        notes.print(f"note: {several} records have several questions; {what}")
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(
             loaded,
@@ -269,7 +268,7 @@ def evaluate_run(
         "limit": limit,
         "template": chat.template,
         "max_new_tokens": result.max_new_tokens,
-    }
+    } | ({"note": trained} if trained else {})
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run
     target = out or place_for(

@@ -11,7 +11,7 @@ from basic_lite.data.records import Record, Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.training.bundle import Bundle
-from basic_lite.training.data_json import broken_at_start, held_out_of, train_records_of
+from basic_lite.training.data_json import broken_at_start, held_out_of, held_out_pictures_of, train_records_of
 
 
 def held_out_records(bundle: Bundle) -> list[Record]:
@@ -32,13 +32,23 @@ def held_out_records(bundle: Bundle) -> list[Record]:
         )
     else:
         records, numbers = load_records(section.train, root=Path.cwd()), held_out_of(run)
-        if numbers is None or train_records_of(run) != len(records):
+        if numbers is None or train_records_of(run) != len(records) or _others(records, numbers, run):
             raise UserError(
                 f"--held-out: which records of data.train were held out can't be told any more: {run / 'data.json'} "
                 "and the data don't belong together. Restore them, or name a file of questions with --data"
             )
         chosen = numbers
     return list(_readable(records, chosen, drop=section.bad_records == "drop"))
+
+
+def _others(records: Records, numbers: Sequence[int], run: Path) -> bool:
+    """Whether other pictures stand now where the held-out records were, as in a table that was sorted anew."""
+    names = held_out_pictures_of(run)
+    try:
+        now = [[image.name for image in records[number].images] for number in numbers]
+    except (RecordProblem, IndexError):
+        return True
+    return names is not None and names != now
 
 
 def note_on_trained(bundle: Bundle, records: Sequence[Record]) -> str | None:

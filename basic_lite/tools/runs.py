@@ -163,16 +163,21 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
 
 
 def _score(run: Path, log: list[dict[str, Any]]) -> str:
-    """The last held-out loss, and the newest share of exact matches, with what it was measured on."""
+    """The last held-out loss, and the share of exact matches: on held-out data if there is one, else the newest."""
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
     found = [f"held-out loss {_number(losses[-1])}"] if losses else []
     summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    summary = _keys(read_json(summaries[-1])) if summaries else {}
+    read = [_keys(read_json(path)) for path in summaries]
+    held_out = [one for one in read if _keys(one.get("settings")).get("data") == HELD_OUT]
+    summary: dict[str, Any] = next(reversed(held_out or read), {})
     match, count = (_keys(summary.get(name)).get("all") for name in ("exact_match", "counts"))
     if isinstance(match, int | float):
-        data = _keys(summary.get("settings")).get("data")
+        settings = _keys(summary.get("settings"))
+        data, note = settings.get("data"), settings.get("note")
         of = f" of {count}" if isinstance(count, int) else ""
         found.append(f"exact match {match:.1%}{of}" + (f" ({Path(data).name})" if isinstance(data, str) else ""))
+        if isinstance(note, str):
+            found.append(note)
     return "; ".join(found)
 
 
@@ -180,6 +185,8 @@ def _number(loss: float) -> str:
     return f"{loss:.3f}" if math.isfinite(loss) else "is no number"
 
 
+# What `eval --held-out` calls its data.
+HELD_OUT = "held-out"
 HEAD = ("run", "state", "changed", "size", "score", "started from")
 
 

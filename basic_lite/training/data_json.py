@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, TRAIN
+from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, TRAIN
 from basic_lite.training.places import DATA
 
 _WRONG = (OSError, ValueError, TypeError, KeyError, RecursionError)
@@ -24,6 +24,14 @@ def held_out_of(folder: Path) -> list[int] | None:
     """Which records of data.train a run kept for evaluation (`data.held_out`); None: its data.json doesn't say."""
     try:
         return [int(n) for n in _read(folder)["eval"][HELD_OUT]]
+    except _WRONG:
+        return None
+
+
+def held_out_pictures_of(folder: Path) -> list[list[str]] | None:
+    """The names of each held-out record's pictures; None: its data.json doesn't say."""
+    try:
+        return [[str(name) for name in names] for names in _read(folder)["eval"][HELD_OUT_PICTURES]]
     except _WRONG:
         return None
 

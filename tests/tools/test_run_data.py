@@ -43,7 +43,22 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
         assert note in (said := capsys.readouterr().err) and said.count("were trained on") == bool(note)
     exact = json.loads((split / "predictions_data_final.summary.json").read_text())["exact_match"]["all"]
     loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
+    first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 (held-out)"
+    assert row_of(split).score == first  # whatever was measured later
+    for path in split.glob("predictions_held-out*"):
+        path.unlink()
     assert row_of(split).score == f"held-out loss {loss:.3f}; exact match {exact:.1%} of 12 (data.json)"
+
+
+def test_data_in_another_order_is_not_taken_for_what_was_held_out(split: Path) -> None:
+    data = split.parent.parent / "data.json"
+    text = data.read_text(encoding="utf-8")
+    data.write_text(json.dumps(json.loads(text)[::-1]), encoding="utf-8")
+    try:
+        with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
+            numbers(split, held_out=True)
+    finally:
+        data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)
     assert row_of(split).score.endswith(" of 3 (held-out)")
     assert row_of(split).state == "finished, 1 step"
