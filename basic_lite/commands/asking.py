@@ -47,7 +47,8 @@ def evaluate(
     over all questions that have an answer in the data, each counted once.
 
     Predictions are written as JSON lines, with the pictures and with "cut": true where an answer was cut off; beside
-    them a summary with the scores and all settings. Only predictions of the same settings are replaced.
+    them a summary with the scores and all settings. Only predictions of the same settings are replaced; a file that was
+    edited counts as the same.
     """
     from basic_lite.tools.evaluate import evaluate_run
 

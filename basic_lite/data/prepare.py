@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,15 @@ class Prepared:
             out["eval"] = _counts(self.eval_report)
             if self.eval.records is self.train.records:
                 out["eval"][HELD_OUT] = self.eval.indices.tolist()
-                records = [self.eval.record(index) for index in range(len(self.eval))]
-                out["eval"][HELD_OUT_PICTURES] = [[image.name for image in record.images] for record in records]
+                out["eval"][HELD_OUT_PICTURES] = self._held_out_pictures
         return out
+
+    @cached_property
+    def _held_out_pictures(self) -> list[list[str]]:
+        """The names of each held-out record's pictures. Every record is read for it, so once."""
+        assert self.eval is not None
+        records = (self.eval.record(index) for index in range(len(self.eval)))
+        return [[image.name for image in record.images] for record in records]
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
         """``count`` batches of ``size`` samples with images, always the same; held-out ones where there are any.

@@ -10,8 +10,9 @@ from basic_lite.console import Sheet
 from basic_lite.model.device import power_limit_watts
 
 # The share of a large product's speed that a whole step is assumed to reach. Between the products are the
-# dequantisation of NF4 weights, norms, softmax, copies, and Python. Measured on two busy CPU cores: the demo's stage 1
-# took 1.0, 1.3 and 2.3 times what this predicts, a model of SmolLM2's size 0.55 times. No card has been measured.
+# dequantisation of NF4 weights, norms, softmax, copies, and Python. Measured on two CPU cores, with
+# the overheads below: the demo's stages took 0.9 and 1.2 times what this predicts, fifty photos 0.8 times. A model of
+# SmolLM2's size took 0.55 times, before overheads were counted. No card has been measured.
 UTILISATION = {"cuda": 0.35, "cpu": 0.5}
 # Seconds beside the products for each micro-batch: Python, many small operations, the optimizer. Measured on two busy
 # CPU cores with the demo's models and one sample a step: 0.05 s in stage 1, 0.13 s in stage 2. No card was measured.

@@ -9,6 +9,7 @@ from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.training.files import write_json
+from basic_lite.training.places import read_json
 
 SUMMARY = ".summary.json"
 
@@ -45,10 +46,8 @@ def place_for(folder: Path, stem: str, settings: dict[str, Any]) -> Path:
 
 def _settings_of(path: Path) -> Any:
     """The settings that made the predictions in a file; None where they aren't known."""
-    try:
-        return json.loads(path.with_suffix(SUMMARY).read_text(encoding="utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError):
-        return None
+    summary = read_json(path.with_suffix(SUMMARY))
+    return summary.get("settings") if isinstance(summary, dict) else None
 
 
 def require_writable(path: Path) -> None:

@@ -33,6 +33,8 @@ from basic_lite.training.places import (
 
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
+# What `eval --held-out` calls its data.
+HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,6 @@ def _number(loss: float) -> str:
     return f"{loss:.3f}" if math.isfinite(loss) else "is no number"
 
 
-# What `eval --held-out` calls its data.
-HELD_OUT = "held-out"
 HEAD = ("run", "state", "changed", "size", "score", "started from")
 
 

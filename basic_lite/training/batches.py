@@ -20,11 +20,15 @@ from basic_lite.training.processes import Processes
 from basic_lite.training.step import Batch
 
 
+def steps_an_epoch(recipe: Recipe, samples: int) -> int:
+    """The steps of a pass over so many samples; the last one may have fewer."""
+    return max(1, math.ceil(samples / recipe.training.global_batch))
+
+
 def steps_of(recipe: Recipe, samples: int) -> int:
     """The steps of a run on so many samples."""
     training = recipe.training
-    per_epoch = max(1, math.ceil(samples / training.global_batch))
-    return training.max_steps or max(1, math.ceil(per_epoch * training.epochs))
+    return training.max_steps or max(1, math.ceil(steps_an_epoch(recipe, samples) * training.epochs))
 
 
 class Schedule:
@@ -33,7 +37,7 @@ class Schedule:
     def __init__(self, sampler: GroupedSampler, recipe: Recipe) -> None:
         training = recipe.training
         self.sampler, self.global_batch, self.micro_batch = sampler, training.global_batch, training.micro_batch
-        self.steps_per_epoch = max(1, math.ceil(len(sampler) / self.global_batch))
+        self.steps_per_epoch = steps_an_epoch(recipe, len(sampler))
         self.steps = steps_of(recipe, len(sampler))
         # Two epochs: near an epoch's end the loader, which reads ahead, is in the next one already.
         self._order_of = lru_cache(maxsize=2)(sampler.order)

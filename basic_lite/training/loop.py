@@ -276,7 +276,6 @@ class Loop:
         self._measure_premise()
         if self.processes.is_main and (answers := self.answers.ask()):
             self.log.write(step, {"answers": answers})
-        self.train_step.train_mode()
 
     def _measure_premise(self) -> None:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""

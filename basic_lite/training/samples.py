@@ -65,7 +65,7 @@ class HeldOutAnswers:
     def ask(self) -> list[dict[str, str]]:
         """Ask, print, and give the answers in the form for the log. What can't be asked is warned of and left out.
 
-        The model's mode is the caller's to restore. Nothing is drawn from any generator.
+        It leaves the model in eval mode; each step sets its own. Nothing is drawn from any generator.
         """
         self.loaded.model.eval()
         found = []

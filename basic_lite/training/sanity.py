@@ -3,6 +3,7 @@
 import math
 
 from basic_lite.recipe.schema import Recipe
+from basic_lite.training.batches import steps_an_epoch
 
 # Optimizer steps.
 _TOO_FEW, _SENSIBLE = 50, 100
@@ -80,7 +81,7 @@ def _long_warm_up(recipe: Recipe, steps: int) -> str | None:
 
 def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
     training = recipe.training
-    per_pass = math.ceil(samples / training.global_batch)
+    per_pass = steps_an_epoch(recipe, samples)
     passes = steps / per_pass
     if passes <= MANY_EPOCHS:
         return None

@@ -1,6 +1,5 @@
 """The last lines of ``basic-lite data``: what was written, and what to type next."""
 
-import math
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 from basic_lite.data.records import Records
 from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.training.batches import steps_of
 from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"
@@ -34,7 +34,7 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     training = recipe.training
     held_out = held_out_count(report, recipe.data.held_out or 0.0, recipe.seed)
     trained = len(report.kept) - held_out
-    steps = training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * training.epochs)
+    steps = steps_of(recipe, trained)
     passes = "" if training.max_steps else f", {training.epochs:g} passes over {trained:,} records"
     say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
     if few := few_steps(recipe, trained, steps):
@@ -71,11 +71,6 @@ def held_out_count(report: DataReport, share: float, seed: int) -> int:
         UserError: they hang together by their pictures, so none can be kept.
     """
     return len(hold_out(report, share, seed)[1].kept) if share else 0
-
-
-def steps_an_epoch(recipe: Recipe, records: int) -> int:
-    """Optimizer steps of a pass over so many records."""
-    return max(1, math.ceil(records / recipe.training.global_batch))
 
 
 def _first_question(records: Records, report: DataReport, prompts: tuple[str, ...]) -> tuple[str, str]:

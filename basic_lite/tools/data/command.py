@@ -26,10 +26,11 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.data.closing import held_out_count, say_next, steps_an_epoch, typed
+from basic_lite.tools.data.closing import held_out_count, say_next, typed
 from basic_lite.tools.data.look import Found, look
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
+from basic_lite.training.batches import steps_an_epoch
 from basic_lite.training.sanity import MANY_EPOCHS
 
 # Optimizer steps that small data should get, and the most epochs for that.
@@ -244,8 +245,8 @@ def _counts(report: DataReport) -> list[str]:
     pictures = int(report.n_images.sum())
     lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {pictures:,} pictures that open"]
     if len(report.kept) and not pictures:
-        lines.append("note: none of them has a picture, so `train` won't start; name their column: ")
-        lines[-1] += "data.train.columns.image=…"
+        mend = "name their column: data.train.columns.image=…"
+        lines.append(f"note: none of them has a picture, so `train` won't start; {mend}")
     if report.problems:
         bad = sum(isinstance(problem, BadImage) for problem in report.problems)
         lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")

@@ -11,6 +11,7 @@ from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
+from basic_lite.data.table_source import TABLE_ENDINGS
 from basic_lite.data.turns import is_turns
 from basic_lite.recipe.schema import SourceSection
 
@@ -108,5 +109,5 @@ def _container(section: SourceSection, source: Any) -> str:
         beside = isinstance(source, FolderSource)
         return "in .txt files of the same name, in the folder" if beside else "in the metadata file of the folder"
     if section.path:
-        return "in the table" if section.path.lower().endswith((".csv", ".tsv")) else "in"
+        return "in the table" if section.path.lower().endswith(TABLE_ENDINGS) else "in"
     return "in the data set"
