@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.taps import Capture
 from basic_lite.supervision.vocabulary import Vocabulary
 from basic_lite_kernels.operations import Operations
@@ -15,13 +16,14 @@ class SupervisionLosses:
     """L_das and L_sds before λ: sums over this batch's samples / samples with an image of the whole step.
 
     ``samples`` counts this batch's samples with an image. ``metrics`` are scalars without a graph, means over this
-    batch; empty where it has no image.
+    batch; empty where it has no image. ``guard`` has more of them once the backward is done.
     """
 
     das: Tensor
     sds: Tensor
     samples: int
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    guard: Guard | None = None
 
 
 def directional_alignment(captured: Capture, weights: Tensor) -> Tensor:

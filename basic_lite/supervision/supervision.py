@@ -97,6 +97,7 @@ class Supervision:
             final_norm=settings.target_norm == "final",
             attention=self.reads_attention,
             direction=direction if settings.enabled else None,
+            guard=settings.guard,
         )
         if self.active:
             _ = self.vocabulary
@@ -202,7 +203,7 @@ class Supervision:
         metrics = embedding_metrics(v, target, weights, layout, self.vocabulary)
         if detailed:
             metrics["nearest_special_share"] = nearest_special_share(v, self.vocabulary, self.special_ids)
-        return SupervisionLosses(das=das, sds=sds, samples=samples, metrics=metrics)
+        return SupervisionLosses(das=das, sds=sds, samples=samples, metrics=metrics, guard=captured.guard)
 
 
 def _check_filled(captured: Capture, value: Tensor | None) -> None:

@@ -66,13 +66,17 @@ class Terms:
         self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
 
     def add(self, result: MicroBatchLoss) -> None:
-        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
+        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image.
+
+        Call it after the backward, which measures what the gradient guard does.
+        """
         self._add("loss", result.loss)
         self._add("lm", result.lm)
         if result.basic is not None:
             self._add("das", result.basic.das)
             self._add("sds", result.basic.sds)
-            for name, value in result.basic.metrics.items():
+            guard = result.basic.guard
+            for name, value in (result.basic.metrics | (guard.metrics if guard is not None else {})).items():
                 self._add(name, value * result.basic.samples, result.basic.samples)
 
     def _add(self, name: str, value: Tensor, weight: int = 0) -> None:
@@ -153,8 +157,8 @@ class TrainStep:
         lap()
         for index, batch in enumerate(batches):
             result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
-            terms.add(result)
             result.loss.backward()
+            terms.add(result)
             del result
             lap()
         self.processes.sum_gradients(self.trainable)
