@@ -35,9 +35,15 @@ def directional_alignment(captured: Capture, weights: Tensor) -> Tensor:
 def semantic_distribution(
     captured: Capture, weights: Tensor, operations: Operations, vocabulary: Vocabulary, temperature: float
 ) -> Tensor:
-    """SDS: Σ_i a_i KL(softmax(v̂ Eᵀ) ‖ softmax(v Eᵀ)), logits over the temperature. ``weights`` are a_i, [M]."""
-    v, target = captured.v, captured.target
+    """SDS: Σ_i a_i KL(softmax(v̂ Eᵀ) ‖ softmax(v Eᵀ)), logits over the temperature. ``weights`` are a_i, [M].
+
+    Where tokens were drawn it is computed on those, and is unbiased.
+    """
+    v, target, layout = captured.v, captured.target, captured.layout
     assert v is not None and target is not None
+    if layout.sds_rows is not None and layout.sds_sizes is not None:
+        v, target, weights = (x.index_select(0, layout.sds_rows) for x in (v, target, weights))
+        weights = weights * layout.sds_sizes
     scale = vocabulary.scale / temperature
     return operations.vocab_kl(v, target, vocabulary.table, weights, scale=scale, excluded=vocabulary.excluded)
 

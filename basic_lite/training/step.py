@@ -143,20 +143,23 @@ class TrainStep:
         lap()
         return terms
 
-    def gradients(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
+    def gradients(
+        self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None, *, number: int = 0
+    ) -> Terms:
         """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
 
         Args:
             batches: this process's micro-batches, on the host.
             counts: the whole step's, over all processes.
             lambdas: (λ1, λ2); (0, 0): BASIC is off in this step.
+            number: of the step in the run, for the tokens that SDS draws.
         """
         self.train_mode()
         terms = Terms()
         mean_mass = self.mean_mass(batches, counts, lambdas)
         lap()
         for index, batch in enumerate(batches):
-            result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
+            result = self.loss(batch, counts, lambdas, number=number, mean_mass=mean_mass, detailed=index == 0)
             result.loss.backward()
             terms.add(result)
             del result
@@ -170,6 +173,7 @@ class TrainStep:
         counts: StepCounts,
         lambdas: Lambdas,
         *,
+        number: int = 0,
         mean_mass: Tensor | None = None,
         detailed: bool = False,
     ) -> MicroBatchLoss:
@@ -180,12 +184,13 @@ class TrainStep:
                 host.
             counts: the whole optimizer step's; each term is divided by its count.
             lambdas: (λ1, λ2); (0, 0): nothing is tapped.
+            number: of the step in the run, for the tokens that SDS draws.
             mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
             detailed: also the measures that one micro-batch a step is enough for.
         """
         lambda_das, lambda_sds = lambdas
         supervision = self.supervision if any(lambdas) else None
-        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch))
+        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch, number))
         with taps as captured:
             lm = self.forward(**self.inputs(batch), num_items_in_batch=max(counts.labelled_tokens, 1)).loss
         loss, basic = lm, None
