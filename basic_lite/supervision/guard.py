@@ -44,8 +44,8 @@ class Guard:
         Peak extra bytes: 4·M·D (float32) + 8·B·M, nothing [M, D] but the result.
         """
         dot, lm_square, basic_square = self._sums(of_lm, of_basic)
-        trained = lm_square > 0
-        along = torch.where(trained, dot.clamp_max(0) / lm_square, 0)  # times g_lm: what is taken out
+        trained, zero = lm_square > 0, torch.zeros_like(dot)
+        along = torch.where(trained, dot.clamp_max(0) / lm_square, zero)  # times g_lm: what is taken out
         removed = dot.clamp_max(0) * along  # its energy
         lm, left = lm_square.sqrt(), (basic_square - removed).clamp_min(0).sqrt()
         most = self.rho * lm
@@ -57,9 +57,9 @@ class Guard:
 
         samples = self.layout.samples_with_image
         measured = {
-            "guard_conflict": torch.where(basic_square > 0, removed / basic_square, 0),
-            "guard_ratio": torch.where(trained, basic_square.sqrt() / lm, 0),
-            "guard_ratio_after": torch.where(trained, cap * left / lm, 0),
+            "guard_conflict": torch.where(basic_square > 0, removed / basic_square, zero),
+            "guard_ratio": torch.where(trained, basic_square.sqrt() / lm, zero),
+            "guard_ratio_after": torch.where(trained, cap * left / lm, zero),
         }
         self.metrics = {name: (value.sum() / samples).float() for name, value in measured.items()}
         return joined
