@@ -25,6 +25,7 @@ from basic_lite.training.files import saving
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop, Run
 from basic_lite.training.processes import Processes, connect, take_device
+from basic_lite.training.projector_start import match_projector
 from basic_lite.training.recovery import memory_needed
 from basic_lite.training.run_folder import (
     RunFolder,
@@ -105,14 +106,14 @@ def train(
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
             loaded = load_for_training(recipe, device, frontend, say, origin=origin)
+            match_projector(recipe, loaded, data, device, say, resumed=folder.checkpoint is not None)
             table = audit(loaded.parts)
             show(console, render(table))
             check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # What the run will take, before it takes it.
         if processes.is_main:
-            done = 0 if folder.checkpoint is None else folder.checkpoint.step
-            for line in outlook(recipe, frontend, data, table, device, done=done, processes=processes.count):
+            for line in outlook(recipe, frontend, data, table, device, done=folder.step, processes=processes.count):
                 say(line)
 
         # BASIC's taps, and the loop around them.

@@ -93,8 +93,8 @@ class NaiveStep(TrainStep):
             raise ValueError("the naive step is BASIC's; without BASIC take TrainStep")
         settings = supervision.settings
         found = (settings.token_weights, settings.direction, settings.target_norm, settings.detach)
-        if found != ("attention", "cosine", "none", True):
-            raise ValueError("the naive step has the recipes' settings alone: attention, cosine, none, detached")
+        if found != ("attention", "cosine", "none", True) or (settings.guard or settings.sds_tokens) is not None:
+            raise ValueError("the naive step has the paper's settings alone: attention, cosine, none, detached")
         if self.parts.language_model.config._attn_implementation != "eager":
             raise ValueError("only eager attention hands out its maps; set model.attention to eager")
         return supervision

@@ -43,6 +43,12 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
         "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled: false",
     ),
     (
+        ["supervision.guard", "supervision.detach"],
+        lambda v: v["supervision.guard"] is not None and not v["supervision.detach"],
+        "the guard weighs BASIC's gradient at v against the LM loss's, and with detach: false a part of BASIC's comes "
+        "through the LLM, where the two can't be told apart; set supervision.detach: true, or supervision.guard: null",
+    ),
+    (
         ["training.projector_learning_rate", "lora.enabled"],
         lambda v: v["training.projector_learning_rate"] == 0 and not v["lora.enabled"],
         "nothing would be trained: the projector's learning rate is 0 and there is no LoRA; "
@@ -99,6 +105,13 @@ def _models(v: Values) -> Iterator[Finding]:
         missing = "model.llm" if given == ["model.vision"] else "model.vision"
         what = f"{given[0]} alone makes no model: a vision encoder and an LLM are put together; add {missing}"
         yield [given[0], missing], what
+
+
+def _projector_start(v: Values) -> Iterator[Finding]:
+    given = [key for key in ("model.base", "model.projector", "model.start") if v[key] is not None]
+    if v["model.projector_start"] == "matched" and given:
+        why = f"a projector that {given[0]} brings is trained already, and scaling its output would undo that"
+        yield ["model.projector_start", *given], f"{why}; remove model.projector_start, or {' and '.join(given)}"
 
 
 def _image_token(v: Values) -> Iterator[Finding]:
@@ -254,6 +267,7 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     _name,
     _models,
+    _projector_start,
     _image_token,
     _projector_is_another_run,
     _start_is_another_run,

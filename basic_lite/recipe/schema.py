@@ -34,6 +34,11 @@ class ModelSection(Section):
     projector: str | None = Field(
         None, description="Run folder or bundle whose projector is taken (stage 1's); none: a fresh projector."
     )
+    projector_start: Literal["default", "matched"] = Field(
+        "default",
+        description="A fresh projector's weights. default: as PyTorch makes them; matched: its output is scaled to the "
+        "mean norm of the LLM's input embeddings, measured on some of the data's pictures.",
+    )
     start: str | None = Field(
         None,
         description="Run folder or bundle to go on from in a new run: its projector, its LoRA and its models, which "
@@ -183,9 +188,22 @@ class SupervisionSection(Section):
     vocabulary: Literal["input_embeddings", "lm_head"] = Field(
         "input_embeddings", description="SDS table E. [open] input embeddings."
     )
+    sds_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Visual tokens of each sample that SDS is computed on, drawn anew in each step; the loss stays "
+        "unbiased, and gets noisier. Saves SDS's time in proportion. [open] none: all of them.",
+    )
     temperature: float = Field(1.0, gt=0, description="Temperature of both SDS distributions. [open] 1.")
     lambda_das: float = Field(1.0, ge=0, description="λ1. [paper] 1; 0 turns DAS off.")
     lambda_sds: float = Field(0.01, ge=0, description="λ2. [paper] 0.01; 0 turns SDS off.")
+    guard: float | None = Field(
+        None,
+        gt=0,
+        description="Gradient guard at v: per sample, what of BASIC's gradient opposes the LM loss's is taken out, and "
+        "its norm is capped at this many times the LM's. Limits harm to first order at v; costs one [M, D] gradient. "
+        "[open] none: no guard.",
+    )
     every_n_steps: int = Field(1, ge=1, description="Compute the losses on every n-th optimizer step only.")
     warmup_ratio: float = Field(
         0.0, ge=0, le=1, description="Share of all steps over which the λs rise linearly from 0."

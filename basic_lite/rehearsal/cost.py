@@ -4,6 +4,7 @@ Symbols: B batch · T sequence · N visual tokens of a sample · n text queries 
 · L decoder layers · K supervised layers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class Sizes:
     tower_weights: float
     projector_weights: float
     checkpointing: bool = True
-    sds: bool = True
+    sds_tokens: float = math.inf  # the most of a sample that SDS is computed on; 0: it is off
     mass_pass: bool = False  # one more forward a step, for `token_weights: uniform`
 
 
@@ -56,7 +57,7 @@ def products(s: Sizes) -> dict[str, float]:
         "vision tower": 2.0 * s.tower_tokens * s.tower_weights * (1 + int(s.mass_pass)),
         "projector": 6.0 * s.visual * s.projector_weights,
         "attention mass": 2.0 * s.queries * s.tokens * s.D * s.K,
-        "SDS": 6.0 * s.visual * s.D * s.V * int(s.sds),
+        "SDS": 6.0 * min(s.visual, s.sds_tokens) * s.D * s.V,
     }
 
 
@@ -89,7 +90,7 @@ def sizes_of(
         tower_weights=weights.get("vision tower", 0),
         projector_weights=weights.get("projector", 0),
         checkpointing=recipe.training.gradient_checkpointing,
-        sds=basic and settings.lambda_sds > 0,
+        sds_tokens=(settings.sds_tokens or math.inf) if basic and settings.lambda_sds > 0 else 0,
         mass_pass=basic and settings.token_weights == "uniform",
     )
 

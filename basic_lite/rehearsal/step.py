@@ -164,7 +164,8 @@ class Rehearser:
         recipe, loaded, ledger = self.recipe, self.loaded, self.ledger
         if not basic_is_on(recipe):
             return None
-        ledger.node_tags |= {"_VocabKLBackward": BASIC, "_DirectionLossBackward": BASIC, "_FewRowsBackward": BASIC}
+        nodes = ("_VocabKLBackward", "_DirectionLossBackward", "_FewRowsBackward", "_GuardedBackward")
+        ledger.node_tags |= dict.fromkeys(nodes, BASIC)
         return TaggedSupervision(
             loaded.parts,
             recipe.supervision,

@@ -25,6 +25,8 @@ class Layout:
     patches: Tensor  # [B] int64, visual tokens of each sample
     rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
     longest_text: int  # the most text queries a sample has
+    sds_rows: Tensor | None = None  # [R] int64 into the M visual tokens: those that SDS is computed on; None: all
+    sds_sizes: Tensor | None = None  # [R] float32: how many visual tokens each of them stands for
 
     @property
     def samples_with_image(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.taps import Capture
 from basic_lite.supervision.vocabulary import Vocabulary
 from basic_lite_kernels.operations import Operations
@@ -15,13 +16,14 @@ class SupervisionLosses:
     """L_das and L_sds before λ: sums over this batch's samples / samples with an image of the whole step.
 
     ``samples`` counts this batch's samples with an image. ``metrics`` are scalars without a graph, means over this
-    batch; empty where it has no image.
+    batch; empty where it has no image. ``guard`` has more of them once the backward is done.
     """
 
     das: Tensor
     sds: Tensor
     samples: int
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    guard: Guard | None = None
 
 
 def directional_alignment(captured: Capture, weights: Tensor) -> Tensor:
@@ -33,9 +35,15 @@ def directional_alignment(captured: Capture, weights: Tensor) -> Tensor:
 def semantic_distribution(
     captured: Capture, weights: Tensor, operations: Operations, vocabulary: Vocabulary, temperature: float
 ) -> Tensor:
-    """SDS: Σ_i a_i KL(softmax(v̂ Eᵀ) ‖ softmax(v Eᵀ)), logits over the temperature. ``weights`` are a_i, [M]."""
-    v, target = captured.v, captured.target
+    """SDS: Σ_i a_i KL(softmax(v̂ Eᵀ) ‖ softmax(v Eᵀ)), logits over the temperature. ``weights`` are a_i, [M].
+
+    Where tokens were drawn it is computed on those, and is unbiased.
+    """
+    v, target, layout = captured.v, captured.target, captured.layout
     assert v is not None and target is not None
+    if layout.sds_rows is not None and layout.sds_sizes is not None:
+        v, target, weights = (x.index_select(0, layout.sds_rows) for x in (v, target, weights))
+        weights = weights * layout.sds_sizes
     scale = vocabulary.scale / temperature
     return operations.vocab_kl(v, target, vocabulary.table, weights, scale=scale, excluded=vocabulary.excluded)
 

@@ -14,6 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.attention import check_attention
+from basic_lite.supervision.draw import draw_tokens
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.losses import (
     SupervisionLosses,
@@ -66,6 +67,7 @@ class Supervision:
         operations: Operations,
         special_ids: Iterable[int] | Tensor = (),
         embedding_scale: float | None = None,
+        seed: int = 0,
     ) -> None:
         """Check that the model has what the settings ask for; nothing is tapped yet.
 
@@ -75,12 +77,13 @@ class Supervision:
             special_ids: ids of special and padding tokens, for ``nearest_special_share``.
             embedding_scale: factor the embedding module puts on its rows; None: measured. A rehearsal gives one,
                 since its tensors hold no values to measure.
+            seed: of the tokens drawn for SDS.
 
         Raises:
             UserError: K out of range, a vocabulary table that can't be used, or attention that can't be read.
         """
         self.parts = parts
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         direction = None if settings.direction == "off" or settings.lambda_das <= 0 else settings.direction
         self.computes_das = settings.enabled and direction is not None
         self.computes_sds = settings.enabled and settings.lambda_sds > 0
@@ -97,6 +100,7 @@ class Supervision:
             final_norm=settings.target_norm == "final",
             attention=self.reads_attention,
             direction=direction if settings.enabled else None,
+            guard=settings.guard,
         )
         if self.active:
             _ = self.vocabulary
@@ -136,14 +140,18 @@ class Supervision:
             share * settings.lambda_sds if self.computes_sds else 0.0,
         )
 
-    def layout(self, batch: Mapping[str, Tensor]) -> Layout:
+    def layout(self, batch: Mapping[str, Tensor], step: int = 0) -> Layout:
         """Where the visual and text tokens of a batch are, on the model's device.
 
         Args:
             batch: ``input_ids``, ``attention_mask``, ``labels``, [B, T]. Best the host's, before it is copied to a
                 GPU: then nothing waits for the GPU.
+            step: number of the optimizer step, for the tokens that SDS draws.
         """
-        return find_layout(batch, self.parts.image_token_id, self.settings.text_queries).to(self.device)
+        layout = find_layout(batch, self.parts.image_token_id, self.settings.text_queries)
+        if self.settings.sds_tokens is not None and self.computes_sds:
+            layout = draw_tokens(layout, batch["input_ids"].cpu(), self.settings.sds_tokens, seed=self.seed, step=step)
+        return layout.to(self.device)
 
     def capture(self, layout: Layout, *, attention_only: bool = False) -> AbstractContextManager[Capture]:
         """A context around one forward of the batch of ``layout``; what it yields goes to ``losses`` or ``masses``.
@@ -202,7 +210,7 @@ class Supervision:
         metrics = embedding_metrics(v, target, weights, layout, self.vocabulary)
         if detailed:
             metrics["nearest_special_share"] = nearest_special_share(v, self.vocabulary, self.special_ids)
-        return SupervisionLosses(das=das, sds=sds, samples=samples, metrics=metrics)
+        return SupervisionLosses(das=das, sds=sds, samples=samples, metrics=metrics, guard=captured.guard)
 
 
 def _check_filled(captured: Capture, value: Tensor | None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from basic_lite.model.parts import Parts
 from basic_lite.supervision.attention import check_options, watch_attention
+from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.layout import Layout
 from basic_lite.supervision.target import visual_rows
 from basic_lite_kernels.operations import Kind, Operations, TargetStream
@@ -32,6 +33,7 @@ class Capture:
     stream: TargetStream | None = None  # v̂, and DAS against it
     mass: Tensor | None = None  # [B, T] float32, attention of text to visual tokens, summed over text and layers
     attended: int = 0  # layers that mass is summed over
+    guard: Guard | None = None  # what v's gradients go through; None: nothing
     closed: bool = False
     _projected: list[Tensor] = field(default_factory=list, repr=False)
     _residuals: list[Tensor] = field(default_factory=list, repr=False)
@@ -52,6 +54,7 @@ class TapPlan:
     final_norm: bool
     attention: bool
     direction: Kind | None  # None: no DAS
+    guard: float | None = None  # ρ; None: v's gradients are added as they are
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -98,8 +101,11 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
 
 
 @contextmanager
-def hooked(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
-    """Let ``take`` see each output of ``module``, the first tensor of a tuple, for a while."""
+def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> Iterator[None]:
+    """Let ``take`` see each output of ``module``, the first tensor of a tuple, for a while.
+
+    A tensor that ``take`` returns takes the output's place.
+    """
     handle = module.register_forward_hook(lambda _module, _args, out: take(out[0] if isinstance(out, tuple) else out))
     try:
         yield
@@ -115,8 +121,19 @@ class _Taps:
     operations: Operations
     capture: Capture
 
-    def keep_v(self, out: Tensor) -> None:
-        self.capture._projected.append(out.reshape(-1, out.shape[-1]))
+    def keep_v(self, out: Tensor) -> Tensor | None:
+        """Keep v. Under the guard the LLM goes on with what is returned: the same values."""
+        capture, for_lm = self.capture, None
+        if self.plan.guard is not None:
+            if capture.guard is not None:
+                raise RuntimeError(
+                    "the projector was called twice in one forward, and the gradient guard needs all visual tokens of "
+                    "a sample at once; set supervision.guard: null"
+                )
+            capture.guard = Guard(self.plan.guard, capture.layout)
+            for_lm, out = capture.guard.split(out)
+        capture._projected.append(out.reshape(-1, out.shape[-1]))
+        return for_lm
 
     def keep_layer(self, h: int, hidden: Tensor) -> None:
         if self.plan.detach:

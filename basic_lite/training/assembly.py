@@ -130,6 +130,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
         vocabulary_ids=loaded.vocabulary_ids,
         operations=watch(operations),
         special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+        seed=recipe.seed,
     )
     settings = recipe.supervision
     say(

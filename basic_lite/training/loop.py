@@ -190,7 +190,7 @@ class Loop:
         with self._kept_when_stopped(all_here=False):
             for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
                 with attempt as parts:
-                    terms = self.train_step.gradients(parts, counts, lambdas)
+                    terms = self.train_step.gradients(parts, counts, lambdas, number=step)
         with self.processes.together():
             self.check.look(step, has_image=counts.samples_with_image > 0)
         rates = self.train_step.rates()

@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / FINAL
 
     @property
+    def step(self) -> int:
+        """The step that the run continues after; 0: it starts."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
     def started_from(self) -> dict[str, Any] | None:
         """The checkpoint's record of the earlier run that its weights came from; None: there is none."""
         return None if self.checkpoint is None else self.checkpoint.manifest.get("started_from")

@@ -66,13 +66,17 @@ class Terms:
         self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
 
     def add(self, result: MicroBatchLoss) -> None:
-        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image."""
+        """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image.
+
+        Call it after the backward, which measures what the gradient guard does.
+        """
         self._add("loss", result.loss)
         self._add("lm", result.lm)
         if result.basic is not None:
             self._add("das", result.basic.das)
             self._add("sds", result.basic.sds)
-            for name, value in result.basic.metrics.items():
+            guard = result.basic.guard
+            for name, value in (result.basic.metrics | (guard.metrics if guard is not None else {})).items():
                 self._add(name, value * result.basic.samples, result.basic.samples)
 
     def _add(self, name: str, value: Tensor, weight: int = 0) -> None:
@@ -139,22 +143,25 @@ class TrainStep:
         lap()
         return terms
 
-    def gradients(self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None) -> Terms:
+    def gradients(
+        self, batches: list[Batch], counts: StepCounts, lambdas: Lambdas, lap: Lap = lambda: None, *, number: int = 0
+    ) -> Terms:
         """Forward and backward of every micro-batch; gradients add up in the parameters, over processes too.
 
         Args:
             batches: this process's micro-batches, on the host.
             counts: the whole step's, over all processes.
             lambdas: (λ1, λ2); (0, 0): BASIC is off in this step.
+            number: of the step in the run, for the tokens that SDS draws.
         """
         self.train_mode()
         terms = Terms()
         mean_mass = self.mean_mass(batches, counts, lambdas)
         lap()
         for index, batch in enumerate(batches):
-            result = self.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=index == 0)
-            terms.add(result)
+            result = self.loss(batch, counts, lambdas, number=number, mean_mass=mean_mass, detailed=index == 0)
             result.loss.backward()
+            terms.add(result)
             del result
             lap()
         self.processes.sum_gradients(self.trainable)
@@ -166,6 +173,7 @@ class TrainStep:
         counts: StepCounts,
         lambdas: Lambdas,
         *,
+        number: int = 0,
         mean_mass: Tensor | None = None,
         detailed: bool = False,
     ) -> MicroBatchLoss:
@@ -176,12 +184,13 @@ class TrainStep:
                 host.
             counts: the whole optimizer step's; each term is divided by its count.
             lambdas: (λ1, λ2); (0, 0): nothing is tapped.
+            number: of the step in the run, for the tokens that SDS draws.
             mean_mass: the step's mean attention mass, for ``token_weights: uniform``.
             detailed: also the measures that one micro-batch a step is enough for.
         """
         lambda_das, lambda_sds = lambdas
         supervision = self.supervision if any(lambdas) else None
-        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch))
+        taps = nullcontext() if supervision is None else supervision.capture(supervision.layout(batch, number))
         with taps as captured:
             lm = self.forward(**self.inputs(batch), num_items_in_batch=max(counts.labelled_tokens, 1)).loss
         loss, basic = lm, None

@@ -34,6 +34,21 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["supervision.layers=1.5"], "supervision.layers", "at most 1"),
         (["supervision.layers=16.0"], "supervision.layers", "write 16, without a dot"),
         (["supervision.layers=0.0"], "supervision.layers", "above 0"),
+        (
+            ["supervision.guard=0.5", "supervision.detach=false"],
+            "supervision.guard",
+            "set supervision.detach: true, or supervision.guard: null",
+        ),
+        (
+            ["model.projector_start=matched", "model.projector=runs/stage1"],
+            "model.projector_start",
+            "remove model.projector_start, or model.projector",
+        ),
+        (
+            ["model.projector_start=matched", "model.start=runs/stage1"],
+            "model.projector_start",
+            "remove model.projector_start, or model.start",
+        ),
         (["supervision.stages=[]"], "supervision.stages", "supervision.enabled: false"),
         (["supervision.token_weights=0"], "supervision.token_weights", "number above 0"),
         (["training.micro_batch=48"], "training.micro_batch", "micro_batch: 32, or training.global_batch: 144"),

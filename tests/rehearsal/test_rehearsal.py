@@ -97,6 +97,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 2, unquantised, 8-bit optimizer": {"quantization.mode": "none", "training.optimizer": "adamw_8bit"},
     "stage 1": {"stage": 1, "lora.enabled": False, "lora.dropout": 0.0},
     "BASIC off": {"supervision.enabled": False},
+    "guarded, SDS on a part": {"supervision.guard": 0.5, "supervision.sds_tokens": 16},
     "eager attention": {"model.attention": "eager"},
     "layer inputs on the host, bf16 autocast": {
         "training.offload_activations": True,

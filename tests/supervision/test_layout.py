@@ -54,19 +54,23 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("token_weights", ["attention", "uniform", 0.4])
-def test_a_forward_and_its_losses_wait_for_nothing(token_weights: Any) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"token_weights": "uniform"}, {"token_weights": 0.4}, {"guard": 0.5, "sds_tokens": 2}],
+    ids=["attention", "uniform", "fixed", "guarded"],
+)
+def test_a_forward_its_losses_and_their_backward_wait_for_nothing(settings: dict[str, Any]) -> None:
     model, batch = kit.tiny_llava(), kit.tiny_batch(padding_side="left")
-    supervision = kit.build(model, token_weights=token_weights)
+    supervision = kit.build(model, **settings)
     supervision.vocabulary.mean_norm()  # once a run
     layout = supervision.layout(batch)
     with Waits() as plain:
-        model(**kit.inputs(batch), use_cache=False)
+        model(**kit.inputs(batch), use_cache=False).logits.sum().backward()
     with Waits() as tapped:
         with supervision.capture(layout) as captured:
-            model(**kit.inputs(batch), use_cache=False)
+            logits = model(**kit.inputs(batch), use_cache=False).logits
         losses = supervision.losses(captured, detailed=True)
-        (losses.das + losses.sds).backward()
+        (logits.sum() + losses.das + losses.sds).backward()
     assert tapped.found == plain.found, "BASIC adds no wait to the model's own"
     with Waits() as seen:
         find_layout(batch, kit.IMAGE, "all")

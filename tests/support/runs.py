@@ -20,6 +20,8 @@ from tests.support.models import write_llm, write_vision
 TERMS = ("loss", "lm", "das", "sds")
 # Supervision that is felt: with the paper's λ2 a wrong SDS would vanish in rounding.
 LOUD = {"supervision.lambda_das": 1.0, "supervision.lambda_sds": 1.0}
+# BASIC's gradient guarded, and SDS on two visual tokens of each sample.
+GUARDED = {"supervision.guard": 0.5, "supervision.sds_tokens": 2}
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 30)}
 
 

@@ -22,7 +22,16 @@ from basic_lite.run import train
 from basic_lite.training import evaluation, step
 from basic_lite.training.recovery import slices
 from basic_lite.training.step import TrainStep
-from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, steps_of, tiny_recipe, write_data
+from tests.support.runs import (
+    GUARDED,
+    assert_same_terms,
+    assert_same_weights,
+    log_of,
+    quiet,
+    steps_of,
+    tiny_recipe,
+    write_data,
+)
 
 IMAGE = 7
 CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a tensor")
@@ -72,7 +81,7 @@ def recipe(folder: Path, changes: dict[str, Any], count: int = 22) -> Any:
 def test_the_run_is_the_one_with_the_smaller_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, most: int
 ) -> None:
-    changes = {"data.padding_side": "left" if most == 1 else "right"}
+    changes = {"data.padding_side": "left" if most == 1 else "right", **(GUARDED if most == 1 else {})}
     small = train(recipe(tmp_path, {**changes, "training.micro_batch": most, "name": "small"}), console=quiet()).folder
     tried = little_memory(monkeypatch, lambda call: most, where)
     console = quiet()

@@ -28,6 +28,7 @@ from basic_lite.training.interruption import Interruption
 from basic_lite.training.processes import SHARDING, Processes
 from tests.support.launched import TWO, launch, launch_command, planned
 from tests.support.runs import (
+    GUARDED,
     TERMS,
     assert_same_terms,
     assert_same_weights,
@@ -56,7 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "off": {"supervision.enabled": False},
     "every-other": {"supervision.every_n_steps": 2, "training.gradient_checkpointing": False},
     "uniform": {"supervision.token_weights": "uniform"},
-    "stage-1": {"stage": 1, "lora.enabled": False},
+    "stage-1": {"stage": 1, "lora.enabled": False, "model.projector_start": "matched"},
+    "guarded": GUARDED,
     # Whole steps of text alone, in which the projector has no gradient of its own.
     "text-steps": {"supervision.enabled": False, "data.group_by": "modality_length", "training.global_batch": 4},
     # Pictures that break: the second process loses a whole micro-batch.

@@ -18,6 +18,7 @@ from basic_lite.run import train
 from basic_lite.training.bundle import open_bundle
 from basic_lite.training.step import TrainStep
 from tests.support.runs import (
+    GUARDED,
     LOUD,
     TERMS,
     assert_same_terms,
@@ -41,8 +42,13 @@ def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize(
     "switches",
-    [{}, {"supervision.token_weights": "uniform"}, {"supervision.token_weights": 0.5, "supervision.direction": "mse"}],
-    ids=["attention", "uniform", "fixed-mse"],
+    [
+        {},
+        {"supervision.token_weights": "uniform"},
+        {"supervision.token_weights": 0.5, "supervision.direction": "mse"},
+        GUARDED,
+    ],
+    ids=["attention", "uniform", "fixed-mse", "guarded"],
 )
 def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) -> None:
     # Text-only samples and ragged lengths: means of means would differ.
@@ -50,8 +56,12 @@ def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) 
     base = {**LOUD, **switches, "training.global_batch": 8, "training.max_steps": 2, "data.group_by": "none"}
     runs = [run(tmp_path, {**base, "training.micro_batch": micro, "name": f"micro{micro}"}) for micro in (1, 2, 8)]
     assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(runs[0]))
+    logged = [
+        name for name in ("guard_conflict", "guard_ratio", "guard_ratio_after") if "supervision.guard" in switches
+    ]
     for other in runs[1:]:
         assert_same_terms(runs[0], other, rel=2e-5)
+        assert_same_terms(runs[0], other, rel=1e-3, names=tuple(logged))
         # Adam's first steps are sign-like, so rounding of tiny gradients is magnified; the rate is 1e-3.
         assert_same_weights(runs[0] / "final", other / "final", rtol=0, atol=5e-5)
 
