@@ -26,7 +26,8 @@ from basic_lite.tools.runs import HELD_OUT
 from basic_lite.tools.score import EvalResult, normalise, remarks, score, score_table
 from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
-from basic_lite.training.bundle import load_trained, look_at_bundle
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import look_at_bundle
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
-from basic_lite.training.bundle import Bundle
+from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start, held_out_of, held_out_pictures_of, train_records_of
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from basic_lite.errors import UserError
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
-from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share, between
+from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.places import (
     FINAL,
     LOCK,
@@ -192,15 +192,15 @@ def _share(summary: dict[str, Any], name: str) -> Share | None:
 def _match(summary: dict[str, Any]) -> list[str]:
     """The share of exact matches in words, with what it is of; nothing where the data had no answers."""
     data = _keys(summary.get("settings")).get("data")
-    of = f" of {Path(data).name}" if isinstance(data, str) else ""
+    named = f" ({Path(data).name})" if isinstance(data, str) else ""
     new, trained = _share(summary, NOT_TRAINED_ON), _share(summary, TRAINED_ON)
     if one := new or trained:
-        few = f" ({between(one)})" if one.n < FEW else ""
         kind = "not trained on" if new else "all trained on"
-        return [f"exact match {one.share:.1%} of {one.n}{few}, {kind}{of}"]
+        few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
+        return [f"exact match {one.share:.1%} of {one.n} {kind}{named}{few}"]
     match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
     number = f" of {count}" if isinstance(count, int) else ""
-    return [f"exact match {match:.1%}{number}{of}"] if isinstance(match, int | float) else []
+    return [f"exact match {match:.1%}{number}{named}"] if isinstance(match, int | float) else []
 
 
 def _number(loss: float) -> str:

@@ -1,7 +1,7 @@
 """Which of some records a run was trained on: its pictures are known again by what is in their files.
 
-Nothing is kept for it while a run trains. Sizes are compared first, and only files of equal size are read. A picture that
-was copied to another folder or name is found; one that was saved anew isn't.
+Nothing is kept for it while a run trains. Sizes are compared first, and only files of equal size are read. A picture
+that was copied to another folder or name is found; one that was saved anew isn't.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.tools.run_data import trained_records
-from basic_lite.training.bundle import Bundle, look_at_bundle
+from basic_lite.training.bundle_files import Bundle, look_at_bundle
 
 # Records that are looked at between two steps of a bar.
 _EVERY = 1_000

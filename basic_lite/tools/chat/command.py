@@ -16,7 +16,7 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
 from basic_lite.training.answer import MAX_NEW_TOKENS
-from basic_lite.training.bundle import find_bundle
+from basic_lite.training.bundle_files import find_bundle
 from basic_lite.training.places import MANIFEST
 
 _MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
