@@ -31,13 +31,40 @@ def held_out_records(bundle: Bundle) -> list[Record]:
         )
     else:
         records, numbers = load_records(section.train, root=Path.cwd()), held_out_of(run)
-        if numbers is None or train_records_of(run) != len(records) or _others(records, numbers, run):
+        found = None if numbers is None else _held_out(records, numbers, run)
+        if found is None:
             raise UserError(
                 f"--held-out: which records of data.train were held out can't be told any more: {run / 'data.json'} "
                 "and the data don't belong together. Restore them, or name a file of questions with --data"
             )
-        chosen = numbers
+        chosen = found
     return list(_readable(records, chosen, drop=section.bad_records == "drop"))
+
+
+def _held_out(records: Records, numbers: Sequence[int], run: Path) -> Sequence[int] | None:
+    """Where the held-out records are now; None: that can't be told."""
+    if train_records_of(run) == len(records) and not _others(records, numbers, run):
+        return numbers
+    held = _names_held_out(run)
+    if held is None or not all(held_out_pictures_of(run) or []):
+        return None
+    # In another order, or with more records. Whole pictures are held out, so their names tell.
+    found = [index for index in range(len(records)) if _is_of(records, index, held)]
+    return found if len(found) == len(numbers) else None
+
+
+def _is_of(records: Records, index: int, names: frozenset[str]) -> bool:
+    """Whether a record has pictures of these names, and no others."""
+    try:
+        own = {image.name for image in records[index].images}
+    except RecordProblem:
+        return False
+    return bool(own) and own <= names
+
+
+def _names_held_out(run: Path) -> frozenset[str] | None:
+    names = held_out_pictures_of(run)
+    return None if names is None else frozenset(name for of_record in names for name in of_record)
 
 
 def _others(records: Records, numbers: Sequence[int], run: Path) -> bool:
@@ -84,7 +111,7 @@ def trained_records(bundle: Bundle) -> TrainedRecords | None:
         records = load_records(section.train, root=Path.cwd())
     except UserError:
         return None
-    count, numbers, names = train_records_of(run), held_out_of(run), held_out_pictures_of(run)
+    count, numbers = train_records_of(run), held_out_of(run)
     notes = []
     if count is not None and count != len(records):
         notes.append(
@@ -97,11 +124,8 @@ def trained_records(bundle: Bundle) -> TrainedRecords | None:
         return None
     if count == len(records) and not _others(records, numbers, run):
         return TrainedRecords(records, sorted(set(range(len(records))) - set(numbers)))
-    if names is None:
-        return None
-    # In another order now. Whole pictures are held out, so their names tell.
-    held = frozenset(name for of_record in names for name in of_record)
-    return TrainedRecords(records, range(len(records)), held, tuple(notes))
+    held = _names_held_out(run)
+    return None if held is None else TrainedRecords(records, range(len(records)), held, tuple(notes))
 
 
 def _readable(records: Records, chosen: Iterable[int], *, drop: bool) -> Iterator[Record]:

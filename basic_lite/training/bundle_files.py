@@ -1,11 +1,11 @@
 """A bundle's files, found and verified. No weight is loaded, so no torch is needed; ``bundle`` says what is in it."""
 
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basic_lite.choices import meant_beside
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
@@ -54,12 +54,7 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
         )
     if not place.exists():
-        near = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*/")], 1)
-        hint = (
-            f"did you mean {place.parent / near[0]}?"
-            if near
-            else "give a run folder (runs/NAME) or a bundle inside one"
-        )
+        hint = meant_beside(place, folders=True) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
     if (place / "config.json").is_file():
         raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")

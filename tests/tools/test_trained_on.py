@@ -131,7 +131,7 @@ def test_what_is_gone_is_said(place: Path) -> None:
 def test_what_an_earlier_run_was_trained_on_counts(place: Path) -> None:
     first = place / "runs" / "one"
     held = held_out_of(first) or []
-    second = made(place, {"model.start": str(first), "seed": 1}, "two")
+    second = made(place, {"model.start": str(first), "model.llm": None, "model.vision": None, "seed": 1}, "two")
     assert set(held_out_of(second) or []) != set(held)
     told = look(second, *of(place / "images", *range(COUNT)))
     assert told.records == [n not in set(held) & set(held_out_of(second) or []) for n in range(COUNT)]

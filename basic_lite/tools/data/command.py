@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Say, quiet_libraries, speaker
+from basic_lite.console import Say, command_line, quiet_libraries, speaker
 from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
@@ -26,7 +26,7 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.data.closing import held_out_count, say_next, typed
+from basic_lite.tools.data.closing import held_out_count, say_next
 from basic_lite.tools.data.look import Found, look
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
@@ -236,7 +236,7 @@ def _meaning(found: Found) -> list[str]:
         free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"{typed(f'data.train.columns.{free}={found.unused[0]}')})"
+            f"{command_line([f'data.train.columns.{free}={found.unused[0]}'])})"
         )
     return lines
 
@@ -283,13 +283,13 @@ def _text(
     file = find_recipe(base)
     text = file.read_text(encoding="utf-8-sig")
     head = [
-        f"basic-lite train {typed(target.as_posix())}",
+        f"basic-lite train {command_line([target.as_posix()])}",
         f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",
         f"The rest is from the recipe {file.stem}. `basic-lite keys` lists every key.",
     ]
     shipped = file.resolve() in shipped_recipes()
     head += [line for line in head_of(text) if not shipped or line.startswith("Card:")]
-    named = typed(target.as_posix())
+    named = command_line([target.as_posix()])
     head = [line.replace(f"recipes/{file.name}", named) if shipped else line for line in head]
     return recipe_text(text, head, changed)
 
