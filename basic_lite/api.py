@@ -209,7 +209,7 @@ class TrainedModel(Model):
         found = _records(records, image_dir, limit)
         check_pictures(found)
         shown = Console(stderr=True)
-        trained = trained_on(self._run.bundle, found, partial(counting, shown, "comparing with training data"))
+        trained = trained_on(self._run.bundle, found, partial(counting, shown, "comparing"))
         for line in trained.notes:
             note(line)
         with counting(shown, "answering", len(found)) as count:

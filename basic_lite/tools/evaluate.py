@@ -185,7 +185,7 @@ def evaluate_run(
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         say(note)
     say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
-    trained = trained_on(bundle, records, partial(counting, notes, "comparing with training data"))
+    trained = trained_on(bundle, records, partial(counting, notes, "comparing"))
     for line in trained.notes:
         say(line)
     if several := sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1):

@@ -56,13 +56,19 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
     )
 
 
-def test_data_in_another_order_is_not_taken_for_what_was_held_out(split: Path) -> None:
-    data = split.parent.parent / "data.json"
+def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
+    data, held = split.parent.parent / "data.json", held_out_of(split) or []
     text = data.read_text(encoding="utf-8")
-    data.write_text(json.dumps(json.loads(text)[::-1]), encoding="utf-8")
+    records = json.loads(text)
     try:
-        with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
-            numbers(split, held_out=True)
+        data.write_text(json.dumps(records[::-1]), encoding="utf-8")
+        assert numbers(split, held_out=True) == sorted(len(records) - n for n in held)
+        data.write_text(json.dumps([*records[:1], *records]), encoding="utf-8")  # one more, at the top
+        assert numbers(split, held_out=True) == [n + 2 for n in held]
+        for others in (records[: held[-1]], [one | {"image": "0.png"} for one in records]):
+            data.write_text(json.dumps(others), encoding="utf-8")
+            with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
+                numbers(split, held_out=True)
     finally:
         data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)

@@ -83,15 +83,15 @@ def data(
         raise UserError("data.train is a list of sources here, and one is looked at; leave that override out")
     if section.columns and section.image_dir is None and (folder := image_dir_of(section)):
         # Without the names of the columns it could not be looked for.
-        changes["data.train"]["image_dir"] = folder
         section = section.model_copy(update={"image_dir": folder})
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
-        changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
-        recipe = _recipe(base, changes, overrides)
+        section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
+    recipe = _changed(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
-    changes |= _fitted(recipe, report, given, say)
-    recipe = _recipe(base, changes, overrides)
+    fitted = _fitted(recipe, report, given, say)
+    recipe = _changed(recipe, fitted)
+    changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
     say_next(recipe, found.records, report, target, say, console)
@@ -143,6 +143,14 @@ def _plain(section: Any) -> dict[str, Any]:
 def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe with the changes, and then the user's overrides."""
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
+
+
+def _changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with other values in its sections. They are this program's own, so they aren't checked again."""
+    for dotted, value in values.items():
+        name, _, key = dotted.partition(".")
+        recipe = recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={key: value})})
+    return recipe
 
 
 def _target(path: Path, overwrite: bool) -> Path:
