@@ -146,8 +146,8 @@ def _text(record: Record) -> _Text:
 def trained_on(bundle: Bundle, records: Sequence[Record], bar: Bar) -> TrainedOn:
     """Find out which records a run was trained on, also by the runs that it started from.
 
-    Measured on one core: 665,000 training records with a picture each in 60 s, and 5 s for each 10,000 pictures of
-    200 kB that have the size of one asked about.
+    Extrapolated from 20,000 on one core, files in the system's memory: 665,000 training records with a picture each
+    take 26 s, 11 of them to read the records; 10,000 pictures of 200 kB whose size agrees are hashed in 2.4 s.
     """
     search, known = _Search(), False
     notes: list[str] = []

@@ -61,6 +61,8 @@ def test_eval_refuses_what_it_cannot_use(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.json"):
         evaluate_run(trained, tmp_path / "nowhere.json", console=quiet())
     (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(UserError, match=r"there is no such file or folder; did you mean .*/empty\.json\?"):
+        evaluate_run(trained, tmp_path / "emty.json", console=quiet())
     with pytest.raises(UserError, match="no record in it"):
         evaluate_run(trained, tmp_path / "empty.json", console=quiet())
     data = write_data(tmp_path, 3)
