@@ -85,14 +85,12 @@ class _Search:
         waiting: pictures that weren't met yet, by size.
         texts: those of records without pictures that weren't met yet.
         met: pictures and texts that were.
-        copies: how many of the pictures were met in another file only.
         looked, gone: training pictures looked at, and those that aren't there any more.
     """
 
     waiting: dict[int, list[_File]] = field(default_factory=dict)
     texts: set[_Text] = field(default_factory=set)
     met: set[object] = field(default_factory=set)
-    copies: int = 0
     looked: int = 0
     gone: int = 0
 
@@ -101,10 +99,10 @@ class _Search:
         files: dict[object, _File] = {}
         keys: list[list[object]] = []
         for record in records:
-            found = [_File(image) for image in record.images]
+            found = [_File(image) for image in record.images if not image.encoded_here]
             one_each = [files.setdefault(one.same or one.digest, one) for one in found]
-            keys.append([*one_each] or [_text(record)])
-            self.texts.update([] if found else [_text(record)])
+            keys.append([*one_each] if record.images else [_text(record)])
+            self.texts.update([] if record.images else [_text(record)])
         for one in files.values():
             self.waiting.setdefault(one.size, []).append(one)
         return keys
@@ -133,7 +131,6 @@ class _Search:
         group = self.waiting.get(trained.size, [])
         for asked in [one for one in group if trained.equals(one)]:
             self.met.add(asked)
-            self.copies += trained.same != asked.same
             group.remove(asked)
         if not group:
             self.waiting.pop(trained.size, None)
@@ -170,7 +167,10 @@ def trained_on(bundle: Bundle, records: Sequence[Record], bar: Bar) -> TrainedOn
             "can't be known again"
         )
     otherwise = False if known and (search.gone < search.looked or not search.looked) else None
-    marks = [True if any(key in search.met for key in of_one) else otherwise for of_one in keys]
+    marks = []
+    for record, of_one in zip(records, keys, strict=True):
+        untold = otherwise is None or any(image.encoded_here for image in record.images)
+        marks.append(True if any(key in search.met for key in of_one) else None if untold else False)
     return TrainedOn(marks, [*_told(search, keys, otherwise), *notes])
 
 
@@ -179,10 +179,8 @@ def _told(search: _Search, keys: list[list[object]], otherwise: bool | None) -> 
     asked = {key for of_one in keys for key in of_one}
     for kind, name in ((_File, "pictures"), (tuple, "records without a picture")):
         total, met = (sum(isinstance(key, kind) for key in some) for some in (asked, asked & search.met))
-        copies = search.copies if kind is _File else 0
         if met:
-            where = f" ({copies:,} of them lay in another place then, or had another name)" if copies else ""
-            yield f"note: {met:,} of these {total:,} {name} were trained on{where}"
+            yield f"note: {met:,} of these {total:,} {name} were trained on"
         elif total and otherwise is False:
             yield f"none of these {total:,} {name} was trained on"
 

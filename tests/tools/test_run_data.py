@@ -41,10 +41,9 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
     assert "\nnone of these 3 pictures was trained on\n" in capsys.readouterr().err
     shutil.copytree(place / "images", tmp_path / "there")
     (tmp_path / "linked").symlink_to(place / "images")
-    copies = " (9 of them lay in another place then, or had another name)"
-    for images, where in (("linked", ""), ("there", copies)):
+    for images in ("linked", "there"):
         evaluate_run(split, place / "data.json", image_dir=tmp_path / images, max_new_tokens=1, console=quiet())
-        assert f"note: 9 of these 12 pictures were trained on{where}\n" in capsys.readouterr().err
+        assert "note: 9 of these 12 pictures were trained on\n" in capsys.readouterr().err
     loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
     first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 not trained on (held-out), few: 0% to 56%"
     assert row_of(split).score == first  # whatever was measured later
