@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from basic_lite.api import Conversation, Model, TrainedModel, open_model, open_run, train
     from basic_lite.recipe import Recipe, load_recipe
     from basic_lite.run import RunResult
-    from basic_lite.tools.evaluate import EvalResult
     from basic_lite.tools.predictions import Prediction
+    from basic_lite.tools.score import EvalResult
 
 __all__ = [
     "Conversation", "EvalResult", "Interrupted", "Model", "Prediction", "Recipe", "RunResult", "TrainedModel",
@@ -28,7 +28,7 @@ __all__ = [
 # Name → module that it is imported from, when it is first used.
 _HOMES = {
     "Conversation": "basic_lite.api",
-    "EvalResult": "basic_lite.tools.evaluate",
+    "EvalResult": "basic_lite.tools.score",
     "Model": "basic_lite.api",
     "Prediction": "basic_lite.tools.predictions",
     "Recipe": "basic_lite.recipe",

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.evaluate import EvalResult, check_pictures, evaluate, read_questions
-from basic_lite.tools.run_data import note_on_trained
+from basic_lite.tools.evaluate import check_pictures, evaluate, read_questions
+from basic_lite.tools.score import EvalResult
+from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import MAX_NEW_TOKENS
 
 Pictures = Picture | Sequence[Picture] | None
@@ -206,9 +208,11 @@ class TrainedModel(Model):
                 _require_whole(name, value)
         found = _records(records, image_dir, limit)
         check_pictures(found)
-        if trained := note_on_trained(self._run.bundle, found):
-            note(trained)
-        with counting(Console(stderr=True), "answering", len(found)) as count:
+        shown = Console(stderr=True)
+        trained = trained_on(self._run.bundle, found, partial(counting, shown, "comparing"))
+        for line in trained.notes:
+            note(line)
+        with counting(shown, "answering", len(found)) as count:
             return evaluate(
                 self._run.loaded,
                 self.recipe,
@@ -216,6 +220,7 @@ class TrainedModel(Model):
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
                 template=template,
+                trained=trained.records,
                 progress=progress or count,
             )
 

@@ -1,7 +1,8 @@
-"""The choice that someone meant: a usual other name of it, or the one that is spelled most like it."""
+"""The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 # What people call these. Spelling alone would take `gpu` for `cpu`.
 _OTHER_NAMES = {
@@ -27,3 +28,18 @@ def meant(word: str, choices: Iterable[str]) -> str | None:
     if other := _OTHER_NAMES.get(word):
         return other if other in choices else None
     return next(iter(get_close_matches(word, choices, 1, 0.5)), None)
+
+
+def meant_beside(path: Path, *, folders: bool = False) -> str:
+    """`did you mean PATH?` for a path where nothing is, with the nearest name beside it; empty where none is near.
+
+    Args:
+        folders: only folders come into question.
+    """
+    try:
+        beside = [one.name for one in path.parent.iterdir() if one.is_dir() or not folders]
+    except OSError:
+        return ""
+    names = {name.lower(): name for name in beside if not name.startswith(".")}
+    near = get_close_matches(path.name.lower(), names, 1)
+    return f"did you mean {(path.parent / names[near[0]]).as_posix()}?" if near else ""

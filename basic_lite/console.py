@@ -20,6 +20,9 @@ Say = Callable[[str], None]
 # A column of notes may be wrapped, but not to less than this.
 NOTE_WIDTH = 24
 INDENT = 2
+# A word that no shell reads anything into, and what some shell reads inside double quotes.
+_EVERYWHERE = re.compile(r"[\w./:+=-]+")
+_SPECIAL = set('"$`!\\\n')
 
 
 def speaker(console: Console) -> Say:
@@ -38,10 +41,16 @@ def note(text: str) -> None:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """A command as it is typed into this system's shell."""
-    if sys.platform == "win32":
-        return " ".join(map(_windows_word, words))
-    return shlex.join(words)
+    """A command as it is typed: as every shell takes it where that can be, else as this system's does."""
+    return " ".join(map(_typed, words))
+
+
+def _typed(word: str) -> str:
+    if _EVERYWHERE.fullmatch(word):
+        return word
+    if not set(word) & _SPECIAL:
+        return f'"{word}"'
+    return _windows_word(word) if sys.platform == "win32" else shlex.quote(word)
 
 
 def _windows_word(word: str) -> str:

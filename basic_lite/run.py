@@ -20,7 +20,7 @@ from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
-from basic_lite.training.bundle import open_bundle
+from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import saving
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop, Run

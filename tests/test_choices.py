@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from basic_lite.choices import meant
+from basic_lite.choices import meant, meant_beside
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,3 +25,12 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 )
 def test_meant(word: str, choices: tuple[str, ...], near: str | None) -> None:
     assert meant(word, choices) == near
+
+
+def test_meant_beside(tmp_path: Path) -> None:
+    (tmp_path / "Photos.csv").touch()
+    (tmp_path / ".photos.csv").touch()
+    (tmp_path / "photo").mkdir()
+    assert meant_beside(tmp_path / "photo.csv") == f"did you mean {(tmp_path / 'Photos.csv').as_posix()}?"
+    assert meant_beside(tmp_path / "photos", folders=True) == f"did you mean {(tmp_path / 'photo').as_posix()}?"
+    assert meant_beside(tmp_path / "questions.json") == meant_beside(tmp_path / "nowhere" / "photo.csv") == ""

@@ -16,7 +16,7 @@ from basic_lite.model.audit import Part, render
 from basic_lite.rehearsal.forecast import Work, cards_table
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.estimate import estimate
-from basic_lite.tools.evaluate import accuracy_table
+from basic_lite.tools.score import accuracy_table
 from tests.support.runs import tiny_recipe, write_data
 
 

@@ -14,8 +14,8 @@ def runs(
 ) -> None:
     """List runs: state, size, score, and what each started from.
 
-    A score is the last loss on held-out data, and the share of exact matches that `eval` found last, with the number of
-    answers and the name of the data.
+    A score is the last loss on held-out data, and a share of exact matches that `eval` found: of answers that weren't
+    trained on if there are any, with their number, the name of the data, and the 95 % interval where they are few.
     """
     from basic_lite.tools.runs import show_runs
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basic_lite.choices import meant_beside
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.problems import BadImage, RecordProblem
@@ -36,7 +37,7 @@ def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: i
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder; correct the path.")
+        raise UserError(f"{path}: there is no such file or folder; {meant_beside(path) or 'correct the path.'}")
     section = _of_folder(path) if path.is_dir() else _of_file(path)
     update: dict[str, Any] = {"limit": limit}
     if image_dir is not None:

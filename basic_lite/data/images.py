@@ -40,11 +40,13 @@ class ImageRef:
         name: The path as the record has it, or a description of where the bytes are; for messages.
         folder: Image folder the path is relative to and may not leave.
         blob: Encoded image bytes (or an Arrow scalar of them, so that nothing is copied before it is needed).
+        encoded_here: The bytes were made from an image in memory, so they are no file's.
     """
 
     name: str
     folder: str = ""
     blob: Any = None
+    encoded_here: bool = False
 
     @staticmethod
     def of_file(path: str | Path) -> ImageRef:

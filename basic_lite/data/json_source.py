@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from basic_lite.choices import meant_beside
 from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.held_file import HeldFile
 from basic_lite.data.problems import BadRecord, shorten
@@ -85,7 +86,8 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
     assert section.path is not None
     path = (root / section.path).expanduser()
     if not path.exists():
-        raise UserError(f"{section.path}: there is no such file; correct `path` of this data source.")
+        mend = meant_beside(Path(section.path)) or "correct `path` of this data source."
+        raise UserError(f"{section.path}: there is no such file; {mend}")
     if not path.is_file():
         raise UserError(
             f"{section.path}: this is a folder, and `path` must be a file; for pictures with texts beside them, "

@@ -40,7 +40,8 @@ def picture_of(picture: Picture | Mapping[str, Any], folder: str | os.PathLike[s
         hint = "Image.fromarray of PIL makes one of an array of bytes"
         raise BadImage(f"a picture is a path, bytes or a PIL image, and this is {shorten(picture)}", hint)
     file = getattr(picture, "filename", "")
-    return ImageRef(os.path.basename(file) if isinstance(file, str) and file else "(PIL image)", blob=_png(picture))
+    name = os.path.basename(file) if isinstance(file, str) and file else "(PIL image)"
+    return ImageRef(name, blob=_png(picture), encoded_here=True)
 
 
 def _png(picture: Image.Image) -> bytes:

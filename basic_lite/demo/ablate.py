@@ -8,7 +8,8 @@ from rich.console import Console
 
 from basic_lite.console import Sheet, show
 from basic_lite.demo.place import CPU, EVAL_BATCH, Place, caption_score, logged, run_stage
-from basic_lite.tools.evaluate import ALL, evaluate
+from basic_lite.tools.evaluate import evaluate
+from basic_lite.tools.score import ALL
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.files import write_json
 

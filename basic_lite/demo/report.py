@@ -13,7 +13,7 @@ from rich.console import Console
 from basic_lite.console import Sheet, command_line, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
-from basic_lite.tools.evaluate import ALL, accuracy_table
+from basic_lite.tools.score import ALL, accuracy_table
 
 
 @dataclass

@@ -12,8 +12,7 @@ from rich.console import Console
 from basic_lite.errors import UserError
 from basic_lite.sizes import size_text
 from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
-from basic_lite.training.bundle import open_bundle
-from basic_lite.training.checkpoint import require_checkpoint
+from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import remove
 from basic_lite.training.places import (
     FINAL,

@@ -1,15 +1,15 @@
 """``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
 
-import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
+from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import BadRecord, RecordProblem
@@ -20,50 +20,14 @@ from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.tools.predictions import Prediction, place_for, require_writable, write_predictions
-from basic_lite.tools.run_data import held_out_records, note_on_trained
+from basic_lite.tools.predictions import Prediction, place_for, require_writable
+from basic_lite.tools.run_data import held_out_records
 from basic_lite.tools.runs import HELD_OUT
+from basic_lite.tools.score import EvalResult, normalise, remarks, score, score_table
+from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
-from basic_lite.training.bundle import load_trained, look_at_bundle
-
-ALL = "all"
-# How predictions of the run's own held-out records are called.
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Predictions in the order of the data, and how many of them are right.
-
-    Attributes:
-        accuracy: question type → share of its answers that match exactly; ``all``: of all that have a reference.
-        counts: question type → how many have a reference.
-        max_new_tokens: the most tokens that an answer might have.
-    """
-
-    predictions: list[Prediction] = field(repr=False)
-    accuracy: dict[str, float]
-    counts: dict[str, int]
-    max_new_tokens: int = 0
-
-    @property
-    def exact_match(self) -> float | None:
-        """The share over all questions; None where the data has no reference answers."""
-        return self.accuracy.get(ALL)
-
-    @property
-    def cut(self) -> int:
-        """How many answers were cut off at ``max_new_tokens``."""
-        return sum(prediction.cut for prediction in self.predictions)
-
-    def save(self, path: str | os.PathLike[str], **settings: object) -> None:
-        """Write the predictions as JSON lines, and the scores with ``settings`` beside them as ``.summary.json``."""
-        summary: dict[str, object] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
-        write_predictions(self.predictions, {**summary, "settings": settings}, Path(path))
-
-
-def normalise(text: str) -> str:
-    """What exact match compares: lower case, single spaces, no full stop at the end."""
-    return " ".join(text.lower().split()).rstrip(".").rstrip()
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import look_at_bundle
 
 
 def evaluate(
@@ -75,6 +39,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     shuffle_images: int | None = None,
     template: Template | None = None,
+    trained: Sequence[bool | None] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EvalResult:
     """Answer the last question of every record and score it.
@@ -84,6 +49,7 @@ def evaluate(
         template: format of the questions; None: the training's (see ``chat_format``).
         shuffle_images: a seed. Each question is then asked about the images of another record that has as many. That
             shows how much the answers owe to the picture.
+        trained: of each record, whether the run was trained on it; None: it can't be told.
 
     Raises:
         RecordProblem: a record has no question.
@@ -118,6 +84,7 @@ def evaluate(
             prediction=text,
             correct=normalise(text) == normalise(reference) if reference else None,
             cut=i in cut,
+            trained_on=None if trained is None else trained[i],
         )
         for i, (record, reference, text) in enumerate(zip(records, references, texts, strict=True))
     ]
@@ -127,22 +94,6 @@ def evaluate(
 def question_of(record: Record) -> str:
     """The question that is asked: the last human turn as the record has it, or nothing."""
     return next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
-
-
-def score(predictions: list[Prediction]) -> EvalResult:
-    """Exact match by question type and overall, over the predictions that have a reference."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction.correct is not None:
-            groups[ALL].append(prediction.correct)
-            if prediction.question_type:
-                groups[prediction.question_type].append(prediction.correct)
-    ordered = sorted(groups, key=lambda name: (name == ALL, name))
-    return EvalResult(
-        predictions,
-        {name: sum(groups[name]) / len(groups[name]) for name in ordered},
-        {name: len(groups[name]) for name in ordered},
-    )
 
 
 def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[ImageRef, ...]]:
@@ -163,17 +114,6 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
                     partner[index] = candidate
                     break
     return lambda index: records[partner[index]].images
-
-
-def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Sheet:
-    """A table of shares: a row for each question type, a column for each name."""
-    table = Sheet(("question type", "n", *columns))
-    for row in counts:
-        if row == ALL:
-            table.end_section()
-        cells = [f"{values[row]:.3f}" if row in values else "–" for values in columns.values()]
-        table.add(row, str(counts[row]), *cells, style="bold" if row == ALL else "")
-    return table
 
 
 def check_pictures(records: Iterable[Record]) -> None:
@@ -238,18 +178,19 @@ def evaluate_run(
     if out is not None:
         require_writable(out)
     place = pick_device(device, "--device")
-    tell_device(place, device, speaker(notes))
+    say = speaker(notes)
+    tell_device(place, device, say)
     loaded, bundle = load_trained(run, place)
     chat = chat_format(bundle.recipe, loaded, template)
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
-        notes.print(note, markup=False)
-    notes.print(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})", markup=False)
-    trained = note_on_trained(bundle, records)
-    if trained:
-        notes.print(trained, markup=False)
+        say(note)
+    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
+    trained = trained_on(bundle, records, partial(counting, notes, "comparing"))
+    for line in trained.notes:
+        say(line)
     if several := sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1):
         what = "only the last one is asked, the others are its context"
-        notes.print(f"note: {several} records have several questions; {what}")
+        say(f"note: {several} records have several questions; {what}")
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(
             loaded,
@@ -258,6 +199,7 @@ def evaluate_run(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             template=template,
+            trained=trained.records,
             progress=count,
         )
     settings = {
@@ -268,13 +210,13 @@ def evaluate_run(
         "limit": limit,
         "template": chat.template,
         "max_new_tokens": result.max_new_tokens,
-    } | ({"note": trained} if trained else {})
+    }
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run
     target = out or place_for(
         folder, f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}", settings
     )
-    _show(result, console, notes)
+    _show(result, console, say)
     replaced = " (replaced)" if target.exists() else ""
     result.save(target, **settings)
     console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
@@ -286,13 +228,15 @@ def read_questions(data: Path, image_dir: Path | None, limit: int | None) -> lis
     return list(load_records(source_of(data, image_dir=image_dir, limit=limit), root=Path.cwd()))
 
 
-def _show(result: EvalResult, console: Console, notes: Console) -> None:
+def _show(result: EvalResult, console: Console, say: Say) -> None:
     if result.counts:
-        show(console, accuracy_table({"exact match": result.accuracy}, result.counts))
+        show(console, score_table(result))
     else:
         console.print("the data has no reference answers, so nothing was scored")
+    for line in remarks(result):
+        say(line)
     if result.cut:
-        notes.print(
+        say(
             f"{result.cut} of {len(result.predictions)} answers were cut at {result.max_new_tokens} tokens "
             "(--max-new-tokens allows more)"
         )

@@ -24,6 +24,7 @@ class Prediction:
         reference: the answer it is compared with; empty where the record has none.
         correct: None where there is no reference.
         cut: the answer was cut off at the most tokens it might have.
+        trained_on: whether the run was trained on one of its pictures; None: that can't be told.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Prediction:
     prediction: str
     correct: bool | None
     cut: bool = False
+    trained_on: bool | None = None
 
 
 def place_for(folder: Path, stem: str, settings: dict[str, Any]) -> Path:

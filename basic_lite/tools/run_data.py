@@ -1,16 +1,15 @@
-"""A run's own data, read again after it: what it kept for evaluation, and which pictures it was trained on."""
+"""A run's own data, read again after it: what it kept for evaluation, and what it was trained on."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.prepare import EVAL
-from basic_lite.data.problems import BadImage, RecordProblem
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
-from basic_lite.training.bundle import Bundle
+from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start, held_out_of, held_out_pictures_of, train_records_of
 
 
@@ -32,13 +31,40 @@ def held_out_records(bundle: Bundle) -> list[Record]:
         )
     else:
         records, numbers = load_records(section.train, root=Path.cwd()), held_out_of(run)
-        if numbers is None or train_records_of(run) != len(records) or _others(records, numbers, run):
+        found = None if numbers is None else _held_out(records, numbers, run)
+        if found is None:
             raise UserError(
                 f"--held-out: which records of data.train were held out can't be told any more: {run / 'data.json'} "
                 "and the data don't belong together. Restore them, or name a file of questions with --data"
             )
-        chosen = numbers
+        chosen = found
     return list(_readable(records, chosen, drop=section.bad_records == "drop"))
+
+
+def _held_out(records: Records, numbers: Sequence[int], run: Path) -> Sequence[int] | None:
+    """Where the held-out records are now; None: that can't be told."""
+    if train_records_of(run) == len(records) and not _others(records, numbers, run):
+        return numbers
+    held = _names_held_out(run)
+    if held is None or not all(held_out_pictures_of(run) or []):
+        return None
+    # In another order, or with more records. Whole pictures are held out, so their names tell.
+    found = [index for index in range(len(records)) if _is_of(records, index, held)]
+    return found if len(found) == len(numbers) else None
+
+
+def _is_of(records: Records, index: int, names: frozenset[str]) -> bool:
+    """Whether a record has pictures of these names, and no others."""
+    try:
+        own = {image.name for image in records[index].images}
+    except RecordProblem:
+        return False
+    return bool(own) and own <= names
+
+
+def _names_held_out(run: Path) -> frozenset[str] | None:
+    names = held_out_pictures_of(run)
+    return None if names is None else frozenset(name for of_record in names for name in of_record)
 
 
 def _others(records: Records, numbers: Sequence[int], run: Path) -> bool:
@@ -51,24 +77,55 @@ def _others(records: Records, numbers: Sequence[int], run: Path) -> bool:
     return names is not None and names != now
 
 
-def note_on_trained(bundle: Bundle, records: Sequence[Record]) -> str | None:
-    """Say how many of some records' pictures the run was trained on; None: none, or it can't be known."""
-    asked = set(_paths(image for record in records for image in record.images))
-    section, held = bundle.recipe.data, held_out_of(bundle.folder.parent)
-    if not asked or (section.held_out is not None and held is None):
-        return None
+@dataclass(frozen=True)
+class TrainedRecords:
+    """The records that a run was trained on, as its data is now; iterating gives those that can be read.
+
+    Attributes:
+        chosen: their positions in ``records``.
+        held_out: names of pictures; a record that has only such was kept for evaluation.
+        notes: what the user should know of it.
+    """
+
+    records: Records
+    chosen: Sequence[int]
+    held_out: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many there are at most."""
+        return len(self.chosen)
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in _readable(self.records, self.chosen, drop=True):
+            names = {image.name for image in record.images}
+            if not names or not names <= self.held_out:
+                yield record
+
+
+def trained_records(bundle: Bundle) -> TrainedRecords | None:
+    """What a run was trained on; None: it can't be told any more."""
+    section, run = bundle.recipe.data, bundle.folder.parent
     try:
-        trained = load_records(section.train, root=Path.cwd())
-        left = sorted(set(range(len(trained))) - set(held or []))
-        names = {os.path.basename(path) for path in asked} | {
-            os.path.basename(image.name) for record in records for image in record.images
-        }
-        # Most pictures of large data have other names, and need not be looked up.
-        images = (image for record in _readable(trained, left, drop=True) for image in record.images)
-        found = asked & set(_paths(image for image in images if os.path.basename(image.name) in names))
+        records = load_records(section.train, root=Path.cwd())
     except UserError:
         return None
-    return f"note: {len(found):,} of these {len(asked):,} pictures were trained on" if found else None
+    count, numbers = train_records_of(run), held_out_of(run)
+    notes = []
+    if count is not None and count != len(records):
+        notes.append(
+            f"note: data.train of {run} has {len(records):,} records now and had {count:,}; all that it has now count "
+            "as trained on"
+        )
+    if section.held_out is None:
+        return TrainedRecords(records, range(len(records)), notes=tuple(notes))
+    if numbers is None:
+        return None
+    if count == len(records) and not _others(records, numbers, run):
+        return TrainedRecords(records, sorted(set(range(len(records))) - set(numbers)))
+    held = _names_held_out(run)
+    return None if held is None else TrainedRecords(records, range(len(records)), held, tuple(notes))
 
 
 def _readable(records: Records, chosen: Iterable[int], *, drop: bool) -> Iterator[Record]:
@@ -78,13 +135,3 @@ def _readable(records: Records, chosen: Iterable[int], *, drop: bool) -> Iterato
         except RecordProblem:
             if not drop:
                 raise
-
-
-def _paths(images: Iterable[ImageRef]) -> Iterator[str]:
-    """Where those pictures lie that are files."""
-    for image in images:
-        if image.blob is None:
-            try:
-                yield os.path.realpath(locate(image))
-            except BadImage:
-                continue

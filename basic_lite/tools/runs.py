@@ -16,6 +16,7 @@ from rich.console import Console
 from basic_lite.errors import UserError
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
+from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.places import (
     FINAL,
     LOCK,
@@ -165,22 +166,41 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
 
 
 def _score(run: Path, log: list[dict[str, Any]]) -> str:
-    """The last held-out loss, and the share of exact matches: on held-out data if there is one, else the newest."""
+    """The last held-out loss, and a share of exact matches: of answers that weren't trained on if there are any."""
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
     found = [f"held-out loss {_number(losses[-1])}"] if losses else []
     summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    read = [_keys(read_json(path)) for path in summaries]
-    held_out = [one for one in read if _keys(one.get("settings")).get("data") == HELD_OUT]
-    summary: dict[str, Any] = next(reversed(held_out or read), {})
-    match, count = (_keys(summary.get(name)).get("all") for name in ("exact_match", "counts"))
-    if isinstance(match, int | float):
-        settings = _keys(summary.get("settings"))
-        data, note = settings.get("data"), settings.get("note")
-        of = f" of {count}" if isinstance(count, int) else ""
-        found.append(f"exact match {match:.1%}{of}" + (f" ({Path(data).name})" if isinstance(data, str) else ""))
-        if isinstance(note, str):
-            found.append(note)
+    # Of those that are equal in rank the newest.
+    if summary := max(reversed([_keys(read_json(path)) for path in summaries]), key=_rank, default=None):
+        found += _match(summary)
     return "; ".join(found)
+
+
+def _rank(summary: dict[str, Any]) -> tuple[bool, bool, int, int]:
+    """What an evaluation says of a run: most where it didn't train on the data, of late weights, of many answers."""
+    settings, new = _keys(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
+    step = settings.get("step")
+    held_out = settings.get("data") == HELD_OUT
+    return new is not None, held_out, step if isinstance(step, int) else 0, new.n if new else 0
+
+
+def _share(summary: dict[str, Any], name: str) -> Share | None:
+    right, n = (_keys(summary.get(name)).get(key) for key in ("right", "n"))
+    return Share(right, n) if isinstance(right, int) and isinstance(n, int) and 0 <= right <= n and n else None
+
+
+def _match(summary: dict[str, Any]) -> list[str]:
+    """The share of exact matches in words, with what it is of; nothing where the data had no answers."""
+    data = _keys(summary.get("settings")).get("data")
+    named = f" ({Path(data).name})" if isinstance(data, str) else ""
+    new, trained = _share(summary, NOT_TRAINED_ON), _share(summary, TRAINED_ON)
+    if one := new or trained:
+        kind = "not trained on" if new else "all trained on"
+        few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
+        return [f"exact match {one.share:.1%} of {one.n} {kind}{named}{few}"]
+    match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
+    number = f" of {count}" if isinstance(count, int) else ""
+    return [f"exact match {match:.1%}{number}{named}"] if isinstance(match, int | float) else []
 
 
 def _number(loss: float) -> str:

@@ -13,9 +13,6 @@ A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 """
 
 import copy
-import difflib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +25,14 @@ from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_pa
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.files import read_tensors, save_tensors, sha256, write_json
-from basic_lite.training.places import MANIFEST, RECIPE_JSON, checkpoints_of
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, PROJECTOR, Bundle, open_bundle
+from basic_lite.training.files import sha256, write_json
+from basic_lite.training.places import MANIFEST, RECIPE_JSON
+from basic_lite.training.tensor_files import read_tensors, save_tensors
 from basic_lite.version import __version__
 
-FORMAT = 1
-PROJECTOR = "projector.safetensors"
-ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
 PEFT_PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle whose files match its manifest."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    recipe: Recipe
-
-    @property
-    def step(self) -> int:
-        return int(self.manifest["step"])
-
-    @property
-    def has_adapter(self) -> bool:
-        return ADAPTER_WEIGHTS in self.manifest["files"]
 
 
 def write_bundle(
@@ -123,98 +102,6 @@ def model_facts(config: LlavaConfig) -> dict[str, Any]:
         "vision_feature_select": config.vision_feature_select_strategy,
         "llm": [text.model_type, text.hidden_size, text.num_hidden_layers],
     }
-
-
-def find_bundle(place: Path, key: str = "run folder") -> Path:
-    """The bundle meant by ``place``: itself, a run folder's ``final``, or its newest checkpoint.
-
-    Raises:
-        UserError: nothing of the kind is there.
-    """
-    if (place / MANIFEST).is_file():
-        return place
-    if (place / "final" / MANIFEST).is_file():
-        return place / "final"
-    checkpoints = checkpoints_of(place)
-    if checkpoints:
-        return checkpoints[-1]
-    if place.name.startswith("checkpoint-"):
-        raise UserError(
-            f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
-        )
-    if not place.exists():
-        near = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*/")], 1)
-        hint = (
-            f"did you mean {place.parent / near[0]}?"
-            if near
-            else "give a run folder (runs/NAME) or a bundle inside one"
-        )
-        raise UserError(f"{key}: there is no folder {place}; {hint}")
-    if (place / "config.json").is_file():
-        raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")
-    if runs := sorted(p.name for p in place.glob("*/") if (p / "final" / MANIFEST).is_file() or checkpoints_of(p)):
-        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(runs)}; give one of them")
-    raise UserError(
-        f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
-        "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
-    )
-
-
-def open_bundle(place: Path, key: str = "run folder") -> Bundle:
-    """Read and verify a bundle.
-
-    Raises:
-        UserError: no bundle, a foreign format, or a file whose hash isn't the manifest's.
-    """
-    return _read(find_bundle(place, key), whole=True)
-
-
-def look_at_bundle(place: Path, key: str = "run folder") -> Bundle:
-    """Read a bundle's manifest and recipe. Its weights are neither read nor verified.
-
-    Raises:
-        UserError: no bundle, a foreign format, or a changed recipe.
-    """
-    return _read(find_bundle(place, key), whole=False)
-
-
-def _read(folder: Path, *, whole: bool) -> Bundle:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-        version = manifest["format"]
-        if not {PROJECTOR, RECIPE_JSON} <= files.keys():
-            raise ValueError(f"it lists no {PROJECTOR} or {RECIPE_JSON}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. "
-            "Take another checkpoint (--checkpoint with --resume)"
-        ) from error
-    if version != FORMAT:
-        raise UserError(
-            f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
-        )
-    wrong = []
-    for name in files if whole else [RECIPE_JSON]:
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256(path) != files[name]["sha256"]:
-            wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
-    if wrong:
-        raise UserError(
-            f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. "
-            "Parts of different runs must not be mixed; "
-            "restore the files, or take another checkpoint (--checkpoint with --resume)"
-        )
-    try:
-        recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise UserError(
-            f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
-            f"{manifest.get('basic_lite', 'an unknown version')}: use that one"
-        ) from error
-    return Bundle(folder, manifest, recipe)
 
 
 def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:

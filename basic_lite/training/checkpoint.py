@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from basic_lite.errors import UserError
-from basic_lite.training.bundle import Bundle
-from basic_lite.training.files import read_tensors, save_tensors, write_json
+from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
+from basic_lite.training.files import write_json
 from basic_lite.training.processes import Processes
 from basic_lite.training.recovery import set_random_state
+from basic_lite.training.tensor_files import read_tensors, save_tensors
 
 # What torch and bitsandbytes call the two moments of a parameter; both have its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
-OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetensors", "training.json"
 
 
 @dataclass
@@ -62,24 +62,6 @@ def write_training_state(
         "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
     }
     write_json(folder / TRAINING, state)
-
-
-def require_checkpoint(bundle: Bundle) -> None:
-    """Refuse a bundle that a run can't continue from.
-
-    Raises:
-        UserError: an older version's checkpoint, or a bundle without training state.
-    """
-    if not {OPTIMIZER, GENERATORS, TRAINING} <= bundle.manifest["files"].keys():
-        older = "trainer_state.json" in bundle.manifest["files"]
-        why = (
-            f"was written by basic-lite {bundle.manifest.get('basic_lite', '0.1.0')}, "
-            "which kept its training state in pickle files; "
-            "continue with that version, or start a new run with name=… and model.projector"
-            if older
-            else "holds no training state; take another checkpoint with --checkpoint, or start a new run with name=…"
-        )
-        raise UserError(f"--resume: {bundle.folder} {why}")
 
 
 def read_progress(bundle: Bundle) -> Progress:

@@ -1,13 +1,12 @@
 """What a run's ``data.json`` says of its data, read again: by the run when it continues, and by tools."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, TRAIN
-from basic_lite.training.places import DATA
+from basic_lite.training.places import DATA, read_json
 
-_WRONG = (OSError, ValueError, TypeError, KeyError, RecursionError)
+_WRONG = (ValueError, TypeError, KeyError)
 
 
 def broken_at_start(folder: Path) -> dict[str, list[int]] | None:
@@ -45,4 +44,5 @@ def train_records_of(folder: Path) -> int | None:
 
 
 def _read(folder: Path) -> Any:
-    return json.loads((folder / DATA).read_text(encoding="utf-8"))
+    """What is in the file; None, which has no keys (a TypeError), where it can't be read."""
+    return read_json(folder / DATA)

@@ -1,4 +1,4 @@
-"""Files of a run: tensors as safetensors, the rest as JSON, folders that appear only when they are whole."""
+"""Files of a run: JSON, and folders that appear only when they are whole. Nothing heavy is imported here."""
 
 import errno
 import hashlib
@@ -7,14 +7,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from basic_lite.errors import UserError
 from basic_lite.training.places import OLD, PART, UNFINISHED
@@ -64,7 +62,7 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:
-            scratch.chmod(0o777 & ~_umask())
+            scratch.chmod(0o777 & ~umask())
             yield scratch
             if folder.exists():
                 folder.rmdir()  # refuses one that isn't empty
@@ -73,10 +71,11 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def umask() -> int:
+    """The rights that new files lack."""
+    lacking = os.umask(0)
+    os.umask(lacking)
+    return lacking
 
 
 @contextmanager
@@ -96,34 +95,6 @@ def saving(path: Path, fix: str) -> Iterator[None]:
             raise
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path} could not be saved: {why}. {fix}") from error
-
-
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
-    seen: set[int] = set()
-    written: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        written[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
-    save_file(written, str(path), {"format": "pt"})
-    # The library keeps its files from other users. These are no secret, and a server may run as another user.
-    path.chmod(0o666 & ~_umask())
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
-        ) from error
 
 
 def remove(path: Path) -> None:

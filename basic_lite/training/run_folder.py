@@ -11,8 +11,7 @@ from filelock import FileLock, Timeout
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
-from basic_lite.training.bundle import Bundle, open_bundle
-from basic_lite.training.checkpoint import require_checkpoint
+from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
 from basic_lite.training.places import (

@@ -14,7 +14,8 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
-from basic_lite.training.bundle import Bundle, look_at_bundle, open_bundle, restore_adapter, restore_projector
+from basic_lite.training.bundle import restore_adapter, restore_projector
+from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import FINAL, MANIFEST, checkpoints_of
 

@@ -26,7 +26,7 @@ from basic_lite.data.chat import ChatFormat
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import ImageFit, ModelSection, Template
 from basic_lite.tools.export.files import write_files
-from basic_lite.training.files import save_tensors
+from basic_lite.training.tensor_files import save_tensors
 from tests.support.models import text_config, write_image_processor
 
 LINES = (

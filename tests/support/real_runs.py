@@ -22,7 +22,8 @@ from rich.console import Console
 from basic_lite.demo import ASSETS
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
-from basic_lite.training.bundle import MANIFEST, sha256
+from basic_lite.training.files import sha256
+from basic_lite.training.places import MANIFEST
 from tests.support import colour_projector
 from tests.support.colour_projector import write_projector
 from tests.support.real import cache_folder, made_once, pictures, smollm2

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,10 @@ def test_records_of_a_program_score_as_those_of_a_file(
     assert of_file == told and of_file.exact_match == told.accuracy["all"]
     rows = json.loads(data.read_text())
     held = [{**row, "image": Image.open(images / row["image"])} for row in rows]
-    assert model.evaluate(held) == told
+    of_held = model.evaluate(held)  # of a PIL image it can't be told
+    assert {one.trained_on for one in of_held.predictions} == {None}
+    as_told = [replace(one, trained_on=True) for one in of_held.predictions]
+    assert replace(of_held, predictions=as_told) == told
     assert model.evaluate(rows, image_dir=images, limit=3).counts["all"] == 3
     assert model.evaluate(model.recipe.data.train) == told
     assert model.evaluate(model.recipe.data.train, limit=2).counts["all"] == 2

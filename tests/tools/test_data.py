@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from basic_lite.cli import main
+from basic_lite.console import command_line
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.yaml import read_document
-from basic_lite.tools.data.closing import typed
 from basic_lite.tools.data.command import data, fitted_epochs
 from basic_lite.tools.data.look import CAPTION_PROMPTS
 from basic_lite.tools.data.write import head_of, legal_name, recipe_text
@@ -157,7 +157,7 @@ def test_columns_with_other_names() -> None:
 def test_hints_about_columns_can_be_typed() -> None:
     photos("bilder")
     Path("l.csv").write_text("Mein Bild;Wort\np0.png;Hund\n", encoding="utf-8")
-    both = "as in 'data.train.columns.image=Mein Bild' data.train.columns.answer=Wort."
+    both = 'as in "data.train.columns.image=Mein Bild" data.train.columns.answer=Wort.'
     with pytest.raises(UserError, match=both):
         run("l.csv")
     Path("q.csv").write_text("Mein Bild;question;answer\np0.png;what?;Hund\n", encoding="utf-8")
@@ -300,4 +300,4 @@ def test_a_runs_name_is_a_folders(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["photos/a.png", "my photos/a.png", "it's", 'say "hi" $HOME', "a\\b !1", "bücher"])
 def test_a_typed_word_is_one_word(text: str) -> None:
-    assert shlex.split(typed(text)) == [text]
+    assert shlex.split(command_line([text])) == [text]

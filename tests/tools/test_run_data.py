@@ -13,6 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.runs import row_of
 from basic_lite.training.data_json import held_out_of
+from tests.support.data import write_image
 from tests.support.runs import quiet, run, tiny_recipe
 
 ONE_STEP = {"training.max_steps": 1, "supervision.enabled": False}
@@ -23,6 +24,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that held out a share of its twelve records."""
     folder = tmp_path_factory.mktemp("split")
     tiny_recipe(folder)
+    for n, path in enumerate(sorted((folder / "images").iterdir())):  # no two are the same
+        write_image(path, seed=n)
     return run(folder, {**ONE_STEP, "name": "split", "data.held_out": 0.25})
 
 
@@ -35,32 +38,40 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
     place, held = split.parent.parent, held_out_of(split)
     assert held and len(held) == 3
     assert numbers(split, held_out=True) == [n + 1 for n in held]
-    assert "were trained on" not in capsys.readouterr().err
+    assert "\nnone of these 3 pictures was trained on\n" in capsys.readouterr().err
     shutil.copytree(place / "images", tmp_path / "there")
     (tmp_path / "linked").symlink_to(place / "images")
-    for images, note in (("linked", "note: 9 of these 12 pictures were trained on\n"), ("there", "")):
+    for images in ("linked", "there"):
         evaluate_run(split, place / "data.json", image_dir=tmp_path / images, max_new_tokens=1, console=quiet())
-        assert note in (said := capsys.readouterr().err) and said.count("were trained on") == bool(note)
-    exact = json.loads((split / "predictions_data_final.summary.json").read_text())["exact_match"]["all"]
+        assert "note: 9 of these 12 pictures were trained on\n" in capsys.readouterr().err
     loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
-    first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 (held-out)"
+    first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 not trained on (held-out), few: 0% to 56%"
     assert row_of(split).score == first  # whatever was measured later
     for path in split.glob("predictions_held-out*"):
         path.unlink()
-    assert row_of(split).score == f"held-out loss {loss:.3f}; exact match {exact:.1%} of 12 (data.json)"
+    assert (
+        row_of(split).score
+        == f"held-out loss {loss:.3f}; exact match 0.0% of 3 not trained on (data.json), few: 0% to 56%"
+    )
 
 
-def test_data_in_another_order_is_not_taken_for_what_was_held_out(split: Path) -> None:
-    data = split.parent.parent / "data.json"
+def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
+    data, held = split.parent.parent / "data.json", held_out_of(split) or []
     text = data.read_text(encoding="utf-8")
-    data.write_text(json.dumps(json.loads(text)[::-1]), encoding="utf-8")
+    records = json.loads(text)
     try:
-        with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
-            numbers(split, held_out=True)
+        data.write_text(json.dumps(records[::-1]), encoding="utf-8")
+        assert numbers(split, held_out=True) == sorted(len(records) - n for n in held)
+        data.write_text(json.dumps([*records[:1], *records]), encoding="utf-8")  # one more, at the top
+        assert numbers(split, held_out=True) == [n + 2 for n in held]
+        for others in (records[: held[-1]], [one | {"image": "0.png"} for one in records]):
+            data.write_text(json.dumps(others), encoding="utf-8")
+            with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
+                numbers(split, held_out=True)
     finally:
         data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)
-    assert row_of(split).score.endswith(" of 3 (held-out)")
+    assert row_of(split).score.endswith(" of 3 not trained on (held-out), few: 0% to 56%")
     assert row_of(split).state == "finished, 1 step"
 
 

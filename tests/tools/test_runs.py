@@ -121,14 +121,14 @@ def test_a_run_may_not_know_how_many_steps_it_has(place: Path) -> None:
     assert [row.state for row in show_runs(place / "runs" / "more", quiet())] == ["stopped at step 2"]
 
 
-def test_runs_needs_no_torch(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    listing = (
-        "import sys\nfrom basic_lite.cli import main\n"
-        f"try: main(['runs', {str(place / 'runs')!r}])\nexcept SystemExit as stop: assert not stop.code\n"
-        "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
-    )
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", listing]) == 0
-    assert "finished, 3 steps" in capfd.readouterr().out
+def test_runs_and_clean_need_no_torch(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    both = "import sys\nfrom basic_lite.cli import main\n"
+    for words in (["runs", str(place / "runs")], ["clean", "--yes", str(place / "runs")]):
+        both += f"try: main({words!r})\nexcept SystemExit as stop: assert not stop.code\n"
+    both += "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", both]) == 0
+    said = capfd.readouterr().out
+    assert "finished, 3 steps" in said and "freed " in said
 
 
 def files_in(folder: Path) -> set[str]:

@@ -20,7 +20,8 @@ from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
-from basic_lite.tools.evaluate import EvalResult, evaluate_run, normalise, other_images, score
+from basic_lite.tools.evaluate import evaluate_run, other_images
+from basic_lite.tools.score import EvalResult, normalise, score
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
@@ -60,6 +61,8 @@ def test_eval_refuses_what_it_cannot_use(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.json"):
         evaluate_run(trained, tmp_path / "nowhere.json", console=quiet())
     (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(UserError, match=r"there is no such file or folder; did you mean .*/empty\.json\?"):
+        evaluate_run(trained, tmp_path / "emty.json", console=quiet())
     with pytest.raises(UserError, match="no record in it"):
         evaluate_run(trained, tmp_path / "empty.json", console=quiet())
     data = write_data(tmp_path, 3)

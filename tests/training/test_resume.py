@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from basic_lite.errors import UserError
 from basic_lite.run import train
-from basic_lite.training import files, loop
-from basic_lite.training.bundle import MANIFEST, checkpoints_of, open_bundle
-from basic_lite.training.checkpoint import GENERATORS, OPTIMIZER, TRAINING
+from basic_lite.training import loop, tensor_files
+from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, open_bundle
 from basic_lite.training.files import sha256
+from basic_lite.training.places import MANIFEST, checkpoints_of
 from tests.support.runs import (
     GUARDED,
     LOUD,
@@ -319,7 +319,7 @@ def test_a_file_where_the_model_must_go_is_said_first(place: Path, finished: Pat
 def test_a_full_disk_is_said_with_the_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    real, calls = files.save_file, 0
+    real, calls = tensor_files.save_file, 0
 
     def filling(tensors: Any, path: str, *args: Any) -> None:
         nonlocal calls
@@ -329,7 +329,7 @@ def test_a_full_disk_is_said_with_the_good_checkpoint(
             raise error
         real(tensors, path, *args)
 
-    monkeypatch.setattr(files, "save_file", filling)
+    monkeypatch.setattr(tensor_files, "save_file", filling)
     with pytest.raises(UserError, match=r"checkpoint-2 could not be saved: the disk is full.*checkpoint-1; make room"):
         run(tmp_path, SAVING)
     folder = tmp_path / "runs" / "tiny"

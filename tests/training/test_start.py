@@ -25,8 +25,8 @@ from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
 from basic_lite.training import loop
 from basic_lite.training.assembly import load_for_training
-from basic_lite.training.bundle import load_trained, open_bundle
-from basic_lite.training.checkpoint import OPTIMIZER, TRAINING
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import OPTIMIZER, TRAINING, open_bundle
 from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST

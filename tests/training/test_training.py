@@ -15,7 +15,7 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.run import train
-from basic_lite.training.bundle import open_bundle
+from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.step import TrainStep
 from tests.support.runs import (
     GUARDED,

@@ -1,10 +1,10 @@
 """What ``basic-lite chat`` does: find the model, then one answer, a conversation in the terminal, or a page."""
 
-import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from basic_lite.choices import meant_beside
 from basic_lite.console import command_line, note, quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
@@ -16,7 +16,7 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
 from basic_lite.training.answer import MAX_NEW_TOKENS
-from basic_lite.training.bundle import find_bundle
+from basic_lite.training.bundle_files import find_bundle
 from basic_lite.training.places import MANIFEST
 
 _MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
@@ -102,9 +102,7 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
     if not folder.exists():
         if _may_be_on_the_hub(model):
             return FolderSpeaker(model, where, dtype)
-        near = difflib.get_close_matches(folder.name, [one.name for one in folder.parent.glob("*/")], 1)
-        mend = f"did you mean {folder.parent / near[0]}?" if near else _MODELS
-        raise UserError(f"there is no folder {model}; {mend}")
+        raise UserError(f"there is no folder {model}; {meant_beside(folder, folders=True) or _MODELS}")
     find_bundle(folder, "MODEL")
     if dtype != "auto":
         raise UserError(f"--dtype is for exported and other models; {model} is a run, and its recipe has the types")

@@ -14,7 +14,8 @@ from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
 from basic_lite.training.answer import asked_otherwise, chat_format, generation_options
-from basic_lite.training.bundle import Bundle, load_trained
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.places import MANIFEST
 
 

@@ -11,9 +11,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.tools.chat.lines import UNSPACED
 
-# Scripts that are written without spaces (CJK and beyond) come character by character.
-_UNSPACED = "\u2e80"
 THREAD = "reply"
 """Name of the thread that generates."""
 
@@ -111,9 +110,12 @@ class Reply:
         return str(self._tokenizer.decode(self._seen, skip_special_tokens=True))
 
     def _sure(self) -> str:
-        """The beginning that no further token changes: without its last word, and without space at either end."""
+        """The beginning that no further token changes: without its last word, and without space at either end.
+
+        Scripts without spaces come character by character.
+        """
         text = self._text().lstrip()
-        if text and text[-1] >= _UNSPACED and text[-1] != "\ufffd":
+        if text and text[-1] >= UNSPACED and text[-1] != "\ufffd":
             return text
         return text[: -len(text.split()[-1])].rstrip() if text and not text[-1].isspace() else text.rstrip()
 

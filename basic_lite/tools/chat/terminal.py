@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.arguments import is_picture, missing_pictures, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
+from basic_lite.tools.chat.lines import Lines
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
 
@@ -151,9 +153,10 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
         note("(no picture given)")
     reply = speaker.reply(asked, manner)
     pieces: list[str] = []
+    lines = Lines(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     with _stopped_by_interrupt(reply):
         for piece in reply:
-            print(piece, end="", flush=True)
+            print(lines.take(piece), end="", flush=True)
             pieces.append(piece)
     print(flush=True)
     if reply.stopped and not pieces:

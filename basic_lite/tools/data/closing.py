@@ -1,6 +1,5 @@
 """The last lines of ``basic-lite data``: what was written, and what to type next."""
 
-import re
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +16,6 @@ from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"
 _LONGEST_QUESTION = 60
-# What a shell reads inside double quotes.
-_SPECIAL = set('"$`!\\\n')
 
 
 def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path, say: Say, console: Console) -> None:
@@ -45,15 +42,14 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         keys = " and ".join(f"`{one.partition('.')[2].replace('=', ': ')}`" for one in left_out)
         say(
             f"note: `train` won't start until the records above are mended; or leave them out: write {keys} below "
-            f"`data` in {target.name}, or type basic-lite train {typed(target.as_posix())} {' '.join(left_out)}"
+            f"`data` in {target.name}, or type {command_line(['basic-lite', 'train', target.as_posix(), *left_out])}"
         )
-    picture, question = _first_question(records, report, prompts)
-    run, file = typed((Path(recipe.output) / recipe.name).as_posix()), typed(target.as_posix())
+    run, file = (command_line([path.as_posix()]) for path in (Path(recipe.output) / recipe.name, target))
     say("next:")
     for line in (
         f"  basic-lite train {file} --dry-run   (shows the plan, and trains nothing)",
         f"  basic-lite train {file}",
-        f"  basic-lite chat {run} {picture} {question}",
+        f"  basic-lite chat {run} {_first_question(records, report, prompts)}",
     ):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -73,7 +69,7 @@ def held_out_count(report: DataReport, share: float, seed: int) -> int:
     return len(hold_out(report, share, seed)[1].kept) if share else 0
 
 
-def _first_question(records: Records, report: DataReport, prompts: tuple[str, ...]) -> tuple[str, str]:
+def _first_question(records: Records, report: DataReport, prompts: tuple[str, ...]) -> str:
     """A picture and a question to try the trained model with, as they are typed."""
     for index in report.kept:
         record = records[int(index)]
@@ -81,16 +77,9 @@ def _first_question(records: Records, report: DataReport, prompts: tuple[str, ..
         if image is not None:
             asked = next((turn.text for turn in record.turns if turn.role == "human"), "")
             asked = prompts[0] if prompts else " ".join(asked.replace(IMAGE_PLACEHOLDER, " ").split())
-            usable = 0 < len(asked) <= _LONGEST_QUESTION and not set(asked) & _SPECIAL
-            return typed(_shown(Path(image.folder, image.name))), f'"{asked if usable else _ASKED}"'
-    return "PICTURE", f'"{_ASKED}"'
-
-
-def typed(text: str) -> str:
-    """A word of a command line, quoted as both cmd and a shell take it where that can be."""
-    if set(text) & _SPECIAL:
-        return command_line([text])
-    return text if re.fullmatch(r"[\w./:+=@%,-]+", text) else f'"{text}"'
+            asked = asked if 0 < len(asked) <= _LONGEST_QUESTION else _ASKED
+            return command_line([_shown(Path(image.folder, image.name)), asked])
+    return command_line(["PICTURE", _ASKED])
 
 
 def _shown(path: Path) -> str:

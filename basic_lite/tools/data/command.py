@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Say, quiet_libraries, speaker
+from basic_lite.console import Say, command_line, quiet_libraries, speaker
 from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
@@ -26,7 +26,7 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.data.closing import held_out_count, say_next, typed
+from basic_lite.tools.data.closing import held_out_count, say_next
 from basic_lite.tools.data.look import Found, look
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
@@ -83,15 +83,15 @@ def data(
         raise UserError("data.train is a list of sources here, and one is looked at; leave that override out")
     if section.columns and section.image_dir is None and (folder := image_dir_of(section)):
         # Without the names of the columns it could not be looked for.
-        changes["data.train"]["image_dir"] = folder
         section = section.model_copy(update={"image_dir": folder})
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
-        changes["data.train"]["prompt"] = _own_prompt(base) or list(found.prompts)
-        recipe = _recipe(base, changes, overrides)
+        section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
+    recipe = _changed(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
-    changes |= _fitted(recipe, report, given, say)
-    recipe = _recipe(base, changes, overrides)
+    fitted = _fitted(recipe, report, given, say)
+    recipe = _changed(recipe, fitted)
+    changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
     say_next(recipe, found.records, report, target, say, console)
@@ -143,6 +143,14 @@ def _plain(section: Any) -> dict[str, Any]:
 def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe with the changes, and then the user's overrides."""
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
+
+
+def _changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with other values in its sections. They are this program's own, so they aren't checked again."""
+    for dotted, value in values.items():
+        name, _, key = dotted.partition(".")
+        recipe = recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={key: value})})
+    return recipe
 
 
 def _target(path: Path, overwrite: bool) -> Path:
@@ -236,7 +244,7 @@ def _meaning(found: Found) -> list[str]:
         free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"{typed(f'data.train.columns.{free}={found.unused[0]}')})"
+            f"{command_line([f'data.train.columns.{free}={found.unused[0]}'])})"
         )
     return lines
 
@@ -283,13 +291,13 @@ def _text(
     file = find_recipe(base)
     text = file.read_text(encoding="utf-8-sig")
     head = [
-        f"basic-lite train {typed(target.as_posix())}",
+        f"basic-lite train {command_line([target.as_posix()])}",
         f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",
         f"The rest is from the recipe {file.stem}. `basic-lite keys` lists every key.",
     ]
     shipped = file.resolve() in shipped_recipes()
     head += [line for line in head_of(text) if not shipped or line.startswith("Card:")]
-    named = typed(target.as_posix())
+    named = command_line([target.as_posix()])
     head = [line.replace(f"recipes/{file.name}", named) if shipped else line for line in head]
     return recipe_text(text, head, changed)
 

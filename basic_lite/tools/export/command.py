@@ -44,7 +44,7 @@ def export(
 
     Args:
         samples: records of the run's data that the check takes; 0: no check.
-        limit: most mean KL in nats a token; None: `check.LIMITS`.
+        limit: most mean KL in nats a token; None: see `check.LIMIT` and `check.LIMIT_ORIGINAL`.
         gguf: how the LLM's matrices are stored in GGUF files; None: no such files.
         llama_cpp: llama.cpp's source, whose converter then writes the LLM's file.
 

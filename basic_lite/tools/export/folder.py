@@ -15,7 +15,8 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
-from basic_lite.training.bundle import Bundle, open_bundle, require_same_model
+from basic_lite.training.bundle import require_same_model
+from basic_lite.training.bundle_files import Bundle, open_bundle
 
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
 

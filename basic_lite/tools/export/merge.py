@@ -18,8 +18,9 @@ from basic_lite.errors import UserError
 from basic_lite.model.load import pick_dtype, table_rows
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.export.tensors import Checkpoint, Planned, read_tensor, tensor_names, tensor_shape
-from basic_lite.training.bundle import ADAPTER_WEIGHTS, PEFT_PREFIX, PROJECTOR, Bundle
-from basic_lite.training.files import read_tensors
+from basic_lite.training.bundle import PEFT_PREFIX
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, PROJECTOR, Bundle
+from basic_lite.training.tensor_files import read_tensors
 
 MergeInto = Literal["original", "quantized"]
 MERGED_INTO: dict[MergeInto, str] = {

@@ -13,7 +13,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import unreadable
-from basic_lite.training.files import save_tensors, write_json
+from basic_lite.training.files import write_json
+from basic_lite.training.tensor_files import save_tensors
 from basic_lite.units import GIB
 
 SHARD_BYTES = GIB

@@ -19,7 +19,7 @@ from basic_lite.tools.export.gguf import write_gguf
 from basic_lite.tools.export.gguf.rope import rope_tensors
 from basic_lite.tools.export.gguf.text import architecture_of, interleaved, text_fields, text_notes
 from basic_lite.tools.export.gguf.weights import Entry, Weights, write_file
-from basic_lite.training.files import save_tensors
+from basic_lite.training.tensor_files import save_tensors
 from tests.support.gguf import byte_tokenizer, language_config, write_llava
 
 ARCHITECTURE = {"mistral": "llama"}

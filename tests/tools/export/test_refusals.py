@@ -18,7 +18,7 @@ from basic_lite.errors import UserError
 from basic_lite.tools.export import command, tensors
 from basic_lite.tools.export.command import export
 from basic_lite.tools.export.merge import Merge
-from basic_lite.training.bundle import open_bundle
+from basic_lite.training.bundle_files import open_bundle
 from tests.support.bundles import random_run, write_random_bundle
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import quiet, tiny_recipe

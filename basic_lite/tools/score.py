@@ -1,0 +1,168 @@
+"""The score of an evaluation: exact match, apart for what was trained on and what wasn't, with its interval."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from basic_lite.console import Sheet
+from basic_lite.tools.predictions import Prediction, write_predictions
+
+ALL = "all"
+# With fewer answers than this it is said that they are few.
+FEW = 30
+# Words of a reference, on average, from which exact match says little.
+_LONG = 8
+# The 97.5 % point of the normal distribution.
+_Z = 1.959964
+# Keys of the summary beside the predictions.
+TRAINED_ON, NOT_TRAINED_ON = "trained_on", "not_trained_on"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of ``n`` answers are right."""
+
+    right: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval: what the share among very many such questions may well be."""
+        centre = (self.right + _Z**2 / 2) / (self.n + _Z**2)
+        half = _Z / (self.n + _Z**2) * math.sqrt(self.right * (self.n - self.right) / self.n + _Z**2 / 4)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Predictions in the order of the data, and how many of them are right.
+
+    Attributes:
+        accuracy: question type → share of its answers that match exactly; ``all``: of all that have a reference.
+        counts: question type → how many have a reference.
+        max_new_tokens: the most tokens that an answer might have.
+    """
+
+    predictions: list[Prediction] = field(repr=False)
+    accuracy: dict[str, float]
+    counts: dict[str, int]
+    max_new_tokens: int = 0
+
+    @property
+    def exact_match(self) -> float | None:
+        """The share over all questions; None where the data has no reference answers."""
+        return self.accuracy.get(ALL)
+
+    @property
+    def trained_on(self) -> Share | None:
+        """Over the questions whose pictures the run was trained on; None: there are none."""
+        return shares(self.of(True)).get(ALL)
+
+    @property
+    def not_trained_on(self) -> Share | None:
+        """Over the questions with other pictures: the score to go by. None: there are none, or it can't be told."""
+        return shares(self.of(False)).get(ALL)
+
+    @property
+    def cut(self) -> int:
+        """How many answers were cut off at ``max_new_tokens``."""
+        return sum(prediction.cut for prediction in self.predictions)
+
+    def of(self, trained: bool | None) -> list[Prediction]:
+        """Those that were trained on, weren't, or of which it can't be told."""
+        return [one for one in self.predictions if one.trained_on is trained]
+
+    def save(self, path: str | os.PathLike[str], **settings: object) -> None:
+        """Write the predictions as JSON lines, and the scores with ``settings`` beside them as ``.summary.json``."""
+        summary: dict[str, Any] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
+        for name, one in ((TRAINED_ON, self.trained_on), (NOT_TRAINED_ON, self.not_trained_on)):
+            if one is not None:
+                summary[name] = {"right": one.right, "n": one.n, "share": one.share, "interval_95": one.interval}
+        write_predictions(self.predictions, {**summary, "settings": settings}, Path(path))
+
+
+def normalise(text: str) -> str:
+    """What exact match compares: lower case, single spaces, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(".").rstrip()
+
+
+def shares(predictions: Sequence[Prediction]) -> dict[str, Share]:
+    """By question type, and ``all`` at the end, over the predictions that have a reference."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.correct is not None:
+            groups[ALL].append(prediction.correct)
+            if prediction.question_type:
+                groups[prediction.question_type].append(prediction.correct)
+    ordered = sorted(groups, key=lambda name: (name == ALL, name))
+    return {name: Share(sum(groups[name]), len(groups[name])) for name in ordered}
+
+
+def score(predictions: list[Prediction]) -> EvalResult:
+    """Exact match by question type and overall, over the predictions that have a reference."""
+    found = shares(predictions)
+    accuracy = {name: one.share for name, one in found.items()}
+    return EvalResult(predictions, accuracy, {name: one.n for name, one in found.items()})
+
+
+def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Sheet:
+    """A table of shares: a row for each question type, a column for each name."""
+    table = Sheet(("question type", "n", *columns))
+    for row in counts:
+        if row == ALL:
+            table.end_section()
+        cells = [f"{values[row]:.3f}" if row in values else "–" for values in columns.values()]
+        table.add(row, str(counts[row]), *cells, style="bold" if row == ALL else "")
+    return table
+
+
+def score_table(result: EvalResult) -> Sheet:
+    """Exact match by question type; where part of it was trained on, that is beside what wasn't."""
+    names = {False: "not trained on", None: "exact match", True: "trained on"}
+    sides = {name: found for mark, name in names.items() if (found := shares(result.of(mark)))}
+    if list(sides) == [names[False]]:
+        sides = {"exact match": sides[names[False]]}
+    table = Sheet(("question type", *(column for name in sides for column in ("n", name, "95 % interval"))))
+    for row in result.counts:
+        if row == ALL:
+            table.end_section()
+        cells = [cell for side in sides.values() for cell in _cells(side.get(row))]
+        table.add(row, *cells, style="bold" if row == ALL else "")
+    return table
+
+
+def _cells(one: Share | None) -> tuple[str, str, str]:
+    return (str(one.n), f"{one.share:.3f}", between(one)) if one is not None else ("0", "–", "–")
+
+
+def between(one: Share) -> str:
+    """The interval in words."""
+    return "{:.2f} to {:.2f}".format(*one.interval)
+
+
+def remarks(result: EvalResult) -> Iterator[str]:
+    """What belongs below the table, so that nobody reads too much into it."""
+    told = result.not_trained_on or shares(result.of(None)).get(ALL)
+    if told is None:
+        if result.trained_on is not None:
+            yield "all of it was trained on, so this doesn't say how the model does on new pictures"
+        told = result.trained_on
+    if told is None:
+        return
+    if told.n < FEW:
+        s = "s are" if told.n > 1 else " is"
+        yield f"{told.n} answer{s} few: among many more like these, the share may well be {between(told)}"
+    words = [len(one.reference.split()) for one in result.predictions if one.correct is not None]
+    if not told.right or sum(words) / len(words) >= _LONG:
+        yield (
+            "exact match wants the reference word for word, and captions and long answers rarely are; judge those by "
+            "the answers in the file below, and by the held-out loss (`basic-lite runs` shows it)"
+        )

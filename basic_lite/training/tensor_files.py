@@ -1,0 +1,39 @@
+"""Tensors of a run on disk, as safetensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from basic_lite.errors import UserError
+from basic_lite.training.files import umask
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. It knows no shared memory, so a tensor that is there twice is written twice."""
+    seen: set[int] = set()
+    written: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        written[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    save_file(written, str(path), {"format": "pt"})
+    # The library keeps its files from other users. These are no secret, and a server may run as another user.
+    path.chmod(0o666 & ~umask())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
+        ) from error
