@@ -7,25 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from basic_lite.supervision import Interval, RefinementCurve, refinement_curve
 from tests.support import supervision as kit
+from tests.support.words import word_tokenizer
 
 torch.set_num_threads(1)
-
-SHORT = {3: "a", 4: "12", 5: ".", 6: "of", 8: "狗"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Ids 0..2 are special, a few too short to count, 9 and 10 one word in two spellings, the rest words."""
-    names = {i: f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(kit.WORDS)}
-    names |= {0: "<pad>", 1: "<s>", 2: "</s>", kit.IMAGE: "<image>", 9: "Tree", 10: "tree", **SHORT}
-    base = Tokenizer(models.WordLevel({name: i for i, name in names.items()}, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return word_tokenizer()
 
 
 def as_words(model: Any, words: list[int]) -> None:
