@@ -43,9 +43,9 @@ class Health:
         found = []
         if share > GIANT_SHARE or (ratio > GIANT_RATIO and cos < GIANT_COS):
             found.append(
-                f"giant target: v̂ has {share:.0%} of its energy in dimension {self.largest_dimension[-1]} and is "
-                f"{ratio:.3g} times as long as v (cos {cos:.2f}), so BASIC pulls every v the same way; treat it with "
-                "supervision.target_norm=layer and supervision.sinks=drop"
+                f"giant target: v̂ is {ratio:.3g} times as long as v (cos(v, v̂) {cos:.2f}), and dimension "
+                f"{self.largest_dimension[-1]} has {share:.0%} of its energy, so BASIC pulls every v the same way; "
+                "treat it with supervision.target_norm=layer and supervision.sinks=drop"
             )
         if v > INERT_RATIO and cos > INERT_COS:
             found.append(

@@ -110,7 +110,7 @@ class RefinementCurve:
 def refinement_curve(
     supervision: Supervision, batches: Iterable[Mapping[str, Tensor]], tokenizer: PreTrainedTokenizerBase
 ) -> RefinementCurve:
-    """Measure the curve on a few batches, streaming: hidden states are reduced to nearest words as they pass.
+    """Measure the curve on a few batches, streaming: of the hidden states only a few rows are kept, for one forward.
 
     A sample's text is every token of it that is no padding, image or special token. Words are compared as
     text, tokens being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a
@@ -151,7 +151,10 @@ def refinement_curve(
 def _nearest_by_place(
     supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter
 ) -> list[Tensor]:
-    """Ids of the nearest words, [places, patches] for each sample, on the CPU."""
+    """Ids of the nearest words, [places, patches] for each sample, on the CPU.
+
+    Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
+    """
     parts, plan, device = supervision.parts, supervision.plan, supervision.device
     positions = layout.positions.to(device)
     stream = supervision.operations.target_stream(None)
@@ -160,12 +163,12 @@ def _nearest_by_place(
     chosen = [_spread(count) for count in tokens]
     starts = np.cumsum([0, *tokens[:-1]]).tolist()
     searched = torch.cat([start + spread for start, spread in zip(starts, chosen, strict=True)]).to(device)
-    found: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}  # place → rows [searched, D]
 
     def keep(place: int, rows: Tensor) -> None:
         rows = rows.index_select(0, kept)
         meter.add(place, rows, tokens)
-        found[place] = supervision.vocabulary.nearest(rows.index_select(0, searched)).cpu()
+        found[place] = rows.index_select(0, searched).float()
 
     def keep_layer(h: int, hidden: Tensor) -> None:
         keep(h, hidden.flatten(0, 1).index_select(0, positions))
@@ -180,8 +183,10 @@ def _nearest_by_place(
         parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
     assert stream.target is not None
     keep(len(parts.layers) + 1, stream.target)
-    by_place = torch.stack([found[place] for place in range(len(parts.layers) + 2)])
-    return list(by_place.split([len(spread) for spread in chosen], dim=1))
+    # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
+    rows = torch.cat([found[place] for place in range(len(parts.layers) + 2)])
+    nearest = supervision.vocabulary.nearest(rows).cpu().view(len(found), -1)
+    return list(nearest.split([len(spread) for spread in chosen], dim=1))
 
 
 def _spread(count: int) -> Tensor:
