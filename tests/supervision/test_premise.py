@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from basic_lite.supervision import Interval, RefinementCurve, refinement_curve
+from basic_lite.supervision import Interval, RefinementCurve, premise, refinement_curve
 from tests.support import supervision as kit
 from tests.support.words import word_tokenizer
 
@@ -50,6 +50,20 @@ def test_shares_at_v(tokenizer: PreTrainedTokenizerFast) -> None:
     assert curve.control is not None and curve.control[0] == pytest.approx((0 / 4 + 1 / 4) / 2)
     assert curve.score is not None and curve.score[0] == pytest.approx(0.25)
     json.dumps(curve.to_dict(), allow_nan=False)
+
+
+def test_a_few_patches_spread_evenly_are_looked_up(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert premise._spread(9).tolist() == list(range(9))
+    many = premise._spread(576)
+    assert many.tolist()[::63] == [0, 575] and many.diff().unique().tolist() == [9, 10]
+    monkeypatch.setattr(premise, "SEARCHED_PATCHES", 2)
+    model = kit.tiny_llava()
+    image = [kit.IMAGE] * kit.PATCHES
+    as_words(model, [12, 13, 20, 3, 14, 15, 16, 22])
+    curve = refinement_curve(kit.build(model), [rows([*image, 12, 13], [*image, 15, 16, 22])], tokenizer)
+    assert curve.patches == 4 and curve.own[0] == 0.5, "the first and the last patch of each sample"
 
 
 def test_a_letter_of_an_unspaced_script_is_a_word(tokenizer: PreTrainedTokenizerFast) -> None:
