@@ -13,6 +13,7 @@ from rich.console import Console
 from basic_lite.console import Sheet, command_line, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
+from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
 
 
@@ -69,7 +70,7 @@ def show_report(
         console.print(
             "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
             "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
-            + _verdict(curves)
+            + premise_verdict(curves)
         )
     show(console, phases.table())
     run = place.out / "stage2"
@@ -85,13 +86,22 @@ def show_report(
         console.print(f"{what}:\n  {command_line(words)}", soft_wrap=True, markup=False)
 
 
-def _verdict(curves: dict[str, dict[str, Any]]) -> str:
-    """The two numbers of BASIC's premise after training. They are of one seed and have no interval."""
-    score = curves["stage2"]["end"]["score"] or [0.0]
-    return (
-        f"After stage 2: {score[-1]:+.3f} at v̂, {score[0]:+.3f} at v. One seed and no interval, so a small difference "
-        "means nothing; --ablate measures what BASIC changes.\n"
-    )
+VERDICTS = {
+    "holds": "So the premise holds here.",
+    "fails": "So the premise does not hold here.",
+    "can't tell": "So these samples can't tell whether the premise holds here.",
+}
+
+
+def premise_verdict(curves: dict[str, dict[str, Any]]) -> str:
+    """What the last curve of training says of BASIC's premise, and what ails the target."""
+    curve = RefinementCurve.from_dict(curves["stage2"]["end"])
+    lines = [
+        f"After stage 2: {curve.comparison()}. {VERDICTS[curve.verdict]} The interval is of samples (95 %), not of "
+        "seeds; --ablate measures what BASIC changes.",
+        *(curve.health.illnesses() if curve.health is not None else []),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def refinement_table(curves: dict[str, dict[str, Any]]) -> Sheet:

@@ -2,7 +2,8 @@
 
 BASIC can help only if v̂ is better than v. Score: the share of visual tokens whose nearest word (cosine with E) is in
 the sample's text, minus that share for other samples' texts. The control removes words that every text has. No labels
-are needed. Method: arXiv 2508.06895, analysis of visual embeddings; the measure is ours.
+are needed. v̂ is better where the 95 % interval of its score minus v's is above 0. Method: arXiv 2508.06895, analysis of
+visual embeddings; the measure is ours.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from basic_lite.supervision.layout import find_layout
+from basic_lite.supervision.health import Health, HealthMeter
+from basic_lite.supervision.interval import Interval, Verdict, score_gains
+from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import hooked
 from basic_lite.supervision.target import visual_rows
+
+# Of each sample, at most so many visual tokens, spread evenly, are looked up in the vocabulary: the search costs most.
+SEARCHED_PATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class RefinementCurve:
     own: list[float]  # nearest word occurs in the sample's own text
     control: list[float] | None  # … in another sample's text, mean over all others; None with fewer than two samples
     samples: int
-    patches: int
+    patches: int  # that were looked up
+    gains: list[Interval]  # score − v's score, at h1..hL and the target; empty with fewer than two samples
+    health: Health | None  # None: nothing was measured
 
     @property
     def score(self) -> list[float] | None:
@@ -39,31 +48,61 @@ class RefinementCurve:
             return None
         return [own - other for own, other in zip(self.own, self.control, strict=True)]
 
+    @property
+    def gain(self) -> Interval | None:
+        """Score at v̂ minus score at v; None where it wasn't measured."""
+        return self.gains[-1] if self.gains else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether BASIC's premise holds: v̂ is better than v."""
+        return "can't tell" if self.gain is None else self.gain.verdict(self.samples)
+
     def to_dict(self) -> dict[str, Any]:
         """The curve as a JSON object."""
         return {**asdict(self), "score": self.score}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "RefinementCurve":
+        """What ``to_dict`` gave. Logs of older versions have neither intervals nor health."""
+        health = record.get("health")
+        return cls(
+            places=record["places"],
+            own=record["own"],
+            control=record["control"],
+            samples=record["samples"],
+            patches=record["patches"],
+            gains=[Interval(*gain) for gain in record.get("gains", [])],
+            health=None if health is None else Health(**health),
+        )
+
+    def comparison(self) -> str:
+        """v against v̂ with the interval and the verdict, as log, report and card say it."""
+        if self.score is None:
+            return "no refinement curve: it needs two samples with a picture"
+        gain = "without an interval" if self.gain is None else f"gain {self.gain.text}"
+        return f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, {gain} over {self.samples} samples: {self.verdict}"
+
     def summary(self) -> str:
         """The curve in a line."""
         if self.score is None:
-            return "no refinement curve: it needs two samples with a picture"
-        v, *layers, target = self.score
+            return self.comparison()
+        layers = self.score[1:-1]
         best = max(range(len(layers)), key=layers.__getitem__)
         return (
             "BASIC's premise (README): visual tokens nearest to a word of their own text, beyond chance: "
-            f"v {v:+.3f} → v̂ {target:+.3f}, best after layer {best + 1}: {layers[best]:+.3f}"
+            f"{self.comparison()} (best after layer {best + 1}: {layers[best]:+.3f})"
         )
 
     def warning(self) -> str | None:
-        """The warning for a v̂ that is below v; None if it isn't, or if too few samples were seen."""
-        score = self.score
-        if score is None or round(score[-1], 3) >= round(score[0], 3):
+        """The warning for a v̂ that is below v beyond doubt; None for any other."""
+        if self.verdict != "fails" or self.gain is None:
             return None
         return (
-            "BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than "
-            f"the projector's output v already does ({score[-1]:+.3f} against {score[0]:+.3f}, shuffled "
-            f"control subtracted; {self.patches} patches of {self.samples} samples). Supervision may harm: "
-            "compare with supervision.enabled: false, or try other supervision.layers"
+            "BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than the "
+            f"projector's output v already does, by {self.gain.text} (95 % interval, shuffled control subtracted; "
+            f"{self.patches} patches of {self.samples} samples). Supervision may harm: compare with "
+            "supervision.enabled: false, or try other supervision.layers"
         )
 
 
@@ -71,7 +110,7 @@ class RefinementCurve:
 def refinement_curve(
     supervision: Supervision, batches: Iterable[Mapping[str, Tensor]], tokenizer: PreTrainedTokenizerBase
 ) -> RefinementCurve:
-    """Measure the curve on a few batches, streaming: hidden states are reduced to nearest words as they pass.
+    """Measure the curve on a few batches, streaming: of the hidden states only a few rows are kept, for one forward.
 
     A sample's text is every token of it that is no padding, image or special token. Words are compared as
     text, tokens being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a
@@ -90,33 +129,46 @@ def refinement_curve(
     parts = supervision.parts
     places = ["v", *(f"h{h}" for h in range(1, len(parts.layers) + 1)), "target"]
     words = _Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids, parts.image_token_id})
+    meter = HealthMeter(len(places), float(supervision.vocabulary.mean_norm()))
     texts: list[set[str]] = []
     nearest: list[list[list[str]]] = []  # [sample][place][patch]
     with _evaluating(parts.model):
         for batch in batches:
             layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
-            if layout.positions.numel() == 0:
+            if layout.samples_with_image == 0:
                 continue
-            positions = layout.positions.to(supervision.device)
-            found = _nearest_by_place(supervision, batch, positions)  # [places, M]
-            kept = layout.visual.flatten()[layout.positions]
-            for row in layout.rows_with_image.tolist():
-                ids = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
-                texts.append(set(words.of(ids.tolist())))
-                own_patches = (layout.sample == row) & kept
-                nearest.append([words.of(place.tolist()) for place in found[:, own_patches]])
-    own, control = _shares(texts, nearest, len(places))
-    return RefinementCurve(places, own, control, len(texts), sum(len(sample[0]) for sample in nearest))
+            found = _nearest_by_place(supervision, batch, layout, meter)
+            for row, ids in zip(layout.rows_with_image.tolist(), found, strict=True):
+                text = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
+                texts.append(set(words.of(text.tolist())))
+                nearest.append([words.of(place) for place in ids.tolist()])
+    matches = _matches(texts, nearest, len(places))
+    own, control = _shares(matches)
+    patches = sum(len(sample[0]) for sample in nearest)
+    return RefinementCurve(places, own, control, len(texts), patches, score_gains(matches), meter.health())
 
 
-def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], positions: Tensor) -> Tensor:
-    """Ids of the nearest words at each place, [places, M] on the CPU."""
-    parts, plan = supervision.parts, supervision.plan
+def _nearest_by_place(
+    supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter
+) -> list[Tensor]:
+    """Ids of the nearest words, [places, patches] for each sample, on the CPU.
+
+    Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
+    """
+    parts, plan, device = supervision.parts, supervision.plan, supervision.device
+    positions = layout.positions.to(device)
     stream = supervision.operations.target_stream(None)
-    found: dict[int, Tensor] = {}
+    kept = layout.visual.flatten()[layout.positions].nonzero().squeeze(1).to(device)
+    tokens = layout.patches[layout.rows_with_image].tolist()
+    chosen = [_spread(count) for count in tokens]
+    starts = np.cumsum([0, *tokens[:-1]]).tolist()
+    searched = torch.cat([start + spread for start, spread in zip(starts, chosen, strict=True)]).to(device)
+    found: dict[int, Tensor] = {}  # place → rows [searched, D]
 
     def keep(place: int, rows: Tensor) -> None:
-        found[place] = supervision.vocabulary.nearest(rows).cpu()
+        rows = rows.index_select(0, kept)
+        meter.add(place, rows, tokens)
+        found[place] = rows.index_select(0, searched).float()
 
     def keep_layer(h: int, hidden: Tensor) -> None:
         keep(h, hidden.flatten(0, 1).index_select(0, positions))
@@ -131,7 +183,15 @@ def _nearest_by_place(supervision: Supervision, batch: Mapping[str, Tensor], pos
         parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
     assert stream.target is not None
     keep(len(parts.layers) + 1, stream.target)
-    return torch.stack([found[place] for place in range(len(parts.layers) + 2)])
+    # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
+    rows = torch.cat([found[place] for place in range(len(parts.layers) + 2)])
+    nearest = supervision.vocabulary.nearest(rows).cpu().view(len(found), -1)
+    return list(nearest.split([len(spread) for spread in chosen], dim=1))
+
+
+def _spread(count: int) -> Tensor:
+    """At most SEARCHED_PATCHES of ``count`` visual tokens, spread evenly."""
+    return torch.linspace(0, count - 1, min(SEARCHED_PATCHES, count), dtype=torch.float64).round().long()
 
 
 class _Words:
@@ -155,29 +215,31 @@ class _Words:
         return word if len(letters) >= 3 or unspaced else ""
 
 
-def _shares(
-    texts: list[set[str]], nearest: list[list[list[str]]], places: int
-) -> tuple[list[float], list[float] | None]:
-    """Own and control share at each place, mean over samples."""
-    count = len(texts)
-    if count == 0:
-        return [0.0] * places, None
+def _matches(texts: list[set[str]], nearest: list[list[list[str]]], places: int) -> NDArray[np.float64]:
+    """[places, n, n]: the share of sample i's patches whose nearest word is in text j."""
     column = {word: i for i, word in enumerate(sorted(set().union(*texts) - {""}))}
-    occurs = np.zeros((count, len(column)))
+    occurs = np.zeros((len(texts), len(column)))
     for row, text in enumerate(texts):
         occurs[row, [column[word] for word in text if word]] = 1
-    own, control = [], []
+    matches = np.zeros((places, len(texts), len(texts)))
     for place in range(places):
         share = np.zeros_like(occurs)  # of sample's patches whose nearest word is this
         for row, sample in enumerate(nearest):
             for word in sample[place]:
                 if word in column:
                     share[row, column[word]] += 1 / len(sample[place])
-        matches = share @ occurs.T  # [sample, text]
-        own.append(float(matches.diagonal().mean()))
-        if count > 1:
-            control.append(float((matches.sum() - matches.trace()) / (count * (count - 1))))
-    return own, control if count > 1 else None
+        matches[place] = share @ occurs.T
+    return matches
+
+
+def _shares(matches: NDArray[np.float64]) -> tuple[list[float], list[float] | None]:
+    """Own and control share at each place, mean over samples; [places, n, n]."""
+    count = matches.shape[1]
+    if count == 0:
+        return [0.0] * len(matches), None
+    own = np.trace(matches, axis1=1, axis2=2)
+    control = (matches.sum(axis=(1, 2)) - own) / (count * (count - 1)) if count > 1 else None
+    return (own / count).tolist(), None if control is None else control.tolist()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision import Supervision, refinement_curve
+from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
 from basic_lite.training.batches import loading
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import StepCounts, TrainStep
@@ -104,7 +104,10 @@ def overfit_text(
 
 @dataclass(frozen=True)
 class RefinementLog:
-    """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns."""
+    """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns.
+
+    What ails the target is said once, when it is first seen.
+    """
 
     supervision: Supervision | None  # None: BASIC is off, and nothing is measured
     batches: Sequence[dict[str, Tensor]]  # of samples with images; none: nothing is measured
@@ -112,6 +115,7 @@ class RefinementLog:
     say: Say
     autocast: Callable[[], AbstractContextManager[Any]] | None
     fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
+    _told: set[str] = field(default_factory=set, init=False, repr=False)  # names of illnesses
 
     def measure(self, step: int) -> dict[str, Any] | None:
         """Measure the curve after a step, in the form for the log; None where there is none."""
@@ -130,6 +134,7 @@ class RefinementLog:
             warning = None if step == 0 and self.fresh else curve.warning()
             if warning is not None:
                 self.say(f"warning: step {step}: {warning}")
+            self._tell_illnesses(step, curve)
             return {"refinement": curve.to_dict()}
         clear_device_cache(garbage_collection=True)
         self.say(
@@ -137,3 +142,10 @@ class RefinementLog:
             "set supervision.refinement_batches=0 to skip it"
         )
         return None
+
+    def _tell_illnesses(self, step: int, curve: RefinementCurve) -> None:
+        for illness in curve.health.illnesses() if curve.health is not None else []:
+            name = illness.split(":")[0]
+            if name not in self._told:
+                self._told.add(name)
+                self.say(f"note: step {step}: {illness}")

@@ -7,25 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from basic_lite.supervision import RefinementCurve, refinement_curve
+from basic_lite.supervision import Interval, RefinementCurve, premise, refinement_curve
 from tests.support import supervision as kit
+from tests.support.words import word_tokenizer
 
 torch.set_num_threads(1)
-
-SHORT = {3: "a", 4: "12", 5: ".", 6: "of", 8: "狗"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Ids 0..2 are special, a few too short to count, 9 and 10 one word in two spellings, the rest words."""
-    names = {i: f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(kit.WORDS)}
-    names |= {0: "<pad>", 1: "<s>", 2: "</s>", kit.IMAGE: "<image>", 9: "Tree", 10: "tree", **SHORT}
-    base = Tokenizer(models.WordLevel({name: i for i, name in names.items()}, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return word_tokenizer()
 
 
 def as_words(model: Any, words: list[int]) -> None:
@@ -56,6 +50,20 @@ def test_shares_at_v(tokenizer: PreTrainedTokenizerFast) -> None:
     assert curve.control is not None and curve.control[0] == pytest.approx((0 / 4 + 1 / 4) / 2)
     assert curve.score is not None and curve.score[0] == pytest.approx(0.25)
     json.dumps(curve.to_dict(), allow_nan=False)
+
+
+def test_a_few_patches_spread_evenly_are_looked_up(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert premise._spread(9).tolist() == list(range(9))
+    many = premise._spread(576)
+    assert many.tolist()[::63] == [0, 575] and many.diff().unique().tolist() == [9, 10]
+    monkeypatch.setattr(premise, "SEARCHED_PATCHES", 2)
+    model = kit.tiny_llava()
+    image = [kit.IMAGE] * kit.PATCHES
+    as_words(model, [12, 13, 20, 3, 14, 15, 16, 22])
+    curve = refinement_curve(kit.build(model), [rows([*image, 12, 13], [*image, 15, 16, 22])], tokenizer)
+    assert curve.patches == 4 and curve.own[0] == 0.5, "the first and the last patch of each sample"
 
 
 def test_a_letter_of_an_unspaced_script_is_a_word(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -125,12 +133,35 @@ def test_modes_hooks_and_generators_are_left_as_they_were(tokenizer: PreTrainedT
     assert curve == refinement_curve(kit.build(model), [batch], tokenizer)
 
 
-def test_warning_only_where_the_target_is_worse() -> None:
-    worse = RefinementCurve(["v", "h1", "target"], [0.5, 0.4, 0.3], [0.1, 0.1, 0.1], 8, 80)
-    text = worse.warning()
-    assert text is not None and "premise" in text and "+0.200 against +0.400" in text and "supervision." in text
-    assert RefinementCurve(["v", "target"], [0.5, 0.3], [0.4, 0.1], 8, 80).warning() is None  # above its control
-    assert RefinementCurve(["v", "target"], [0.2, 0.2], [0.0, 0.0], 8, 80).warning() is None
+def curve_of(gain: Interval, samples: int = 64) -> RefinementCurve:
+    """v .012 and v̂ .012 + the gain, above the control."""
+    own = [0.112, 0.142, 0.112 + gain.value]
+    return RefinementCurve(["v", "h1", "target"], own, [0.1] * 3, samples, 640, [Interval(0.03, -0.1, 0.2), gain], None)
+
+
+def test_words_follow_the_interval() -> None:
+    fails = curve_of(Interval(-0.02, -0.03, -0.001))
+    text = fails.warning()
+    assert text is not None and "premise does not hold" in text and "-0.020 [-0.030, -0.001]" in text
+    assert fails.verdict == "fails" and "supervision.enabled: false" in text
+    unknown = curve_of(Interval(0.004, -0.01, 0.018))
+    assert unknown.warning() is None and unknown.verdict == "can't tell"
+    told = "v +0.012 → v̂ +0.016, gain +0.004 [-0.010, +0.018] over 64 samples: can't tell"
+    assert told in unknown.summary() and unknown.summary().endswith("(best after layer 1: +0.042)")
+    holds = curve_of(Interval(0.02, 0.001, 0.03))
+    assert holds.warning() is None and holds.verdict == "holds" and "over 64 samples: holds" in holds.summary()
+    few = curve_of(Interval(-0.02, -0.03, -0.001), samples=7)
+    assert few.verdict == "can't tell" and few.warning() is None, "of so few samples no interval is narrow enough"
+
+
+def test_a_log_gives_the_curve_back_and_an_old_one_has_no_interval(tokenizer: PreTrainedTokenizerFast) -> None:
+    curve = refinement_curve(kit.build(kit.tiny_llava()), [kit.tiny_batch("image")], tokenizer)
+    record = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
+    assert curve.gain is not None and record["gains"][-1] == list(curve.gain) and len(record["gains"]) == kit.LAYERS + 1
+    assert RefinementCurve.from_dict(record) == curve
+    old = RefinementCurve.from_dict({name: record[name] for name in ("places", "own", "control", "samples", "patches")})
+    assert old.score == curve.score and old.gain is None and old.verdict == "can't tell" and old.warning() is None
+    assert "without an interval over 2 samples: can't tell" in old.summary()
 
 
 def test_no_image_at_all(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -7,6 +7,7 @@ from transformers.utils import cached_file
 
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.sizes import size_text
+from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
@@ -153,11 +154,10 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
         rows.append((f"LM loss on `data.eval`, at step {step}", f"{losses[-1]:.4f}"))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
     if curves:
-        score = curves[-1]["score"]
         rows.append(
             (
-                "BASIC's premise: by how much its target names what is seen better than the projector (one run)",
-                f"{score[-1] - score[0]:+.4f}",
+                "BASIC's premise: how well the projector (v) and its target (v̂) name what is seen (one run)",
+                RefinementCurve.from_dict(curves[-1]).comparison(),
             )
         )
     steps = [line for line in lines if "step_s" in line]
