@@ -68,7 +68,7 @@ def massive_dimensions(energy: Tensor) -> tuple[int, ...]:
     again in what is left, until no dimension there is massive.
 
     Args:
-        energy: [D], for each dimension the sum of squares over tokens; best of rows of one norm, or sinks speak for all.
+        energy: [D], for each dimension the sum of squares over tokens; best of unit rows, or sinks speak for all.
     """
     rest = energy.double().cpu().clone()
     found: set[int] = set()
