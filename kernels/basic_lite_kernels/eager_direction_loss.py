@@ -51,13 +51,14 @@ def capture_layer(
     row_bytes = flat.shape[1] * (flat.element_size() + acc.element_size())  # gathered, and cast to add
     scratch = min(SCRATCH_BYTES, 4 * acc.numel())
     for chunk in row_chunks(positions.numel(), row_bytes, scratch):
-        rows = flat.index_select(0, positions[chunk])
         if scaling is None:
-            acc[chunk].add_(rows, alpha=weight)
-            continue
-        if scaling.massive is not None:
-            rows.masked_fill_(scaling.massive, 0)
-        acc[chunk].addcmul_(rows.to(dtype), scaling.factor[chunk].unsqueeze(1), value=weight)
+            acc[chunk].add_(flat.index_select(0, positions[chunk]), alpha=weight)
+        else:
+            rows = flat.index_select(0, positions[chunk])
+            if scaling.massive is not None:
+                rows.masked_fill_(scaling.massive, 0)
+            acc[chunk].addcmul_(rows.to(dtype), scaling.factor[chunk].unsqueeze(1), value=weight)
+            del rows  # else it is there while the next chunk is gathered
     return acc
 
 

@@ -34,6 +34,7 @@ def row_scaling(hidden: Tensor, positions: Tensor, massive: Tensor | None = None
         rows = flat.index_select(0, positions[chunk]).to(dtype)
         norm = torch.linalg.vector_norm(rows, dim=1)
         rest = norm if massive is None else torch.linalg.vector_norm(rows.masked_fill(massive, 0), dim=1)
+        del rows  # else it is there while the next chunk is gathered
         norms.append(norm)
         factors.append(kept**0.5 / rest.masked_fill(rest == 0, torch.inf))
     return RowScaling(torch.cat(norms), torch.cat(factors), massive)
