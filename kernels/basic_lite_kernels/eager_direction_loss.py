@@ -34,8 +34,8 @@ def capture_layer(
         acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph
         (target not detached).
 
-    Peak extra bytes beyond ``acc``: at most SCRATCH_BYTES and 4·M·D. With a graph: 8·M·D, 12·M·D with
-    ``scaling``.
+    Peak extra bytes beyond ``acc``: at most SCRATCH_BYTES and 4·M·D. With a graph: 8·M·D; with
+    ``scaling`` 12·M·D, of which the graph keeps 4·M·D.
     Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])  # [B·T, D]

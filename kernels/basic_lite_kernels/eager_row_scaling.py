@@ -22,7 +22,7 @@ def row_scaling(hidden: Tensor, positions: Tensor, massive: Tensor | None = None
         Norms and factors [M] in float32 (float64 for float64 inputs), with a graph where grad mode is on and ``hidden``
         has one. A zero row, and one that is nothing but massive dimensions, has the factor 0 and the gradient 0.
 
-    Peak extra bytes: at most SCRATCH_BYTES and 4·M·D, and 16·M. With a graph: 8·M·D.
+    Peak extra bytes: at most SCRATCH_BYTES and 4·M·D, and 16·M. With a graph: 8·M·D, of which it keeps 4·M·D.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])  # [B·T, D]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
