@@ -14,7 +14,7 @@ Beyond v this holds v̂ and one gradient: 8 bytes per M·D, where the naive chai
 supervision; the streaming and the fusion are ours.
 
 Compiled without spills (stack 0) on sm_80 to sm_120 by triton 3.6.0, 3.7.1 and 3.9.0, with factors and massive
-dimensions by 3.7.1 alone:
+dimensions or without:
 
     kernel                          BLOCK_D        warps
     capture_layer, backward         1024           4
