@@ -113,6 +113,7 @@ class Breakdown:
         return Operations(
             given.name,
             target_stream=lambda kind: TimedStream(given.target_stream(kind), self),
+            row_scaling=self.wrap(CAPTURE, given.row_scaling),
             vocab_kl=self.wrap(SDS, given.vocab_kl, backward=True),
             attention_mass=self.wrap(MASS, given.attention_mass),
         )

@@ -47,7 +47,7 @@ TRAINING = {"7b_qlora": (24, 120), "7b_8gb": (8, 60)}
 # would end later than this before its time is up.
 STOP_S = 15
 # A kernel's test file has the kernel's name somewhere in its own.
-KERNELS = ("direction_loss", "vocab_kl", "attention_mass")
+KERNELS = ("direction_loss", "row_scaling", "vocab_kl", "attention_mass")
 # What pyproject.toml lists and no step here uses. Liger-Kernel is measured beside ours where it is installed.
 UNUSED = {"typer", "tensorboard", "sentencepiece", "protobuf", "liger-kernel", "ruff", "mypy", "setuptools"}
 # Where the packages lie that need not be installed.

@@ -92,9 +92,10 @@ class NaiveStep(TrainStep):
         if supervision is None or not supervision.active:
             raise ValueError("the naive step is BASIC's; without BASIC take TrainStep")
         settings = supervision.settings
-        found = (settings.token_weights, settings.direction, settings.target_norm, settings.detach)
-        if found != ("attention", "cosine", "none", True) or (settings.guard or settings.sds_tokens) is not None:
-            raise ValueError("the naive step has the paper's settings alone: attention, cosine, none, detached")
+        found = (settings.token_weights, settings.direction, settings.target_norm, settings.sinks, settings.detach)
+        paper = found == ("attention", "cosine", "none", "keep", True)
+        if not paper or (settings.guard or settings.sds_tokens) is not None:
+            raise ValueError("the naive step has the paper's settings alone: attention, cosine, none, keep, detached")
         if self.parts.language_model.config._attn_implementation != "eager":
             raise ValueError("only eager attention hands out its maps; set model.attention to eager")
         return supervision
@@ -103,7 +104,7 @@ class NaiveStep(TrainStep):
         """L_das and L_sds of a micro-batch with v [M, D], before they are divided by the step's samples."""
         K = supervision.layers
         hiddens = outputs.hidden_states[1 : K + 1]  # the first is the embeddings
-        layer_weights = torch.tensor(supervision.plan.layer_weights, device=v.device)
+        layer_weights = torch.tensor(supervision.target_plan.layer_weights, device=v.device)
         with torch.no_grad():
             target = self.refined_target(hiddens, layout.positions, layer_weights)
             maps = outputs.attentions[:K]

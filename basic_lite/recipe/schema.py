@@ -173,8 +173,15 @@ class SupervisionSection(Section):
         "quadratic", description="w_h over layers 1..K. [paper] h²/Σh²."
     )
     detach: bool = Field(True, description="No gradient flows into the target. [open]")
-    target_norm: Literal["none", "final"] = Field(
-        "none", description="final: the LLM's last norm on every captured layer. [open] none."
+    target_norm: Literal["none", "final", "layer"] = Field(
+        "none",
+        description="[open] none: layers are added as they are, and in a real LLM one dimension then holds most of v̂. "
+        "final: the LLM's last norm on each layer. layer: each layer's rows to one size, massive dimensions left out.",
+    )
+    sinks: Literal["keep", "drop"] = Field(
+        "keep",
+        description="[paper] keep: every visual token counts. drop: a_i is 0 where a token is more than 4 times as "
+        "long as its sample's median in a supervised layer: an attention sink (up to 190 times as long in SmolLM2).",
     )
     token_weights: Literal["attention", "uniform"] | float = Field(
         "attention",
@@ -211,7 +218,7 @@ class SupervisionSection(Section):
     refinement_batches: int = Field(
         16,
         ge=0,
-        description="Batches of 4 samples for the refinement curve, at start and at each evaluation; 0: none. 16 decide "
+        description="Batches of 4 samples for the refinement curve, at start and each evaluation; 0: none. 16 decide "
         "a gap of .05 between target and projector (docs/METHOD.md). They cost a forward of 64 samples each time.",
     )
 

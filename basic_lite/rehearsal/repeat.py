@@ -7,6 +7,7 @@ watches. Those run in full. The others only keep and make what they leave behind
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
 from basic_lite.supervision import Supervision
+from basic_lite_kernels.signatures import MeasureRows, RowScaling
 
 
 class RepeatedLayer(nn.Module):
@@ -147,14 +149,30 @@ def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Calla
 def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Add a few rows of one layer to the target: they are enough here too."""
 
-    def shortened(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
+    def shortened(
+        acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None
+    ) -> Tensor:
         if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
-            return capture_layer(acc, hidden, positions, weight)
+            return capture_layer(acc, hidden, positions, weight, scaling)
         if acc is None:
             dtype = torch.promote_types(hidden.dtype, torch.float32)
             acc = hidden.new_zeros(positions.numel(), hidden.shape[-1], dtype=dtype)
-        capture_layer(acc[:FEW_ROWS], hidden, positions[:FEW_ROWS], weight)
+        few = None if scaling is None else replace(scaling, factor=scaling.factor[:FEW_ROWS])
+        capture_layer(acc[:FEW_ROWS], hidden, positions[:FEW_ROWS], weight, few)
         return acc
+
+    return shortened
+
+
+def few_sizes(row_scaling: MeasureRows) -> MeasureRows:
+    """Measure a few rows of one layer."""
+
+    def shortened(hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+        if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
+            return row_scaling(hidden, positions, massive)
+        few = row_scaling(hidden, positions[:FEW_ROWS], massive)
+        norm, factor = (x.new_zeros(positions.numel()) for x in (few.norm, few.factor))
+        return RowScaling(norm, factor, massive)
 
     return shortened
 

@@ -17,15 +17,17 @@ from basic_lite.rehearsal.build import fake_model
 from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
-from basic_lite.rehearsal.repeat import few_positions, few_rows, last_in_full, repeat_layers
+from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeat_layers
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
+from basic_lite_kernels.eager_row_scaling import row_scaling
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
 from basic_lite_kernels.operations import Operations
+from basic_lite_kernels.signatures import MeasureRows
 
 GRADIENTS, OPTIMIZER, BATCH = "gradients", "optimizer", "batch"
 VISION, PROJECTION = "vision tower's activations", "projector's activations"
@@ -185,15 +187,16 @@ class Rehearser:
         chunk = CHUNK_ELEMENTS["cuda" if self.machine.cuda else "cpu"]
         mass: Callable[..., Tensor] = functools.partial(attention_mass, chunk_elements=chunk)
         capture: Callable[..., Tensor] = capture_layer
+        sizes: MeasureRows = row_scaling
         das: Callable[..., Tensor] = direction_loss
         sds: Callable[..., Tensor] = vocab_kl
         if not self.in_full:
             mass = last_in_full(mass, supervised_layers(self.recipe.supervision.layers, len(self.parts.layers)), chunk)
-            capture = few_positions(capture)
+            capture, sizes = few_positions(capture), few_sizes(sizes)
             das, sds = few_rows(das, gradient_in_forward=False), few_rows(sds, gradient_in_forward=True)
         tagged = functools.partial(self.ledger.wrap, BASIC)
         stream = functools.partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
-        return Operations("reference", stream, vocab_kl=tagged(sds), attention_mass=tagged(mass))
+        return Operations("reference", stream, tagged(sizes), vocab_kl=tagged(sds), attention_mass=tagged(mass))
 
 
 class TaggedSupervision(Supervision):

@@ -23,7 +23,6 @@ from basic_lite.supervision.interval import Interval, Verdict, score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import hooked
-from basic_lite.supervision.target import visual_rows
 
 # Of each sample, at most so many visual tokens, spread evenly, are looked up in the vocabulary: the search costs most.
 SEARCHED_PATCHES = 64
@@ -172,8 +171,8 @@ def _nearest_by_place(
 
     def keep_layer(h: int, hidden: Tensor) -> None:
         keep(h, hidden.flatten(0, 1).index_select(0, positions))
-        if h <= len(plan.layer_weights):
-            stream.add(*visual_rows(hidden, positions, plan.norm), plan.layer_weights[h - 1])
+        if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
+            stream.add(*plan.share(h, hidden, positions, supervision.operations))
 
     with ExitStack() as hooks:
         hooks.enter_context(hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))))

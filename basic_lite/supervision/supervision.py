@@ -25,7 +25,7 @@ from basic_lite.supervision.losses import (
 from basic_lite.supervision.metrics import embedding_metrics, nearest_special_share
 from basic_lite.supervision.patch_weights import attention_masses, patch_weights
 from basic_lite.supervision.taps import Capture, TapPlan, open_taps
-from basic_lite.supervision.target import layer_weights, supervised_layers
+from basic_lite.supervision.target import TargetPlan, layer_weights, supervised_layers
 from basic_lite.supervision.vocabulary import Vocabulary
 from basic_lite_kernels.operations import Choice, KernelUnavailable, Operations, choose
 
@@ -88,24 +88,41 @@ class Supervision:
         self.computes_das = settings.enabled and direction is not None
         self.computes_sds = settings.enabled and settings.lambda_sds > 0
         self.reads_attention = isinstance(settings.token_weights, str)
-        self.layers = supervised_layers(settings.layers, len(parts.layers))  # K
         self._vocabulary_ids = vocabulary_ids
         self._embedding_scale = embedding_scale
         self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64).to(self.device)
         self.operations = operations
-        self.plan = TapPlan(
-            parts=parts,
-            layer_weights=layer_weights(settings.layer_weights, self.layers),
-            detach=settings.detach,
-            final_norm=settings.target_norm == "final",
-            attention=self.reads_attention,
-            direction=direction if settings.enabled else None,
-            guard=settings.guard,
-        )
+        self._direction = direction if settings.enabled else None
+        layers = supervised_layers(settings.layers, len(parts.layers))
         if self.active:
             _ = self.vocabulary
-            if self.reads_attention:
-                check_attention(parts.language_model, self.layers)
+        self.use(TargetPlan(tuple(layer_weights(settings.layer_weights, layers))))
+
+    def use(self, plan: TargetPlan) -> None:
+        """Let ``plan`` say from now on which layers make v̂; at first it is what the settings say.
+
+        Raises:
+            UserError: the attention of its layers can't be read.
+            ValueError: it is for an LLM with more layers.
+        """
+        layers, settings = len(plan.layer_weights), self.settings
+        if layers > len(self.parts.layers):
+            raise ValueError(f"a target of {layers} layers for an LLM that has {len(self.parts.layers)}")
+        if self.active and self.reads_attention:
+            check_attention(self.parts.language_model, layers)
+        self.target_plan = plan
+        self.layers = layers  # K
+        self.plan = TapPlan(
+            parts=self.parts,
+            target=plan,
+            massive=plan.masks(self.parts.embeddings.weight.shape[1], self.device),
+            detach=settings.detach,
+            target_norm=settings.target_norm,
+            drop_sinks=settings.sinks == "drop",
+            attention=self.reads_attention,
+            direction=self._direction,
+            guard=settings.guard,
+        )
 
     @property
     def device(self) -> torch.device:

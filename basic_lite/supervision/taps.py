@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from basic_lite.model.parts import Parts
 from basic_lite.supervision.attention import check_options, watch_attention
 from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.layout import Layout
-from basic_lite.supervision.target import visual_rows
+from basic_lite.supervision.target import TargetPlan, visual_rows
 from basic_lite_kernels.operations import Kind, Operations, TargetStream
+from basic_lite_kernels.signatures import RowScaling
 
 
 @dataclass
@@ -33,10 +34,11 @@ class Capture:
     stream: TargetStream | None = None  # v̂, and DAS against it
     mass: Tensor | None = None  # [B, T] float32, attention of text to visual tokens, summed over text and layers
     attended: int = 0  # layers that mass is summed over
+    norms: list[Tensor] = field(default_factory=list)  # ‖ṽ_h‖ of layers 1..K, [M] float32; empty: sinks are kept
     guard: Guard | None = None  # what v's gradients go through; None: nothing
     closed: bool = False
     _projected: list[Tensor] = field(default_factory=list, repr=False)
-    _residuals: list[Tensor] = field(default_factory=list, repr=False)
+    _residuals: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def target(self) -> Tensor | None:
@@ -46,12 +48,14 @@ class Capture:
 
 @dataclass(frozen=True)
 class TapPlan:
-    """What to tap, fixed for a whole run."""
+    """What to tap. It stays as it is until ``Supervision.use`` makes another one."""
 
     parts: Parts
-    layer_weights: list[float]  # w_h, h = 1..K
+    target: TargetPlan
+    massive: list[Tensor | None]  # [D] bool of each layer 1..K
     detach: bool
-    final_norm: bool
+    target_norm: Literal["none", "final", "layer"]
+    drop_sinks: bool
     attention: bool
     direction: Kind | None  # None: no DAS
     guard: float | None = None  # ρ; None: v's gradients are added as they are
@@ -59,12 +63,25 @@ class TapPlan:
     @property
     def layers(self) -> list[nn.Module]:
         """Decoder layers 1..K."""
-        return list(self.parts.layers[: len(self.layer_weights)])
+        return list(self.parts.layers[: len(self.target.layer_weights)])
+
+    def reads(self, h: int) -> bool:
+        """Whether the output of layer h is needed: for v̂, or for the norms that tell sinks."""
+        return h <= len(self.target.layer_weights) and (self.target.layer_weights[h - 1] > 0 or self.drop_sinks)
+
+    def share(
+        self, h: int, hidden: Tensor, positions: Tensor, operations: Operations
+    ) -> tuple[Tensor, Tensor, float, RowScaling | None]:
+        """Layer h's share of v̂ as ``TargetStream.add`` takes it, from its output [B, T, D] and positions [M]."""
+        scaling = None
+        if self.target_norm == "layer":
+            scaling = operations.row_scaling(hidden, positions, self.massive[h - 1])
+        return (*visual_rows(hidden, positions, self.norm), self.target.layer_weights[h - 1], scaling)
 
     @property
     def norm(self) -> nn.Module | None:
         """What a layer's rows go through before they are added to v̂."""
-        return self.parts.norm if self.final_norm else None
+        return self.parts.norm if self.target_norm == "final" else None
 
 
 @contextmanager
@@ -87,7 +104,8 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
             capture.stream = operations.target_stream(plan.direction)
             inner.enter_context(hooked(plan.parts.projector, taps.keep_v))
             for h, layer in enumerate(plan.layers, start=1):
-                inner.enter_context(hooked(layer, partial(taps.keep_layer, h)))
+                if plan.reads(h):
+                    inner.enter_context(hooked(layer, partial(taps.keep_layer, h)))
         if plan.attention:
             inner.enter_context(watch_attention(plan.parts.language_model, plan.layers, taps.keep_mass))
 
@@ -137,23 +155,27 @@ class _Taps:
 
     def keep_layer(self, h: int, hidden: Tensor) -> None:
         if self.plan.detach:
-            if h == len(self.plan.layer_weights):
+            if h == self.plan.target.last:
                 self._pack_v()  # outside of no_grad: v keeps its graph
             with torch.no_grad():
                 self._add_layer(h, hidden)
         else:
             # Only a reference: the rows are read when the LLM is done, outside of what checkpointing recomputes.
-            self.capture._residuals.append(hidden)
+            self.capture._residuals[h] = hidden
 
     def _add_layer(self, h: int, hidden: Tensor) -> None:
-        """Add layer h's share of v̂; the last one finishes it."""
-        plan, stream = self.plan, self.capture.stream
+        """Add layer h's share of v̂, if it has one; the last one finishes it. Keep its norms where sinks are dropped."""
+        plan, stream, positions = self.plan, self.capture.stream, self.capture.layout.positions
         assert stream is not None
-        hidden, positions = visual_rows(hidden, self.capture.layout.positions, plan.norm)
-        if h < len(plan.layer_weights):
-            stream.add(hidden, positions, plan.layer_weights[h - 1])
-        else:
-            stream.finish(hidden, positions, plan.layer_weights[h - 1], self._pack_v())
+        rows, where, weight, scaling = plan.share(h, hidden, positions, self.operations)
+        if plan.drop_sinks:
+            with torch.no_grad():
+                sizes = self.operations.row_scaling(hidden, positions, None) if scaling is None else scaling
+            self.capture.norms.append(sizes.norm.detach())
+        if h == plan.target.last:
+            stream.finish(rows, where, weight, self._pack_v(), scaling)
+        elif weight > 0:
+            stream.add(rows, where, weight, scaling)
 
     def _pack_v(self) -> Tensor:
         """Pack v [M, D] of all the projector's calls once, in float32 and with its graph."""
@@ -195,7 +217,7 @@ class _Taps:
     def finish(self) -> None:
         """Finish v̂ and check the attention when the LLM's forward is over."""
         plan, capture = self.plan, self.capture
-        count = len(plan.layer_weights)
+        count = len(plan.target.layer_weights)
         if plan.attention and capture.attended != count:
             raise RuntimeError(
                 f"{capture.attended} attention calls were seen in {count} layers: "
@@ -203,7 +225,7 @@ class _Taps:
             )
         if capture.stream is not None:
             self._pack_v()
-            for h, hidden in enumerate(capture._residuals, start=1):
+            for h, hidden in capture._residuals.items():
                 self._add_layer(h, hidden)
             capture._projected.clear()
             capture._residuals.clear()

@@ -2,7 +2,8 @@
 
 Symbols: B batch · T sequence · M packed visual tokens · D hidden size · K supervised layers. One program has one row.
 
-    after layer h < K   capture_layer: acc[M, D] += w_h · hidden[positions]
+    after layer h < K   capture_layer: acc[M, D] += w_h · hidden[positions], maybe with a factor for each row and
+                        without the massive dimensions (``row_scaling`` finds the factors)
     after layer K       the fused pass: the same, which finishes v̂, and each row's distance to v with its gradient,
                         both without a_i, which isn't known yet with ``token_weights: uniform``
     at the loss         Σ_i a_i distance_i; in the backward a_i and the upstream gradient are multiplied onto the
@@ -12,7 +13,8 @@ Beyond v this holds v̂ and one gradient: 8 bytes per M·D, where the naive chai
 132. Sums are float32. Source: method section of arXiv 2508.06895, target embeddings and direction alignment
 supervision; the streaming and the fusion are ours.
 
-Compiled without spills (stack 0) on sm_80 to sm_120 by triton 3.6.0, 3.7.1 and 3.9.0:
+Compiled without spills (stack 0) on sm_80 to sm_120 by triton 3.6.0, 3.7.1 and 3.9.0, with factors and massive
+dimensions or without:
 
     kernel                          BLOCK_D        warps
     capture_layer, backward         1024           4
@@ -33,7 +35,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from basic_lite_kernels import eager_direction_loss
-from basic_lite_kernels.signatures import Kind
+from basic_lite_kernels.signatures import Kind, RowScaling
 from basic_lite_kernels.triton_support import require, why_not
 
 # A row stays in registers: 32 numbers of v and of v̂ a thread, 16 warps. No decoder's hidden size is larger.
@@ -41,7 +43,8 @@ LONGEST_ROW = 16384
 # Columns that a program takes where rows are not reduced, and its warps.
 ELEMENTWISE = {"BLOCK_D": 1024, "num_warps": 4}
 # What a kernel is told where no layer is added.
-_NO_LAYER = {"hidden": None, "positions": None, "weight": 0.0, "T": 1, "stride_b": 0, "stride_t": 0, "FIRST": False}
+_NO_LAYER = {"hidden": None, "positions": None, "factor": None, "massive": None, "weight": 0.0}
+_NO_LAYER |= {"T": 1, "stride_b": 0, "stride_t": 0, "FIRST": False}
 
 
 def supports(rows: Tensor) -> str | None:
@@ -51,10 +54,18 @@ def supports(rows: Tensor) -> str | None:
 
 
 @triton.jit
-def _captured(acc, hidden, position, weight, T, stride_b, stride_t, columns, inside, FIRST: tl.constexpr):
-    """acc + weight · hidden[position] for some columns of a row; FIRST: acc holds nothing yet."""
+def _captured(
+    acc, hidden, positions, factor, massive, row, weight, T, stride_b, stride_t, columns, inside, FIRST: tl.constexpr
+):  # fmt: skip
+    """acc + weight · factor · hidden for some columns of a row, 0 for massive ones; FIRST: acc holds nothing yet."""
+    position = tl.load(positions + row)
     source = hidden + position // T * stride_b + position % T * stride_t
-    y = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32) * weight
+    wanted = inside
+    if massive is not None:
+        wanted = inside & (tl.load(massive + columns, mask=inside, other=1) == 0)
+    if factor is not None:
+        weight *= tl.load(factor + row)
+    y = tl.load(source + columns, mask=wanted, other=0.0).to(tl.float32) * weight
     if not FIRST:
         y += tl.load(acc + columns, mask=inside, other=0.0)
     return y
@@ -64,6 +75,7 @@ def _captured(acc, hidden, position, weight, T, stride_b, stride_t, columns, ins
 def capture_layer_kernel(
     acc,  # [M, D] float32, changed
     hidden, positions,  # [B, T, D] and [M] int64
+    factor, massive,  # [M] float32, or None, and [D] uint8, or None
     weight, T, D, stride_b, stride_t,
     FIRST: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -72,8 +84,7 @@ def capture_layer_kernel(
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     acc += row * D
-    position = tl.load(positions + row)
-    y = _captured(acc, hidden, position, weight, T, stride_b, stride_t, columns, inside, FIRST)
+    y = _captured(acc, hidden, positions, factor, massive, row, weight, T, stride_b, stride_t, columns, inside, FIRST)
     tl.store(acc + columns, y, mask=inside)
 
 
@@ -91,6 +102,7 @@ def direction_loss_kernel(
     distance,  # [M] float32, written
     dv, dtarget,  # [M, D] float32, written, or None
     hidden, positions,  # [B, T, D] and [M] int64, or None
+    factor, massive,  # [M] float32, or None, and [D] uint8, or None
     weight, T, D, stride_v, stride_target, stride_b, stride_t,
     COSINE: tl.constexpr, FIRST: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -103,8 +115,9 @@ def direction_loss_kernel(
     if hidden is None:
         y = tl.load(target + columns, mask=inside, other=0.0).to(tl.float32)
     else:
-        position = tl.load(positions + row)
-        y = _captured(target, hidden, position, weight, T, stride_b, stride_t, columns, inside, FIRST)
+        y = _captured(
+            target, hidden, positions, factor, massive, row, weight, T, stride_b, stride_t, columns, inside, FIRST
+        )
         tl.store(target + columns, y, mask=inside)
 
     # The gradients are scale_x (y − share · x) and scale_y (x − share · y), of unit rows x, y with the cosine.
@@ -152,7 +165,9 @@ def row_options(D: int) -> dict[str, int]:
 
 
 @torch.compiler.disable
-def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
+def capture_layer(
+    acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None = None
+) -> Tensor:
     """``eager_direction_loss.capture_layer`` by a kernel, argument by argument.
 
     ``acc`` [M, D] is float32; None starts at zero, without writing the zeros. ``hidden`` [B, T, D] is float32, float16
@@ -165,12 +180,12 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
     Raises:
         KernelUnavailable: see ``supports``.
 
-    Peak extra bytes beyond ``acc`` (4·M·D): 0. With a graph: 8·M·D.
+    Peak extra bytes beyond ``acc`` (4·M·D): 0. With a graph: as eager code.
     """
     if _has_graph(acc, hidden):
-        return eager_direction_loss.capture_layer(acc, hidden, positions, weight)
+        return eager_direction_loss.capture_layer(acc, hidden, positions, weight, scaling)
     require("capture_layer", supports(hidden))
-    acc, layer = _next_layer(acc, hidden, positions, weight)
+    acc, layer = _next_layer(acc, hidden, positions, weight, scaling)
     M, D = acc.shape
     if M:
         grid = M, triton.cdiv(D, ELEMENTWISE["BLOCK_D"])
@@ -213,13 +228,15 @@ class TritonTargetStream(eager_direction_loss.EagerTargetStream):
         self._measured: _Measured | None = None
 
     @torch.compiler.disable
-    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
+    def finish(
+        self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, scaling: RowScaling | None = None
+    ) -> None:
         if self.kind is None or _has_graph(self.target, hidden):
-            super().finish(hidden, positions, weight, v)
+            super().finish(hidden, positions, weight, v, scaling)
             return
         require("direction_loss", supports(hidden) or supports(v))
         so_far = None if self.target is None else self.target.detach()
-        self.target, layer = _next_layer(so_far, hidden.detach(), positions, weight)
+        self.target, layer = _next_layer(so_far, hidden.detach(), positions, weight, scaling)
         self._measured = _measure(v, self.target, self.kind, wants_v=v.requires_grad, wants_target=False, layer=layer)
         self._v = v
 
@@ -242,11 +259,16 @@ def _has_graph(acc: Tensor | None, hidden: Tensor) -> bool:
     return torch.is_grad_enabled() and (hidden.requires_grad or (acc is not None and acc.requires_grad))
 
 
-def _next_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> tuple[Tensor, dict[str, Any]]:
+def _next_layer(
+    acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None
+) -> tuple[Tensor, dict[str, Any]]:
     """``acc`` or memory for it, [M, D], and what kernels are told of a layer [B, T, D] that is added to it."""
-    hidden, shape = _contiguous_rows(hidden), (positions.numel(), hidden.shape[-1])
+    hidden, shape = contiguous_rows(hidden), (positions.numel(), hidden.shape[-1])
     layer = _NO_LAYER | {"hidden": hidden, "positions": positions.contiguous(), "weight": float(weight)}
     layer |= {"T": hidden.shape[1], "stride_b": hidden.stride(0), "stride_t": hidden.stride(1), "FIRST": acc is None}
+    if scaling is not None:
+        layer["factor"] = scaling.factor.detach()
+        layer["massive"] = None if scaling.massive is None else scaling.massive.view(torch.uint8)
     if acc is None:
         acc = torch.empty(shape, dtype=torch.float32, device=hidden.device)
     elif acc.dtype != torch.float32 or not acc.is_contiguous() or acc.shape != shape:
@@ -263,7 +285,7 @@ def _measure(
     if target.shape != v.shape:
         raise ValueError(f"v is {list(v.shape)} and the target {list(target.shape)}; both must be [M, D]")
     M, D = v.shape
-    v, target = _contiguous_rows(v.detach()), _contiguous_rows(target.detach())
+    v, target = contiguous_rows(v.detach()), contiguous_rows(target.detach())
     distance = torch.empty(M, dtype=torch.float32, device=v.device)
     dv, dtarget = (distance.new_empty(M, D) if wanted else None for wanted in (wants_v, wants_target))
     if M:
@@ -284,7 +306,7 @@ def _measure(
     return _Measured(distance, dv, dtarget)
 
 
-def _contiguous_rows(x: Tensor) -> Tensor:
+def contiguous_rows(x: Tensor) -> Tensor:
     """x with a contiguous last dimension; copied only where it has none."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

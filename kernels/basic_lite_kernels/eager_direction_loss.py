@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from basic_lite_kernels.signatures import Kind, compute_dtype
+from basic_lite_kernels.signatures import Kind, RowScaling, compute_dtype
 
 # A chunk of rows takes about this much. It is small next to a training step, and enough to keep a GPU busy. Where few
 # rows are left it is at most 4 bytes an element of them: what their gradient takes when the scratch memory is free.
 SCRATCH_BYTES = 8 * 2**20
 
 
-def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float) -> Tensor:
+def capture_layer(
+    acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None = None
+) -> Tensor:
     """Add one layer's share of the target: ``acc[i] += weight · hidden.view(B·T, D)[positions[i]]``.
 
     Args:
@@ -26,29 +28,41 @@ def capture_layer(acc: Tensor | None, hidden: Tensor, positions: Tensor, weight:
         hidden: [B, T, D], the residual stream after a decoder layer, any floating type.
         positions: [M] int64, indices into the flattened B·T.
         weight: w_h of this layer.
+        scaling: of these rows: massive dimensions count as 0, the others are multiplied by the row's factor.
 
     Returns:
         acc, [M, D]. A new tensor with a graph instead where grad mode is on and ``hidden`` has a graph
         (target not detached).
 
-    Peak extra bytes beyond ``acc``: at most SCRATCH_BYTES and 4·M·D. With a graph: 8·M·D.
+    Peak extra bytes beyond ``acc``: at most SCRATCH_BYTES and 4·M·D. With a graph: 8·M·D; with
+    ``scaling`` 12·M·D, of which the graph keeps 4·M·D.
     Source: method section, target embeddings v̂ = Σ_h w_h ṽ_h; streaming is ours.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])  # [B·T, D]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if torch.is_grad_enabled() and (flat.requires_grad or (acc is not None and acc.requires_grad)):
         rows = flat.index_select(0, positions).to(dtype)
+        if scaling is not None:
+            rows = rows if scaling.massive is None else rows.masked_fill(scaling.massive, 0)
+            rows = rows * scaling.factor.unsqueeze(1)
         return rows * weight if acc is None else torch.add(acc, rows, alpha=weight)
     if acc is None:
         acc = torch.zeros(positions.numel(), flat.shape[1], dtype=dtype, device=hidden.device)
     row_bytes = flat.shape[1] * (flat.element_size() + acc.element_size())  # gathered, and cast to add
     scratch = min(SCRATCH_BYTES, 4 * acc.numel())
-    for rows in _row_chunks(positions.numel(), row_bytes, scratch):
-        acc[rows].add_(flat.index_select(0, positions[rows]), alpha=weight)
+    for chunk in row_chunks(positions.numel(), row_bytes, scratch):
+        if scaling is None:
+            acc[chunk].add_(flat.index_select(0, positions[chunk]), alpha=weight)
+        else:
+            rows = flat.index_select(0, positions[chunk])
+            if scaling.massive is not None:
+                rows.masked_fill_(scaling.massive, 0)
+            acc[chunk].addcmul_(rows.to(dtype), scaling.factor[chunk].unsqueeze(1), value=weight)
+            del rows  # else it is there while the next chunk is gathered
     return acc
 
 
-def _row_chunks(rows: int, row_bytes: int, scratch_bytes: int) -> Iterator[slice]:
+def row_chunks(rows: int, row_bytes: int, scratch_bytes: int) -> Iterator[slice]:
     """Chunks of rows that fit the scratch memory; one row at least."""
     step = max(1, scratch_bytes // max(1, row_bytes))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
@@ -86,7 +100,7 @@ class _DirectionLoss(torch.autograd.Function):
         distance = torch.empty(v.shape[0], dtype=dtype, device=v.device)
         inverse_x, inverse_y = (torch.empty_like(distance) if kind == "cosine" else None for _ in range(2))
         scratch = min(SCRATCH_BYTES, 4 * v.numel())
-        for rows in _row_chunks(v.shape[0], 20 * v.shape[1], scratch):
+        for rows in row_chunks(v.shape[0], 20 * v.shape[1], scratch):
             x, y = v[rows].to(dtype), target[rows].to(dtype)
             if inverse_x is None or inverse_y is None:
                 distance[rows] = (x - y).square_().mean(dim=1)
@@ -124,7 +138,7 @@ def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Ten
     out = torch.empty_like(like)
     dtype = scale.dtype
     in_place = x.dtype == y.dtype == dtype
-    for rows in _row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES):
+    for rows in row_chunks(len(out), 3 * dtype.itemsize * out.shape[1], SCRATCH_BYTES):
         into = out[rows] if in_place else torch.empty_like(out[rows], dtype=dtype)
         if of_x is None or of_y is None:
             torch.sub(x[rows].to(dtype), y[rows].to(dtype), out=into)
@@ -164,7 +178,7 @@ class EagerTargetStream:
         self,
         kind: Kind | None,
         *,
-        capture_layer: Callable[[Tensor | None, Tensor, Tensor, float], Tensor] = capture_layer,
+        capture_layer: Callable[[Tensor | None, Tensor, Tensor, float, RowScaling | None], Tensor] = capture_layer,
         direction_loss: Callable[[Tensor, Tensor, Tensor, Kind], Tensor] = direction_loss,
     ) -> None:
         self.kind = kind
@@ -172,11 +186,13 @@ class EagerTargetStream:
         self._v: Tensor | None = None
         self._capture_layer, self._direction_loss = capture_layer, direction_loss
 
-    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
-        self.target = self._capture_layer(self.target, hidden, positions, weight)
+    def add(self, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None = None) -> None:
+        self.target = self._capture_layer(self.target, hidden, positions, weight, scaling)
 
-    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
-        self.add(hidden, positions, weight)
+    def finish(
+        self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, scaling: RowScaling | None = None
+    ) -> None:
+        self.add(hidden, positions, weight, scaling)
         self._v = v
 
     def loss(self, weights: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Symbols: B batch · T sequence · M packed visual tokens · H attention heads ·
 size · V vocabulary rows · K supervised layers. Rows of zeros have no direction and are left to the tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,27 @@ from torch import Tensor
 from basic_lite_kernels.signatures import Kind
 
 
-def refined_target(hiddens: Sequence[Tensor], positions: Tensor, layer_weights: Tensor) -> Tensor:
+def refined_target(
+    hiddens: Sequence[Tensor],
+    positions: Tensor,
+    layer_weights: Tensor,
+    scaled: Callable[[Tensor, int], Tensor] = lambda rows, h: rows,
+) -> Tensor:
     """v̂ = Σ_h w_h ṽ_h, [M, D], from K layers' outputs [B, T, D], ``positions`` [M] in the flattened B·T, w [K].
+
+    ``scaled`` is done to the rows [M, D] of layer h = 0 … K − 1 before they are weighed; see ``unit_rows``.
 
     Peak extra bytes: 4·M·D·(2·K + 1), the stack, its weighted copy and the sum.
     """
-    stacked = torch.stack([_wide(h.flatten(0, 1)[positions]) for h in hiddens])  # [K, M, D]
+    stacked = torch.stack([scaled(_wide(x.flatten(0, 1)[positions]), h) for h, x in enumerate(hiddens)])  # [K, M, D]
     return (layer_weights[:, None, None] * stacked).sum(0)
+
+
+def unit_rows(rows: Tensor, massive: Tensor | None = None) -> Tensor:
+    """Rows [M, D] with root mean square 1 over the dimensions that aren't ``massive`` [D] bool, which become 0."""
+    kept = rows if massive is None else rows * ~massive
+    count = rows.shape[1] if massive is None else (~massive).sum()
+    return kept / (kept.square().sum(-1, keepdim=True) / count).sqrt()
 
 
 def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cosine") -> Tensor:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from basic_lite_kernels.eager_attention_mass import attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
+from basic_lite_kernels.eager_row_scaling import row_scaling
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
 from basic_lite_kernels.signatures import KernelUnavailable, Kind, Operations, TargetStream
 from basic_lite_kernels.triton_support import LEAST_CAPABILITY, interpreted, is_amd
 
 __all__ = ["EAGER", "Choice", "KernelUnavailable", "Kind", "Operations", "TargetStream", "choose"]
 
-EAGER = Operations("reference", EagerTargetStream, vocab_kl, attention_mass)
+EAGER = Operations("reference", EagerTargetStream, row_scaling, vocab_kl, attention_mass)
 
 # Why one operation of three stays with plain PyTorch there.
 AMD = "its kernels spill registers on AMD's cards"
@@ -141,6 +142,19 @@ def _try_direction_loss(operations: Operations, device: torch.device) -> Tensor:
     return _gradient(lambda: stream.loss(torch.ones(4, device=device)), v)
 
 
+def _try_row_scaling(operations: Operations, device: torch.device) -> Tensor:
+    """The sizes of rows, and DAS of rows that are scaled by them."""
+    v = _numbers(device, 4, 16).requires_grad_()
+    stream, positions = operations.target_stream("cosine"), torch.arange(4, device=device)
+    hidden, massive = v.detach().flip(0)[None].to(torch.bfloat16), torch.arange(16, device=device) == 5
+    with torch.no_grad():
+        first, last = (operations.row_scaling(x, positions, massive) for x in (hidden, hidden.cos()))
+        stream.add(hidden, positions, 0.5, first)
+        stream.finish(hidden.cos(), positions, 0.5, v, last)
+    gradient = _gradient(lambda: stream.loss(torch.ones(4, device=device)), v)
+    return torch.cat([first.norm, first.factor, gradient.flatten()])
+
+
 def _try_attention_mass(operations: Operations, device: torch.device) -> Tensor:
     query, key = _numbers(device, 2, 2, 1, 16, 16).to(torch.bfloat16)
     visual = torch.zeros(2, 16, dtype=torch.bool, device=device)
@@ -157,5 +171,6 @@ def _gradient(loss: Callable[[], Tensor], v: Tensor) -> Tensor:
 TRIALS: dict[str, Callable[[Operations, torch.device], Tensor]] = {
     "vocab_kl": _try_vocab_kl,
     "direction_loss": _try_direction_loss,
+    "row_scaling": _try_row_scaling,
     "attention_mass": _try_attention_mass,
 }

@@ -22,6 +22,23 @@ def compute_dtype(x: Tensor, y: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
 
 
+@dataclass(frozen=True)
+class RowScaling:
+    """The sizes of a layer's rows, and what brings them to one size before they are weighed."""
+
+    norm: Tensor  # [M] float32, ‖row‖ over all dimensions
+    factor: Tensor  # [M] float32, 1 / root mean square over the dimensions that are kept; 0 for a zero row
+    massive: Tensor | None  # [D] bool, the dimensions that are left out; None: none
+
+
+class MeasureRows(Protocol):
+    def __call__(self, hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+        """Measure the rows ``positions`` [M] of a layer's output [B, T, D]. ``massive`` [D] bool: left out of factors.
+
+        Both results have a graph if grad mode is on and ``hidden`` has one.
+        """
+
+
 class TargetStream(Protocol):
     """v̂ of one forward, added up layer by layer, and DAS against it. A new one for each forward."""
 
@@ -29,13 +46,16 @@ class TargetStream(Protocol):
     def target(self) -> Tensor | None:
         """v̂ so far, [M, D] float32; None before the first layer."""
 
-    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
+    def add(self, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None = None) -> None:
         """Add ``weight`` times the rows ``positions`` [M] of a layer's output [B, T, D], flattened to B·T rows.
 
-        v̂ gets a graph if grad mode is on and ``hidden`` has one (a target that is not detached).
+        With ``scaling`` the rows' massive dimensions count as 0 and the rest is multiplied by their factors. v̂ gets a
+        graph if grad mode is on and ``hidden`` has one (a target that is not detached).
         """
 
-    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
+    def finish(
+        self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, scaling: RowScaling | None = None
+    ) -> None:
         """Add the last layer, and keep v [M, D] for ``loss``. The graph of v is kept in every grad mode."""
 
     def loss(self, weights: Tensor) -> Tensor:
@@ -85,5 +105,6 @@ class Operations:
 
     name: str  # as the recipe's key ``kernels`` has it
     target_stream: MakeTargetStream
+    row_scaling: MeasureRows
     vocab_kl: VocabKL
     attention_mass: AttentionMass

@@ -5,19 +5,26 @@ from typing import Any
 
 from torch import Tensor
 
-from basic_lite_kernels import attention_mass, direction_loss, vocab_kl
+from basic_lite_kernels import attention_mass, direction_loss, row_scaling, vocab_kl
 from basic_lite_kernels.eager_attention_mass import attention_mass as eager_attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
+from basic_lite_kernels.eager_row_scaling import row_scaling as eager_row_scaling
 from basic_lite_kernels.eager_vocab_kl import vocab_kl as eager_vocab_kl
-from basic_lite_kernels.signatures import Kind, Operations, TargetStream
+from basic_lite_kernels.signatures import Kind, Operations, RowScaling, TargetStream
 
-TRITON = Operations("triton", direction_loss.TritonTargetStream, vocab_kl.vocab_kl, attention_mass.attention_mass)
+TRITON = Operations(
+    "triton",
+    direction_loss.TritonTargetStream,
+    row_scaling.row_scaling,
+    vocab_kl.vocab_kl,
+    attention_mass.attention_mass,
+)
 
 
 def triton_or_eager(say: Callable[[str], None]) -> Operations:
     """The kernels for inputs that they take, eager code for others. ``say`` tells the user each reason once."""
     either = _Either(say)
-    return Operations("triton", either.target_stream, either.vocab_kl, either.attention_mass)
+    return Operations("triton", either.target_stream, either.row_scaling, either.vocab_kl, either.attention_mass)
 
 
 class _Either:
@@ -27,6 +34,11 @@ class _Either:
 
     def target_stream(self, kind: Kind | None) -> TargetStream:
         return _EitherStream(kind, self)
+
+    def row_scaling(self, hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+        if self.takes("the target's norm (row_scaling)", direction_loss.supports(hidden)):
+            return row_scaling.row_scaling(hidden, positions, massive)
+        return eager_row_scaling(hidden, positions, massive)
 
     def vocab_kl(self, v: Tensor, target: Tensor, table: Tensor, weights: Tensor, **options: Any) -> Tensor:
         if self.takes("SDS (vocab_kl)", vocab_kl.supports(v, target, table)):
@@ -63,11 +75,13 @@ class _EitherStream:
             self._chosen = (direction_loss.TritonTargetStream if takes else EagerTargetStream)(self._kind)
         return self._chosen
 
-    def add(self, hidden: Tensor, positions: Tensor, weight: float) -> None:
-        self._stream(hidden).add(hidden, positions, weight)
+    def add(self, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None = None) -> None:
+        self._stream(hidden).add(hidden, positions, weight, scaling)
 
-    def finish(self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor) -> None:
-        self._stream(hidden).finish(hidden, positions, weight, v)
+    def finish(
+        self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, scaling: RowScaling | None = None
+    ) -> None:
+        self._stream(hidden).finish(hidden, positions, weight, v, scaling)
 
     def loss(self, weights: Tensor) -> Tensor:
         if self._chosen is None:

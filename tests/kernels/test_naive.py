@@ -56,6 +56,13 @@ def test_attention_mass_is_its_definition(heads: tuple[int, int], window: int | 
     assert kit.relative(mass, by_elements(query, key, 0.4, text, visual, valid, window, cap)) < 1e-12
 
 
+def test_unit_rows_leave_massive_dimensions_out() -> None:
+    rows = torch.tensor([[3.0, 4.0, 12.0], [0.5, -0.5, 100.0]], dtype=torch.float64)
+    assert torch.allclose(naive.unit_rows(rows).square().mean(1), torch.ones(2).double())
+    kept = naive.unit_rows(rows, torch.tensor([False, False, True]))
+    assert torch.allclose(kept, torch.tensor([[0.6, 0.8, 0.0], [0.5**0.5, -(0.5**0.5), 0.0]]).double() * 2**0.5)
+
+
 def test_a_loss_is_zero_where_both_sides_agree() -> None:
     v, weights, table = kit.draw_on_cpu(4, 8).double(), torch.ones(4), kit.draw_on_cpu(9, 8, seed=1).double()
     for kind in ("cosine", "mse"):

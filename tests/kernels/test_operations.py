@@ -20,7 +20,7 @@ if kit.HAS_TRITON:
 
 needs_triton = pytest.mark.skipif(not kit.HAS_TRITON, reason="triton isn't installed")
 CUDA = torch.device("cuda", 1)
-OPERATIONS = ["direction_loss", "vocab_kl", "attention_mass"]
+OPERATIONS = ["direction_loss", "row_scaling", "vocab_kl", "attention_mass"]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,10 @@ def call(
             stream.add(draw(2, 5, 16, seed=1), positions, 0.25)
             stream.finish(draw(2, 5, 16, seed=2), positions, 0.75, v)
         return torch.autograd.grad(stream.loss(weights) * 2, v)[0]
+    if name == "row_scaling":
+        massive = torch.arange(16, device=device) == 3
+        sizes = operations.row_scaling(draw(2, 5, 16, seed=1), torch.tensor([0, 1, 4], device=device), massive)
+        return torch.cat([sizes.norm, sizes.factor])
     if name == "vocab_kl":
         excluded = torch.arange(40, device=device) < 3
         table = draw(40, 16, seed=2)
@@ -246,7 +250,7 @@ def check_inside(operations: Operations, name: str, surroundings: str) -> None:
 
     def step(x: Tensor) -> Tensor:
         x = x * 1.0
-        if name == "attention_mass":
+        if name in ("attention_mass", "row_scaling"):
             return call(operations, name) * 2 + x.sum()
         if name == "vocab_kl":
             return operations.vocab_kl(x, target, table, weights.abs(), scale=0.5) * 2 + x.sum()

@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "target with a graph": {"supervision.detach": False},
     "eager, target with a graph": {"model.attention": "eager", "supervision.detach": False},
     "final norm on every layer": {"supervision.target_norm": "final"},
+    "layers of one size, no sinks": {"supervision.target_norm": "layer", "supervision.sinks": "drop"},
     "bfloat16": {"model.dtype": "bfloat16"},
 }
 

@@ -90,15 +90,22 @@ def measured_peak(recipe: Recipe, make: MakeStep = make_step) -> int:
     return held_by(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
 
+ROBUST = {"supervision.target_norm": "layer", "supervision.sinks": "drop"}
 CASES: dict[str, dict[str, Any]] = {
     "stage 2, NF4, checkpointing": {},
     "stage 2, bf16 autocast": {"model.dtype": "bfloat16", "training.autocast": "bfloat16", "lora.rank": 32},
-    "stage 2, no checkpointing": {"training.gradient_checkpointing": False, "quantization.double": False},
+    "no checkpointing, robust target": {
+        **ROBUST,
+        "training.gradient_checkpointing": False,
+        "quantization.double": False,
+    },
     "stage 2, unquantised, 8-bit optimizer": {"quantization.mode": "none", "training.optimizer": "adamw_8bit"},
     "stage 1": {"stage": 1, "lora.enabled": False, "lora.dropout": 0.0},
     "BASIC off": {"supervision.enabled": False},
     "guarded, SDS on a part": {"supervision.guard": 0.5, "supervision.sds_tokens": 16},
     "eager attention": {"model.attention": "eager"},
+    # More visual tokens than the rehearsal goes through.
+    "robust target of many": {**ROBUST, "training.micro_batch": 12, "training.global_batch": 24},
     "layer inputs on the host, bf16 autocast": {
         "training.offload_activations": True,
         "model.dtype": "bfloat16",
@@ -116,7 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 # Each of these is a part of another case.
-PARTS = {"stage 2, bf16 autocast", "BASIC off", "eager attention"}
+PARTS = {"robust target of many", "stage 2, bf16 autocast", "BASIC off", "eager attention"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.supervision.patch_weights import patch_weights
+from basic_lite.supervision.target import TargetPlan
 from tests.support import supervision as kit
 
 torch.set_num_threads(1)
@@ -34,14 +35,30 @@ SWITCHES: list[dict[str, Any]] = [
     {"direction": "mse"},
     {"vocabulary": "lm_head"},
     {"temperature": 2.5},
+    {"sinks": "drop", "token_weights": "uniform"},
+    {"sinks": "drop", "token_weights": 0.6, "target_norm": "final"},
+    {"target_norm": "layer", "direction": "mse"},
 ]
+ROBUST: dict[str, Any] = {"target_norm": "layer", "sinks": "drop"}
+PLANS = {
+    "massive": TargetPlan((0.3, 0.7), ((5,), (0, 3, 17))),
+    "massive in one layer": TargetPlan((0.25, 0.25, 0.5), ((), (31,), ())),
+    "a band": TargetPlan((0.0, 0.4, 0.6, 0.0), ((1,), (2,), (), (4,))),
+}
 
 
-def assert_matches_oracle(model: Any, batch: dict[str, Tensor], checkpointing: bool = False, **settings: Any) -> None:
+def assert_matches_oracle(
+    model: Any, batch: dict[str, Tensor], checkpointing: bool = False, plan: TargetPlan | None = None, **settings: Any
+) -> None:
+    if settings.get("sinks") == "drop":
+        model.model.multi_modal_projector = kit.WithSinks(model.model.multi_modal_projector)
     supervision = kit.build(model, **settings)
+    if plan is not None:
+        supervision.use(plan)
     kit.set_checkpointing(model, checkpointing)
     captured, losses = kit.run(supervision, batch)
-    truth = kit.oracle(model, batch, supervision.settings)
+    truth = kit.oracle(model, batch, supervision.settings, plan)
+    assert truth.sinks == (len(batch["pixel_values"]) if settings.get("sinks") == "drop" else 0)
     assert captured.v is not None and captured.target is not None
     assert captured.v.dtype == captured.target.dtype == torch.float32
     errors = {
@@ -64,6 +81,16 @@ def test_oracle_for_every_switch(settings: dict[str, Any], checkpointing: bool) 
     """The batch has one image, two images, a text-only row and a sample without text after its image."""
     side = "left" if checkpointing else "right"
     assert_matches_oracle(kit.tiny_llava(), kit.tiny_batch(padding_side=side), checkpointing, **settings)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("more", [{}, {"detach": False}, {"sinks": "keep"}], ids=["", "not-detached", "sinks-kept"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_oracle_of_the_robust_target(plan: TargetPlan, more: dict[str, Any], checkpointing: bool) -> None:
+    side = "left" if checkpointing else "right"
+    assert_matches_oracle(
+        kit.tiny_llava(), kit.tiny_batch(padding_side=side), checkpointing, plan=plan, **{**ROBUST, **more}
+    )
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -104,10 +131,15 @@ def test_total_gradient_with_the_lm_loss() -> None:
     assert kit.grad_error(grads, total) <= TOLERANCE
 
 
+@pytest.mark.parametrize("robust", [False, True], ids=["", "robust"])
 @pytest.mark.parametrize("token_weights", ["attention", "uniform", 0.4])
-def test_micro_batches_add_up(token_weights: Any) -> None:
+def test_micro_batches_add_up(token_weights: Any, robust: bool) -> None:
     model = kit.tiny_llava()
-    supervision = kit.build(model, token_weights=token_weights)
+    if robust:
+        model.model.multi_modal_projector = kit.WithSinks(model.model.multi_modal_projector)
+    supervision = kit.build(model, token_weights=token_weights, **(ROBUST if robust else {}))
+    if robust:
+        supervision.use(PLANS["massive"])
     batch = kit.tiny_batch(padding_side="left")
     _, whole = kit.run(supervision, batch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from basic_lite.supervision.target import TargetPlan
 from basic_lite_kernels.operations import choose
 from tests.support import supervision as kit
 from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted
@@ -17,8 +18,9 @@ from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted
         {"direction": "mse", "target_norm": "final", "token_weights": "uniform"},
         {"detach": False, "layers": 1},
         {"lambda_sds": 0.0, "layers": 1.0},
+        {"target_norm": "layer", "sinks": "drop", "layers": 3},
     ],
-    ids=["default", "mse", "not-detached", "all-layers"],
+    ids=["default", "mse", "not-detached", "all-layers", "robust"],
 )
 def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
     found = []
@@ -29,6 +31,8 @@ def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
         model.model.multi_modal_projector.requires_grad_(True)
         batch = {name: tensor.to(DEVICE) for name, tensor in kit.tiny_batch("full").items()}
         supervision = kit.build(model, operations, **settings)
+        if settings.get("target_norm") == "layer":
+            supervision.use(TargetPlan((0.2, 0.0, 0.8), ((5,), (), (0, 31))))
         with supervision.capture(supervision.layout(batch)) as captured:
             model(**kit.inputs(batch))
         losses = supervision.losses(captured)

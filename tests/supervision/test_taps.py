@@ -96,11 +96,12 @@ def test_losses_without_a_forward_are_refused() -> None:
         supervision.losses(captured)
 
 
-def test_no_map_no_logits_no_stack_of_hidden_states() -> None:
+@pytest.mark.parametrize("settings", [{}, {"target_norm": "layer", "sinks": "drop"}], ids=["", "robust"])
+def test_no_map_no_logits_no_stack_of_hidden_states(settings: dict[str, Any]) -> None:
     """What taps and losses make beyond the model's own tensors, with chunks small enough to matter."""
     model, batch = kit.tiny_llava(), kit.tiny_batch()
     T, M = batch["input_ids"].shape[1], int((batch["input_ids"] == kit.IMAGE).sum())
-    supervision = kit.build(model, replace(EAGER, vocab_kl=partial(EAGER.vocab_kl, chunk_rows=5)))
+    supervision = kit.build(model, replace(EAGER, vocab_kl=partial(EAGER.vocab_kl, chunk_rows=5)), **settings)
     with MadeShapes() as plain:
         model(**kit.inputs(batch), use_cache=False)
     with MadeShapes() as tapped:

@@ -26,6 +26,7 @@ from transformers import (
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Capture, Supervision, SupervisionLosses
+from basic_lite.supervision.target import TargetPlan
 from basic_lite_kernels.operations import EAGER, Operations
 
 VOCAB = 40  # rows of the table
@@ -102,6 +103,21 @@ def tiny_llava(
     return model.eval()
 
 
+class WithSinks(nn.Module):
+    """A projector whose second token of each image is thirty times as long."""
+
+    def __init__(self, projector: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[images, N, D_vision] → [images, N, D]."""
+        out: Tensor = self.projector(features)
+        scale = torch.ones(PATCHES, dtype=out.dtype)
+        scale[1] = 30
+        return out * scale.unsqueeze(1)
+
+
 def tiny_batch(rows: str = "full", *, padding_side: str = "right", seed: int = 0) -> dict[str, Tensor]:
     """``full``: one image; two images; text only; no text after the image (n = 0). ``text``: no image."""
     generator = torch.Generator().manual_seed(seed)
@@ -169,12 +185,21 @@ class Truth:
     v: Tensor  # [M, D]
     target: Tensor  # [M, D]
     masses: Tensor  # [S]
+    sinks: int  # visual tokens that count as one and were dropped
     das_grad: list[Tensor]
     sds_grad: list[Tensor]
 
 
-def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], settings: SupervisionSection) -> Truth:
-    """From output_hidden_states and eager output_attentions, one unpadded sample and token at a time."""
+def oracle(
+    model: LlavaForConditionalGeneration,
+    batch: dict[str, Tensor],
+    settings: SupervisionSection,
+    plan: TargetPlan | None = None,
+) -> Truth:
+    """From output_hidden_states and eager output_attentions, one unpadded sample and token at a time.
+
+    ``plan``: the layers, where they aren't those of the settings.
+    """
     exact = copy.deepcopy(model).double().eval()
     set_checkpointing(exact, False)
     exact.model.language_model.set_attn_implementation("eager")
@@ -182,9 +207,10 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     seen: dict[str, Tensor] = {}
     exact.model.multi_modal_projector.register_forward_hook(lambda m, a, out: seen.update(v=out.flatten(0, 1)))
     norm.register_forward_pre_hook(lambda m, a: seen.update(last=a[0]))  # hidden_states[L] is normed
-    layers = settings.layers if isinstance(settings.layers, int) else int(settings.layers * LAYERS)
+    plan = plan or plan_of(settings)
+    layers = len(plan.layer_weights)
 
-    v, target, attended = [], [], []  # per sample
+    v, target, attended, sunk = [], [], [], []  # per sample
     image = 0
     for row in range(batch["input_ids"].shape[0]):
         kept = batch["attention_mask"][row].bool()
@@ -206,7 +232,8 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
         ]
         after = [*out.hidden_states[1:LAYERS], seen["last"]][:layers]
         v.append(seen["v"])
-        target.append(refined(after, where, norm if settings.target_norm == "final" else None, settings.layer_weights))
+        target.append(refined(after, where, norm if settings.target_norm == "final" else None, plan, settings))
+        sunk.append(sink_tokens(after, where) if settings.sinks == "drop" else torch.zeros(len(where)))
         attended.append(attention_shares(out.attentions[:layers], where, queries))
 
     masses = torch.stack([a.sum() for a in attended])
@@ -215,6 +242,7 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     else:
         sum_a = masses.mean() if settings.token_weights == "uniform" else settings.token_weights
         weights = torch.cat([torch.ones_like(a) * sum_a / len(a) for a in attended])
+    weights = torch.where(torch.cat(sunk) > 0, 0.0, weights)
     v_all, v_hat = torch.cat(v), torch.cat(target)
     if settings.detach:
         v_hat = v_hat.detach()
@@ -223,28 +251,58 @@ def oracle(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], setti
     das_grad = torch.autograd.grad(das, parameters, retain_graph=True)
     sds_grad = torch.autograd.grad(sds, parameters)
     return Truth(
-        das.detach(), sds.detach(), weights, v_all.detach(), v_hat.detach(), masses, list(das_grad), list(sds_grad)
+        das.detach(),
+        sds.detach(),
+        weights,
+        v_all.detach(),
+        v_hat.detach(),
+        masses,
+        int(torch.cat(sunk).sum()),
+        list(das_grad),
+        list(sds_grad),
     )
 
 
-def refined(after: list[Tensor], where: list[int], norm: nn.Module | None, layer_weights: str) -> Tensor:
-    """v̂ of one sample's visual tokens at ``where``, [n, D], from its layers' outputs [1, T, D]."""
-    layers = len(after)
+def plan_of(settings: SupervisionSection) -> TargetPlan:
+    """The layers that settings name, and their weights."""
+    layers = settings.layers if isinstance(settings.layers, int) else int(settings.layers * LAYERS)
     height = {
         "quadratic": lambda h: h * h,
         "linear": lambda h: h,
         "constant": lambda h: 1,
         "decreasing": lambda h: (layers + 1 - h) ** 2,
-    }[layer_weights]
+    }[settings.layer_weights]
     total = sum(height(h) for h in range(1, layers + 1))
+    return TargetPlan(tuple(height(h) / total for h in range(1, layers + 1)))
+
+
+def refined(
+    after: list[Tensor], where: list[int], norm: nn.Module | None, plan: TargetPlan, settings: SupervisionSection
+) -> Tensor:
+    """v̂ of one sample's visual tokens at ``where``, [n, D], from its layers' outputs [1, T, D]."""
     means = []
     for t in where:
         mean = torch.zeros(WIDTH, dtype=torch.float64)
-        for h, states in enumerate(after, start=1):
-            state = states[0, t]
-            mean = mean + height(h) / total * (state if norm is None else norm(state[None])[0])
+        for h, states in enumerate(after):
+            state = states[0, t] if norm is None else norm(states[0, t][None])[0]
+            if settings.target_norm == "layer":
+                kept = torch.tensor([plan.massive is None or d not in plan.massive[h] for d in range(WIDTH)])
+                state = torch.where(kept, state, 0.0) / state[kept].square().mean().sqrt()
+            mean = mean + plan.layer_weights[h] * state
         means.append(mean)
     return torch.stack(means)
+
+
+def sink_tokens(after: list[Tensor], where: list[int]) -> Tensor:
+    """1 for the visual tokens of a sample that are over four times as long as the median in some layer, [n]."""
+    found = torch.zeros(len(where))
+    for states in after:
+        norms = [float(states[0, t].detach().norm()) for t in where]
+        median = sorted(norms)[(len(norms) - 1) // 2]
+        for i, norm in enumerate(norms):
+            assert abs(norm / median - 4) > 1e-3, "too near to tell in float32"
+            found[i] = max(found[i], float(norm > 4 * median))
+    return found
 
 
 def attention_shares(attentions: tuple[Tensor, ...], where: list[int], queries: list[int]) -> Tensor:

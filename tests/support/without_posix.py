@@ -115,7 +115,7 @@ def import_everything() -> None:
                     raise
 
 
-KERNELS = {f"basic_lite_kernels.{name}" for name in ("attention_mass", "direction_loss", "vocab_kl")}
+KERNELS = {f"basic_lite_kernels.{name}" for name in ("attention_mass", "direction_loss", "row_scaling", "vocab_kl")}
 KERNELS.add("basic_lite_kernels.triton_operations")
 
 

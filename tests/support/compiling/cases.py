@@ -10,16 +10,28 @@ from typing import Any
 
 import torch
 
-from basic_lite_kernels import attention_mass, direction_loss, vocab_kl
+from basic_lite_kernels import attention_mass, direction_loss, row_scaling, vocab_kl
 from tests.support.compiling.compiler import CompileCase
 
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
+ROWS = (4096, 1024, 2048, 8192, 16384)
+# What kernels that read a layer [B, T, D] are told of it.
+OF_A_LAYER = dict.fromkeys(("T", "D", "stride_v", "stride_target", "stride_b", "stride_t"), "i32")
+OF_A_LAYER |= {"hidden": "*bf16", "positions": "*i64", "massive": "*u8"}
+# How a layer is scaled → the arguments that are None then.
+SCALINGS = {"": ("factor", "massive"), "scaled": ("massive",), "scaled, massive": ()}
+OF_A_PASS = {
+    "direction_loss": ("hidden", "positions", "factor", "massive"),
+    "capture_and_direction_loss": ("dtarget", "factor", "massive"),
+    "scaled_capture_and_direction_loss": ("dtarget",),
+}
+
+
 def of_direction_loss() -> list[CompileCase]:
-    """Cases with bf16 layers, float32 v and v̂, and the most that a pass can do."""
-    types = dict.fromkeys(("T", "D", "stride_v", "stride_target", "stride_b", "stride_t"), "i32")
-    types |= {"weight": "fp32", "hidden": "*bf16", "positions": "*i64"}
+    """Cases with bf16 layers, float32 v and v̂, and the most that a pass can do, with layers scaled or as they are."""
+    types = {"weight": "fp32"} | OF_A_LAYER
     cases = []
 
     def add(name: str, function: Any, options: dict[str, int], *, odd: bool = False, **constants: Any) -> None:
@@ -30,17 +42,35 @@ def of_direction_loss() -> list[CompileCase]:
         cases.append(CompileCase(name, function, signature, constants, warps, divisible=divisible))
 
     elementwise = direction_loss.ELEMENTWISE
-    add("capture_layer", direction_loss.capture_layer_kernel, elementwise, FIRST=False)
-    add("capture_layer[first]", direction_loss.capture_layer_kernel, elementwise, FIRST=True)
+    for first, (label, absent) in itertools.product((False, True), SCALINGS.items()):
+        name = ", ".join(["first"] * first + [label] * bool(label))
+        name = f"capture_layer[{name}]" if name else "capture_layer"
+        constants = {"FIRST": first, **dict.fromkeys(absent)}
+        add(name, direction_loss.capture_layer_kernel, elementwise, **constants)
     add("direction_loss_backward", direction_loss.direction_loss_backward_kernel, elementwise)
-    for name, absent in (("direction_loss", ("hidden", "positions")), ("capture_and_direction_loss", ("dtarget",))):
-        for D, kind in itertools.product((4096, 1024, 2048, 8192, 16384), ("cosine", "mse")):
+    for name, absent in OF_A_PASS.items():
+        for D, kind in itertools.product(ROWS, ("cosine", "mse")):
             constants = {"COSINE": kind == "cosine", "FIRST": False, **dict.fromkeys(absent)}
             options = direction_loss.row_options(D)
             add(f"{name}[{kind}, BLOCK_D={D}]", direction_loss.direction_loss_kernel, options, **constants)
-    odd = {"COSINE": True, "FIRST": False, "dtarget": None}
+    odd = {"COSINE": True, "FIRST": False, **dict.fromkeys(OF_A_PASS["capture_and_direction_loss"])}
     options = direction_loss.row_options(4095)
     add("capture_and_direction_loss[D=4095]", direction_loss.direction_loss_kernel, options, odd=True, **odd)
+    return cases
+
+
+def of_row_scaling() -> list[CompileCase]:
+    """Every row length, with and without massive dimensions."""
+    cases = []
+    for D, masked, odd in (*itertools.product(ROWS, (True, False), (False,)), (4095, True, True)):
+        options = direction_loss.row_options(D)
+        constants: dict[str, Any] = {"BLOCK_D": options["BLOCK_D"]} | ({} if masked else {"massive": None})
+        kernel = row_scaling.row_scaling_kernel
+        signature = {key: OF_A_LAYER.get(key, "*fp32") for key in kernel.arg_names if key not in constants}
+        divisible = () if odd else ("D", "stride_b", "stride_t")
+        name = f"row_scaling[{'D=4095' if odd else f'BLOCK_D={D}'}{', massive' * masked}]"
+        warps = {"num_warps": options["num_warps"]}
+        cases.append(CompileCase(name, kernel, signature, constants, warps, divisible=divisible))
     return cases
 
 
@@ -100,7 +130,12 @@ def of_attention_mass() -> list[CompileCase]:
     return cases
 
 
-OF_KERNEL_FILE = {"direction_loss": of_direction_loss, "vocab_kl": of_vocab_kl, "attention_mass": of_attention_mass}
+OF_KERNEL_FILE = {
+    "direction_loss": of_direction_loss,
+    "row_scaling": of_row_scaling,
+    "vocab_kl": of_vocab_kl,
+    "attention_mass": of_attention_mass,
+}
 
 
 def all_cases() -> list[CompileCase]:
