@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
 from basic_lite.recipe.rules import batch_problem, layers_problem, needs_gpu
 from basic_lite.recipe.schema import SourceSection
@@ -196,8 +197,21 @@ def _token_weights(v: Values) -> Iterator[Finding]:
 
 
 def _layers(v: Values) -> Iterator[Finding]:
-    if problem := layers_problem(v["supervision.layers"]):
+    if v["supervision.layers"] != MEASURED and (problem := layers_problem(v["supervision.layers"])):
         yield ["supervision.layers"], problem
+
+
+def _measured(v: Values) -> Iterator[Finding]:
+    if not v["supervision.enabled"] or v["supervision.refinement_batches"]:
+        return
+    needing = (("gate", True), ("layers", MEASURED), ("layer_weights", MEASURED), ("target_norm", "layer"))
+    found = [f"supervision.{key}" for key, value in needing if v[f"supervision.{key}"] == value]
+    if found:
+        yield (
+            [*found, "supervision.refinement_batches"],
+            "what it needs is measured on refinement_batches, and there are none of them; set "
+            "supervision.refinement_batches: 16",
+        )
 
 
 def _micro_batch(v: Values) -> Iterator[Finding]:
@@ -274,6 +288,7 @@ CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (
     source_findings,
     _lora_targets,
     _layers,
+    _measured,
     _token_weights,
     _micro_batch,
     _betas,

@@ -18,6 +18,7 @@ from typing import Any
 from basic_lite.errors import UserError
 from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
+from basic_lite.recipe.presets import with_preset
 from basic_lite.recipe.problems import KeyPath, Place, plain
 from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
@@ -42,7 +43,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
     apply_overrides(document, overrides)
     checked: Any = None
     if document.values is not None:
-        checked = Checker(document).section(Recipe, document.values, ())
+        checked = Checker(document).section(Recipe, with_preset(document.values), ())
         for keys, message in combinations.findings(checked):
             paths = [tuple(key.split(".")) for key in keys]
             written = next((one for one in paths if one in document.places), paths[0])

@@ -4,9 +4,11 @@ Plain data, no torch: the command line validates a recipe before anything heavy 
 Reading and error reporting are in ``load.py``, keys that cannot work together in ``combinations.py``.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from basic_lite.recipe.presets import keys_of
 
 # Types of values that code outside takes by the same name.
 Stage = Literal[1, 2]
@@ -162,15 +164,28 @@ class DataSection(Section):
 class SupervisionSection(Section):
     """BASIC itself (METHOD: arXiv 2508.06895). What the paper states is marked [paper], our choice [open]."""
 
+    preset: Literal["paper", "measured"] = Field(
+        "paper",
+        description="Defaults of the keys below. paper: the method as published. measured: a robust target, layers "
+        "from the refinement curve, a guard, and BASIC only where its premise holds. Keys that are given win.",
+    )
     enabled: bool = Field(True, description="Compute the BASIC losses. false: the run is LLaVA's own.")
+    gate: bool = Field(
+        False,
+        description="BASIC is on only once the refinement curve shows, with 95 % confidence, that v̂ is better than v. "
+        "Looks at the start, after 16, 32, 64 … steps and at each evaluation; at most 1 % of the run.",
+    )
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage]((1, 2)), description="Stages (key `stage`) BASIC is on in. [paper] both."
     )
-    layers: int | float = Field(
-        0.5, description="Supervised layers K: a count (int) or a fraction of the LLM's (float). [paper] half."
+    layers: int | float | Literal["measured"] = Field(
+        0.5,
+        description="Supervised layers K: a count (int), a fraction of the LLM's (float), or measured: up to the best "
+        "layer of the refinement curve. [paper] half.",
     )
-    layer_weights: Literal["quadratic", "linear", "constant", "decreasing"] = Field(
-        "quadratic", description="w_h over layers 1..K. [paper] h²/Σh²."
+    layer_weights: Literal["quadratic", "linear", "constant", "decreasing", "measured"] = Field(
+        "quadratic",
+        description="w_h over layers 1..K. measured: by how much the layer's score is above that of v. [paper] h²/Σh².",
     )
     detach: bool = Field(True, description="No gradient flows into the target. [open]")
     target_norm: Literal["none", "final", "layer"] = Field(
@@ -221,6 +236,13 @@ class SupervisionSection(Section):
         description="Batches of 4 samples for the refinement curve, at start and each evaluation; 0: none. 16 decide "
         "a gap of .05 between target and projector (docs/METHOD.md). They cost a forward of 64 samples each time.",
     )
+
+    @model_validator(mode="after")
+    def _with_preset(self) -> Self:
+        for key, value in keys_of(self.preset).items():
+            if key not in self.model_fields_set:
+                setattr(self, key, value)
+        return self
 
 
 class TrainingSection(Section):

@@ -6,7 +6,7 @@ are needed. v̂ is better where the 95 % interval of its score minus v's is abov
 visual embeddings; the measure is ours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from basic_lite.model.parts import Parts
 from basic_lite.supervision.health import Health, HealthMeter
 from basic_lite.supervision.interval import Interval, Verdict, score_gains
 from basic_lite.supervision.layout import Layout, find_layout
@@ -107,9 +108,16 @@ class RefinementCurve:
 
 @torch.no_grad()
 def refinement_curve(
-    supervision: Supervision, batches: Iterable[Mapping[str, Tensor]], tokenizer: PreTrainedTokenizerBase
+    supervision: Supervision,
+    batches: Iterable[Mapping[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    each_layer: bool = True,
 ) -> RefinementCurve:
     """Measure the curve on a few batches, streaming: of the hidden states only a few rows are kept, for one forward.
+
+    Layers are measured as they are, but without their massive dimensions where these are known (``target_norm: layer``,
+    up to layer K). v̂ is measured as it is trained on.
 
     A sample's text is every token of it that is no padding, image or special token. Words are compared as
     text, tokens being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a
@@ -121,22 +129,24 @@ def refinement_curve(
 
     Args:
         batches: on the model's device; wrap the call in the autocast that the training uses.
+        each_layer: False: v and v̂ alone, which costs far less.
 
     Raises:
         UserError: the vocabulary table can't be used.
     """
     parts = supervision.parts
-    places = ["v", *(f"h{h}" for h in range(1, len(parts.layers) + 1)), "target"]
+    layers = range(1, len(parts.layers) + 1) if each_layer else ()
+    places = ["v", *(f"h{h}" for h in layers), "target"]
     words = _Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids, parts.image_token_id})
     meter = HealthMeter(len(places), float(supervision.vocabulary.mean_norm()))
     texts: list[set[str]] = []
     nearest: list[list[list[str]]] = []  # [sample][place][patch]
-    with _evaluating(parts.model):
+    with evaluating(parts.model):
         for batch in batches:
             layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
             if layout.samples_with_image == 0:
                 continue
-            found = _nearest_by_place(supervision, batch, layout, meter)
+            found = _nearest_by_place(supervision, batch, layout, meter, len(places))
             for row, ids in zip(layout.rows_with_image.tolist(), found, strict=True):
                 text = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
                 texts.append(set(words.of(text.tolist())))
@@ -148,9 +158,9 @@ def refinement_curve(
 
 
 def _nearest_by_place(
-    supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter
+    supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter, places: int
 ) -> list[Tensor]:
-    """Ids of the nearest words, [places, patches] for each sample, on the CPU.
+    """Ids of the nearest words, [places, patches] for each sample, on the CPU. With two places they are v and v̂.
 
     Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
     """
@@ -164,28 +174,34 @@ def _nearest_by_place(
     searched = torch.cat([start + spread for start, spread in zip(starts, chosen, strict=True)]).to(device)
     found: dict[int, Tensor] = {}  # place → rows [searched, D]
 
-    def keep(place: int, rows: Tensor) -> None:
+    def keep(place: int, rows: Tensor, seen: Callable[[Tensor], Tensor] = lambda rows: rows) -> None:
         rows = rows.index_select(0, kept)
         meter.add(place, rows, tokens)
-        found[place] = rows.index_select(0, searched).float()
+        found[place] = seen(rows.index_select(0, searched)).float()
 
     def keep_layer(h: int, hidden: Tensor) -> None:
-        keep(h, hidden.flatten(0, 1).index_select(0, positions))
+        if places > 2:
+            keep(h, hidden.flatten(0, 1).index_select(0, positions), partial(plan.without_massive, h))
         if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
             stream.add(*plan.share(h, hidden, positions, supervision.operations))
 
+    with hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))):
+        watch_layers(parts, batch, keep_layer)
+    assert stream.target is not None
+    keep(places - 1, stream.target)
+    # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
+    rows = torch.cat([found[place] for place in range(places)])
+    nearest = supervision.vocabulary.nearest(rows).cpu().view(places, -1)
+    return list(nearest.split([len(spread) for spread in chosen], dim=1))
+
+
+def watch_layers(parts: Parts, batch: Mapping[str, Tensor], take: Callable[[int, Tensor], None]) -> None:
+    """Make one forward, and let ``take`` see h and the output [B, T, D] of each layer h = 1..L."""
     with ExitStack() as hooks:
-        hooks.enter_context(hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))))
         for h, layer in enumerate(parts.layers, start=1):
-            hooks.enter_context(hooked(layer, partial(keep_layer, h)))
+            hooks.enter_context(hooked(layer, partial(take, h)))
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
         parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
-    assert stream.target is not None
-    keep(len(parts.layers) + 1, stream.target)
-    # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
-    rows = torch.cat([found[place] for place in range(len(parts.layers) + 2)])
-    nearest = supervision.vocabulary.nearest(rows).cpu().view(len(found), -1)
-    return list(nearest.split([len(spread) for spread in chosen], dim=1))
 
 
 def _spread(count: int) -> Tensor:
@@ -242,7 +258,8 @@ def _shares(matches: NDArray[np.float64]) -> tuple[list[float], list[float] | No
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each module's own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

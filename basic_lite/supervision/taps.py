@@ -78,6 +78,11 @@ class TapPlan:
             scaling = operations.row_scaling(hidden, positions, self.massive[h - 1])
         return (*visual_rows(hidden, positions, self.norm), self.target.layer_weights[h - 1], scaling)
 
+    def without_massive(self, h: int, rows: Tensor) -> Tensor:
+        """Rows [R, D] of layer h's output, massive dimensions set to 0 where they are known: up to layer K."""
+        mask = self.massive[h - 1] if h <= len(self.massive) else None
+        return rows if mask is None else rows.masked_fill(mask, 0)
+
     @property
     def norm(self) -> nn.Module | None:
         """What a layer's rows go through before they are added to v̂."""

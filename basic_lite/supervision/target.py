@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from basic_lite.errors import UserError
 from basic_lite.recipe.rules import layers_problem
 
-LayerWeights = Literal["quadratic", "linear", "constant", "decreasing"]
+LayerWeights = Literal["quadratic", "linear", "constant", "decreasing", "measured"]
 
 # A massive dimension has more than so many times the mean energy of a layer's dimensions, and more than this share of
 # all energy. In SmolLM2 (D 576) dimension 507 has up to .99, 570 times the mean; ordinary ones have a few times the
@@ -20,6 +20,9 @@ LayerWeights = Literal["quadratic", "linear", "constant", "decreasing"]
 # energy moves a cosine of two rows by less than the share. Where D is small, the share alone is soon reached.
 MASSIVE_MULTIPLE = 20
 MASSIVE_SHARE = 0.05
+
+# K of `layers: measured` before the first measurement: the paper's.
+UNTIL_MEASURED = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,16 @@ def massive_dimensions(energy: Tensor) -> tuple[int, ...]:
         rest[more] = 0
 
 
-def supervised_layers(layers: int | float, total: int) -> int:
+def supervised_layers(layers: int | float | str, total: int) -> int:
     """K from the key ``supervision.layers``: a count (int) or a fraction (float) of the LLM's L layers.
 
-    A fraction is rounded down, to one layer at least.
+    A fraction is rounded down, to one layer at least. ``measured``: half, until it has been measured.
 
     Raises:
         UserError: K is not in 1..L.
     """
+    if isinstance(layers, str):
+        layers = UNTIL_MEASURED
     problem = layers_problem(layers, total)
     if problem is not None:
         raise UserError(f"supervision.layers: {problem}")
@@ -99,8 +104,11 @@ def supervised_layers(layers: int | float, total: int) -> int:
 
 
 def layer_weights(kind: LayerWeights, count: int) -> list[float]:
-    """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``: h² in reverse order."""
-    power = {"quadratic": 2, "linear": 1, "constant": 0, "decreasing": 2}[kind]
+    """w_h for h = 1..K, summing to 1: h² (paper), h, 1, or ``decreasing``: h² in reverse order.
+
+    ``measured``: h², until it has been measured.
+    """
+    power = {"quadratic": 2, "linear": 1, "constant": 0, "decreasing": 2, "measured": 2}[kind]
     raw = [h**power for h in range(1, count + 1)]
     if kind == "decreasing":
         raw.reverse()

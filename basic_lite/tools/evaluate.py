@@ -188,9 +188,8 @@ def evaluate_run(
     trained = trained_on(bundle, records, partial(counting, notes, "comparing"))
     for line in trained.notes:
         say(line)
-    if several := sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1):
-        what = "only the last one is asked, the others are its context"
-        say(f"note: {several} records have several questions; {what}")
+    if several := several_questions(records):
+        say(several)
     with counting(notes, "answering", len(records)) as count:
         result = evaluate(
             loaded,
@@ -221,6 +220,13 @@ def evaluate_run(
     result.save(target, **settings)
     console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
     return result
+
+
+def several_questions(records: list[Record]) -> str | None:
+    """The note on records with several questions; None where there are none."""
+    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
+    what = "only the last one is asked, the others are its context"
+    return f"note: {several} records have several questions; {what}" if several else None
 
 
 def read_questions(data: Path, image_dir: Path | None, limit: int | None) -> list[Record]:

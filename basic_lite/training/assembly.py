@@ -17,6 +17,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
+from basic_lite.recipe.presets import differences
 from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
@@ -133,6 +134,8 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
         seed=recipe.seed,
     )
     settings = recipe.supervision
+    if changed := differences(settings.model_dump()):
+        say(f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}")
     say(
         f"BASIC: v̂ from layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights}), "
         f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, "

@@ -36,6 +36,7 @@ class Progress:
     lowered_to: int | None = None  # samples of a micro-batch, once memory ran out
     projector_seen: bool = False  # a step with an image has been looked at
     last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
+    gate: dict[str, Any] | None = None  # the gate's state after its last look
 
 
 def write_training_state(

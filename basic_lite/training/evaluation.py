@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -18,6 +18,8 @@ from basic_lite.supervision import RefinementCurve, Supervision, refinement_curv
 from basic_lite.training.batches import loading
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import StepCounts, TrainStep
+
+T = TypeVar("T")
 
 # More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
 SAMPLES_PER_BATCH = 4
@@ -102,6 +104,21 @@ def overfit_text(
     )
 
 
+def if_memory_allows(
+    work: Callable[[], T], autocast: Callable[[], AbstractContextManager[Any]] | None, too_little: Callable[[], None]
+) -> T | None:
+    """What ``work`` gives under the training's autocast; where memory ran out ``too_little`` is called, and None."""
+    try:
+        with autocast() if autocast is not None else nullcontext():
+            return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    clear_device_cache(garbage_collection=True)
+    too_little()
+    return None
+
+
 @dataclass(frozen=True)
 class RefinementLog:
     """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns.
@@ -121,27 +138,24 @@ class RefinementLog:
         """Measure the curve after a step, in the form for the log; None where there is none."""
         if self.supervision is None or not self.supervision.active or not self.batches:
             return None
-        device = self.supervision.device
+        supervision, device = self.supervision, self.supervision.device
         moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
-        try:
-            with self.autocast() if self.autocast is not None else nullcontext():
-                curve = refinement_curve(self.supervision, moved, self.tokenizer)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
-            self.say(f"step {step}: {curve.summary()}")
-            warning = None if step == 0 and self.fresh else curve.warning()
-            if warning is not None:
-                self.say(f"warning: step {step}: {warning}")
-            self._tell_illnesses(step, curve)
-            return {"refinement": curve.to_dict()}
-        clear_device_cache(garbage_collection=True)
-        self.say(
+        short = (
             f"warning: step {step}: no refinement curve: not enough memory for {SAMPLES_PER_BATCH} samples at once; "
             "set supervision.refinement_batches=0 to skip it"
         )
-        return None
+        curve = if_memory_allows(
+            lambda: refinement_curve(supervision, moved, self.tokenizer), self.autocast, lambda: self.say(short)
+        )
+        if curve is None:
+            return None
+        self.say(f"step {step}: {curve.summary()}")
+        # Where there is a gate, it acts on the curve and says so.
+        warning = None if supervision.settings.gate or (step == 0 and self.fresh) else curve.warning()
+        if warning is not None:
+            self.say(f"warning: step {step}: {warning}")
+        self._tell_illnesses(step, curve)
+        return {"refinement": curve.to_dict()}
 
     def _tell_illnesses(self, step: int, curve: RefinementCurve) -> None:
         for illness in curve.health.illnesses() if curve.health is not None else []:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from basic_lite.training.checkpoint import Progress, read_progress, restore_trai
 from basic_lite.training.dropped import DroppedRecords
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text, overfit_text
 from basic_lite.training.files import written_whole
+from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
@@ -95,6 +96,19 @@ class Loop:
             autocast,
             fresh=projector_is_fresh(recipe),
         )
+        self.gate = make_gate(
+            recipe,
+            run.loaded,
+            run.supervision,
+            run.data,
+            self.refinement.batches,
+            self.schedule,
+            run.processes,
+            self.say,
+        )
+        if self.gate is not None:
+            self.gate.restore(self.progress.gate)
+            self.say(self.gate.outlook())
 
     def _start(self) -> Progress:
         """Start at step 0, or restore the checkpoint."""
@@ -147,10 +161,12 @@ class Loop:
                 self.log.start_trackers(self.recipe)
                 self.dropped.write()
                 if self.progress.step == 0:
+                    self._look(0)
                     self._measure_premise()
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
                     self._evaluate(self.progress.step)
+                    self._look(self.progress.step)
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     started = time.perf_counter()
@@ -167,6 +183,7 @@ class Loop:
                         self.train_step.skip()
                         self.progress.step = step
                     self._evaluate(step)
+                    self._look(step)
                     stop = processes.any(interruption.requested) and step < last
                     if step % self.recipe.training.save_every == 0 or step == last or stop:
                         self._save()
@@ -181,6 +198,8 @@ class Loop:
         folder, seconds = self.run.folder, time.perf_counter() - began
         if overfit := overfit_text(self.log.values("eval_loss"), self.recipe, self.schedule.epochs_after):
             self.say(overfit)
+        if self.gate is not None and (came := self.gate.summary(last)):
+            self.say(came)
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
@@ -198,6 +217,8 @@ class Loop:
         self.progress.step = step
         if any(lambdas) and counts.samples_with_image:
             self._basic_terms = terms
+            if self.gate is not None:
+                self.gate.state.steps_on += 1
         self._log(step, terms, counts, rates, started)
 
     def _batches(self) -> Generator[StepBatches]:
@@ -220,7 +241,9 @@ class Loop:
 
     def _lambdas(self, step: int) -> tuple[float, float]:
         supervision = self.run.supervision
-        return supervision.lambdas(step - 1, self.schedule.steps) if supervision is not None else (0.0, 0.0)
+        if supervision is None or not (self.gate is None or self.gate.state.open):
+            return 0.0, 0.0
+        return supervision.lambdas(step - 1, self.schedule.steps)
 
     def _begin_again(self, record: dict[str, int]) -> None:
         self.train_step.drop_gradients()
@@ -252,12 +275,8 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data."""
-        data, every = self.run.data, self.recipe.training.eval_every
-        if step:
-            due = step == self.schedule.steps or (every is not None and step % every == 0)
-        else:
-            due = self.recipe.model.start is not None
-        if data.eval is None or not due:
+        data = self.run.data
+        if data.eval is None or not self._evaluation_is_due(step):
             return
         what = f"the evaluation after step {step}"
         with self._kept_when_stopped(all_here=True):
@@ -277,6 +296,23 @@ class Loop:
         if self.processes.is_main and (answers := self.answers.ask()):
             self.log.write(step, {"answers": answers})
 
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.recipe.training.eval_every
+        if step == 0:
+            return self.recipe.model.start is not None
+        return step == self.schedule.steps or (every is not None and step % every == 0)
+
+    def _look(self, step: int) -> None:
+        """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""
+        evaluated = self.run.data.eval is not None and self._evaluation_is_due(step)
+        if self.gate is None or step == self.schedule.steps or not self.gate.due(step, evaluated=evaluated):
+            return
+        if self.processes.from_main(self.log.has(step, "gate")):
+            return
+        record = self.gate.look(step)
+        if record is not None:
+            self.log.write(step, record)
+
     def _measure_premise(self) -> None:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
@@ -291,6 +327,7 @@ class Loop:
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
         self.progress.lowered_to, self.progress.projector_seen = self.recovery.lowered_to, self.check.projector_seen
+        self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:
                 good = checkpoints_of(folder.path)

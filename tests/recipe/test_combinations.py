@@ -49,6 +49,11 @@ from tests.support.recipes import GOOD, problem, write_recipe
             "model.projector_start",
             "remove model.projector_start, or model.start",
         ),
+        (
+            ["supervision.preset=measured", "supervision.refinement_batches=0"],
+            "supervision.gate",
+            "supervision.refinement_batches: 16",
+        ),
         (["supervision.stages=[]"], "supervision.stages", "supervision.enabled: false"),
         (["supervision.token_weights=0"], "supervision.token_weights", "number above 0"),
         (["training.micro_batch=48"], "training.micro_batch", "micro_batch: 32, or training.global_batch: 144"),

@@ -57,7 +57,7 @@ def test_describe_keys_covers_every_key_with_documentation() -> None:
     assert {"name", "stage", "model.llm", "data.train.path", "training.betas", "lora.targets"} <= set(rows)
     assert all(row.doc and row.type and row.default for row in rows.values())
     assert rows["training.betas"].default == "[0.9, 0.999]"
-    assert rows["supervision.layers"].type == "an integer or a number"
+    assert rows["supervision.layers"].type == "an integer or a number or measured"
     assert rows["data.train"].default == "required"
     assert {row.name for row in describe_keys("lora")} == {
         f"lora.{key}"
