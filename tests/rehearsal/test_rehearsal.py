@@ -94,11 +94,7 @@ ROBUST = {"supervision.target_norm": "layer", "supervision.sinks": "drop"}
 CASES: dict[str, dict[str, Any]] = {
     "stage 2, NF4, checkpointing": {},
     "stage 2, bf16 autocast": {"model.dtype": "bfloat16", "training.autocast": "bfloat16", "lora.rank": 32},
-    "no checkpointing, robust target": {
-        **ROBUST,
-        "training.gradient_checkpointing": False,
-        "quantization.double": False,
-    },
+    "no checkpointing, robust": {**ROBUST, "training.gradient_checkpointing": False, "quantization.double": False},
     "stage 2, unquantised, 8-bit optimizer": {"quantization.mode": "none", "training.optimizer": "adamw_8bit"},
     "stage 1": {"stage": 1, "lora.enabled": False, "lora.dropout": 0.0},
     "BASIC off": {"supervision.enabled": False},
