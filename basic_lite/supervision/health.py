@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A token this many times as long as its sample's median one in the same layer is a sink.
-SINK_RATIO = 4.0
+from basic_lite.supervision.patch_weights import SINK_MULTIPLE
+
 # More than half of v̂'s energy in one dimension: its direction is that dimension's. SmolLM2-135M: .98; its v: .01.
 GIANT_SHARE = 0.5
 # v̂ many times as long as v, and turned away from it. SmolLM2-135M: 100 times, cos .03 to .34.
@@ -32,7 +32,7 @@ class Health:
     other_norm: list[float]  # ‖·‖ of its other ones
     largest_share: list[float]  # share of all energy (Σ x²) in the dimension that has most
     largest_dimension: list[int]
-    sink_share: list[float]  # share of tokens longer than SINK_RATIO times their sample's median
+    sink_share: list[float]  # share of tokens longer than SINK_MULTIPLE times their sample's median
     pairwise_cos: list[float]  # mean cosine of two visual tokens of a sample; near 1: all alike
     cos_v: list[float]  # mean cosine with v
 
@@ -92,7 +92,7 @@ class HealthMeter:
         for norm, directions in zip(norms.split(list(tokens)), unit.split(list(tokens)), strict=True):
             count = len(norm)
             sums[0] += norm[0]
-            sums[2] += (norm > SINK_RATIO * norm.median()).sum()
+            sums[2] += (norm > SINK_MULTIPLE * norm.median()).sum()
             if count > 1:
                 sums[1] += norm[1:].mean()
                 # ‖Σ u‖² − Σ ‖u‖² is the sum over pairs of two different tokens.

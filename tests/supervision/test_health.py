@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from basic_lite.supervision import Health, refinement_curve
-from basic_lite.supervision.health import SINK_RATIO, HealthMeter
+from basic_lite.supervision.health import HealthMeter
+from basic_lite.supervision.patch_weights import SINK_MULTIPLE
 from tests.support import supervision as kit
 from tests.support.words import word_tokenizer
 
@@ -51,7 +52,7 @@ def naive(batches: list[list[list[Tensor]]]) -> Health:
         sinks = []
         for s in samples:
             norms = sorted(float(x.norm()) for x in s)
-            sinks += [float(norm > SINK_RATIO * norms[(len(norms) - 1) // 2]) for norm in norms]
+            sinks += [float(norm > SINK_MULTIPLE * norms[(len(norms) - 1) // 2]) for norm in norms]
         found["sink_share"].append(mean(sinks))
         pairs = [
             mean(
