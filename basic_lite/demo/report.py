@@ -13,6 +13,7 @@ from rich.console import Console
 from basic_lite.console import Sheet, command_line, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
+from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
 
@@ -70,7 +71,7 @@ def show_report(
         console.print(
             "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
             "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
-            + premise_verdict(curves)
+            + premise_verdict(curves, place.recipe(2, place.out).supervision)
         )
     show(console, phases.table())
     run = place.out / "stage2"
@@ -93,13 +94,13 @@ VERDICTS = {
 }
 
 
-def premise_verdict(curves: dict[str, dict[str, Any]]) -> str:
+def premise_verdict(curves: dict[str, dict[str, Any]], settings: SupervisionSection) -> str:
     """What the last curve of training says of BASIC's premise, and what ails the target."""
     curve = RefinementCurve.from_dict(curves["stage2"]["end"])
     lines = [
         f"After stage 2: {curve.comparison()}. {VERDICTS[curve.verdict]} The interval is of samples (95 %), not of "
         "seeds; --ablate measures what BASIC changes.",
-        *(curve.health.illnesses() if curve.health is not None else []),
+        *(curve.health.illnesses(settings) if curve.health is not None else []),
     ]
     return "\n".join(lines) + "\n"
 

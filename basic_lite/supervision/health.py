@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.patch_weights import SINK_MULTIPLE
 
 # More than half of v̂'s energy in one dimension: its direction is that dimension's. SmolLM2-135M: .98; its v: .01.
@@ -36,16 +37,19 @@ class Health:
     pairwise_cos: list[float]  # mean cosine of two visual tokens of a sample; near 1: all alike
     cos_v: list[float]  # mean cosine with v
 
-    def illnesses(self) -> list[str]:
-        """What ails the target, in words, with the keys that treat it."""
+    def illnesses(self, settings: SupervisionSection) -> list[str]:
+        """What ails the target, in words, with the keys that treat it. Layers brought to one size aren't too long."""
         v, target, cos = self.other_norm[0], self.other_norm[-1], self.cos_v[-1]
         share, ratio = self.largest_share[-1], target / v if v > 0 else 0.0
+        scaled = settings.target_norm == "layer"
         found = []
-        if share > GIANT_SHARE or (ratio > GIANT_RATIO and cos < GIANT_COS):
+        if share > GIANT_SHARE or (ratio > GIANT_RATIO and cos < GIANT_COS and not scaled):
+            keys = [] if scaled else ["supervision.target_norm=layer"]
+            keys += ["supervision.sinks=drop"] if settings.sinks == "keep" else []
             found.append(
                 f"giant target: v̂ is {ratio:.3g} times as long as v (cos(v, v̂) {cos:.2f}), and dimension "
                 f"{self.largest_dimension[-1]} has {share:.0%} of its energy, so BASIC pulls every v the same way; "
-                "treat it with supervision.target_norm=layer and supervision.sinks=drop"
+                + (f"treat it with {' and '.join(keys)}" if keys else "the keys that treat it are set, and don't help")
             )
         if v > INERT_RATIO and cos > INERT_COS:
             found.append(

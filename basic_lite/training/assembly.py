@@ -17,7 +17,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
-from basic_lite.recipe.presets import differences
+from basic_lite.recipe.presets import MEASURED, differences
 from basic_lite.recipe.rules import check_without_gpu
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, choose_kernels
@@ -136,10 +136,12 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     settings = recipe.supervision
     if changed := differences(settings.model_dump()):
         say(f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}")
+    layers = f"layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights})"
+    layers = "layers that are measured" if settings.layers == MEASURED else layers
     say(
-        f"BASIC: v̂ from layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights}), "
-        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}, "
-        f"kernels: {operations.name} ({reason})"
+        f"BASIC ({settings.preset}): v̂ from {layers}, target norm {settings.target_norm}, sinks {settings.sinks}; "
+        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}"
+        f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels: {operations.name} ({reason})"
     )
     return supervision
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
 from basic_lite.training.batches import loading
 from basic_lite.training.recovery import Recovery
@@ -119,6 +119,17 @@ def if_memory_allows(
     return None
 
 
+def curve_batches(recipe: Recipe) -> tuple[int, int]:
+    """How many batches of how many samples the refinement curve is measured on.
+
+    They are as large as micro-batches where these are larger than ``SAMPLES_PER_BATCH``, but no more than a quarter of
+    all: the gate chooses on some of them and decides on others.
+    """
+    samples = recipe.supervision.refinement_batches * SAMPLES_PER_BATCH
+    size = max(SAMPLES_PER_BATCH, min(recipe.training.micro_batch, samples // 4))
+    return math.ceil(samples / size), size
+
+
 @dataclass(frozen=True)
 class RefinementLog:
     """Measures the refinement curve at a run's start, at each evaluation and at its end, and warns.
@@ -140,12 +151,13 @@ class RefinementLog:
             return None
         supervision, device = self.supervision, self.supervision.device
         moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
-        short = (
-            f"warning: step {step}: no refinement curve: not enough memory for {SAMPLES_PER_BATCH} samples at once; "
-            "set supervision.refinement_batches=0 to skip it"
-        )
         curve = if_memory_allows(
-            lambda: refinement_curve(supervision, moved, self.tokenizer), self.autocast, lambda: self.say(short)
+            lambda: refinement_curve(supervision, moved, self.tokenizer),
+            self.autocast,
+            lambda: self.say(
+                f"warning: step {step}: no refinement curve: not enough memory for {len(self.batches[0]['input_ids'])} "
+                "samples at once; set supervision.refinement_batches=0 to skip it"
+            ),
         )
         if curve is None:
             return None
@@ -154,11 +166,11 @@ class RefinementLog:
         warning = None if supervision.settings.gate or (step == 0 and self.fresh) else curve.warning()
         if warning is not None:
             self.say(f"warning: step {step}: {warning}")
-        self._tell_illnesses(step, curve)
+        self._tell_illnesses(step, supervision.settings, curve)
         return {"refinement": curve.to_dict()}
 
-    def _tell_illnesses(self, step: int, curve: RefinementCurve) -> None:
-        for illness in curve.health.illnesses() if curve.health is not None else []:
+    def _tell_illnesses(self, step: int, settings: SupervisionSection, curve: RefinementCurve) -> None:
+        for illness in curve.health.illnesses(settings) if curve.health is not None else []:
             name = illness.split(":")[0]
             if name not in self._told:
                 self._told.add(name)

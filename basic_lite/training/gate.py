@@ -29,7 +29,7 @@ from basic_lite.supervision.premise import SEARCHED_PATCHES, RefinementCurve, re
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, projector_is_fresh, uses_autocast
 from basic_lite.training.batches import Schedule
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, if_memory_allows
+from basic_lite.training.evaluation import curve_batches, if_memory_allows
 from basic_lite.training.processes import Processes
 
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
@@ -207,13 +207,13 @@ def make_gate(
     if supervision is None or not supervision.active or not (settings.gate or leaves_open(settings)):
         return None
     checkpointed, half = recipe.training.gradient_checkpointing, uses_autocast(recipe, supervision.device)
-    report = data.report
+    report, (count, size) = data.report, curve_batches(recipe)
     tokens = float(report.lengths[report.has_image].mean())
     looks = plan_looks(
         schedule.steps,
         # Massive dimensions are the LLM's own, and a fresh projector shows them too.
         fresh=projector_is_fresh(recipe) and (settings.gate or scores_decide(settings)),
-        most_samples=settings.refinement_batches * SAMPLES_PER_BATCH,
+        most_samples=count * size,
         passes=schedule.samples_after(schedule.steps) * (3 if checkpointed else 2),
         passes_a_look=passes_a_look(
             loaded.parts,
@@ -225,7 +225,7 @@ def make_gate(
         ),
     )
     autocast = autocast_of(recipe, supervision.device)
-    enough = batches[: math.ceil(looks.samples / SAMPLES_PER_BATCH)]
+    enough = batches[: math.ceil(looks.samples / size)]
     return Gate(supervision, settings, looks, enough, loaded.tokenizer, say, autocast, processes)
 
 

@@ -23,7 +23,7 @@ from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, RefinementLog, held_out_loss, held_out_text, overfit_text
+from basic_lite.training.evaluation import RefinementLog, curve_batches, held_out_loss, held_out_text, overfit_text
 from basic_lite.training.files import written_whole
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
@@ -87,10 +87,10 @@ class Loop:
         )
         autocast = autocast_of(recipe, run.device)
         self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
-        count = recipe.supervision.refinement_batches if run.processes.is_main else 0
+        count, size = curve_batches(recipe)
         self.refinement = RefinementLog(
             run.supervision,
-            run.data.batches_with_images(count, SAMPLES_PER_BATCH),
+            run.data.batches_with_images(count if run.processes.is_main else 0, size),
             run.loaded.tokenizer,
             self.say,
             autocast,
@@ -377,6 +377,7 @@ class Loop:
             "machine": self._machine(),
             "processes": self.processes.count,
             "started_from": self.run.started_from,
+            "target": None if self.gate is None else self.gate.state.plan,
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from basic_lite.demo.report import premise_verdict
+from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Health, Interval, RefinementCurve
 
 
@@ -19,11 +20,11 @@ from basic_lite.supervision import Health, Interval, RefinementCurve
 def test_the_verdict_follows_the_interval(gain: Interval, said: str) -> None:
     health = Health([78, 85], [78, 85], [0.01, 0.05], [3, 3], [0, 0], [0.5, 0.8], [1.0, 0.98])
     curve = RefinementCurve(["v", "target"], [0.1, 0.1 + gain.value], [0.05, 0.05], 64, 640, [gain], health)
-    text = premise_verdict({"stage2": {"start": {}, "end": curve.to_dict()}})
+    text = premise_verdict({"stage2": {"start": {}, "end": curve.to_dict()}}, SupervisionSection())
     assert said in text and "inert residual: v is 78 times" in text and "model.projector_start=matched" in text
 
 
 def test_the_log_of_an_older_version_can_be_read() -> None:
     old = {"places": ["v", "target"], "own": [0.1, 0.2], "control": [0.05, 0.05], "samples": 16, "patches": 576}
-    text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}})
+    text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}}, SupervisionSection())
     assert "v +0.050 → v̂ +0.150, without an interval over 16 samples: can't tell" in text

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Health, refinement_curve
 from basic_lite.supervision.health import HealthMeter
 from basic_lite.supervision.patch_weights import SINK_MULTIPLE
@@ -129,9 +130,18 @@ def of_target(*, v: float, target: float, share: float, cos: float) -> Health:
     ],
 )
 def test_illnesses_are_named_with_their_keys(health: Health, names: list[str]) -> None:
-    found = health.illnesses()
+    found = health.illnesses(SupervisionSection())
     assert [text.split(":")[0] for text in found] == names
     for text in found:
         giant = text.startswith("giant")
         keys = ("supervision.target_norm=layer", "supervision.sinks=drop") if giant else ("model.projector_start=",)
         assert all(key in text for key in keys) and not math.isnan(health.cos_v[-1])
+
+
+def test_a_scaled_target_is_not_too_long_and_what_is_set_is_not_asked_for() -> None:
+    treated = SupervisionSection(target_norm="layer", sinks="drop")
+    assert of_target(v=2.2, target=280, share=0.1, cos=0.03).illnesses(treated) == []
+    (text,) = of_target(v=2.2, target=280, share=0.98, cos=0.03).illnesses(treated)
+    assert "supervision." not in text and "don't help" in text
+    (text,) = of_target(v=2.2, target=280, share=0.98, cos=0.03).illnesses(SupervisionSection(target_norm="layer"))
+    assert "treat it with supervision.sinks=drop" in text

@@ -15,6 +15,7 @@ from basic_lite.data.chat import IGNORE
 from basic_lite.data.images import fit, open_image
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.patch_weights import patch_weights
+from basic_lite.supervision.target import TargetPlan
 from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.of_run import RunSpeaker, record_of
 
@@ -63,7 +64,7 @@ def look_inside(speaker: RunSpeaker, messages: Sequence[Message]) -> tuple[list[
 
 
 def _reader(speaker: RunSpeaker) -> Supervision:
-    """The run's supervision with its layers, reading the attention of the answer whatever it trained with."""
+    """The run's supervision with its target, reading the attention of the answer whatever it trained with."""
     settings = speaker.recipe.supervision.model_copy(
         update={
             "enabled": True,
@@ -75,7 +76,10 @@ def _reader(speaker: RunSpeaker) -> Supervision:
     )
     loaded = speaker.loaded
     operations, _ = choose_kernels("auto", loaded.parts.embeddings.weight.device, lambda _: None)
-    return Supervision(loaded.parts, settings, vocabulary_ids=loaded.vocabulary_ids, operations=operations)
+    supervision = Supervision(loaded.parts, settings, vocabulary_ids=loaded.vocabulary_ids, operations=operations)
+    if chosen := speaker.bundle.manifest.get("target"):
+        supervision.use(TargetPlan.of(chosen))
+    return supervision
 
 
 def _by_picture(

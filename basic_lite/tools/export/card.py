@@ -131,10 +131,14 @@ def _training(source: Source) -> list[tuple[str, ...]]:
         ("conversation format, pictures", f"{recipe.data.template}, {recipe.data.image_fit}"),
     ]
     if basic_is_on(recipe):
+        chosen = manifest.get("target")  # what was measured; None: as the recipe says
         share = isinstance(basic.layers, float)
         layers = f"supervised layers: {basic.layers:g} of all" if share else f"{basic.layers} supervised layers"
+        layers = f"{len(chosen['layer_weights'])} supervised layers" if chosen else layers
         weights = f"λ1 {basic.lambda_das:g}, λ2 {basic.lambda_sds:g}"
-        rows.append(("BASIC", f"{layers}, {weights}, target norm {basic.target_norm}, no gate"))
+        gate = "gate" if basic.gate else "no gate"
+        robust = f"target norm {basic.target_norm}, sinks {basic.sinks}"
+        rows.append(("BASIC", f"preset {basic.preset}, {layers}, {weights}, {robust}, {gate}"))
     return rows
 
 
