@@ -12,8 +12,10 @@ from basic_lite.data.check import DataReport
 from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision.calibration import leaves_open
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
+from basic_lite.training.gate import COST
 
 BASIC_PRODUCTS = ("attention mass", "SDS")
 
@@ -112,10 +114,11 @@ def mean_sizes(
 
 
 def a_sample(recipe: Recipe, sizes: Sizes) -> float:
-    """A sample's products in the run's mean step: not every step need have BASIC."""
-    counted = products(sizes)
+    """A sample's products in the run's mean step: not every step need have BASIC. A gate's looks count in full."""
+    counted, settings = products(sizes), recipe.supervision
     basic = sum(counted[name] for name in BASIC_PRODUCTS)
-    return sum(counted.values()) - basic + basic / recipe.supervision.every_n_steps
+    looks = COST if basic_is_on(recipe) and (settings.gate or leaves_open(settings)) else 0.0
+    return (sum(counted.values()) - basic + basic / settings.every_n_steps) * (1 + looks)
 
 
 def basic_share(counted: dict[str, float]) -> float:

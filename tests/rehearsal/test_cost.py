@@ -39,6 +39,8 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     off = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"enabled": False})})
     each, without = (a_sample(one, mean_sizes(one, frontend, parts, data.report)) for one in (recipe, off))
     assert a_sample(rare, sizes) == pytest.approx(without + (each - without) / 4)
+    gated = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"gate": True})})
+    assert a_sample(gated, sizes) == pytest.approx(1.01 * each)
     lines = list(outlook(recipe, frontend, data, parts, torch.device("cpu")))
     assert lines[0].endswith("small steps; overheads decide how long they take, about 1 s (predicted)") and lines[
         1
