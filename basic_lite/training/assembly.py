@@ -139,8 +139,8 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     layers = f"layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights})"
     layers = "layers that are measured" if settings.layers == MEASURED else layers
     say(
-        f"BASIC: preset {settings.preset}, v̂ from {layers}, target norm {settings.target_norm}, sinks {settings.sinks}; "
-        f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}"
+        f"BASIC: preset {settings.preset}, v̂ from {layers}, target norm {settings.target_norm}, "
+        f"sinks {settings.sinks}; λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}"
         f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels: {operations.name} ({reason})"
     )
     return supervision
