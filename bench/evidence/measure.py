@@ -58,7 +58,7 @@ def losses(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> tuple[l
     tokens: list[int] = []
     sums: list[float] = []
     for start in range(0, len(records), BATCH):
-        batch = _batch(loaded, recipe, records[start : start + BATCH])
+        batch = batch_of(loaded, recipe, records[start : start + BATCH])
         labels = batch.pop("labels")[:, 1:]
         hidden = loaded.model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
@@ -70,7 +70,7 @@ def losses(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> tuple[l
     return tokens, sums
 
 
-def _batch(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> dict[str, Tensor]:
+def batch_of(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> dict[str, Tensor]:
     chat = chat_format(recipe, loaded, recipe.data.template)
     samples: list[dict[str, Any]] = []
     for record in records:
@@ -105,7 +105,7 @@ def _embeddings(loaded: Loaded, recipe: Recipe, world: EvidenceWorld) -> dict[st
     assert supervision is not None
     records = world.records(recipe.stage, world.sizes["curve"])
     groups = [records[start : start + CURVE_BATCH] for start in range(0, len(records), CURVE_BATCH)]
-    batches = [_batch(loaded, recipe, group) for group in groups]
+    batches = [batch_of(loaded, recipe, group) for group in groups]
     curve = refinement_curve(supervision, batches, loaded.tokenizer)
     return {"curve": curve.to_dict(), "v": _of_v(loaded, supervision, batches)}
 

@@ -31,7 +31,8 @@ def run_all(world: EvidenceWorld, variants: Sequence[str], seeds: int, out: Path
         UserError: a variant that there isn't, keys that this version doesn't have, or results of another set-up.
     """
     torch.set_num_threads(1)
-    setup, work = world.setup(), work_folder(world)
+    setup = world.setup()
+    work = work_folder(world, setup)
     for name in variants:
         if name not in VARIANTS:
             raise UserError(f"--variants: {name!r} is none of {', '.join(VARIANTS)}")

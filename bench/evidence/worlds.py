@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ STAGES = (1, 2)
 Sizes = Mapping[str, int]
 SIZES: dict[str, Sizes] = {
     "demo": {"during": 200, "losses": 200, "answers": 200, "curve": 200, "eval_every": 50, "batches": 16},
-    "real": {"during": 96, "losses": 200, "answers": 200, "curve": 48, "eval_every": 40, "batches": 4},
+    "real": {"during": 96, "losses": 200, "answers": 100, "curve": 64, "eval_every": 50, "batches": 16},
 }
 # Seconds instead of minutes: does it still run?
 TINY: Sizes = {"during": 4, "losses": 6, "answers": 4, "curve": 4, "eval_every": 2, "batches": 1}
@@ -161,9 +162,12 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def work_folder(world: EvidenceWorld) -> Path:
-    """Where unfinished runs lie."""
-    return cache_folder() / "evidence" / world.name
+def work_folder(world: EvidenceWorld, setup: Mapping[str, Any]) -> Path:
+    """Where unfinished runs of a set-up lie."""
+    digest = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:8]
+    folder = cache_folder() / "evidence" / f"{world.name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _one(source: SourceSection | list[SourceSection]) -> SourceSection:

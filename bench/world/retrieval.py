@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPImageProcessorPil, CLIPVisionModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
 
 from basic_lite.demo import ASSETS
+from bench.world.llms import smollm2
 from bench.world.pictures import RealWorld, real_world
-from bench.world.teacher import features_of, teacher
-from bench.world.tower import LAYER, caption_vectors, tower
+from bench.world.tower import LAYER, tower
 
 # Strengths of the ridge, relative to the features' own variance; the best on a tenth of the training pictures is taken.
 RIDGES = (0.01, 0.1, 1.0, 10.0)
@@ -42,25 +42,15 @@ class Found:
 
 
 def of_tower(folder: Path) -> Features:
-    """Mean patch features [n, D] of a CLIP tower, at the layer that a projector gets."""
-    model = CLIPVisionModel.from_pretrained(folder).eval()
-    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    """Mean patch features [n, D] of a CLIP or SigLIP tower, at the layer that a projector gets."""
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    first = 0 if isinstance(model, SiglipVisionModel) else 1  # CLIP has a class token before the patches
 
     @torch.no_grad()
     def features(pictures: list[Image.Image]) -> Tensor:
         pixels = processor(pictures, return_tensors="pt")["pixel_values"]
-        return model(pixel_values=pixels, output_hidden_states=True).hidden_states[LAYER][:, 1:].mean(1)
-
-    return features
-
-
-def of_teacher(side: int = 160) -> Features:
-    """Mean features [n, D] of the network that the tower learns from."""
-    network = teacher()
-
-    def features(pictures: list[Image.Image]) -> Tensor:
-        resized = [np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures]
-        return features_of(network, torch.from_numpy(np.stack(resized))).mean(1)
+        return model(pixel_values=pixels, output_hidden_states=True).hidden_states[LAYER][:, first:].mean(1)
 
     return features
 
@@ -87,6 +77,16 @@ def retrieval(features: Features, world: RealWorld) -> Found:
     best = min(tried, key=lambda ridge: tried[ridge].log().mean())
     rank = ranks(_fit(x, y, best, held_x), held_y, held)
     return Found(*(float((rank <= most).float().mean()) for most in (1, 10)), float(rank.median()))
+
+
+@torch.no_grad()
+def caption_vectors(captions: list[str]) -> Tensor:
+    """[n, D]: the mean of each caption's word embeddings in SmolLM2, less the mean of all words, at length 1."""
+    table = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32).get_input_embeddings().weight
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    ids = [tokenizer.encode(" " + caption, add_special_tokens=False) for caption in captions]
+    means = torch.stack([table[row].mean(0) for row in ids])
+    return functional.normalize(means - table.mean(0), dim=-1)
 
 
 def chance(captions: list[str]) -> Found:
@@ -127,7 +127,6 @@ if __name__ == "__main__":
     makers = {
         "8 × 8 pixels": of_pixels,
         "the demo's tower": lambda: of_tower(ASSETS / "vision"),
-        "EfficientNet-Lite0": of_teacher,
         "the real world's tower": lambda: of_tower(tower()),
     }
     for name, make in makers.items():
