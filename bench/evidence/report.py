@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -108,6 +108,8 @@ def came_out(results: Sequence[Result]) -> str:
     parts = ["### What came out", _made(results), _values(groups, OUTCOMES), "### Differences from BASIC off"]
     parts += [_differences(groups), "### The visual embeddings", _values(groups, STATE), "### Held-out loss on the way"]
     parts += [_on_the_way(groups, stage) for stage in ("stage1", "stage2")]
+    if gates := list(_gates(results)):
+        parts += ["### The gate", "\n".join(gates)]
     return "\n\n".join(parts)
 
 
@@ -145,7 +147,10 @@ def _differences(groups: Mapping[str, Sequence[Result]]) -> str:
             rows.append([name, MISSING])
             continue
         seeds = [over_seeds([m.value(a) - m.value(b) for a, b in pairs]).text() for m in COMPARED]
-        rows += [[name, f"{len(pairs)} seeds", *seeds], ["", "samples", *(_by_sample(pairs, m) for m in COMPARED)]]
+        rows += [
+            [name, f"{len(pairs)} seed{'s' * (len(pairs) > 1)}", *seeds],
+            ["", "samples", *(_by_sample(pairs, m) for m in COMPARED)],
+        ]
     return _table(rows) + "\n\n\\* the interval of 95 % leaves 0 out."
 
 
@@ -153,6 +158,19 @@ def _by_sample(pairs: Sequence[tuple[Result, Result]], measure: Measure) -> str:
     assert measure.samples is not None
     differences = np.mean([measure.samples(a)[0] - measure.samples(b)[0] for a, b in pairs], axis=0)
     return over_samples(differences, measure.samples(pairs[0][0])[1]).text()
+
+
+def _gates(results: Sequence[Result]) -> Iterator[str]:
+    """What each run's gate found: step, open or shut, and the scores of v and v̂ there."""
+    for result in results:
+        for stage in ("stage1", "stage2"):
+            looks = [(line["step"], line["gate"]) for line in result[stage]["log"] if "open" in line.get("gate", {})]
+            if looks:
+                found = ", ".join(
+                    f"{step}: {'open' if gate['open'] else 'shut'} ({gate['v']:+.3f} → {gate['target']:+.3f})"
+                    for step, gate in looks
+                )
+                yield f"- {result['variant']}, seed {result['seed']}, stage {stage[-1]}: {found}"
 
 
 def _on_the_way(groups: Mapping[str, Sequence[Result]], stage: str) -> str:

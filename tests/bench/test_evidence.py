@@ -118,6 +118,15 @@ def test_word_f1() -> None:
     assert word_f1("", "") == 1.0 and word_f1("x", "") == 0.0
 
 
+def test_the_gates_looks_are_shown(cache: Path) -> None:
+    assert run(cache, "--seeds", "1", "--variants", "off") == 0
+    (result,) = read_results(cache / "results", "demo")
+    assert "The gate" not in came_out([result])
+    gate = {"open": False, "verdict": "fails", "v": 0.1, "target": 0.05}
+    result["stage2"]["log"] += [{"step": 3, "gate": gate}, {"step": 4, "gate": {"plan": None}}]
+    assert "- off, seed 0, stage 2: 3: shut (+0.100 → +0.050)\n" in came_out([result]) + "\n"
+
+
 def test_every_part_is_tried_with_and_without() -> None:
     assert {f"{how}_{part}" for part in PARTS for how in ("with", "without")} <= VARIANTS.keys()
     assert "missing" in came_out([])
