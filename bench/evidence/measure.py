@@ -21,7 +21,9 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.supervision.metrics import embedding_metrics
 from basic_lite.supervision.taps import hooked
-from basic_lite.tools.evaluate import ALL, evaluate, other_images
+from basic_lite.supervision.target import TargetPlan
+from basic_lite.tools.evaluate import evaluate, other_images
+from basic_lite.tools.score import ALL
 from basic_lite.training.answer import chat_format
 from basic_lite.training.assembly import autocast_of, supervise
 from basic_lite.training.bundle import load_trained
@@ -39,7 +41,7 @@ DIGITS = 4
 @torch.no_grad()
 def measured(run: Path, recipe: Recipe, world: EvidenceWorld) -> dict[str, Any]:
     """Everything that the evidence says of one trained stage, ready for JSON."""
-    loaded, _ = load_trained(run, CPU)
+    loaded, bundle = load_trained(run, CPU)
     context = autocast_of(recipe, CPU)
     with context() if context is not None else nullcontext():
         records = world.records(recipe.stage, world.sizes["losses"])
@@ -49,7 +51,7 @@ def measured(run: Path, recipe: Recipe, world: EvidenceWorld) -> dict[str, Any]:
         _, others = losses(loaded, recipe, shuffled)
         found = {"tokens": tokens, "nll": own, "nll_other_picture": others}
         found |= _answers(loaded, recipe, world)
-        found |= _embeddings(loaded, recipe, world)
+        found |= _embeddings(loaded, recipe, world, bundle.manifest["target"])
     return found
 
 
@@ -98,11 +100,17 @@ def _answers(loaded: Loaded, recipe: Recipe, world: EvidenceWorld) -> dict[str, 
     }
 
 
-def _embeddings(loaded: Loaded, recipe: Recipe, world: EvidenceWorld) -> dict[str, Any]:
-    """The refinement curve, and norms and likeness of v. Where BASIC was off, v̂ is what the paper's would be."""
+def _embeddings(loaded: Loaded, recipe: Recipe, world: EvidenceWorld, plan: dict[str, Any] | None) -> dict[str, Any]:
+    """The refinement curve, and norms and likeness of v. Where BASIC was off, v̂ is what the paper's would be.
+
+    Args:
+        plan: the target that the run has chosen; None: the recipe's own.
+    """
     section = recipe.supervision.model_copy(update={"enabled": True, "stages": [1, 2]})
     supervision = supervise(recipe.model_copy(update={"supervision": section}), loaded, lambda line: None)
     assert supervision is not None
+    if plan is not None:
+        supervision.use(TargetPlan.of(plan))
     records = world.records(recipe.stage, world.sizes["curve"])
     groups = [records[start : start + CURVE_BATCH] for start in range(0, len(records), CURVE_BATCH)]
     batches = [batch_of(loaded, recipe, group) for group in groups]

@@ -16,7 +16,7 @@ PARTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"supervision.layers": 0.5, "supervision.layer_weights": "quadratic"},
     ),
 }
-PAPER: Mapping[str, Any] = {}
+PAPER: Mapping[str, Any] = {"supervision.preset": "paper"}
 MEASURED: Mapping[str, Any] = {"supervision.preset": "measured"}
 # No part of BASIC, and so in no preset: it is compared with `off` on the same start.
 START: Mapping[str, Any] = {"model.projector_start": "matched"}

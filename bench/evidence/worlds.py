@@ -31,7 +31,7 @@ STAGES = (1, 2)
 Sizes = Mapping[str, int]
 SIZES: dict[str, Sizes] = {
     "demo": {"during": 200, "losses": 200, "answers": 200, "curve": 200, "eval_every": 50, "batches": 16},
-    "real": {"during": 96, "losses": 200, "answers": 100, "curve": 64, "eval_every": 50, "batches": 16},
+    "real": {"during": 96, "losses": 200, "answers": 100, "curve": 32, "eval_every": 100, "batches": 8},
 }
 # Seconds instead of minutes: does it still run?
 TINY: Sizes = {"during": 4, "losses": 6, "answers": 4, "curve": 4, "eval_every": 2, "batches": 1}

@@ -119,12 +119,11 @@ def test_word_f1() -> None:
 
 
 def test_the_gates_looks_are_shown(cache: Path) -> None:
-    assert run(cache, "--seeds", "1", "--variants", "off") == 0
-    (result,) = read_results(cache / "results", "demo")
-    assert "The gate" not in came_out([result])
-    gate = {"open": False, "verdict": "fails", "v": 0.1, "target": 0.05}
-    result["stage2"]["log"] += [{"step": 3, "gate": gate}, {"step": 4, "gate": {"plan": None}}]
-    assert "- off, seed 0, stage 2: 3: shut (+0.100 → +0.050)\n" in came_out([result]) + "\n"
+    assert run(cache, "--seeds", "1", "--variants", "off,measured") == 0
+    off, measured = read_results(cache / "results", "demo")
+    assert "The gate" not in came_out([off])
+    assert "- measured, seed 0, stage 2: 0: shut (" in came_out([off, measured])
+    assert len(measured["stage1"]["curve"]["score"]) == 6
 
 
 def test_every_part_is_tried_with_and_without() -> None:
