@@ -184,7 +184,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
         run("eval", "r", "--data", "d.json", "--batch", "3", "--limit", "5", "--device", "cpu", "--max-tokens", "7")[0]
         == 0
     )
-    assert run("demo", "--out", "o", "--seed", "2", "--ablate", "--seeds", "4")[0] == 0
+    assert run("demo", "--out", "o", "--seed", "2")[0] == 0
     assert run("chat", "r", "i.png", "what?")[0] == 0
     chosen = ["--max-tokens", "9", "--temperature", "0.5", "--device", "cpu", "--dtype", "float16"]
     assert run("chat", "r", "i.png", "j.png", "-q", "what?", *chosen)[0] == 0
@@ -195,7 +195,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
     options |= {"template": None, "held_out": False}
     assert calls == [
         ((Path("r"), Path("d.json")), options),
-        ((Path("o"),), {"seed": 2, "rebuild": False, "ablate": True, "seeds": 4}),
+        ((Path("o"),), {"seed": 2, "rebuild": False}),
         (("r", ["i.png", "what?"]), talk),
         (
             ("r", ["i.png", "j.png"]),
@@ -245,7 +245,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["chat", "run", "--web", "--port", "80x"], "for '--port': '80x' is not a whole number\n"),
         (["chat", "run", "--temperature", "hot"], "'hot' is not a number\n"),
         (["train", "7b_qlora", "training.device=gpu"], "did you mean cuda?"),
-        (["demo", "--seeds", "0"], "--seeds"),
+        (["demo", "--seed", "-1"], "--seed"),
         (["--nonsense"], "--nonsense"),
     ],
 )

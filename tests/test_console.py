@@ -10,7 +10,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from basic_lite.console import Sheet, show, show_entry
-from basic_lite.demo import ablate
 from basic_lite.demo.report import Phases, refinement_table
 from basic_lite.model.audit import Part, render
 from basic_lite.rehearsal.forecast import Work, cards_table
@@ -34,7 +33,6 @@ def sheets() -> list[Sheet]:
     curve = {"places": ["v", *(f"h{n}" for n in range(1, 33)), "target"], "score": [-0.125] * 34}
     phases = Phases(terminal(80))
     phases.seconds = {"stage 2: projector and LoRA learn questions": 123.4}
-    measures = dict.fromkeys(ablate.MEASURES, 0.125)
     facts = Sheet(("", ""))
     facts.add("trainable parameters", "340,787,200 of 7,403,210,752")
     facts.add("BASIC adds", "v̂ from layers 1..16 of 32; 1.1% more operations a step and 18.0 MiB of buffers")
@@ -49,7 +47,6 @@ def sheets() -> list[Sheet]:
         accuracy_table(shares, {"how many": 1200, "all": 1200}),
         refinement_table({"stage2": {"start": curve, "end": curve}}),
         phases.table(),
-        ablate._table({name: [measures, measures] for name in ablate.VARIANTS}, 2),
         cards_table(Work(1e15, 5000)),
         facts,
     ]

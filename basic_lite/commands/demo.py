@@ -18,10 +18,6 @@ def demo(
             "--rebuild", help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long)."
         ),
     ] = False,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Compare BASIC off, DAS alone, SDS alone and both, over several seeds.")
-    ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds --ablate takes.")] = 3,
     photos: Annotated[
         Path | None,
         typer.Option(help="Only write this new folder: 50 pictures and captions.csv, to try `basic-lite data` with."),
@@ -40,7 +36,7 @@ def demo(
     from basic_lite.demo.run import demo as run_demo
 
     try:
-        run_demo(out, seed=seed, rebuild=rebuild, ablate=ablate, seeds=seeds)
+        run_demo(out, seed=seed, rebuild=rebuild)
     except Interrupted:
         note("stopped; run the same command to continue")
         raise typer.Exit(130) from None

@@ -99,7 +99,7 @@ def premise_verdict(curves: dict[str, dict[str, Any]], settings: SupervisionSect
     curve = RefinementCurve.from_dict(curves["stage2"]["end"])
     lines = [
         f"After stage 2: {curve.comparison()}. {VERDICTS[curve.verdict]} The interval is of samples (95 %), not of "
-        "seeds; --ablate measures what BASIC changes.",
+        "seeds; docs/EVIDENCE.md says what BASIC changes over several.",
         *(curve.health.illnesses(settings) if curve.health is not None else []),
     ]
     return "\n".join(lines) + "\n"

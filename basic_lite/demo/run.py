@@ -11,7 +11,6 @@ from rich.console import Console
 
 from basic_lite.console import quiet_libraries
 from basic_lite.demo import ASSETS
-from basic_lite.demo.ablate import ablation
 from basic_lite.demo.place import CPU, Place, Scores, run_stage, scores_of
 from basic_lite.demo.rebuild import rebuild as rebuild_models
 from basic_lite.demo.report import Phases, refinement_of, show_report
@@ -22,15 +21,7 @@ from basic_lite.training.bundle import load_trained
 from basic_lite.training.files import write_json
 
 
-def demo(
-    out: Path,
-    *,
-    seed: int = 0,
-    rebuild: bool = False,
-    ablate: bool = False,
-    seeds: int = 3,
-    console: Console | None = None,
-) -> None:
+def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | None = None) -> None:
     """Make the world, train both stages, evaluate on held-out images, print the table.
 
     Everything lies below ``out`` and is reused by the next call with the same settings.
@@ -45,9 +36,6 @@ def demo(
     torch.set_num_threads(1)
     phases = Phases(console)
     place = _prepare(out, seed, rebuild, phases)
-    if ablate:
-        ablation(place, seeds, console)
-        return
     columns, captions = _train_and_score(place, phases, console)
     show_report(place, columns, captions, phases, console)
 

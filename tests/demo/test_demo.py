@@ -108,20 +108,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "world" / "thesis.txt").exists()
 
 
-@pytest.mark.usefixtures("small")
-@pytest.mark.soak
-def test_ablation_compares_four_variants(tmp_path: Path) -> None:
-    console = quiet()
-    demo_run.demo(tmp_path / "demo", ablate=True, seeds=2, console=console)
-    for text in ("BASIC off", "DAS", "SDS", "DAS + SDS", "±", "2 seed(s)", "exact match after stage 2"):
-        assert text in shown_by(console), text
-    results = json.loads((tmp_path / "demo" / "ablation" / "ablation.json").read_text())["results"]
-    assert [len(runs) for runs in results.values()] == [2, 2, 2, 2]
-    off, das, sds, both = (runs[0]["stage1_lm"] for runs in results.values())
-    assert len({off, das, sds, both}) == 4
-    assert results["BASIC off"][0] != results["BASIC off"][1]
-
-
 @pytest.mark.soak
 def test_the_whole_demo(tmp_path: Path) -> None:
     """≤ 4 minutes on two free cores; ≥ 85 % of held-out questions; what it learnt, it learnt from the pictures."""

@@ -15,11 +15,11 @@ from typing import Any
 
 from basic_lite.console import quiet_libraries
 from basic_lite.training.files import write_json
+from bench.world.stamps import pictures
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.bundles import random_run
 from tests.support.models import write_llm, write_vision
 from tests.support.programs import ROOT, run_script, transformers_answers
-from tests.support.real import pictures
 from tests.support.real_runs import exported, real_run
 from tests.support.runs import write_data
 

@@ -15,7 +15,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
-from tests.support.real import Pictures
+from bench.world.stamps import Pictures
 
 MAX_TOKENS = 16
 

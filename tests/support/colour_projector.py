@@ -20,8 +20,9 @@ from basic_lite.data.images import ImageRef, fit, pixels
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.bundle import write_bundle
+from bench.world.colours import COLOURS, nearest_colours
+from bench.world.stamps import pictures
 from tests.support.bundles import CPU, facts
-from tests.support.real import COLOURS, nearest_colours, pictures
 
 STEPS = 300
 _PATCHES = 1024

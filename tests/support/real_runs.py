@@ -24,9 +24,11 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
+from bench.world.llms import smollm2
+from bench.world.packages import cache_folder, made_once
+from bench.world.stamps import pictures
 from tests.support import colour_projector
 from tests.support.colour_projector import write_projector
-from tests.support.real import cache_folder, made_once, pictures, smollm2
 from tests.support.siglip_tower import siglip_tower
 
 Tower = Literal["clip", "siglip"]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from basic_lite.training.files import write_json
+from bench.world.packages import Unavailable, cache_folder
+from bench.world.stamps import pictures
 from tests.support.answers import Answer, Compared, Prompt, compare, our_answers, prompts_of, table
 from tests.support.programs import require
-from tests.support.real import Unavailable, cache_folder, pictures
 from tests.support.real_runs import Tower, exported, real_run
 
 

@@ -20,7 +20,8 @@ from transformers import CLIPVisionModel, SiglipImageProcessorPil, SiglipVisionC
 from basic_lite.demo import ASSETS
 from basic_lite.demo.vision import VISION_CONFIG, normalised
 from basic_lite.demo.world import render, sample_scene
-from tests.support.real import PICTURES_VERSION, made_once, pictures
+from bench.world.packages import made_once
+from bench.world.stamps import PICTURES_VERSION, pictures
 
 # Any change that alters the tower must raise this number.
 TOWER_VERSION = 1

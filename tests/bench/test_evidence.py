@@ -1,0 +1,132 @@
+"""The evidence's command: tiny, from the first run to the page; intervals against known cases."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from basic_lite.training.assembly import load_for_training, make_step, preflight
+from basic_lite.training.step import StepCounts
+from bench.evidence import worlds
+from bench.evidence.__main__ import main
+from bench.evidence.intervals import over_samples, over_seeds
+from bench.evidence.measure import batch_of, losses
+from bench.evidence.report import came_out
+from bench.evidence.runs import read_results
+from bench.evidence.variants import PARTS, VARIANTS
+from bench.evidence.worlds import demo_world, word_f1
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BASIC_LITE_REAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(cache: Path, *more: str) -> int:
+    return main(["demo", "--tiny", "--out", str(cache / "results"), *more])
+
+
+def test_two_variants_two_seeds_and_the_page(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cache, "--seeds", "1") == 0
+    assert run(cache, "--seeds", "2") == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    results = read_results(cache / "results", "demo")
+    assert [(result["variant"], result["seed"]) for result in results] == [
+        ("off", 0), ("off", 1), ("paper", 0), ("paper", 1),
+    ]  # fmt: skip
+    for result in results:
+        for stage in ("stage1", "stage2"):
+            found = result[stage]
+            assert len(found["tokens"]) == len(found["nll"]) == len(found["nll_other_picture"]) == 6
+            assert found["nll"] != found["nll_other_picture"]
+            assert [line["step"] for line in found["log"] if "eval_loss" in line] == [2, 4]
+            assert any("das" in line for line in found["log"]) is (result["variant"] == "paper")
+            assert -1 <= found["v"]["pairwise_cos"] <= 1 and found["v"]["norm_to_vocabulary"] > 0
+            assert found["curve"]["places"][0] == "v"
+        assert str(Path.home()) not in json.dumps(result)
+    off, paper = (result["stage1"]["nll"] for result in results if result["seed"] == 0)
+    assert off != paper
+    # Nothing is left of finished runs but their locks.
+    assert [
+        path for path in (cache / "cache/evidence").rglob("*") if path.is_dir() and path.name.startswith("off")
+    ] == []
+
+    page = cache / "page.md"
+    assert main(["report", "--out", str(cache / "results"), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert "| paper | 2 seeds |" in text and "| measured | missing |" in text
+    assert text.count("### What was expected") == 2 and "No result yet" in text
+
+
+def test_results_of_another_set_up_are_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cache, "--seeds", "1", "--variants", "off") == 0
+    (path,) = (cache / "results/demo").glob("*.json")
+    result = json.loads(path.read_text())
+    result["setup"]["stage1"]["steps"] = 5
+    path.write_text(json.dumps(result))
+    assert run(cache, "--seeds", "1", "--variants", "off") == 2
+    assert "stage1 differ" in capsys.readouterr().err
+
+
+def test_an_unknown_variant_is_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cache, "--variants", "papper") == 2
+    assert "papper" in capsys.readouterr().err
+
+
+def test_losses_are_the_models_own(cache: Path) -> None:
+    """Per sample, against the loss that training takes."""
+    world = demo_world(tiny=True)
+    recipe = world.recipe(1, cache, {"supervision.enabled": False}, 0)
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    loaded = load_for_training(recipe, cpu, preflight(recipe, cpu, print)[0], print)
+    records = world.records(1, 5)
+    tokens, sums = losses(loaded, recipe, records)
+    batch = batch_of(loaded, recipe, records)
+    step = make_step(recipe, loaded, None, cpu)
+    step.parts.model.eval()
+    with torch.no_grad():
+        lm = float(step.forward(**step.inputs(batch)).loss)
+    assert sum(tokens) == StepCounts.of([batch], loaded.parts.image_token_id).labelled_tokens
+    assert sum(sums) / sum(tokens) == pytest.approx(lm, rel=1e-4)
+
+
+def test_seeds_interval_is_student_t() -> None:
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.high - found.mean == pytest.approx(4.303 / math.sqrt(3))
+    assert not found.clear and over_seeds([1.0, 1.1, 1.2]).clear
+    assert math.isnan(over_seeds([1.0]).low) and over_seeds([1.0]).text() == "+1.000"
+
+
+def test_samples_interval_covers_as_it_says() -> None:
+    """Of 200 draws with a true mean of 0, about 95 % of the intervals have 0 inside."""
+    rng = np.random.default_rng(1)
+    inside = sum(not over_samples(rng.normal(size=60), np.ones(60), seed).clear for seed in range(200))
+    assert 180 <= inside <= 198
+    weighted = over_samples(np.array([1.0, 5.0]), np.array([3.0, 1.0]))
+    assert weighted.mean == 2.0
+
+
+def test_word_f1() -> None:
+    assert word_f1("a bird, goose", "bird, goose") == pytest.approx(2 * 2 / 5)
+    assert word_f1("", "") == 1.0 and word_f1("x", "") == 0.0
+
+
+def test_the_gates_looks_are_shown(cache: Path) -> None:
+    assert run(cache, "--seeds", "1", "--variants", "off,measured") == 0
+    off, measured = read_results(cache / "results", "demo")
+    assert "The gate" not in came_out([off])
+    assert "- measured, seed 0, stage 2: 0: shut (" in came_out([off, measured])
+    assert len(measured["stage1"]["curve"]["score"]) == 6
+
+
+def test_every_part_is_tried_with_and_without() -> None:
+    assert {f"{how}_{part}" for part in PARTS for how in ("with", "without")} <= VARIANTS.keys()
+    assert "missing" in came_out([])
+    assert worlds.SIZES["demo"].keys() == worlds.SIZES["real"].keys() == worlds.TINY.keys()
