@@ -282,7 +282,7 @@ def test_a_stopped_run_names_the_command_that_goes_on(
     code, out, err = run("train", recipe, "lora.targets=[q_proj, v_proj]")
     assert (code, out) == (130, "")
     assert str(Path("runs", "run", "checkpoint-7")) in err
-    assert f"basic-lite train {recipe} 'lora.targets=[q_proj, v_proj]' --resume" in err
+    assert f'basic-lite train {recipe} "lora.targets=[q_proj, v_proj]" --resume' in err
     stand_in(monkeypatch, "basic_lite.run", "train", raising(Interrupted()))
     code, _, err = run("train", recipe)
     assert code == 130
