@@ -57,26 +57,30 @@ class Prepared:
         return [[image.name for image in record.images] for record in records]
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
-        """``count`` batches of ``size`` samples with images, always the same; held-out ones where there are any.
+        """``count`` batches of ``size`` samples with images, as ``samples_with_images`` has them."""
+        return self.collated(self.samples_with_images(count * size), size)
+
+    def collated(self, samples: Sequence[dict[str, Any]], size: int) -> list[dict[str, Tensor]]:
+        """Samples as batches of ``size``; the last one may have fewer."""
+        return [self.collator(list(samples[i : i + size])) for i in range(0, len(samples), size)]
+
+    def samples_with_images(self, count: int) -> list[dict[str, Any]]:
+        """``count`` samples with images, always the same: held-out ones, then training ones.
 
         Raises:
             RecordProblem: one of them broke since the check, and broken records aren't dropped.
         """
-        data, report = (self.eval, self.eval_report) if self.eval is not None else (self.train, self.report)
-        assert report is not None
-        chosen = report.has_image.nonzero()[0]
-        if not len(chosen) or not count:
-            return []
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(chosen), generator=generator).tolist()[: count * size]
-        picked = [int(chosen[i]) for i in order]
-        groups = [picked[i : i + size] for i in range(0, len(picked), size)]
-        batches = [self._samples(data, group) for group in groups]
-        return [self.collator(batch) for batch in batches if batch]
+        picked: list[tuple[SupervisedDataset, int]] = []
+        for data, report in ((self.eval, self.eval_report), (self.train, self.report)):
+            if data is not None and report is not None:
+                chosen = report.has_image.nonzero()[0]
+                order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
+                picked += [(data, int(chosen[i])) for i in order[: max(0, count - len(picked))]]
+        return self._samples(picked)
 
-    def _samples(self, data: SupervisedDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def _samples(self, picked: Sequence[tuple[SupervisedDataset, int]]) -> list[dict[str, Any]]:
         samples = []
-        for index in indices:
+        for data, index in picked:
             try:
                 samples.append(data[index])
             except RecordProblem:

@@ -14,7 +14,7 @@ from typing import Any
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
-from basic_lite.recipe.rules import batch_problem, layers_problem, needs_gpu
+from basic_lite.recipe.rules import batch_problem, layers_problem, measured_keys, needs_gpu
 from basic_lite.recipe.schema import SourceSection
 
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
@@ -202,15 +202,14 @@ def _layers(v: Values) -> Iterator[Finding]:
 
 
 def _measured(v: Values) -> Iterator[Finding]:
-    if not v["supervision.enabled"] or v["supervision.refinement_batches"]:
-        return
-    needing = (("gate", True), ("layers", MEASURED), ("layer_weights", MEASURED), ("target_norm", "layer"))
-    found = [f"supervision.{key}" for key, value in needing if v[f"supervision.{key}"] == value]
-    if found:
+    keys = measured_keys(lambda key: v[f"supervision.{key}"])
+    # Eight times four samples: half of them choose, half decide, and sixteen are the least that can show anything.
+    least = 1 if keys == ["target_norm"] else 8
+    if v["supervision.enabled"] and keys and v["supervision.refinement_batches"] < least:
         yield (
-            [*found, "supervision.refinement_batches"],
-            "what it needs is measured on refinement_batches, and there are none of them; set "
-            "supervision.refinement_batches: 16",
+            [*(f"supervision.{key}" for key in keys), "supervision.refinement_batches"],
+            f"what it needs is measured on refinement_batches, {least} at least; set "
+            "supervision.refinement_batches: 16, or supervision.preset: paper",
         )
 
 

@@ -21,13 +21,21 @@ def keys_of(preset: Any) -> dict[str, Any]:
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values with those of its preset where the recipe says nothing. ``values`` itself stays as it is."""
+    """A file's values with those of its preset where the file says nothing. ``values`` itself stays as it is.
+
+    Reading a file fills in every default, so the preset comes before that. Sections made in Python fill themselves.
+    """
     section = values.get("supervision")
     if not isinstance(section, dict):
         return values
     return {**values, "supervision": {**keys_of(section.get("preset")), **section}}
 
 
-def differences(section: dict[str, Any]) -> list[str]:
-    """Keys of a ``supervision`` section that differ from its preset, as ``key: value``; paper's are the defaults."""
-    return [f"{key}: {section[key]}" for key, value in keys_of(section["preset"]).items() if section[key] != value]
+def differences(section: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Keys of a ``supervision`` section that differ from what its preset sets, as ``key: value``.
+
+    Args:
+        defaults: the section's own, which ``paper`` is.
+    """
+    wanted = {key: defaults[key] for key in _MEASURED_KEYS} | keys_of(section["preset"])
+    return [f"{key}: {section[key]}" for key, value in wanted.items() if section[key] != value]

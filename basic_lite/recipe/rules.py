@@ -4,9 +4,11 @@ Each has one home and one wording here. A function returns a message for what is
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Values
 from basic_lite.recipe.schema import Recipe
 
@@ -50,6 +52,15 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     if total is not None and layers > total:
         return f"K = {layers}, but the LLM has {total} layers; give a count from 1 to {total}, or a fraction like 0.5"
     return None
+
+
+# Keys of the section `supervision`, and the value that asks for a measurement on the refinement batches.
+_MEASURED_KEYS = (("gate", True), ("layers", MEASURED), ("layer_weights", MEASURED), ("target_norm", "layer"))
+
+
+def measured_keys(value_of: Callable[[str], Any]) -> list[str]:
+    """The keys of `supervision` that are decided by measurement; ``value_of`` gives a key's value."""
+    return [key for key, value in _MEASURED_KEYS if value_of(key) == value]
 
 
 # Key, values that need a GPU, why, what to set instead.

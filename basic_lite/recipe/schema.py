@@ -173,7 +173,8 @@ class SupervisionSection(Section):
     gate: bool = Field(
         False,
         description="BASIC is on only once the refinement curve shows, with 95 % confidence, that v̂ is better than v. "
-        "Looks at the start, after 16, 32, 64 … steps and at each evaluation; at most 1 % of the run.",
+        "Looks at the start, after 16, 32, 64 … steps (at most 1 % of the run, or one look at 32 samples), and at each "
+        "evaluation.",
     )
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage]((1, 2)), description="Stages (key `stage`) BASIC is on in. [paper] both."
@@ -233,8 +234,8 @@ class SupervisionSection(Section):
     refinement_batches: int = Field(
         16,
         ge=0,
-        description="Batches of 4 samples for the refinement curve, at start and each evaluation; 0: none. 16 decide "
-        "a gap of .05 between target and projector (docs/METHOD.md). They cost a forward of 64 samples each time.",
+        description="How many times 4 samples the refinement curve is measured on, at start and each evaluation; 0: "
+        "none. 16 (64 samples, one forward each) decide a gap of .05 between target and projector (docs/METHOD.md).",
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.calibration import leaves_open
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.gate import COST
+from basic_lite.training.looks import COST
 
 BASIC_PRODUCTS = ("attention mass", "SDS")
 
@@ -114,7 +114,7 @@ def mean_sizes(
 
 
 def a_sample(recipe: Recipe, sizes: Sizes) -> float:
-    """A sample's products in the run's mean step: not every step need have BASIC. A gate's looks count in full."""
+    """A sample's products in the run's mean step: not every step need have BASIC. A gate's looks count as 1 %."""
     counted, settings = products(sizes), recipe.supervision
     basic = sum(counted[name] for name in BASIC_PRODUCTS)
     looks = COST if basic_is_on(recipe) and (settings.gate or leaves_open(settings)) else 0.0

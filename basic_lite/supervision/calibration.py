@@ -4,7 +4,8 @@ Not of the paper; the reasons are in docs/METHOD.md. In a real LLM's residual st
 energy, the same ones for every token; and the layers that refine visual embeddings are not the same in every model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from basic_lite.recipe.presets import MEASURED
+from basic_lite.recipe.rules import measured_keys
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.premise import evaluating, refinement_curve, watch_layers
@@ -26,38 +28,51 @@ def scores_decide(settings: SupervisionSection) -> bool:
 
 def leaves_open(settings: SupervisionSection) -> bool:
     """Whether a recipe leaves something of the target to measurement."""
-    return scores_decide(settings) or settings.target_norm == "layer"
+    return bool(set(measured_keys(partial(getattr, settings))) - {"gate"})
+
+
+def moved(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Host batches on a device, one at a time."""
+    return ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
 
 
 @torch.no_grad()
-def calibrate(
-    supervision: Supervision, batches: Sequence[Mapping[str, Tensor]], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Choose what the settings leave open, on a few batches, and let ``supervision`` use it.
+def choose_target(
+    supervision: Supervision,
+    batches: Sequence[Mapping[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    by_score: bool = True,
+) -> TargetPlan:
+    """Choose what the settings leave open, on a few batches. ``supervision`` keeps the target that it has.
 
     ``target_norm: layer``: the massive dimensions of each layer. ``layers: measured``: K is the layer with the best
     score in the refinement curve, half of the layers if none is better than v. ``layer_weights: measured``: w_h ∝
     max(0, score_h − score_v), h² if no layer up to K is better.
 
     Args:
-        batches: on the model's device; wrap the call in the autocast that the training uses.
+        batches: on the host; wrap the call in the autocast that the training uses.
+        by_score: False: only the massive dimensions, and the layers as if none were better than v.
     """
     settings, total = supervision.settings, len(supervision.parts.layers)
     massive: tuple[tuple[int, ...], ...] | None = None
     if settings.target_norm == "layer":
         massive = tuple(massive_dimensions(energy) for energy in _energies(supervision, batches))
     gains = [0.0] * total
-    if scores_decide(settings):
+    if by_score and scores_decide(settings):
+        before = supervision.target_plan
         # All layers, so that each is measured without its massive dimensions.
         supervision.use(TargetPlan(tuple(layer_weights("constant", total)), massive))
-        curve = refinement_curve(supervision, batches, tokenizer)
+        try:
+            curve = refinement_curve(supervision, moved(batches, supervision.device), tokenizer)
+        finally:
+            supervision.use(before)
         gains = [gain.value for gain in curve.gains[:-1]] or gains
     count = supervised_layers(settings.layers, total)
     if settings.layers == MEASURED and max(gains) > 0:
         count = gains.index(max(gains)) + 1
     weights = measured_weights(gains[:count]) if settings.layer_weights == MEASURED else None
-    chosen = weights or layer_weights(settings.layer_weights, count)
-    supervision.use(TargetPlan(tuple(chosen), massive and massive[:count]))
+    return TargetPlan(tuple(weights or layer_weights(settings.layer_weights, count)), massive and massive[:count])
 
 
 def measured_weights(gains: Sequence[float]) -> list[float] | None:
@@ -74,7 +89,7 @@ def _energies(supervision: Supervision, batches: Sequence[Mapping[str, Tensor]])
     parts = supervision.parts
     energies = [torch.zeros(parts.embeddings.weight.shape[1], dtype=torch.float64) for _ in parts.layers]
     with evaluating(parts.model):
-        for batch in batches:
+        for batch in moved(batches, supervision.device):
             layout = find_layout(batch, parts.image_token_id, "all")
             visual = layout.positions[layout.visual.flatten()[layout.positions]].to(supervision.device)
 

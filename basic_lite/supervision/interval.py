@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 SEED = 0
 # With fewer samples the interval is too narrow: a draw can't hold what none of them shows.
-LEAST_SAMPLES = 8
+LEAST_SAMPLES = 16
 
 Verdict = Literal["holds", "fails", "can't tell"]
 

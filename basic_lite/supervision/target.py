@@ -20,6 +20,8 @@ LayerWeights = Literal["quadratic", "linear", "constant", "decreasing", "measure
 # energy moves a cosine of two rows by less than the share. Where D is small, the share alone is soon reached.
 MASSIVE_MULTIPLE = 20
 MASSIVE_SHARE = 0.05
+# SmolLM2 has 2 to 9. Where the energy falls evenly there would be no end, and nothing left of a row.
+MOST_MASSIVE = 16
 
 # K of `layers: measured` before the first measurement: the paper's.
 UNTIL_MEASURED = 0.5
@@ -48,6 +50,15 @@ class TargetPlan:
         massive = given["massive"]
         massive = None if massive is None else tuple(tuple(dimensions) for dimensions in massive)
         return cls(tuple(given["layer_weights"]), massive)
+
+    def text(self, total: int) -> str:
+        """The plan in words, of an LLM with ``total`` layers."""
+        weights = ", ".join(f"{weight:.2f}" for weight in self.layer_weights)
+        out = f"layers 1..{len(self.layer_weights)} of {total}, weights {weights}"
+        if self.massive is not None:
+            found = sorted({dimension for dimensions in self.massive for dimension in dimensions})
+            out += f"; massive dimensions left out: {', '.join(map(str, found)) or 'none'}"
+        return out
 
     @property
     def last(self) -> int:
@@ -78,7 +89,7 @@ def massive_dimensions(energy: Tensor) -> tuple[int, ...]:
     while True:
         least = max(MASSIVE_SHARE, MASSIVE_MULTIPLE / max(1, rest.numel() - len(found)))
         more = (rest > least * rest.sum()).nonzero().flatten()
-        if not more.numel():
+        if not more.numel() or len(found) + more.numel() > MOST_MASSIVE:
             return tuple(sorted(found))
         found.update(more.tolist())
         rest[more] = 0

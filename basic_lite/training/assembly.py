@@ -19,7 +19,7 @@ from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
 from basic_lite.recipe.presets import MEASURED, differences
 from basic_lite.recipe.rules import check_without_gpu
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.batches import Schedule
@@ -134,7 +134,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
         seed=recipe.seed,
     )
     settings = recipe.supervision
-    if changed := differences(settings.model_dump()):
+    if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
         say(f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}")
     layers = f"layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights})"
     layers = "layers that are measured" if settings.layers == MEASURED else layers

@@ -15,6 +15,7 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
+from basic_lite.supervision.calibration import moved
 from basic_lite.training.batches import loading
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import StepCounts, TrainStep
@@ -149,14 +150,13 @@ class RefinementLog:
         """Measure the curve after a step, in the form for the log; None where there is none."""
         if self.supervision is None or not self.supervision.active or not self.batches:
             return None
-        supervision, device = self.supervision, self.supervision.device
-        moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
+        supervision = self.supervision
         curve = if_memory_allows(
-            lambda: refinement_curve(supervision, moved, self.tokenizer),
+            lambda: refinement_curve(supervision, moved(self.batches, supervision.device), self.tokenizer),
             self.autocast,
             lambda: self.say(
                 f"warning: step {step}: no refinement curve: not enough memory for {len(self.batches[0]['input_ids'])} "
-                "samples at once; set supervision.refinement_batches=0 to skip it"
+                "samples at once; set supervision.refinement_batches=0 (and supervision.preset=paper) to skip it"
             ),
         )
         if curve is None:

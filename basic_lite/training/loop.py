@@ -96,19 +96,11 @@ class Loop:
             autocast,
             fresh=projector_is_fresh(recipe),
         )
-        self.gate = make_gate(
-            recipe,
-            run.loaded,
-            run.supervision,
-            run.data,
-            self.refinement.batches,
-            self.schedule,
-            run.processes,
-            self.say,
-        )
+        self.gate = make_gate(recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say)
         if self.gate is not None:
             self.gate.restore(self.progress.gate)
-            self.say(self.gate.outlook())
+            for line in self.gate.outlook() if run.processes.is_main else ():
+                self.say(line)
 
     def _start(self) -> Progress:
         """Start at step 0, or restore the checkpoint."""
@@ -161,12 +153,11 @@ class Loop:
                 self.log.start_trackers(self.recipe)
                 self.dropped.write()
                 if self.progress.step == 0:
-                    self._look(0)
+                    self._look(0, evaluated=False)
                     self._measure_premise()
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
-                    self._evaluate(self.progress.step)
-                    self._look(self.progress.step)
+                    self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     started = time.perf_counter()
@@ -182,8 +173,7 @@ class Loop:
                     else:
                         self.train_step.skip()
                         self.progress.step = step
-                    self._evaluate(step)
-                    self._look(step)
+                    self._look(step, evaluated=self._evaluate(step))
                     stop = processes.any(interruption.requested) and step < last
                     if step % self.recipe.training.save_every == 0 or step == last or stop:
                         self._save()
@@ -273,11 +263,19 @@ class Loop:
             self.progress.last_terms |= {name: value for name, value in values.items() if name not in ("loss", "lm")}
             self._basic_terms = None
 
-    def _evaluate(self, step: int) -> None:
-        """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data."""
-        data = self.run.data
-        if data.eval is None or not self._evaluation_is_due(step):
-            return
+    def _evaluate(self, step: int) -> bool:
+        """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data.
+
+        Returns:
+            Whether it was due.
+        """
+        data, every = self.run.data, self.recipe.training.eval_every
+        if step:
+            due = step == self.schedule.steps or (every is not None and step % every == 0)
+        else:
+            due = self.recipe.model.start is not None
+        if data.eval is None or not due:
+            return False
         what = f"the evaluation after step {step}"
         with self._kept_when_stopped(all_here=True):
             loss = held_out_loss(
@@ -295,16 +293,10 @@ class Loop:
         self._measure_premise()
         if self.processes.is_main and (answers := self.answers.ask()):
             self.log.write(step, {"answers": answers})
+        return True
 
-    def _evaluation_is_due(self, step: int) -> bool:
-        every = self.recipe.training.eval_every
-        if step == 0:
-            return self.recipe.model.start is not None
-        return step == self.schedule.steps or (every is not None and step % every == 0)
-
-    def _look(self, step: int) -> None:
+    def _look(self, step: int, *, evaluated: bool) -> None:
         """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""
-        evaluated = self.run.data.eval is not None and self._evaluation_is_due(step)
         if self.gate is None or step == self.schedule.steps or not self.gate.due(step, evaluated=evaluated):
             return
         if self.processes.from_main(self.log.has(step, "gate")):
@@ -312,6 +304,9 @@ class Loop:
         record = self.gate.look(step)
         if record is not None:
             self.log.write(step, record)
+        if not self.gate.state.open:
+            # The last values of BASIC would be read as this step's.
+            self._basic_terms, self.progress.last_terms = None, {}
 
     def _measure_premise(self) -> None:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""

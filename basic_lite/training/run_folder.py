@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
+from basic_lite.recipe.rules import measured_keys
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
@@ -311,4 +313,5 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _matters(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in flat_values(recipe).items() if key not in FREE}
+    free = FREE if measured_keys(partial(getattr, recipe.supervision)) else FREE | {"supervision.refinement_batches"}
+    return {key: value for key, value in flat_values(recipe).items() if key not in free}

@@ -50,7 +50,7 @@ from tests.support.recipes import GOOD, problem, write_recipe
             "remove model.projector_start, or model.start",
         ),
         (
-            ["supervision.preset=measured", "supervision.refinement_batches=0"],
+            ["supervision.preset=measured", "supervision.refinement_batches=7"],
             "supervision.gate",
             "supervision.refinement_batches: 16",
         ),

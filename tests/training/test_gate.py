@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from basic_lite.recipe.schema import SupervisionSection
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.model.frontend import load_frontend
+from basic_lite.model.load import load_base
 from basic_lite.run import train
+from basic_lite.supervision import calibration
 from basic_lite.supervision.calibration import measured_weights
 from basic_lite.supervision.interval import Interval
 from basic_lite.supervision.premise import RefinementCurve
+from basic_lite.training.assembly import supervise
+from basic_lite.training.batches import Schedule
 from basic_lite.training.files import sha256
-from basic_lite.training.gate import COST, FEWEST_SAMPLES, Gate, Looks, plan_looks
+from basic_lite.training.gate import Gate, make_gate, samples_in
+from basic_lite.training.looks import COST, FEWEST_SAMPLES, Looks, plan_looks
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.processes import ALONE
-from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe
+from tests.support import supervision as kit
+from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe, write_data
+from tests.support.words import word_tokenizer
 
-MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 4}
+MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
 ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_steps": 6}
 
 
@@ -35,7 +46,7 @@ def test_looks_double_their_distance_and_leave_noise_out() -> None:
 @given(
     steps=st.integers(1, 100_000),
     fresh=st.booleans(),
-    most=st.integers(16, 256),
+    most=st.integers(32, 256),
     passes=st.floats(1, 1e7),
     cost=st.floats(0.5, 20),
 )
@@ -53,20 +64,50 @@ def curve(low: float, high: float, samples: int = 64) -> RefinementCurve:
     return RefinementCurve(["v", "target"], [0.2, 0.2], [0.1, 0.1], samples, 64, [gain], None)
 
 
-def a_gate(said: list[str], gate: bool = True) -> Gate:
-    looks = Looks((0,), 16)
-    return Gate(None, SupervisionSection(gate=gate), looks, [], None, said.append, None, ALONE)  # type: ignore[arg-type]
+def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **settings: Any) -> Gate:
+    """A gate of a tiny model whose second layer writes each sample's own words over its picture."""
+    supervision = kit.build(own_words_after_layer_two(kit.tiny_llava()), **settings)
+    halves = batches[::2], batches[1::2]
+    return Gate(supervision, Looks((0,), 16), False, *halves, word_tokenizer(), said.append, None, ALONE)
+
+
+def own_words_after_layer_two(model: Any) -> Any:
+    seen: dict[str, Tensor] = {}
+
+    def keep(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen["ids"] = kwargs["input_ids"]
+
+    def write(_module: Any, _args: Any, hidden: Tensor) -> Tensor:
+        ids = seen["ids"]
+        words = model.get_input_embeddings()(ids[:, -1])[:, None]  # the last word of each sample
+        return torch.where((ids == kit.IMAGE)[..., None], words, hidden)
+
+    model.model.register_forward_pre_hook(keep, with_kwargs=True)
+    model.model.language_model.layers[1].register_forward_hook(write)
+    return model
+
+
+def picture_and_word(*words: int) -> dict[str, Tensor]:
+    ids = torch.tensor([[1, *([kit.IMAGE] * kit.PATCHES), 3, word] for word in words])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(len(words), 3, 8, 8, generator=torch.Generator().manual_seed(words[0])),
+    }
+
+
+WORDS = [9, *range(12, 28)]  # of three letters or more
 
 
 def test_the_gate_opens_and_shuts_on_the_interval_alone() -> None:
     said: list[str] = []
-    gate = a_gate(said)
+    gate = a_gate(said, gate=True)
     assert not gate.state.open
     for low, high, samples, open_, words in (
         (-0.1, 0.1, 64, False, "isn't shown here"),
         (0.01, 0.1, 64, True, "is on: its premise holds"),
         (0.02, 0.1, 64, True, "stays on"),
-        (0.02, 0.1, 4, False, "off again"),  # four samples show nothing
+        (0.02, 0.1, 15, False, "off again"),  # too few samples to show anything
         (-0.1, -0.01, 64, False, "does not hold here"),
     ):
         record = gate.decide(3, curve(low, high, samples))
@@ -75,7 +116,78 @@ def test_the_gate_opens_and_shuts_on_the_interval_alone() -> None:
 
 
 def test_without_a_gate_basic_is_on_from_the_start() -> None:
-    assert a_gate([], gate=False).state.open
+    assert a_gate([]).state.open
+
+
+def test_a_measured_curve_opens_the_gate_and_chooses_the_layer() -> None:
+    said: list[str] = []
+    batches = [picture_and_word(*WORDS) for _ in range(2)]
+    gate = a_gate(said, batches, gate=True, layers="measured", layer_weights="measured")
+    record = gate.look(0)
+    assert record is not None and record["gate"]["open"] and record["gate"]["samples"] == len(WORDS)
+    assert gate.supervision.layers == 2 and record["gate"]["plan"]["layer_weights"][1] > 0.9
+    assert said[0].startswith("step 0: BASIC's target: layers 1..2 of 4, weights 0.0")
+    assert "step 0: BASIC is on: its premise holds" in said[1]
+
+
+def test_out_of_memory_in_a_look_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    gate = a_gate(said, [picture_and_word(*WORDS) for _ in range(2)], layers="measured", layer_weights="measured")
+    before = gate.supervision.target_plan
+
+    def no_room(*_args: Any, **_how: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(calibration, "refinement_curve", no_room)
+    assert gate.look(0) is None
+    assert gate.supervision.target_plan == before and gate.state.plan is None and gate.state.open
+    assert "not enough memory for 17 samples at once; BASIC stays on" in said[0]
+
+
+def gate_data(folder: Path, changes: dict[str, Any]) -> Prepared:
+    recipe = tiny_recipe(folder, {key.replace("__", "."): value for key, value in changes.items()})
+    return prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
+
+
+def rows_of(batches: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    """The token ids of each sample, without padding."""
+    return [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+def gate_of(folder: Path, pictures: int, **changes: Any) -> Gate:
+    write_data(folder, pictures)
+    recipe = tiny_recipe(folder, MEASURED | {key.replace("__", "."): value for key, value in changes.items()})
+    frontend = load_frontend(recipe.model)
+    data = prepare_data(recipe, frontend, say=lambda text: None)
+    loaded = load_base(recipe, torch.device("cpu"), frontend)
+    supervision = supervise(recipe, loaded, lambda text: None)
+    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
+    assert gate is not None
+    return gate
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 16, 32])
+@pytest.mark.parametrize("held_out", [None, 0.1])
+def test_enough_samples_decide_and_they_are_not_those_that_chose(
+    tmp_path: Path, micro_batch: int, held_out: float | None
+) -> None:
+    changes: dict[str, Any] = {"training__micro_batch": micro_batch, "training__global_batch": 32}
+    gate = gate_of(tmp_path, 60, supervision__refinement_batches=16, data__held_out=held_out, **changes)
+    assert samples_in(gate.testing) >= 16 and samples_in(gate.choosing) >= 16
+    data, size = gate_data(tmp_path, changes | {"data__held_out": held_out}), gate.looks.samples
+    samples = [sample["input_ids"] for sample in data.samples_with_images(size)]
+    assert rows_of(gate.choosing) == samples[::2] and rows_of(gate.testing) == samples[1::2]
+
+
+def test_too_few_pictures_are_said_before_the_run(tmp_path: Path) -> None:
+    lines = gate_of(tmp_path, 12).outlook()
+    assert any(
+        "warning: 6 samples with pictures can't show" in line and "supervision.gate=false" in line for line in lines
+    )
 
 
 def test_layer_weights_are_the_gains_above_v() -> None:
@@ -84,11 +196,12 @@ def test_layer_weights_are_the_gains_above_v() -> None:
 
 
 def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
+    write_data(tmp_path, 40)
     shut = train(tiny_recipe(tmp_path, MEASURED | {"name": "shut"}), console=(console := quiet()))
     off = train(tiny_recipe(tmp_path, {"name": "off", "supervision.enabled": False}), console=quiet())
     assert_same_weights(shut.bundle, off.bundle)
     looks = [line["gate"] for line in log_of(shut.folder) if "gate" in line]
-    assert [look["open"] for look in looks] == [False] and len(looks[0]["gain"]) == 3
+    assert [look["open"] for look in looks] == [False] and len(looks[0]["gain"]) == 3 and looks[0]["samples"] >= 16
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "BASIC is off until its premise is shown to hold" in text and "nothing is lost" in text
     assert "BASIC was on in 0 of 4 steps" in text
@@ -101,9 +214,9 @@ def test_what_was_chosen_survives_a_resume_bit_for_bit(tmp_path: Path) -> None:
     train(recipe, console=quiet())
     run = tmp_path / "runs" / "parts"
     chosen = [line["gate"]["plan"] for line in log_of(run) if "gate" in line]
-    assert len(chosen) == 1 and sum(chosen[0]["layer_weights"]) == pytest.approx(1)
+    assert len(chosen) == 2 and sum(chosen[-1]["layer_weights"]) == pytest.approx(1)
     state = json.loads((run / "checkpoint-3" / "training.json").read_text())
-    assert state["progress"]["gate"]["plan"] == chosen[0]
+    assert state["progress"]["gate"]["plan"] == chosen[-1]
     for later in ("checkpoint-6", "final"):
         shutil.rmtree(run / later)
     train(recipe, resume=True, console=quiet())
