@@ -197,6 +197,7 @@ def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attent
     assert rehearsed.peak_bytes == pytest.approx(whole, rel=0.02)
 
 
+@pytest.mark.soak
 def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path) -> None:
     """Another step than the project's own, whose memory the short cuts know nothing of: attention maps, full logits."""
     recipe = recipe_of(folder, {"model.attention": "eager"})

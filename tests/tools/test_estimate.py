@@ -69,6 +69,7 @@ def test_the_largest_micro_batch_is_the_largest(shapes: Path) -> None:
         assert not run(shape_recipe(shapes, "tiny", micro_batch=larger, global_batch=16), 3.0)[0].fits
 
 
+@pytest.mark.soak
 def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
     training = {"gradient_checkpointing": False, "optimizer": "adamw"}
     recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, rank=256, training=training)

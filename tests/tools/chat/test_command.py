@@ -14,7 +14,7 @@ from basic_lite.tools.chat.command import chat
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("my cat.png", "my cat.png is a picture; the model goes first: basic-lite chat MODEL 'my cat.png'$"),
+        ("my cat.png", 'my cat.png is a picture; the model goes first: basic-lite chat MODEL "my cat.png"$'),
         ("gone/cat.png", "is a picture; the model goes first"),
         ("photo", "photo is a picture; the model goes first"),
         ("model.gguf", "GGUF files are for llama.cpp and Ollama"),
