@@ -34,7 +34,7 @@ SIZES: dict[str, Sizes] = {
     "real": {"during": 96, "losses": 200, "answers": 100, "curve": 32, "eval_every": 100, "batches": 8},
 }
 # Seconds instead of minutes: does it still run?
-TINY: Sizes = {"during": 4, "losses": 6, "answers": 4, "curve": 4, "eval_every": 2, "batches": 1}
+TINY: Sizes = {"during": 4, "losses": 6, "answers": 4, "curve": 4, "eval_every": 2, "batches": 8}
 TINY_WORLD = {
     "train_scenes": 40,
     "held_out_scenes": 12,
@@ -69,7 +69,9 @@ class EvidenceWorld:
             "training.eval_answers": 0,
             "training.trackers": [],
         }
-        return self.base(stage, folder, {**evaluation, **self.changes, **overrides, "seed": seed})
+        # Stage 2 opens stage 1's projector, which nothing may scale.
+        here = {key: value for key, value in overrides.items() if stage == 1 or key != "model.projector_start"}
+        return self.base(stage, folder, {**evaluation, **self.changes, **here, "seed": seed})
 
     def records(self, stage: int, count: int) -> list[Record]:
         """The first held-out records of a stage."""

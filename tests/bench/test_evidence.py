@@ -126,6 +126,14 @@ def test_the_gates_looks_are_shown(cache: Path) -> None:
     assert len(measured["stage1"]["curve"]["score"]) == 6
 
 
+def test_every_variant_has_a_recipe_of_both_stages(cache: Path, tmp_path: Path) -> None:
+    world = demo_world(tiny=True)
+    for name, overrides in VARIANTS.items():
+        one, two = (world.recipe(stage, tmp_path / name, overrides, 0) for stage in (1, 2))
+        assert one.model.projector_start == ("matched" if name.endswith("_start") else "default")
+        assert two.model.projector_start == "default" and two.model.projector is not None
+
+
 def test_every_part_is_tried_with_and_without() -> None:
     assert {f"{how}_{part}" for part in PARTS for how in ("with", "without")} <= VARIANTS.keys()
     assert "missing" in came_out([])
