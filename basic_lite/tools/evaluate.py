@@ -22,12 +22,12 @@ from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, place_for, require_writable
 from basic_lite.tools.run_data import held_out_records
-from basic_lite.tools.runs import HELD_OUT
 from basic_lite.tools.score import EvalResult, normalise, remarks, score, score_table
 from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import look_at_bundle
+from basic_lite.training.places import HELD_OUT
 
 
 def evaluate(
