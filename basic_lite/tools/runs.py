@@ -19,6 +19,7 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.places import (
     FINAL,
+    HELD_OUT,
     LOCK,
     LOG,
     MANIFEST,
@@ -174,10 +175,11 @@ def _score(run: Path, log: list[dict[str, Any]]) -> str:
     return "; ".join(found)
 
 
-def _rank(summary: dict[str, Any]) -> tuple[bool, int, int]:
+def _rank(summary: dict[str, Any]) -> tuple[bool, int, int, bool]:
     """What an evaluation says of a run: most where it didn't train on the data, of late weights, of many answers."""
-    step, new = _keys(summary.get("settings")).get("step"), _share(summary, NOT_TRAINED_ON)
-    return new is not None, step if isinstance(step, int) else 0, new.n if new else 0
+    settings, new = _keys(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
+    step = settings.get("step")
+    return new is not None, step if isinstance(step, int) else 0, new.n if new else 0, settings.get("data") == HELD_OUT
 
 
 def _share(summary: dict[str, Any], name: str) -> Share | None:
