@@ -53,7 +53,7 @@ class EvalResult:
     max_new_tokens: int = 0
 
     def __repr__(self) -> str:
-        return f"EvalResult({len(self.predictions)} predictions, accuracy={self.accuracy}, counts={self.counts})"
+        return f"EvalResult({len(self.predictions)} answers, accuracy={self.accuracy}, counts={self.counts})"
 
     @property
     def accuracy(self) -> dict[str, float]:
