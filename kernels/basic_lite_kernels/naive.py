@@ -14,7 +14,7 @@ from basic_lite_kernels.signatures import Kind, RowScaling
 
 
 def refined_target(
-    hiddens: Sequence[Tensor], positions: Tensor, layer_weights: Tensor, scalings: Sequence[RowScaling] | None = None
+    hiddens: Sequence[Tensor], positions: Tensor, layer_weights: Tensor, scalings: Sequence[RowScaling | None] = ()
 ) -> Tensor:
     """v̂ = Σ_h w_h ṽ_h, [M, D], from K layers' outputs [B, T, D], ``positions`` [M] in the flattened B·T, w [K].
 
@@ -22,10 +22,8 @@ def refined_target(
 
     Peak extra bytes: 4·M·D·(2·K + 1), the stack, its weighted copy and the sum.
     """
-    rows = [_wide(x.flatten(0, 1)[positions]) for x in hiddens]
-    if scalings is not None:
-        rows = [_kept(x, one.massive) * one.factor[:, None] for x, one in zip(rows, scalings, strict=True)]
-    stacked = torch.stack(rows)  # [K, M, D]
+    each = zip(hiddens, scalings or [None] * len(hiddens), strict=True)
+    stacked = torch.stack([_scaled(_wide(x.flatten(0, 1)[positions]), scaling) for x, scaling in each])  # [K, M, D]
     return (layer_weights[:, None, None] * stacked).sum(0)
 
 
@@ -94,6 +92,10 @@ def attention_mass(
     """
     attention = attention_map(query, key, scaling=scaling, valid=valid, sliding_window=sliding_window, softcap=softcap)
     return column_sums(attention, text_queries & valid, visual & valid)
+
+
+def _scaled(rows: Tensor, scaling: RowScaling | None) -> Tensor:
+    return rows if scaling is None else _kept(rows, scaling.massive) * scaling.factor[:, None]
 
 
 def _kept(rows: Tensor, massive: Tensor | None) -> Tensor:
