@@ -220,7 +220,7 @@ class TrainedModel(Model):
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
                 template=template,
-                trained=trained.records,
+                trained=trained.marks,
                 progress=progress or count,
             )
 

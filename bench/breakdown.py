@@ -22,7 +22,7 @@ from basic_lite_kernels.operations import Operations, TargetStream
 OTHER = "embeddings, masks, the rest"
 VISION, PROJECTOR, LLM = "vision tower", "projector", "LLM forward"
 CAPTURE, MASS, DAS, SDS = "BASIC: capture (v̂)", "BASIC: attention mass", "BASIC: DAS", "BASIC: SDS"
-MEASURES = "BASIC: roles, measures"
+SCALING, MEASURES = "BASIC: row scaling", "BASIC: roles, measures"
 LM_LOSS, LOSS_BACKWARD = "LM loss", "losses, backward"
 LLM_BACKWARD, PROJECTOR_BACKWARD, OPTIMIZER = "LLM backward", "projector backward", "clip, optimizer"
 
@@ -113,7 +113,7 @@ class Breakdown:
         return Operations(
             given.name,
             target_stream=lambda kind: TimedStream(given.target_stream(kind), self),
-            row_scaling=self.wrap(CAPTURE, given.row_scaling),
+            row_scaling=self.wrap(SCALING, given.row_scaling),
             vocab_kl=self.wrap(SDS, given.vocab_kl, backward=True),
             attention_mass=self.wrap(MASS, given.attention_mass),
         )

@@ -38,7 +38,7 @@ from basic_lite.rehearsal import Machine, Shape, rehearse
 from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
 from basic_lite.units import GIB
 from bench import measure
-from bench.breakdown import CAPTURE, DAS, MASS, SDS, Breakdown, Clock
+from bench.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from bench.synthetic import synthetic_model
 from bench.tables import columns, number, write_json
 from tests.support.shapes import on_shapes
@@ -49,7 +49,7 @@ MOST_STEPS = 20
 ON_OVER_OFF_GOAL = 1.03
 SHARE_GOALS = {"attention_mass": 0.005, "all": 0.03}
 # A share's name → the parts of the breakdown that it sums.
-SHARES = {"direction_loss": (CAPTURE, DAS), "vocab_kl": (SDS,), "attention_mass": (MASS,)}
+SHARES = {"direction_loss": (CAPTURE, DAS), "row_scaling": (SCALING,), "vocab_kl": (SDS,), "attention_mass": (MASS,)}
 
 
 @dataclass

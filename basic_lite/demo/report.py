@@ -97,10 +97,11 @@ VERDICTS = {
 def premise_verdict(curves: dict[str, dict[str, Any]], settings: SupervisionSection) -> str:
     """What the last curve of training says of BASIC's premise, and what ails the target."""
     curve = RefinementCurve.from_dict(curves["stage2"]["end"])
+    illnesses = {} if curve.health is None else curve.health.illnesses(settings)
     lines = [
         f"After stage 2: {curve.comparison()}. {VERDICTS[curve.verdict]} The interval is of samples (95 %), not of "
         "seeds; docs/EVIDENCE.md says what BASIC changes over several.",
-        *(curve.health.illnesses(settings) if curve.health is not None else []),
+        *(f"{name}: {text}" for name, text in illnesses.items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -167,7 +167,7 @@ def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]
 def few_sizes(row_scaling: MeasureRows) -> MeasureRows:
     """Measure a few rows of one layer."""
 
-    def shortened(hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+    def shortened(hidden: Tensor, positions: Tensor, massive: Tensor | None = None) -> RowScaling:
         if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
             return row_scaling(hidden, positions, massive)
         few = row_scaling(hidden, positions[:FEW_ROWS], massive)

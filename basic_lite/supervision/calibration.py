@@ -16,8 +16,9 @@ from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import measured_keys
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.layout import find_layout
-from basic_lite.supervision.premise import evaluating, refinement_curve, watch_layers
+from basic_lite.supervision.premise import refinement_curve
 from basic_lite.supervision.supervision import Supervision
+from basic_lite.supervision.taps import evaluating, watch_layers
 from basic_lite.supervision.target import TargetPlan, layer_weights, massive_dimensions, supervised_layers
 
 

@@ -37,23 +37,26 @@ class Health:
     pairwise_cos: list[float]  # mean cosine of two visual tokens of a sample; near 1: all alike
     cos_v: list[float]  # mean cosine with v
 
-    def illnesses(self, settings: SupervisionSection) -> list[str]:
-        """What ails the target, in words, with the keys that treat it. Layers brought to one size aren't too long."""
+    def illnesses(self, settings: SupervisionSection) -> dict[str, str]:
+        """What ails the target: names, and each in words with the keys that treat it.
+
+        Layers brought to one size aren't too long.
+        """
         v, target, cos = self.other_norm[0], self.other_norm[-1], self.cos_v[-1]
         share, ratio = self.largest_share[-1], target / v if v > 0 else 0.0
         scaled = settings.target_norm == "layer"
-        found = []
+        found = {}
         if share > GIANT_SHARE or (ratio > GIANT_RATIO and cos < GIANT_COS and not scaled):
             keys = [] if scaled else ["supervision.target_norm=layer"]
             keys += ["supervision.sinks=drop"] if settings.sinks == "keep" else []
-            found.append(
-                f"giant target: v̂ is {ratio:.3g} times as long as v (cos(v, v̂) {cos:.2f}), and dimension "
+            found["giant target"] = (
+                f"v̂ is {ratio:.3g} times as long as v (cos(v, v̂) {cos:.2f}), and dimension "
                 f"{self.largest_dimension[-1]} has {share:.0%} of its energy, so BASIC pulls every v the same way; "
                 + (f"treat it with {' and '.join(keys)}" if keys else "the keys that treat it are set, and don't help")
             )
         if v > INERT_RATIO and cos > INERT_COS:
-            found.append(
-                f"inert residual: v is {v:.3g} times as long as a word's embedding, so the layers hardly turn it "
+            found["inert residual"] = (
+                f"v is {v:.3g} times as long as a word's embedding, so the layers hardly turn it "
                 f"(cos(v, v̂) {cos:.2f}), and DAS can do next to nothing; treat it with model.projector_start=matched "
                 "in stage 1"
             )

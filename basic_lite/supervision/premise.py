@@ -6,8 +6,7 @@ are needed. v̂ is better where the 95 % interval of its score minus v's is abov
 visual embeddings; the measure is ours.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from basic_lite.model.parts import Parts
 from basic_lite.supervision.health import Health, HealthMeter
 from basic_lite.supervision.interval import Interval, Verdict, score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
-from basic_lite.supervision.taps import hooked
+from basic_lite.supervision.taps import evaluating, hooked, watch_layers
+from basic_lite.supervision.words import Words
 
 # Of each sample, at most so many visual tokens, spread evenly, are looked up in the vocabulary: the search costs most.
 SEARCHED_PATCHES = 64
@@ -137,7 +136,7 @@ def refinement_curve(
     parts = supervision.parts
     layers = range(1, len(parts.layers) + 1) if each_layer else ()
     places = ["v", *(f"h{h}" for h in layers), "target"]
-    words = _Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids, parts.image_token_id})
+    words = Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids, parts.image_token_id})
     meter = HealthMeter(len(places), float(supervision.vocabulary.mean_norm()))
     texts: list[set[str]] = []
     nearest: list[list[list[str]]] = []  # [sample][place][patch]
@@ -146,7 +145,7 @@ def refinement_curve(
             layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
             if layout.samples_with_image == 0:
                 continue
-            found = _nearest_by_place(supervision, batch, layout, meter, len(places))
+            found = _nearest_by_place(supervision, batch, layout, meter, each_layer=each_layer)
             for row, ids in zip(layout.rows_with_image.tolist(), found, strict=True):
                 text = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
                 texts.append(set(words.of(text.tolist())))
@@ -158,13 +157,14 @@ def refinement_curve(
 
 
 def _nearest_by_place(
-    supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter, places: int
+    supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter, *, each_layer: bool
 ) -> list[Tensor]:
-    """Ids of the nearest words, [places, patches] for each sample, on the CPU. With two places they are v and v̂.
+    """Ids of the nearest words, [places, patches] for each sample, on the CPU.
 
     Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
     """
     parts, plan, device = supervision.parts, supervision.plan, supervision.device
+    target_place = len(parts.layers) + 1 if each_layer else 1
     positions = layout.positions.to(device)
     stream = supervision.operations.target_stream(None)
     kept = layout.visual.flatten()[layout.positions].nonzero().squeeze(1).to(device)
@@ -180,7 +180,7 @@ def _nearest_by_place(
         found[place] = seen(rows.index_select(0, searched)).float()
 
     def keep_layer(h: int, hidden: Tensor) -> None:
-        if places > 2:
+        if each_layer:
             keep(h, hidden.flatten(0, 1).index_select(0, positions), partial(plan.without_massive, h))
         if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
             stream.add(*plan.share(h, hidden, positions, supervision.operations))
@@ -188,46 +188,16 @@ def _nearest_by_place(
     with hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))):
         watch_layers(parts, batch, keep_layer)
     assert stream.target is not None
-    keep(places - 1, stream.target)
+    keep(target_place, stream.target)
     # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
-    rows = torch.cat([found[place] for place in range(places)])
-    nearest = supervision.vocabulary.nearest(rows).cpu().view(places, -1)
+    rows = torch.cat([found[place] for place in range(target_place + 1)])
+    nearest = supervision.vocabulary.nearest(rows).cpu().view(target_place + 1, -1)
     return list(nearest.split([len(spread) for spread in chosen], dim=1))
-
-
-def watch_layers(parts: Parts, batch: Mapping[str, Tensor], take: Callable[[int, Tensor], None]) -> None:
-    """Make one forward, and let ``take`` see h and the output [B, T, D] of each layer h = 1..L."""
-    with ExitStack() as hooks:
-        for h, layer in enumerate(parts.layers, start=1):
-            hooks.enter_context(hooked(layer, partial(take, h)))
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
-        parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
 
 
 def _spread(count: int) -> Tensor:
     """At most SEARCHED_PATCHES of ``count`` visual tokens, spread evenly."""
     return torch.linspace(0, count - 1, min(SEARCHED_PATCHES, count), dtype=torch.float64).round().long()
-
-
-class _Words:
-    """Token ids → words; "" for what can't match. Each id is decoded once."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ignored: set[int]) -> None:
-        self._tokenizer = tokenizer
-        self._known = dict.fromkeys(ignored, "")
-
-    def of(self, ids: list[int]) -> list[str]:
-        for i in ids:
-            if i not in self._known:
-                self._known[i] = self._word(self._tokenizer.decode([i]))
-        return [self._known[i] for i in ids]
-
-    @staticmethod
-    def _word(piece: str) -> str:
-        word = piece.strip().strip("#▁").casefold()
-        letters = [c for c in word if c.isalpha()]
-        unspaced = any(ord(c) >= 0x2E80 for c in letters)  # CJK and beyond
-        return word if len(letters) >= 3 or unspaced else ""
 
 
 def _matches(texts: list[set[str]], nearest: list[list[list[str]]], places: int) -> NDArray[np.float64]:
@@ -255,15 +225,3 @@ def _shares(matches: NDArray[np.float64]) -> tuple[list[float], list[float] | No
     own = np.trace(matches, axis1=1, axis2=2)
     control = (matches.sum(axis=(1, 2)) - own) / (count * (count - 1)) if count > 1 else None
     return (own / count).tolist(), None if control is None else control.tolist()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module's own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

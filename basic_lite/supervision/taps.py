@@ -7,7 +7,7 @@ when the LLM's forward returns: under gradient checkpointing the layers and thei
 and must find them closed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,7 +58,7 @@ class TapPlan:
     drop_sinks: bool
     attention: bool
     direction: Kind | None  # None: no DAS
-    guard: float | None = None  # ρ; None: v's gradients are added as they are
+    guard: float | None  # ρ; None: v's gradients are added as they are
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -136,6 +136,27 @@ def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> Iterator[
         handle.remove()
 
 
+def watch_layers(parts: Parts, batch: Mapping[str, Tensor], take: Callable[[int, Tensor], None]) -> None:
+    """Make one forward, and let ``take`` see h and the output [B, T, D] of each layer h = 1..L."""
+    with ExitStack() as hooks:
+        for h, layer in enumerate(parts.layers, start=1):
+            hooks.enter_context(hooked(layer, partial(take, h)))
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
+        parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each module's own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @dataclass(frozen=True)
 class _Taps:
     """What the hooks of one forward do."""
@@ -175,7 +196,7 @@ class _Taps:
         rows, where, weight, scaling = plan.share(h, hidden, positions, self.operations)
         if plan.drop_sinks:
             with torch.no_grad():
-                sizes = self.operations.row_scaling(hidden, positions, None) if scaling is None else scaling
+                sizes = self.operations.row_scaling(hidden, positions) if scaling is None else scaling
             self.capture.norms.append(sizes.norm.detach())
         if h == plan.target.last:
             stream.finish(rows, where, weight, self._pack_v(), scaling)

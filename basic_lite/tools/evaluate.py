@@ -3,7 +3,6 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, place_for, require_writable
 from basic_lite.tools.run_data import held_out_records
-from basic_lite.tools.runs import HELD_OUT
-from basic_lite.tools.score import EvalResult, normalise, remarks, score, score_table
+from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
 from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import look_at_bundle
+from basic_lite.training.places import HELD_OUT
 
 
 def evaluate(
@@ -88,7 +87,7 @@ def evaluate(
         )
         for i, (record, reference, text) in enumerate(zip(records, references, texts, strict=True))
     ]
-    return replace(score(predictions), max_new_tokens=most)
+    return EvalResult(predictions, most)
 
 
 def question_of(record: Record) -> str:
@@ -198,7 +197,7 @@ def evaluate_run(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             template=template,
-            trained=trained.records,
+            trained=trained.marks,
             progress=count,
         )
     settings = {

@@ -30,8 +30,8 @@ def held_out_records(bundle: Bundle) -> list[Record]:
             "name a file of questions with --data"
         )
     else:
-        records, numbers = load_records(section.train, root=Path.cwd()), held_out_of(run)
-        found = None if numbers is None else _held_out(records, numbers, run)
+        records = load_records(section.train, root=Path.cwd())
+        found = held_out_in(records, run)
         if found is None:
             raise UserError(
                 f"--held-out: which records of data.train were held out can't be told any more: {run / 'data.json'} "
@@ -41,9 +41,10 @@ def held_out_records(bundle: Bundle) -> list[Record]:
     return list(_readable(records, chosen, drop=section.bad_records == "drop"))
 
 
-def _held_out(records: Records, numbers: Sequence[int], run: Path) -> Sequence[int] | None:
-    """Where the held-out records are now; None: that can't be told."""
-    if train_records_of(run) == len(records) and not _others(records, numbers, run):
+def held_out_in(records: Records, run: Path) -> Sequence[int] | None:
+    """Where in data.train the records are now that ``data.held_out`` kept; None: that can't be told."""
+    numbers = held_out_of(run)
+    if numbers is None or _is_as_then(records, numbers, run):
         return numbers
     held = _names_held_out(run)
     if held is None or not all(held_out_pictures_of(run) or []):
@@ -67,14 +68,16 @@ def _names_held_out(run: Path) -> frozenset[str] | None:
     return None if names is None else frozenset(name for of_record in names for name in of_record)
 
 
-def _others(records: Records, numbers: Sequence[int], run: Path) -> bool:
-    """Whether other pictures stand now where the held-out records were, as in a table that was sorted anew."""
-    names = held_out_pictures_of(run)
+def _is_as_then(records: Records, held_out: Sequence[int], run: Path) -> bool:
+    """Whether data.train has as many records as then, and the held-out ones the same pictures, as far as is known."""
+    if train_records_of(run) != len(records):
+        return False
     try:
-        now = [[image.name for image in records[number].images] for number in numbers]
+        now = [[image.name for image in records[number].images] for number in held_out]
     except (RecordProblem, IndexError):
-        return True
-    return names is not None and names != now
+        return False
+    names = held_out_pictures_of(run)
+    return names is None or names == now
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def trained_records(bundle: Bundle) -> TrainedRecords | None:
         return TrainedRecords(records, range(len(records)), notes=tuple(notes))
     if numbers is None:
         return None
-    if count == len(records) and not _others(records, numbers, run):
+    if _is_as_then(records, numbers, run):
         return TrainedRecords(records, sorted(set(range(len(records))) - set(numbers)))
     held = _names_held_out(run)
     return None if held is None else TrainedRecords(records, range(len(records)), held, tuple(notes))

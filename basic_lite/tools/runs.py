@@ -19,6 +19,7 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.places import (
     FINAL,
+    HELD_OUT,
     LOCK,
     LOG,
     MANIFEST,
@@ -34,8 +35,6 @@ from basic_lite.training.places import (
 
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
-# What `eval --held-out` calls its data.
-HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -170,18 +169,17 @@ def _score(run: Path, log: list[dict[str, Any]]) -> str:
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
     found = [f"held-out loss {_number(losses[-1])}"] if losses else []
     summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    # Of those that are equal in rank the newest.
+    # Of those that are equal in rank the latest.
     if summary := max(reversed([_keys(read_json(path)) for path in summaries]), key=_rank, default=None):
         found += _match(summary)
     return "; ".join(found)
 
 
-def _rank(summary: dict[str, Any]) -> tuple[bool, bool, int, int]:
+def _rank(summary: dict[str, Any]) -> tuple[bool, int, int, bool]:
     """What an evaluation says of a run: most where it didn't train on the data, of late weights, of many answers."""
     settings, new = _keys(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
     step = settings.get("step")
-    held_out = settings.get("data") == HELD_OUT
-    return new is not None, held_out, step if isinstance(step, int) else 0, new.n if new else 0
+    return new is not None, step if isinstance(step, int) else 0, new.n if new else 0, settings.get("data") == HELD_OUT
 
 
 def _share(summary: dict[str, Any], name: str) -> Share | None:

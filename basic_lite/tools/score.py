@@ -3,8 +3,8 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,24 @@ class EvalResult:
     """Predictions in the order of the data, and how many of them are right.
 
     Attributes:
-        accuracy: question type → share of its answers that match exactly; ``all``: of all that have a reference.
-        counts: question type → how many have a reference.
         max_new_tokens: the most tokens that an answer might have.
     """
 
-    predictions: list[Prediction] = field(repr=False)
-    accuracy: dict[str, float]
-    counts: dict[str, int]
+    predictions: list[Prediction]
     max_new_tokens: int = 0
+
+    def __repr__(self) -> str:
+        return f"EvalResult({len(self.predictions)} answers, accuracy={self.accuracy}, counts={self.counts})"
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Question type → share of its answers that match exactly; ``all``: of all that have a reference."""
+        return {name: one.share for name, one in shares(self.predictions).items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Question type → how many have a reference."""
+        return {name: one.n for name, one in shares(self.predictions).items()}
 
     @property
     def exact_match(self) -> float | None:
@@ -106,22 +115,13 @@ def shares(predictions: Sequence[Prediction]) -> dict[str, Share]:
     return {name: Share(sum(groups[name]), len(groups[name])) for name in ordered}
 
 
-def score(predictions: list[Prediction]) -> EvalResult:
-    """Exact match by question type and overall, over the predictions that have a reference."""
-    found = shares(predictions)
-    accuracy = {name: one.share for name, one in found.items()}
-    return EvalResult(predictions, accuracy, {name: one.n for name, one in found.items()})
-
-
 def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Sheet:
     """A table of shares: a row for each question type, a column for each name."""
-    table = Sheet(("question type", "n", *columns))
-    for row in counts:
-        if row == ALL:
-            table.end_section()
-        cells = [f"{values[row]:.3f}" if row in values else "–" for values in columns.values()]
-        table.add(row, str(counts[row]), *cells, style="bold" if row == ALL else "")
-    return table
+
+    def cells(row: str) -> list[str]:
+        return [str(counts[row]), *(f"{values[row]:.3f}" if row in values else "–" for values in columns.values())]
+
+    return _by_type(("n", *columns), counts, cells)
 
 
 def score_table(result: EvalResult) -> Sheet:
@@ -130,12 +130,17 @@ def score_table(result: EvalResult) -> Sheet:
     sides = {name: found for mark, name in names.items() if (found := shares(result.of(mark)))}
     if list(sides) == [names[False]]:
         sides = {"exact match": sides[names[False]]}
-    table = Sheet(("question type", *(column for name in sides for column in ("n", name, "95 % interval"))))
-    for row in result.counts:
+    columns = [column for name in sides for column in ("n", name, "95 % interval")]
+    return _by_type(columns, result.counts, lambda row: [x for side in sides.values() for x in _cells(side.get(row))])
+
+
+def _by_type(columns: Sequence[str], rows: Iterable[str], cells: Callable[[str], Sequence[str]]) -> Sheet:
+    """A row for each question type, and below a line the one of all."""
+    table = Sheet(("question type", *columns))
+    for row in rows:
         if row == ALL:
             table.end_section()
-        cells = [cell for side in sides.values() for cell in _cells(side.get(row))]
-        table.add(row, *cells, style="bold" if row == ALL else "")
+        table.add(row, *cells(row), style="bold" if row == ALL else "")
     return table
 
 

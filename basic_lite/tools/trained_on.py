@@ -32,12 +32,12 @@ class TrainedOn:
     """What a run was trained on, of some records.
 
     Attributes:
-        records: of each, whether the run was trained on one of its pictures (without pictures: on its text); None: that
+        marks: of each, whether the run was trained on one of its pictures (without pictures: on its text); None: that
             can't be told.
         notes: what the user should know of it.
     """
 
-    records: list[bool | None]
+    marks: list[bool | None]
     notes: list[str]
 
 

@@ -170,8 +170,8 @@ class RefinementLog:
         return {"refinement": curve.to_dict()}
 
     def _tell_illnesses(self, step: int, settings: SupervisionSection, curve: RefinementCurve) -> None:
-        for illness in curve.health.illnesses(settings) if curve.health is not None else []:
-            name = illness.split(":")[0]
+        illnesses = {} if curve.health is None else curve.health.illnesses(settings)
+        for name, text in illnesses.items():
             if name not in self._told:
                 self._told.add(name)
-                self.say(f"note: step {step}: {illness}")
+                self.say(f"note: step {step}: {name}: {text}")

@@ -21,6 +21,8 @@ LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
 SET_ASIDE = "set-aside-"
 PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
+# What `eval --held-out` calls its data, there and in the names of these files.
+HELD_OUT = "held-out"
 PART, OLD = ".part", ".old"
 # Where folders that aren't whole yet begin, beside the place they will have.
 UNFINISHED = ".basic-lite-"

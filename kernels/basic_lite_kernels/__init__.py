@@ -1,1 +1,1 @@
-"""The three operations of BASIC: ``direction_loss``, ``vocab_kl`` and ``attention_mass``."""
+"""The four operations of BASIC: ``direction_loss``, ``row_scaling``, ``vocab_kl`` and ``attention_mass``."""

@@ -4,36 +4,35 @@ Symbols: B batch · T sequence · M packed visual tokens · H attention heads ·
 size · V vocabulary rows · K supervised layers. Rows of zeros have no direction and are left to the tests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basic_lite_kernels.signatures import Kind
+from basic_lite_kernels.signatures import Kind, RowScaling
 
 
 def refined_target(
-    hiddens: Sequence[Tensor],
-    positions: Tensor,
-    layer_weights: Tensor,
-    scaled: Callable[[Tensor, int], Tensor] = lambda rows, h: rows,
+    hiddens: Sequence[Tensor], positions: Tensor, layer_weights: Tensor, scalings: Sequence[RowScaling | None] = ()
 ) -> Tensor:
     """v̂ = Σ_h w_h ṽ_h, [M, D], from K layers' outputs [B, T, D], ``positions`` [M] in the flattened B·T, w [K].
 
-    ``scaled`` is done to the rows [M, D] of layer h = 0 … K − 1 before they are weighed; see ``unit_rows``.
+    With ``scalings``, one a layer, massive dimensions count as 0, and the rest of each row is times its factor.
 
     Peak extra bytes: 4·M·D·(2·K + 1), the stack, its weighted copy and the sum.
     """
-    stacked = torch.stack([scaled(_wide(x.flatten(0, 1)[positions]), h) for h, x in enumerate(hiddens)])  # [K, M, D]
+    each = zip(hiddens, scalings or [None] * len(hiddens), strict=True)
+    stacked = torch.stack([_scaled(_wide(x.flatten(0, 1)[positions]), scaling) for x, scaling in each])  # [K, M, D]
     return (layer_weights[:, None, None] * stacked).sum(0)
 
 
-def unit_rows(rows: Tensor, massive: Tensor | None = None) -> Tensor:
-    """Rows [M, D] with root mean square 1 over the dimensions that aren't ``massive`` [D] bool, which become 0."""
-    kept = rows if massive is None else rows * ~massive
+def row_scaling(hidden: Tensor, positions: Tensor, massive: Tensor | None = None) -> RowScaling:
+    """‖row‖ of the rows ``positions`` [M] of [B, T, D], and 1 / root mean square of what isn't ``massive`` [D] bool."""
+    rows = _wide(hidden.flatten(0, 1)[positions])
     count = rows.shape[1] if massive is None else (~massive).sum()
-    return kept / (kept.square().sum(-1, keepdim=True) / count).sqrt()
+    squares = _kept(rows, massive).square().sum(-1)
+    return RowScaling(rows.square().sum(-1).sqrt(), (count / squares).sqrt(), massive)
 
 
 def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cosine") -> Tensor:
@@ -93,6 +92,15 @@ def attention_mass(
     """
     attention = attention_map(query, key, scaling=scaling, valid=valid, sliding_window=sliding_window, softcap=softcap)
     return column_sums(attention, text_queries & valid, visual & valid)
+
+
+def _scaled(rows: Tensor, scaling: RowScaling | None) -> Tensor:
+    return rows if scaling is None else _kept(rows, scaling.massive) * scaling.factor[:, None]
+
+
+def _kept(rows: Tensor, massive: Tensor | None) -> Tensor:
+    """Rows [M, D] with 0 in the massive dimensions."""
+    return rows if massive is None else rows.masked_fill(massive, 0)
 
 
 def _wide(x: Tensor) -> Tensor:

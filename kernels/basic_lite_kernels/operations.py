@@ -18,7 +18,7 @@ __all__ = ["EAGER", "Choice", "KernelUnavailable", "Kind", "Operations", "Target
 
 EAGER = Operations("reference", EagerTargetStream, row_scaling, vocab_kl, attention_mass)
 
-# Why one operation of three stays with plain PyTorch there.
+# Why one operation of four stays with plain PyTorch there.
 AMD = "its kernels spill registers on AMD's cards"
 # A kernel that is right differs from eager code by bf16's rounding, some 1 %; one that is broken by far more.
 TRIAL_ERROR = 0.05

@@ -32,7 +32,7 @@ class RowScaling:
 
 
 class MeasureRows(Protocol):
-    def __call__(self, hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+    def __call__(self, hidden: Tensor, positions: Tensor, massive: Tensor | None = None) -> RowScaling:
         """Measure the rows ``positions`` [M] of a layer's output [B, T, D]. ``massive`` [D] bool: left out of factors.
 
         Both results have a graph if grad mode is on and ``hidden`` has one.

@@ -35,7 +35,7 @@ class _Either:
     def target_stream(self, kind: Kind | None) -> TargetStream:
         return _EitherStream(kind, self)
 
-    def row_scaling(self, hidden: Tensor, positions: Tensor, massive: Tensor | None) -> RowScaling:
+    def row_scaling(self, hidden: Tensor, positions: Tensor, massive: Tensor | None = None) -> RowScaling:
         if self.takes("the target's norm (row_scaling)", direction_loss.supports(hidden)):
             return row_scaling.row_scaling(hidden, positions, massive)
         return eager_row_scaling(hidden, positions, massive)

@@ -45,7 +45,7 @@ def test_tiny_bench_prints_a_table_and_writes_results(tmp_path: Path) -> None:
     result = json.loads(found.read_text(encoding="utf-8"))
     assert result["versions"]["torch"] == torch.__version__ and {"commit", "date", "device", "rates"} <= result.keys()
     rows = result["rows"]
-    assert {row["operation"] for row in rows} == {"direction_loss", "vocab_kl", "attention_mass"}
+    assert {row["operation"] for row in rows} == {"direction_loss", "row_scaling", "vocab_kl", "attention_mass"}
     for row in rows:
         if row["note"]:  # another project's kernel that failed here: its row says so
             continue
@@ -153,7 +153,8 @@ INTERPRETED_CONTENDERS = """
 from unittest import mock
 import torch
 from basic_lite_kernels.operations import choose
-from bench import bench_attention_mass as mass, bench_direction_loss as direction, bench_vocab_kl as vocab
+from bench import bench_attention_mass as mass, bench_direction_loss as direction
+from bench import bench_row_scaling as scaling, bench_vocab_kl as vocab
 from bench import measure, rows
 from tests.kernels import test_races as races
 
@@ -163,6 +164,7 @@ mock.patch.object(rows, "choose", lambda *_: kernels).start()
 cases = [
     (vocab, vocab.Shape(2, 3, 32, 50, torch.float32), (6, 32, 50, torch.float32, cpu)),
     (direction, direction.Shape(2, 3, 32, 4, torch.float32), None),
+    (scaling, scaling.Shape(2, 3, 32, torch.float32), None),
     (mass, mass.Shape(2, 5, 2, 4, 4, 2, 16, torch.float32), None),
 ]
 for bench, shape, arguments in cases:

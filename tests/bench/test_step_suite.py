@@ -141,7 +141,7 @@ class LateClock(Clock):
 def measured(folder: Path) -> tuple[StepResult, int, dict[str, Any]]:
     """The suite on a tiny shape: its result, exit code and file."""
     changes = {"training.global_batch": 8, "training.micro_batch": 2, "lora.dropout": 0.05, "data.max_length": 128}
-    recipe = tiny_recipe(folder, changes)
+    recipe = tiny_recipe(folder, {**changes, "supervision.target_norm": "layer"})
     result = step_suite.predicted(recipe, CPU, None, "this CPU")
     work = partial(step_suite.run, recipe, CPU, result, time.monotonic())
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +167,7 @@ def test_suite_measures_a_step(measured: tuple[StepResult, int, dict[str, Any]])
 def test_operations_have_their_share_of_a_step(measured: tuple[StepResult, int, dict[str, Any]]) -> None:
     result, _, written = measured
     shares = written["shares"]
-    assert shares.keys() == {"direction_loss", "vocab_kl", "attention_mass", "all"}
+    assert shares.keys() == {"direction_loss", "row_scaling", "vocab_kl", "attention_mass", "all"}
     assert all(share > 0 for share in shares.values())
     assert shares["all"] == pytest.approx(sum(shares[name] for name in shares if name != "all")) and shares["all"] < 1
     assert result.off.operations_ms == [{}]

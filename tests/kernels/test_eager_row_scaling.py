@@ -33,20 +33,18 @@ def test_scaled_layers_are_the_naive_target(
     for file in (eager_direction_loss, eager_row_scaling):
         monkeypatch.setattr(file, "SCRATCH_BYTES", 130)  # several chunks, a ragged last one
     layers = [layer(h, dtype) for h in range(3)]
-    acc = None
+    acc, truths = None, []
     for h, hidden in enumerate(layers):
         before = hidden.clone()
         scaling = row_scaling(hidden, POSITIONS, massive)
         rows = hidden.double().flatten(0, 1)[POSITIONS]
         assert kit.relative(scaling.norm, rows.norm(dim=1)) < 1e-6
         assert kit.relative(rows * scaling.factor.double()[:, None], rows / rows_rms(rows, massive)) < 1e-6
+        truths.append(naive.row_scaling(hidden.double(), POSITIONS, massive))
         acc = capture_layer(acc, hidden, POSITIONS, 0.5 + h, scaling)
         assert torch.equal(hidden, before), "a layer's output is not ours to change"
     truth = naive.refined_target(
-        [x.double() for x in layers],
-        POSITIONS,
-        torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64),
-        lambda rows, h: naive.unit_rows(rows, massive),
+        [x.double() for x in layers], POSITIONS, torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64), truths
     )
     assert acc is not None and kit.relative(acc, truth) < 1e-6
 

@@ -56,11 +56,16 @@ def test_attention_mass_is_its_definition(heads: tuple[int, int], window: int | 
     assert kit.relative(mass, by_elements(query, key, 0.4, text, visual, valid, window, cap)) < 1e-12
 
 
-def test_unit_rows_leave_massive_dimensions_out() -> None:
-    rows = torch.tensor([[3.0, 4.0, 12.0], [0.5, -0.5, 100.0]], dtype=torch.float64)
-    assert torch.allclose(naive.unit_rows(rows).square().mean(1), torch.ones(2).double())
-    kept = naive.unit_rows(rows, torch.tensor([False, False, True]))
-    assert torch.allclose(kept, torch.tensor([[0.6, 0.8, 0.0], [0.5**0.5, -(0.5**0.5), 0.0]]).double() * 2**0.5)
+def test_row_scaling_leaves_massive_dimensions_out_of_the_factors() -> None:
+    hidden = torch.tensor([[[9.0, 9.0, 9.0], [3.0, 4.0, 12.0], [0.5, -0.5, 100.0]]], dtype=torch.float64)
+    positions, massive = torch.tensor([2, 1]), torch.tensor([False, False, True])
+    whole, part = naive.row_scaling(hidden, positions), naive.row_scaling(hidden, positions, massive)
+    assert torch.allclose(whole.norm, torch.tensor([10000.5**0.5, 13.0]).double()) and whole.massive is None
+    assert torch.equal(part.norm, whole.norm) and part.massive is massive
+    assert torch.allclose(whole.factor, 3**0.5 / whole.norm)
+    assert torch.allclose(part.factor, torch.tensor([2.0, 2**0.5 / 5]).double())
+    target = naive.refined_target([hidden], positions, torch.ones(1), [part])
+    assert torch.allclose(target, torch.tensor([[1.0, -1.0, 0.0], [0.6 * 2**0.5, 0.8 * 2**0.5, 0.0]]).double())
 
 
 def test_a_loss_is_zero_where_both_sides_agree() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from basic_lite_kernels.operations import EAGER, Operations, choose
 from bench import bench_attention_mass as mass
 from bench import bench_direction_loss as direction
+from bench import bench_row_scaling as scaling
 from bench import bench_vocab_kl as vocab
 from bench.rows import Found
 
@@ -32,6 +33,8 @@ def works(operations: Operations, device: torch.device, *, tiny: bool = False) -
     for M, D in ((5, 40), (7, 96)) if tiny else ((575, 4096), (1153, 2560), (77, 12288)):
         hidden = direction.Inputs.make(direction.Shape(1, M, D, 3 if tiny else 8, dtype), device)
         cases[f"direction_loss M {M} D {D}"] = partial(direction.ours, operations, hidden)
+        rows_of = scaling.Inputs.make(scaling.Shape(1, M, D, dtype), device)
+        cases[f"row_scaling M {M} D {D}"] = partial(scaling.ours, operations, rows_of)
     for M, D, V in ((5, 40, 33),) if tiny else ((575, 4096, 32000), (1153, 96, 33), (130, 3584, 152064)):
         rows = vocab.Inputs.make(M, D, V, dtype, device)
         cases[f"vocab_kl M {M} D {D} V {V}"] = partial(vocab.ours, operations, rows)

@@ -58,7 +58,7 @@ def test_norms_and_factors(M: int, D: int, dtype: torch.dtype, masked: bool) -> 
     with kit.nan_filled_buffers():
         ours = row_scaling(hidden, positions, massive)
     eager = eager_row_scaling.row_scaling(hidden, positions, massive)
-    truth = eager_row_scaling.row_scaling(hidden.double(), positions, massive)
+    truth = naive.row_scaling(hidden.double(), positions, massive)
     assert ours.norm.dtype == ours.factor.dtype == torch.float32 and ours.massive is massive
     kit.assert_as_good_as(ours.norm, eager.norm, truth.norm, 2e-7)
     kit.assert_as_good_as(ours.factor, eager.factor, truth.factor, 2e-7)
@@ -94,9 +94,9 @@ def test_a_scaled_stream_is_the_naive_loss(count: int, kind: Kind, masked: bool)
             stream.add(hidden, positions, 0.3 * h, row_scaling(hidden, positions, massive))
         stream.finish(layers[-1], positions, 0.3 * count, v, row_scaling(layers[-1], positions, massive))
     layer_weights = torch.tensor([0.3 * h for h in range(1, count + 1)], dtype=torch.float64, device=kit.DEVICE)
-    target = naive.refined_target(
-        [x.double() for x in layers], positions, layer_weights, lambda rows, h: naive.unit_rows(rows, massive)
-    )
+    exact_layers = [x.double() for x in layers]
+    scalings = [naive.row_scaling(x, positions, massive) for x in exact_layers]
+    target = naive.refined_target(exact_layers, positions, layer_weights, scalings)
     exact = v.detach().double().requires_grad_()
     truth = results(naive.direction_loss(exact, target, weights.double(), kind), exact)
     assert stream.target is not None and kit.relative(stream.target, target) < 1e-6

@@ -1,4 +1,4 @@
-"""``eval --held-out``, and the note on pictures that a run was trained on."""
+"""``eval --held-out``, what an export is checked with, and the note on pictures that a run was trained on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basic_lite.errors import UserError
 from basic_lite.tools.evaluate import evaluate_run
+from basic_lite.tools.export.folder import open_source
+from basic_lite.tools.export.samples import choose_samples
 from basic_lite.tools.runs import row_of
 from basic_lite.training.data_json import held_out_of
 from tests.support.data import write_image
@@ -32,6 +35,12 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def numbers(found: Path, **how: Any) -> list[int]:
     result = evaluate_run(found, device="cpu", max_new_tokens=1, console=quiet(), **how)
     return [one.number for one in result.predictions]
+
+
+def checked_with(found: Path) -> tuple[set[int], bool]:
+    """Numbers of the records that an export of the run would be checked with, and whether it calls them held out."""
+    samples = choose_samples(open_source(found, None, "auto", torch.device("cpu")), 12)
+    return {sample.record.number for sample in samples}, all(sample.held_out for sample in samples)
 
 
 def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,13 +70,16 @@ def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
     records = json.loads(text)
     try:
         data.write_text(json.dumps(records[::-1]), encoding="utf-8")
-        assert numbers(split, held_out=True) == sorted(len(records) - n for n in held)
+        found = sorted(len(records) - n for n in held)
+        assert numbers(split, held_out=True) == found
+        assert checked_with(split) == (set(found), True)
         data.write_text(json.dumps([*records[:1], *records]), encoding="utf-8")  # one more, at the top
         assert numbers(split, held_out=True) == [n + 2 for n in held]
         for others in (records[: held[-1]], [one | {"image": "0.png"} for one in records]):
             data.write_text(json.dumps(others), encoding="utf-8")
             with pytest.raises(UserError, match=r"which records of data.train were held out can't be told any more"):
                 numbers(split, held_out=True)
+            assert checked_with(split) == (set(range(1, len(others) + 1)), False)
     finally:
         data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)

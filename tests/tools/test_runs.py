@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -22,7 +23,7 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.clean import LOST, clean
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
-from basic_lite.tools.runs import RunRow, show_runs
+from basic_lite.tools.runs import RunRow, row_of, show_runs
 from basic_lite.training.run_folder import locked
 from tests.support.runs import assert_same_weights, quiet, run, tiny_recipe
 
@@ -90,6 +91,25 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
     assert row == found["done"]
     (row,) = show_runs(runs / "demo", quiet())
     assert row.state == "finished, 3 steps"  # the lock file of a run that is over says nothing
+
+
+def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place: Path) -> None:
+    done = place / "runs" / "done"
+
+    def score_after(name: str, step: int, **marks: int) -> str:
+        shares = {mark: {"right": 0, "n": n} for mark, n in marks.items()}
+        summary = {**shares, "settings": {"step": step, "data": name}}
+        (done / f"predictions_{name}.summary.json").write_text(json.dumps(summary))
+        return row_of(done).score.split("; ")[1]
+
+    first = score_after("a", 1, not_trained_on=900)
+    assert first == "exact match 0.0% of 900 not trained on (a)"
+    # More answers, but none is new: they say nothing of new pictures, whatever the checkpoint.
+    assert score_after("b", 3, trained_on=1000) == first
+    assert score_after("c", 2, not_trained_on=500) == "exact match 0.0% of 500 not trained on (c)"
+    assert score_after("held-out", 2, not_trained_on=5).endswith(" of 500 not trained on (c)")
+    assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not trained on (d)")
+    assert score_after("e", 3, not_trained_on=40).endswith(" of 40 not trained on (e)")
 
 
 def test_runs_fits_a_narrow_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

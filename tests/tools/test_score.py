@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from basic_lite.tools.predictions import Prediction
-from basic_lite.tools.score import EvalResult, Share, remarks, score, score_table
+from basic_lite.tools.score import EvalResult, Share, remarks, score_table
 
 
 def results(*groups: tuple[bool | None, int, int], reference: str = "red") -> EvalResult:
     """Of each group: whether it was trained on, how many are right, and of how many."""
-    return score(
+    return EvalResult(
         [
             Prediction(1, "", "", [], "what ?", reference, "x", n < right, trained_on=trained)
             for trained, right, total in groups
@@ -47,7 +47,7 @@ def test_a_type_may_be_on_one_side_only() -> None:
         Prediction(1, "", "colour", [], "", "red", "red", True, trained_on=True),
         Prediction(2, "", "shape", [], "", "round", "red", False, trained_on=False),
     ]
-    rows = [list(cells) for cells, _ in score_table(score(predictions)).rows]
+    rows = [list(cells) for cells, _ in score_table(EvalResult(predictions)).rows]
     assert rows[0][:4] == ["colour", "0", "–", "–"] and rows[1][:3] == ["shape", "1", "0.000"] and rows[2][0] == "all"
 
 
@@ -59,4 +59,4 @@ def test_remarks_say_few_and_long_and_no_more_than_needed() -> None:
     for result in (results((None, 0, 40)), results((None, 20, 40), reference="a long text of many words, a caption")):
         (only,) = remarks(result)
         assert only.startswith("exact match wants the reference word for word")
-    assert list(remarks(score([]))) == []
+    assert list(remarks(EvalResult([]))) == []

@@ -21,7 +21,7 @@ from basic_lite.run import train
 from basic_lite.tools.chat.command import chat
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run, other_images
-from basic_lite.tools.score import EvalResult, normalise, score
+from basic_lite.tools.score import EvalResult, normalise
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
 from tests.support.runs import quiet, tiny_recipe, write_data
@@ -130,7 +130,7 @@ def test_normalise(one: str, other: str) -> None:
 
 
 def test_score_and_other_images() -> None:
-    assert score([]).accuracy == {}
+    assert EvalResult([]).accuracy == {}
     refs = [ImageRef(f"{i // 2}.png", "d") for i in range(8)]  # two questions a picture
     records = [Record(i, "", "s", (ref,), ()) for i, ref in enumerate(refs)]
     for seed in range(5):

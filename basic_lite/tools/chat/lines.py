@@ -4,8 +4,9 @@ import re
 
 from rich.cells import cell_len
 
-# Scripts that are written without spaces (CJK and beyond): a line may break at each of their characters.
-UNSPACED = "\u2e80"
+from basic_lite.supervision.words import UNSPACED
+
+# A line may break at each character of a script that is written without spaces.
 _UNITS = re.compile(rf"\n|[^\S\n]+|[{UNSPACED}-\U0010ffff]|[^\s{UNSPACED}-\U0010ffff]+")
 
 

@@ -22,7 +22,7 @@ from basic_lite.tools.evaluate import other_images
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.gguf.notes import gelu_difference, picture_difference
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
-from basic_lite.tools.export.samples import Sample, has_held_out, pixels_of
+from basic_lite.tools.export.samples import Sample, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
 from basic_lite.tools.score import normalise
 from basic_lite.training.answer import answer, answer_length
@@ -73,7 +73,7 @@ class Checked:
         drift: of the exported weights, and of those merged into the other base.
         limit: most KL with which it passes.
         kl_without_lora: KL of the exported weights without the adapter, which says how much the adapter does.
-        held_out: the samples are of ``data.eval``, not of the training data.
+        held_out: the run kept the samples for evaluation; False: it didn't, or that can't be told.
         scored: samples that have a reference answer.
         exact: share of them that the run answers like the reference; None where there are none.
         exact_other_image: the same with the picture of another sample, as a control.
@@ -178,7 +178,7 @@ def check(
         drift={name: drift_of(ours.logits, logits) for name, logits in theirs.logits.items()},
         limit=_limit(source.merge, without) if limit is None else limit,
         kl_without_lora=without,
-        held_out=has_held_out(source),
+        held_out=all(sample.held_out for sample in samples),
         scored=len(scored),
         exact=_exact(ours.answers, references, scored),
         exact_other_image=_exact(ours.answers_to_other_image, references, scored),

@@ -13,7 +13,7 @@ from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.tools.export.folder import Source
-from basic_lite.training.data_json import held_out_of
+from basic_lite.tools.run_data import held_out_in
 
 COMPARED_TOKENS = 32
 """Most tokens of a record's answer whose logits are compared."""
@@ -28,6 +28,7 @@ class Sample:
         prompt: the ids up to the answer.
         pixel_values: [n, 3, h, w], or None.
         rows: positions whose logits predict a token of the answer.
+        held_out: the run kept it for evaluation.
     """
 
     record: Record
@@ -35,10 +36,11 @@ class Sample:
     prompt: list[int]
     pixel_values: Tensor | None
     rows: Tensor
+    held_out: bool
 
 
 def choose_samples(source: Source, count: int) -> list[Sample]:
-    """Up to ``count`` records of the run's data, evenly spread: held-out ones where there are any.
+    """Up to ``count`` records of the run's data, evenly spread: held-out ones where there are any and they are known.
 
     Raises:
         UserError: the data can't be read any more.
@@ -46,11 +48,12 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     section = source.bundle.recipe.data
     try:
         records = load_records(section.eval or section.train, root=Path.cwd())
-        held_out = [index for index in _held_out(source) or [] if index < len(records)]
-        indices = held_out or range(len(records))
+        kept = None if section.held_out is None else held_out_in(records, source.bundle.folder.parent)
+        held_out = section.eval is not None or kept is not None
+        indices = range(len(records)) if kept is None else kept
         count = min(count, len(indices))
         chosen = [records[indices[place * len(indices) // count]] for place in range(count)]
-        samples = [sample for record in chosen if (sample := _sample(source, record)) is not None]
+        samples = [sample for record in chosen if (sample := _sample(source, record, held_out)) is not None]
     except UserError as error:
         raise UserError(
             f"the check can't read the run's data here ({str(error).rstrip('.')}). "
@@ -61,19 +64,7 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     return samples
 
 
-def has_held_out(source: Source) -> bool:
-    """Whether the records that ``choose_samples`` gives were not trained on."""
-    return source.bundle.recipe.data.eval is not None or _held_out(source) is not None
-
-
-def _held_out(source: Source) -> list[int] | None:
-    """The records of data.train that the run kept for evaluation; None: none, or the bundle isn't in its run folder."""
-    if source.bundle.recipe.data.held_out is None:
-        return None
-    return held_out_of(source.bundle.folder.parent)
-
-
-def _sample(source: Source, record: Record) -> Sample | None:
+def _sample(source: Source, record: Record, held_out: bool) -> Sample | None:
     """None for a record that training would have dropped, or with the image token as text, which processors refuse."""
     recipe = source.bundle.recipe
     try:
@@ -87,7 +78,7 @@ def _sample(source: Source, record: Record) -> Sample | None:
             return None
         raise
     rows = [place - 1 for place, label in enumerate(encoded.labels) if label >= 0][:COMPARED_TOKENS]
-    return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows))
+    return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows), held_out)
 
 
 def pixels_of(source: Source, images: tuple[ImageRef, ...]) -> Tensor | None:
