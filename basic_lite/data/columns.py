@@ -90,7 +90,9 @@ def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str)
     if not found.keys() & {"conversations", "question", "answer"}:
         example = [f"data.train.columns.image={present[0]}"] * ("image" not in found and len(present) > 1)
         rest = [one for one in present[1:] if one not in found.values()]
-        example.append(f"data.train.columns.answer={rest[0] if rest else present[-1]}")
+        # Of several columns none is taken for the answer: a user who copies the line would train on the questions.
+        answer = "NAME" if len(rest) > 1 else (rest or present)[-1]
+        example.append(f"data.train.columns.answer={answer}")
         raise UserError(
             f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
             f"answer, or map them with columns.image and columns.answer (or columns.question, columns.conversations) "

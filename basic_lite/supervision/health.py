@@ -58,7 +58,7 @@ class Health:
             found["inert residual"] = (
                 f"v is {v:.3g} times as long as a word's embedding, so the layers hardly turn it "
                 f"(cos(v, v̂) {cos:.2f}), and DAS can do next to nothing; treat it with model.projector_start=matched "
-                "in stage 1"
+                "where the projector starts fresh"
             )
         return found
 

@@ -18,6 +18,7 @@ from basic_lite.model.audit import Part, planned_parts, render
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
@@ -139,9 +140,11 @@ def _basic_adds(recipe: Recipe, frontend: Frontend, report: DataReport, parts: l
         return "nothing: it is off in this recipe"
     sizes = mean_sizes(recipe, frontend, parts, report, with_image=True)
     k = supervised_layers(settings.layers, frontend.layer_count)
+    layers = "measured layers" if settings.layers == MEASURED else f"layers 1..{k} of {frontend.layer_count}"
+    until = "off until its premise is shown to hold; then " if settings.gate else ""
     visual = round(sizes.visual) * recipe.training.micro_batch
     return (
-        f"v̂ from layers 1..{k} of {frontend.layer_count}; "
+        f"{until}v̂ from {layers}; "
         f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
         f"{basic_share(products(sizes)):.1%} more operations a step and {8 * visual * sizes.D / MIB:.1f} MiB of "
         f"buffers for {visual:,} visual tokens (from shapes)"

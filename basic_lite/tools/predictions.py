@@ -53,7 +53,16 @@ def _settings_of(path: Path) -> Any:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse an output file before the first answer, not after the last."""
+    """Refuse an output file before the first answer, not after the last: one that can't be written, or is not ours.
+
+    Raises:
+        UserError: it can't be written, or there is a file that holds no predictions.
+    """
+    if path.is_file() and path.stat().st_size and _settings_of(path) is None:
+        raise UserError(
+            f"--out: {path} is there already and holds no predictions of an earlier evaluation, so it isn't replaced; "
+            "name a new file"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()

@@ -182,7 +182,8 @@ def _told(search: _Search, keys: list[list[object]], otherwise: bool | None) -> 
         if met:
             yield f"note: {met:,} of these {total:,} {name} were trained on"
         elif total and otherwise is False:
-            yield f"none of these {total:,} {name} was trained on"
+            again = " (a picture that was resized or saved anew isn't recognised)" if kind is _File else ""
+            yield f"none of these {total:,} {name} was trained on{again}"
 
 
 def _and_earlier(bundle: Bundle, notes: list[str]) -> Iterator[Bundle]:

@@ -135,7 +135,10 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     )
     settings = recipe.supervision
     if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
-        say(f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}")
+        say(
+            f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}, and that "
+            "counts; remove the lines from the recipe to take the preset's"
+        )
     layers = f"layers 1..{supervision.layers} of {len(loaded.parts.layers)} ({settings.layer_weights})"
     layers = "layers that are measured" if settings.layers == MEASURED else layers
     say(

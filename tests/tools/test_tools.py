@@ -209,6 +209,18 @@ def test_a_caption_model_is_asked_in_words(tmp_path: Path, capsys: pytest.Captur
     assert "plain template" in capsys.readouterr().err
 
 
+def test_eval_never_replaces_a_file_that_is_not_its_own(trained: Path, tmp_path: Path) -> None:
+    folder = trained.parents[1]
+    mine = tmp_path / "captions.csv"
+    mine.write_text("image,caption\na.png,a cat\n")
+    with pytest.raises(UserError, match=r"--out: .*captions\.csv is there already and holds no predictions"):
+        evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=mine, limit=1, console=quiet())
+    assert mine.read_text().startswith("image,caption")
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):  # its own it replaces
+        evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=out, limit=1, console=quiet())
+
+
 def test_eval_refuses_an_output_that_cannot_be_written(trained: Path, tmp_path: Path) -> None:
     folder = trained.parent.parent
     with pytest.raises(UserError, match="--out"):
