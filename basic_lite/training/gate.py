@@ -94,7 +94,10 @@ class Gate:
                 )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
-            lines.append(f"BASIC's target is measured {when}, on {choose} samples; until then it is the paper's")
+            until = "" if self.settings.gate else f"; until then it is made of {self.supervision.layers} layers, by h²"
+            lines.append(
+                f"BASIC's target is measured {when}, on {choose} samples{until if scores_decide(self.settings) else ''}"
+            )
         return lines
 
     def summary(self, steps: int) -> str | None:
