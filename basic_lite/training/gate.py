@@ -94,7 +94,7 @@ class Gate:
                 )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
-            until = "" if self.settings.gate else f"; until then it is made of {self.supervision.layers} layers, by h²"
+            until = "" if self.settings.gate else f"; until then it is made of {self.supervision.layers} layers"
             lines.append(
                 f"BASIC's target is measured {when}, on {choose} samples{until if scores_decide(self.settings) else ''}"
             )
