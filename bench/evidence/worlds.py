@@ -19,19 +19,23 @@ from basic_lite.demo.place import Place
 from basic_lite.demo.world import caption_f1, write_world
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.training.bundle_files import PROJECTOR
 from basic_lite.training.files import sha256
 from bench.world.llms import smollm2
-from bench.world.packages import cache_folder
-from bench.world.pictures import real_world
+from bench.world.packages import cache_folder, made_once
+from bench.world.pictures import VERSION, real_world
+from bench.world.start import write_start
 from bench.world.tower import tower
 
+# A start belongs to one version of the pictures, and to one way of fitting it.
+START_VERSION = f"{VERSION}.1"
 HERE = Path(__file__).resolve().parent
 STAGES = (1, 2)
 # Held-out samples: their loss in training, their loss and answers after it, and those of the refinement curve.
 Sizes = Mapping[str, int]
 SIZES: dict[str, Sizes] = {
     "demo": {"during": 200, "losses": 200, "answers": 200, "curve": 200, "eval_every": 50, "batches": 16},
-    "real": {"during": 96, "losses": 200, "answers": 100, "curve": 32, "eval_every": 100, "batches": 8},
+    "real": {"during": 96, "losses": 200, "answers": 100, "curve": 32, "eval_every": 80, "batches": 16},
 }
 # Seconds instead of minutes: does it still run?
 TINY: Sizes = {"during": 4, "losses": 6, "answers": 4, "curve": 4, "eval_every": 2, "batches": 8}
@@ -96,8 +100,10 @@ class EvidenceWorld:
                 "data": sha256(Path(str(_one(recipe.data.train).path)))[:12],
             }
         model = recipes[0].model
-        weights = {"vision": model.vision, "llm": model.llm}
-        return setup | {name: sha256(Path(str(folder)) / "model.safetensors")[:12] for name, folder in weights.items()}
+        weights = {name: Path(str(getattr(model, name))) / "model.safetensors" for name in ("vision", "llm")}
+        if model.projector is not None:
+            weights["start"] = Path(model.projector) / "final" / PROJECTOR
+        return setup | {name: sha256(file)[:12] for name, file in weights.items()}
 
 
 def demo_world(*, tiny: bool = False) -> EvidenceWorld:
@@ -135,8 +141,9 @@ def real(*, tiny: bool = False) -> EvidenceWorld:
         }
         if stage == 2:
             values["model.projector"] = str(folder / "stage1")
-        overrides = [f"{key}={json.dumps(value)}" for key, value in {**values, **changes}.items()]
-        return load_recipe(HERE / f"real_stage{stage}.yaml", overrides)
+            return _read(stage, {**values, **changes})
+        start = _start(_read(stage, {**values, "seed": changes["seed"]}))
+        return _read(stage, {**values, **changes, "model.projector": str(start)})
 
     steps = {"training.max_steps": 2, "training.global_batch": 2, "training.micro_batch": 2, "training.log_every": 1}
     return EvidenceWorld(
@@ -151,6 +158,17 @@ def real(*, tiny: bool = False) -> EvidenceWorld:
 
 
 WORLDS = {"demo": demo_world, "real": real}
+
+
+def _read(stage: int, values: Mapping[str, Any]) -> Recipe:
+    return load_recipe(
+        HERE / f"real_stage{stage}.yaml", [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    )
+
+
+def _start(recipe: Recipe) -> Path:
+    """The fitted projector that all variants of a seed start stage 1 from."""
+    return made_once(f"start-{START_VERSION}-{recipe.seed}", lambda folder: write_start(folder, recipe))
 
 
 def word_f1(predicted: str, reference: str) -> float:

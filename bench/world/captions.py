@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 CAPTION_REQUEST = "What is this?"
+# Pictures that a word must name to be in a caption.
+SHARED = 5
 QUESTION_TYPES = ("kind", "colour", "choice", "shown")
 # The first pattern that a folder's path has gives the kind of its pictures.
 KINDS = {
@@ -65,9 +68,17 @@ class Shown:
     name: str
     colour: str
 
-    @property
-    def caption(self) -> str:
-        return self.name if self.kind in self.name else f"{self.kind}, {self.name}"
+    def caption(self, known: Set[str]) -> str:
+        """Colour and kind, and those words of the name that are ``known``: "a brown mammal: bear"."""
+        article = "an" if self.colour[0] in "aeiou" else "a"
+        more = [word for word in self.name.split() if word in known and word not in self.kind.split()]
+        return " ".join([f"{article} {self.colour} {self.kind}{':' * bool(more)}", *more])
+
+
+def shared_words(shown: Sequence[Shown]) -> frozenset[str]:
+    """The words that the names of at least `SHARED` pictures have: of others, nothing can be learnt."""
+    counts = Counter(word for picture in shown for word in set(picture.name.split()))
+    return frozenset(word for word, count in counts.items() if count >= SHARED)
 
 
 def kind_of(folder: str) -> str | None:
@@ -91,8 +102,8 @@ def _words(text: str) -> str:
     return " ".join(_NOISE.sub(" ", re.sub(r"[^A-Za-z0-9]+", " ", text)).lower().split())
 
 
-def caption_record(number: int, shown: Shown) -> dict[str, Any]:
-    return _record(f"caption-{number}", shown, CAPTION_REQUEST, shown.caption, "caption")
+def caption_record(number: int, shown: Shown, known: Set[str]) -> dict[str, Any]:
+    return _record(f"caption-{number}", shown, CAPTION_REQUEST, shown.caption(known), "caption")
 
 
 def question_record(

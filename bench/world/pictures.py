@@ -1,7 +1,7 @@
 """The real world of the evidence: some 5,000 photos and drawings with captions and questions, in LLaVA's format.
 
 They are Debian's clip art and stamps. What clip art shows is said by its folder (a bird, a flag) and its name or title,
-by people who never thought of training: the captions are short and noisy, and some are Italian.
+by people who never thought of training: the captions are short and noisy. The colour is measured.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from basic_lite.training.files import write_json
-from bench.world.captions import QUESTION_TYPES, Shown, caption_record, kind_of, name_of, question_record
+from bench.world.captions import QUESTION_TYPES, Shown, caption_record, kind_of, name_of, question_record, shared_words
 from bench.world.colours import standing_out
 from bench.world.packages import made_once, unpacked_deb
 from bench.world.stamps import STAMPS, captioned, on_white
 
 # Any change that alters the pictures or their texts must raise this number: caches outlive commits.
-VERSION = 1
+VERSION = 2
 HELD_OUT = 400
 # Pixels of a side. The pictures are squares on white, so every way of fitting them does the same.
 SIDE = 128
@@ -69,12 +69,12 @@ def _write(folder: Path) -> None:
     shown = list(_shown(unpacked / "usr/share", world.images))
     shutil.rmtree(unpacked)
     train, held_out = shown[:-HELD_OUT], shown[-HELD_OUT:]
-    rng = random.Random(0)
+    rng, known = random.Random(0), shared_words(train)
     questions = [(picture, kind) for picture in train for kind in QUESTION_TYPES]
     # One question about each held-out picture, of all types in turn.
     asked = [(picture, QUESTION_TYPES[i % len(QUESTION_TYPES)]) for i, picture in enumerate(held_out)]
-    write_json(world.pretrain, [caption_record(i, picture) for i, picture in enumerate(train)])
-    write_json(world.eval_captions, [caption_record(i, picture) for i, picture in enumerate(held_out)])
+    write_json(world.pretrain, [caption_record(i, picture, known) for i, picture in enumerate(train)])
+    write_json(world.eval_captions, [caption_record(i, picture, known) for i, picture in enumerate(held_out)])
     write_json(world.instruct, [question_record(i, *pair, train, rng) for i, pair in enumerate(questions)])
     write_json(world.eval, [question_record(i, *pair, held_out, rng) for i, pair in enumerate(asked)])
 
