@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Sheet, quiet_libraries, show, speaker
+from basic_lite.console import Sheet, quiet_libraries, show, shows_colours, speaker
 from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
@@ -178,7 +178,8 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     console.print(
         f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens"
         + (f", images {shape}" if shape else ", no image")
-        + "): [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]"
+        + ")"
+        + (": [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]" if shows_colours(console) else "")
     )
     console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
