@@ -24,13 +24,13 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
 from basic_lite.rehearsal.forecast import cards_table
 from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
+from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on, check_machine, doubts, preflight
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.run_folder import look_at_run_folder, missing_folders, remove_empty, require_writable
 from basic_lite.training.start import Origin, find_origin, resolve_start
-from basic_lite.units import MIB
 
 SUPERVISED = "bold green"
 UNSUPERVISED = "dim"
@@ -146,7 +146,7 @@ def _basic_adds(recipe: Recipe, frontend: Frontend, report: DataReport, parts: l
     return (
         f"{until}v̂ from {layers}; "
         f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
-        f"{basic_share(products(sizes)):.1%} more operations a step and {8 * visual * sizes.D / MIB:.1f} MiB of "
+        f"{basic_share(products(sizes)):.1%} more operations a step and {size_text(8 * visual * sizes.D)} of "
         f"buffers for {visual:,} visual tokens (from shapes)"
     )
 

@@ -162,6 +162,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: 
     for file in (Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True, no_color=True)):
         dry_run(recipe, file)
         written = file.file.getvalue()  # type: ignore[attr-defined]
+        assert "KiB" in written and not re.search(r"\b0(\.0+)? (GiB|MiB)| 0\.00$", written, re.MULTILINE)
         assert "one sample as the model gets it" in written and "not supervised" not in written
     assert not (Path(recipe.output) / recipe.name).exists()
 

@@ -54,7 +54,7 @@ def _check_order(words: list[str], question: str | None) -> None:
 
 
 def _check_option(words: list[str], question: str) -> None:
-    """Refuse a picture in the place of ``--question``'s value, or a value without quotes, whose rest is in ``words``."""
+    """Refuse a picture in the place of ``--question``'s value, and a value without quotes: ``words`` has its rest."""
     if os.path.isfile(question) and is_picture(question):
         raise UserError(f"--question is followed by the question, and {question} is a picture; put it before")
     rest = [word for word in words if not _names_picture(word)]
