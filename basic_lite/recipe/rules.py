@@ -19,10 +19,10 @@ def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
     if whole % step == 0:
         return None
     above = math.ceil(whole / step) * step
-    mend = f"set training.global_batch: {above}"
+    mend = f"set training.global_batch={above}"
     below = [size for size in range(1, min(micro, whole) + 1) if whole % (size * processes) == 0]
     if below:
-        mend = f"set training.micro_batch: {below[-1]}, or training.global_batch: {above}"
+        mend = f"set training.micro_batch={below[-1]}, or training.global_batch={above}"
     several = f" on each of {processes} processes" if processes > 1 else ""
     return f"micro_batch {micro}{several} does not divide global_batch {whole}; {mend}"
 
@@ -79,7 +79,7 @@ def needs_gpu(values: Values, where: str) -> Iterator[tuple[str, str]]:
         value = values.get(key)
         if value in needing:
             written = "true" if value is True else value
-            yield key, f"{written} needs a GPU ({why}), but {where}; set {key}: {instead}"
+            yield key, f"{written} needs a GPU ({why}), but {where}; set {key}={instead}"
 
 
 def check_without_gpu(recipe: Recipe, where: str) -> None:

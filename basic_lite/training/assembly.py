@@ -144,7 +144,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     say(
         f"BASIC: preset {settings.preset}, v̂ from {layers}, target norm {settings.target_norm}, "
         f"sinks {settings.sinks}; λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}"
-        f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels: {operations.name} ({reason})"
+        f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels {operations.name} ({reason})"
     )
     return supervision
 
