@@ -10,7 +10,7 @@ from typing import Any
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Values
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SupervisionSection
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
@@ -52,6 +52,16 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     if total is not None and layers > total:
         return f"K = {layers}, but the LLM has {total} layers; give a count from 1 to {total}, or a fraction like 0.5"
     return None
+
+
+def computes_das(settings: SupervisionSection) -> bool:
+    """Whether BASIC has its loss of directions, where BASIC is on."""
+    return settings.direction != "off" and settings.lambda_das > 0
+
+
+def computes_sds(settings: SupervisionSection) -> bool:
+    """Whether BASIC has its loss over the vocabulary, where BASIC is on."""
+    return settings.lambda_sds > 0
 
 
 # Keys of the section `supervision`, and the value that asks for a measurement on the refinement batches.

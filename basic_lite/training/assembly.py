@@ -122,7 +122,6 @@ def basic_is_on(recipe: Recipe) -> bool:
 def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
-        say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
         return None
     operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
     supervision = Supervision(
