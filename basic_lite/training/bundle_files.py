@@ -8,6 +8,7 @@ from typing import Any
 
 from basic_lite.choices import meant_beside
 from basic_lite.errors import UserError
+from basic_lite.model.kinds import kind_in_name
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, RECIPE_JSON, RUNS, checkpoints_of, holds_bundle
@@ -58,6 +59,12 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
         )
     if not place.exists():
+        if kind := kind_in_name(place.as_posix()):
+            raise UserError(
+                f"{key}: {place} is no run but, by its name, {kind} model, and models of that kind can't be trained "
+                "here; name a llava-hf checkpoint in model.base, or CLIP or SigLIP in model.vision and an LLM in "
+                "model.llm"
+            )
         hint = meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
     if (place / "config.json").is_file():

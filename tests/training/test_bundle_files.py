@@ -41,6 +41,15 @@ def test_the_recipes_own_output_is_searched(tmp_path: Path) -> None:
         find_origin(tiny_recipe(tmp_path, {**changes, "model.projector": "photos"}))
 
 
+def test_a_model_of_the_hub_is_no_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, {"model.start": "Qwen/Qwen2.5-VL-7B-Instruct"})
+    with pytest.raises(UserError, match=r"^model.start: .* is no run but, by its name, a Qwen-VL model, and models of"):
+        resolve_start(recipe, print)
+    Path("Qwen").mkdir()
+    with pytest.raises(UserError, match=r"there is no folder Qwen/Qwen2.5-VL-7B-Instruct; give a run folder"):
+        resolve_start(recipe, print)
+
+
 def test_nothing_is_guessed_for_a_folder_that_is_there_or_far_from_all() -> None:
     for place in ("photoz", "runs/photo", "else"):
         with pytest.raises(UserError, match=r"give a run folder \(runs/NAME\)"):
