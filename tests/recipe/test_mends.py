@@ -12,7 +12,8 @@ from basic_lite.recipe import describe_keys
 
 ROOT = Path(basic_lite.__file__).parent
 # `set training.micro_batch: 2`; a message may begin with the key that it is about.
-MEND = re.compile(rf"(?<=[\w,;(] )({'|'.join(re.escape(row.name) for row in describe_keys())}|\{{key\}}): (?=\S)")
+KEY = "|".join([r"\{key\}", *(re.escape(row.name) for row in describe_keys())])
+MEND = re.compile(rf"(?<=[\w,;(] )({KEY}): (?=\S)|^({KEY}): \w+$")
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -42,6 +43,7 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_the_pattern_finds_what_it_should() -> None:
     assert MEND.search("no such thing; set training.micro_batch: 2") and MEND.search("set {key}: {instead}")
+    assert MEND.search("{key}: drop") and not MEND.search("{key}: {problem}")
     assert not MEND.search("data.train: 3 records; set training.micro_batch=2")
 
 
