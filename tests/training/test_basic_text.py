@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_run_and_its_dry_run_say_it_once(tmp_path: Path, changes: dict[str, An
 
 
 @pytest.mark.parametrize("settings", [{}, {"supervision.layers": 2, "supervision.layer_weights": "quadratic"}])
-@pytest.mark.parametrize("pictures", [15, 16, 31, 32, 33])
+@pytest.mark.parametrize("pictures", [15, 16, 31, 32])
 @pytest.mark.parametrize("held_out", [None, 0.2])
 def test_it_warns_exactly_where_too_few_samples_would_decide(
     tmp_path: Path, settings: dict[str, Any], pictures: int, held_out: float | None
@@ -69,14 +70,11 @@ def test_it_warns_exactly_where_too_few_samples_would_decide(
     assert warned == (decide < LEAST_SAMPLES)
 
 
-@pytest.mark.parametrize("direction", ["cosine", "mse", "off"])
-@pytest.mark.parametrize(("das", "sds"), [(0, 0), (1, 0), (0, 1)])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_recipe_says_off_where_nothing_is_computed(
-    tmp_path: Path, direction: str, das: float, sds: float, enabled: bool
-) -> None:
-    settings = {"enabled": enabled, "direction": direction, "lambda_das": das, "lambda_sds": sds}
-    recipe = tiny_recipe(tmp_path, {f"supervision.{key}": value for key, value in settings.items()})
+def test_the_recipe_says_off_where_nothing_is_computed(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
     loaded = load_base(recipe, torch.device("cpu"), load_frontend(recipe.model))
-    supervision = supervise(recipe, loaded, lambda text: None)
-    assert (why_off(recipe) is None) == (supervision is not None and supervision.active)
+    for enabled, direction, das, sds in product([True, False], ["cosine", "mse", "off"], [0, 1], [0, 1]):
+        settings = {"enabled": enabled, "direction": direction, "lambda_das": das, "lambda_sds": sds}
+        recipe = tiny_recipe(tmp_path, {f"supervision.{key}": value for key, value in settings.items()})
+        supervision = supervise(recipe, loaded, lambda text: None)
+        assert (why_off(recipe) is None) == (supervision is not None and supervision.active), settings
