@@ -1,6 +1,6 @@
 """The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def meant(word: str, choices: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, choices, 1, 0.5)), None)
 
 
-def meant_beside(path: Path, *, folders: bool = False) -> str:
+def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     """`did you mean PATH?` for a path where nothing is, with the nearest name beside it; empty where none is near.
 
     Args:
-        folders: only folders come into question.
+        fits: whether what is at a path comes into question.
     """
     try:
-        beside = [one.name for one in path.parent.iterdir() if one.is_dir() or not folders]
+        beside = [one.name for one in path.parent.iterdir() if fits(one)]
     except OSError:
         return ""
     names = {name.lower(): name for name in beside if not name.startswith(".")}

@@ -34,6 +34,11 @@ def speaker(console: Console) -> Say:
     return say
 
 
+def shows_colours(console: Console) -> bool:
+    """Whether colours can be told apart there: not in a file or a pipe, nor where NO_COLOR is set."""
+    return console.color_system is not None and not console.no_color
+
+
 def note(text: str) -> None:
     """Say on stderr what is no result; on a terminal, lines break between words."""
     if text:

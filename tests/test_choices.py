@@ -32,5 +32,5 @@ def test_meant_beside(tmp_path: Path) -> None:
     (tmp_path / ".photos.csv").touch()
     (tmp_path / "photo").mkdir()
     assert meant_beside(tmp_path / "photo.csv") == f"did you mean {(tmp_path / 'Photos.csv').as_posix()}?"
-    assert meant_beside(tmp_path / "photos", folders=True) == f"did you mean {(tmp_path / 'photo').as_posix()}?"
+    assert meant_beside(tmp_path / "photos", Path.is_dir) == f"did you mean {(tmp_path / 'photo').as_posix()}?"
     assert meant_beside(tmp_path / "questions.json") == meant_beside(tmp_path / "nowhere" / "photo.csv") == ""

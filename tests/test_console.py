@@ -35,7 +35,7 @@ def sheets() -> list[Sheet]:
     phases.seconds = {"stage 2: projector and LoRA learn questions": 123.4}
     facts = Sheet(("", ""))
     facts.add("trainable parameters", "340,787,200 of 7,403,210,752")
-    facts.add("BASIC adds", "v̂ from layers 1..16 of 32; 1.1% more operations a step and 18.0 MiB of buffers")
+    facts.add("BASIC adds", "v̂ from layers 1..16 of 32; 1.1% more operations a step and 18 MiB of buffers")
     return [
         render(
             [
@@ -75,13 +75,16 @@ def test_a_wide_terminal_has_frames_and_a_narrow_one_paragraphs() -> None:
         show(console, parts)
     assert "│ LoRA         │ Linear          │" in wide.file.getvalue()  # type: ignore[attr-defined]
     # A few columns too wide for its frame: the same columns without it.
-    assert any(line.split() == ["LoRA", "Linear", "float32", *["319,815,680"] * 2, "1,220.00"] for line in said(middle))
+    assert any(
+        line.split() == ["LoRA", "Linear", "float32", *["319,815,680"] * 2, "1.19", "GiB"] for line in said(middle)
+    )
     lines = said(narrow)
     place = lines.index("LoRA")
-    assert [line.rstrip() for line in lines[place + 1 : place + 4]] == [
+    assert [line.rstrip() for line in lines[place + 1 : place + 5]] == [
         "  class Linear, dtype float32,",
         "  parameters 319,815,680,",
-        "  trainable 319,815,680, MiB 1,220.00",
+        "  trainable 319,815,680,",
+        "  memory 1.19 GiB",
     ]
 
 

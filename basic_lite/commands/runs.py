@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-RUNS = Path("runs")
+from basic_lite.training.places import RUNS
 
 
 def runs(

@@ -111,7 +111,7 @@ class ChatFormat:
         ids, labels, images = self.tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
-                f"the chat template has written {images} of its {len(record.images)} images", "set data.template: v1"
+                f"the chat template has written {images} of its {len(record.images)} images", "set data.template=v1"
             )
         return ids, labels, images
 
@@ -126,7 +126,7 @@ class ChatFormat:
             raise TooLong(
                 f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one "
                 f"of text is more than data.max_length {max_length}",
-                "raise data.max_length, or set data.too_long: drop",
+                "raise data.max_length, or set data.too_long=drop",
             )
         text = [n for n, one in enumerate(ids) if one != self.image_token_id]
         gone = set(text[-cut:])
@@ -136,6 +136,6 @@ class ChatFormat:
             raise TooLong(
                 f"its prompt alone fills data.max_length {max_length} ({len(ids)} tokens, {of_images} of "
                 f"them of images): cut to fit, it has no supervised token left",
-                "raise data.max_length, or set data.too_long: drop",
+                "raise data.max_length, or set data.too_long=drop",
             )
         return Encoded([ids[n] for n in kept], kept_labels, images, cut)

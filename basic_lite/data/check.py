@@ -222,7 +222,7 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
         [
             f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
             *listing(problems),
-            f"Fix them, or leave them out with {' and '.join(f'{key}: drop' for key in keys)}.",
+            f"Fix them, or leave them out with {' and '.join(f'{key}=drop' for key in keys)}.",
         ]
     )
 

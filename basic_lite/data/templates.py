@@ -90,7 +90,7 @@ def _eos(tokens: Tokens, template: str) -> str:
     if not eos or tokens.raw(eos) != [tokens.tokenizer.eos_token_id]:
         raise UserError(
             f"data.template: {template} ends each answer with the end-of-text token, and this tokenizer has none; "
-            "set its eos_token, or data.template: tokenizer"
+            "set its eos_token, or data.template=tokenizer"
         )
     return str(eos)
 
@@ -108,7 +108,7 @@ class OwnTemplate:
             self.source = str(tokens.tokenizer.get_chat_template())
         except (ValueError, AttributeError) as error:
             raise UserError(
-                "data.template is tokenizer, but this tokenizer has no chat template; set data.template: v1, or plain."
+                "data.template is tokenizer, but this tokenizer has no chat template; set data.template=v1, or plain."
             ) from error
         self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
         self.in_parts = False
@@ -198,7 +198,7 @@ class OwnTemplate:
         except Exception as error:
             raise TemplateRefused(
                 f"the tokenizer's chat template refuses this conversation ({' '.join(str(error).split())})",
-                "change its turns (some templates take no system turn), or set data.template: v1",
+                "change its turns (some templates take no system turn), or set data.template=v1",
             ) from error
         return texts[0], ranges[0] if self.tracked else []
 

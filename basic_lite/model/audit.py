@@ -15,7 +15,8 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import planned_model
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.units import MIB, dtype_name
+from basic_lite.sizes import size_text
+from basic_lite.units import dtype_name
 
 # bitsandbytes' NF4: a statistic for each 64 weights, float32; double: 8 bit, with a float32 for each 256 of them and
 # tables of 16 and 256 float32 a layer.
@@ -174,11 +175,11 @@ def check_parts(table: list[Part], recipe: Recipe, dtype: torch.dtype) -> None:
 
 def render(table: list[Part]) -> Sheet:
     """The part table for a terminal; what trains is green."""
-    out = Sheet(("part", "class", "dtype", "parameters", "trainable", "MiB"), "parts", text=("class", "dtype"))
+    out = Sheet(("part", "class", "dtype", "parameters", "trainable", "memory"), "parts", text=("class", "dtype"))
     for row in [*table, _sum(table, part="total", module="", dtype="")]:
         if row.part == "total":
             out.end_section()
-        figures = (f"{row.parameters:,}", f"{row.trainable:,}", f"{row.bytes / MIB:,.2f}")
+        figures = (f"{row.parameters:,}", f"{row.trainable:,}", size_text(row.bytes))
         style = "bold" if row.part == "total" else "green" if row.trainable else ""
         out.add(row.part, row.module, row.dtype, *figures, style=style)
     return out

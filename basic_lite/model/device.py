@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from basic_lite.console import Say
-from basic_lite.units import GIB, dtype_name
+from basic_lite.sizes import size_text
+from basic_lite.units import dtype_name
 
 # CUDA versions that torch 2.13 is built for, the newest first, and the oldest driver that runs each on Linux and
 # Windows (CUDA's release notes: a driver runs all versions of its CUDA's major number, and of those before).
@@ -54,7 +55,7 @@ def device_text(device: torch.device) -> str:
     """The device's name and size."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return f"{torch.cuda.get_device_name(device)} ({total / GIB:.1f} GiB, {free / GIB:.1f} free)"
+        return f"{torch.cuda.get_device_name(device)} ({size_text(total)}, {size_text(free)} free)"
     count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return f"CPU ({count} core{'s' * (count != 1)})"
 

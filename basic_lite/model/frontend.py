@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from basic_lite.errors import UserError
+from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
 
@@ -21,6 +22,15 @@ VISION_TYPES = {
     "siglip": "vision_config",
     "clip_vision_model": None,
     "siglip_vision_model": None,
+}
+
+# What a key wants that names a model, said of one that is something else.
+_WANTED = {
+    "model.vision": "not CLIP or SigLIP; name a vision encoder such as openai/clip-vit-large-patch14-336",
+    "model.llm": "which already has a vision part or is no language model; name a text-only causal LLM (a LLaVA "
+    "checkpoint belongs in model.base)",
+    "model.base": "not LLaVA in the llava-hf layout (model_type llava); for an LLM alone use model.llm together with "
+    "model.vision",
 }
 
 
@@ -100,17 +110,26 @@ def read_config(name: str, key: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # a config.json may be wrong in any way
+        if (kind := kind_in_name(name)) is not None:
+            raise wrong_kind(name, key, kind, "by its name; its configuration can't be read here") from error
         raise unreadable(name, key, error, what="configuration") from error
+
+
+def wrong_kind(name: str, key: str, kind: str, remark: str = "") -> UserError:
+    """The error for a checkpoint that isn't of the kind its key wants.
+
+    Args:
+        kind: of the checkpoint, with an article.
+        remark: how it is known.
+    """
+    return UserError(f"{key}: {name} is {kind} checkpoint{f' ({remark})' if remark else ''}, {_WANTED[key]}")
 
 
 def vision_config_of(name: str) -> PreTrainedConfig:
     """The vision part's configuration of a CLIP or SigLIP checkpoint."""
     config = read_config(name, "model.vision")
     if config.model_type not in VISION_TYPES:
-        raise UserError(
-            f"model.vision: {name} is a {config.model_type} checkpoint, not CLIP or SigLIP; "
-            "name a vision encoder such as openai/clip-vit-large-patch14-336"
-        )
+        raise wrong_kind(name, "model.vision", f"a {config.model_type}")
     inner = VISION_TYPES[config.model_type]
     return config if inner is None else getattr(config, inner)
 
@@ -119,11 +138,7 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     """The configuration of a causal LLM."""
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
-        hint = "; a LLaVA checkpoint belongs in model.base" if config.model_type == "llava" else ""
-        raise UserError(
-            f"model.llm: {name} is a {config.model_type} checkpoint, which already has a vision part "
-            f"or is no language model; name a text-only causal LLM{hint}"
-        )
+        raise wrong_kind(name, "model.llm", f"a {config.model_type}")
     return config
 
 
@@ -131,10 +146,7 @@ def llava_config_of(name: str) -> LlavaConfig:
     """The configuration of a llava-hf checkpoint."""
     config = read_config(name, "model.base")
     if config.model_type != "llava":
-        raise UserError(
-            f"model.base: {name} is a {config.model_type} checkpoint, not LLaVA in the llava-hf layout "
-            "(model_type llava); for an LLM alone use model.llm together with model.vision"
-        )
+        raise wrong_kind(name, "model.base", f"a {config.model_type}")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
     return config

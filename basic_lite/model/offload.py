@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.units import MIB
+from basic_lite.sizes import MIB, size_text
 
 # Smaller tensors stay: the copies would cost more time than the memory is worth.
 MIN_BYTES = MIB
@@ -38,8 +38,8 @@ def empty_host(like: Tensor, *, pinned: bool) -> Tensor:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        mib = like.numel() * like.element_size() / MIB
-        raise MemoryError(f"{mib:.1f} MiB of pinned host memory could not be had: {error}") from error
+        size = size_text(like.numel() * like.element_size())
+        raise MemoryError(f"{size} of pinned host memory could not be had: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from basic_lite.recipe.problems import KeyPath, Wrong, plain
 from basic_lite.recipe.schema import Section
 from basic_lite.recipe.yaml import Document, read_scalar
 
+# What people write where a recipe wants null.
+_NOTHING = ("none", "off", "no", "never")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -92,7 +94,7 @@ class Checker:
         message = f"expected {wanted(annotation, metadata)}, found {found}"
         # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
         if isinstance(value, bool) and bool not in members:
-            return self.report(path, message)
+            return self.report(path, message + _mend(value, members, texts_allowed))
         if isinstance(value, float) and float not in members:
             whole = f"; write {int(value)}" if value.is_integer() and int in members else ""
             return self.report(path, message + whole)
@@ -107,6 +109,8 @@ class Checker:
 
 def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
     """The hint of what to write instead; empty if there is none."""
+    if types.NoneType in members and (value in (0, False) or str(value).lower() in _NOTHING):
+        return "; to turn it off, write null"
     if isinstance(value, str):
         near = meant(value, [word for word in words if isinstance(word, str)])
         if near:

@@ -31,7 +31,7 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     (
         ["lora.enabled", "stage"],
         lambda v: v["lora.enabled"] and v["stage"] == 1,
-        "stage 1 trains the projector alone, and lora.enabled adds adapters; set lora.enabled: false, or stage: 2",
+        "stage 1 trains the projector alone, and lora.enabled adds adapters; set lora.enabled=false, or stage=2",
     ),
     (
         ["lora.targets"],
@@ -41,19 +41,19 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     (
         ["supervision.stages", "supervision.enabled"],
         lambda v: v["supervision.enabled"] and not v["supervision.stages"],
-        "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled: false",
+        "BASIC is enabled, but the list of its stages is empty; write [1, 2], or set supervision.enabled=false",
     ),
     (
         ["supervision.guard", "supervision.detach"],
         lambda v: v["supervision.guard"] is not None and not v["supervision.detach"],
-        "the guard weighs BASIC's gradient at v against the LM loss's, and with detach: false a part of BASIC's comes "
-        "through the LLM, where the two can't be told apart; set supervision.detach: true, or supervision.guard: null",
+        "the guard weighs BASIC's gradient at v against the LM loss's, and with detach=false a part of BASIC's comes "
+        "through the LLM, where the two can't be told apart; set supervision.detach=true, or supervision.guard=null",
     ),
     (
         ["training.projector_learning_rate", "lora.enabled"],
         lambda v: v["training.projector_learning_rate"] == 0 and not v["lora.enabled"],
         "nothing would be trained: the projector's learning rate is 0 and there is no LoRA; "
-        "set training.projector_learning_rate, or lora.enabled: true in stage 2",
+        "set training.projector_learning_rate, or lora.enabled=true in stage 2",
     ),
     (
         ["training.learning_rate", "training.projector_learning_rate"],
@@ -65,7 +65,7 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
         ["training.eval_every", "data.eval"],
         lambda v: v["training.eval_every"] is not None and v["data.eval"] is None and v["data.held_out"] is None,
         "there is nothing to evaluate on: data.eval is not given; add data.eval, keep a part of data.train for it with "
-        "data.held_out: 0.05, or remove training.eval_every",
+        "data.held_out=0.05, or remove training.eval_every",
     ),
     (
         ["data.held_out", "data.eval"],
@@ -77,7 +77,7 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
         lambda v: v["training.offload_activations"] and not v["training.gradient_checkpointing"],
         "offload_activations moves the layer inputs that gradient checkpointing keeps; "
         "without checkpointing it would copy every activation of every layer; "
-        "set training.gradient_checkpointing: true, or training.offload_activations: false",
+        "set training.gradient_checkpointing=true, or training.offload_activations=false",
     ),
     (
         ["model.attention", "model.dtype"],
@@ -85,7 +85,7 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
             [v["model.attention"], v["model.dtype"], v["training.autocast"]] == ["flash_attention_2", "float32", "off"]
         ),
         "flash_attention_2 computes in 16 bit, and model.dtype is float32 with autocast off; "
-        "set model.dtype: bfloat16, training.autocast: bfloat16, or model.attention: sdpa",
+        "set model.dtype=bfloat16, training.autocast=bfloat16, or model.attention=sdpa",
     ),
 )
 
@@ -209,7 +209,7 @@ def _measured(v: Values) -> Iterator[Finding]:
         yield (
             [*(f"supervision.{key}" for key in keys), "supervision.refinement_batches"],
             f"what it needs is measured on refinement_batches, {least} at least; set "
-            "supervision.refinement_batches: 16, or supervision.preset: paper",
+            "supervision.refinement_batches=16, or supervision.preset=paper",
         )
 
 
@@ -230,7 +230,7 @@ def _betas(v: Values) -> Iterator[Finding]:
 def _needs_gpu(v: Values) -> Iterator[Finding]:
     if v["training.device"] == "cpu":
         for key, message in needs_gpu(v, "training.device is cpu"):
-            yield [key, "training.device"], f"{message}, or training.device: cuda"
+            yield [key, "training.device"], f"{message}, or training.device=cuda"
 
 
 def source_findings(v: Values) -> Iterator[Finding]:

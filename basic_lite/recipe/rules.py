@@ -10,7 +10,7 @@ from typing import Any
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Values
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SupervisionSection
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
@@ -19,10 +19,10 @@ def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:
     if whole % step == 0:
         return None
     above = math.ceil(whole / step) * step
-    mend = f"set training.global_batch: {above}"
+    mend = f"set training.global_batch={above}"
     below = [size for size in range(1, min(micro, whole) + 1) if whole % (size * processes) == 0]
     if below:
-        mend = f"set training.micro_batch: {below[-1]}, or training.global_batch: {above}"
+        mend = f"set training.micro_batch={below[-1]}, or training.global_batch={above}"
     several = f" on each of {processes} processes" if processes > 1 else ""
     return f"micro_batch {micro}{several} does not divide global_batch {whole}; {mend}"
 
@@ -54,6 +54,16 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     return None
 
 
+def computes_das(settings: SupervisionSection) -> bool:
+    """Whether BASIC has its loss of directions, where BASIC is on."""
+    return settings.direction != "off" and settings.lambda_das > 0
+
+
+def computes_sds(settings: SupervisionSection) -> bool:
+    """Whether BASIC has its loss over the vocabulary, where BASIC is on."""
+    return settings.lambda_sds > 0
+
+
 # Keys of the section `supervision`, and the value that asks for a measurement on the refinement batches.
 _MEASURED_KEYS = (("gate", True), ("layers", MEASURED), ("layer_weights", MEASURED), ("target_norm", "layer"))
 
@@ -79,7 +89,7 @@ def needs_gpu(values: Values, where: str) -> Iterator[tuple[str, str]]:
         value = values.get(key)
         if value in needing:
             written = "true" if value is True else value
-            yield key, f"{written} needs a GPU ({why}), but {where}; set {key}: {instead}"
+            yield key, f"{written} needs a GPU ({why}), but {where}; set {key}={instead}"
 
 
 def check_without_gpu(recipe: Recipe, where: str) -> None:

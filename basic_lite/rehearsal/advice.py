@@ -12,8 +12,8 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
+from basic_lite.sizes import GIB, size_text
 from basic_lite.training.start import rank_is_fixed
-from basic_lite.units import GIB
 
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
@@ -103,7 +103,7 @@ def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
     """Each change in a line of its own: overrides, what is needed then, what it costs."""
     for change in advice:
         state = "fits" if change.fits else "not yet"
-        yield f"  {' '.join(change.overrides)}  →  {change.needed_bytes / GIB:.2f} GiB, {state} ({change.cost})"
+        yield f"  {' '.join(change.overrides)}  →  {size_text(change.needed_bytes)}, {state} ({change.cost})"
     if not advice or not advice[-1].fits:
         yield "  still too much: use a smaller LLM or a larger card"
 
@@ -159,7 +159,7 @@ def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
     where = "the card" if device.type == "cuda" else "this machine"
     lines = []
     if others > GIB:
-        lines.append(f"of {where}'s {total / GIB:.1f} GiB other programs hold {others / GIB:.1f}; close them, or:")
+        lines.append(f"of {where}'s {size_text(total)} other programs hold {size_text(others)}; close them, or:")
     try:
         return lines + list(_advice(recipe, device, where, total - others))
     except Exception as error:  # whatever it is, memory is what the user must hear of
@@ -173,7 +173,7 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
     rehearser = Rehearser(smallest, load_frontend(smallest.model), machine)
     rehearsal = rehearser.rehearse()
     needed = rehearsal.needed_bytes
-    needs, has = f"{needed / GIB:.2f} GiB", f"{available / GIB:.2f}"
+    needs, has = size_text(needed), size_text(available)
     yield f"by the estimate this recipe needs {needs} at a micro-batch of 1; {where} has {has} for it"
     if needed < available / 2:
         yield (

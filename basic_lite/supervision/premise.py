@@ -101,7 +101,7 @@ class RefinementCurve:
             "BASIC's premise does not hold here: the target v̂ matches the sample's own words less often than the "
             f"projector's output v already does, by {self.gain.text} (95 % interval, shuffled control subtracted; "
             f"{self.patches} patches of {self.samples} samples). Supervision may harm: compare with "
-            "supervision.enabled: false, or try other supervision.layers"
+            "supervision.enabled=false, or try other supervision.layers"
         )
 
 

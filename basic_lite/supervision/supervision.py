@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.rules import computes_das, computes_sds
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.attention import check_attention
 from basic_lite.supervision.draw import draw_tokens
@@ -84,15 +85,14 @@ class Supervision:
         """
         self.parts = parts
         self.settings, self.seed = settings, seed
-        direction = None if settings.direction == "off" or settings.lambda_das <= 0 else settings.direction
-        self.computes_das = settings.enabled and direction is not None
-        self.computes_sds = settings.enabled and settings.lambda_sds > 0
+        self.computes_das = settings.enabled and computes_das(settings)
+        self.computes_sds = settings.enabled and computes_sds(settings)
         self.reads_attention = isinstance(settings.token_weights, str)
         self._vocabulary_ids = vocabulary_ids
         self._embedding_scale = embedding_scale
         self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64).to(self.device)
         self.operations = operations
-        self._direction = direction if settings.enabled else None
+        self._direction = None if not self.computes_das or settings.direction == "off" else settings.direction
         layers = supervised_layers(settings.layers, len(parts.layers))
         if self.active:
             _ = self.vocabulary

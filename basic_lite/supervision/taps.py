@@ -172,7 +172,7 @@ class _Taps:
             if capture.guard is not None:
                 raise RuntimeError(
                     "the projector was called twice in one forward, and the gradient guard needs all visual tokens of "
-                    "a sample at once; set supervision.guard: null"
+                    "a sample at once; set supervision.guard=null"
                 )
             capture.guard = Guard(self.plan.guard, capture.layout)
             for_lm, out = capture.guard.split(out)

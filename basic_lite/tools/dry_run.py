@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Sheet, quiet_libraries, show, speaker
+from basic_lite.console import Sheet, quiet_libraries, show, shows_colours, speaker
 from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
@@ -24,13 +24,14 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
 from basic_lite.rehearsal.forecast import cards_table
 from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
+from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
-from basic_lite.training.assembly import basic_is_on, check_machine, doubts, preflight
+from basic_lite.training.assembly import check_machine, doubts, preflight
+from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.run_folder import look_at_run_folder, missing_folders, remove_empty, require_writable
 from basic_lite.training.start import Origin, find_origin, resolve_start
-from basic_lite.units import MIB
 
 SUPERVISED = "bold green"
 UNSUPERVISED = "dim"
@@ -66,6 +67,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))
     show(console, render(parts), _facts(recipe, frontend, data, parts))
+    say(basic_text(recipe, data))
     _show_cost(recipe, frontend, data, parts, here, console)
     _show_sample(recipe, frontend, data, console)
     for warning in doubts(recipe, data):
@@ -136,17 +138,17 @@ def _facts(recipe: Recipe, frontend: Frontend, data: Prepared, parts: list[Part]
 def _basic_adds(recipe: Recipe, frontend: Frontend, report: DataReport, parts: list[Part]) -> str:
     """What BASIC adds to a micro-batch of mean samples with images, from shapes."""
     settings = recipe.supervision
-    if not basic_is_on(recipe):
-        return "nothing: it is off in this recipe"
+    if why_off(recipe):
+        return "nothing"
     sizes = mean_sizes(recipe, frontend, parts, report, with_image=True)
     k = supervised_layers(settings.layers, frontend.layer_count)
     layers = "measured layers" if settings.layers == MEASURED else f"layers 1..{k} of {frontend.layer_count}"
-    until = "off until its premise is shown to hold; then " if settings.gate else ""
+    once = "once it is on: " if settings.gate else ""
     visual = round(sizes.visual) * recipe.training.micro_batch
     return (
-        f"{until}v̂ from {layers}; "
+        f"{once}v̂ from {layers}; "
         f"λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}; "
-        f"{basic_share(products(sizes)):.1%} more operations a step and {8 * visual * sizes.D / MIB:.1f} MiB of "
+        f"{basic_share(products(sizes)):.1%} more operations a step and {size_text(8 * visual * sizes.D)} of "
         f"buffers for {visual:,} visual tokens (from shapes)"
     )
 
@@ -178,7 +180,8 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     console.print(
         f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens"
         + (f", images {shape}" if shape else ", no image")
-        + "): [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]"
+        + ")"
+        + (": [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]" if shows_colours(console) else "")
     )
     console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()

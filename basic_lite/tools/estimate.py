@@ -23,10 +23,10 @@ from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
+from basic_lite.sizes import GIB, MIB, size_text
 from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.training.batches import steps_of
 from basic_lite.training.start import resolve_start
-from basic_lite.units import GIB, MIB
 
 # Of a run whose data, and so its steps, isn't read.
 ASSUMED_STEPS = 1000
@@ -120,10 +120,10 @@ def _own_gib() -> float:
 def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> None:
     r, shape = found.rehearsal, found.rehearsal.shape
     table = Sheet(
-        ("part", "GiB at the peak", "at most", ""),
+        ("part", "at the peak", "at most", ""),
         f"{recipe.name}: micro-batch {shape.samples} × {shape.tokens} tokens, {shape.images} image a sample",
     )
-    paged = f"{r.pageable_bytes / GIB:.2f} GiB of it may be paged out to the host"
+    paged = f"{size_text(r.pageable_bytes)} of it may be paged out to the host"
     kept = "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers"
     notes = PARTS | {
         KEPT: "besides the layer inputs, which are on the host" if recipe.training.offload_activations else kept,
@@ -133,17 +133,17 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     }
     for part, note in notes.items():
         if most := r.most_by_part.get(part):
-            table.add(part, f"{r.by_part.get(part, 0) / GIB:.2f}", f"{most / GIB:.2f}", note)
+            table.add(part, size_text(r.by_part.get(part, 0)), size_text(most), note)
     if r.machine.cuda:
-        allowance = f"{ALLOWANCE_BYTES / GIB:.2f}"
+        allowance = size_text(ALLOWANCE_BYTES)
         table.add("context, fragmentation", allowance, allowance, "an allowance, not rehearsed")
     table.end_section()
-    table.add("needed", f"{r.needed_bytes / GIB:.2f}", "", f"on {r.machine.name}", style="bold")
+    table.add("needed", size_text(r.needed_bytes), "", f"on {r.machine.name}", style="bold")
     if r.host_bytes:
         inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host
         resting = {"each layer's input": inputs, "the vision tower": tower}
         what = " and ".join(name for name, on in resting.items() if on)
-        table.add("on the host", "", f"{r.host_bytes / GIB:.2f}", f"pinned: {what}")
+        table.add("on the host", "", size_text(r.host_bytes), f"pinned: {what}")
     show(console, table)
     for line in _verdict(found):
         console.print(line, highlight=False, soft_wrap=not console.is_terminal)
@@ -193,19 +193,18 @@ def _samples_of(recipe: Recipe) -> int | None:
 
 def _verdict(found: Estimate) -> Iterator[str]:
     r = found.rehearsal
-    needed = r.needed_bytes / GIB
+    room = int(found.gpu_gib * GIB) - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
     card = f"{what} of {found.gpu_gib:.4g} GiB"
     if found.fits:
-        yield f"[bold green]fits[/] {card}, with {found.gpu_gib - needed:.2f} GiB to spare"
+        yield f"[bold green]fits[/] {card}, with {size_text(room)} to spare"
     elif found.fits_paged:
-        over = needed - found.gpu_gib
-        yield f"[bold yellow]fits[/] {card} with {over:.2f} GiB of the optimizer's state paged out: slower steps"
+        yield f"[bold yellow]fits[/] {card} with {size_text(-room)} of the optimizer's state paged out: slower steps"
     else:
-        yield f"[bold red]doesn't fit[/] {card}: {needed - found.gpu_gib:.2f} GiB too much"
+        yield f"[bold red]doesn't fit[/] {card}: {size_text(-room)} too much"
     basic = r.by_part.get(BASIC, 0)
     if r.most_by_part.get(BASIC):
-        yield f"BASIC adds {basic / MIB:.0f} MiB to the peak, {basic / r.peak_bytes:.1%} of it"
+        yield f"BASIC adds {size_text(basic)} to the peak, {basic / r.peak_bytes:.1%} of it"
     if found.largest is None:
         yield "not even a micro-batch of 1 fits"
     else:

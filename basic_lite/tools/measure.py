@@ -13,10 +13,10 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Rehearsal, Shape
 from basic_lite.rehearsal.batch import longest_batch
+from basic_lite.sizes import size_text
 from basic_lite.supervision import Supervision
 from basic_lite.training.assembly import load_for_training, make_step, supervise
 from basic_lite.training.step import StepCounts, TrainStep
-from basic_lite.units import GIB
 
 MOST_MICRO_BATCHES = 2
 MakeStep = Callable[[Recipe, Loaded, Supervision | None, torch.device], TrainStep]
@@ -122,7 +122,7 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
         return measure_step(step)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f"--measure ran out of memory at {torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB of tensors; "
+            f"--measure ran out of memory at {size_text(torch.cuda.max_memory_allocated(device))} of tensors; "
             "lower training.micro_batch, or see what the estimate advises"
         ) from error
 
@@ -131,11 +131,11 @@ def measure_and_show(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, c
     """Measure, and print it beside the rehearsal."""
     found = measure(recipe, frontend, rehearsal.shape, console)
     taken = found.reserved_bytes + found.outside_bytes
-    columns = ("", "predicted GiB", "measured GiB", "difference")
+    columns = ("", "predicted", "measured", "difference")
     table = Sheet(columns, f"on {torch.cuda.get_device_name(0)}")
     for what, predicted, measured in (
         ("tensors at the peak, without the optimizer's pages", predicted_bytes(rehearsal), found.peak_bytes),
         ("taken from the card", rehearsal.needed_bytes, taken),
     ):
-        table.add(what, f"{predicted / GIB:.2f}", f"{measured / GIB:.2f}", f"{predicted / measured - 1:+.1%}")
+        table.add(what, size_text(predicted), size_text(measured), f"{predicted / measured - 1:+.1%}")
     show(console, table)

@@ -131,7 +131,9 @@ def score_table(result: EvalResult) -> Sheet:
     if list(sides) == [names[False]]:
         sides = {"exact match": sides[names[False]]}
     columns = [column for name in sides for column in ("n", name, "95 % interval")]
-    return _by_type(columns, result.counts, lambda row: [x for side in sides.values() for x in _cells(side.get(row))])
+    table = _by_type(columns, result.counts, lambda row: [x for side in sides.values() for x in _cells(side.get(row))])
+    table.title = "exact match: the share of answers that are the record's own, word for word"
+    return table
 
 
 def _by_type(columns: Sequence[str], rows: Iterable[str], cells: Callable[[str], Sequence[str]]) -> Sheet:

@@ -122,7 +122,6 @@ def basic_is_on(recipe: Recipe) -> bool:
 def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
-        say("BASIC is off: " + ("supervision.enabled" if not recipe.supervision.enabled else "supervision.stages"))
         return None
     operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
     supervision = Supervision(
@@ -144,7 +143,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     say(
         f"BASIC: preset {settings.preset}, v̂ from {layers}, target norm {settings.target_norm}, "
         f"sinks {settings.sinks}; λ1 {settings.lambda_das:g} ({settings.direction}), λ2 {settings.lambda_sds:g}"
-        f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels: {operations.name} ({reason})"
+        f"{'' if settings.guard is None else f', guard {settings.guard:g}'}; kernels {operations.name} ({reason})"
     )
     return supervision
 

@@ -1,15 +1,17 @@
 """A bundle's files, found and verified. No weight is loaded, so no torch is needed; ``bundle`` says what is in it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import meant_beside
 from basic_lite.errors import UserError
+from basic_lite.model.kinds import kind_in_name
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
-from basic_lite.training.places import MANIFEST, RECIPE_JSON, checkpoints_of
+from basic_lite.training.places import MANIFEST, RECIPE_JSON, RUNS, checkpoints_of, holds_bundle
 from basic_lite.version import __version__
 
 FORMAT = 1
@@ -36,8 +38,11 @@ class Bundle:
         return ADAPTER_WEIGHTS in self.manifest["files"]
 
 
-def find_bundle(place: Path, key: str = "run folder") -> Path:
+def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path:
     """The bundle meant by ``place``: itself, a run folder's ``final``, or its newest checkpoint.
+
+    Args:
+        runs: where a run of that name is looked for, to say so. It isn't taken: there may be data of the same name.
 
     Raises:
         UserError: nothing of the kind is there.
@@ -54,34 +59,55 @@ def find_bundle(place: Path, key: str = "run folder") -> Path:
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
         )
     if not place.exists():
-        hint = meant_beside(place, folders=True) or "give a run folder (runs/NAME) or a bundle inside one"
+        if kind := kind_in_name(place.as_posix()):
+            raise UserError(
+                f"{key}: {place} is no run but, by its name, {kind} model, and models of that kind can't be trained "
+                "here; name a llava-hf checkpoint in model.base, or CLIP or SigLIP in model.vision and an LLM in "
+                "model.llm"
+            )
+        hint = meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
     if (place / "config.json").is_file():
         raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")
-    if runs := sorted(p.name for p in place.glob("*/") if (p / "final" / MANIFEST).is_file() or checkpoints_of(p)):
-        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(runs)}; give one of them")
+    if inside := sorted(path.name for path in place.glob("*/") if holds_bundle(path)):
+        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(inside)}; give one of them")
     raise UserError(
         f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
-        "the run wrote none yet, or this is not a run folder; give a run folder (runs/NAME) that has saved a checkpoint"
+        "the run wrote none yet, or this is not a run folder; "
+        + (meant_run(place, runs) or "give a run folder (runs/NAME) that has saved a checkpoint")
     )
 
 
-def open_bundle(place: Path, key: str = "run folder") -> Bundle:
+def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = holds_bundle) -> str:
+    """`did you mean PATH?` for a path that is no run: one of that name below ``runs``, else one named like it.
+
+    Args:
+        fits: whether a folder can be what is wanted.
+    """
+    below = runs / place.name if len(place.parts) == 1 else None
+    if below is not None and fits(below):
+        return f"did you mean {below.as_posix()}?"
+    if place.exists():  # it is spelled right
+        return ""
+    return meant_beside(place, fits) or (meant_beside(below, fits) if below is not None else "")
+
+
+def open_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Bundle:
     """Read and verify a bundle.
 
     Raises:
         UserError: no bundle, a foreign format, or a file whose hash isn't the manifest's.
     """
-    return _read(find_bundle(place, key), whole=True)
+    return _read(find_bundle(place, key, runs), whole=True)
 
 
-def look_at_bundle(place: Path, key: str = "run folder") -> Bundle:
+def look_at_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Bundle:
     """Read a bundle's manifest and recipe. Its weights are neither read nor verified.
 
     Raises:
         UserError: no bundle, a foreign format, or a changed recipe.
     """
-    return _read(find_bundle(place, key), whole=False)
+    return _read(find_bundle(place, key, runs), whole=False)
 
 
 def _read(folder: Path, *, whole: bool) -> Bundle:

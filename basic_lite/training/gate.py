@@ -23,7 +23,6 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide
-from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.supervision.premise import RefinementCurve, refinement_curve
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, projector_is_fresh, uses_autocast
@@ -82,16 +81,7 @@ class Gate:
         choose, decide = samples_in(self.choosing), samples_in(self.testing)
         lines = []
         if self.settings.gate:
-            lines.append(
-                f"BASIC is off until its premise is shown to hold: looks after step {when} and at each evaluation, "
-                f"{decide} samples decide"
-            )
-            if decide < LEAST_SAMPLES:
-                lines.append(
-                    f"warning: {decide} samples with pictures can't show that BASIC's premise holds ({LEAST_SAMPLES} "
-                    "are the least), so BASIC stays off in this run; take more data, raise "
-                    "supervision.refinement_batches, or set supervision.gate=false"
-                )
+            lines.append(f"looks at BASIC's premise: after step {when} and at each evaluation; {decide} samples decide")
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
             until = "" if self.settings.gate else f"; until then it is made of {self.supervision.layers} layers"

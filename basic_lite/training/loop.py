@@ -19,6 +19,7 @@ from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
@@ -99,8 +100,10 @@ class Loop:
         self.gate = make_gate(recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say)
         if self.gate is not None:
             self.gate.restore(self.progress.gate)
-            for line in self.gate.outlook() if run.processes.is_main else ():
-                self.say(line)
+        shown = self.gate is not None and self.gate.state.open
+        self.say(basic_text(recipe, run.data, shown=shown))
+        for line in self.gate.outlook() if self.gate is not None and run.processes.is_main else ():
+            self.say(line)
 
     def _start(self) -> Progress:
         """Start at step 0, or restore the checkpoint."""

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Where runs are, if a recipe's `output` names no other folder.
+RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA = "recipe.yaml", "parts.json", "data.json"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
@@ -33,6 +35,11 @@ def checkpoints_of(run: Path) -> list[Path]:
     found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
     numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
     return [path for _, path in sorted(numbered)]
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a run's trained model is there, or a checkpoint of it."""
+    return is_finished(folder) or bool(checkpoints_of(folder))
 
 
 def is_finished(folder: Path) -> bool:

@@ -10,7 +10,9 @@ from rich.live import Live
 from rich.text import Text
 
 from basic_lite.console import Say, command_line
+from basic_lite.sizes import GIB, size_text
 
+MEMORY = "peak_memory_gib"
 # name in the log line, label, format
 FIELDS = (
     ("loss", "loss", "{:.3f}"),
@@ -20,7 +22,7 @@ FIELDS = (
     ("sum_a", "Σa", "{:.3f}"),
     ("cos", "cos", "{:.3f}"),
     ("tokens_per_s", "tok/s", "{:,.0f}"),
-    ("peak_memory_gib", "GiB", "{:.2f}"),
+    (MEMORY, "", ""),  # the unit is its label
 )
 # What a step without images has no values for.
 OF_IMAGES = ("das", "sds", "sum_a", "cos")
@@ -66,8 +68,8 @@ class ProgressLine:
         if self.console.is_terminal and self.console.width >= BAR_FROM:
             filled = round(12 * step / max(total, 1))
             items.append(Text("━" * filled, style="green").append("━" * (12 - filled), style="dim"))
-        values = {label: form.format(self._values[name]) for name, label, form in FIELDS if name in self._values}
-        items += [Text(label, style="dim").append(f" {value}", style="not dim") for label, value in values.items()]
+        values = [_labelled(self._values[name], *field) for name, *field in FIELDS if name in self._values]
+        items += [Text(label, style="dim").append(f" {value}", style="not dim") for label, value in values]
         items.append(Text("left", style="dim").append(f" {left}", style="not dim"))
         out, used = Text(no_wrap=True, overflow="ellipsis"), 0
         for item in items:
@@ -110,6 +112,14 @@ class ProgressLine:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _labelled(value: float, label: str, form: str) -> tuple[str, str]:
+    """A value's label, and its figure; GiB without a label have the unit that suits them."""
+    if label:
+        return label, form.format(value)
+    figure, unit = size_text(round(value * GIB)).split()
+    return unit, figure
 
 
 class Pace:

@@ -71,7 +71,7 @@ def find_origin(recipe: Recipe) -> Origin | None:
     """
     for key, place in ((START, recipe.model.start), (PROJECTOR, recipe.model.projector)):
         if place is not None:
-            return Origin(open_bundle(Path(place), key), key)
+            return Origin(open_bundle(Path(place), key, Path(recipe.output)), key)
     return None
 
 
@@ -98,7 +98,7 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 begun = look_at_bundle(bundle).recipe
                 return _named_as(begun, recipe)
-    start = look_at_bundle(Path(place), START)
+    start = look_at_bundle(Path(place), START, Path(recipe.output))
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)
     return _named_as(start.recipe, recipe)

@@ -62,8 +62,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     counts = "3 bad image, 1 bad record, 1 no supervised token, 1 too long"
     assert text.startswith(f"6 of 10 records can't be used ({counts}):")
     for part in ["record 3 (id gone)", "record 4 (id away)", "record 5 (id cut)", "record 6 (id mute)",
-                 "record 7 (id many)", "record 9: ", "data.bad_records: drop",
-                 "data.too_long: drop"]:  # fmt: skip
+                 "record 7 (id many)", "record 9: ", "data.bad_records=drop",
+                 "data.too_long=drop"]:  # fmt: skip
         assert part in text, part
     assert "id good" not in text
     assert "id long" not in text
@@ -107,7 +107,7 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     assert one.fingerprint == two.fingerprint and one.broken == two.broken
     whole, refusing = tmp_path / "runs" / "all.txt", section.model_copy(update={"bad_records": "refuse"})
     with pytest.raises(
-        UserError, match=r"(?s)and 119 more like it: .*bad_records: drop. The whole list is in .*all\.txt"
+        UserError, match=r"(?s)and 119 more like it: .*bad_records=drop. The whole list is in .*all\.txt"
     ):
         check_data(records, chat, refusing, whole_list=whole)
     refused = [str(problem) for problem in one.problems if problem.kind != "too long"]

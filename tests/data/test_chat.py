@@ -166,7 +166,7 @@ def test_templates_that_refuse_or_hide(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TemplateRefused, match=r"data\.template"):
         chat("byte", "thinking").encode(record("q", "one</think>two", "r", "b"), BIG)
     tok = tokenizer.__wrapped__("byte")
-    with pytest.raises(UserError, match=r"no chat template; set data\.template: v1"):
+    with pytest.raises(UserError, match=r"no chat template; set data\.template=v1"):
         ChatFormat("tokenizer", tok, image_id(tok), N)
     cases = [
         ("{{ messages[0]['content'] }}", "does not write out"),

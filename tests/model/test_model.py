@@ -15,6 +15,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt, lora_parameters
 from basic_lite.model.audit import audit, check_parts
 from basic_lite.model.frontend import load_frontend
+from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe
@@ -221,6 +222,41 @@ def test_of_a_model_on_the_hub_the_configuration_is_fetched_first(monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"hf download no-such/model config\.json$"):
         load_frontend(recipe_for({"base": "no-such/model"}).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "a Qwen-VL"),
+        ("Qwen/Qwen3-VL-4B", "a Qwen-VL"),
+        ("Qwen/Qwen-VL-Chat", "a Qwen-VL"),
+        ("OpenGVLab/InternVL3-8B", "an InternVL"),
+        ("HuggingFaceM4/idefics2-8b", "an Idefics"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "a LLaVA-NeXT"),
+        ("google/gemma-3-4b-it", "a Gemma 3"),
+    ],
+)
+@pytest.mark.parametrize("key", ["base", "vision", "llm"])
+def test_without_a_network_the_name_tells_the_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: str, key: str
+) -> None:
+    """The sentence is that of a configuration which could be read."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    vision = (
+        {"vision": str(write_vision(tmp_path / "v"))} if key == "llm" else {"llm": "x/y"} if key == "vision" else {}
+    )
+    says = {"base": "not LLaVA in the", "vision": "not CLIP or SigLIP", "llm": "which already has a vision part"}[key]
+    with pytest.raises(UserError, match=rf"^model.{key}: {name} is {kind} checkpoint \(by its name; .*\), {says}"):
+        load_frontend(recipe_for({key: name, **vision}).model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Qwen/Qwen2.5-7B-Instruct", "google/gemma-3-1b-it", "llava-hf/llava-1.5-7b-hf", "internvl", "runs/a/qwen2-vl",
+     "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384", "lmsys/vicuna-7b-v1.5"],
+)  # fmt: skip
+def test_a_name_of_another_kind_says_nothing(name: str) -> None:
+    assert kind_in_name(name) is None
 
 
 def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:

@@ -140,6 +140,9 @@ kernels: triton
         ("data.train", "data.json", "write {path: data.json}"),
         ("data.eval", "5", "expected keys (path"),
         ("supervision.token_weights", "uniforn", "did you mean uniform?"),
+        ("data.held_out", "0", "found the number 0; to turn it off, write null"),
+        ("training.eval_every", "off", "to turn it off, write null"),
+        ("training.max_steps", "false", "to turn it off, write null"),
     ],
 )
 def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: str, says: str) -> None:

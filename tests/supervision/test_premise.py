@@ -143,7 +143,7 @@ def test_words_follow_the_interval() -> None:
     fails = curve_of(Interval(-0.02, -0.03, -0.001))
     text = fails.warning()
     assert text is not None and "premise does not hold" in text and "-0.020 [-0.030, -0.001]" in text
-    assert fails.verdict == "fails" and "supervision.enabled: false" in text
+    assert fails.verdict == "fails" and "supervision.enabled=false" in text
     unknown = curve_of(Interval(0.004, -0.01, 0.018))
     assert unknown.warning() is None and unknown.verdict == "can't tell"
     told = "v +0.012 → v̂ +0.016, gain +0.004 [-0.010, +0.018] over 64 samples: can't tell"

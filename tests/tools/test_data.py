@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,14 @@ def test_a_part_is_held_out_where_there_is_enough() -> None:
     assert (recipe.data.held_out, recipe.training.eval_every, recipe.training.epochs) == (0.2, 7, 30.0)
     run("many", "data.eval.path=many/captions.csv", overwrite=True)
     assert load_recipe("many.yaml").data.held_out is None
-    run(photos("few", 3))
+    said = run(photos("few", 3), width=1000)[1]
     assert load_recipe("few.yaml").data.held_out is None and load_recipe("few.yaml").training.eval_every is None
+    assert said.count("there are 3 records, and from 20 on 10% of them are held out, so none is kept") == 1
+    own = re.search(r"a file of your own for it: data.eval.path=FILE (.*)", said)
+    prompt = load_recipe("few.yaml").data.train.prompt  # type: ignore[union-attr]
+    assert own is not None and shlex.split(own[1]) == [f"data.eval.prompt={prompt}"]
+    said = run("few", "data.eval.path=few/captions.csv", overwrite=True)[1] + run("many", overwrite=True)[1]
+    assert "held out, so" not in said
 
 
 def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:

@@ -46,6 +46,8 @@ def test_a_recipe_that_fits(shapes: Path) -> None:
     for part in ("NF4 weights", "projector", "LoRA", "gradients", "optimizer", "activations kept", "BASIC", "LM loss"):
         assert part in text
     assert "fits a card of 8 GiB" in text and "BASIC adds" in text
+    assert "KiB" in text and "MiB" in text and not re.search(r"\b0(\.0+)? (GiB|MiB)", text), "no amount of memory is 0"
+    assert " 0.00 " not in text
     assert found.rehearsal.needed_bytes == found.rehearsal.peak_bytes + 2**29
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from basic_lite.console import show
 from basic_lite.tools.predictions import Prediction
 from basic_lite.tools.score import EvalResult, Share, remarks, score_table
 
@@ -40,6 +44,13 @@ def test_columns_follow_what_is_known() -> None:
     assert columns(results((True, 1, 2), (None, 1, 2))) == ["exact match", "trained on"]
     ((cells, _),) = score_table(results((True, 9, 9), (False, 5, 5))).rows
     assert list(cells) == ["all", "5", "1.000", "0.57 to 1.00", "9", "1.000", "0.70 to 1.00"]
+
+
+@pytest.mark.parametrize("marks", [(True,), (False,), (None,), (True, False)])
+def test_the_table_says_what_its_shares_are(marks: tuple[bool | None, ...]) -> None:
+    stream = io.StringIO()
+    show(Console(file=stream, width=40), score_table(results(*((mark, 1, 2) for mark in marks))))
+    assert stream.getvalue().startswith("exact match: the share of answers that are the record's own, word for word\n")
 
 
 def test_a_type_may_be_on_one_side_only() -> None:

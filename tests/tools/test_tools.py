@@ -158,6 +158,12 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: 
     for text in ("LLM linears", "nf4 double", "projector", "steps", "4 of 4 samples", "layers 1..2 of 4", "<image>×4"):
         assert text in shown, text
     assert "\x1b[1;32m" in shown  # supervised tokens in green
+    assert "not supervised" in shown
+    for file in (Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True, no_color=True)):
+        dry_run(recipe, file)
+        written = file.file.getvalue()  # type: ignore[attr-defined]
+        assert "KiB" in written and not re.search(r"\b0(\.0+)? (GiB|MiB)| 0\.00$", written, re.MULTILINE)
+        assert "one sample as the model gets it" in written and "not supervised" not in written
     assert not (Path(recipe.output) / recipe.name).exists()
 
 

@@ -183,13 +183,6 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     assert rows_of(gate.choosing) == samples[::2] and rows_of(gate.testing) == samples[1::2]
 
 
-def test_too_few_pictures_are_said_before_the_run(tmp_path: Path) -> None:
-    lines = gate_of(tmp_path, 12).outlook()
-    assert any(
-        "warning: 6 samples with pictures can't show" in line and "supervision.gate=false" in line for line in lines
-    )
-
-
 def test_layer_weights_are_the_gains_above_v() -> None:
     assert measured_weights([0.1, -0.2, 0.3]) == pytest.approx([0.25, 0, 0.75])
     assert measured_weights([-0.1, 0.0]) is None
@@ -203,7 +196,7 @@ def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
     looks = [line["gate"] for line in log_of(shut.folder) if "gate" in line]
     assert [look["open"] for look in looks] == [False] and len(looks[0]["gain"]) == 3 and looks[0]["samples"] >= 16
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "BASIC is off until its premise is shown to hold" in text and "nothing is lost" in text
+    assert text.count("BASIC is off until its premise is shown to hold") == 1 and "nothing is lost" in text
     assert "BASIC was on in 0 of 4 steps" in text
     assert not any("das" in line for line in log_of(shut.folder))
 
@@ -238,4 +231,6 @@ def test_an_open_gate_has_basic_in_its_steps(tmp_path: Path) -> None:
         shutil.rmtree(run / later)
     train(recipe, resume=True, console=(console := quiet()))
     assert {line["step"] for line in log_of(run) if "das" in line} == {3, 4}
-    assert "BASIC was on in 2 of 4 steps" in console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "BASIC is on, as it was when the run stopped" in text and "BASIC is off until" not in text
+    assert "BASIC was on in 2 of 4 steps" in text

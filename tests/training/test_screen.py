@@ -190,6 +190,8 @@ def test_the_live_line_fits_and_leaves_nothing_behind(width: int) -> None:
     for word in ("my_photos 1234/2180", "loss 12.345", "sds 123.456", "tok/s 12,345", "GiB 23.45", "left "):
         assert any(word in row for row in text.plain.split("\n")), text.plain
     assert ("\n" in text.plain) == (width < 116)
+    line.show(1234, 2180, {"peak_memory_gib": 0.002})
+    assert "MiB 2" in line.line(1234, 2180).plain, "of a tiny model on a card"
     line.close()
     # The last thing written goes up over the line's rows and erases each of them.
     rows = text.plain.count("\n") + 1

@@ -28,20 +28,20 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
         UserError: a picture is missing or can't be read.
     """
     words, optional = list(words), question is None
-    if optional and words and not os.path.exists(words[-1]) and not looks_like_path(words[-1]):
+    if optional and words and not _names_picture(words[-1]):
         question = words.pop()
     if not all(word.strip() for word in [*words, *([] if question is None else [question])]):
         raise UserError("the question is empty; write one, or leave it out to be asked for it")
     if optional:
         _check_order(words, question)
-    elif question is not None and os.path.isfile(question) and is_picture(question):
-        raise UserError(f"--question is followed by the question, and {question} is a picture; put it before")
+    elif question is not None:
+        _check_option(words, question)
     return [picture(word) for word in words], question
 
 
 def _check_order(words: list[str], question: str | None) -> None:
     """Refuse a question without quotes, or before the pictures."""
-    stray = next((n for n, word in enumerate(words) if not os.path.exists(word) and not looks_like_path(word)), None)
+    stray = next((n for n, word in enumerate(words) if not _names_picture(word)), None)
     if stray is None:
         return
     rest = [*words[stray:], *([] if question is None else [question])]
@@ -51,6 +51,20 @@ def _check_order(words: list[str], question: str | None) -> None:
         order = command_line([*words[:stray], *pictures])
         raise UserError(f'pictures first, then the question: {order} "{asked}"')
     raise UserError(f'put a question of several words in quotes: "{asked}"')
+
+
+def _check_option(words: list[str], question: str) -> None:
+    """Refuse a picture in the place of ``--question``'s value, and a value without quotes: ``words`` has its rest."""
+    if os.path.isfile(question) and is_picture(question):
+        raise UserError(f"--question is followed by the question, and {question} is a picture; put it before")
+    rest = [word for word in words if not _names_picture(word)]
+    if rest and not any(" " in word for word in [question, *rest]):
+        order = command_line([*(word for word in words if _names_picture(word)), "--question"])
+        raise UserError(f'put a question of several words in quotes: {order} "{" ".join([question, *rest])}"')
+
+
+def _names_picture(word: str) -> bool:
+    return os.path.exists(word) or looks_like_path(word)
 
 
 def looks_like_path(word: str) -> bool:

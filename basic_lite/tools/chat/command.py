@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.choices import meant_beside
 from basic_lite.console import command_line, note, quiet_libraries
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
@@ -16,8 +15,8 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
 from basic_lite.training.answer import MAX_NEW_TOKENS
-from basic_lite.training.bundle_files import find_bundle
-from basic_lite.training.places import MANIFEST
+from basic_lite.training.bundle_files import find_bundle, meant_run
+from basic_lite.training.places import MANIFEST, holds_bundle
 
 _MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
 
@@ -102,11 +101,15 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
     if not folder.exists():
         if _may_be_on_the_hub(model):
             return FolderSpeaker(model, where, dtype)
-        raise UserError(f"there is no folder {model}; {meant_beside(folder, folders=True) or _MODELS}")
+        raise UserError(f"there is no folder {model}; {meant_run(folder, fits=_can_speak) or _MODELS}")
     find_bundle(folder, "MODEL")
     if dtype != "auto":
         raise UserError(f"--dtype is for exported and other models; {model} is a run, and its recipe has the types")
     return RunSpeaker(folder, where)
+
+
+def _can_speak(folder: Path) -> bool:
+    return _holds_model(folder) or holds_bundle(folder)
 
 
 def _may_be_on_the_hub(name: str) -> bool:

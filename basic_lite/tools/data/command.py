@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Say, command_line, quiet_libraries, speaker
+from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
@@ -19,6 +19,7 @@ from basic_lite.data.held_out import can_hold_out
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
+from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
@@ -110,11 +111,12 @@ def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> di
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
         share = recipe.data.held_out or _HELD_OUT
-        enough = len(report.kept) >= _ENOUGH_TO_HOLD_OUT and can_hold_out(report)
-        if enough and held_out_count(report, share, recipe.seed) > _MOST_HELD_OUT * share * len(report.kept):
-            enough = False
-            say("note: so many records share a picture that too few would be left to train on; none is held out")
-        changes["data.held_out"] = share if enough else None
+        why_none = _why_none_held_out(recipe, report, share)
+        if why_none:
+            say(
+                f"note: {why_none}, so none is kept for evaluation; name a file of your own for it: {_own_file(recipe)}"
+            )
+        changes["data.held_out"] = None if why_none else share
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
     trained = len(report.kept) - held_out_count(report, share, recipe.seed)
     epochs = recipe.training.epochs
@@ -126,6 +128,25 @@ def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> di
         steps = recipe.training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * epochs)
         changes["training.eval_every"] = max(1, round(steps / _EVALUATIONS))
     return changes
+
+
+def _own_file(recipe: Recipe) -> str:
+    """The overrides that name other data for evaluation; of captions, with the question that is asked of them."""
+    prompts = () if isinstance(recipe.data.train, list) else prompts_of(recipe.data.train)
+    return command_line(["data.eval.path=FILE", *(f"data.eval.prompt={prompt}" for prompt in prompts[:1])])
+
+
+def _why_none_held_out(recipe: Recipe, report: DataReport, share: float) -> str | None:
+    """Why a share of the records can't be kept for evaluation; None: it can."""
+    count = len(report.kept)
+    if count < _ENOUGH_TO_HOLD_OUT:
+        records = "there is 1 record" if count == 1 else f"there are {count} records"
+        return f"{records}, and from {_ENOUGH_TO_HOLD_OUT} on {share:.0%} of them are held out"
+    if not can_hold_out(report):
+        return "all records hang together by their pictures"
+    if held_out_count(report, share, recipe.seed) > _MOST_HELD_OUT * share * count:
+        return "so many records share a picture that too few would be left to train on"
+    return None
 
 
 def fitted_epochs(recipe: Recipe, records: int) -> float:
@@ -201,7 +222,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
                 "note: the model doesn't know some of these words, so it can't learn them; take another model, or "
                 "texts in its language"
             )
-        say(f"samples, as the model gets them{' (it learns what is green)' if console.is_terminal else ''}:")
+        say(f"samples, as the model gets them{' (it learns what is green)' if shows_colours(console) else ''}:")
     for index in _spread(len(report.kept)):
         record = records[int(report.kept[index])]
         console.print()

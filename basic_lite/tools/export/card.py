@@ -6,7 +6,7 @@ from huggingface_hub import ModelCardData, RepoCard
 from transformers.utils import cached_file
 
 from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.sizes import size_text
+from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
@@ -169,7 +169,7 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
         before = [0, *(line["step"] for line in steps)]
         seconds = sum(line["step_s"] * (line["step"] - start) for line, start in zip(steps, before, strict=False))
         rows.append(("time of the steps", f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.1f} min"))
-        rows.append(("peak memory", f"{max(line['peak_memory_gib'] for line in steps):.2f} GiB"))
+        rows.append(("peak memory", size_text(int(max(line["peak_memory_gib"] for line in steps) * GIB))))
     return rows or [("nothing", "the run's log isn't here")]
 
 

@@ -53,6 +53,8 @@ def test_words(words: list[str], option: str | None, pictures: list[str], questi
         (["what", "is", "red/blue"], None, 'in quotes: "what is red/blue"$'),
         (["a.png", ""], None, "the question is empty"),
         (["", "a.png"], None, "the question is empty"),
+        (["the", "image."], "describe", r'in quotes: --question "describe the image\."$'),
+        (["a.png", "the", "image."], "describe", r'in quotes: a\.png --question "describe the image\."$'),
         (["a.png", "what is it?"], "what", r"no picture what is it\?"),
         (["holiday.heic"], None, "no picture holiday.heic"),
         (["folder"], None, r"folder is a folder; name pictures in it, as in folder/\*\.jpg"),

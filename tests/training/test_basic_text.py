@@ -1,0 +1,80 @@
+"""What BASIC will do is said in one sentence, the same before a run and in a dry run, and as the gate decides."""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from basic_lite.data.prepare import prepare_data
+from basic_lite.model.frontend import load_frontend
+from basic_lite.model.load import load_base
+from basic_lite.run import train
+from basic_lite.supervision.interval import LEAST_SAMPLES
+from basic_lite.tools.dry_run import dry_run
+from basic_lite.training.assembly import supervise
+from basic_lite.training.basic_text import basic_text, why_off
+from basic_lite.training.batches import Schedule
+from basic_lite.training.gate import make_gate, samples_in
+from basic_lite.training.processes import ALONE
+from tests.support.runs import quiet, tiny_recipe, write_data
+
+GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "BASIC is on from the first step to the last"),
+        ({"supervision.every_n_steps": 4}, "BASIC is on from the first step to the last, in every 4th"),
+        (GATE, "BASIC is off until its premise is shown to hold, which it may never be; with supervision.gate=false"),
+        (GATE | {"data.train.limit": 9}, "warning: BASIC stays off in this run: 4 samples with pictures can't show"),
+        ({"supervision.enabled": False}, "BASIC is off in this run: supervision.enabled is false"),
+        ({"supervision.stages": [1]}, "BASIC is off in this run: this is stage 2, and supervision.stages is [1]"),
+        ({"supervision.lambda_das": 0, "supervision.lambda_sds": 0}, "BASIC is off in this run: both of its losses"),
+    ],
+)
+def test_a_run_and_its_dry_run_say_it_once(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    write_data(tmp_path, 40)
+    recipe = tiny_recipe(tmp_path, {**changes, "training.max_steps": 1})
+    console = Console(file=io.StringIO(), width=160)
+    dry_run(recipe, console)
+    train(recipe, console=(run := quiet()))
+    for told in (console, run):
+        lines = told.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        said = [line for line in lines if line.startswith(("BASIC is o", "warning: BASIC"))]
+        assert len(said) == 1 and said[0].startswith(says), said
+
+
+@pytest.mark.parametrize("settings", [{}, {"supervision.layers": 2, "supervision.layer_weights": "quadratic"}])
+@pytest.mark.parametrize("pictures", [15, 16, 31, 32])
+@pytest.mark.parametrize("held_out", [None, 0.2])
+def test_it_warns_exactly_where_too_few_samples_would_decide(
+    tmp_path: Path, settings: dict[str, Any], pictures: int, held_out: float | None
+) -> None:
+    write_data(tmp_path, pictures)
+    recipe = tiny_recipe(tmp_path, GATE | settings | {"data.held_out": held_out})
+    frontend = load_frontend(recipe.model)
+    data = prepare_data(recipe, frontend, say=lambda text: None)
+    loaded = load_base(recipe, torch.device("cpu"), frontend)
+    supervision = supervise(recipe, loaded, lambda text: None)
+    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
+    assert gate is not None
+    decide = samples_in(gate.testing)
+    warned = f"stays off in this run: {decide} samples" in basic_text(recipe, data)
+    assert warned == (decide < LEAST_SAMPLES)
+
+
+def test_the_recipe_says_off_where_nothing_is_computed(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    loaded = load_base(recipe, torch.device("cpu"), load_frontend(recipe.model))
+    for enabled, direction, das, sds in product([True, False], ["cosine", "mse", "off"], [0, 1], [0, 1]):
+        settings = {"enabled": enabled, "direction": direction, "lambda_das": das, "lambda_sds": sds}
+        recipe = tiny_recipe(tmp_path, {f"supervision.{key}": value for key, value in settings.items()})
+        supervision = supervise(recipe, loaded, lambda text: None)
+        assert (why_off(recipe) is None) == (supervision is not None and supervision.active), settings
