@@ -22,8 +22,8 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision
-from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide
-from basic_lite.supervision.premise import RefinementCurve, refinement_curve
+from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
+from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, projector_is_fresh, uses_autocast
 from basic_lite.training.batches import Schedule
@@ -54,6 +54,7 @@ class Gate:
     fresh: bool  # the projector's scores before the first step are noise
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
+    parted: bool  # they are every second one of the same samples; else all of them do both
     tokenizer: Any
     say: Say
     autocast: Callable[[], AbstractContextManager[Any]] | None
@@ -103,11 +104,28 @@ class Gate:
         wanted = self.settings.gate or not self.state.chosen
         return wanted and (evaluated or step in self.looks.steps)
 
-    def look(self, step: int) -> dict[str, Any] | None:
-        """Measure, choose, open or shut; the record for the log, None where memory was short."""
+    @property
+    def kept(self) -> range:
+        """Samples of the next evaluation's curve whose layers a look will need: those that decide on a new target."""
+        plan, settings = self.supervision.target_plan, self.settings
+        known = settings.target_norm != "layer" or plan.massive is not None
+        return self._numbers(1) if self._chooses and scores_decide(settings) and known else range(0)
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether the next look chooses the target."""
+        return leaves_open(self.settings) and (not self.state.chosen or (self.settings.gate and not self.state.open))
+
+    def look(self, step: int, seen: SeenPatches | None = None) -> dict[str, Any] | None:
+        """Measure, choose, open or shut; the record for the log, None where memory was short.
+
+        Args:
+            seen: what the curve of this step's evaluation was made of, its ``kept`` samples with their layers; then no
+                sample goes through the model again.
+        """
         record, started = None, time.perf_counter()
         if self.processes.is_main:
-            record = if_memory_allows(lambda: self._measure(step), self.autocast, lambda: self._say_short(step))
+            record = if_memory_allows(lambda: self._measure(step, seen), self.autocast, lambda: self._say_short(step))
         self.restore(self.processes.from_main(asdict(self.state)))
         return None if record is None else {"gate": record | {"look_s": time.perf_counter() - started}}
 
@@ -119,19 +137,37 @@ class Gate:
             "supervision.gate=false does without"
         )
 
-    def _measure(self, step: int) -> dict[str, Any]:
-        supervision, state = self.supervision, self.state
-        if leaves_open(self.settings) and (not state.chosen or (self.settings.gate and not state.open)):
+    def _measure(self, step: int, seen: SeenPatches | None) -> dict[str, Any]:
+        supervision, state, before = self.supervision, self.state, self.supervision.target_plan
+        if self._chooses:
             by_score = scores_decide(self.settings) and not (step == 0 and self.fresh)
-            plan = choose_target(supervision, self.choosing, self.tokenizer, by_score=by_score)
+            if seen is not None and seen.rows:
+                gains = seen.curve(self._numbers(0)).layer_gains
+                plan = target_by_gains(self.settings, gains, before.massive)
+            else:
+                plan = choose_target(supervision, self.choosing, self.tokenizer, by_score=by_score)
             supervision.use(plan)
             state.plan, state.chosen = asdict(plan), by_score or not scores_decide(self.settings)
             self.say(f"step {step}: BASIC's target: {plan.text(len(supervision.parts.layers))}")
         record: dict[str, Any] = {"plan": state.plan}
         if self.settings.gate:
-            testing = moved(self.testing, supervision.device)
-            record |= self.decide(step, refinement_curve(supervision, testing, self.tokenizer, each_layer=False))
+            record |= self.decide(step, self._tested(seen, changed=supervision.target_plan != before))
         return record
+
+    def _tested(self, seen: SeenPatches | None, *, changed: bool) -> RefinementCurve:
+        """v and v̂ of the samples that decide; from ``seen``, where it has what is needed."""
+        if seen is not None and not changed:
+            return seen.curve(self._numbers(1))
+        if seen is not None and seen.rows:
+            return seen.with_target(self.supervision, self._numbers(1))
+        testing = moved(self.testing, self.supervision.device)
+        return refinement_curve(self.supervision, testing, self.tokenizer, each_layer=False)
+
+    def _numbers(self, first: int) -> range:
+        """Which samples of an evaluation's curve choose (``first`` 0) or decide (1): the same as in any other look."""
+        if not self.parted:
+            return range(samples_in(self.testing))
+        return range(first, samples_in(self.choosing) + samples_in(self.testing), 2)
 
     def decide(self, step: int, curve: RefinementCurve) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log."""
@@ -187,7 +223,7 @@ def make_gate(
     size = curve_batches(recipe)[1]
     choosing, testing = (data.collated(half, size) for half in halves)
     autocast = autocast_of(recipe, supervision.device)
-    return Gate(supervision, looks, fresh, choosing, testing, loaded.tokenizer, say, autocast, processes)
+    return Gate(supervision, looks, fresh, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
 
 
 def _words(was: bool, now: bool, curve: RefinementCurve) -> str:
