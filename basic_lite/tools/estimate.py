@@ -18,7 +18,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
-from basic_lite.rehearsal.cost import a_sample, sizes_of
+from basic_lite.rehearsal.cost import a_sample, looks_products, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
@@ -158,7 +158,10 @@ def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console
     labelled = shape.tokens - visual - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
     steps, note = planned_steps(recipe)
-    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps or ASSUMED_STEPS, accumulation(recipe))
+    count, batch = steps or ASSUMED_STEPS, recipe.training.global_batch
+    half = rehearsal.machine.autocast
+    looks = looks_products(recipe, frontend, sizes, steps=count, samples=count * batch, half=half)
+    work = Work(a_sample(recipe, sizes) * batch, count, accumulation(recipe), looks)
     if rehearsal.machine.cuda:
         show(console, cards_table(work, note))
     else:

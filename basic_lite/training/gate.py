@@ -12,23 +12,24 @@ Not of the paper; the reasons are in docs/METHOD.md.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from basic_lite.console import Say
 from basic_lite.data.prepare import Prepared
+from basic_lite.model.audit import audit
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
 from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
 from basic_lite.supervision.target import TargetPlan
-from basic_lite.training.assembly import autocast_of, projector_is_fresh, uses_autocast
+from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
-from basic_lite.training.looks import Looks, passes_a_look, plan_looks
+from basic_lite.training.evaluation import curve_batches, if_memory_allows
+from basic_lite.training.looks import Looks, looks_of
 from basic_lite.training.processes import Processes
 
 
@@ -51,7 +52,6 @@ class Gate:
 
     supervision: Supervision
     looks: Looks
-    fresh: bool  # the projector's scores before the first step are noise
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
     parted: bool  # they are every second one of the same samples; else all of them do both
@@ -140,7 +140,7 @@ class Gate:
     def _measure(self, step: int, seen: SeenPatches | None) -> dict[str, Any]:
         supervision, state, before = self.supervision, self.state, self.supervision.target_plan
         if self._chooses:
-            by_score = scores_decide(self.settings) and not (step == 0 and self.fresh)
+            by_score = scores_decide(self.settings) and not (step == 0 and self.looks.fresh)
             if seen is not None and seen.rows:
                 gains = seen.curve(self._numbers(0)).layer_gains
                 plan = target_by_gains(self.settings, gains, before.massive)
@@ -193,29 +193,20 @@ def make_gate(
     say: Say,
 ) -> Gate | None:
     """The gate of a run; None where the recipe leaves nothing to measurement."""
-    settings = recipe.supervision
-    if supervision is None or not supervision.active or not (settings.gate or leaves_open(settings)):
+    if supervision is None or not supervision.active:
         return None
-    report = data.report
-    # Massive dimensions are the LLM's own, and a fresh projector shows them too; of scores it shows noise.
-    fresh = projector_is_fresh(recipe) and (settings.gate or scores_decide(settings))
-    looks = plan_looks(
-        schedule.steps,
-        fresh=fresh,
-        most_samples=max(1, settings.refinement_batches * SAMPLES_PER_BATCH),
-        # A forward and a backward. Recomputing layers would be a third, but that may change when the run is resumed.
-        passes=2 * schedule.samples_after(schedule.steps),
-        passes_a_look=passes_a_look(
-            loaded.parts,
-            supervision.vocabulary.rows,
-            tokens=float(report.lengths[report.has_image].mean()),
-            patches=data.train.chat.tokens_per_image,
-            chooses=scores_decide(settings),
-            half=uses_autocast(recipe, supervision.device),
-        ),
+    report, settings = data.report, recipe.supervision
+    looks = looks_of(
+        recipe,
+        loaded.frontend,
+        llm_weights=sum(part.parameters for part in audit(loaded.parts) if part.part == "LLM linears"),
+        steps=schedule.steps,
+        samples=schedule.samples_after(schedule.steps),
+        tokens=float(report.lengths[report.has_image].mean()),
+        half=uses_autocast(recipe, supervision.device),
     )
-    if fresh and not settings.gate and settings.target_norm == "layer":
-        looks = replace(looks, steps=(0, *looks.steps))  # for the massive dimensions alone
+    if looks is None:
+        return None
     samples = data.samples_with_images(looks.samples if processes.is_main else 0)
     # The score of what was chosen by its score would be too good on the same samples.
     parted = settings.gate and scores_decide(settings)
@@ -223,7 +214,7 @@ def make_gate(
     size = curve_batches(recipe)[1]
     choosing, testing = (data.collated(half, size) for half in halves)
     autocast = autocast_of(recipe, supervision.device)
-    return Gate(supervision, looks, fresh, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
+    return Gate(supervision, looks, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
 
 
 def _words(was: bool, now: bool, curve: RefinementCurve) -> str:

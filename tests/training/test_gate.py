@@ -40,7 +40,7 @@ ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_st
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
     looks = plan_looks(350, fresh=True, most_samples=64, passes=33_600, passes_a_look=1)
-    assert looks == Looks((16, 32, 64, 128, 256), 64)
+    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
 
 
@@ -69,7 +69,7 @@ def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **setting
     """A gate of a tiny model whose second layer writes each sample's own words over its picture."""
     supervision = kit.build(own_words_after_layer_two(kit.tiny_llava()), **settings)
     halves = batches[::2], batches[1::2]
-    return Gate(supervision, Looks((0,), 16), False, *halves, True, word_tokenizer(), said.append, None, ALONE)
+    return Gate(supervision, Looks((0,), 16, False, 1), *halves, True, word_tokenizer(), said.append, None, ALONE)
 
 
 def own_words_after_layer_two(model: Any) -> Any:
