@@ -37,13 +37,8 @@ from bench.tables import columns
 
 EVERY = 50
 FIRST, BY_ITSELF, AT_EVALUATION, STEP = "first look", "look by itself", "look at an evaluation", "step"
-HEADER = (
-    "demo, stage",
-    "step, ms",
-    *(f"{name}, steps" for name in (FIRST, BY_ITSELF, AT_EVALUATION)),
-    "looks",
-    "share",
-)
+LOOKS = FIRST, BY_ITSELF, AT_EVALUATION
+HEADER = ("demo, stage", "step, ms", *(f"{name}, steps" for name in LOOKS), "looks", "share")
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for stage in STAGES:
         cost = cost_of(stage, Path("runs"), 1 if tiny else 5, tiny=tiny)
-        relative = [f"{cost.seconds[name] / cost.seconds[STEP]:.2f}" for name in (FIRST, BY_ITSELF, AT_EVALUATION)]
+        relative = [f"{cost.seconds[name] / cost.seconds[STEP]:.2f}" for name in LOOKS]
         for every, what in ((None, "as it is"), (EVERY, f"evaluated every {EVERY} steps")):
             looks, share = cost.share(every)
             name = f"{stage}, {what}"

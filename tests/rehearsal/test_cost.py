@@ -46,7 +46,7 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
 
 
 def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
-    """Counted anew from the shapes: of 32 samples, half go through the model twice, the others once; then the search."""
+    """Counted anew from shapes: of 32 samples, half go through the model twice, the others once; then searches."""
     write_data(tmp_path, 40)
     changes = {"supervision.preset": "measured", "supervision.refinement_batches": 8, "training.max_steps": 2000}
     recipe = tiny_recipe(tmp_path, changes)
