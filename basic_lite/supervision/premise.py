@@ -200,17 +200,18 @@ def see_patches(
             layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
             if layout.samples_with_image == 0:
                 continue
-            found = _nearest_by_place(supervision, batch, layout, meter, each_layer=each_layer)
+            found = nearest_by_place(supervision, batch, layout, meter, each_layer=each_layer)
             for row, ids, states in zip(layout.rows_with_image.tolist(), *found, strict=True):
                 if len(seen.texts) in kept:
-                    rows[len(seen.texts)] = states[1:-1].to(parts.embeddings.weight.dtype).cpu()
+                    rows[len(seen.texts)] = layers_on_host(supervision, states)
                 text = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
                 seen.texts.append(set(words.of(text.tolist())))
                 seen.nearest.append([words.of(place) for place in ids.tolist()])
+            del found, states  # else a batch's rows are there while the next one goes through the model
     return replace(seen, health=meter.health())
 
 
-def _nearest_by_place(
+def nearest_by_place(
     supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter, *, each_layer: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Ids of the nearest words, [places, patches] for each sample, on the CPU; and its rows at all places, [P, R, D].
@@ -248,6 +249,11 @@ def _nearest_by_place(
     nearest = supervision.vocabulary.nearest(rows.flatten(0, 1)).cpu().view(target_place + 1, -1)
     sizes = [len(spread) for spread in chosen]
     return list(nearest.split(sizes, dim=1)), list(rows.split(sizes, dim=1))
+
+
+def layers_on_host(supervision: Supervision, states: Tensor) -> Tensor:
+    """A copy of a sample's rows after each layer, [L, R, D] in the model's own type, from those at all places."""
+    return states[1:-1].to("cpu", supervision.parts.embeddings.weight.dtype, copy=True)
 
 
 def _target_of(supervision: Supervision, rows: Tensor) -> Tensor:

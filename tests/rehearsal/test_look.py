@@ -1,0 +1,68 @@
+"""A rehearsed look at the premise against a really measured one."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+from basic_lite.model.frontend import load_frontend
+from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.supervision.calibration import moved
+from basic_lite.supervision.premise import see_patches
+from basic_lite.tools.measure import LongestStep
+from basic_lite.training.assembly import autocast_of, load_for_training
+from bench.measure import held_bytes, peak_bytes
+from tests.support.models import clip_config, write_llm
+from tests.support.runs import tiny_recipe
+from tests.support.shapes import write_image_processor
+
+CPU = torch.device("cpu")
+MEASURED = {"supervision.preset": "measured", "data.held_out": 0.1}
+CASES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "measured, bf16 autocast": {**MEASURED, "model.dtype": "bfloat16", "training.autocast": "bfloat16"},
+    "measured, layers kept on the host, no checkpointing": {**MEASURED, "training.gradient_checkpointing": False},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few million weights, 64 tokens an image."""
+    root = tmp_path_factory.mktemp("look")
+    sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
+    write_llm(root / "llm", vocab_size=4096, num_key_value_heads=4, **sizes)
+    torch.manual_seed(0)
+    CLIPVisionModel(clip_config(hidden_size=64, image_size=64)).save_pretrained(root / "vision")
+    write_image_processor(root / "vision", size=64)
+    return root
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, Any]) -> None:
+    common = {"data.max_length": 256, "supervision.refinement_batches": 8}
+    recipe = tiny_recipe(folder, {**common, "training.micro_batch": 8, "training.global_batch": 8, **changes})
+    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    look = rehearsed.look
+    assert look is not None and look.samples == 8 and sum(look.by_part.values()) == look.peak_bytes
+    frontend = load_frontend(recipe.model)
+    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
+    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
+    step()
+    supervision, autocast = step.supervision, autocast_of(recipe, CPU)
+    assert supervision is not None
+    curve = step.batches[:1] * 4  # 32 samples
+    kept = range(1, 32, 2) if "data.held_out" in changes else range(0)
+
+    def measure() -> None:
+        with autocast() if autocast is not None else nullcontext():
+            see_patches(supervision, moved(curve, CPU), loaded.tokenizer, kept=kept)
+
+    measure()  # mean ‖E‖ is computed once
+    measured = held_bytes(loaded.model, step.step.optimizer) + peak_bytes(measure, CPU)
+    print(f"rehearsed {look.peak_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f}", look.by_part)
+    assert look.peak_bytes == pytest.approx(measured, rel=0.02)
