@@ -138,6 +138,9 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
         allowance = size_text(ALLOWANCE_BYTES)
         table.add("context, fragmentation", allowance, allowance, "an allowance, not rehearsed")
     table.end_section()
+    if r.look is not None and r.look_is_larger:
+        at_once = f"{r.look.samples} samples at once; it needs more than a step ({size_text(r.peak_bytes)})"
+        table.add("a look at the premise", size_text(r.look.peak_bytes), "", at_once)
     table.add("needed", size_text(r.needed_bytes), "", f"on {r.machine.name}", style="bold")
     if r.host_bytes:
         inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host

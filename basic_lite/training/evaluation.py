@@ -23,7 +23,7 @@ from basic_lite.training.step import StepCounts, TrainStep
 
 T = TypeVar("T")
 
-# More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
+# What `supervision.refinement_batches` counts in.
 SAMPLES_PER_BATCH = 4
 # A last held-out loss that many times the lowest is worth a word.
 RISE = 1.05
@@ -124,11 +124,10 @@ def if_memory_allows(
 def curve_batches(recipe: Recipe) -> tuple[int, int]:
     """How many batches of how many samples the refinement curve is measured on.
 
-    They are as large as micro-batches where these are larger than ``SAMPLES_PER_BATCH``, but no more than a quarter of
-    all: the gate chooses on some of them and decides on others.
+    They are as large as micro-batches, so that they need no more memory than a step, but no more than a quarter of all.
     """
     samples = recipe.supervision.refinement_batches * SAMPLES_PER_BATCH
-    size = max(SAMPLES_PER_BATCH, min(recipe.training.micro_batch, samples // 4))
+    size = max(1, min(recipe.training.micro_batch, samples // 4))
     return math.ceil(samples / size), size
 
 
@@ -161,7 +160,8 @@ class RefinementLog:
             self.autocast,
             lambda: self.say(
                 f"warning: step {step}: no refinement curve: not enough memory for {len(self.batches[0]['input_ids'])} "
-                "samples at once; set supervision.refinement_batches=0 (and supervision.preset=paper) to skip it"
+                "samples at once; lower training.micro_batch, or skip it with supervision.refinement_batches=0 (and "
+                "supervision.preset=paper)"
             ),
         )
         if seen is None:

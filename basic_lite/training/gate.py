@@ -133,8 +133,8 @@ class Gate:
         samples = len(self.choosing[0]["input_ids"])
         self.say(
             f"warning: step {step}: no look at BASIC's premise: not enough memory for {samples} samples at once; BASIC "
-            f"stays {'on' if self.state.open else 'off'}. A smaller training.micro_batch may help; "
-            "supervision.gate=false does without"
+            f"stays {'on' if self.state.open else 'off'}. A smaller training.micro_batch or "
+            "supervision.refinement_batches helps; supervision.gate=false does without"
         )
 
     def _measure(self, step: int, seen: SeenPatches | None) -> dict[str, Any]:

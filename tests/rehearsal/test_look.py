@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import CLIPVisionModel
 
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.rehearsal.advice import changed_recipe
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import see_patches
+from basic_lite.tools.estimate import estimate
 from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import autocast_of, load_for_training
 from bench.measure import held_bytes, peak_bytes
@@ -40,6 +44,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CLIPVisionModel(clip_config(hidden_size=64, image_size=64)).save_pretrained(root / "vision")
     write_image_processor(root / "vision", size=64)
     return root
+
+
+def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> None:
+    changes = {"supervision.refinement_batches": 256, "training.micro_batch": 2, "training.global_batch": 4}
+    recipe = tiny_recipe(folder, {**MEASURED, "data.max_length": 128, "training.device": "cpu", **changes})
+    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    assert rehearsed.look is not None and rehearsed.look_is_larger
+    assert rehearsed.needed_bytes == rehearsed.look.peak_bytes > rehearsed.peak_bytes
+    # Of 1,024 samples every second one keeps its six layers on this machine, 64 rows of 256 numbers each.
+    assert rehearsed.look.peak_bytes > 512 * 6 * 64 * 256 * 4
+    console = Console(file=io.StringIO(), width=200)
+    found = estimate(recipe, gpu_gib=1.2 * rehearsed.peak_bytes / 2**30, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "a look at the premise" in text and "it needs more than a step" in text and "doesn't fit" in text
+    (advice,) = found.advice
+    assert advice.overrides == ("supervision.refinement_batches=8",) and advice.fits
+    smaller = changed_recipe(recipe, {"supervision.refinement_batches": 8})
+    again = Rehearser(smaller, load_frontend(recipe.model), Machine.this_cpu(smaller)).rehearse()
+    assert again.needed_bytes == advice.needed_bytes < 1.2 * rehearsed.peak_bytes
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
