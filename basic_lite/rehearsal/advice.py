@@ -163,8 +163,8 @@ def smaller_looks(recipe: Recipe) -> Iterator[tuple[dict[str, Any], str]]:
     """What makes a look at BASIC's premise smaller and leaves the steps as they are. A gate can't do without looks."""
     settings = recipe.supervision
     gate, count = settings.gate or leaves_open(settings), settings.refinement_batches
-    # As many as a gate needs to open, half of them to choose. A batch is at most a quarter of all; and the layers of half
-    # of them may wait on the host, which on a CPU is the same memory.
+    # As many as a gate needs to open, half of them to choose. A batch is at most a quarter of all. On a CPU the layers
+    # of those that decide may wait in the same memory.
     least = FEWEST_SAMPLES // SAMPLES_PER_BATCH
     if count > least:
         samples = f"{FEWEST_SAMPLES} samples instead of {count * SAMPLES_PER_BATCH}"

@@ -65,7 +65,10 @@ def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> N
     assert again.needed_bytes == advice.needed_bytes < 1.2 * rehearsed.peak_bytes
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(case, id=name, marks=[pytest.mark.soak] * ("autocast" not in name)) for name, case in CASES.items()],
+)
 def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, Any]) -> None:
     common = {"data.max_length": 256, "supervision.refinement_batches": 8}
     recipe = tiny_recipe(folder, {**common, "training.micro_batch": 8, "training.global_batch": 8, **changes})
