@@ -16,9 +16,16 @@ from basic_lite_kernels import naive
 from basic_lite_kernels.operations import Operations
 from bench import measure
 from bench.report import Report
-from bench.rows import Case, Contender, Found, contenders_of, exact_by_rows, loss_and_gradient, shape_label
-
-TEXT = 64
+from bench.rows import (
+    Case,
+    Contender,
+    Found,
+    contenders_of,
+    exact_by_rows,
+    hidden_and_positions,
+    loss_and_gradient,
+    shape_label,
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,12 @@ class Inputs:
 
     @classmethod
     def make(cls, shape: Shape, device: torch.device) -> Inputs:
-        B, T = shape.images, shape.tokens + TEXT
-        hiddens = [measure.draw(B, T, shape.D, device=device, dtype=shape.dtype, seed=h) for h in range(shape.K)]
-        visual = torch.zeros(B, T, dtype=torch.bool, device=device)
-        visual[:, TEXT // 2 : TEXT // 2 + shape.tokens] = True
+        of_images = shape.images, shape.tokens, shape.D, shape.dtype
+        hiddens, positions = hidden_and_positions(*of_images, device, layers=shape.K)
         squares = [(h + 1) ** 2 for h in range(shape.K)]
         return cls(
             hiddens,
-            visual.flatten().nonzero().squeeze(1),
+            positions,
             [square / sum(squares) for square in squares],
             measure.draw(shape.M, shape.D, device=device, seed=100).requires_grad_(),
             measure.draw(shape.M, device=device, seed=101).abs() / shape.M,

@@ -15,11 +15,9 @@ from basic_lite_kernels import naive
 from basic_lite_kernels.eager_direction_loss import SCRATCH_BYTES
 from basic_lite_kernels.operations import Operations
 from basic_lite_kernels.signatures import RowScaling
-from bench import measure
 from bench.report import Report
-from bench.rows import Case, Contender, Found, contenders_of, shape_label
+from bench.rows import Case, Contender, Found, contenders_of, hidden_and_positions, shape_label
 
-TEXT = 64
 MASSIVE = (3, 29)
 
 
@@ -54,15 +52,10 @@ class Inputs:
 
     @classmethod
     def make(cls, shape: Shape, device: torch.device) -> Inputs:
-        B, T = shape.images, shape.tokens + TEXT
-        visual = torch.zeros(B, T, dtype=torch.bool, device=device)
-        visual[:, TEXT // 2 : TEXT // 2 + shape.tokens] = True
+        (hidden,), positions = hidden_and_positions(shape.images, shape.tokens, shape.D, shape.dtype, device)
         massive = torch.zeros(shape.D, dtype=torch.bool, device=device)
         massive[list(MASSIVE)] = True
-        hidden = measure.draw(B, T, shape.D, device=device, dtype=shape.dtype)
-        return cls(
-            hidden * torch.where(massive, 100, 1).to(shape.dtype), visual.flatten().nonzero().squeeze(1), massive
-        )
+        return cls(hidden * torch.where(massive, 100, 1).to(shape.dtype), positions, massive)
 
 
 def found_of(scaling: RowScaling) -> Found:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from basic_lite.units import MIB
 from basic_lite_kernels.operations import EAGER, Operations, choose
-from bench.measure import Timing
+from bench.measure import Timing, draw
 
 NAIVE = "naive eager"
+# Text tokens around the image of a sample.
+TEXT = 64
 # How much ours may err beyond naive code of the same types, relative. A bf16 q − p costs 0.15 %.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 # A loss, or None where it can't be compared (no row weights), and a gradient or a result.
@@ -87,6 +89,16 @@ def contenders_of(
 def shape_label(images: int, rest: str, dtype: torch.dtype) -> str:
     """A shape's name in tables: "4 images · D 4096, bf16"."""
     return f"{images} image{'s' if images > 1 else ''} · {rest}, {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
+
+
+def hidden_and_positions(
+    images: int, tokens: int, D: int, dtype: torch.dtype, device: torch.device, layers: int = 1
+) -> tuple[list[Tensor], Tensor]:
+    """What layers put out, each [B, T, D], and where the visual tokens are, [M] int64: an image a sample amid text."""
+    visual = torch.zeros(images, tokens + TEXT, dtype=torch.bool, device=device)
+    visual[:, TEXT // 2 : TEXT // 2 + tokens] = True
+    hiddens = [draw(*visual.shape, D, device=device, dtype=dtype, seed=h) for h in range(layers)]
+    return hiddens, visual.flatten().nonzero().squeeze(1)
 
 
 def loss_and_gradient(loss_of: Callable[[], Tensor], v: Tensor) -> Found:

@@ -13,6 +13,9 @@ from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
+from basic_lite.supervision.calibration import leaves_open
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH
+from basic_lite.training.looks import FEWEST_SAMPLES
 from basic_lite.training.start import rank_is_fixed
 
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
@@ -78,6 +81,13 @@ def advise(
         seen: micro-batch → what was rehearsed of it.
     """
     recipe = rehearser.recipe
+    if first.look_is_larger:
+        for change, cost in smaller_looks(recipe):
+            changed = changed_recipe(recipe, change)
+            needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
+            if needed <= budget_bytes:
+                yield _advice_of(change, cost, needed, fits=True)
+                return
     if largest is not None:
         yield Advice((f"training.micro_batch={largest.shape.samples}",), SMALLER_BATCH, largest.needed_bytes, True)
         return
@@ -94,9 +104,13 @@ def advise(
             continue
         recipe, before = changed, needed
         fits = needed <= budget_bytes
-        yield Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed, fits)
+        yield _advice_of(change, cost, needed, fits=fits)
         if fits:
             return
+
+
+def _advice_of(change: dict[str, Any], cost: str, needed_bytes: int, *, fits: bool) -> Advice:
+    return Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed_bytes, fits)
 
 
 def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
@@ -115,6 +129,7 @@ def _written(value: Any) -> str:
 
 def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
     """What can be changed in this recipe, cheapest first."""
+    yield from smaller_looks(recipe)
     if not recipe.training.gradient_checkpointing:
         yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
     on_cpu = recipe.training.device == "cpu"
@@ -142,6 +157,20 @@ def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, An
     for length in (1536, 1024, 768):
         if visual + 128 <= length < recipe.data.max_length:
             yield {"data.max_length": length}, "longer conversations are cut"
+
+
+def smaller_looks(recipe: Recipe) -> Iterator[tuple[dict[str, Any], str]]:
+    """What makes a look at BASIC's premise smaller and leaves the steps as they are. A gate can't do without looks."""
+    settings = recipe.supervision
+    gate, count = settings.gate or leaves_open(settings), settings.refinement_batches
+    # As many as a gate needs to open, half of them to choose. A batch is at most a quarter of all. On a CPU the layers
+    # of those that decide may wait in the same memory.
+    least = FEWEST_SAMPLES // SAMPLES_PER_BATCH
+    if count > least:
+        samples = f"{FEWEST_SAMPLES} samples instead of {count * SAMPLES_PER_BATCH}"
+        yield {"supervision.refinement_batches": least}, f"the premise is measured on {samples}: wider intervals"
+    if count and not gate:
+        yield {"supervision.refinement_batches": 0}, "no refinement curve, so nobody sees whether BASIC's premise holds"
 
 
 def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

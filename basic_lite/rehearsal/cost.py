@@ -12,10 +12,9 @@ from basic_lite.data.check import DataReport
 from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision.calibration import leaves_open
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.looks import COST
+from basic_lite.training.looks import looks_of
 
 BASIC_PRODUCTS = ("attention mass", "SDS")
 
@@ -114,11 +113,30 @@ def mean_sizes(
 
 
 def a_sample(recipe: Recipe, sizes: Sizes) -> float:
-    """A sample's products in the run's mean step: not every step need have BASIC. A gate's looks count as 1 %."""
-    counted, settings = products(sizes), recipe.supervision
+    """A sample's products in the run's mean step: not every step need have BASIC."""
+    counted = products(sizes)
     basic = sum(counted[name] for name in BASIC_PRODUCTS)
-    looks = COST if basic_is_on(recipe) and (settings.gate or leaves_open(settings)) else 0.0
-    return (sum(counted.values()) - basic + basic / settings.every_n_steps) * (1 + looks)
+    return sum(counted.values()) - basic + basic / recipe.supervision.every_n_steps
+
+
+def looks_products(
+    recipe: Recipe, frontend: Frontend, sizes: Sizes, *, steps: int, samples: int, half: bool, done: int = 0
+) -> float:
+    """The products of the looks that a run has left after ``done`` steps; those of evaluations cost next to none.
+
+    Args:
+        sizes: of a sample with a picture.
+        steps: of the whole run.
+        samples: that it trains on, each pass over the data counted.
+        half: its forward is in 16 bit.
+    """
+    if not basic_is_on(recipe):
+        return 0.0
+    weights, tokens = sizes.llm_weights, sizes.tokens
+    looks = looks_of(recipe, frontend, llm_weights=weights, steps=steps, samples=samples, tokens=tokens, half=half)
+    linears = sizes.tokens * (sizes.llm_weights + sizes.lora_weights) + sizes.tower_tokens * sizes.tower_weights
+    forward = 2.0 * linears + 4.0 * sizes.tokens**2 * sizes.D * sizes.L
+    return 0.0 if looks is None else looks.passes_after(done) * forward
 
 
 def basic_share(counted: dict[str, float]) -> float:

@@ -73,15 +73,17 @@ class Work:
 
     Attributes:
         micro_batches: of a step.
+        looks: of a gate, all of them together.
     """
 
     per_step: float
     steps: int
     micro_batches: float = 1.0
+    looks: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.per_step * self.steps
+        return self.per_step * self.steps + self.looks
 
     def seconds(self, speed: float, device: str) -> float:
         """How long it is likely to take at so many products a second."""

@@ -10,22 +10,37 @@ from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.cost import a_sample, mean_sizes
+from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes
 from basic_lite.rehearsal.forecast import Work, forecast_here
 from basic_lite.training.assembly import uses_autocast
 from basic_lite.training.batches import Schedule
 
 
-def work_of(recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[Part], *, done: int = 0) -> Work:
-    """The products of the steps that a run has left after ``done`` of them."""
+def work_of(
+    recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[Part], *, half: bool, done: int = 0
+) -> Work:
+    """The products of the steps that a run has left after ``done`` of them, and of its gate's looks.
+
+    Args:
+        half: the model's forward is in 16 bit.
+    """
     each = a_sample(recipe, mean_sizes(recipe, frontend, parts, data.report))
     # The last step of an epoch may have fewer samples, and a run of small data has many of those.
     schedule = Schedule(data.sampler, recipe)
     samples = schedule.samples_after(schedule.steps) - schedule.samples_after(done)
+    looks = looks_products(
+        recipe,
+        frontend,
+        mean_sizes(recipe, frontend, parts, data.report, with_image=True),
+        steps=schedule.steps,
+        samples=schedule.samples_after(schedule.steps),
+        half=half,
+        done=done,
+    )
     left = schedule.steps - done
     a_step = samples / max(left, 1)
-    return Work(each * a_step, left, max(a_step / recipe.training.micro_batch, 1))
+    return Work(each * a_step, left, max(a_step / recipe.training.micro_batch, 1), looks)
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -59,7 +74,7 @@ def outlook(
         done: its steps that are done already.
         processes: how many share each step, each on a device of its own.
     """
-    work = work_of(recipe, frontend, data, parts, done=done)
+    work = work_of(recipe, frontend, data, parts, half=uses_autocast(recipe, device), done=done)
     if work.steps:
         # Processes on a CPU share its cores.
         devices = processes if device.type == "cuda" else 1

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape, longest_batch
 from basic_lite.rehearsal.build import fake_model
 from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
+from basic_lite.rehearsal.look import Look, look_is_made, rehearse_look, samples_at_once
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeat_layers
@@ -47,11 +48,18 @@ class Rehearsal:
     pageable_bytes: int  # optimizer state that CUDA may move to host memory while it isn't used
     host_bytes: int  # most pinned host memory at once: offloaded activations, the vision tower
     before_peak_bytes: int = 0  # of the forward before the step that `token_weights: uniform` needs; 0: there is none
+    look: Look | None = None  # at BASIC's premise, between two steps; None: the recipe makes none
+
+    @property
+    def look_is_larger(self) -> bool:
+        """Whether a look at the premise needs more than a step does."""
+        return self.look is not None and self.look.peak_bytes > self.peak_bytes
 
     @property
     def needed_bytes(self) -> int:
-        """The peak with the allowance for context and fragmentation; optimizer state is on the card."""
-        return self.peak_bytes + (ALLOWANCE_BYTES if self.machine.cuda else 0)
+        """The larger peak of step and look, with the allowance for context and fragmentation, no page on the host."""
+        most = self.look.peak_bytes if self.look is not None and self.look_is_larger else self.peak_bytes
+        return most + (ALLOWANCE_BYTES if self.machine.cuda else 0)
 
     @property
     def least_bytes(self) -> int:
@@ -92,6 +100,7 @@ class Rehearser:
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
         self._casts: list[Tensor] = []
+        self._looks: dict[Shape, Look] = {}
         autocast = self._autocast if machine.autocast else None
         self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=autocast)
         checkpointing = recipe.training.gradient_checkpointing
@@ -119,6 +128,7 @@ class Rehearser:
         ledger, step = self.ledger, self.step
         shape = shape or Shape.of(self.recipe)
         step.drop_gradients()
+        look = self._look(shape)
         ledger.reset_peak()
         lambdas = self.supervision.lambdas(0, 0) if self.supervision is not None else (0.0, 0.0)
         batch = self._batch(shape)
@@ -148,7 +158,21 @@ class Rehearser:
             pageable_bytes=self.state.pageable_bytes,
             host_bytes=host,
             before_peak_bytes=before_peak,
+            look=look,
         )
+
+    def _look(self, step: Shape) -> Look | None:
+        """The look of a recipe whose step has this shape."""
+        recipe = self.recipe
+        if self.supervision is None or not self.supervision.active or not look_is_made(recipe):
+            return None
+        shape = Shape(samples_at_once(recipe, step.samples), step.tokens, step.images, 1)
+        if shape not in self._looks:
+            autocast = self._autocast() if self.machine.autocast else nullcontext()
+            batch = self._batch(shape)
+            how = {"cuda": self.machine.cuda}
+            self._looks[shape] = rehearse_look(recipe, self.supervision, self.ledger, batch, autocast, **how)
+        return self._looks[shape]
 
     def _batch(self, shape: Shape) -> dict[str, Tensor]:
         """The longest batch, its pixels fake."""

@@ -47,33 +47,41 @@ def choose_target(
 ) -> TargetPlan:
     """Choose what the settings leave open, on a few batches. ``supervision`` keeps the target that it has.
 
-    ``target_norm: layer``: the massive dimensions of each layer. ``layers: measured``: K is the layer with the best
-    score in the refinement curve, half of the layers if none is better than v. ``layer_weights: measured``: w_h ∝
-    max(0, score_h − score_v), h² if no layer up to K is better.
+    The massive dimensions of each layer are found once (``target_norm: layer``): they are the LLM's own. For what the
+    scores decide see ``target_by_gains``.
 
     Args:
         batches: on the host; wrap the call in the autocast that the training uses.
         by_score: False: only the massive dimensions, and the layers as if none were better than v.
     """
-    settings, total = supervision.settings, len(supervision.parts.layers)
-    massive: tuple[tuple[int, ...], ...] | None = None
-    if settings.target_norm == "layer":
+    settings, before, total = supervision.settings, supervision.target_plan, len(supervision.parts.layers)
+    massive = before.massive
+    if settings.target_norm == "layer" and massive is None:
         massive = tuple(massive_dimensions(energy) for energy in _energies(supervision, batches))
     gains = [0.0] * total
     if by_score and scores_decide(settings):
-        before = supervision.target_plan
-        # All layers, so that each is measured without its massive dimensions.
-        supervision.use(TargetPlan(tuple(layer_weights("constant", total)), massive))
+        supervision.use(TargetPlan(before.layer_weights, massive))  # so that each layer is measured without them
         try:
             curve = refinement_curve(supervision, moved(batches, supervision.device), tokenizer)
         finally:
             supervision.use(before)
-        gains = [gain.value for gain in curve.gains[:-1]] or gains
-    count = supervised_layers(settings.layers, total)
+        gains = curve.layer_gains
+    return target_by_gains(settings, gains, massive)
+
+
+def target_by_gains(
+    settings: SupervisionSection, gains: Sequence[float], massive: tuple[tuple[int, ...], ...] | None
+) -> TargetPlan:
+    """The target that the settings and the scores of layers 1..L above v's give.
+
+    ``layers: measured``: K is the layer with the best score in the refinement curve, half of the layers if none is
+    better than v. ``layer_weights: measured``: w_h ∝ max(0, score_h − score_v), h² if no layer up to K is better.
+    """
+    count = supervised_layers(settings.layers, len(gains))
     if settings.layers == MEASURED and max(gains) > 0:
         count = gains.index(max(gains)) + 1
     weights = measured_weights(gains[:count]) if settings.layer_weights == MEASURED else None
-    return TargetPlan(tuple(weights or layer_weights(settings.layer_weights, count)), massive and massive[:count])
+    return TargetPlan(tuple(weights or layer_weights(settings.layer_weights, count)), massive)
 
 
 def measured_weights(gains: Sequence[float]) -> list[float] | None:

@@ -6,8 +6,8 @@ are needed. v̂ is better where the 95 % interval of its score minus v's is abov
 visual embeddings; the measure is ours.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,11 @@ class RefinementCurve:
     def gain(self) -> Interval | None:
         """Score at v̂ minus score at v; None where it wasn't measured."""
         return self.gains[-1] if self.gains else None
+
+    @property
+    def layer_gains(self) -> list[float]:
+        """Score after each layer h1..hL minus score at v; 0 where it wasn't measured."""
+        return [gain.value for gain in self.gains[:-1]] or [0.0] * (len(self.places) - 2)
 
     @property
     def verdict(self) -> Verdict:
@@ -105,7 +110,43 @@ class RefinementCurve:
         )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class SeenPatches:
+    """What one forward of each sample showed: the nearest words of its visual tokens, at each place.
+
+    Curves over some of the samples come from it, and those of another target, without another forward.
+    """
+
+    places: list[str]
+    words: Words
+    texts: list[set[str]]  # of each sample
+    nearest: list[list[list[str]]]  # [sample][place][patch]
+    rows: Mapping[int, Tensor]  # sample → outputs of its layers, [L, patches, D], on the host; of the kept samples
+    health: Health | None
+
+    def curve(self, samples: Sequence[int] | None = None) -> RefinementCurve:
+        """The curve over all samples, or over some of them, which has no health."""
+        chosen = range(len(self.texts)) if samples is None else samples
+        nearest = [self.nearest[i] for i in chosen]
+        matches = _matches([self.texts[i] for i in chosen], nearest, len(self.places))
+        own, control = _shares(matches)
+        patches = sum(len(sample[0]) for sample in nearest)
+        health = self.health if samples is None else None
+        return RefinementCurve(self.places, own, control, len(nearest), patches, score_gains(matches), health)
+
+    @torch.no_grad()
+    def with_target(self, supervision: Supervision, samples: Sequence[int]) -> RefinementCurve:
+        """v and v̂ alone, v̂ made as ``supervision`` makes it now; over samples that were kept.
+
+        Peak extra bytes: 4·D for each patch that is looked up, one sample's rows, and what the search needs.
+        """
+        targets = [_target_of(supervision, self.rows[i]) for i in samples]
+        found = supervision.vocabulary.nearest(torch.cat(targets)).cpu().split([len(rows) for rows in targets])
+        nearest = [[self.nearest[i][0], self.words.of(ids.tolist())] for i, ids in zip(samples, found, strict=True)]
+        texts = [self.texts[i] for i in samples]
+        return SeenPatches(["v", "target"], self.words, texts, nearest, {}, None).curve()
+
+
 def refinement_curve(
     supervision: Supervision,
     batches: Iterable[Mapping[str, Tensor]],
@@ -113,10 +154,23 @@ def refinement_curve(
     *,
     each_layer: bool = True,
 ) -> RefinementCurve:
-    """Measure the curve on a few batches, streaming: of the hidden states only a few rows are kept, for one forward.
+    """The curve over all samples of ``batches``; see ``see_patches``."""
+    return see_patches(supervision, batches, tokenizer, each_layer=each_layer).curve()
 
-    Layers are measured as they are, but without their massive dimensions where these are known (``target_norm: layer``,
-    up to layer K). v̂ is measured as it is trained on.
+
+@torch.no_grad()
+def see_patches(
+    supervision: Supervision,
+    batches: Iterable[Mapping[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    each_layer: bool = True,
+    kept: Container[int] = (),
+) -> SeenPatches:
+    """Look at a few batches, streaming: of the hidden states only a few rows are kept, for one forward.
+
+    Layers are measured as they are, but without their massive dimensions where these are known (``target_norm:
+    layer``). v̂ is measured as it is trained on.
 
     A sample's text is every token of it that is no padding, image or special token. Words are compared as
     text, tokens being decoded, stripped and case-folded, so " Dog" and "dog" are one word; the pieces of a
@@ -129,6 +183,8 @@ def refinement_curve(
     Args:
         batches: on the model's device; wrap the call in the autocast that the training uses.
         each_layer: False: v and v̂ alone, which costs far less.
+        kept: numbers of samples whose rows after each layer go to the host, for ``SeenPatches.with_target``. In
+            bytes: their patches that are looked up, times L·D, in the type of the hidden states.
 
     Raises:
         UserError: the vocabulary table can't be used.
@@ -138,28 +194,27 @@ def refinement_curve(
     places = ["v", *(f"h{h}" for h in layers), "target"]
     words = Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids, parts.image_token_id})
     meter = HealthMeter(len(places), float(supervision.vocabulary.mean_norm()))
-    texts: list[set[str]] = []
-    nearest: list[list[list[str]]] = []  # [sample][place][patch]
+    seen = SeenPatches(places, words, [], [], rows := {}, None)
     with evaluating(parts.model):
         for batch in batches:
             layout = find_layout(batch, parts.image_token_id, "all")  # on the CPU
             if layout.samples_with_image == 0:
                 continue
-            found = _nearest_by_place(supervision, batch, layout, meter, each_layer=each_layer)
-            for row, ids in zip(layout.rows_with_image.tolist(), found, strict=True):
+            found = nearest_by_place(supervision, batch, layout, meter, each_layer=each_layer)
+            for row, ids, states in zip(layout.rows_with_image.tolist(), *found, strict=True):
+                if len(seen.texts) in kept:
+                    rows[len(seen.texts)] = layers_on_host(supervision, states)
                 text = batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]]
-                texts.append(set(words.of(text.tolist())))
-                nearest.append([words.of(place) for place in ids.tolist()])
-    matches = _matches(texts, nearest, len(places))
-    own, control = _shares(matches)
-    patches = sum(len(sample[0]) for sample in nearest)
-    return RefinementCurve(places, own, control, len(texts), patches, score_gains(matches), meter.health())
+                seen.texts.append(set(words.of(text.tolist())))
+                seen.nearest.append([words.of(place) for place in ids.tolist()])
+            del found, states  # else a batch's rows are there while the next one goes through the model
+    return replace(seen, health=meter.health())
 
 
-def _nearest_by_place(
+def nearest_by_place(
     supervision: Supervision, batch: Mapping[str, Tensor], layout: Layout, meter: HealthMeter, *, each_layer: bool
-) -> list[Tensor]:
-    """Ids of the nearest words, [places, patches] for each sample, on the CPU.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Ids of the nearest words, [places, patches] for each sample, on the CPU; and its rows at all places, [P, R, D].
 
     Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
     """
@@ -190,9 +245,26 @@ def _nearest_by_place(
     assert stream.target is not None
     keep(target_place, stream.target)
     # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.
-    rows = torch.cat([found[place] for place in range(target_place + 1)])
-    nearest = supervision.vocabulary.nearest(rows).cpu().view(target_place + 1, -1)
-    return list(nearest.split([len(spread) for spread in chosen], dim=1))
+    rows = torch.stack([found[place] for place in range(target_place + 1)])
+    nearest = supervision.vocabulary.nearest(rows.flatten(0, 1)).cpu().view(target_place + 1, -1)
+    sizes = [len(spread) for spread in chosen]
+    return list(nearest.split(sizes, dim=1)), list(rows.split(sizes, dim=1))
+
+
+def layers_on_host(supervision: Supervision, states: Tensor) -> Tensor:
+    """A copy of a sample's rows after each layer, [L, R, D] in the model's own type, from those at all places."""
+    return states[1:-1].to("cpu", supervision.parts.embeddings.weight.dtype, copy=True)
+
+
+def _target_of(supervision: Supervision, rows: Tensor) -> Tensor:
+    """v̂ [R, D] float32 from the outputs of all layers, [L, R, D], as the taps make it."""
+    stream, plan = supervision.operations.target_stream(None), supervision.plan
+    positions = torch.arange(rows.shape[1], device=supervision.device)
+    for h, weight in enumerate(plan.target.layer_weights, start=1):
+        if weight > 0:
+            stream.add(*plan.share(h, rows[h - 1][None].to(supervision.device), positions, supervision.operations))
+    assert stream.target is not None
+    return stream.target
 
 
 def _spread(count: int) -> Tensor:

@@ -52,7 +52,7 @@ class TapPlan:
 
     parts: Parts
     target: TargetPlan
-    massive: list[Tensor | None]  # [D] bool of each layer 1..K
+    massive: list[Tensor | None]  # [D] bool of each layer, of 1..K at least
     detach: bool
     target_norm: Literal["none", "final", "layer"]
     drop_sinks: bool
@@ -79,7 +79,7 @@ class TapPlan:
         return (*visual_rows(hidden, positions, self.norm), self.target.layer_weights[h - 1], scaling)
 
     def without_massive(self, h: int, rows: Tensor) -> Tensor:
-        """Rows [R, D] of layer h's output, massive dimensions set to 0 where they are known: up to layer K."""
+        """Rows [R, D] of layer h's output, massive dimensions set to 0 where they are known."""
         mask = self.massive[h - 1] if h <= len(self.massive) else None
         return rows if mask is None else rows.masked_fill(mask, 0)
 

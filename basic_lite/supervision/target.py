@@ -32,16 +32,17 @@ class TargetPlan:
     """Which layers make v̂. ``dataclasses.asdict`` gives what JSON can hold, and ``of`` reads it.
 
     Raises:
-        ValueError: no weight, a negative one, none above 0, or lists of different lengths.
+        ValueError: no weight, a negative one, none above 0, or fewer lists of dimensions than weights.
     """
 
     layer_weights: tuple[float, ...]  # w_h of the supervised layers h = 1..K; layers of weight 0 add nothing
-    massive: tuple[tuple[int, ...], ...] | None = None  # of each layer, dimensions ``target_norm: layer`` leaves out
+    # Of each layer, those beyond K too: dimensions that ``target_norm: layer`` leaves out.
+    massive: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.layer_weights or min(self.layer_weights) < 0 or max(self.layer_weights) == 0:
             raise ValueError(f"layer weights are 0 or more, and one is above 0; found {self.layer_weights}")
-        if self.massive is not None and len(self.massive) != len(self.layer_weights):
+        if self.massive is not None and len(self.massive) < len(self.layer_weights):
             raise ValueError(f"{len(self.massive)} lists of massive dimensions for {len(self.layer_weights)} layers")
 
     @classmethod
@@ -56,7 +57,8 @@ class TargetPlan:
         weights = ", ".join(f"{weight:.2f}" for weight in self.layer_weights)
         out = f"layers 1..{len(self.layer_weights)} of {total}, weights {weights}"
         if self.massive is not None:
-            found = sorted({dimension for dimensions in self.massive for dimension in dimensions})
+            supervised = self.massive[: len(self.layer_weights)]
+            found = sorted({dimension for dimensions in supervised for dimension in dimensions})
             out += f"; massive dimensions left out: {', '.join(map(str, found)) or 'none'}"
         return out
 

@@ -23,6 +23,7 @@ from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
 from basic_lite.rehearsal.forecast import cards_table
+from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
 from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
@@ -162,7 +163,7 @@ def _show_cost(
         for line in outlook(recipe, frontend, data, parts, device):
             say(line)
         return
-    work = work_of(recipe, frontend, data, parts)
+    work = work_of(recipe, frontend, data, parts, half=Machine.card(recipe).autocast)
     show(console, cards_table(work))
     for line in disk_outlook(recipe, parts, work.steps):
         say(line)

@@ -18,7 +18,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
-from basic_lite.rehearsal.cost import a_sample, sizes_of
+from basic_lite.rehearsal.cost import a_sample, looks_products, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
@@ -138,6 +138,9 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
         allowance = size_text(ALLOWANCE_BYTES)
         table.add("context, fragmentation", allowance, allowance, "an allowance, not rehearsed")
     table.end_section()
+    if r.look is not None and r.look_is_larger:
+        at_once = f"{r.look.samples} samples at once; it needs more than a step ({size_text(r.peak_bytes)})"
+        table.add("a look at the premise", size_text(r.look.peak_bytes), "", at_once)
     table.add("needed", size_text(r.needed_bytes), "", f"on {r.machine.name}", style="bold")
     if r.host_bytes:
         inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host
@@ -158,7 +161,10 @@ def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console
     labelled = shape.tokens - visual - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
     steps, note = planned_steps(recipe)
-    work = Work(a_sample(recipe, sizes) * recipe.training.global_batch, steps or ASSUMED_STEPS, accumulation(recipe))
+    count, batch = steps or ASSUMED_STEPS, recipe.training.global_batch
+    half = rehearsal.machine.autocast
+    looks = looks_products(recipe, frontend, sizes, steps=count, samples=count * batch, half=half)
+    work = Work(a_sample(recipe, sizes) * batch, count, accumulation(recipe), looks)
     if rehearsal.machine.cuda:
         show(console, cards_table(work, note))
     else:

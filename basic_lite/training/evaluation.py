@@ -1,7 +1,7 @@
 """What a run measures beside its steps: the loss on held-out data, and the refinement curve."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,15 +14,16 @@ from torch.utils.data import Dataset
 from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.recipe.schema import Recipe, SupervisionSection
-from basic_lite.supervision import RefinementCurve, Supervision, refinement_curve
+from basic_lite.supervision import RefinementCurve, Supervision
 from basic_lite.supervision.calibration import moved
+from basic_lite.supervision.premise import SeenPatches, see_patches
 from basic_lite.training.batches import loading
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import StepCounts, TrainStep
 
 T = TypeVar("T")
 
-# More than one sample a batch, whatever the micro-batch: the shuffled control needs another sample's text.
+# What `supervision.refinement_batches` counts in.
 SAMPLES_PER_BATCH = 4
 # A last held-out loss that many times the lowest is worth a word.
 RISE = 1.05
@@ -123,11 +124,10 @@ def if_memory_allows(
 def curve_batches(recipe: Recipe) -> tuple[int, int]:
     """How many batches of how many samples the refinement curve is measured on.
 
-    They are as large as micro-batches where these are larger than ``SAMPLES_PER_BATCH``, but no more than a quarter of
-    all: the gate chooses on some of them and decides on others.
+    They are as large as micro-batches, so that they need no more memory than a step, but no more than a quarter of all.
     """
     samples = recipe.supervision.refinement_batches * SAMPLES_PER_BATCH
-    size = max(SAMPLES_PER_BATCH, min(recipe.training.micro_batch, samples // 4))
+    size = max(1, min(recipe.training.micro_batch, samples // 4))
     return math.ceil(samples / size), size
 
 
@@ -146,28 +146,34 @@ class RefinementLog:
     fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
     _told: set[str] = field(default_factory=set, init=False, repr=False)  # names of illnesses
 
-    def measure(self, step: int) -> dict[str, Any] | None:
-        """Measure the curve after a step, in the form for the log; None where there is none."""
+    def measure(self, step: int, kept: Container[int] = ()) -> tuple[dict[str, Any], SeenPatches] | None:
+        """Measure the curve after a step: in the form for the log, and what it was made of; None where there is none.
+
+        Args:
+            kept: see ``see_patches``.
+        """
         if self.supervision is None or not self.supervision.active or not self.batches:
             return None
         supervision = self.supervision
-        curve = if_memory_allows(
-            lambda: refinement_curve(supervision, moved(self.batches, supervision.device), self.tokenizer),
+        seen = if_memory_allows(
+            lambda: see_patches(supervision, moved(self.batches, supervision.device), self.tokenizer, kept=kept),
             self.autocast,
             lambda: self.say(
                 f"warning: step {step}: no refinement curve: not enough memory for {len(self.batches[0]['input_ids'])} "
-                "samples at once; set supervision.refinement_batches=0 (and supervision.preset=paper) to skip it"
+                "samples at once; lower training.micro_batch, or skip it with supervision.refinement_batches=0 (and "
+                "supervision.preset=paper)"
             ),
         )
-        if curve is None:
+        if seen is None:
             return None
+        curve = seen.curve()
         self.say(f"step {step}: {curve.summary()}")
         # Where there is a gate, it acts on the curve and says so.
         warning = None if supervision.settings.gate or (step == 0 and self.fresh) else curve.warning()
         if warning is not None:
             self.say(f"warning: step {step}: {warning}")
         self._tell_illnesses(step, supervision.settings, curve)
-        return {"refinement": curve.to_dict()}
+        return {"refinement": curve.to_dict()}, seen
 
     def _tell_illnesses(self, step: int, settings: SupervisionSection, curve: RefinementCurve) -> None:
         illnesses = {} if curve.health is None else curve.health.illnesses(settings)

@@ -12,23 +12,24 @@ Not of the paper; the reasons are in docs/METHOD.md.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from basic_lite.console import Say
 from basic_lite.data.prepare import Prepared
+from basic_lite.model.audit import audit
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision
-from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide
-from basic_lite.supervision.premise import RefinementCurve, refinement_curve
+from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
+from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
 from basic_lite.supervision.target import TargetPlan
-from basic_lite.training.assembly import autocast_of, projector_is_fresh, uses_autocast
+from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
-from basic_lite.training.looks import Looks, passes_a_look, plan_looks
+from basic_lite.training.evaluation import curve_batches, if_memory_allows
+from basic_lite.training.looks import Looks, looks_of
 from basic_lite.training.processes import Processes
 
 
@@ -51,9 +52,9 @@ class Gate:
 
     supervision: Supervision
     looks: Looks
-    fresh: bool  # the projector's scores before the first step are noise
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
+    parted: bool  # they are every second one of the same samples; else all of them do both
     tokenizer: Any
     say: Say
     autocast: Callable[[], AbstractContextManager[Any]] | None
@@ -103,11 +104,28 @@ class Gate:
         wanted = self.settings.gate or not self.state.chosen
         return wanted and (evaluated or step in self.looks.steps)
 
-    def look(self, step: int) -> dict[str, Any] | None:
-        """Measure, choose, open or shut; the record for the log, None where memory was short."""
+    @property
+    def kept(self) -> range:
+        """Samples of the next evaluation's curve whose layers a look will need: those that decide on a new target."""
+        plan, settings = self.supervision.target_plan, self.settings
+        known = settings.target_norm != "layer" or plan.massive is not None
+        return self._numbers(1) if self._chooses and scores_decide(settings) and known else range(0)
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether the next look chooses the target."""
+        return leaves_open(self.settings) and (not self.state.chosen or (self.settings.gate and not self.state.open))
+
+    def look(self, step: int, seen: SeenPatches | None = None) -> dict[str, Any] | None:
+        """Measure, choose, open or shut; the record for the log, None where memory was short.
+
+        Args:
+            seen: what the curve of this step's evaluation was made of, its ``kept`` samples with their layers; then no
+                sample goes through the model again.
+        """
         record, started = None, time.perf_counter()
         if self.processes.is_main:
-            record = if_memory_allows(lambda: self._measure(step), self.autocast, lambda: self._say_short(step))
+            record = if_memory_allows(lambda: self._measure(step, seen), self.autocast, lambda: self._say_short(step))
         self.restore(self.processes.from_main(asdict(self.state)))
         return None if record is None else {"gate": record | {"look_s": time.perf_counter() - started}}
 
@@ -115,23 +133,41 @@ class Gate:
         samples = len(self.choosing[0]["input_ids"])
         self.say(
             f"warning: step {step}: no look at BASIC's premise: not enough memory for {samples} samples at once; BASIC "
-            f"stays {'on' if self.state.open else 'off'}. A smaller training.micro_batch may help; "
-            "supervision.gate=false does without"
+            f"stays {'on' if self.state.open else 'off'}. A smaller training.micro_batch or "
+            "supervision.refinement_batches helps; supervision.gate=false does without"
         )
 
-    def _measure(self, step: int) -> dict[str, Any]:
-        supervision, state = self.supervision, self.state
-        if leaves_open(self.settings) and (not state.chosen or (self.settings.gate and not state.open)):
-            by_score = scores_decide(self.settings) and not (step == 0 and self.fresh)
-            plan = choose_target(supervision, self.choosing, self.tokenizer, by_score=by_score)
+    def _measure(self, step: int, seen: SeenPatches | None) -> dict[str, Any]:
+        supervision, state, before = self.supervision, self.state, self.supervision.target_plan
+        if self._chooses:
+            by_score = scores_decide(self.settings) and not (step == 0 and self.looks.fresh)
+            if seen is not None and seen.rows:
+                gains = seen.curve(self._numbers(0)).layer_gains
+                plan = target_by_gains(self.settings, gains, before.massive)
+            else:
+                plan = choose_target(supervision, self.choosing, self.tokenizer, by_score=by_score)
             supervision.use(plan)
             state.plan, state.chosen = asdict(plan), by_score or not scores_decide(self.settings)
             self.say(f"step {step}: BASIC's target: {plan.text(len(supervision.parts.layers))}")
         record: dict[str, Any] = {"plan": state.plan}
         if self.settings.gate:
-            testing = moved(self.testing, supervision.device)
-            record |= self.decide(step, refinement_curve(supervision, testing, self.tokenizer, each_layer=False))
+            record |= self.decide(step, self._tested(seen, changed=supervision.target_plan != before))
         return record
+
+    def _tested(self, seen: SeenPatches | None, *, changed: bool) -> RefinementCurve:
+        """v and v̂ of the samples that decide; from ``seen``, where it has what is needed."""
+        if seen is not None and not changed:
+            return seen.curve(self._numbers(1))
+        if seen is not None and seen.rows:
+            return seen.with_target(self.supervision, self._numbers(1))
+        testing = moved(self.testing, self.supervision.device)
+        return refinement_curve(self.supervision, testing, self.tokenizer, each_layer=False)
+
+    def _numbers(self, first: int) -> range:
+        """Which samples of an evaluation's curve choose (``first`` 0) or decide (1): the same as in any other look."""
+        if not self.parted:
+            return range(samples_in(self.testing))
+        return range(first, samples_in(self.choosing) + samples_in(self.testing), 2)
 
     def decide(self, step: int, curve: RefinementCurve) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log."""
@@ -157,29 +193,20 @@ def make_gate(
     say: Say,
 ) -> Gate | None:
     """The gate of a run; None where the recipe leaves nothing to measurement."""
-    settings = recipe.supervision
-    if supervision is None or not supervision.active or not (settings.gate or leaves_open(settings)):
+    if supervision is None or not supervision.active:
         return None
-    report = data.report
-    # Massive dimensions are the LLM's own, and a fresh projector shows them too; of scores it shows noise.
-    fresh = projector_is_fresh(recipe) and (settings.gate or scores_decide(settings))
-    looks = plan_looks(
-        schedule.steps,
-        fresh=fresh,
-        most_samples=max(1, settings.refinement_batches * SAMPLES_PER_BATCH),
-        # A forward and a backward. Recomputing layers would be a third, but that may change when the run is resumed.
-        passes=2 * schedule.samples_after(schedule.steps),
-        passes_a_look=passes_a_look(
-            loaded.parts,
-            supervision.vocabulary.rows,
-            tokens=float(report.lengths[report.has_image].mean()),
-            patches=data.train.chat.tokens_per_image,
-            chooses=scores_decide(settings),
-            half=uses_autocast(recipe, supervision.device),
-        ),
+    report, settings = data.report, recipe.supervision
+    looks = looks_of(
+        recipe,
+        loaded.frontend,
+        llm_weights=sum(part.parameters for part in audit(loaded.parts) if part.part == "LLM linears"),
+        steps=schedule.steps,
+        samples=schedule.samples_after(schedule.steps),
+        tokens=float(report.lengths[report.has_image].mean()),
+        half=uses_autocast(recipe, supervision.device),
     )
-    if fresh and not settings.gate and settings.target_norm == "layer":
-        looks = replace(looks, steps=(0, *looks.steps))  # for the massive dimensions alone
+    if looks is None:
+        return None
     samples = data.samples_with_images(looks.samples if processes.is_main else 0)
     # The score of what was chosen by its score would be too good on the same samples.
     parted = settings.gate and scores_decide(settings)
@@ -187,7 +214,7 @@ def make_gate(
     size = curve_batches(recipe)[1]
     choosing, testing = (data.collated(half, size) for half in halves)
     autocast = autocast_of(recipe, supervision.device)
-    return Gate(supervision, looks, fresh, choosing, testing, loaded.tokenizer, say, autocast, processes)
+    return Gate(supervision, looks, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
 
 
 def _words(was: bool, now: bool, curve: RefinementCurve) -> str:

@@ -1,17 +1,19 @@
 """When a run looks at BASIC's premise, and on how many samples."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
-
-from basic_lite.model.parts import Parts
+from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision.calibration import leaves_open, scores_decide
 from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.supervision.premise import SEARCHED_PATCHES
+from basic_lite.training.assembly import projector_is_fresh
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
 FIRST_LOOK = 16
-# A gate's looks cost at most this share of the run's arithmetic, apart from those of evaluations.
+# A gate's looks cost at most this share of the run's arithmetic. Those at evaluations cost next to nothing.
 COST = 0.01
 # Half of them may choose the target, and as many others as an interval needs decide.
 FEWEST_SAMPLES = 2 * LEAST_SAMPLES
@@ -25,6 +27,12 @@ class Looks:
 
     steps: tuple[int, ...]  # after so many steps; 0: before the first
     samples: int
+    fresh: bool  # the projector's scores before the first step are noise
+    passes: float  # forwards of one sample that a look costs for each of its samples
+
+    def passes_after(self, step: int) -> float:
+        """Forwards of one sample that the looks after a step cost, and the one before the first."""
+        return self.passes * self.samples * sum(look >= step for look in self.steps)
 
 
 def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, passes_a_look: float) -> Looks:
@@ -48,29 +56,57 @@ def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, pas
     chosen = sorted({wanted[round(i * (len(wanted) - 1) / max(count - 1, 1))] for i in range(count)})
     if count == 1 and fresh:
         chosen = [wanted[len(wanted) // 2]]
-    return Looks(tuple(chosen), min(most_samples, max(FEWEST_SAMPLES, affordable // count)))
+    samples = min(most_samples, max(FEWEST_SAMPLES, affordable // count))
+    return Looks(tuple(chosen), samples, fresh, passes_a_look)
 
 
-def passes_a_look(parts: Parts, words: int, *, tokens: float, patches: int, chooses: bool, half: bool) -> float:
+def looks_of(
+    recipe: Recipe, frontend: Frontend, *, llm_weights: float, steps: int, samples: int, tokens: float, half: bool
+) -> Looks | None:
+    """The looks of a run with BASIC; None where the recipe leaves nothing to measurement.
+
+    Args:
+        llm_weights: of the linear layers of the LLM's decoder.
+        steps: of the run.
+        samples: that it trains on, each pass over the data counted.
+        tokens: of a sample with a picture, visual ones included; the mean.
+        half: the model's forward is in 16 bit.
+    """
+    settings = recipe.supervision
+    if not (settings.gate or leaves_open(settings)):
+        return None
+    # Massive dimensions are the LLM's own, and a fresh projector shows them too; of scores it shows noise.
+    fresh = projector_is_fresh(recipe) and (settings.gate or scores_decide(settings))
+    text = frontend.config.text_config
+    looks = plan_looks(
+        steps,
+        fresh=fresh,
+        most_samples=max(1, settings.refinement_batches * SAMPLES_PER_BATCH),
+        # A forward and a backward. Recomputing layers would be a third, but that may change when the run is resumed.
+        passes=2 * samples,
+        passes_a_look=passes_a_look(
+            # The search through the vocabulary is never in 16 bit.
+            text.vocab_size * text.hidden_size * (FLOAT32_COST if half else 1) / (llm_weights * tokens),
+            layers=frontend.layer_count,
+            patches=frontend.tokens_per_image,
+            chooses=scores_decide(settings),
+        ),
+    )
+    if fresh and not settings.gate and settings.target_norm == "layer":
+        looks = replace(looks, steps=(0, *looks.steps))  # for the massive dimensions alone
+    return looks
+
+
+def passes_a_look(one_row: float, *, layers: int, patches: int, chooses: bool) -> float:
     """Forwards of one sample that a look costs for each of its samples, by the products it takes.
 
     Args:
-        words: V, rows of the vocabulary.
-        tokens: of a sample, visual ones included; the mean.
+        one_row: the search of one visual token's nearest word, in forwards of one sample.
+        layers: L.
         patches: N, visual tokens of a sample.
         chooses: half of the samples go to the choice, which takes another forward and searches after each layer. Else
             there may be a forward that finds massive dimensions.
-        half: the model's forward is in 16 bit; the search through the vocabulary never is.
     """
-    weights = sum(
-        module.in_features * module.out_features
-        for layer in parts.layers
-        for module in layer.modules()
-        if isinstance(module, nn.Linear)
-    )
-    width = parts.embeddings.weight.shape[1]
-    search = (
-        min(patches, SEARCHED_PATCHES) * words * width * (FLOAT32_COST if half else 1) / (weights * tokens)
-    )  # of one place
-    testing, choosing = 1 + 2 * search, 2 + (len(parts.layers) + 2) * search
+    search = min(patches, SEARCHED_PATCHES) * one_row  # of one place
+    testing, choosing = 1 + 2 * search, 2 + (layers + 2) * search
     return (testing + choosing) / 2 if chooses else 1 + testing

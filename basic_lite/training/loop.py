@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
+from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
@@ -97,6 +98,7 @@ class Loop:
             autocast,
             fresh=projector_is_fresh(recipe),
         )
+        self._seen: SeenPatches | None = None  # what the last curve was made of, until the gate has seen it
         self.gate = make_gate(recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say)
         if self.gate is not None:
             self.gate.restore(self.progress.gate)
@@ -293,31 +295,33 @@ class Loop:
             )
         self.say(held_out_text(step, loss, self.log.values("eval_loss")))
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
-        self._measure_premise()
+        self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
         if self.processes.is_main and (answers := self.answers.ask()):
             self.log.write(step, {"answers": answers})
         return True
 
     def _look(self, step: int, *, evaluated: bool) -> None:
         """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""
+        seen, self._seen = (self._seen if evaluated else None), None
         if self.gate is None or step == self.schedule.steps or not self.gate.due(step, evaluated=evaluated):
             return
         if self.processes.from_main(self.log.has(step, "gate")):
             return
-        record = self.gate.look(step)
+        record = self.gate.look(step, seen)
         if record is not None:
             self.log.write(step, record)
         if not self.gate.state.open:
             # The last values of BASIC would be read as this step's.
             self._basic_terms, self.progress.last_terms = None, {}
 
-    def _measure_premise(self) -> None:
+    def _measure_premise(self, kept: Container[int] = ()) -> None:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            curve = self.refinement.measure(step)
-            if curve is not None:
-                self.log.write(step, curve)
+            measured = self.refinement.measure(step, kept)
+            if measured is not None:
+                record, self._seen = measured
+                self.log.write(step, record)
 
     def _save(self) -> None:
         """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""

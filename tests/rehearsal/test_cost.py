@@ -11,7 +11,7 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import forecast
-from basic_lite.rehearsal.cost import a_sample, mean_sizes, products
+from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
 from basic_lite.rehearsal.forecast import CARDS, OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
 from basic_lite.rehearsal.outlook import outlook, work_of
@@ -30,21 +30,44 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     with_image = mean_sizes(recipe, frontend, parts, data.report, with_image=True)
     assert with_image.visual == 4 and with_image.queries == with_image.tokens - 4
     # Three steps an epoch, of 4, 4 and 2 samples: 20 samples in all, whatever the batch.
-    work = work_of(recipe, frontend, data, parts)
+    work = work_of(recipe, frontend, data, parts, half=False)
     assert work.steps == 6 and work.micro_batches == pytest.approx(20 / 6 / 2)
     assert work.total == pytest.approx(20 * sum(products(sizes).values()))
-    assert work_of(recipe, frontend, data, parts, done=4).total == pytest.approx(6 / 20 * work.total)
+    assert work_of(recipe, frontend, data, parts, half=False, done=4).total == pytest.approx(6 / 20 * work.total)
 
     rare = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"every_n_steps": 4})})
     off = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"enabled": False})})
     each, without = (a_sample(one, mean_sizes(one, frontend, parts, data.report)) for one in (recipe, off))
     assert a_sample(rare, sizes) == pytest.approx(without + (each - without) / 4)
-    gated = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"gate": True})})
-    assert a_sample(gated, sizes) == pytest.approx(1.01 * each)
     lines = list(outlook(recipe, frontend, data, parts, torch.device("cpu")))
     assert lines[0].endswith("small steps; overheads decide how long they take, about 1 s (predicted)") and lines[
         1
     ].startswith("disk: at most")
+
+
+def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
+    """Counted anew from shapes: of 32 samples, half go through the model twice, the others once; then searches."""
+    write_data(tmp_path, 40)
+    changes = {"supervision.preset": "measured", "supervision.refinement_batches": 8, "training.max_steps": 2000}
+    recipe = tiny_recipe(tmp_path, changes)
+    frontend = load_frontend(recipe.model)
+    data = prepare_data(recipe, frontend, say=lambda text: None)
+    parts = planned_parts(recipe, frontend, torch.float32)
+    sizes = mean_sizes(recipe, frontend, parts, data.report, with_image=True)
+    off = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"enabled": False})})
+    assert looks_products(off, frontend, sizes, steps=2000, samples=8000, half=False) == 0
+    basic = {"gate": False, "layers": 0.5, "layer_weights": "quadratic", "target_norm": "none"}
+    plain = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update=basic)})
+    work, without = (work_of(one, frontend, data, parts, half=False) for one in (recipe, plain))
+    assert without.looks == 0 and without.per_step == work.per_step
+    forward = 2 * sizes.tokens * (sizes.llm_weights + sizes.lora_weights) + 4 * sizes.tokens**2 * sizes.D * sizes.L
+    forward += 2 * sizes.tower_tokens * sizes.tower_weights
+    search = 4 * sizes.V * sizes.D / (sizes.llm_weights * sizes.tokens)  # of a place's four visual tokens
+    each = 32 * forward * (3 + (2 + sizes.L + 2) * search) / 2
+    count = work.looks / each
+    assert count == pytest.approx(round(count)) and count >= 1
+    assert work.looks <= 0.011 * work.total
+    assert work_of(recipe, frontend, data, parts, half=False, done=1999).looks == 0
 
 
 def test_time_is_work_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:

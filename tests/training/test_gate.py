@@ -21,7 +21,8 @@ from basic_lite.run import train
 from basic_lite.supervision import calibration
 from basic_lite.supervision.calibration import measured_weights
 from basic_lite.supervision.interval import Interval
-from basic_lite.supervision.premise import RefinementCurve
+from basic_lite.supervision.premise import RefinementCurve, see_patches
+from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import supervise
 from basic_lite.training.batches import Schedule
 from basic_lite.training.files import sha256
@@ -39,7 +40,7 @@ ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_st
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
     looks = plan_looks(350, fresh=True, most_samples=64, passes=33_600, passes_a_look=1)
-    assert looks == Looks((16, 32, 64, 128, 256), 64)
+    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
 
 
@@ -68,7 +69,7 @@ def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **setting
     """A gate of a tiny model whose second layer writes each sample's own words over its picture."""
     supervision = kit.build(own_words_after_layer_two(kit.tiny_llava()), **settings)
     halves = batches[::2], batches[1::2]
-    return Gate(supervision, Looks((0,), 16), False, *halves, word_tokenizer(), said.append, None, ALONE)
+    return Gate(supervision, Looks((0,), 16, False, 1), *halves, True, word_tokenizer(), said.append, None, ALONE)
 
 
 def own_words_after_layer_two(model: Any) -> Any:
@@ -128,6 +129,40 @@ def test_a_measured_curve_opens_the_gate_and_chooses_the_layer() -> None:
     assert gate.supervision.layers == 2 and record["gate"]["plan"]["layer_weights"][1] > 0.9
     assert said[0].startswith("step 0: BASIC's target: layers 1..2 of 4, weights 0.0")
     assert "step 0: BASIC is on: its premise holds" in said[1]
+
+
+@pytest.mark.parametrize("target_norm", ["layer", "none", "final"])
+def test_a_look_at_an_evaluation_takes_its_curve_and_finds_the_same(target_norm: str) -> None:
+    """Against a look of its own on the same samples: the same target, the same gain, and not one forward."""
+    batches = [picture_and_word(*WORDS), picture_and_word(*reversed(WORDS))]
+    measured = {"layers": "measured", "layer_weights": "measured", "target_norm": target_norm}
+    gate = a_gate([], batches, gate=True, **measured)
+    assert (gate.kept == range(0)) == (target_norm == "layer"), "massive dimensions are not known yet"
+    if target_norm == "layer":
+        gate.supervision.use(TargetPlan((0.0, 0.0, 1.0), ((), (3,), (), (5, 8))))
+    forwards: list[Any] = []
+    gate.supervision.parts.model.model.register_forward_hook(lambda *_: forwards.append(1))
+    before = gate.supervision.target_plan
+    seen = see_patches(gate.supervision, in_turns(*batches), gate.tokenizer, kept=gate.kept)
+    count = len(forwards)
+    found = gate.look(2, seen)
+    assert found is not None and len(forwards) == count == 2 * len(WORDS)
+    gate.supervision.use(before)
+    gate.state.open = False
+    expected = gate.look(2)
+    assert expected is not None and len(forwards) == count + 2
+    for name in ("v", "target", "gain"):
+        assert found["gate"][name] == pytest.approx(expected["gate"][name], abs=1e-9), name
+    assert found["gate"]["plan"] == expected["gate"]["plan"] and expected["gate"]["gain"].low > 0
+    assert gate.kept == range(0), "an open gate keeps its target, and needs no layers"
+    again = gate.look(3, see_patches(gate.supervision, in_turns(*batches), gate.tokenizer, kept=gate.kept))
+    assert again is not None and again["gate"]["gain"] == pytest.approx(expected["gate"]["gain"], abs=1e-9)
+
+
+def in_turns(*halves: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Samples as an evaluation's curve has them: those that choose and those that decide take turns."""
+    rows = range(len(halves[0]["input_ids"]))
+    return [{key: value[i : i + 1] for key, value in half.items()} for i in rows for half in halves]
 
 
 def test_out_of_memory_in_a_look_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

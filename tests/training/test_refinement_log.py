@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,9 +27,10 @@ def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: py
     def measured(step: int, gain: Interval, health: Health | None) -> list[str]:
         """How each line begins, after the curve's."""
         said.clear()
-        monkeypatch.setattr(evaluation, "refinement_curve", lambda *_: curve(gain, health))
-        entry: dict[str, Any] | None = log.measure(step)
-        assert entry is not None and entry["refinement"]["gains"][-1] == gain
+        seen = SimpleNamespace(curve=lambda: curve(gain, health))
+        monkeypatch.setattr(evaluation, "see_patches", lambda *_, **__: seen)
+        found = log.measure(step)
+        assert found is not None and found[0]["refinement"]["gains"][-1] == gain and found[1] is seen
         assert said[0].startswith(f"step {step}: BASIC's premise") and gain.text in said[0]
         return [line[:26] for line in said[1:]]
 
