@@ -142,7 +142,8 @@ def real(*, tiny: bool = False) -> EvidenceWorld:
         if stage == 2:
             values["model.projector"] = str(folder / "stage1")
             return _read(stage, {**values, **changes})
-        start = _start(_read(stage, {**values, "seed": changes["seed"]}))
+        values |= {"data.train.limit": 64} if tiny else {}
+        start = _start(_read(stage, {**values, "seed": changes["seed"]}), tiny)
         return _read(stage, {**values, **changes, "model.projector": str(start)})
 
     steps = {"training.max_steps": 2, "training.global_batch": 2, "training.micro_batch": 2, "training.log_every": 1}
@@ -166,9 +167,10 @@ def _read(stage: int, values: Mapping[str, Any]) -> Recipe:
     )
 
 
-def _start(recipe: Recipe) -> Path:
+def _start(recipe: Recipe, tiny: bool) -> Path:
     """The fitted projector that all variants of a seed start stage 1 from."""
-    return made_once(f"start-{START_VERSION}-{recipe.seed}", lambda folder: write_start(folder, recipe))
+    name = f"start-{START_VERSION}-{'tiny' if tiny else recipe.seed}"
+    return made_once(name, lambda folder: write_start(folder, recipe))
 
 
 def word_f1(predicted: str, reference: str) -> float:

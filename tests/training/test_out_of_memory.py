@@ -225,7 +225,7 @@ def test_a_refinement_curve_without_memory_is_left_out_and_said(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(evaluation, "refinement_curve", fails)
+    monkeypatch.setattr(evaluation, "see_patches", fails)
     console = quiet()
     done = train(recipe(tmp_path, {"supervision.refinement_batches": 1}), console=console)
     assert done.steps == 3
