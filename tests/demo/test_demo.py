@@ -20,7 +20,7 @@ from basic_lite.cli import main
 from basic_lite.tools.score import normalise
 from tests.support.answers import Prompt
 from tests.support.programs import transformers_answers
-from tests.support.runs import quiet, steps_of
+from tests.support.runs import log_of, quiet, steps_of
 
 SMALL = {
     "train_scenes": 80,
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def short(self: demo_run.Place, stage: int, folder: Path, **changes: Any) -> Any:
         steps = {"training__max_steps": 4, "training__log_every": 1, "training__global_batch": 8}
-        batch = {"training__micro_batch": 8, "data__workers": 0, "supervision__refinement_batches": 1}
+        batch = {"training__micro_batch": 8, "data__workers": 0, "supervision__refinement_batches": 8}
         return real(self, stage, folder, **{**steps, **batch, **changes})
 
     monkeypatch.setattr(demo_run, "write_world", functools.partial(demo_run.write_world, **SMALL))
@@ -62,7 +62,7 @@ def test_demo_reports_reuses_repeats_and_replaces(tmp_path: Path, capsys: pytest
         assert text in report, text
     parts = json.loads((tmp_path / "demo" / "stage2" / "parts.json").read_text())
     assert {p["dtype"] for p in parts if p["part"] == "LLM linears"} == {"nf4 double"}
-    assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(tmp_path / "demo" / "stage2"))
+    assert any("gate" in line for line in log_of(tmp_path / "demo" / "stage2"))
 
     # The lines that it ends with work as they stand.
     chat, export, plain = (

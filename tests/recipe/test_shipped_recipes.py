@@ -30,8 +30,8 @@ SHARED = {
     "training.weight_decay": 0.0,
     "supervision.enabled": True,
     "supervision.stages": [1, 2],
-    "supervision.layers": 0.5,
-    "supervision.layer_weights": "quadratic",
+    "supervision.preset": "measured",
+    "supervision.gate": True,
     "supervision.token_weights": "attention",
     "supervision.text_queries": "all",
     "supervision.detach": True,
@@ -71,6 +71,16 @@ HYPERPARAMETERS = {
     "13b_qlora": STAGE_2
     | {"model.llm": "lmsys/vicuna-13b-v1.5", "model.projector": "runs/13b_pretrain"}
     | {"lora.rank": 64, "lora.alpha": 128.0},
+}
+
+# The method as published, where a recipe is opened with `supervision.preset=paper`.
+PAPER = {
+    "supervision.gate": False,
+    "supervision.layers": 0.5,
+    "supervision.layer_weights": "quadratic",
+    "supervision.target_norm": "none",
+    "supervision.sinks": "keep",
+    "supervision.guard": None,
 }
 
 
@@ -130,6 +140,8 @@ def test_hyperparameters_are_the_methods(name: str) -> None:
     found = {key: value_of(recipe, key) for key in HYPERPARAMETERS[name]}
     assert found == HYPERPARAMETERS[name]
     assert "adamw" in recipe.training.optimizer
+    paper = load_recipe(SHIPPED[name], ["supervision.preset=paper"])
+    assert {key: value_of(paper, key) for key in PAPER} == PAPER
 
 
 def test_the_demos_models_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
