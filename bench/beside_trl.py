@@ -207,7 +207,7 @@ def train_with_trl(task: Task, found: Measured, output: Path) -> None:
             adam_beta1=settings.betas[0],
             adam_beta2=settings.betas[1],
             optim="adamw_torch_fused" if device.type == "cuda" else "adamw_torch",
-            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing=bool(settings.gradient_checkpointing),
             gradient_checkpointing_kwargs={"use_reentrant": False},
             bf16=uses_autocast(recipe, device),
             use_cpu=device.type == "cpu",

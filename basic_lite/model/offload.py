@@ -11,6 +11,7 @@ transformers (``offload`` of its gradient checkpointing) and torch (``save_on_cp
 pin memory even where there is no card, so neither tests nor rehearsals could run them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
 from basic_lite.sizes import MIB, size_text
 
@@ -51,11 +53,10 @@ class Offloaded:
 
 
 class ActivationOffload:
-    """Keep on the host what the LLM's layers save for the backward.
+    """Keep on the host what the LLM's recomputed layers save for the backward.
 
-    Under gradient checkpointing that is each layer's input [B, T, D]: within a checkpointed layer, checkpoint's own
-    hooks come first, in the forward and when it is recomputed. What comes after the last layer stays on the device: its
-    backward is next.
+    That is each one's input [B, T, D]: within such a layer, checkpoint's own hooks come first, in the forward and when
+    it is recomputed. What comes after them stays on the device: all that the other layers keep, and the head's.
 
     A tensor is offloaded if it is floating-point, on the device, contiguous, of at least ``MIN_BYTES``, and shares no
     memory with a parameter. Contiguous, because a copy then has the layout of what was saved, and so the backward runs
@@ -64,32 +65,39 @@ class ActivationOffload:
 
     Args:
         language_model: gets forward hooks.
-        layers: its decoder layers.
+        recomputed: its first decoder layers, those that are recomputed; one at least.
         device: the device that computes. Host memory is pinned if that is a GPU.
     """
 
-    def __init__(self, language_model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
+    def __init__(self, language_model: nn.Module, recomputed: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
-        self._in_layers = False
+        self._offloading = False
         self._hooks: saved_tensors_hooks | None = None
         self._weights: set[int] = set()
-        language_model.register_forward_pre_hook(self._enter)
-        # Checkpoint's hooks lie on top of ours while a layer runs, so ours can only go when the model is left.
-        layers[-1].register_forward_hook(self._after_layers)
-        language_model.register_forward_hook(self._leave, always_call=True)
+        self._handles = [
+            language_model.register_forward_pre_hook(self._enter),
+            # Checkpoint's hooks lie on top of ours while a layer runs, so ours can only go when the model is left.
+            recomputed[-1].register_forward_hook(self._after_recomputed),
+            language_model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Offload nothing any more."""
+        for handle in self._handles:
+            handle.remove()
 
     def _enter(self, language_model: nn.Module, _: Any) -> None:
         if torch.is_grad_enabled() and language_model.training:  # else there is no checkpointing
             self._weights = {p.untyped_storage()._cdata for p in language_model.parameters()}
-            self._in_layers = True
+            self._offloading = True
             self._hooks = saved_tensors_hooks(self._pack, self._unpack)
             self._hooks.__enter__()
 
-    def _after_layers(self, *_: Any) -> None:
-        self._in_layers = False
+    def _after_recomputed(self, *_: Any) -> None:
+        self._offloading = False
 
     def _leave(self, *_: Any) -> None:
-        self._in_layers = False
+        self._offloading = False
         if self._hooks is not None:
             self._hooks.__exit__()
             self._hooks = None
@@ -101,7 +109,7 @@ class ActivationOffload:
 
     def _pack(self, tensor: Tensor) -> Tensor | Offloaded:
         offload = (
-            self._in_layers
+            self._offloading
             and tensor.is_floating_point()
             and tensor.device.type == self.device.type
             and tensor.numel() * tensor.element_size() >= MIN_BYTES
@@ -167,8 +175,10 @@ class RestOnHost:
 def offload(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[RestOnHost | None, ActivationOffload | None]:
     """Offload what the recipe asks for; None for each part it doesn't."""
     tower = RestOnHost(parts.vision_tower, device) if recipe.model.tower_on_host else None
-    wanted = recipe.training.offload_activations
-    return tower, ActivationOffload(parts.language_model, parts.layers, device) if wanted else None
+    if not recipe.training.offload_activations:
+        return tower, None
+    count = recomputed_layers(recipe.training.gradient_checkpointing, len(parts.layers))
+    return tower, ActivationOffload(parts.language_model, parts.layers[:count], device)
 
 
 def _copy_to(host: Tensor, device: torch.device) -> Tensor:

@@ -75,9 +75,8 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     (
         ["training.offload_activations", "training.gradient_checkpointing"],
         lambda v: v["training.offload_activations"] and not v["training.gradient_checkpointing"],
-        "offload_activations moves the layer inputs that gradient checkpointing keeps; "
-        "without checkpointing it would copy every activation of every layer; "
-        "set training.gradient_checkpointing=true, or training.offload_activations=false",
+        "offload_activations moves the inputs of the layers that gradient_checkpointing recomputes, and that is none; "
+        "set training.gradient_checkpointing=true or a number of layers, or training.offload_activations=false",
     ),
     (
         ["model.attention", "model.dtype"],

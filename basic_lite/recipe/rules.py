@@ -64,6 +64,22 @@ def computes_sds(settings: SupervisionSection) -> bool:
     return settings.lambda_sds > 0
 
 
+def recomputed_layers(setting: bool | int, total: int) -> int:
+    """How many of the LLM's ``total`` layers `training.gradient_checkpointing` recomputes in the backward.
+
+    Raises:
+        UserError: more than there are.
+    """
+    if isinstance(setting, bool):
+        return total if setting else 0
+    if setting > total:
+        raise UserError(
+            f"training.gradient_checkpointing: {setting} layers can't be recomputed, since the LLM has {total}; "
+            f"give a number from 0 to {total}, or true for all of them"
+        )
+    return setting
+
+
 # Keys of the section `supervision`, and the value that asks for a measurement on the refinement batches.
 _MEASURED_KEYS = (("gate", True), ("layers", MEASURED), ("layer_weights", MEASURED), ("target_norm", "layer"))
 

@@ -265,13 +265,16 @@ class TrainingSection(Section):
         "adamw", description="8-bit and paged ones (bitsandbytes) keep the projector's state in 32 bit."
     )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
-    gradient_checkpointing: bool = Field(
-        True, description="Recompute layers in the backward: far less memory, about a third more time."
+    gradient_checkpointing: bool | int = Field(
+        True,
+        ge=0,
+        description="LLM layers whose activations are recomputed in the backward: far less memory, about a third more "
+        "time if it is all of them (true), in proportion for a number (the first N layers); the same result.",
     )
     offload_activations: bool = Field(
         False,
-        description="Keep the layer inputs of checkpointing in pinned host memory. Saves L·B·T·D numbers on the GPU, "
-        "costs a copy out and back in each micro-batch; the same result. GPU only.",
+        description="Keep the inputs of the recomputed layers in pinned host memory. Saves B·T·D numbers a layer on "
+        "the GPU, costs a copy out and back in each micro-batch; the same result. GPU only.",
     )
     autocast: Literal["auto", "bfloat16", "off"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it."

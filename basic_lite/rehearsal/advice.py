@@ -1,5 +1,6 @@
 """Changes that make a run need less memory, cheapest first; and the message for a run that ran out of it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,31 @@ def largest_micro_batch(
     return seen[sizes[low]] if low >= 0 else None
 
 
+def fewest_layers(
+    rehearser: Rehearser, enough: Rehearsal, budget_bytes: int, too_few: Rehearsal | None = None
+) -> Rehearsal:
+    """The rehearsal with the fewest recomputed layers that fits, at the shape of ``enough``.
+
+    Memory falls by the same amount with each layer more, and by less towards the end. So where a line between two known
+    steps is low enough the step fits. The second line is exact, but for the last few layers: there it may be two off.
+
+    Args:
+        enough: one that fits.
+        too_few: one that doesn't, if it is known; None: without recomputed layers.
+    """
+    low, high = too_few or rehearser.rehearse(enough.shape, recomputed=0), enough
+    if low.needed_bytes <= budget_bytes:
+        return low
+    while high.recomputed - low.recomputed > 1:
+        a_layer = (low.needed_bytes - high.needed_bytes) / (high.recomputed - low.recomputed)
+        count = low.recomputed + math.ceil((low.needed_bytes - budget_bytes) / a_layer)
+        if count >= high.recomputed and high is not enough:
+            break
+        between = rehearser.rehearse(enough.shape, recomputed=min(count, high.recomputed - 1))
+        low, high = (low, between) if between.needed_bytes <= budget_bytes else (between, high)
+    return high
+
+
 def advise(
     rehearser: Rehearser,
     first: Rehearsal,
@@ -80,7 +106,7 @@ def advise(
         largest: the rehearsal of the largest micro-batch that fits; then it is all the advice that is needed.
         seen: micro-batch → what was rehearsed of it.
     """
-    recipe = rehearser.recipe
+    recipe, own = rehearser.recipe, first
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
             changed = changed_recipe(recipe, change)
@@ -95,8 +121,14 @@ def advise(
     if first.shape.samples > 1:
         shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
         recipe = changed_recipe(recipe, {"training.micro_batch": 1})
-        before = ((seen or {}).get(1) or rehearser.rehearse(shape)).needed_bytes
+        own = (seen or {}).get(1) or rehearser.rehearse(shape)
+        before = own.needed_bytes
         yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
+    if own.recomputed < own.layers:
+        every = rehearser.rehearse(own.shape, recomputed=own.layers)
+        if every.needed_bytes <= budget_bytes:
+            yield _some_layers(fewest_layers(rehearser, every, budget_bytes, own), own)
+            return
     for change, cost in possible_changes(recipe, rehearser.frontend.tokens_per_image):
         changed = changed_recipe(recipe, change)
         needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
@@ -111,6 +143,14 @@ def advise(
 
 def _advice_of(change: dict[str, Any], cost: str, needed_bytes: int, *, fits: bool) -> Advice:
     return Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed_bytes, fits)
+
+
+def _some_layers(found: Rehearsal, own: Rehearsal) -> Advice:
+    """The advice to recompute as many layers as ``found`` does, which are more than the recipe's own."""
+    setting = found.recomputed if found.recomputed < found.layers else True
+    more = (found.recomputed - own.recomputed) / (3 * found.layers)
+    override = f"training.gradient_checkpointing={_written(setting)}"
+    return Advice((override,), f"about {more:.0%} more time, the same result", found.needed_bytes, True)
 
 
 def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
@@ -130,7 +170,7 @@ def _written(value: Any) -> str:
 def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
     """What can be changed in this recipe, cheapest first."""
     yield from smaller_looks(recipe)
-    if not recipe.training.gradient_checkpointing:
+    if recipe.training.gradient_checkpointing is not True:
         yield {"training.gradient_checkpointing": True}, "a third more time, the same result"
     on_cpu = recipe.training.device == "cpu"
     optimizer = "adamw_8bit" if on_cpu else "paged_adamw_8bit"

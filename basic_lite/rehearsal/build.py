@@ -1,6 +1,6 @@
 """A recipe's model on fake tensors, made from its configurations: nothing is read, nothing is allocated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +48,6 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     _materialise(parts, ledger)
     if recipe.model.tower_on_host:
         TaggedTower(parts.vision_tower, ledger)
-    if recipe.training.offload_activations:
-        TaggedActivations(parts, ledger)
     if machine.cuda:
         _replace(parts.layers, nn.Dropout, lambda dropout: FusedDropout(dropout.p) if 0 < dropout.p < 1 else dropout)
     model.train()
@@ -76,10 +74,10 @@ class TaggedTower(RestOnHost):
 
 
 class TaggedActivations(ActivationOffload):
-    """Layer inputs that wait on the host, in the ledger as host memory."""
+    """Inputs of recomputed layers that wait on the host, in the ledger as host memory."""
 
-    def __init__(self, parts: Parts, ledger: Ledger) -> None:
-        super().__init__(parts.language_model, parts.layers, torch.device("cpu"))
+    def __init__(self, language_model: nn.Module, recomputed: Sequence[nn.Module], ledger: Ledger) -> None:
+        super().__init__(language_model, recomputed, torch.device("cpu"))
         self._ledger = ledger
 
     def to_host(self, tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from basic_lite.data.check import DataReport
 from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
@@ -36,7 +37,7 @@ class Sizes:
     lora_weights: float
     tower_weights: float
     projector_weights: float
-    checkpointing: bool = True
+    recomputed: int  # decoder layers that run again in the backward
     sds_tokens: float = math.inf  # the most of a sample that SDS is computed on; 0: it is off
     mass_pass: bool = False  # one more forward a step, for `token_weights: uniform`
 
@@ -44,12 +45,12 @@ class Sizes:
 def products(s: Sizes) -> dict[str, float]:
     """A sample's products in a training step by part, 2 operations a multiply-add; element-wise work isn't counted.
 
-    Under checkpointing a frozen linear layer is multiplied three times (forward, again, gradient of its input), and an
-    adapter's matrices four times (also for their own gradients). Attention's two products are made twice in the
-    forwards and four more times in the backward. They are counted in full, not causal. The vision tower runs forward
-    only, and the projector isn't recomputed.
+    A frozen linear layer is multiplied twice (forward, gradient of its input), an adapter's matrices three times (also
+    for their own gradients), and both once more where the layer is recomputed. Attention's two products are made once
+    in each forward and four more times in the backward. They are counted in full, not causal. The vision tower runs
+    forward only, and the projector isn't recomputed.
     """
-    again = int(s.checkpointing) + int(s.mass_pass)
+    again = s.recomputed / s.L + int(s.mass_pass)
     return {
         "LLM linears": 2.0 * (2 + again) * s.tokens * s.llm_weights,
         "LoRA": 2.0 * (3 + again) * s.tokens * s.lora_weights,
@@ -90,7 +91,7 @@ def sizes_of(
         lora_weights=weights.get("LoRA", 0),
         tower_weights=weights.get("vision tower", 0),
         projector_weights=weights.get("projector", 0),
-        checkpointing=recipe.training.gradient_checkpointing,
+        recomputed=recomputed_layers(recipe.training.gradient_checkpointing, frontend.layer_count),
         sds_tokens=(settings.sds_tokens or math.inf) if basic and settings.lambda_sds > 0 else 0,
         mass_pass=basic and settings.token_weights == "uniform",
     )

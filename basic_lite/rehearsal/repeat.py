@@ -1,23 +1,70 @@
 """Run once what only repeats itself (decoder layers, chunks of rows), so that a rehearsal takes seconds.
 
-Under gradient checkpointing a layer leaves its input behind in the forward and its gradients in the backward. It gives
-everything else back before the next layer starts. What is left behind grows by the same amount from one layer to the
-next, where layers are alike. So the peak is at one end: in the first layer, the last one, or the last one that BASIC
-watches. Those run in full. The others only keep and make what they leave behind.
+In the forward a recomputed layer leaves its input behind, any other all its activations; in the backward both leave
+gradients. They give everything else back before the next layer starts. What is left behind changes by the same amount
+from one layer to the next, where layers are alike. So the peak is at an end: in the first or the last layer of either
+sort, or in the last one that BASIC watches. Those run in full. The others only keep and make what they leave behind;
+how much the activations are is read off the first layer that keeps them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
 from basic_lite.supervision import Supervision
 from basic_lite_kernels.signatures import MeasureRows, RowScaling
+
+
+class Footprint:
+    """What a layer keeps for its backward besides its output, seen while it runs in full.
+
+    Attributes:
+        bytes: of all but its input and output.
+        with_input: its input too. In 16 bit it needn't: a norm keeps a float32 copy.
+
+    Args:
+        layer: gets forward hooks, until ``remove``.
+        ledger: the ledger.
+        tag: of all that the layer makes in the forward for itself.
+    """
+
+    def __init__(self, layer: nn.Module, ledger: Ledger, tag: str) -> None:
+        self.bytes, self.with_input = 0, False
+        self._ledger, self._tag, self._before = ledger, tag, 0
+        self._handles = [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
+
+    def remove(self) -> None:
+        """Watch the layer no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def tagged(self) -> int:
+        """Live bytes with the tag."""
+        return self._ledger.by_tag[self._tag]
+
+    def _enter(self, _layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        given = args[0].untyped_storage()._cdata
+        self.with_input = False
+
+        def see(tensor: Tensor) -> Tensor:
+            self.with_input |= tensor.untyped_storage()._cdata == given
+            return tensor
+
+        self._hooks = saved_tensors_hooks(see, lambda tensor: tensor)
+        self._hooks.__enter__()
+        self._before = self.tagged()
+
+    def _leave(self, _layer: nn.Module, _args: Any, out: Any) -> None:
+        self._hooks.__exit__()
+        self.bytes = self.tagged() - self._before - (out[0] if isinstance(out, tuple) else out).nbytes
 
 
 class RepeatedLayer(nn.Module):
@@ -29,25 +76,38 @@ class RepeatedLayer(nn.Module):
         watched: BASIC reads this layer's attention, so the attention function is called with tensors of its shapes.
         casts: the list that keeps autocast's copies of float32 adapters until the model's forward is over; None: there
             are none.
+        footprint: of an earlier layer like it that isn't recomputed either; None: this one is.
     """
 
-    def __init__(self, layer: nn.Module, ledger: Ledger, *, watched: bool, casts: list[Tensor] | None) -> None:
+    def __init__(
+        self, layer: nn.Module, ledger: Ledger, watched: bool, casts: list[Tensor] | None, footprint: Footprint | None
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.ledger = ledger
         self.watched = watched
         self.casts = casts
+        self.footprint = footprint
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, D] → [B, T, D]."""
         if self.watched:
             self._attend(hidden_states)
-        if self.casts is not None:
-            for p in self.layer.parameters():
-                if p.requires_grad and p.dtype == torch.float32:
-                    self.casts.append(p.detach().to(torch.bfloat16))
-        out: Tensor = _Repeated.apply(hidden_states, self)
+        out: Tensor = _Repeated.apply(hidden_states, self, self.footprint if torch.is_grad_enabled() else None)
         return out
+
+    def run(self, hidden: Tensor, like: Footprint | None) -> tuple[Tensor, list[Tensor]]:
+        """The output [B, T, D], and what is kept for the backward: as a layer that isn't recomputed, or its input."""
+        before = 0 if like is None else like.tagged()
+        copies: list[Tensor] = []
+        if self.casts is not None:
+            adapters = [p for p in self.layer.parameters() if p.requires_grad and p.dtype == torch.float32]
+            copies = [p.detach().to(torch.bfloat16) for p in adapters]
+            self.casts += copies
+        if like is None:
+            return torch.empty_like(hidden), [hidden]
+        rest = hidden.new_empty(like.bytes - (like.tagged() - before), dtype=torch.uint8)
+        return torch.empty_like(hidden), [rest, *copies, *[hidden] * like.with_input]
 
     @torch.no_grad()
     def _attend(self, hidden: Tensor) -> None:
@@ -68,36 +128,59 @@ class RepeatedLayer(nn.Module):
 
 class _Repeated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, layer: RepeatedLayer) -> Tensor:
-        ctx.save_for_backward(hidden)
+    def forward(ctx: Any, hidden: Tensor, layer: RepeatedLayer, like: Footprint | None) -> Tensor:
+        out, kept = layer.run(hidden, like)
+        ctx.save_for_backward(*kept)
         ctx.layer = layer
-        return torch.empty_like(hidden)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         ctx.layer.make_gradients()
-        return torch.empty_like(grad), None
+        return torch.empty_like(grad), None, None
 
 
-def repeat_layers(parts: Parts, ledger: Ledger, supervision: Supervision | None, casts: list[Tensor] | None) -> None:
-    """Replace layers that are alike. Of a kind, the first, the last and the last supervised layer run in full.
+@contextmanager
+def repeated_layers(
+    parts: Parts,
+    ledger: Ledger,
+    supervision: Supervision | None,
+    casts: list[Tensor] | None,
+    *,
+    recomputed: int,
+    tag: str,
+) -> Iterator[None]:
+    """Replace layers that are alike, for a while. Of a sort, the first, the last and the last supervised run in full.
 
-    ``casts`` as in ``RepeatedLayer``.
+    Args:
+        casts: as in ``RepeatedLayer``.
+        recomputed: how many of the layers, the first ones, are recomputed in the backward.
+        tag: of what the others keep.
     """
+    layers = list(parts.layers)
     supervised = 0 if supervision is None else supervision.layers
     watched = supervision is not None and supervision.reads_attention
     types = getattr(parts.language_model.config, "layer_types", None) or []
-    kinds: dict[Any, list[int]] = {}
-    for index, layer in enumerate(parts.layers):
+    sorts: dict[Any, list[int]] = {}
+    for index, layer in enumerate(layers):
         shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
-        kinds.setdefault((shapes, types[index] if index < len(types) else None), []).append(index)
-    full = {0, len(parts.layers) - 1, max(supervised - 1, 0)}
-    for members in kinds.values():
-        within = [i for i in members if i < supervised]
-        full |= {members[0], members[-1], *within[-1:]}
-    for index, layer in enumerate(parts.layers):
-        if index not in full:
-            parts.layers[index] = RepeatedLayer(layer, ledger, watched=watched and index < supervised, casts=casts)
+        sort = shapes, types[index] if index < len(types) else None, index < recomputed
+        sorts.setdefault(sort, []).append(index)
+    with ExitStack() as undo:
+        for (*_, again), members in sorts.items():
+            footprint = None if again else Footprint(layers[members[0]], ledger, tag)
+            if footprint is not None:
+                undo.callback(footprint.remove)
+            full = {0, len(layers) - 1, supervised - 1, members[0], members[-1]}
+            full |= set([i for i in members if i < supervised][-1:])
+            for index in set(members) - full:
+                seen = watched and index < supervised
+                parts.layers[index] = RepeatedLayer(layers[index], ledger, seen, casts, footprint)
+        try:
+            yield
+        finally:
+            for index, layer in enumerate(layers):
+                parts.layers[index] = layer
 
 
 def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int) -> Callable[..., Tensor]:

@@ -2,23 +2,26 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from basic_lite.model.adapt import recompute
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.parts import Parts
+from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape, longest_batch
-from basic_lite.rehearsal.build import fake_model
+from basic_lite.rehearsal.build import TaggedActivations, fake_model
 from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.look import Look, look_is_made, rehearse_look, samples_at_once
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
-from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeat_layers
+from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeated_layers
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
@@ -40,6 +43,8 @@ class Rehearsal:
     """What a step needs; bytes. ``by_part`` sums to ``peak_bytes``; ``most_by_part`` has each part's own maximum."""
 
     shape: Shape
+    recomputed: int  # decoder layers that run again in the backward, the first ones
+    layers: int  # all of them
     machine: Machine
     by_part: dict[str, int]
     most_by_part: dict[str, int]
@@ -103,10 +108,25 @@ class Rehearser:
         self._looks: dict[Shape, Look] = {}
         autocast = self._autocast if machine.autocast else None
         self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=autocast)
-        checkpointing = recipe.training.gradient_checkpointing
-        if checkpointing and not in_full:
-            repeat_layers(self.parts, self.ledger, self.supervision, self._casts if machine.autocast else None)
-        _watch(self.parts, self.ledger, checkpointing=checkpointing)
+        _watch(self.parts, self.ledger)
+
+    @contextmanager
+    def _recomputing(self, count: int) -> Iterator[None]:
+        """The layers as they are in a run that recomputes so many; afterwards as they were."""
+        parts, ledger = self.parts, self.ledger
+        recompute(parts, count)
+        with ExitStack() as undo:
+            if self.recipe.training.offload_activations and count:
+                offloading = TaggedActivations(parts.language_model, parts.layers[:count], ledger)
+                undo.callback(offloading.remove)
+            if not self.in_full:
+                casts = self._casts if self.machine.autocast else None
+                repeated = repeated_layers(parts, ledger, self.supervision, casts, recomputed=count, tag=KEPT)
+                undo.enter_context(repeated)
+            for index, layer in enumerate(parts.layers):
+                for handle in _watch_layer(layer, ledger, LAYER if index < count else KEPT):
+                    undo.callback(handle.remove)
+            yield
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -115,7 +135,7 @@ class Rehearser:
             yield
         self._casts.clear()
 
-    def rehearse(self, shape: Shape | None = None) -> Rehearsal:
+    def rehearse(self, shape: Shape | None = None, *, recomputed: int | None = None) -> Rehearsal:
         """Run one micro-batch of a step, with everything in memory that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
@@ -124,9 +144,15 @@ class Rehearser:
 
         Args:
             shape: the micro-batch's; None: the recipe's, at its maximum length.
+            recomputed: decoder layers that run again in the backward; None: as many as the recipe says.
         """
+        if recomputed is None:
+            recomputed = recomputed_layers(self.recipe.training.gradient_checkpointing, len(self.parts.layers))
+        with self._recomputing(recomputed):
+            return self._rehearse(shape or Shape.of(self.recipe), recomputed)
+
+    def _rehearse(self, shape: Shape, recomputed: int) -> Rehearsal:
         ledger, step = self.ledger, self.step
-        shape = shape or Shape.of(self.recipe)
         step.drop_gradients()
         look = self._look(shape)
         ledger.reset_peak()
@@ -150,6 +176,8 @@ class Rehearser:
         host = most.pop(HOST, 0)
         return Rehearsal(
             shape=shape,
+            recomputed=recomputed,
+            layers=len(self.parts.layers),
             machine=self.machine,
             by_part=dict(sorted(ledger.at_peak.items(), key=lambda item: -item[1])),
             most_by_part=most,
@@ -242,31 +270,34 @@ def rehearse(
     return Rehearser(recipe, frontend, machine, basic=basic).rehearse(shape)
 
 
-def _watch(parts: Parts, ledger: Ledger, *, checkpointing: bool) -> None:
+def _watch_part(module: nn.Module, ledger: Ledger, tag: str) -> list[RemovableHandle]:
+    """Hooks that give ``tag`` to what a module makes in the forward."""
+
+    def before(*_: Any) -> None:
+        if ledger.base == KEPT:
+            ledger.push(tag)
+
+    def after(*_: Any) -> None:
+        if ledger.base == KEPT:
+            ledger.pop()
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+
+def _watch_layer(layer: nn.Module, ledger: Ledger, tag: str) -> list[RemovableHandle]:
+    """Hooks that give ``tag`` to what a layer makes in the forward; its output is kept."""
+
+    def keep(_module: nn.Module, _args: Any, out: Any) -> None:
+        if ledger.base == KEPT:
+            ledger.retag(out[0] if isinstance(out, tuple) else out, KEPT)
+
+    return [*_watch_part(layer, ledger, tag), layer.register_forward_hook(keep)]
+
+
+def _watch(parts: Parts, ledger: Ledger) -> None:
     """Hooks that tell the ledger where the step is. What a part's backward makes counts as a layer's transients."""
-
-    def inside(module: nn.Module, tag: str) -> None:
-        def before(*_: Any) -> None:
-            if ledger.base == KEPT:
-                ledger.push(tag)
-
-        def after(*_: Any) -> None:
-            if ledger.base == KEPT:
-                ledger.pop()
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
-
-    inside(parts.vision_tower, VISION)
-    inside(parts.projector, PROJECTION)
-    for layer in parts.layers:
-        inside(layer, LAYER if checkpointing else KEPT)
-
-        def keep(_module: nn.Module, _args: Any, out: Any) -> None:
-            if ledger.base == KEPT:
-                ledger.retag(out[0] if isinstance(out, tuple) else out, KEPT)
-
-        layer.register_forward_hook(keep)
+    _watch_part(parts.vision_tower, ledger, VISION)
+    _watch_part(parts.projector, ledger, PROJECTION)
 
     def left(_module: nn.Module, _args: Any, out: Any) -> None:
         """Switch to the loss when the LLM is done; in the backward, its gradient switches to the layers."""

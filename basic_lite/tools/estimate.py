@@ -16,7 +16,7 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
-from basic_lite.rehearsal.advice import Advice, advice_lines, advise, largest_micro_batch, memory_of
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise, fewest_layers, largest_micro_batch, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cost import a_sample, looks_products, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
@@ -58,6 +58,7 @@ class Estimate:
     gpu_gib: float
     largest: Rehearsal | None  # with the largest micro-batch that fits and divides the global batch; None: not even 1
     advice: list[Advice] = field(default_factory=list)
+    fewest: Rehearsal | None = None  # with the fewest recomputed layers that fit; None: the recipe's own step doesn't
 
     @property
     def fits(self) -> bool:
@@ -97,11 +98,13 @@ def estimate(
     rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)
     seen = {rehearsal.shape.samples: rehearsal}
     result = Estimate(rehearsal, gpu_gib, largest_micro_batch(rehearser, rehearsal, budget_bytes, seen))
+    if result.fits and rehearsal.recomputed:
+        result = replace(result, fewest=fewest_layers(rehearser, rehearsal, budget_bytes))
     if not result.fits:
         advice = list(advise(rehearser, rehearsal, budget_bytes, result.largest, seen))
         result = replace(result, advice=advice)
     _show(recipe, result, console, time.perf_counter() - started)
-    _show_cost(recipe, frontend, rehearsal, console)
+    _show_cost(recipe, frontend, result, console)
     if measure:
         measure_and_show(recipe, frontend, rehearsal, console)
     return result
@@ -124,9 +127,8 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
         f"{recipe.name}: micro-batch {shape.samples} × {shape.tokens} tokens, {shape.images} image a sample",
     )
     paged = f"{size_text(r.pageable_bytes)} of it may be paged out to the host"
-    kept = "each layer's input (checkpointing)" if recipe.training.gradient_checkpointing else "of all layers"
     notes = PARTS | {
-        KEPT: "besides the layer inputs, which are on the host" if recipe.training.offload_activations else kept,
+        KEPT: _kept_note(r, on_host=recipe.training.offload_activations),
         TOWER: "frozen; on the card for its forward only" if recipe.model.tower_on_host else PARTS[TOWER],
         LORA: f"rank {recipe.lora.rank}, {recipe.lora.dtype}",
         OPTIMIZER: recipe.training.optimizer + (f"; {paged}" if r.pageable_bytes else ""),
@@ -144,7 +146,7 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     table.add("needed", size_text(r.needed_bytes), "", f"on {r.machine.name}", style="bold")
     if r.host_bytes:
         inputs, tower = recipe.training.offload_activations, recipe.model.tower_on_host
-        resting = {"each layer's input": inputs, "the vision tower": tower}
+        resting = {"each recomputed layer's input": inputs, "the vision tower": tower}
         what = " and ".join(name for name, on in resting.items() if on)
         table.add("on the host", "", size_text(r.host_bytes), f"pinned: {what}")
     show(console, table)
@@ -153,8 +155,19 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     console.print(f"rehearsed from configurations in {seconds:.1f} s; nothing was loaded", style="dim")
 
 
-def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console: Console) -> None:
+def _kept_note(r: Rehearsal, *, on_host: bool) -> str:
+    """Which activations wait for the backward on the card."""
+    if r.recomputed == 0:
+        return "of all layers"
+    if r.recomputed == r.layers:
+        return "besides the layer inputs, which are on the host" if on_host else "each layer's input (checkpointing)"
+    rest = "their inputs are on the host" if on_host else "their inputs (checkpointing)"
+    return f"of {r.layers - r.recomputed} layers; of the other {r.recomputed} {rest}"
+
+
+def _show_cost(recipe: Recipe, frontend: Frontend, found: Estimate, console: Console) -> None:
     """Time, energy and disk. Records are counted, not read, so the samples are as long as they may be."""
+    rehearsal = found.rehearsal
     shape, say = rehearsal.shape, speaker(console)
     parts = planned_parts(recipe, frontend, rehearsal.machine.dtype)
     images, visual = shape.images, shape.images * frontend.tokens_per_image
@@ -169,6 +182,13 @@ def _show_cost(recipe: Recipe, frontend: Frontend, rehearsal: Rehearsal, console
         show(console, cards_table(work, note))
     else:
         say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu")), note=note))
+    if found.fewest is not None and found.fewest.recomputed < rehearsal.recomputed:
+        fewer = a_sample(recipe, replace(sizes, recomputed=found.fewest.recomputed)) / a_sample(recipe, sizes)
+        count, needed = found.fewest.recomputed, size_text(found.fewest.needed_bytes)
+        say(
+            f"training.gradient_checkpointing={count or 'false'} fits too ({needed}): {count} of "
+            f"{rehearsal.layers} layers recomputed, about {1 - fewer:.0%} less time, the same result"
+        )
     for line in disk_outlook(recipe, parts, steps):
         say(line)
 

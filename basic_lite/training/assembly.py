@@ -18,7 +18,7 @@ from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.offload import offload
 from basic_lite.recipe.presets import MEASURED, differences
-from basic_lite.recipe.rules import check_without_gpu
+from basic_lite.recipe.rules import check_without_gpu, recomputed_layers
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
@@ -78,6 +78,7 @@ def preflight(
         if device is not None:
             choose_kernels(recipe.kernels, device, say)
         supervised_layers(recipe.supervision.layers, frontend.layer_count)
+    recomputed_layers(recipe.training.gradient_checkpointing, frontend.layer_count)
     if origin is not None:
         require_same_model(origin.bundle, frontend.config, origin.key)
         for note in notes_on(origin, recipe):

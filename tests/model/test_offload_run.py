@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from basic_lite.console import speaker
-from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model import offload
 from basic_lite.model.audit import audit
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.offload import ActivationOffload
-from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.training.assembly import check_machine, load_for_training, make_step, supervise
-from basic_lite.training.step import StepCounts
+from basic_lite.training.assembly import check_machine, load_for_training
 from tests.support.runs import log_of, quiet, steps_of, tiny_recipe, write_data
+from tests.support.steps import two_steps
 
 CPU = torch.device("cpu")
 LAYERS = 4  # of the tiny LLM
@@ -40,27 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def two_steps(recipe: Recipe) -> Iterator[Tensor]:
-    """Losses and gradients of two optimizer steps of two micro-batches, then the weights."""
-    torch.manual_seed(3)
-    frontend = load_frontend(recipe.model)
-    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    data = prepare_data(recipe, frontend, say=lambda text: None)
-    supervision = supervise(recipe, loaded, speaker(quiet()))
-    step = make_step(recipe, loaded, supervision, CPU)
-    counts = StepCounts(labelled_tokens=12, samples_with_image=4, tokens=0)
-    torch.manual_seed(4)  # of dropout
-    for number in range(2):
-        for first in (4 * number, 4 * number + 2):
-            batch = data.collator([data.train[i % 8] for i in (first, first + 1)])
-            loss = step.loss(batch, counts, (1.0, 1.0)).loss
-            yield loss.detach()
-            loss.backward()
-        yield from (p.grad.clone() for p in step.trainable if p.grad is not None)
-        step.update()
-    yield from step.trainable
-
-
 CASES: dict[str, dict[str, Any]] = {
     "sdpa": {},
     "eager": {"model.attention": "eager"},
@@ -70,6 +44,13 @@ CASES: dict[str, dict[str, Any]] = {
     "layers of one size, no sinks": {"supervision.target_norm": "layer", "supervision.sinks": "drop"},
     "bfloat16": {"model.dtype": "bfloat16"},
 }
+
+
+def test_only_inputs_of_recomputed_layers_go(folder: Path, to_host: list[Any]) -> None:
+    plain = list(two_steps(tiny_recipe(folder, {"lora.dropout": 0.3})))
+    moved = list(two_steps(tiny_recipe(folder, {"lora.dropout": 0.3, **OFFLOAD, "training.gradient_checkpointing": 3})))
+    assert len(to_host) == 4 * 3 and {(shape[0], len(shape), shape[2]) for shape in to_host} == {(2, 3, 64)}
+    assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
@@ -128,8 +109,9 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
 
     shutil.rmtree(moved.folder / "final")
     shutil.rmtree(moved.folder / "checkpoint-4")
-    # A run may continue with other values of both keys.
-    train(tiny_recipe(folder, {**changes, **TOWER, "name": "moved"}), resume=True, console=quiet())
+    # A run may continue with other values of both keys, and with fewer recomputed layers.
+    fewer = {**changes, **TOWER, "training.gradient_checkpointing": 1, "name": "moved"}
+    train(tiny_recipe(folder, fewer), resume=True, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS
     for name in ("projector.safetensors", "adapter/adapter_model.safetensors"):
         a, b = load_file(plain.folder / "final" / name), load_file(moved.folder / "final" / name)

@@ -74,6 +74,11 @@ from tests.support.recipes import GOOD, problem, write_recipe
             "set training.gradient_checkpointing=true",
         ),
         (
+            ["training.offload_activations=true", "training.gradient_checkpointing=0"],
+            "training.offload_activations",
+            "true or a number of layers",
+        ),
+        (
             ["training.offload_activations=true", "training.device=cpu"],
             "training.offload_activations",
             "set training.offload_activations=false",

@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import CLIPVisionModel
 
 from basic_lite.model import offload
 from basic_lite.model.audit import audit
@@ -27,67 +25,21 @@ from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.step import KEPT, LAYER
 from basic_lite.supervision import Supervision
-from basic_lite.tools.measure import LongestStep, MakeStep
-from basic_lite.training.assembly import load_for_training, make_step
+from basic_lite.training.assembly import load_for_training
 from basic_lite.training.optimizer import make_optimizer
 from basic_lite_kernels.operations import Operations
-from bench.measure import held_bytes, peak_bytes, tensor_bytes
+from bench.measure import peak_bytes, tensor_bytes
 from bench.naive_step import NaiveStep
 from tests.support.kernels import HAS_TRITON
-from tests.support.models import clip_config, write_llm
-from tests.support.runs import tiny_recipe
-from tests.support.shapes import on_shapes, shape_recipe, write_image_processor
+from tests.support.peaks import CPU, held_by, measured_peak, recipe_of, unseen, warmed_step
+from tests.support.shapes import on_shapes, shape_recipe
 
-CPU = torch.device("cpu")
 MIB = 2**20
-SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of a model with a few million weights and 64 tokens an image."""
-    root = tmp_path_factory.mktemp("rehearsal")
-    write_llm(root / "llm", vocab_size=4096, num_key_value_heads=4, **SIZES)
-    torch.manual_seed(0)
-    CLIPVisionModel(clip_config(hidden_size=64, image_size=64)).save_pretrained(root / "vision")
-    write_image_processor(root / "vision", size=64)
-    return root
-
-
-def recipe_of(folder: Path, changes: dict[str, Any]) -> Recipe:
-    common = {"data.max_length": 256, "lora.dropout": 0.05, "training.micro_batch": 4, "training.global_batch": 8}
-    return tiny_recipe(folder, {**common, **changes})
-
-
-def unseen(like: Tensor, *, pinned: bool) -> Tensor:
-    """Host memory that PyTorch's allocator doesn't know of, as pinned memory isn't the card's."""
-    raw = np.empty(like.numel() * like.element_size(), dtype=np.uint8)
-    return torch.from_numpy(raw).view(like.dtype).view(like.shape)
-
-
-def warmed_step(recipe: Recipe, make: MakeStep = make_step) -> LongestStep:
-    """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
-    frontend = load_frontend(recipe.model)
-    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None, make)
-    step()
-    return step
 
 
 def make_naive_step(recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device) -> NaiveStep:
     optimizer = make_optimizer(loaded.parts, recipe.training, device)
     return NaiveStep(loaded.parts, supervision, device=device, optimizer=optimizer)
-
-
-def held_by(step: LongestStep) -> int:
-    return held_bytes(step.loaded.model, step.step.optimizer)
-
-
-def measured_peak(recipe: Recipe, make: MakeStep = make_step) -> int:
-    """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
-    step = warmed_step(recipe, make)
-    resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
-    return held_by(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
 
 
 ROBUST = {"supervision.target_norm": "layer", "supervision.sinks": "drop"}

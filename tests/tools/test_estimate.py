@@ -49,6 +49,10 @@ def test_a_recipe_that_fits(shapes: Path) -> None:
     assert "KiB" in text and "MiB" in text and not re.search(r"\b0(\.0+)? (GiB|MiB)", text), "no amount of memory is 0"
     assert " 0.00 " not in text
     assert found.rehearsal.needed_bytes == found.rehearsal.peak_bytes + 2**29
+    assert found.fewest is not None and found.fewest.recomputed == 0
+    assert re.search(
+        r"gradient_checkpointing=false fits too \([\d.]+ GiB\): 0 of 6 layers recomputed, about [123]\d%", text
+    )
 
 
 def test_the_micro_batch_is_lowered_first(shapes: Path) -> None:
@@ -90,6 +94,27 @@ def test_advice_goes_on_until_it_fits(shapes: Path) -> None:
     assert needed == sorted(needed, reverse=True)
     assert all(not advice.fits for advice in found.advice[:-1])
     assert found.advice[-1].fits or "still too much" in text
+
+
+@pytest.mark.soak
+def test_no_more_layers_are_recomputed_than_must_be(shapes: Path) -> None:
+    def with_layers(setting: bool | int, gib: float) -> tuple[Estimate, str]:
+        training = {"gradient_checkpointing": setting}
+        recipe = shape_recipe(shapes, "tiny", micro_batch=1, max_length=2048, training=training)
+        return run(recipe, gib)
+
+    none, every = (with_layers(setting, 80)[0].rehearsal.needed_bytes / 2**30 for setting in (False, True))
+    enough = every + 0.4 * (none - every)
+    found, text = with_layers(False, enough)
+    (advice,) = found.advice
+    key, _, count = advice.overrides[0].partition("=")
+    assert key == "training.gradient_checkpointing" and 0 < int(count) < 6 and advice.fits
+    assert re.search(r"activations kept .* of all layers", text)
+    fewer, text = with_layers(int(count), enough)
+    assert fewer.rehearsal.needed_bytes == advice.needed_bytes and "fits too" not in text
+    assert f"of {6 - int(count)} layers; of the other {count} their inputs (checkpointing)" in text
+    assert not with_layers(int(count) - 1, enough)[0].fits
+    assert f"gradient_checkpointing={count} fits too" in with_layers(True, enough)[1]
 
 
 @pytest.mark.soak
@@ -143,10 +168,10 @@ def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=4, training={"offload_activations": True})
     _, text = run(recipe, 8)
     # Six layers' inputs [4, 1024, 512] in bf16.
-    assert re.search(r"on the host +0\.02  pinned: each layer's input\n", text)
+    assert re.search(r"on the host +24 MiB  pinned: each recomputed layer's input\n", text)
     with_tower = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tower_on_host": True})})
     found, text = run(with_tower, 8)
-    assert "pinned: each layer's input and the vision tower" in text
+    assert "pinned: each recomputed layer's input and the vision tower" in text
     assert "frozen; on the card for its forward only" in text
     assert found.rehearsal.host_bytes > 300e6 * 2
     assert "on the host" not in run(shape_recipe(shapes, "tiny"), 8)[1]

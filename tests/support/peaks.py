@@ -1,0 +1,52 @@
+"""The peak memory of a real step on the CPU, for a model with a few million weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import Shape
+from basic_lite.tools.measure import LongestStep, MakeStep
+from basic_lite.training.assembly import load_for_training, make_step
+from bench.measure import held_bytes, peak_bytes, tensor_bytes
+from tests.support.runs import tiny_recipe
+
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
+
+
+def recipe_of(folder: Path, changes: dict[str, Any]) -> Recipe:
+    common = {"data.max_length": 256, "lora.dropout": 0.05, "training.micro_batch": 4, "training.global_batch": 8}
+    return tiny_recipe(folder, {**common, **changes})
+
+
+def unseen(like: Tensor, *, pinned: bool) -> Tensor:
+    """Host memory that PyTorch's allocator doesn't know of, as pinned memory isn't the card's."""
+    raw = np.empty(like.numel() * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(raw).view(like.dtype).view(like.shape)
+
+
+def warmed_step(recipe: Recipe, make: MakeStep = make_step) -> LongestStep:
+    """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
+    frontend = load_frontend(recipe.model)
+    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
+    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None, make)
+    step()
+    return step
+
+
+def held_by(step: LongestStep) -> int:
+    return held_bytes(step.loaded.model, step.step.optimizer)
+
+
+def measured_peak(recipe: Recipe, make: MakeStep = make_step) -> int:
+    """Peak bytes of a step of a real training on the CPU; what ``unseen`` makes stands for the host's memory."""
+    step = warmed_step(recipe, make)
+    resting = step.loaded.parts.vision_tower.parameters() if recipe.model.tower_on_host else []
+    return held_by(step) - tensor_bytes(resting) + peak_bytes(step, CPU)
