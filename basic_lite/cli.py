@@ -22,6 +22,7 @@ from basic_lite.commands.common import note
 from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
+from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
@@ -60,7 +61,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, train, estimate, chat, export, runs, clean, keys):
+for command in (demo, data, train, estimate, run, chat, export, runs, clean, keys):
     app.command()(command)
 app.command("eval")(evaluate)
 
@@ -115,11 +116,11 @@ def _status(arguments: list[str]) -> int:
 
 
 def _hint(command: str, text: str) -> str:
-    if command.endswith((" train", " estimate")) and "Missing argument" in text:
+    if command.endswith((" train", " estimate", " run")) and "Missing argument" in text:
         from basic_lite.recipe import shipped_recipes
 
         return f"\nShipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
-    if command.endswith(" train") and "option" in text.lower():
+    if command.endswith((" train", " run")) and "option" in text.lower():
         return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
     if command.endswith(" eval") and "'--data'" in text:
         return "\nGive it a file of questions with their answers: --data questions.json"

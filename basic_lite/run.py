@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from basic_lite.console import Say, quiet_libraries, show, speaker
@@ -21,9 +22,10 @@ from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
 from basic_lite.training.bundle_files import open_bundle
-from basic_lite.training.files import saving
+from basic_lite.training.files import remove, saving
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop, Run
+from basic_lite.training.places import is_run
 from basic_lite.training.processes import Processes, connect, take_device
 from basic_lite.training.projector_start import match_projector
 from basic_lite.training.recovery import memory_needed
@@ -36,6 +38,7 @@ from basic_lite.training.run_folder import (
     require_same_data,
     require_writable,
 )
+from basic_lite.training.stage import changes, look_at_stage, run_path
 from basic_lite.training.start import find_origin, resolve_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -130,6 +133,23 @@ def train(
         history = loop.train()
 
         return RunResult(folder.path, folder.final, loop.schedule.steps, history)
+
+
+def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None = None) -> bool:
+    """Start a stage, go on with it, or take it as it is when it is finished. True when it was finished already.
+
+    Args:
+        replace: a run in its folder that was made with other settings goes.
+
+    Raises:
+        UserError: as ``train``; and without ``replace`` the folder holds another run.
+    """
+    if replace and changes(recipe):
+        remove(run_path(recipe))
+    _, folder = look_at_stage(recipe, lambda text: None)
+    clear_device_cache(garbage_collection=True)  # what an earlier stage has left
+    train(recipe, resume=is_run(folder.path), console=console)
+    return folder.finished
 
 
 def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: Say) -> None:

@@ -112,7 +112,7 @@ def test_module_and_function_say_the_same_version(run: Callable[..., tuple[int, 
     assert run("--version") == (0, result.stdout, "")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["demo"], ["chat"], ["keys"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["run"], ["eval"], ["demo"], ["chat"], ["keys"]])
 def test_every_command_has_help(run: Callable[..., tuple[int, str, str]], command: list[str]) -> None:
     for option in ("--help", "-h"):
         code, out, err = run(*command, option)
@@ -226,7 +226,10 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["train", "nothing.yaml"], "doesn't exist"),
         (["train", "7b_qlor"], "the nearest is"),
         (["train", "7b_qlora", "lora.rnk=3"], "did you mean `lora.rank`?"),
-        (["train", "7b_qlora", "other.yaml"], "only one recipe"),
+        (["train", "7b_qlora", "other.yaml"], "`basic-lite run` takes several"),
+        (["run"], "Missing argument"),
+        (["run", "name=x"], "no recipe is named"),
+        (["run", "7b_qlora", "2:name=x"], "there are 1; count them from 1"),
         (["train", "7b_qlora", "--training.lr", "3"], "key.path=value"),
         (["train", "7b_qlora", "--lr=3"], "key.path=value"),
         (["trian"], "'train'"),

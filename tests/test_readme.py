@@ -72,7 +72,7 @@ def small(words: list[str], place: Path) -> list[str]:
         return [f"model.base={place / 'llava'}", *own]
     if words[1] == "clean":
         return ["--yes"]
-    if words[1] not in ("train", "estimate"):
+    if words[1] not in ("train", "estimate", "run"):
         return []
     if words[2] == "photos.yaml":
         return own

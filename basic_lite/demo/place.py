@@ -1,7 +1,6 @@
 """Where a demo lies on disk, and its stages and scores there."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,10 @@ from basic_lite.demo.world import World, caption_f1
 from basic_lite.model.load import Loaded
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.places import MANIFEST
-from basic_lite.training.run_folder import differences
 
 EVAL_BATCH = 64
 CPU = torch.device("cpu")
@@ -66,25 +63,6 @@ class Place:
 
     def records(self, path: Path) -> list[Record]:
         return list(load_records(SourceSection(path=str(path), image_dir=str(self.world.images)), root=Path.cwd()))
-
-
-def run_stage(recipe: Recipe, console: Console) -> bool:
-    """Train one stage, continue it, or take it as it is when it is finished. True when it was finished already.
-
-    A stage made with other settings is replaced: the demo's folder is the demo's own.
-    """
-    folder, projector = Path(recipe.output) / recipe.name, recipe.model.projector
-    old, note = folder / "recipe.yaml", folder / "projector_from.json"
-    source = sha256(Path(projector) / "final" / "projector.safetensors") if projector is not None else None
-    if old.is_file():
-        another_projector = note.is_file() and json.loads(note.read_text(encoding="utf-8")) != source
-        if another_projector or differences(load_recipe(old), recipe):
-            shutil.rmtree(folder)
-    finished = (folder / "final" / MANIFEST).is_file()
-    train(recipe, resume=old.is_file(), console=console)
-    if source is not None and not finished:
-        write_json(note, source)
-    return finished
 
 
 def logged(run: Path, key: str) -> list[Any]:

@@ -116,8 +116,12 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
         path = tuple(dotted.strip().split("."))
         if not equals or not all(path):
             second = text.endswith((".yaml", ".yml"))
-            what = "only one recipe can be trained at a time" if second else "expected key.path=value"
-            document.report(place, (), f"{what}, found {text!r}; for example training.micro_batch=2")
+            what = f"expected key.path=value, found {text!r}; for example training.micro_batch=2"
+            if second:
+                what = (
+                    f"this command takes one recipe, found {text!r} too; `basic-lite run` takes several, in their order"
+                )
+            document.report(place, (), what)
             continue
         try:
             value = read_override(value_text)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,15 +100,15 @@ def forecast_here(work: Work, device: torch.device, dtype: torch.dtype, processe
     of = f" for {work.steps:,} steps ({note})" if note else ""
     if work.total < SMALL_RUN:
         overheads = OVERHEAD_S[device.type] * work.micro_batches * work.steps
-        about = f", about {_hours(overheads)} (predicted)" if overheads else ""
+        about = f", about {hours_text(overheads)} (predicted)" if overheads else ""
         return f"time{of}: {work.steps:,} small steps; overheads decide how long they take{about}"
     speed = products_a_second(device, dtype) * processes
     share = UTILISATION[device.type]
     watts, seconds = _watts(device), work.seconds(speed, device.type)
     beside = f", and {OVERHEAD_S[device.type]:g} s beside it for each micro-batch" if OVERHEAD_S[device.type] else ""
-    text = _hours(seconds)
+    text = hours_text(seconds)
     if device.type == "cpu":
-        text = f"at least {_hours(work.total / speed)}, more likely {text}"
+        text = f"at least {hours_text(work.total / speed)}, more likely {text}"
     energy = f", {_energy(seconds, watts * processes)}" if watts else ""
     return (
         f"time{of}: {text}{energy} (predicted, not measured: {work.total / 1e12:.3g} TFLOP at {share:.0%} of the "
@@ -131,11 +132,21 @@ def cards_table(work: Work, note: str = "") -> Sheet:
     )
     for card in CARDS:
         seconds = work.seconds(card.tflops * 1e12, "cuda")
-        table.add(card.name, _hours(seconds), _energy(seconds, card.watts))
+        table.add(card.name, hours_text(seconds), _energy(seconds, card.watts))
     return table
 
 
-def _hours(seconds: float) -> str:
+def sequence_table(works: Mapping[str, Work]) -> Sheet:
+    """Hours and energy of runs one after another, on cards that aren't here; ``works``: by the name of the run."""
+    title = f"time on a card that has the memory (predicted, not measured: {UTILISATION['cuda']:.0%} of its own speed)"
+    table = Sheet(("card", *works, "all", "energy"), title)
+    for card in CARDS:
+        seconds = [work.seconds(card.tflops * 1e12, "cuda") for work in works.values()]
+        table.add(card.name, *map(hours_text, seconds), hours_text(sum(seconds)), _energy(sum(seconds), card.watts))
+    return table
+
+
+def hours_text(seconds: float) -> str:
     """A time as people say it: 40 s, 12 min, 3 h 20 min, 12 h, 3.1 days."""
     minutes = round(seconds / 60)
     if seconds < 100:

@@ -61,7 +61,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     if here is not None:
         tell_device(here, recipe.training.device, say)
     else:
-        for refusal in _without_gpu(recipe):
+        for refusal in without_gpu(recipe):
             say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
     frontend, data = preflight(recipe, device, say, origin=origin)
     # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
@@ -78,7 +78,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
         raise UserError("\nerror: ".join(f"`train` would refuse to start: {refusal}" for refusal in refused))
 
 
-def _without_gpu(recipe: Recipe) -> list[str]:
+def without_gpu(recipe: Recipe) -> list[str]:
     """What makes a run impossible on a machine without a GPU."""
     try:
         if recipe.training.device != "auto":

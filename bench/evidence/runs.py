@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from basic_lite.demo.place import run_stage
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Recipe
+from basic_lite.run import run_stage
 from bench.evidence.measure import CPU, measured
 from bench.evidence.variants import VARIANTS
 from bench.evidence.worlds import STAGES, EvidenceWorld, quiet, work_folder
@@ -64,7 +64,7 @@ def run_one(world: EvidenceWorld, variant: str, seed: int, folder: Path) -> dict
     for stage in STAGES:
         recipe = world.recipe(stage, folder, VARIANTS[variant], seed)
         wall, cpu = time.perf_counter(), time.process_time()
-        run_stage(recipe, quiet())
+        run_stage(recipe, replace=True, console=quiet())
         run = Path(recipe.output) / recipe.name
         times = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
         found = measured(run, recipe, world)

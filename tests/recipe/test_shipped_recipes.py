@@ -11,6 +11,7 @@ import pytest
 from basic_lite.errors import UserError
 from basic_lite.recipe import dump_recipe, find_recipe, load_recipe, shipped_recipe, shipped_recipes
 from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.sequence import load_sequence
 from tests.support.recipes import write_recipe
 
 SHIPPED = {path.stem: path for path in shipped_recipes()}
@@ -94,8 +95,9 @@ def value_of(recipe: Recipe, key: str) -> Any:
 def test_there_are_recipes() -> None:
     """The tests below run over what is found, and pass where nothing is."""
     smaller_cards, demo = {"7b_8gb", "34b_24gb"}, {"demo_stage1", "demo_stage2", "demo_photos"}
-    assert set(SHIPPED) == {*HYPERPARAMETERS, *smaller_cards, *demo, "my_photos", "my_photos_small"}
-    assert len(SHIPPED) == 10
+    small = {"small_pretrain", "small_instruct"}
+    assert set(SHIPPED) == {*HYPERPARAMETERS, *smaller_cards, *small, *demo, "my_photos", "my_photos_small"}
+    assert len(SHIPPED) == 12
 
 
 def test_a_shipped_recipe_is_found_by_its_name() -> None:
@@ -132,6 +134,18 @@ def test_commands_in_a_header_are_ones_this_program_takes(name: str) -> None:
         if name == "13b_qlora" and loaded.stage == 1:
             assert load_recipe(SHIPPED[name]).model.projector == f"{loaded.output}/{loaded.name}"
             assert loaded.model.llm == load_recipe(SHIPPED[name]).model.llm
+
+
+@pytest.mark.parametrize("name", ["small_pretrain", "small_instruct"])
+def test_both_small_recipes_go_into_one_command(name: str) -> None:
+    lines = re.findall(r"^#   basic-lite run (.+)$", SHIPPED[name].read_text(encoding="utf-8"), re.M)
+    assert lines
+    for line in lines:
+        said: list[str] = []
+        first, second = load_sequence(line.partition(" --export")[0].split(), said.append)
+        assert second.model.projector == f"{first.output}/{first.name}"
+        assert (first.model.vision, first.model.llm) == (second.model.vision, second.model.llm)
+        assert any("takes the projector of" in text for text in said) == ("output=" in line)
 
 
 @pytest.mark.parametrize("name", HYPERPARAMETERS)

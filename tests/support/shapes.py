@@ -58,6 +58,8 @@ SIZES = {
     "34b": Size(7168, 20480, 60, 56, 8, 64000),  # Yi
     # Qwen1.5 0.5B behind SigLIP so400m: 729 tokens an image.
     "0.5b": Size(1024, 2816, 24, 16, 16, 152000, Tower(1152, 27, 16, 384), tied=True),
+    # SmolLM2-360M behind SigLIP-B/16: 256 tokens an image.
+    "360m": Size(960, 2560, 32, 15, 5, 49152, Tower(768, 12, 12, 256, 16), tied=True),
     # A size that a CPU can train. As in LLaVA-1.5 7B the MLP is 2.69 × D, a head has 128 dimensions, and an image
     # takes more than half of a sample's 256 tokens. Of the vision encoder there is as much as the image tokens need.
     "mid": Size(1024, 2752, 8, 8, 8, 2000, Tower(256, 4, 4, 168)),
@@ -71,6 +73,7 @@ SIZE_OF = {
     "Yi-34B": "34b",
     "llava-1.5-7b": "7b",
     "llava-interleave-qwen-0.5b": "0.5b",
+    "SmolLM2-360M": "360m",
 }
 
 QUESTION = "What is in the picture ?"

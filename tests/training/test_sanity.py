@@ -27,6 +27,8 @@ SAMPLES = {
     "my_photos": [40, 50, 1000],
     "my_photos_small": [40, 50, 1000],
     "7b_pretrain": [558_128],
+    "small_pretrain": [150_000],
+    "small_instruct": [157_712],
 }
 
 

@@ -20,7 +20,8 @@ from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
 from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
-from basic_lite.training.files import new_folder, write_json
+from basic_lite.training.files import new_folder, sha256, write_json
+from basic_lite.training.places import MANIFEST, read_json
 from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 
@@ -58,7 +59,7 @@ def export(
     terminal = Console(stderr=True, highlight=False)
     say = speaker(terminal)
     quiet_libraries()
-    out = _free_place(out)
+    out = free_place(out)
     place = pick_device(device, "--device")
     tell_device(place, device, say)
     source = open_source(run, merge_into, dtype, place)
@@ -116,7 +117,7 @@ class _Megabytes:
         self.count(self.bytes // MIB - before)
 
 
-def _free_place(out: Path) -> Path:
+def free_place(out: Path) -> Path:
     """The absolute path of ``out``, links followed; nothing may be there but an empty folder."""
     try:
         place = out.resolve()
@@ -126,6 +127,16 @@ def _free_place(out: Path) -> Path:
     if taken:
         raise UserError(f"{out} exists already; choose another folder, or move it away first")
     return place
+
+
+def exported_from(out: Path, manifest: Path | None) -> bool | None:
+    """Whether ``out`` is the export of this bundle's manifest, and has passed its check; None: it is no such export."""
+    found = read_json(out / REPORT)
+    if manifest is None or not manifest.is_file() or not isinstance(found, dict):
+        return None
+    if found.get("manifest_sha256") != sha256(manifest):
+        return None
+    return found["check"] is None or bool(found["check"]["passed"])
 
 
 def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | None) -> None:
@@ -175,6 +186,7 @@ def report(source: Source, checked: Checked | None, differences: list[str]) -> d
     bundle = source.bundle
     return {
         "basic_lite": __version__,
+        "manifest_sha256": sha256(bundle.folder / MANIFEST),
         "step": bundle.step,
         "total_steps": bundle.manifest["total_steps"],
         "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},

@@ -1,0 +1,245 @@
+"""``basic-lite run``: all of its recipes are looked at, and what they take is shown, before the first one begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from basic_lite.console import Say, Sheet, quiet_libraries, show, speaker
+from basic_lite.errors import UserError
+from basic_lite.model.audit import Part, planned_parts
+from basic_lite.model.device import tell_device
+from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
+from basic_lite.rehearsal.advice import changed_recipe, memory_of
+from basic_lite.rehearsal.disk import disk_of, free_bytes
+from basic_lite.rehearsal.forecast import Work, hours_text, products_a_second, sequence_table
+from basic_lite.rehearsal.outlook import product_dtype, work_of
+from basic_lite.sizes import size_text
+from basic_lite.tools.dry_run import without_gpu
+from basic_lite.tools.export.command import exported_from, free_place
+from basic_lite.training.assembly import doubts, preflight
+from basic_lite.training.bundle import model_facts
+from basic_lite.training.places import MANIFEST, holds_bundle
+from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
+from basic_lite.training.stage import look_at_stage, run_path
+from basic_lite.training.start import find_origin
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a stage before it begins.
+
+    Attributes:
+        rehearsal: of a step with the longest sample that there is; None: the stage is finished, and nothing is left.
+        work: what is left of it.
+        seconds: how long that is likely to take on this machine; None: it is for another one.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    frontend: Frontend
+    parts: list[Part]
+    rehearsal: Rehearsal | None = None
+    work: Work | None = None
+    seconds: float | None = None
+    disk_bytes: int = 0
+
+
+def look_ahead(
+    recipes: Sequence[Recipe], out: Path | None, *, dry_run: bool = False, console: Console | None = None
+) -> bool | None:
+    """Check everything that needs no weights, of all stages and the export, and show what they take.
+
+    Args:
+        out: the folder of the export; None: there is none.
+        dry_run: nothing is started afterwards. A GPU that this machine lacks is a note then.
+
+    Returns:
+        None if there is still something to export; else whether the export that is there has passed its check.
+
+    Raises:
+        UserError: everything that would stop a stage, or the export, before it begins.
+    """
+    console = console or Console(highlight=False)
+    quiet_libraries()
+    say = speaker(console)
+    looks: list[Look] = []
+    refused = []
+    for number, recipe in enumerate(recipes, 1):
+        say(f"recipe {number} of {len(recipes)}: {recipe.name}")
+        try:
+            device = _device(recipe, say, dry_run=dry_run, tell=number == 1)
+            # The projector of the stage before isn't there yet, as a rule.
+            awaited = number > 1 and not holds_bundle(run_path(recipes[number - 2]))
+            looks.append(_look(recipe, looks[-1] if looks else None, device, say, awaited=awaited))
+        except UserError as error:
+            refused.append(f"recipe {number} ({recipe.name}) would be refused: {error}")
+    done = None
+    if out is not None:
+        try:
+            done = exported_from(out, looks[-1].folder.final / MANIFEST if len(looks) == len(recipes) else None)
+            if done is None:
+                free_place(out)
+        except UserError as error:
+            refused.append(f"--export: {error}")
+    if len(looks) == len(recipes):
+        _show(looks, out if done is None else None, console)
+        refused += _no_room(looks[-1], out if done is None else None)
+    if refused:
+        raise UserError("\nerror: ".join(refused))
+    if done is not None:
+        say(f"{out} is the export of {looks[-1].folder.final} already")
+    if dry_run:
+        console.print("dry run: nothing was loaded, nothing was written", style="dim")
+    return done
+
+
+def _device(recipe: Recipe, say: Say, *, dry_run: bool, tell: bool) -> torch.device | None:
+    """What the stage runs on; None: a card that this machine doesn't have."""
+    if dry_run and recipe.training.device != "cpu" and not torch.cuda.is_available():
+        for refusal in without_gpu(recipe):
+            say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
+        return None
+    device = pick_device(recipe.training.device)
+    if tell:
+        tell_device(device, recipe.training.device, say)
+    return device
+
+
+def _look(recipe: Recipe, before: Look | None, device: torch.device | None, say: Say, *, awaited: bool) -> Look:
+    """The checks that training makes before it loads weights, in its order.
+
+    Args:
+        awaited: the projector that it begins with isn't there yet.
+    """
+    recipe, folder = look_at_stage(recipe, say)
+    frontend = load_frontend(recipe.model)
+    if before is not None:
+        _require_same_model(before, recipe, frontend)
+    on_card = device is None or device.type == "cuda"
+    machine = Machine.card(recipe) if on_card else Machine.this_cpu(recipe)
+    parts = planned_parts(recipe, frontend, machine.dtype if device is None else pick_dtype(recipe.model.dtype, device))
+    if folder.finished:
+        return Look(recipe, folder, frontend, parts)
+    _require_writable(folder.path)
+    origin = find_origin(recipe) if folder.checkpoint is None and not awaited else None
+    _, data = preflight(recipe, device, say, origin=origin, broken=folder.broken)
+    require_same_data(folder, data.report.fingerprint)
+    for warning in doubts(recipe, data):
+        say(f"warning: {warning}")
+    shape = _longest(recipe, frontend, data.report.lengths.max(), data.report.n_images.max())
+    rehearsal = Rehearser(recipe, frontend, machine).rehearse(shape)
+    if device is not None:
+        _require_memory(recipe, frontend, rehearsal, device, say)
+    work = work_of(recipe, frontend, data, parts, half=machine.autocast, done=folder.step)
+    seconds = None
+    if device is not None:
+        seconds = work.seconds(products_a_second(device, product_dtype(recipe, device)), device.type)
+    disk = disk_of(recipe, parts, work.steps + folder.step)
+    return Look(recipe, folder, frontend, parts, rehearsal, work, seconds, disk.most_bytes)
+
+
+def _require_same_model(before: Look, recipe: Recipe, frontend: Frontend) -> None:
+    theirs, ours = model_facts(before.frontend.config), model_facts(frontend.config)
+    wrong = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
+    if wrong:
+        raise UserError(
+            f"it takes the projector of {before.recipe.name}, which is made for another model ({'; '.join(wrong)}); "
+            "give both recipes the same model.vision and model.llm"
+        )
+
+
+def _require_writable(path: Path) -> None:
+    """See that the run folder can be made; it was only tried."""
+    new = missing_folders(path)
+    try:
+        require_writable(path)
+    finally:
+        remove_empty(new)
+
+
+def _longest(recipe: Recipe, frontend: Frontend, tokens: int, images: int) -> Shape:
+    """A micro-batch of the longest sample that there is."""
+    training, images = recipe.training, max(int(images), 1)
+    tokens = max(int(tokens), images * frontend.tokens_per_image + 2)
+    return Shape(training.micro_batch, tokens, images, training.global_batch // training.micro_batch)
+
+
+def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device: torch.device, say: Say) -> None:
+    """Refuse a run that would run out of memory with a single sample; say so where it would only take fewer."""
+    total, others = memory_of(device)
+    room = total - others
+    if found.least_bytes <= room:
+        return
+    single = changed_recipe(recipe, {"training.micro_batch": 1})
+    shape = Shape(1, found.shape.tokens, found.shape.images, recipe.training.global_batch)
+    least = Rehearser(single, frontend, found.machine).rehearse(shape).least_bytes
+    has = f"of {size_text(total)} of memory other programs leave {size_text(room)}"
+    if least > room:
+        raise UserError(
+            f"a step with a single sample needs {size_text(least)} (rehearsed), and {has}; `basic-lite estimate` says "
+            "what to change in the recipe"
+        )
+    say(
+        f"note: a micro-batch of {found.shape.samples} needs {size_text(found.least_bytes)} (rehearsed), and {has}: "
+        "the run will take a smaller one, with the same result"
+    )
+
+
+def export_bytes(look: Look) -> int:
+    """Bytes of the exported weights, as `export` writes them by itself: the LLM's type, the projector in float32."""
+    dtype = getattr(look.frontend.config.text_config, "dtype", None) or torch.float32
+    sizes = {"projector": 4}
+    return sum(p.parameters * sizes.get(p.part, dtype.itemsize) for p in look.parts if not p.part.startswith("LoRA"))
+
+
+def _no_room(last: Look, out: Path | None) -> list[str]:
+    """What stands against an export."""
+    if out is None or (needed := export_bytes(last)) <= (free := free_bytes(out)):
+        return []
+    return [
+        f"--export: the disk of {out} has {size_text(free)} left, and the export takes {size_text(needed)}; "
+        "make room, or choose another folder"
+    ]
+
+
+def _state(look: Look) -> str:
+    if look.work is None:
+        return "finished, and taken as it is"
+    steps = f"{look.work.steps + look.folder.step:,}"
+    return f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
+
+
+def _show(looks: Sequence[Look], out: Path | None, console: Console) -> None:
+    """Memory, hours and disk of each stage, of the export, and of all."""
+    say = speaker(console)
+    left = [look for look in looks if look.work is not None]
+    here = all(look.seconds is not None for look in left)
+    table = Sheet(("", "memory", "disk", *["time"] * here, ""), "what all of it takes")
+    for look in looks:
+        memory = size_text(look.rehearsal.needed_bytes) if look.rehearsal is not None else "-"
+        hours = hours_text(look.seconds) if look.seconds is not None else "-"
+        table.add(look.recipe.name, memory, size_text(look.disk_bytes), *[hours] * here, _state(look))
+    disk_bytes = sum(look.disk_bytes for look in looks)
+    if out is not None:
+        size = export_bytes(looks[-1])
+        disk_bytes += size
+        table.add("export", size_text(size), size_text(size), *["-"] * here, f"{out}; its minutes aren't predicted")
+    table.end_section()
+    most = max((look.rehearsal.needed_bytes for look in left if look.rehearsal is not None), default=0)
+    hours = hours_text(sum(look.seconds or 0.0 for look in left))
+    free = free_bytes(Path(looks[-1].recipe.output))
+    total = (size_text(most), size_text(disk_bytes), *[hours] * here)
+    table.add("all", *total, f"{size_text(free)} of disk are free", style="bold")
+    show(console, table)
+    if left and not here:
+        show(console, sequence_table({look.recipe.name: look.work for look in left if look.work is not None}))
+    predicted = ", the time is predicted, not measured" if here else ""
+    say(f"memory is rehearsed with the longest sample, disk is the most at once{predicted}")
+    if disk_bytes > free:
+        say(f"warning: all of it writes up to {size_text(disk_bytes)}, and {size_text(free)} are free: make room")
