@@ -136,8 +136,8 @@ def read_record(run: Path) -> TrainedOn | None:
 def record_at_start(train: SupervisedDataset, started_from: dict[str, Any] | None, bar: Bar) -> TrainedOn:
     """What a run will be trained on, and what the run was that its weights come from.
 
-    A picture that can't be read is left out: the run can't read it either. Measured with files of 200 kB in the
-    system's memory, on one core: SPEED; 16 bytes a picture on disk, ten times that in memory meanwhile.
+    A picture that can't be read is left out: the run can't read it either. Measured on 5,000 files of 100 kB in the
+    system's memory, on one core: 50 to 90 µs a picture, so about a minute for 665,000, and 11 MB on disk.
 
     Args:
         started_from: the manifest's record of that run.
