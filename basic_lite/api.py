@@ -31,8 +31,8 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import check_pictures, evaluate, read_questions
 from basic_lite.tools.score import EvalResult
-from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.training.trained_on import compare, record_of
 
 Pictures = Picture | Sequence[Picture] | None
 Rows = str | os.PathLike[str] | SourceSection | Iterable[Record | Mapping[str, Any] | SourceSection]
@@ -209,8 +209,8 @@ class TrainedModel(Model):
         found = _records(records, image_dir, limit)
         check_pictures(found)
         shown = Console(stderr=True)
-        trained = trained_on(self._run.bundle, found, partial(counting, shown, "comparing"))
-        for line in trained.notes:
+        trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
+        for line in trained.notes():
             note(line)
         with counting(shown, "answering", len(found)) as count:
             return evaluate(

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
-from basic_lite.console import Say, quiet_libraries, show, speaker
+from basic_lite.console import Say, counting, quiet_libraries, show, speaker
+from basic_lite.data.prepare import EVAL, Prepared
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render
 from basic_lite.model.device import tell_device
@@ -40,6 +42,7 @@ from basic_lite.training.run_folder import (
 )
 from basic_lite.training.stage import changes, look_at_stage, run_path
 from basic_lite.training.start import find_origin, resolve_start
+from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 
 
@@ -105,6 +108,13 @@ def train(
             require_same_data(folder, data.report.fingerprint)
             for warning in doubts(recipe, data):
                 say(f"warning: {warning}")
+        started_from = origin.record() if origin is not None else folder.started_from
+
+        # What it trains on is written down, so that none of it is called new later.
+        with processes.together():
+            trained = TrainedOn()
+            if processes.is_main:
+                trained, data = _write_down(folder, recipe, data, started_from, console)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
@@ -122,13 +132,12 @@ def train(
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
-            started_from = origin.record() if origin is not None else folder.started_from
             loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console))
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
             if processes.is_main:
-                for moved in folder.begin(recipe, table, data.summary()):
+                for moved in folder.begin(recipe, table, data.summary(), trained):
                     say(f"set aside, since its steps are made again: {moved}")
         history = loop.train()
 
@@ -150,6 +159,20 @@ def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None 
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left
     train(recipe, resume=is_run(folder.path), console=console)
     return folder.finished
+
+
+def _write_down(
+    folder: RunFolder, recipe: Recipe, data: Prepared, started_from: dict[str, Any] | None, console: Console
+) -> tuple[TrainedOn, Prepared]:
+    """What the run is trained on, and its data with how much of what evaluates it is among that, which is said."""
+    kept = read_record(folder.path) if folder.checkpoint is not None else None
+    trained = kept or record_at_start(data.train, started_from, partial(counting, console, "pictures read"))
+    if data.eval is None:
+        return trained, data
+    found = compare(trained, (data.eval.record(index) for index in range(len(data.eval))))
+    for line in found.notes_at_start("data.held_out" if recipe.data.held_out is not None else EVAL):
+        speaker(console)(line)
+    return trained, replace(data, known_before=found.summary())
 
 
 def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: Say) -> None:

@@ -43,8 +43,9 @@ def evaluate(
     lower case, with single spaces and without full stops at the end. Nothing else is forgiven: "a cat" isn't "cat".
     So it suits short answers, and says little of captions and long ones.
 
-    Pictures that the run was trained on are known by what is in their files, also under another name. Where there are
-    such, the table has both scores: go by "not trained on". Beside each is its 95 % interval, wide where they are few.
+    Pictures that the run was trained on, or one that it started from, are known by what is in their files, also under
+    another name; one that was resized or saved anew isn't recognised. Where there are such, the table has both scores:
+    go by "not trained on". Beside each is its 95 % interval, wide where they are few.
 
     Where records have a `question_type`, there is a row for each type: the share among its questions. The row `all` is
     over all questions that have an answer in the data, each counted once.

@@ -25,6 +25,8 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 TRAIN, EVAL = "data.train", "data.eval"
 # Keys of the run folder's data.json: positions of records, from 0, in all sources of a data key.
 BROKEN, HELD_OUT, HELD_OUT_PICTURES = "broken_pictures", "held_out", "held_out_pictures"
+# How much of the evaluation data is trained on, as ``training/trained_on.py`` counts it.
+KNOWN_BEFORE = "trained_on"
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,15 @@ class Prepared:
     eval: SupervisedDataset | None
     eval_report: DataReport | None
     drops: bool = False  # a record that breaks in the run is left out; else it stops the run
+    known_before: dict[str, Any] | None = None  # how much of ``eval`` is trained on; None: nobody has looked
 
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""
         out: dict[str, Any] = {"train": _counts(self.report)}
         if self.eval is not None and self.eval_report is not None:
             out["eval"] = _counts(self.eval_report)
+            if self.known_before is not None:
+                out["eval"][KNOWN_BEFORE] = self.known_before
             if self.eval.records is self.train.records:
                 out["eval"][HELD_OUT] = self.eval.indices.tolist()
                 out["eval"][HELD_OUT_PICTURES] = self._held_out_pictures

@@ -20,13 +20,13 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, place_for, require_writable
-from basic_lite.tools.run_data import held_out_records
 from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
-from basic_lite.tools.trained_on import trained_on
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.places import HELD_OUT
+from basic_lite.training.run_data import held_out_records
+from basic_lite.training.trained_on import compare, record_of
 
 
 def evaluate(
@@ -184,8 +184,8 @@ def evaluate_run(
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         say(note)
     say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
-    trained = trained_on(bundle, records, partial(counting, notes, "comparing"))
-    for line in trained.notes:
+    trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
+    for line in trained.notes():
         say(line)
     if several := several_questions(records):
         say(several)
@@ -208,6 +208,8 @@ def evaluate_run(
         "limit": limit,
         "template": chat.template,
         "max_new_tokens": result.max_new_tokens,
+        # Predictions of which less is known don't replace these.
+        "not_known": trained.marks.count(None),
     }
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run

@@ -3,7 +3,7 @@
 import math
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +16,9 @@ from rich.console import Console
 from basic_lite.errors import UserError
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
-from basic_lite.tools.score import ALL, FEW, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.places import (
+    DATA,
     FINAL,
     HELD_OUT,
     LOCK,
@@ -35,6 +36,8 @@ from basic_lite.training.places import (
 
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
+# Said of a score.
+UNKNOWN = "not known if trained on"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def row_of(run: Path) -> RunRow:
         _state(run, manifest, recipe, log),
         datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
         size_text(size_bytes),
-        _score(run, log),
+        _score(run, recipe, log),
         model.get("start") or (f"projector of {model['projector']}" if model.get("projector") else ""),
     )
 
@@ -164,22 +167,60 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
     return "failed before its first checkpoint"
 
 
-def _score(run: Path, log: list[dict[str, Any]]) -> str:
+def _score(run: Path, recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
     """The last held-out loss, and a share of exact matches: of answers that weren't trained on if there are any."""
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
-    found = [f"held-out loss {_number(losses[-1])}"] if losses else []
-    summaries = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
+    found = [f"held-out loss {_number(losses[-1])}{_known_before(run)}"] if losses else []
+    paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
+    summaries = [_keys(read_json(path)) for path in paths]
     # Of those that are equal in rank the latest.
-    if summary := max(reversed([_keys(read_json(path)) for path in summaries]), key=_rank, default=None):
-        found += _match(summary)
+    if summary := max(reversed(summaries), key=_rank, default=None):
+        data = _keys(summary.get("settings")).get("data")
+        tables = {str(one) for other in summaries if (one := _keys(other.get("settings")).get("data"))}
+        named = f" ({_short(data, tables | _tables_of(recipe))})" if isinstance(data, str) else ""
+        found += _match(summary, named)
     return "; ".join(found)
 
 
-def _rank(summary: dict[str, Any]) -> tuple[bool, int, int, bool]:
-    """What an evaluation says of a run: most where it didn't train on the data, of late weights, of many answers."""
+def _known_before(run: Path) -> str:
+    """What the run's ``data.json`` says of the pictures that the loss is of, in brackets; nothing where all are new."""
+    told = _keys(_keys(_keys(read_json(run / DATA)).get("eval")).get("trained_on"))
+    parts = [(name, counts) for name, counts in _keys(told.get("of")).items() if _is_counts(counts)]
+    met = [f"{counts[0]} of {counts[1]} {name} trained on" for name, counts in parts if counts[0]]
+    if told.get("known") is not True and any(counts[0] < counts[1] for _, counts in parts or [("", (0, 1))]):
+        met.append(UNKNOWN)
+    return f" ({', '.join(met)})" if met else ""
+
+
+def _is_counts(counts: Any) -> bool:
+    return isinstance(counts, list) and len(counts) == 2 and all(isinstance(one, int) for one in counts)
+
+
+def _tables_of(recipe: dict[str, Any]) -> set[str]:
+    """Paths of the tables that a recipe names."""
+    data = _keys(recipe.get("data"))
+    sections = [one for key in ("train", "eval") for one in _listed(data.get(key))]
+    return {os.path.abspath(path) for one in sections if isinstance(path := _keys(one).get("path"), str)}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _short(table: str, others: Iterable[str]) -> str:
+    """A table's name, with as many of its folders as tell it from others."""
+    parts = Path(table).parts
+    rest = [Path(other).parts for other in others if other != table]
+    count = next((n for n in range(1, len(parts)) if all(one[-n:] != parts[-n:] for one in rest)), len(parts))
+    return Path(*parts[-count:]).as_posix()
+
+
+def _rank(summary: dict[str, Any]) -> tuple[bool, int, bool, int]:
+    """What an evaluation says of a run: most where it didn't train on the data, of late weights, of its own split."""
     settings, new = _keys(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
     step = settings.get("step")
-    return new is not None, step if isinstance(step, int) else 0, new.n if new else 0, settings.get("data") == HELD_OUT
+    own = settings.get("data") == HELD_OUT and settings.get("limit") is None and _share(summary, TRAINED_ON) is None
+    return new is not None, step if isinstance(step, int) else 0, own, new.n if new else 0
 
 
 def _share(summary: dict[str, Any], name: str) -> Share | None:
@@ -187,18 +228,16 @@ def _share(summary: dict[str, Any], name: str) -> Share | None:
     return Share(right, n) if isinstance(right, int) and isinstance(n, int) and 0 <= right <= n and n else None
 
 
-def _match(summary: dict[str, Any]) -> list[str]:
+def _match(summary: dict[str, Any], named: str) -> list[str]:
     """The share of exact matches in words, with what it is of; nothing where the data had no answers."""
-    data = _keys(summary.get("settings")).get("data")
-    named = f" ({Path(data).name})" if isinstance(data, str) else ""
-    new, trained = _share(summary, NOT_TRAINED_ON), _share(summary, TRAINED_ON)
-    if one := new or trained:
-        kind = "not trained on" if new else "all trained on"
-        few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
-        return [f"exact match {one.share:.1%} of {one.n} {kind}{named}{few}"]
+    kinds = {NOT_TRAINED_ON: "not recognised as trained on", NOT_KNOWN: UNKNOWN, TRAINED_ON: "all trained on"}
+    for key, kind in kinds.items():
+        if one := _share(summary, key):
+            few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
+            return [f"exact match {one.share:.1%} of {one.n} {kind}{named}{few}"]
     match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
     number = f" of {count}" if isinstance(count, int) else ""
-    return [f"exact match {match:.1%}{number}{named}"] if isinstance(match, int | float) else []
+    return [f"exact match {match:.1%}{number} {UNKNOWN}{named}"] if isinstance(match, int | float) else []
 
 
 def _number(loss: float) -> str:

@@ -19,7 +19,7 @@ _LONG = 8
 # The 97.5 % point of the normal distribution.
 _Z = 1.959964
 # Keys of the summary beside the predictions.
-TRAINED_ON, NOT_TRAINED_ON = "trained_on", "not_trained_on"
+TRAINED_ON, NOT_TRAINED_ON, NOT_KNOWN = "trained_on", "not_trained_on", "not_known"
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,13 @@ class EvalResult:
 
     @property
     def not_trained_on(self) -> Share | None:
-        """Over the questions with other pictures: the score to go by. None: there are none, or it can't be told."""
+        """Over the questions with other pictures: the score to go by. None: there are none, or it isn't known."""
         return shares(self.of(False)).get(ALL)
+
+    @property
+    def not_known(self) -> Share | None:
+        """Over the questions of which it isn't known whether their pictures were trained on; None: there are none."""
+        return shares(self.of(None)).get(ALL)
 
     @property
     def cut(self) -> int:
@@ -92,7 +97,11 @@ class EvalResult:
     def save(self, path: str | os.PathLike[str], **settings: object) -> None:
         """Write the predictions as JSON lines, and the scores with ``settings`` beside them as ``.summary.json``."""
         summary: dict[str, Any] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
-        for name, one in ((TRAINED_ON, self.trained_on), (NOT_TRAINED_ON, self.not_trained_on)):
+        for name, one in (
+            (TRAINED_ON, self.trained_on),
+            (NOT_TRAINED_ON, self.not_trained_on),
+            (NOT_KNOWN, self.not_known),
+        ):
             if one is not None:
                 summary[name] = {"right": one.right, "n": one.n, "share": one.share, "interval_95": one.interval}
         write_predictions(self.predictions, {**summary, "settings": settings}, Path(path))
@@ -126,7 +135,7 @@ def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int])
 
 def score_table(result: EvalResult) -> Sheet:
     """Exact match by question type; where part of it was trained on, that is beside what wasn't."""
-    names = {False: "not trained on", None: "exact match", True: "trained on"}
+    names = {False: "not trained on", None: "not known if trained on", True: "trained on"}
     sides = {name: found for mark, name in names.items() if (found := shares(result.of(mark)))}
     if list(sides) == [names[False]]:
         sides = {"exact match": sides[names[False]]}
@@ -157,7 +166,7 @@ def between(one: Share) -> str:
 
 def remarks(result: EvalResult) -> Iterator[str]:
     """What belongs below the table, so that nobody reads too much into it."""
-    told = result.not_trained_on or shares(result.of(None)).get(ALL)
+    told = result.not_trained_on or result.not_known
     if told is None:
         if result.trained_on is not None:
             yield "all of it was trained on, so this doesn't say how the model does on new pictures"

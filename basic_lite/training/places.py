@@ -2,7 +2,8 @@
 
 ::
 
-    recipe.yaml  parts.json  data.json     written when the run takes the folder
+    recipe.yaml  parts.json  data.json     written when the run takes the folder, and
+    trained_on.safetensors                 what it is trained on (see ``trained_on.py``)
     log.jsonl  tensorboard/                written as it goes
     checkpoint-N/  final/                  bundles
     set-aside-…/                           bundles that --resume --checkpoint has passed by
@@ -18,7 +19,7 @@ from typing import Any
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
-RECIPE_YAML, PARTS, DATA = "recipe.yaml", "parts.json", "data.json"
+RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
 SET_ASIDE = "set-aside-"
@@ -87,7 +88,7 @@ def remains_of(folder: Path) -> list[Path]:
     """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
     written = ("checkpoint-*", FINAL, LOG, PARTS, DATA)
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
-    named = [folder / name for name in (LOG, TENSORBOARD, DATA, RECIPE_YAML, PARTS)]
+    named = [folder / name for name in (LOG, TENSORBOARD, DATA, TRAINED_ON, RECIPE_YAML, PARTS)]
     return [path for path in [*cut_off, *named] if path.exists()]
 
 

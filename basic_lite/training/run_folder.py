@@ -31,6 +31,7 @@ from basic_lite.training.places import (
     remains_of,
     results_of,
 )
+from basic_lite.training.trained_on import TrainedOn
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
@@ -84,8 +85,8 @@ class RunFolder:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
 
-    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any]) -> list[Path]:
-        """Take the folder: write the resolved recipe, the part table and the data's summary.
+    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any], trained_on: TrainedOn) -> list[Path]:
+        """Take the folder: write the resolved recipe, the part table, the data's summary and what is trained on.
 
         A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there. A run
         that continues sets aside what later steps have left.
@@ -97,6 +98,7 @@ class RunFolder:
         write_json(self.path / PARTS, [vars(part) for part in parts])
         moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
         write_json(self.path / DATA, data)
+        trained_on.write(self.path)
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         return moved
 

@@ -78,7 +78,8 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
         "failed": "failed before its first checkpoint",
         "more": "stopped at step 2 of 3",
     }
-    assert found["done"].score.startswith("held-out loss ") and found["done"].score.endswith("; exact match 25.0%")
+    before = "(12 of 12 pictures trained on); exact match 25.0% not known if trained on"
+    assert found["done"].score.startswith("held-out loss ") and found["done"].score.endswith(before)
     assert found["more"].started_from == str(made / "runs" / "done") and found["done"].started_from == ""
     total = sum(path.stat().st_size for path in (runs / "done").rglob("*") if path.is_file())
     assert found["done"].size in (f"{total / 1024:.0f} KiB", f"{total / 2**20:.0f} MiB")
@@ -103,13 +104,17 @@ def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place
         return row_of(done).score.split("; ")[1]
 
     first = score_after("a", 1, not_trained_on=900)
-    assert first == "exact match 0.0% of 900 not trained on (a)"
+    assert first == "exact match 0.0% of 900 not recognised as trained on (a)"
     # More answers, but none is new: they say nothing of new pictures, whatever the checkpoint.
     assert score_after("b", 3, trained_on=1000) == first
-    assert score_after("c", 2, not_trained_on=500) == "exact match 0.0% of 500 not trained on (c)"
-    assert score_after("held-out", 2, not_trained_on=5).endswith(" of 500 not trained on (c)")
-    assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not trained on (d)")
-    assert score_after("e", 3, not_trained_on=40).endswith(" of 40 not trained on (e)")
+    assert score_after("c", 2, not_trained_on=500) == "exact match 0.0% of 500 not recognised as trained on (c)"
+    assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not recognised as trained on (d)")
+    # The run's own split goes before more answers to other questions, unless a part of it was trained on.
+    assert score_after("held-out", 2, not_trained_on=5, trained_on=2).endswith(
+        " of 500 not recognised as trained on (d)"
+    )
+    assert " of 5 not recognised as trained on (held-out)" in score_after("held-out", 2, not_trained_on=5)
+    assert score_after("e", 3, not_trained_on=40).endswith(" of 40 not recognised as trained on (e)")
 
 
 def test_runs_fits_a_narrow_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +133,12 @@ def test_runs_reads_what_is_damaged(place: Path) -> None:
     (done / "predictions_data_final.summary.json").write_text("[]")
     rows, _ = shown(place / "runs")
     assert [row.state for row in rows if row.path == done] == ["damaged: its manifest.json can't be read"]
-    assert [row.score for row in rows if row.path == done] == ["held-out loss is no number"]
+    assert [row.score for row in rows if row.path == done] == [
+        "held-out loss is no number (12 of 12 pictures trained on)"
+    ]
+    for damaged in ("[]", '{"eval": {"trained_on": {"of": {"pictures": [1]}, "known": 1}}}', '{"eval": 3}'):
+        (done / "data.json").write_text(damaged)
+        assert row_of(done).score == "held-out loss is no number (not known if trained on)"
     with pytest.raises(UserError, match="there is no folder"):
         shown(place / "nowhere")
     (place / "empty").mkdir()

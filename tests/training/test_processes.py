@@ -26,6 +26,7 @@ from basic_lite.training import assembly
 from basic_lite.training.batches import Schedule
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.processes import SHARDING, Processes
+from basic_lite.training.trained_on import read_record
 from tests.support.launched import TWO, launch, launch_command, planned
 from tests.support.runs import (
     GUARDED,
@@ -182,6 +183,8 @@ def test_only_the_main_process_writes(runs: Path) -> None:
     assert any("manifest.json" in change for change in first) and any("log.jsonl" in change for change in first)
     assert second == []
     assert no_half_files(runs)
+    told = [read_record(runs / name) for name in ("one-saved", "two-saved")]
+    assert told[0] == told[1] and told[0] is not None and told[0].digests
 
 
 # --- what goes wrong in one process ---------------------------------------------------------------------------------

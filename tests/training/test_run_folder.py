@@ -124,7 +124,16 @@ def test_a_failed_start_does_not_block_its_name(place: Path, monkeypatch: pytest
     assert [line["step"] for line in log_of(folder) if "refinement" in line] == [0, 2]
     events = {path.name for path in (folder / "tensorboard").glob("**/events.*")}
     assert len(events) == 2 and not left & events  # one with the curves, one with the recipe's values
-    names = {"recipe.yaml", "parts.json", "data.json", "log.jsonl", "tensorboard", "checkpoint-2", "final"}
+    names = {
+        "recipe.yaml",
+        "parts.json",
+        "data.json",
+        "trained_on.safetensors",
+        "log.jsonl",
+        "tensorboard",
+        "checkpoint-2",
+        "final",
+    }
     assert {path.name for path in folder.iterdir()} == names
 
 
@@ -173,7 +182,16 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"already holds another run .*or replace it with --overwrite"):
         again(models, old)
     assert again(models, old, overwrite=True) == old
-    names = {"recipe.yaml", "parts.json", "data.json", "log.jsonl", "tensorboard", "checkpoint-2", "final"}
+    names = {
+        "recipe.yaml",
+        "parts.json",
+        "data.json",
+        "trained_on.safetensors",
+        "log.jsonl",
+        "tensorboard",
+        "checkpoint-2",
+        "final",
+    }
     assert {path.name for path in old.iterdir()} == names | {"notes.txt"}  # a person's own file stays
     fresh = again(models, tmp_path / "elsewhere" / "tiny")
     assert_same_weights(old / "final", fresh / "final")

@@ -13,7 +13,8 @@ from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.tools.export.folder import Source
-from basic_lite.tools.run_data import held_out_in
+from basic_lite.training.run_data import held_out_in
+from basic_lite.training.trained_on import compare, read_record
 
 COMPARED_TOKENS = 32
 """Most tokens of a record's answer whose logits are compared."""
@@ -28,7 +29,7 @@ class Sample:
         prompt: the ids up to the answer.
         pixel_values: [n, 3, h, w], or None.
         rows: positions whose logits predict a token of the answer.
-        held_out: the run kept it for evaluation.
+        held_out: the run kept it for evaluation, and none of these samples is known to be trained on.
     """
 
     record: Record
@@ -53,6 +54,8 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
         indices = range(len(records)) if kept is None else kept
         count = min(count, len(indices))
         chosen = [records[indices[place * len(indices) // count]] for place in range(count)]
+        if held_out and (known := read_record(source.bundle.folder.parent)) is not None:
+            held_out = True not in compare(known, chosen).marks
         samples = [sample for record in chosen if (sample := _sample(source, record, held_out)) is not None]
     except UserError as error:
         raise UserError(

@@ -87,13 +87,11 @@ class TrainedRecords:
     Attributes:
         chosen: their positions in ``records``.
         held_out: names of pictures; a record that has only such was kept for evaluation.
-        notes: what the user should know of it.
     """
 
     records: Records
     chosen: Sequence[int]
     held_out: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -108,27 +106,23 @@ class TrainedRecords:
 
 
 def trained_records(bundle: Bundle) -> TrainedRecords | None:
-    """What a run was trained on; None: it can't be told any more."""
+    """What a run was trained on that wrote no record of it; None: that can't be told any more."""
     section, run = bundle.recipe.data, bundle.folder.parent
     try:
         records = load_records(section.train, root=Path.cwd())
     except UserError:
         return None
     count, numbers = train_records_of(run), held_out_of(run)
-    notes = []
-    if count is not None and count != len(records):
-        notes.append(
-            f"note: data.train of {run} has {len(records):,} records now and had {count:,}; all that it has now count "
-            "as trained on"
-        )
+    if count != len(records):
+        return None
     if section.held_out is None:
-        return TrainedRecords(records, range(len(records)), notes=tuple(notes))
+        return TrainedRecords(records, range(len(records)))
     if numbers is None:
         return None
     if _is_as_then(records, numbers, run):
         return TrainedRecords(records, sorted(set(range(len(records))) - set(numbers)))
     held = _names_held_out(run)
-    return None if held is None else TrainedRecords(records, range(len(records)), held, tuple(notes))
+    return None if held is None else TrainedRecords(records, range(len(records)), held)
 
 
 def _readable(records: Records, chosen: Iterable[int], *, drop: bool) -> Iterator[Record]:

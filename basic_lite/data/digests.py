@@ -1,0 +1,50 @@
+"""Short digests of pictures and texts: equal ones are known again wherever they lie and whatever they are called."""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+from basic_lite.data.images import ImageRef, locate
+from basic_lite.data.record import Record
+
+DIGEST_BYTES = 16
+# What is read of a large file: so many bytes at its start, in its middle and at its end.
+_PIECE_BYTES = 4096
+
+
+def picture_digest(image: ImageRef) -> bytes:
+    """16 bytes that stand for a picture's file: for its size, and for its first, middle and last 4 KiB.
+
+    Of a file of up to 12 KiB all bytes count. Two larger files of one size that differ only between the pieces have one
+    digest, so a new one may be taken for the other. Compressed pictures (JPEG, PNG, WebP) that differ anywhere differ
+    in size or at the end; uncompressed ones (BMP, most TIFF) of one size may not. A copy always has the same digest.
+
+    Raises:
+        BadImage, OSError: there is no such file, or it can't be read.
+    """
+    if image.blob is not None:
+        data = memoryview(image.blob.as_buffer() if hasattr(image.blob, "as_buffer") else image.blob)
+        return _of_pieces(data.nbytes, lambda start, count: bytes(data[start : start + count]))
+    with open(locate(image), "rb", buffering=0) as stream:
+
+        def read(start: int, count: int) -> bytes:
+            stream.seek(start)
+            return stream.read(count)
+
+        return _of_pieces(os.fstat(stream.fileno()).st_size, read)
+
+
+def _of_pieces(size_bytes: int, read: Callable[[int, int], bytes]) -> bytes:
+    digest = hashlib.blake2b(size_bytes.to_bytes(8, "little"), digest_size=DIGEST_BYTES)
+    if size_bytes <= 3 * _PIECE_BYTES:
+        digest.update(read(0, size_bytes))
+    else:
+        for start in (0, (size_bytes - _PIECE_BYTES) // 2, size_bytes - _PIECE_BYTES):
+            digest.update(read(start, _PIECE_BYTES))
+    return digest.digest()
+
+
+def text_digest(record: Record) -> bytes:
+    """16 bytes that stand for what a record without pictures says."""
+    said = repr(([(turn.role, turn.text) for turn in record.turns], record.answer))
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=b"text").digest()
