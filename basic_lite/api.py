@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -29,9 +30,9 @@ from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.evaluate import check_pictures, evaluate, read_questions
+from basic_lite.tools.evaluate import check_pictures, evaluate, made_with, read_questions
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.training.answer import MAX_NEW_TOKENS, answer_length, chat_format
 from basic_lite.training.trained_on import compare, record_of
 
 Pictures = Picture | Sequence[Picture] | None
@@ -212,8 +213,20 @@ class TrainedModel(Model):
         trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
         for line in trained.notes():
             note(line)
+        file = Path(records).absolute() if isinstance(records, str | os.PathLike) else None
+        chat = chat_format(self.recipe, self._run.loaded, template)
+        settings = made_with(
+            self._run.bundle,
+            found,
+            data=None if file is None else str(file),
+            image_dir=None if image_dir is None else str(Path(image_dir).absolute()),
+            limit=limit,
+            template=chat.template,
+            max_new_tokens=max_new_tokens or answer_length(chat, found),
+            not_known=trained.marks.count(None),
+        )
         with counting(shown, "answering", len(found)) as count:
-            return evaluate(
+            result = evaluate(
                 self._run.loaded,
                 self.recipe,
                 found,
@@ -223,6 +236,7 @@ class TrainedModel(Model):
                 trained=trained.marks,
                 progress=progress or count,
             )
+        return replace(result, settings=settings)
 
 
 def _records(records: Rows, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:

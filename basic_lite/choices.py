@@ -1,5 +1,6 @@
 """The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it."""
 
+import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,15 +32,20 @@ def meant(word: str, choices: Iterable[str]) -> str | None:
 
 
 def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
-    """`did you mean PATH?` for a path where nothing is, with the nearest name beside it; empty where none is near.
+    """`did you mean PATH?` for a path where nothing is: a file or one of its folders is spelled a little otherwise.
+
+    Empty where no name is near.
 
     Args:
         fits: whether what is at a path comes into question.
     """
+    # The outermost folder that isn't there has the wrong name.
+    wrong = next((one for one in reversed([path, *path.parents]) if not os.path.exists(one)), path)
+    rest = path.relative_to(wrong)
     try:
-        beside = [one.name for one in path.parent.iterdir() if fits(one)]
+        beside = [one.name for one in wrong.parent.iterdir() if fits(one / rest)]
     except OSError:
         return ""
     names = {name.lower(): name for name in beside if not name.startswith(".")}
-    near = get_close_matches(path.name.lower(), names, 1)
-    return f"did you mean {(path.parent / names[near[0]]).as_posix()}?" if near else ""
+    near = get_close_matches(wrong.name.lower(), names, 1)
+    return f"did you mean {(wrong.parent / names[near[0]] / rest).as_posix()}?" if near else ""

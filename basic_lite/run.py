@@ -137,8 +137,8 @@ def train(
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
             if processes.is_main:
-                for moved in folder.begin(recipe, table, data.summary(), trained):
-                    say(f"set aside, since its steps are made again: {moved}")
+                for line in folder.begin(recipe, table, data.summary(), trained):
+                    say(line)
         history = loop.train()
 
         return RunResult(folder.path, folder.final, loop.schedule.steps, history)

@@ -51,8 +51,9 @@ def evaluate(
     over all questions that have an answer in the data, each counted once.
 
     Predictions are written as JSON lines, with the pictures and with "cut": true where an answer was cut off; beside
-    them a summary with the scores and all settings. Only predictions of the same settings are replaced; a file that was
-    edited counts as the same.
+    them a summary with the scores and all settings. A file of predictions is replaced only if it has the same settings,
+    the same model and the same data, and nobody has changed it since. Any other is kept: the new file gets a number
+    (`…_2.jsonl`), and a line says why; a name that you gave with --out is refused.
     """
     from basic_lite.tools.evaluate import evaluate_run
 

@@ -24,7 +24,12 @@ def train(
         typer.Option(min=1, metavar="STEP", help="With --resume: from this step's checkpoint, not the newest."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in the folder, once this one has passed its checks.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the run in the folder, once this one has passed its checks. Predictions and what you have "
+            "put into it or changed in its recipe are moved to its folder kept-1.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:

@@ -80,22 +80,28 @@ class RefinementCurve:
             health=None if health is None else Health(**health),
         )
 
-    def comparison(self) -> str:
-        """v against v̂ with the interval and the verdict, as log, report and card say it."""
+    def comparison(self, which: str = "samples", *, judged: bool = True) -> str:
+        """v against v̂ with the interval and the verdict, as log, report and card say it.
+
+        Args:
+            which: what the samples are called.
+            judged: with the verdict.
+        """
         if self.score is None:
             return "no refinement curve: it needs two samples with a picture"
         gain = "without an interval" if self.gain is None else f"gain {self.gain.text}"
-        return f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, {gain} over {self.samples} samples: {self.verdict}"
+        verdict = f": {self.verdict}" if judged else ""
+        return f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, {gain} over {self.samples} {which}{verdict}"
 
-    def summary(self) -> str:
-        """The curve in a line."""
+    def summary(self, *, judged: bool = True) -> str:
+        """The curve in a line, with its verdict or without."""
         if self.score is None:
             return self.comparison()
         layers = self.score[1:-1]
         best = max(range(len(layers)), key=layers.__getitem__)
         return (
             "BASIC's premise (README): visual tokens nearest to a word of their own text, beyond chance: "
-            f"{self.comparison()} (best after layer {best + 1}: {layers[best]:+.3f})"
+            f"{self.comparison(judged=judged)} (best after layer {best + 1}: {layers[best]:+.3f})"
         )
 
     def warning(self) -> str | None:

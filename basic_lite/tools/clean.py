@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from basic_lite.console import speaker
 from basic_lite.errors import UserError
 from basic_lite.sizes import size_text
 from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
@@ -58,11 +59,7 @@ def clean(
     Raises:
         UserError: a folder is missing; nobody can be asked and ``yes`` isn't given; a file can't be deleted.
     """
-    console = console or Console(highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
+    say = speaker(console or Console(highlight=False))
     runs = list(dict.fromkeys(run for place in places for run in runs_in(place, links=False)))
     plans = {run: plan_of(run) for run in runs}
     loose = list(dict.fromkeys(path for place in places for path in _loose_in(place)))

@@ -1,16 +1,20 @@
 """``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
 
+import hashlib
+import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.guess import source_of
-from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.images import ImageRef, check_image, picture_key
 from basic_lite.data.problems import BadRecord, RecordProblem
 from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
@@ -19,12 +23,13 @@ from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.tools.predictions import Prediction, place_for, require_writable
+from basic_lite.tools.predictions import Prediction, free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
-from basic_lite.training.bundle_files import look_at_bundle
-from basic_lite.training.places import HELD_OUT
+from basic_lite.training.bundle_files import Bundle, look_at_bundle
+from basic_lite.training.files import sha256
+from basic_lite.training.places import HELD_OUT, MANIFEST
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import compare, record_of
 
@@ -115,6 +120,26 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
     return lambda index: records[partner[index]].images
 
 
+def made_with(bundle: Bundle, records: Sequence[Record], **settings: object) -> dict[str, Any]:
+    """The settings of an evaluation: ``settings``, and what tells its model and its data from any others.
+
+    Raises:
+        BadImage: a picture is missing.
+    """
+    data = hashlib.sha256()
+    for one in records:
+        pictures = [picture_key(image) for image in one.images]
+        text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
+        data.update(json.dumps(text).encode())
+    return {
+        "bundle": bundle.folder.name,
+        "step": bundle.step,
+        "model_sha256": sha256(bundle.folder / MANIFEST),
+        **settings,
+        "data_sha256": data.hexdigest(),
+    }
+
+
 def check_pictures(records: Iterable[Record]) -> None:
     """Open all pictures before the first answer, and not in the middle.
 
@@ -175,7 +200,8 @@ def evaluate_run(
         records = read_questions(data, image_dir, limit)
     check_pictures(records)
     if out is not None:
-        require_writable(out)
+        require_free(out, None, "--out")
+        require_writable(out, "--out")
     place = pick_device(device, "--device")
     say = speaker(notes)
     tell_device(place, device, say)
@@ -183,8 +209,20 @@ def evaluate_run(
     chat = chat_format(bundle.recipe, loaded, template)
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         say(note)
-    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
+    settings = made_with(
+        bundle,
+        records,
+        data=HELD_OUT if data is None else str(data.absolute()),
+        image_dir=str(image_dir.absolute()) if image_dir else None,
+        limit=limit,
+        template=chat.template,
+        max_new_tokens=max_new_tokens or answer_length(chat, records),
+        not_known=trained.marks.count(None),  # predictions of which less is known don't replace others
+    )
+    if out is not None:
+        require_free(out, settings, "--out")
+    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
     for line in trained.notes():
         say(line)
     if several := several_questions(records):
@@ -200,27 +238,23 @@ def evaluate_run(
             trained=trained.marks,
             progress=count,
         )
-    settings = {
-        "bundle": bundle.folder.name,
-        "step": bundle.step,
-        "data": HELD_OUT if data is None else str(data.absolute()),
-        "image_dir": str(image_dir.absolute()) if image_dir else None,
-        "limit": limit,
-        "template": chat.template,
-        "max_new_tokens": result.max_new_tokens,
-        # Predictions of which less is known don't replace these.
-        "not_known": trained.marks.count(None),
-    }
+    result = replace(result, settings=settings)
     # A bundle's own folder stays as its manifest describes it.
     folder = bundle.folder.parent if run == bundle.folder else run
-    target = out or place_for(
-        folder, f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}", settings
-    )
+    wanted = out or folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
     _show(result, console, say)
-    replaced = " (replaced)" if target.exists() else ""
-    result.save(target, **settings)
-    console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
+    _save(result, wanted, console, say)
     return result
+
+
+def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
+    """Write the predictions there, or where nothing is lost, and say so."""
+    target = free_place(wanted, result.settings)
+    if why := why_kept(wanted, result.settings):
+        say(f"note: {why}, so it is kept, and these go to {target.name}")
+    replaced = " (replaced)" if target.exists() else ""
+    result.save(target)
+    console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
 
 
 def several_questions(records: list[Record]) -> str | None:

@@ -2,16 +2,18 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
-from basic_lite.training.files import write_json
+from basic_lite.training.files import sha256, write_json
 from basic_lite.training.places import read_json
 
 SUMMARY = ".summary.json"
+# In the summary: the digest of the predictions as they were written.
+SHA256 = "predictions_sha256"
 
 
 @dataclass(frozen=True)
@@ -39,30 +41,69 @@ class Prediction:
     trained_on: bool | None = None
 
 
-def place_for(folder: Path, stem: str, settings: dict[str, Any]) -> Path:
-    """``stem``.jsonl in ``folder``, or with the first number behind it that keeps predictions of other settings."""
-    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-    paths = (folder / f"{name}.jsonl" for name in names)
-    return next(path for path in paths if not path.exists() or _settings_of(path) == settings)
+def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
+    """Why predictions may not be written to a file; None: nothing is lost by it.
+
+    A file is replaced only if it is an evaluation's own, of the same settings, the same model and the same data, and
+    nobody has changed it since.
+
+    Args:
+        settings: of the new predictions (``evaluate.made_with``); None: they aren't known yet.
+    """
+    beside = path.with_suffix(SUMMARY)
+    there = path.is_file() and path.stat().st_size > 0
+    if not there and not beside.exists():
+        return None
+    summary = read_json(beside)
+    if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
+        return f"{path if there else beside} is there already and holds no predictions of basic-lite"
+    if not there:
+        return f"{beside} is there already and has the scores of other predictions"
+    if SHA256 not in summary:
+        return f"{path} is of an older basic-lite, which didn't note whether it was changed since"
+    if sha256(path) != summary[SHA256]:
+        return f"{path} was changed since basic-lite wrote it"
+    if settings is None:
+        return None
+    old = summary["settings"]
+    if not settings or old.get("model_sha256") != settings.get("model_sha256"):
+        return f"{path} has the answers of another model"
+    if old.get("data_sha256") != settings.get("data_sha256"):
+        return f"{path} has the answers to other data"
+    other = [key for key in sorted(old.keys() | settings.keys()) if old.get(key) != settings.get(key)]
+    if not other:
+        return None
+    changes = ", ".join(f"{key} {_shown(old.get(key))}, now {_shown(settings.get(key))}" for key in other)
+    return f"{path} has answers of other settings ({changes})"
 
 
-def _settings_of(path: Path) -> Any:
-    """The settings that made the predictions in a file; None where they aren't known."""
-    summary = read_json(path.with_suffix(SUMMARY))
-    return summary.get("settings") if isinstance(summary, dict) else None
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)
 
 
-def require_writable(path: Path) -> None:
-    """Refuse an output file before the first answer, not after the last: one that can't be written, or is not ours.
+def free_place(wanted: Path, settings: Mapping[str, Any]) -> Path:
+    """``wanted``, or the same name with the first number behind it that costs no other predictions."""
+    names = itertools.chain([wanted.stem], (f"{wanted.stem}_{number}" for number in itertools.count(2)))
+    paths = (wanted.with_name(name + wanted.suffix) for name in names)
+    return next(path for path in paths if why_kept(path, settings) is None)
+
+
+def require_free(path: Path, settings: Mapping[str, Any] | None, key: str) -> None:
+    """Refuse a file that a person named, where something would be lost with it.
 
     Raises:
-        UserError: it can't be written, or there is a file that holds no predictions.
+        UserError: ``why_kept`` has a reason.
     """
-    if path.is_file() and path.stat().st_size and _settings_of(path) is None:
-        raise UserError(
-            f"--out: {path} is there already and holds no predictions of an earlier evaluation, so it isn't replaced; "
-            "name a new file"
-        )
+    if why := why_kept(path, settings):
+        raise UserError(f"{key}: {why}, so it isn't replaced; choose another name")
+
+
+def require_writable(path: Path, key: str) -> None:
+    """Refuse an output file that can't be written, before the first answer and not after the last.
+
+    Raises:
+        UserError: it can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -71,12 +112,12 @@ def require_writable(path: Path) -> None:
         if new:
             path.unlink()
     except OSError as error:
-        raise UserError(f"--out: can't write {path} ({error.strerror or error}); name a file") from error
+        raise UserError(f"{key}: can't write {path} ({error.strerror or error}); name a file") from error
 
 
 def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any], path: Path) -> None:
-    """One JSON object a prediction, and ``summary`` beside it as ``.summary.json``."""
+    """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(one), ensure_ascii=False) for one in predictions]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    write_json(path.with_suffix(SUMMARY), summary)
+    write_json(path.with_suffix(SUMMARY), {**summary, SHA256: sha256(path)})

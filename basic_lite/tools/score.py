@@ -3,13 +3,13 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from basic_lite.console import Sheet
-from basic_lite.tools.predictions import Prediction, write_predictions
+from basic_lite.tools.predictions import Prediction, require_free, require_writable, write_predictions
 
 ALL = "all"
 # With fewer answers than this it is said that they are few.
@@ -47,10 +47,12 @@ class EvalResult:
 
     Attributes:
         max_new_tokens: the most tokens that an answer might have.
+        settings: what they were made with: the model, the data, and how they were asked.
     """
 
     predictions: list[Prediction]
     max_new_tokens: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return f"EvalResult({len(self.predictions)} answers, accuracy={self.accuracy}, counts={self.counts})"
@@ -94,8 +96,14 @@ class EvalResult:
         """Those that were trained on, weren't, or of which it can't be told."""
         return [one for one in self.predictions if one.trained_on is trained]
 
-    def save(self, path: str | os.PathLike[str], **settings: object) -> None:
-        """Write the predictions as JSON lines, and the scores with ``settings`` beside them as ``.summary.json``."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the predictions as JSON lines, and the scores and settings beside them as ``.summary.json``.
+
+        Raises:
+            UserError: something else is there: not these predictions, unchanged since they were written.
+        """
+        require_free(Path(path), self.settings, "save")
+        require_writable(Path(path), "save")
         summary: dict[str, Any] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
         for name, one in (
             (TRAINED_ON, self.trained_on),
@@ -104,7 +112,7 @@ class EvalResult:
         ):
             if one is not None:
                 summary[name] = {"right": one.right, "n": one.n, "share": one.share, "interval_95": one.interval}
-        write_predictions(self.predictions, {**summary, "settings": settings}, Path(path))
+        write_predictions(self.predictions, {**summary, "settings": dict(self.settings)}, Path(path))
 
 
 def normalise(text: str) -> str:

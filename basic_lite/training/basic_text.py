@@ -1,8 +1,10 @@
 """What BASIC will do in a run, in one plain sentence: it is on, waits for its premise, or is off, and why."""
 
+import math
+
 from basic_lite.data.prepare import Prepared
 from basic_lite.recipe.rules import computes_das, computes_sds
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision.calibration import scores_decide
 from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH
@@ -35,16 +37,30 @@ def basic_text(recipe: Recipe, data: Prepared, *, shown: bool = False) -> str:
         return f"BASIC is on from the first step to the last{few}{rising}"
     if shown:
         return "BASIC is on, as it was when the run stopped, for as long as its premise is shown to hold"
-    pictures = sum(int(one.has_image.sum()) for one in (data.report, data.eval_report) if one is not None)
-    most = min(settings.refinement_batches * SAMPLES_PER_BATCH, pictures)
-    decide = most // 2 if scores_decide(settings) else most  # the other half chooses the target
-    if decide < LEAST_SAMPLES:
-        return (
-            f"warning: BASIC stays off in this run: {decide} samples with pictures can't show that its premise holds "
-            f"({LEAST_SAMPLES} are the least); take more data, raise supervision.refinement_batches, or set "
-            "supervision.gate=false"
-        )
+    if text := _too_few(settings, data):
+        return text
     return (
         "BASIC is off until its premise is shown to hold, which it may never be; with supervision.gate=false it is on "
         "from the first step"
+    )
+
+
+def _too_few(settings: SupervisionSection, data: Prepared) -> str | None:
+    """The warning where no look can show the premise, with what would be enough; None where one can."""
+    parted = scores_decide(settings)  # then the other half chooses the target
+    least = LEAST_SAMPLES * (2 if parted else 1)
+    pictures = sum(int(one.has_image.sum()) for one in (data.report, data.eval_report) if one is not None)
+    looked_at = min(settings.refinement_batches * SAMPLES_PER_BATCH, pictures)
+    if looked_at >= least:
+        return None
+    decide = looked_at // 2 if parted else looked_at
+    batches = math.ceil(least / SAMPLES_PER_BATCH)
+    enough = settings.refinement_batches >= batches
+    mends = [] if enough else [f"set supervision.refinement_batches={batches} or more"]
+    if pictures < least:
+        mends.insert(0, f"take {least - pictures} more samples with pictures (here are {pictures}; {least} are enough)")
+    choose = ", as many others choose its target" if parted else ""
+    return (
+        f"warning: BASIC stays off in this run: {decide} samples decide whether its premise holds{choose}, and "
+        f"{LEAST_SAMPLES} are the least that can show it; {' and '.join(mends)}, or set supervision.gate=false"
     )

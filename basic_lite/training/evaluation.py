@@ -146,11 +146,14 @@ class RefinementLog:
     fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
     _told: set[str] = field(default_factory=set, init=False, repr=False)  # names of illnesses
 
-    def measure(self, step: int, kept: Container[int] = ()) -> tuple[dict[str, Any], SeenPatches] | None:
+    def measure(
+        self, step: int, kept: Container[int] = (), *, judged: bool = True
+    ) -> tuple[dict[str, Any], SeenPatches] | None:
         """Measure the curve after a step: in the form for the log, and what it was made of; None where there is none.
 
         Args:
             kept: see ``see_patches``.
+            judged: say whether the premise holds; false where a gate says so, on samples of its own.
         """
         if self.supervision is None or not self.supervision.active or not self.batches:
             return None
@@ -167,7 +170,7 @@ class RefinementLog:
         if seen is None:
             return None
         curve = seen.curve()
-        self.say(f"step {step}: {curve.summary()}")
+        self.say(f"step {step}: {curve.summary(judged=judged)}")
         # Where there is a gate, it acts on the curve and says so.
         warning = None if supervision.settings.gate or (step == 0 and self.fresh) else curve.warning()
         if warning is not None:

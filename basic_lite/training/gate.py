@@ -24,6 +24,7 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
+from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, uses_autocast
@@ -81,6 +82,8 @@ class Gate:
         when = ", ".join(str(step) for step in self.looks.steps)
         choose, decide = samples_in(self.choosing), samples_in(self.testing)
         lines = []
+        if self.settings.gate and decide < LEAST_SAMPLES:
+            return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
             lines.append(f"looks at BASIC's premise: after step {when} and at each evaluation; {decide} samples decide")
         if leaves_open(self.settings):
@@ -172,7 +175,7 @@ class Gate:
     def decide(self, step: int, curve: RefinementCurve) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log."""
         was, self.state.open = self.state.open, curve.verdict == "holds"
-        self.say(f"step {step}: {_words(was, self.state.open, curve)}")
+        self.say(f"step {step}: {_words(was, self.state.open, curve, parted=self.parted)}")
         score = curve.score or [0.0]
         numbers = {"v": score[0], "target": score[-1], "gain": curve.gain, "samples": curve.samples}
         return {"open": self.state.open, "verdict": curve.verdict} | numbers
@@ -217,13 +220,14 @@ def make_gate(
     return Gate(supervision, looks, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
 
 
-def _words(was: bool, now: bool, curve: RefinementCurve) -> str:
-    """What the gate did, on what numbers."""
+def _words(was: bool, now: bool, curve: RefinementCurve, *, parted: bool) -> str:
+    """What the gate did, on what numbers: not the evaluation's, where the other half chose the target."""
+    found = curve.comparison("samples that its target wasn't chosen on" if parted else "samples")
     if now:
-        return f"BASIC {'stays' if was else 'is'} on: its premise holds, {curve.comparison()}"
+        return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}"
     doubt = "does not hold here" if curve.verdict == "fails" else "isn't shown here"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (
-        f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {curve.comparison()}. {then}; "
+        f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "
         "supervision.gate=false trains with BASIC all the same"
     )

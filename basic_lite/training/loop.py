@@ -318,7 +318,8 @@ class Loop:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            measured = self.refinement.measure(step, kept)
+            decides = self.recipe.supervision.gate and step < self.schedule.steps
+            measured = self.refinement.measure(step, kept, judged=not decides)
             if measured is not None:
                 record, self._seen = measured
                 self.log.write(step, record)

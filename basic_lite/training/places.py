@@ -8,6 +8,7 @@
     checkpoint-N/  final/                  bundles
     set-aside-…/                           bundles that --resume --checkpoint has passed by
     predictions_….jsonl, .summary.json     written by `eval`
+    kept-1/ kept-2/ …                      what --overwrite has found in a run that isn't the run's own
 """
 
 import json
@@ -22,7 +23,7 @@ LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
-SET_ASIDE = "set-aside-"
+SET_ASIDE, KEPT = "set-aside-", "kept-"
 PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
 HELD_OUT = "held-out"
@@ -92,11 +93,24 @@ def remains_of(folder: Path) -> list[Path]:
     return [path for path in [*cut_off, *named] if path.exists()]
 
 
-def results_of(folder: Path) -> list[Path]:
-    """What the run in a folder has saved and `eval` has found with it."""
-    final = [folder / FINAL] if is_finished(folder) else []
-    found = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(folder.glob(name))]
-    return [*checkpoints_of(folder), *final, *set_aside_in(folder), *found]
+def bundles_of(folder: Path) -> list[Path]:
+    """All that the run in a folder has saved."""
+    return [*checkpoints_of(folder), *([folder / FINAL] if is_finished(folder) else []), *set_aside_in(folder)]
+
+
+def not_the_runs_own(folder: Path) -> list[Path]:
+    """What people would miss if the run in a folder were deleted: answers, and what they have put into its bundles."""
+    answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(folder.glob(name))]
+    return [*answers, *(path for bundle in bundles_of(folder) for path in _foreign_in(bundle))]
+
+
+def _foreign_in(bundle: Path) -> Iterator[Path]:
+    """Files that a bundle's manifest doesn't list; none where there is no telling."""
+    manifest = read_json(bundle / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return
+    own = {bundle / name for name in [*manifest["files"], MANIFEST]}
+    yield from (path for path in sorted(bundle.rglob("*")) if not path.is_dir() and path not in own)
 
 
 def set_aside_in(folder: Path) -> list[Path]:

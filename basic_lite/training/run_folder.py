@@ -1,5 +1,6 @@
 """The run folder: who owns it, and whether a run in it can continue."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,23 +14,25 @@ from filelock import FileLock, Timeout
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.recipe.rules import measured_keys
-from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
+from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
 from basic_lite.training.places import (
     DATA,
     FINAL,
+    KEPT,
     LOCK,
     PART,
     PARTS,
     RECIPE_YAML,
     SCRATCH,
     SET_ASIDE,
+    bundles_of,
     checkpoints_of,
     is_finished,
     is_run,
+    not_the_runs_own,
     remains_of,
-    results_of,
 )
 from basic_lite.training.trained_on import TrainedOn
 
@@ -85,14 +88,14 @@ class RunFolder:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
 
-    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any], trained_on: TrainedOn) -> list[Path]:
+    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any], trained_on: TrainedOn) -> list[str]:
         """Take the folder: write the resolved recipe, the part table, the data's summary and what is trained on.
 
-        A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there. A run
-        that continues sets aside what later steps have left.
+        A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there; what
+        isn't the run's own is moved away. A run that continues sets aside what later steps have left.
 
         Returns:
-            What was set aside, at its new places.
+            What to say of it: what was moved, and where it is.
         """
         # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
         write_json(self.path / PARTS, [vars(part) for part in parts])
@@ -102,13 +105,29 @@ class RunFolder:
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         return moved
 
-    def _clear(self) -> list[Path]:
-        for old in [*(results_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
+    def _clear(self) -> list[str]:
+        said = self._keep_what_is_not_ours() if self.overwrite else []
+        for old in [*(bundles_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
             if old.name != PARTS:
                 remove(old)
-        return []
+        return said
 
-    def _set_aside(self, step: int) -> list[Path]:
+    def _keep_what_is_not_ours(self) -> list[str]:
+        """Move answers, and what people have put into bundles, out of the way."""
+        found = [*not_the_runs_own(self.path), *_edited_recipe(self.path)]
+        if not found:
+            return []
+        place = next(p for n in itertools.count(1) if not (p := self.path / f"{KEPT}{n}").exists())
+        names = [path.relative_to(self.path) for path in found]
+        for path, name in zip(found, names, strict=True):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place / name)
+        return [
+            f"--overwrite replaces the run in {self.path}; what isn't the run's own was moved to {place}: "
+            + ", ".join(name.as_posix() for name in names)
+        ]
+
+    def _set_aside(self, step: int) -> list[str]:
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
         moved = []
         for old in [*later, self.final]:
@@ -117,7 +136,17 @@ class RunFolder:
                 if moved[-1].exists():
                     remove(moved[-1])
                 old.rename(moved[-1])
-        return moved
+        return [f"set aside, since its steps are made again: {path}" for path in moved]
+
+
+def _edited_recipe(run: Path) -> list[Path]:
+    """The run's recipe, if it isn't as its newest bundle has it."""
+    path = run / RECIPE_YAML
+    try:
+        own = dump_recipe(look_at_bundle(run).recipe)
+    except UserError:  # there is none, or it is of another version
+        own = ""
+    return [path] if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != own else []
 
 
 @contextmanager

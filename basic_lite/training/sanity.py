@@ -32,9 +32,9 @@ def sanity_warnings(recipe: Recipe, *, samples: int, steps: int, fresh: bool) ->
 
 
 def few_steps(recipe: Recipe, samples: int, steps: int) -> str | None:
-    """What to change where the run is too short to teach."""
+    """What to change where the run is too short to teach. One that goes on from a trained model may be short."""
     training = recipe.training
-    if steps >= _TOO_FEW:
+    if steps >= _TOO_FEW or recipe.model.start is not None:
         return None
     s = "s" * (steps != 1)
     what = (

@@ -107,6 +107,13 @@ def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
     Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
     said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
     assert "too few" not in said and "doesn't know" not in said
+    rows = [{"image": "p0.png", "question": "what is a zeppelin ?", "answer": "red circle"}]
+    Path("p/asked.json").write_text(json.dumps(rows))
+    said = run("p/asked.json", overwrite=True, width=1000)[1]
+    assert "what is a <unk> ?" in " ".join(said.split()) and "doesn't know some of these" not in said
+    assert "doesn't know some words of the questions (<unk> stands for them)" in said
+    Path("p/asked.json").write_text(json.dumps(rows).replace("zeppelin", "circle"))
+    assert "doesn't know" not in run("p/asked.json", overwrite=True, width=1000)[1]
 
 
 def test_what_leaves_bad_records_out_is_said_where_it_is_not_set() -> None:

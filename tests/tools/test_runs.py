@@ -198,6 +198,15 @@ def test_clean_frees_what_it_showed_and_nothing_else(place: Path) -> None:
     assert clean([runs], console=console) == 0  # nothing is left to ask about
 
 
+def test_clean_breaks_lines_between_words(place: Path) -> None:
+    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    clean([place / "runs"], ask=lambda: False, console=console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 40
+    words = [word for line in lines for word in line.split()]
+    assert {"--checkpoint", "finished", "aside"} <= {*words} and "free" not in words
+
+
 def test_a_cleaned_run_is_still_of_use(place: Path, made: Path) -> None:
     runs, cpu = place / "runs", torch.device("cpu")
     clean([runs], yes=True, console=quiet())

@@ -101,7 +101,8 @@ def test_eval_keeps_predictions_of_other_settings(trained: Path, tmp_path: Path)
     summary = json.loads((trained / "predictions_again_final_3.summary.json").read_text())
     assert summary["cut"] == 2 and summary["counts"] == {"colour": 2, "all": 2}
     settings = {"bundle": "final", "step": 80, "data": str(data), "image_dir": str(tmp_path / "images"), "limit": 2}
-    assert summary["settings"] == settings | {"template": "tokenizer", "max_new_tokens": 1}
+    settings |= {"template": "tokenizer", "max_new_tokens": 1}
+    assert {key: summary["settings"][key] for key in settings} == settings
 
 
 def test_eval_says_how_many_answers_were_cut(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,18 +214,6 @@ def test_a_caption_model_is_asked_in_words(tmp_path: Path, capsys: pytest.Captur
     assert colour not in chat_format(bundle.recipe, loaded, "plain").prompt(record)
     chat(str(folder), [str(tmp_path / "images" / "0.png"), "what colour is it ?"], device="cpu")
     assert "plain template" in capsys.readouterr().err
-
-
-def test_eval_never_replaces_a_file_that_is_not_its_own(trained: Path, tmp_path: Path) -> None:
-    folder = trained.parents[1]
-    mine = tmp_path / "captions.csv"
-    mine.write_text("image,caption\na.png,a cat\n")
-    with pytest.raises(UserError, match=r"--out: .*captions\.csv is there already and holds no predictions"):
-        evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=mine, limit=1, console=quiet())
-    assert mine.read_text().startswith("image,caption")
-    out = tmp_path / "out.jsonl"
-    for _ in range(2):  # its own it replaces
-        evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=out, limit=1, console=quiet())
 
 
 def test_eval_refuses_an_output_that_cannot_be_written(trained: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinemen
         ({}, "BASIC is on from the first step to the last"),
         ({"supervision.every_n_steps": 4}, "BASIC is on from the first step to the last, in every 4th"),
         (GATE, "BASIC is off until its premise is shown to hold, which it may never be; with supervision.gate=false"),
-        (GATE | {"data.train.limit": 9}, "warning: BASIC stays off in this run: 4 samples with pictures can't show"),
+        (GATE | {"data.train.limit": 9}, "warning: BASIC stays off in this run: 4 samples decide whether its premise"),
         ({"supervision.enabled": False}, "BASIC is off in this run: supervision.enabled is false"),
         ({"supervision.stages": [1]}, "BASIC is off in this run: this is stage 2, and supervision.stages is [1]"),
         ({"supervision.lambda_das": 0, "supervision.lambda_sds": 0}, "BASIC is off in this run: both of its losses"),
@@ -78,8 +79,35 @@ def test_it_warns_exactly_where_too_few_samples_would_decide(
     gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
     assert gate is not None
     decide = samples_in(gate.testing)
-    warned = f"stays off in this run: {decide} samples" in basic_text(recipe, data)
+    warned = f"stays off in this run: {decide} samples decide" in basic_text(recipe, data)
     assert warned == (decide < LEAST_SAMPLES)
+    assert bool(gate.outlook()) != warned  # then it tells of no look
+
+
+@pytest.mark.parametrize("settings", [{}, ALL_DECIDE])
+@pytest.mark.parametrize(("pictures", "batches"), [(14, 8), (14, 64), (14, 2), (60, 2), (60, 7)])
+def test_what_it_advises_is_needed_and_enough(
+    tmp_path: Path, settings: dict[str, Any], pictures: int, batches: int
+) -> None:
+    frontend = load_frontend(tiny_recipe(tmp_path).model)
+
+    def told(pictures: int, batches: int) -> str:
+        write_data(tmp_path, pictures)
+        recipe = tiny_recipe(tmp_path, GATE | settings)
+        measured = recipe.supervision.model_copy(update={"refinement_batches": batches})
+        recipe = recipe.model_copy(update={"supervision": measured})
+        return basic_text(recipe, prepare_data(recipe, frontend, say=lambda text: None))
+
+    text = told(pictures, batches)
+    more = re.search(r"take (\d+) more samples with pictures", text)
+    raised = re.search(r"supervision\.refinement_batches=(\d+)", text)
+    if not text.startswith("warning"):
+        assert not more and not raised and pictures == 60 and settings and batches == 7
+        return
+    more_pictures, more_batches = pictures + int(more[1]) if more else pictures, int(raised[1]) if raised else batches
+    assert not told(more_pictures, more_batches).startswith("warning")
+    assert more is None or told(more_pictures - 1, more_batches).startswith("warning")
+    assert raised is None or told(more_pictures, more_batches - 1).startswith("warning")
 
 
 def test_the_recipe_says_off_where_nothing_is_computed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,6 +235,21 @@ def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
     assert text.count("BASIC is off until its premise is shown to hold") == 1 and "nothing is lost" in text
     assert "BASIC was on in 0 of 4 steps" in text
     assert not any("das" in line for line in log_of(shut.folder))
+
+
+def test_one_verdict_a_step(tmp_path: Path) -> None:
+    """The evaluation's curve is of all samples, and the gate decides on half of them: they have other numbers."""
+    write_data(tmp_path, 40)
+    recipe = tiny_recipe(tmp_path, MEASURED | {"data.held_out": 0.2, "training.eval_every": 2})
+    train(recipe, console=(console := quiet()))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    both = [line for line in lines if line.startswith("step 2: BASIC") and "v̂ " in line]
+    assert len(both) == 2, both
+    assert "over 32 samples (best" in both[0] and not any(f": {one}" in both[0] for one in ("holds", "can't", "fails"))
+    assert "over 16 samples that its target wasn't chosen on: " in both[1]
+    # After the last step nothing is decided any more, so the curve has its verdict.
+    (last,) = [line for line in lines if line.startswith("step 4: BASIC") and "v̂ " in line]
+    assert re.search(r"over 32 samples: (holds|fails|can't tell) \(best", last)
 
 
 def test_what_was_chosen_survives_a_resume_bit_for_bit(tmp_path: Path) -> None:

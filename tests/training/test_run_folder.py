@@ -192,13 +192,37 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
         "checkpoint-2",
         "final",
     }
-    assert {path.name for path in old.iterdir()} == names | {"notes.txt"}  # a person's own file stays
+    assert {path.name for path in old.iterdir()} == names | {"notes.txt", "kept-1"}  # a person's own file stays
     fresh = again(models, tmp_path / "elsewhere" / "tiny")
     assert_same_weights(old / "final", fresh / "final")
     assert len(list((old / "tensorboard").glob("events.*"))) == 1
     assert [line["step"] for line in steps_of(old)] == [1, 2]
     # And it needs no run to replace.
     assert again(models, old, {"name": "new"}, overwrite=True).is_dir()
+
+
+def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old: Path) -> None:
+    mine = ["predictions_data_final.jsonl", "predictions_data_final.summary.json", "final/why.md", "recipe.yaml"]
+    mine.insert(2, "checkpoint-1/notes/a.txt")
+    (old / "checkpoint-1" / "notes").mkdir()
+    for name in mine:
+        (old / name).write_text(f"my {name}")
+    console = quiet()
+    changes = {**TRACKED, "output": str(old.parent)}
+    train(tiny_recipe(models, changes), overwrite=True, console=console)
+    said = f"what isn't the run's own was moved to {old / 'kept-1'}: {', '.join(mine)}\n"
+    assert said in console.file.getvalue()  # type: ignore[attr-defined]
+    assert {p.relative_to(old / "kept-1").as_posix() for p in (old / "kept-1").rglob("*") if p.is_file()} == {*mine}
+    assert all((old / "kept-1" / name).read_text() == f"my {name}" for name in mine)
+    assert not list(old.glob("predictions*")) and not (old / "final" / "why.md").exists()
+    # A run as it was left has nothing of the kind; new answers go beside the first ones.
+    console = quiet()
+    train(tiny_recipe(models, changes), overwrite=True, console=console)
+    assert "moved" not in console.file.getvalue() and not (old / "kept-2").exists()  # type: ignore[attr-defined]
+    (old / "predictions_data_final.jsonl").write_text("other answers")
+    train(tiny_recipe(models, changes), overwrite=True, console=quiet())
+    assert [path.name for path in (old / "kept-2").iterdir()] == ["predictions_data_final.jsonl"]
+    assert (old / "kept-1" / "predictions_data_final.jsonl").read_text() == f"my {mine[0]}"
 
 
 def test_overwrite_deletes_nothing_before_the_new_run_begins(

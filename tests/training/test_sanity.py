@@ -66,6 +66,11 @@ def test_few_steps_that_are_set(tmp_path: Path) -> None:
     (text,) = found(recipe_of(tmp_path, training__max_steps=20), 1000)
     assert "the run has 20 optimizer steps" in text and "training.max_steps=100" in text
     assert found(recipe_of(tmp_path, training__max_steps=50), 1000) == []
+    # A trained model has been taught already.
+    goes_on = recipe_of(
+        tmp_path, training__max_steps=20, model__start="runs/photos", model__llm=None, model__vision=None
+    )
+    assert found(goes_on, 1000) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command's words after the model: pictures, then perhaps a question."""
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
     Raises:
         UserError: a picture is missing or can't be read.
     """
+    _check_spaces(words, question)
     words, optional = list(words), question is None
     if optional and words and not _names_picture(words[-1]):
         question = words.pop()
@@ -37,6 +39,19 @@ def pictures_and_question(words: Sequence[str], question: str | None) -> tuple[l
     elif question is not None:
         _check_option(words, question)
     return [picture(word) for word in words], question
+
+
+def _check_spaces(words: Sequence[str], question: str | None) -> None:
+    """Refuse the name of a file that has fallen apart at its spaces."""
+    for start, end in itertools.combinations(range(len(words) + 1), 2):
+        name, parts = " ".join(words[start:end]), words[start:end]
+        if len(parts) > 1 and os.path.isfile(name) and not all(map(os.path.exists, parts)):
+            whole = [*words[:start], name, *words[end:]]
+            pictures = [word for word in whole if _names_picture(word)]
+            asked = " ".join(word for word in whole if word not in pictures) if question is None else question
+            option = " --question" * (question is not None)
+            rest = f'{option} "{asked}"' if asked else ""
+            raise UserError(f"put a name with spaces in quotes: {command_line(pictures)}{rest}")
 
 
 def _check_order(words: list[str], question: str | None) -> None:

@@ -34,7 +34,8 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
     """Answer ``question``, or else questions from standard input until an empty line or its end.
 
     Raises:
-        UserError: where no one sits at the keyboard; else it is shown and the conversation goes on.
+        UserError: a question can't be answered, and no one sits at the keyboard. All else is said, and the conversation
+            goes on.
     """
     note(speaker.note)
     if question is not None:
@@ -46,17 +47,18 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
     asked = False
     while line := next_line(dialogue, attended):
         asked = True
+        if line.lower() in ("/quit", "quit", "exit"):
+            return
         try:
-            if line.lower() in ("/quit", "quit", "exit"):
-                return
-            if missing := missing_pictures(split_paths(line)):
-                raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
-            if _is_pictures(line):
-                raise UserError(f"that is a picture; /image {line} adds it to the next question")
+            _refuse_pictures(line)
             if line.startswith("/"):
                 obey(line, dialogue)
-            else:
-                ask(speaker, dialogue, manner, line)
+                continue
+        except UserError as error:
+            note(f"error: {error}")
+            continue
+        try:
+            ask(speaker, dialogue, manner, line)
         except UserError as error:
             if not attended:
                 raise
@@ -138,6 +140,18 @@ def _matches(word: str) -> list[str]:
     if not found:
         raise UserError(f"there is no picture {word}; correct the path or the pattern")
     return found
+
+
+def _refuse_pictures(line: str) -> None:
+    """Refuse a line that is nothing but pictures, there or not.
+
+    Raises:
+        UserError: it is.
+    """
+    if missing := missing_pictures(split_paths(line)):
+        raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
+    if _is_pictures(line):
+        raise UserError(f"that is a picture; /image {line} adds it to the next question")
 
 
 def _is_pictures(line: str) -> bool:

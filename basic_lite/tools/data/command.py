@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from basic_lite.data.opened import cache_folder
 from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
-from basic_lite.data.record import Record
+from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -217,11 +217,9 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     if frontend is None:
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
-        if _many_unknown(encoder, [records[int(index)] for index in report.kept[:_LOOKED_AT]], recipe, frontend):
-            say(
-                "note: the model doesn't know some of these words, so it can't learn them; take another model, or "
-                "texts in its language"
-            )
+        looked_at = [records[int(index)] for index in report.kept[:_LOOKED_AT]]
+        for line in _unknown_words(encoder, looked_at, recipe, frontend):
+            say(line)
         say(f"samples, as the model gets them{' (it learns what is green)' if shows_colours(console) else ''}:")
     for index in _spread(len(report.kept)):
         record = records[int(report.kept[index])]
@@ -236,14 +234,26 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     return report
 
 
-def _many_unknown(encoder: Encoder, records: Sequence[Record], recipe: Recipe, frontend: Frontend) -> bool:
-    """Whether the tokenizer has no word for much of the answers."""
-    unknown = frontend.tokenizer.unk_token_id
+def _unknown_words(encoder: Encoder, records: Sequence[Record], recipe: Recipe, frontend: Frontend) -> Iterator[str]:
+    """Notes where the tokenizer has no word for much of the answers, or of the questions."""
+    tokenizer = frontend.tokenizer
+    unknown = tokenizer.unk_token_id
     # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
-    if unknown is None or unknown == frontend.tokenizer.eos_token_id:
-        return False
-    labels = [label for one in records for label in encoder.encode(one, recipe.data.max_length).labels]
-    return labels.count(unknown) > _MANY_UNKNOWN * (len(labels) - labels.count(IGNORE))
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return
+    answers = [label for one in records for label in encoder.encode(one, recipe.data.max_length).labels]
+    if answers.count(unknown) > _MANY_UNKNOWN * (len(answers) - answers.count(IGNORE)):
+        yield (
+            "note: the model doesn't know some of these words, so it can't learn them; take another model, or texts in "
+            "its language"
+        )
+    texts = {turn.text.replace(IMAGE_PLACEHOLDER, "") for one in records for turn in one.turns if turn.role == "human"}
+    questions = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    if questions.count(unknown) > _MANY_UNKNOWN * len(questions):
+        yield (
+            f"note: the model doesn't know some words of the questions ({tokenizer.unk_token} stands for them), so it "
+            "can't tell what is asked; take another model, or ask in words that it knows"
+        )
 
 
 def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:

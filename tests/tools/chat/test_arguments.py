@@ -14,9 +14,9 @@ from basic_lite.tools.chat.arguments import pictures_and_question
 @pytest.fixture(autouse=True)
 def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "my cat.jpg", "bare"):
-        Image.new("RGB", (4, 4)).save(name, "PNG")
     Path("folder").mkdir()
+    for name in ("a.png", "my cat.jpg", "bare", "folder/b.png"):
+        Image.new("RGB", (4, 4)).save(name, "PNG")
     Path("text.txt").write_text("no picture")
 
 
@@ -58,6 +58,10 @@ def test_words(words: list[str], option: str | None, pictures: list[str], questi
         (["a.png", "what is it?"], "what", r"no picture what is it\?"),
         (["holiday.heic"], None, "no picture holiday.heic"),
         (["folder"], None, r"folder is a folder; name pictures in it, as in folder/\*\.jpg"),
+        (["my", "cat.jpg", "what", "is", "it"], None, r'name with spaces in quotes: "my cat\.jpg" "what is it"$'),
+        (["a.png", "my", "cat.jpg"], None, r'name with spaces in quotes: a\.png "my cat\.jpg"$'),
+        (["my", "cat.jpg"], "what?", r'name with spaces in quotes: "my cat\.jpg" --question "what\?"$'),
+        (["foldr/b.png"], None, r"no picture foldr/b\.png; did you mean folder/b\.png\?"),
         ([], "a.png", "a.png is a picture; put it before"),
         (["text.txt", "what?"], None, "text.txt can't be used as a picture"),
         (["a.png", " "], None, "empty"),

@@ -131,6 +131,15 @@ def test_pictures_are_counted_and_missed(talk: Any, images: Path) -> None:
     assert err.count("[1 picture] > ") == 3  # "two", "three", and the end
 
 
+def test_a_broken_picture_does_not_end_a_pipe(talk: Any, images: Path) -> None:
+    parrot = Parrot()
+    lines = ("/image nowhere.png", "one", "gone.png", "/imge x", f"/image {images / '0.png'}", "two")
+    out, err = talk(parrot, *lines, keyboard=False)
+    assert out == "a red circle\n" * 2 and [m.text for m in parrot.asked[1] if m.role == "user"] == ["one", "two"]
+    assert "error: there is no picture nowhere.png" in err and "error: there is no picture gone.png" in err
+    assert "error: there is no command /imge" in err and len(parrot.asked[1][-1].pictures) == 1
+
+
 def test_an_error_ends_a_pipe_and_not_a_conversation(talk: Any) -> None:
     parrot = Parrot()
     out, err = talk(parrot, "one", "refuse", "two")
