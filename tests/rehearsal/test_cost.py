@@ -87,7 +87,7 @@ def test_time_is_work_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     [(0.2, "1 s"), (99, "99 s"), (150, "2 min"), (3599, "1 h 00 min"), (40000, "11 h"), (3e5, "3.5 days")],
 )
 def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
-    assert forecast._hours(seconds) == text
+    assert forecast.hours_text(seconds) == text
 
 
 def test_a_timed_product_takes_little_time_and_no_random_number() -> None:

@@ -176,7 +176,7 @@ def test_a_second_call_of_the_projector_is_refused() -> None:
         with kit.capturing(kit.build(model, guard=guard), batch):
             projector(features)
             if guard is not None:
-                with pytest.raises(RuntimeError, match=r"called twice.*supervision\.guard: null"):
+                with pytest.raises(RuntimeError, match=r"called twice.*supervision\.guard=null"):
                     projector(features)
             else:
                 projector(features)

@@ -150,7 +150,7 @@ def use(folder: Path) -> None:
     world = write_world(folder / "world", 0, progress=print, **sizes, eval_questions=4, eval_captions=2)
     common = [f"model.vision={ASSETS / 'vision'}", f"model.llm={ASSETS / 'llm'}", f"output={folder / 'runs'}"]
     common += [f"data.train.image_dir={world.images}", "training.max_steps=2", "training.global_batch=4"]
-    common += ["training.micro_batch=4", "training.save_every=1", "training.keep=1", "supervision.refinement_batches=1"]
+    common += ["training.micro_batch=4", "training.save_every=1", "training.keep=1", "supervision.refinement_batches=8"]
     command("train", "demo_stage1", *common, "name=one", f"data.train.path={world.pretrain}", "data.workers=0")
     second = [*common, "name=two", f"data.train.path={world.instruct}", f"model.projector={folder / 'runs' / 'one'}"]
     command("train", "demo_stage2", *second, "data.workers=1")
