@@ -1,6 +1,6 @@
 """One run, from a recipe to a bundle. Read this page first: each stage of ``train`` is one paragraph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -112,9 +112,8 @@ def train(
 
         # What it trains on is written down, so that none of it is called new later.
         with processes.together():
-            trained = TrainedOn()
-            if processes.is_main:
-                trained, data = _write_down(folder, recipe, data, started_from, console)
+            written = (folder, recipe, data, started_from, console)
+            trained, data = _write_down(*written) if processes.is_main else (TrainedOn(), data)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
@@ -126,9 +125,7 @@ def train(
 
         # What the run will take, before it takes it.
         if processes.is_main:
-            for line in outlook(recipe, frontend, data, table, device, done=folder.step, processes=processes.count):
-                say(line)
-
+            _say_each(outlook(recipe, frontend, data, table, device, done=folder.step, processes=processes.count), say)
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
@@ -137,11 +134,13 @@ def train(
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
             if processes.is_main:
-                for line in folder.begin(recipe, table, data.summary(), trained):
-                    say(line)
-        history = loop.train()
+                _say_each(folder.begin(recipe, table, data.summary(), trained), say)
+        return RunResult(folder.path, folder.final, loop.schedule.steps, loop.train())
 
-        return RunResult(folder.path, folder.final, loop.schedule.steps, history)
+
+def _say_each(lines: Iterable[str], say: Say) -> None:
+    for line in lines:
+        say(line)
 
 
 def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None = None) -> bool:

@@ -47,6 +47,7 @@ from basic_lite.training.assembly import load_for_training, preflight, uses_auto
 from basic_lite.training.loop import Loop, Run
 from basic_lite.training.processes import connect
 from basic_lite.training.run_folder import RunFolder
+from basic_lite.training.trained_on import TrainedOn
 from bench import measure
 from bench.tables import columns, mib, write_json
 from bench.trl_task import GLOBAL_BATCH, MICRO_BATCH, Task, write_task
@@ -166,7 +167,7 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     watched = replace(data, collator=FirstStep(data.collator, found))
     folder = RunFolder(output)
     output.mkdir(parents=True)
-    folder.begin(recipe, audit(loaded.parts), data.summary())
+    folder.begin(recipe, audit(loaded.parts), data.summary(), TrainedOn())
     silent = Console(file=io.StringIO())
     loop = Loop(Run(recipe, loaded, watched, None, folder, None, processes, device, silent))
     assert loop.train_step.optimizer is not None

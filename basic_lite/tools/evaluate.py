@@ -202,9 +202,8 @@ def evaluate_run(
     if out is not None:
         require_free(out, None, "--out")
         require_writable(out, "--out")
-    place = pick_device(device, "--device")
     say = speaker(notes)
-    tell_device(place, device, say)
+    tell_device(place := pick_device(device, "--device"), device, say)
     loaded, bundle = load_trained(run, place)
     chat = chat_format(bundle.recipe, loaded, template)
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
