@@ -32,7 +32,7 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import check_pictures, evaluate, made_with, read_questions
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import MAX_NEW_TOKENS, answer_length, chat_format
+from basic_lite.training.answer import MAX_NEW_TOKENS, chat_format
 from basic_lite.training.trained_on import compare, record_of
 
 Pictures = Picture | Sequence[Picture] | None
@@ -213,17 +213,17 @@ class TrainedModel(Model):
         trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
         for line in trained.notes():
             note(line)
-        file = Path(records).absolute() if isinstance(records, str | os.PathLike) else None
+        file = os.path.abspath(records) if isinstance(records, str | os.PathLike) else None
         chat = chat_format(self.recipe, self._run.loaded, template)
         settings = made_with(
             self._run.bundle,
             found,
-            data=None if file is None else str(file),
-            image_dir=None if image_dir is None else str(Path(image_dir).absolute()),
+            trained,
+            chat,
+            data=file,
+            image_dir=image_dir,
             limit=limit,
-            template=chat.template,
-            max_new_tokens=max_new_tokens or answer_length(chat, found),
-            not_known=trained.marks.count(None),
+            max_new_tokens=max_new_tokens,
         )
         with counting(shown, "answering", len(found)) as count:
             result = evaluate(

@@ -112,8 +112,7 @@ def train(
 
         # What it trains on is written down, so that none of it is called new later.
         with processes.together():
-            written = (folder, recipe, data, started_from, console)
-            trained, data = _write_down(*written) if processes.is_main else (TrainedOn(), data)
+            trained, data = _write_down(folder, recipe, data, started_from, processes, console)
 
         # The model: LLM in NF4, projector in float32, LoRA; then looked at, part by part, and refused if it isn't so.
         with processes.together(), memory_needed("while the model was loaded"):
@@ -126,6 +125,7 @@ def train(
         # What the run will take, before it takes it.
         if processes.is_main:
             _say_each(outlook(recipe, frontend, data, table, device, done=folder.step, processes=processes.count), say)
+
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
@@ -161,9 +161,19 @@ def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None 
 
 
 def _write_down(
-    folder: RunFolder, recipe: Recipe, data: Prepared, started_from: dict[str, Any] | None, console: Console
+    folder: RunFolder,
+    recipe: Recipe,
+    data: Prepared,
+    started_from: dict[str, Any] | None,
+    processes: Processes,
+    console: Console,
 ) -> tuple[TrainedOn, Prepared]:
-    """What the run is trained on, and its data with how much of what evaluates it is among that, which is said."""
+    """What the run is trained on, and its data with how much of what evaluates it is among that, which is said.
+
+    One process looks, the one that writes it; the others have nothing of it.
+    """
+    if not processes.is_main:
+        return TrainedOn(), data
     kept = read_record(folder.path) if folder.checkpoint is not None else None
     trained = kept or record_at_start(data.train, started_from, partial(counting, console, "pictures read"))
     if data.eval is None:

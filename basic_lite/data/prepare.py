@@ -42,6 +42,11 @@ class Prepared:
     drops: bool = False  # a record that breaks in the run is left out; else it stops the run
     known_before: dict[str, Any] | None = None  # how much of ``eval`` is trained on; None: nobody has looked
 
+    @property
+    def eval_is_new(self) -> bool:
+        """Whether none of ``eval`` is known to be trained on."""
+        return self.known_before is None or not any(met for met, _ in self.known_before["of"].values())
+
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""
         out: dict[str, Any] = {"train": _counts(self.report)}

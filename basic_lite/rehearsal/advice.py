@@ -109,8 +109,7 @@ def advise(
     recipe, own = rehearser.recipe, first
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
-            changed = changed_recipe(recipe, change)
-            needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
+            needed = _needed(rehearser, changed_recipe(recipe, change))
             if needed <= budget_bytes:
                 yield _advice_of(change, cost, needed, fits=True)
                 return
@@ -131,7 +130,7 @@ def advise(
             return
     for change, cost in possible_changes(recipe, rehearser.frontend.tokens_per_image):
         changed = changed_recipe(recipe, change)
-        needed = Rehearser(changed, rehearser.frontend, first.machine).rehearse().needed_bytes
+        needed = _needed(rehearser, changed)
         if needed >= before:
             continue
         recipe, before = changed, needed
@@ -139,6 +138,11 @@ def advise(
         yield _advice_of(change, cost, needed, fits=fits)
         if fits:
             return
+
+
+def _needed(rehearser: Rehearser, changed: Recipe) -> int:
+    """What a changed recipe needs on the same machine."""
+    return Rehearser(changed, rehearser.frontend, rehearser.machine).rehearse().needed_bytes
 
 
 def _advice_of(change: dict[str, Any], cost: str, needed_bytes: int, *, fits: bool) -> Advice:
@@ -149,8 +153,8 @@ def _some_layers(found: Rehearsal, own: Rehearsal) -> Advice:
     """The advice to recompute as many layers as ``found`` does, which are more than the recipe's own."""
     setting = found.recomputed if found.recomputed < found.layers else True
     more = (found.recomputed - own.recomputed) / (3 * found.layers)
-    override = f"training.gradient_checkpointing={_written(setting)}"
-    return Advice((override,), f"about {more:.0%} more time, the same result", found.needed_bytes, True)
+    change = {"training.gradient_checkpointing": setting}
+    return _advice_of(change, f"about {more:.0%} more time, the same result", found.needed_bytes, fits=True)
 
 
 def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:

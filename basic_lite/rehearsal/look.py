@@ -19,7 +19,7 @@ from basic_lite.supervision.health import HealthMeter
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.premise import SEARCHED_PATCHES, layers_on_host, nearest_by_place
 from basic_lite.supervision.taps import evaluating
-from basic_lite.training.evaluation import curve_batches
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
 
 LOOK = "a look at the premise"
 
@@ -71,13 +71,13 @@ def rehearse_look(
         autocast: the training's.
         cuda: it stands for a card, where the host's memory is another one.
     """
-    parts, patches = supervision.parts, SEARCHED_PATCHES
-    samples, total = len(batch["input_ids"]), 4 * recipe.supervision.refinement_batches
+    parts, samples = supervision.parts, len(batch["input_ids"])
+    total = SAMPLES_PER_BATCH * recipe.supervision.refinement_batches
     # Of an evaluation's curve, every second sample decides (see ``Gate.kept``).
     evaluated = recipe.data.eval is not None or recipe.data.held_out is not None
     keeps = recipe.supervision.gate and scores_decide(recipe.supervision) and evaluated
     layout = find_layout(batch, parts.image_token_id, "all")
-    patches = min(patches, int(layout.patches.max()))
+    patches = min(SEARCHED_PATCHES, int(layout.patches.max()))
     ledger.reset_peak()
     with ledger, ledger.scope(LOOK), autocast, evaluating(parts.model):
         meter = _FewPlaces(len(parts.layers) + 2, 1.0)

@@ -197,9 +197,9 @@ class Rehearser:
         shape = Shape(samples_at_once(recipe, step.samples), step.tokens, step.images, 1)
         if shape not in self._looks:
             autocast = self._autocast() if self.machine.autocast else nullcontext()
-            batch = self._batch(shape)
-            how = {"cuda": self.machine.cuda}
-            self._looks[shape] = rehearse_look(recipe, self.supervision, self.ledger, batch, autocast, **how)
+            self._looks[shape] = rehearse_look(
+                recipe, self.supervision, self.ledger, self._batch(shape), autocast, cuda=self.machine.cuda
+            )
         return self._looks[shape]
 
     def _batch(self, shape: Shape) -> dict[str, Tensor]:

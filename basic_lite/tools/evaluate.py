@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
+from basic_lite.data.chat import ChatFormat
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef, check_image, picture_key
 from basic_lite.data.problems import BadRecord, RecordProblem
@@ -31,7 +33,7 @@ from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import HELD_OUT, MANIFEST
 from basic_lite.training.run_data import held_out_records
-from basic_lite.training.trained_on import compare, record_of
+from basic_lite.training.trained_on import Compared, compare, record_of
 
 
 def evaluate(
@@ -120,23 +122,44 @@ def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[
     return lambda index: records[partner[index]].images
 
 
-def made_with(bundle: Bundle, records: Sequence[Record], **settings: object) -> dict[str, Any]:
-    """The settings of an evaluation: ``settings``, and what tells its model and its data from any others.
+def made_with(
+    bundle: Bundle,
+    records: Sequence[Record],
+    trained: Compared,
+    chat: ChatFormat,
+    *,
+    data: str | None,
+    image_dir: str | os.PathLike[str] | None,
+    limit: int | None,
+    max_new_tokens: int | None,
+) -> dict[str, Any]:
+    """The settings of an evaluation, and what tells its model and its data from any others.
+
+    Args:
+        trained: the records, compared with what the run was trained on.
+        data: the file's path; None: the records come from none.
+        max_new_tokens: None: as many as the records' own answers need.
 
     Raises:
         BadImage: a picture is missing.
     """
-    data = hashlib.sha256()
+    digest = hashlib.sha256()
     for one in records:
         pictures = [picture_key(image) for image in one.images]
         text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
-        data.update(json.dumps(text).encode())
+        digest.update(json.dumps(text).encode())
     return {
         "bundle": bundle.folder.name,
         "step": bundle.step,
         "model_sha256": sha256(bundle.folder / MANIFEST),
-        **settings,
-        "data_sha256": data.hexdigest(),
+        "data": data,
+        "image_dir": None if image_dir is None else os.path.abspath(image_dir),
+        "limit": limit,
+        "template": chat.template,
+        "max_new_tokens": max_new_tokens or answer_length(chat, records),
+        # Predictions of which less is known don't replace others.
+        "not_known": trained.marks.count(None),
+        "data_sha256": digest.hexdigest(),
     }
 
 
@@ -202,22 +225,17 @@ def evaluate_run(
     if out is not None:
         require_free(out, None, "--out")
         require_writable(out, "--out")
+    place = pick_device(device, "--device")
     say = speaker(notes)
-    tell_device(place := pick_device(device, "--device"), device, say)
+    tell_device(place, device, say)
     loaded, bundle = load_trained(run, place)
     chat = chat_format(bundle.recipe, loaded, template)
     if template is None and (note := asked_otherwise(bundle.recipe, chat)):
         say(note)
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
+    name = HELD_OUT if data is None else os.path.abspath(data)
     settings = made_with(
-        bundle,
-        records,
-        data=HELD_OUT if data is None else str(data.absolute()),
-        image_dir=str(image_dir.absolute()) if image_dir else None,
-        limit=limit,
-        template=chat.template,
-        max_new_tokens=max_new_tokens or answer_length(chat, records),
-        not_known=trained.marks.count(None),  # predictions of which less is known don't replace others
+        bundle, records, trained, chat, data=name, image_dir=image_dir, limit=limit, max_new_tokens=max_new_tokens
     )
     if out is not None:
         require_free(out, settings, "--out")

@@ -94,6 +94,8 @@ def require_free(path: Path, settings: Mapping[str, Any] | None, key: str) -> No
     Raises:
         UserError: ``why_kept`` has a reason.
     """
+    if not path.name:
+        raise UserError(f"{key}: {str(path)!r} names no file; give one, such as predictions.jsonl")
     if why := why_kept(path, settings):
         raise UserError(f"{key}: {why}, so it isn't replaced; choose another name")
 

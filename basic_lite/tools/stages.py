@@ -31,7 +31,7 @@ from basic_lite.training.start import find_origin
 
 
 @dataclass(frozen=True)
-class Look:
+class StageOutlook:
     """What is known of a stage before it begins.
 
     Attributes:
@@ -68,7 +68,7 @@ def look_ahead(
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
-    looks: list[Look] = []
+    looks: list[StageOutlook] = []
     refused = []
     for number, recipe in enumerate(recipes, 1):
         say(f"recipe {number} of {len(recipes)}: {recipe.name}")
@@ -111,7 +111,9 @@ def _device(recipe: Recipe, say: Say, *, dry_run: bool, tell: bool) -> torch.dev
     return device
 
 
-def _look(recipe: Recipe, before: Look | None, device: torch.device | None, say: Say, *, awaited: bool) -> Look:
+def _look(
+    recipe: Recipe, before: StageOutlook | None, device: torch.device | None, say: Say, *, awaited: bool
+) -> StageOutlook:
     """The checks that training makes before it loads weights, in its order.
 
     Args:
@@ -125,7 +127,7 @@ def _look(recipe: Recipe, before: Look | None, device: torch.device | None, say:
     machine = Machine.card(recipe) if on_card else Machine.this_cpu(recipe)
     parts = planned_parts(recipe, frontend, machine.dtype if device is None else pick_dtype(recipe.model.dtype, device))
     if folder.finished:
-        return Look(recipe, folder, frontend, parts)
+        return StageOutlook(recipe, folder, frontend, parts)
     _require_writable(folder.path)
     origin = find_origin(recipe) if folder.checkpoint is None and not awaited else None
     _, data = preflight(recipe, device, say, origin=origin, broken=folder.broken)
@@ -141,10 +143,10 @@ def _look(recipe: Recipe, before: Look | None, device: torch.device | None, say:
     if device is not None:
         seconds = work.seconds(products_a_second(device, product_dtype(recipe, device)), device.type)
     disk = disk_of(recipe, parts, work.steps + folder.step)
-    return Look(recipe, folder, frontend, parts, rehearsal, work, seconds, disk.most_bytes)
+    return StageOutlook(recipe, folder, frontend, parts, rehearsal, work, seconds, disk.most_bytes)
 
 
-def _require_same_model(before: Look, recipe: Recipe, frontend: Frontend) -> None:
+def _require_same_model(before: StageOutlook, recipe: Recipe, frontend: Frontend) -> None:
     theirs, ours = model_facts(before.frontend.config), model_facts(frontend.config)
     wrong = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
     if wrong:
@@ -191,14 +193,14 @@ def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device
     )
 
 
-def export_bytes(look: Look) -> int:
+def export_bytes(look: StageOutlook) -> int:
     """Bytes of the exported weights, as `export` writes them by itself: the LLM's type, the projector in float32."""
     dtype = getattr(look.frontend.config.text_config, "dtype", None) or torch.float32
     sizes = {"projector": 4}
     return sum(p.parameters * sizes.get(p.part, dtype.itemsize) for p in look.parts if not p.part.startswith("LoRA"))
 
 
-def _no_room(last: Look, out: Path | None) -> list[str]:
+def _no_room(last: StageOutlook, out: Path | None) -> list[str]:
     """What stands against an export."""
     if out is None or (needed := export_bytes(last)) <= (free := free_bytes(out)):
         return []
@@ -208,14 +210,14 @@ def _no_room(last: Look, out: Path | None) -> list[str]:
     ]
 
 
-def _state(look: Look) -> str:
+def _state(look: StageOutlook) -> str:
     if look.work is None:
         return "finished, and taken as it is"
     steps = f"{look.work.steps + look.folder.step:,}"
     return f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
 
 
-def _show(looks: Sequence[Look], out: Path | None, console: Console) -> None:
+def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> None:
     """Memory, hours and disk of each stage, of the export, and of all."""
     say = speaker(console)
     left = [look for look in looks if look.work is not None]

@@ -88,22 +88,24 @@ def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) 
 
 
 def overfit_text(
-    losses: Sequence[tuple[int, float]], recipe: Recipe, epochs_after: Callable[[int], float]
+    losses: Sequence[tuple[int, float]], recipe: Recipe, epochs_after: Callable[[int], float], *, new: bool = True
 ) -> str | None:
     """What to say of held-out losses whose last one is well above an earlier one; None: it isn't.
 
     Args:
         losses: steps and losses, in order.
+        new: none of that data was trained on, as far as is known.
     """
     finite = [(loss, step) for step, loss in losses if math.isfinite(loss)]
     if not finite or losses[-1][1] <= RISE * min(finite)[0]:
         return None
     lowest, step = min(finite)
     shorter = f"max_steps={step}" if recipe.training.max_steps is not None else f"epochs={epochs_after(step):.3g}"
-    return (
-        f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now: the model learns the "
-        f"training data by heart; try {f'training.{shorter}, or ' if step else ''}more data"
-    )
+    rise = f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now"
+    if not new:
+        return f"{rise}; part of it was trained on before, so the model may only have lost what it knew of that"
+    mend = f"training.{shorter}, or more data" if step else "more data"
+    return f"{rise}: the model learns the training data by heart; try {mend}"
 
 
 def if_memory_allows(

@@ -191,7 +191,8 @@ class Loop:
             self.line.close()
             self.log.close()
         folder, seconds = self.run.folder, time.perf_counter() - began
-        if overfit := overfit_text(self.log.values("eval_loss"), self.recipe, self.schedule.epochs_after):
+        losses, new = self.log.values("eval_loss"), self.run.data.eval_is_new
+        if overfit := overfit_text(losses, self.recipe, self.schedule.epochs_after, new=new):
             self.say(overfit)
         if self.gate is not None and (came := self.gate.summary(last)):
             self.say(came)

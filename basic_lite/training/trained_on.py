@@ -105,7 +105,7 @@ class Compared:
             elif self.unknown:
                 yield f"note: whether these {one.total:,} {name} were trained on is not known"
             else:
-                yield f"none of these {one.total:,} {name} was trained on{again}"
+                yield f"none of these {one.total:,} {name} was recognised as trained on{again}"
         yield from (f"note: {why}" for why in self.unknown)
 
     def notes_at_start(self, key: str) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """Where the real world's stage 1 starts: a projector that says of each picture the words of its caption.
 
-A fresh projector needs tens of thousands of samples before a frozen language model reads its tokens, which is days on a
-CPU. So its last layer is fitted first, without the language model: ridge regression from each patch's features, through
-the first layer's random weights, to the mean word embedding of the picture's caption. What differs between pictures is
-as long as a word embedding then. It is written as a run of stage 1 leaves it, and `model.projector` opens it.
+From a fresh projector the answers don't depend on the picture after 150 steps of 16 samples (5.14 nats, 5.17 with
+another picture; one run), and a step takes 2.6 s of a CPU's core. So its last layer is fitted first, without the
+language model: ridge regression from each patch's features, through the first layer's random weights, to the mean word
+embedding of the picture's caption. What differs between pictures is as long as a word embedding then. It is written as
+a run of stage 1 leaves it, and `model.projector` opens it.
 """
 
 from __future__ import annotations

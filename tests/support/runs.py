@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.model.frontend import load_frontend
+from basic_lite.model.load import load_base
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
+from basic_lite.training.assembly import supervise
+from basic_lite.training.batches import Schedule
+from basic_lite.training.gate import Gate, make_gate
+from basic_lite.training.processes import ALONE
 from tests.support.models import write_llm, write_vision
 
 TERMS = ("loss", "lm", "das", "sds")
@@ -129,3 +137,21 @@ def assert_same_terms(one: Path, other: Path, rel: float, names: tuple[str, ...]
 
 def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
     return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder
+
+
+def inside_copy(folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder whose runs name their data relative to it; it is the current folder from here."""
+    shutil.copytree(folder, scratch / "copy")
+    monkeypatch.chdir(scratch / "copy")
+    return scratch / "copy"
+
+
+def gate_of(recipe: Recipe) -> tuple[Gate, Prepared]:
+    """The gate of a run that hasn't begun, and its data."""
+    frontend = load_frontend(recipe.model)
+    data = prepare_data(recipe, frontend, say=lambda text: None)
+    loaded = load_base(recipe, torch.device("cpu"), frontend)
+    supervision = supervise(recipe, loaded, lambda text: None)
+    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
+    assert gate is not None
+    return gate, data

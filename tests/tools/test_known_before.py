@@ -16,7 +16,7 @@ from basic_lite.recipe.load import dump_recipe
 from basic_lite.training.data_json import held_out_of
 from basic_lite.training.places import TRAINED_ON
 from tests.support.data import write_image
-from tests.support.runs import tiny_recipe
+from tests.support.runs import inside_copy, tiny_recipe
 
 COUNT, KEPT = 12, 3
 Said = Callable[..., str]
@@ -65,9 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(trained, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return tmp_path / "copy"
+    return inside_copy(trained, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -150,9 +148,8 @@ def test_runs_tells_of_pictures_it_cannot_recognise_and_names_the_folder(place: 
         Image.open(place / "photos" / name).resize((4, 4)).save(place / "small" / name)
     table(place / "small" / "captions.csv", photos())
     text = said("eval", "runs/photos", "--data", "small/captions.csv")
-    assert (
-        f"none of these {COUNT} pictures was trained on (one that was resized or saved anew isn't recognised)" in text
-    )
+    again = "(one that was resized or saved anew isn't recognised)"
+    assert f"none of these {COUNT} pictures was recognised as trained on {again}" in text
     assert f"of {COUNT} not recognised as trained on (small/captions.csv)" in said("runs", "runs/photos")
     said("eval", "runs/photos", "--held-out")
     assert f"of {KEPT} not recognised as trained on (held-out)" in said("runs", "runs/photos")

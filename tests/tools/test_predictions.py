@@ -134,3 +134,9 @@ def test_a_program_saves_only_where_nothing_is_lost(own: Path, trained: Path) ->
         EvalResult([one]).save(own.parent / "hand.jsonl")
     with pytest.raises(UserError, match=r"^save: can't write .*"):
         scores.save(own.parent)
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="names no file"):
+        EvalResult([]).save(name)

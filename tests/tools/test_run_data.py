@@ -47,7 +47,7 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
     place, held = split.parent.parent, held_out_of(split)
     assert held and len(held) == 3
     assert numbers(split, held_out=True) == [n + 1 for n in held]
-    assert "\nnone of these 3 pictures was trained on (one that was resized" in capsys.readouterr().err
+    assert "\nnone of these 3 pictures was recognised as trained on (one that was resized" in capsys.readouterr().err
     shutil.copytree(place / "images", tmp_path / "there")
     (tmp_path / "linked").symlink_to(place / "images")
     for images in ("linked", "there"):

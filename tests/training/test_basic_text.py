@@ -20,10 +20,8 @@ from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.training.assembly import supervise
 from basic_lite.training.basic_text import basic_text, why_off
-from basic_lite.training.batches import Schedule
-from basic_lite.training.gate import make_gate, samples_in
-from basic_lite.training.processes import ALONE
-from tests.support.runs import quiet, tiny_recipe, write_data
+from basic_lite.training.gate import samples_in
+from tests.support.runs import gate_of, quiet, tiny_recipe, write_data
 
 GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
 
@@ -72,12 +70,7 @@ def test_it_warns_exactly_where_too_few_samples_would_decide(
 ) -> None:
     write_data(tmp_path, pictures)
     recipe = tiny_recipe(tmp_path, GATE | settings | {"data.held_out": held_out})
-    frontend = load_frontend(recipe.model)
-    data = prepare_data(recipe, frontend, say=lambda text: None)
-    loaded = load_base(recipe, torch.device("cpu"), frontend)
-    supervision = supervise(recipe, loaded, lambda text: None)
-    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
-    assert gate is not None
+    gate, data = gate_of(recipe)
     decide = samples_in(gate.testing)
     warned = f"stays off in this run: {decide} samples decide" in basic_text(recipe, data)
     assert warned == (decide < LEAST_SAMPLES)

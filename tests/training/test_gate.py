@@ -17,22 +17,19 @@ from torch import Tensor
 
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.model.frontend import load_frontend
-from basic_lite.model.load import load_base
 from basic_lite.run import train
 from basic_lite.supervision import calibration
 from basic_lite.supervision.calibration import measured_weights
 from basic_lite.supervision.interval import Interval
 from basic_lite.supervision.premise import RefinementCurve, see_patches
 from basic_lite.supervision.target import TargetPlan
-from basic_lite.training.assembly import supervise
-from basic_lite.training.batches import Schedule
 from basic_lite.training.files import sha256
-from basic_lite.training.gate import Gate, make_gate, samples_in
+from basic_lite.training.gate import Gate, samples_in
 from basic_lite.training.looks import COST, FEWEST_SAMPLES, Looks, plan_looks
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.processes import ALONE
 from tests.support import supervision as kit
-from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe, write_data
+from tests.support.runs import assert_same_weights, gate_of, log_of, quiet, tiny_recipe, write_data
 from tests.support.words import word_tokenizer
 
 MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
@@ -194,16 +191,10 @@ def rows_of(batches: Sequence[dict[str, Tensor]]) -> list[list[int]]:
     ]
 
 
-def gate_of(folder: Path, pictures: int, **changes: Any) -> Gate:
+def measured_gate(folder: Path, pictures: int, **changes: Any) -> Gate:
     write_data(folder, pictures)
-    recipe = tiny_recipe(folder, MEASURED | {key.replace("__", "."): value for key, value in changes.items()})
-    frontend = load_frontend(recipe.model)
-    data = prepare_data(recipe, frontend, say=lambda text: None)
-    loaded = load_base(recipe, torch.device("cpu"), frontend)
-    supervision = supervise(recipe, loaded, lambda text: None)
-    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
-    assert gate is not None
-    return gate
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return gate_of(tiny_recipe(folder, MEASURED | changed))[0]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 32])
@@ -212,7 +203,7 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     tmp_path: Path, micro_batch: int, held_out: float | None
 ) -> None:
     changes: dict[str, Any] = {"training__micro_batch": micro_batch, "training__global_batch": 32}
-    gate = gate_of(tmp_path, 60, supervision__refinement_batches=16, data__held_out=held_out, **changes)
+    gate = measured_gate(tmp_path, 60, supervision__refinement_batches=16, data__held_out=held_out, **changes)
     assert samples_in(gate.testing) >= 16 and samples_in(gate.choosing) >= 16
     data, size = gate_data(tmp_path, changes | {"data__held_out": held_out}), gate.looks.samples
     samples = [sample["input_ids"] for sample in data.samples_with_images(size)]

@@ -21,6 +21,17 @@ from basic_lite.training.step import TrainStep
 from tests.support.runs import assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
 
 TRACKED = {"training.trackers": ["tensorboard"], "training.max_steps": 2, "supervision.refinement_batches": 1}
+# What a run of two steps with a tracker leaves.
+NAMES = {
+    "recipe.yaml",
+    "parts.json",
+    "data.json",
+    "trained_on.safetensors",
+    "log.jsonl",
+    "tensorboard",
+    "checkpoint-2",
+    "final",
+}
 Break = Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]
 
 
@@ -124,17 +135,7 @@ def test_a_failed_start_does_not_block_its_name(place: Path, monkeypatch: pytest
     assert [line["step"] for line in log_of(folder) if "refinement" in line] == [0, 2]
     events = {path.name for path in (folder / "tensorboard").glob("**/events.*")}
     assert len(events) == 2 and not left & events  # one with the curves, one with the recipe's values
-    names = {
-        "recipe.yaml",
-        "parts.json",
-        "data.json",
-        "trained_on.safetensors",
-        "log.jsonl",
-        "tensorboard",
-        "checkpoint-2",
-        "final",
-    }
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == NAMES
 
 
 def test_a_persons_own_files_are_no_run(place: Path) -> None:
@@ -182,17 +183,7 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"already holds another run .*or replace it with --overwrite"):
         again(models, old)
     assert again(models, old, overwrite=True) == old
-    names = {
-        "recipe.yaml",
-        "parts.json",
-        "data.json",
-        "trained_on.safetensors",
-        "log.jsonl",
-        "tensorboard",
-        "checkpoint-2",
-        "final",
-    }
-    assert {path.name for path in old.iterdir()} == names | {"notes.txt", "kept-1"}  # a person's own file stays
+    assert {path.name for path in old.iterdir()} == NAMES | {"notes.txt", "kept-1"}  # a person's own file stays
     fresh = again(models, tmp_path / "elsewhere" / "tiny")
     assert_same_weights(old / "final", fresh / "final")
     assert len(list((old / "tensorboard").glob("events.*"))) == 1

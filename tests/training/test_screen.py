@@ -162,6 +162,8 @@ def test_learning_by_heart_is_said_before_the_last_line(tmp_path: Path, monkeypa
 def test_only_a_clear_rise_is_said(tmp_path: Path, losses: list[tuple[int, float]], end: str | None) -> None:
     text = overfit_text(losses, tiny_recipe(tmp_path, {"training.max_steps": None}), lambda step: step / 12)
     assert text is None if end is None else str(text).endswith(end)
+    met = overfit_text(losses, tiny_recipe(tmp_path, {}), lambda step: step / 12, new=False)
+    assert met is None if end is None else "by heart" not in str(met) and "lost what it knew" in str(met)
     assert "finished: 1 step in" in finished_text(0, 1, 0.0, lambda name: [], tmp_path, tmp_path)
 
 

@@ -19,7 +19,7 @@ from basic_lite.training.data_json import held_out_of
 from basic_lite.training.places import TRAINED_ON
 from basic_lite.training.trained_on import Compared, compare, read_record, record_of
 from tests.support.data import write_image
-from tests.support.runs import quiet, run, tiny_recipe
+from tests.support.runs import inside_copy, quiet, run, tiny_recipe
 
 ONE_STEP = {"training.max_steps": 1, "supervision.enabled": False}
 COUNT = 8
@@ -51,9 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(trained, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return tmp_path / "copy"
+    return inside_copy(trained, tmp_path, monkeypatch)
 
 
 def recipe_of(changes: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def test_copies_are_known_by_what_is_in_them(place: Path) -> None:
     assert told.marks == [*expected, True, False, False]
     assert list(told.notes()) == [f"note: {seen + 1} of these {COUNT + 3} pictures were trained on{AGAIN}"]
     assert list(look(found, *blobs[:1]).notes()) == ["note: 1 of these 1 pictures were trained on"]
-    assert list(look(found, *blobs[1:]).notes()) == [f"none of these 2 pictures was trained on{AGAIN}"]
+    assert list(look(found, *blobs[1:]).notes()) == [f"none of these 2 pictures was recognised as trained on{AGAIN}"]
     # Of a picture that a program made in memory it can't be told.
     made_here = ImageRef("y", blob=data, encoded_here=True)
     assert look(found, made_here).marks == [None]
