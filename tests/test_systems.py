@@ -29,6 +29,7 @@ from tests.support.runs import assert_same_terms, run, tiny_recipe, write_data
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that is made to look like Windows")
 def test_the_demos_paths_run_without_posix(tmp_path: Path) -> None:
     """All modules are imported; two stages are trained, one with a spawned worker, evaluated, asked, exported."""

@@ -118,6 +118,7 @@ def test_word_f1() -> None:
     assert word_f1("", "") == 1.0 and word_f1("x", "") == 0.0
 
 
+@pytest.mark.soak
 def test_the_gates_looks_are_shown(cache: Path) -> None:
     assert run(cache, "--seeds", "1", "--variants", "off,measured") == 0
     off, measured = read_results(cache / "results", "demo")

@@ -86,6 +86,7 @@ def test_the_naive_step_refuses_what_it_does_not_do(trained: tuple[Loaded, Super
         NaiveStep(loaded.parts, None, device=CPU).loss(batch, StepCounts(1, 1, 1), (1.0, 0.01))
 
 
+@pytest.mark.soak
 def test_committed_rehearsal_is_what_the_code_says(tmp_path: Path) -> None:
     rows = json.loads(rehearse.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert [rehearse.Setting(**row["setting"]) for row in rows] == list(rehearse.SETTINGS)

@@ -291,5 +291,6 @@ def test_auto_on_a_gpu_is_triton_after_a_real_trial() -> None:
     assert (choice.operations.name, choice.reason) == ("triton", torch.cuda.get_device_name(kit.DEVICE))
 
 
+@pytest.mark.soak
 def test_through_the_interpreter() -> None:
     kit.run_interpreted(__file__)

@@ -159,5 +159,6 @@ def test_no_race(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.soak
 def test_through_the_interpreter() -> None:
     kit.run_interpreted(__file__)

@@ -66,7 +66,13 @@ def test_two_steps(path: Path, material: Path) -> None:
     assert len(answered.predictions) == 2
 
 
-@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.soak] * (path.stem not in ("7b_pretrain", "7b_qlora")))
+        for path in shipped_recipes()
+    ],
+)
 def test_basic_acts_in_the_papers_preset(path: Path, material: Path) -> None:
     overrides = [*tiny_overrides(material, path.read_text()), "supervision.preset=paper", f"name={path.stem}_paper"]
     (*_, last) = steps_of(train(load_recipe(path, overrides), console=quiet()).folder)

@@ -245,6 +245,7 @@ def models_alive() -> int:
     return sum(isinstance(one, BasicLlavaForConditionalGeneration) for one in gc.get_objects())
 
 
+@pytest.mark.soak
 def test_a_second_run_in_a_program_is_as_good_as_the_first(tmp_path: Path) -> None:
     write_data(tmp_path, 8)
     changes = {**LOUD, "lora.dropout": 0.2}

@@ -55,6 +55,7 @@ def test_a_recipe_that_fits(shapes: Path) -> None:
     )
 
 
+@pytest.mark.soak
 def test_the_micro_batch_is_lowered_first(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=16, global_batch=48)
     whole, _ = run(recipe, 80)
@@ -66,6 +67,7 @@ def test_the_micro_batch_is_lowered_first(shapes: Path) -> None:
     assert "doesn't fit" in text and "training.micro_batch=12" in text
 
 
+@pytest.mark.soak
 def test_the_largest_micro_batch_is_the_largest(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=1, global_batch=16)
     found, _ = run(recipe, 3.0)
@@ -207,10 +209,16 @@ def test_the_command(shapes: Path) -> None:
     assert "fits a card of 24 GiB" in result.output and "micro-batch" in result.output
 
 
-ON_A_CARD = [path for path in shipped_recipes() if not path.stem.startswith("demo_")]
+# In a plain run; the others are soak tests.
+PLAIN = {"7b_8gb", "7b_qlora", "small_pretrain"}
+ON_A_CARD = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.soak] * (path.stem not in PLAIN))
+    for path in shipped_recipes()
+    if not path.stem.startswith("demo_")
+]
 
 
-@pytest.mark.parametrize("path", ON_A_CARD, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ON_A_CARD)
 def test_shipped_recipes_fit_the_card_that_they_name(path: Path, shapes: Path) -> None:
     card = re.search(r"^# Card: (\d+) GB; ([\d.]+) GiB needed", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert card is not None, "a recipe's first lines name its card: `# Card: 24 GB; 17.1 GiB needed`"
@@ -221,7 +229,7 @@ def test_shipped_recipes_fit_the_card_that_they_name(path: Path, shapes: Path) -
     assert needed_gib <= 0.96 * int(card[1])
 
 
-@pytest.mark.parametrize("name", ["small_pretrain", "small_instruct"])
+@pytest.mark.parametrize("name", ["small_pretrain", pytest.param("small_instruct", marks=pytest.mark.soak)])
 def test_the_hours_that_a_recipe_names_are_the_estimates(name: str, shapes: Path) -> None:
     text = shipped_recipe(name).read_text(encoding="utf-8")
     hours = re.findall(r"(RTX \d+) ((?:\d+ h )?\d+ min)", text.split("No card has run it")[0])

@@ -70,6 +70,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
 def test_signals_to_the_whole_group_reach_the_loaders_workers_and_save_the_run(tmp_path: Path) -> None:
     """As timeout, Slurm and systemd send SIGTERM, and a terminal Ctrl-C; the loader has workers of its own."""

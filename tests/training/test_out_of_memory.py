@@ -109,6 +109,7 @@ def test_a_later_micro_batch_makes_the_whole_step_again(tmp_path: Path, monkeypa
     assert_same_weights(small / "final", halved / "final", rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.soak
 def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +184,7 @@ def test_an_evaluation_without_memory_is_made_of_smaller_batches(
     assert "out of memory in the evaluation after step 2" in said
 
 
+@pytest.mark.soak
 def test_an_evaluation_without_any_memory_saves_the_state_after_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

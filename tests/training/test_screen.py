@@ -19,6 +19,7 @@ from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.evaluation import held_out_text, overfit_text
 from basic_lite.training.progress import Pace, ProgressLine, finished_text
+from tests.support.data import write_image
 from tests.support.runs import (
     LOUD,
     assert_same_terms,
@@ -137,14 +138,26 @@ def test_the_last_line_says_all_that_one_asks_for(tmp_path: Path) -> None:
     assert again.endswith(f"ask it: {command_line(['basic-lite', 'chat', str(Path('my runs/x')), 'PICTURE'])}")
 
 
-def test_learning_by_heart_is_said_before_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("new", "end"),
+    [
+        (True, ": the model learns the training data by heart; try training.max_steps=2, or more data"),
+        (False, "; part of it was trained on before, so the model may only have lost what it knew of that"),
+    ],
+)
+def test_a_rise_is_said_before_the_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool, end: str
+) -> None:
     found = iter((2.0, 1.363, 1.4, 1.892))
     monkeypatch.setattr(loop, "held_out_loss", lambda *_: next(found))
-    _, lines = shown(tmp_path, with_held_out(tmp_path, **{"training.eval_every": 1, "training.eval_answers": 0}))
-    assert lines[-2] == (
-        "held-out loss was lowest at step 2 (1.363) and is 1.892 now: the model learns the training data by heart; "
-        "try training.max_steps=2, or more data"
-    )
+    changes = with_held_out(tmp_path, **{"training.eval_every": 1, "training.eval_answers": 0})
+    if new:  # pictures of its own
+        other = with_held_out(tmp_path / "new")["data.eval"]
+        for n, picture in enumerate(sorted((tmp_path / "new" / "images").iterdir())):
+            write_image(picture, seed=n)
+        changes["data.eval"] = other
+    _, lines = shown(tmp_path, changes)
+    assert lines[-2] == f"held-out loss was lowest at step 2 (1.363) and is 1.892 now{end}"
     assert lines[-1].startswith("finished: ")
 
 
