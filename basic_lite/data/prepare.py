@@ -17,6 +17,7 @@ from basic_lite.data.check import DataReport, Progress, check_data
 from basic_lite.data.held_out import hold_out
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.problems import RecordProblem
+from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.sampler import GroupedSampler
 from basic_lite.data.sources import load_records
 from basic_lite.model.frontend import Frontend
@@ -143,7 +144,9 @@ def prepare_data(
         return data, report
 
     train, report = checked(section.train, TRAIN)
-    held_out, eval_report = checked(section.eval, EVAL) if section.eval is not None else (None, None)
+    held_out, eval_report = None, None
+    if section.eval is not None:
+        held_out, eval_report = checked(with_prompts_of_training(section.eval, section), EVAL)
     if section.held_out is not None:
         report, eval_report = hold_out(report, section.held_out, recipe.seed)
         held_out, train = replace(train, indices=eval_report.kept), replace(train, indices=report.kept)

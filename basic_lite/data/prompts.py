@@ -23,9 +23,27 @@ def drawn(prompts: Sequence[str], number: int) -> str:
 
 def asked_as_trained(records: Sequence[Record], section: DataSection) -> Sequence[Record]:
     """Records of a source without prompts, with those of the training where a picture comes without a question."""
-    sources = section.train if isinstance(section.train, list) else [section.train]
-    prompts = [prompt for source in sources for prompt in prompts_of(source)]
+    prompts = _prompts_of_training(section)
     return [_asked(record, prompts) for record in records] if prompts else records
+
+
+def with_prompts_of_training(
+    source: SourceSection | list[SourceSection], section: DataSection
+) -> SourceSection | list[SourceSection]:
+    """Evaluation data as the run reads it: sources without prompts have those of the training."""
+    if isinstance(source, list):
+        return [_with_prompts(one, section) for one in source]
+    return _with_prompts(source, section)
+
+
+def _with_prompts(source: SourceSection, section: DataSection) -> SourceSection:
+    prompts = _prompts_of_training(section)
+    return source.model_copy(update={"prompt": prompts}) if prompts and source.prompt is None else source
+
+
+def _prompts_of_training(section: DataSection) -> list[str]:
+    sources = section.train if isinstance(section.train, list) else [section.train]
+    return [prompt for source in sources for prompt in prompts_of(source)]
 
 
 def _asked(record: Record, prompts: Sequence[str]) -> Record:

@@ -3,7 +3,7 @@
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -168,18 +168,36 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
 
 
 def _score(run: Path, recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
-    """The last held-out loss, and a share of exact matches: of answers that weren't trained on if there are any."""
+    """The last held-out loss, and shares of exact matches, of answers that weren't trained on if there are any.
+
+    One share is of the run's own data, another of other files, since pictures of these that were resized look new.
+    """
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
     found = [f"held-out loss {_number(losses[-1])}{_known_before(run)}"] if losses else []
     paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
     summaries = [_keys(read_json(path)) for path in paths]
-    # Of those that are equal in rank the latest.
-    if summary := max(reversed(summaries), key=_rank, default=None):
-        data = _keys(summary.get("settings")).get("data")
-        tables = {str(one) for other in summaries if (one := _keys(other.get("settings")).get("data"))}
-        named = f" ({_short(data, tables | _tables_of(recipe))})" if isinstance(data, str) else ""
-        found += _match(summary, named)
+    own = {HELD_OUT, *_tables_of(recipe)}
+    tables = {table for summary in summaries if (table := _table_of(summary))} | own
+    for summary in _telling(summaries, own):
+        table = _table_of(summary)
+        found += _match(summary, f" ({_short(table, tables)})" if table else "")
     return "; ".join(found)
+
+
+def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[str, Any]]:
+    """The evaluations that say most: of the run's own data, and of other files; of the latest weights, if both do."""
+    groups = ([one for one in summaries if (_table_of(one) in own) is mine] for mine in (True, False))
+    # Of those that are equal in rank the latest.
+    best = [max(reversed(group), key=_rank) for group in groups if group]
+    top = max((_rank(one)[:2] for one in best), default=None)
+    found = [one for one in best if _rank(one)[:2] == top]
+    return found if top and top[0] else found[:1]
+
+
+def _table_of(summary: dict[str, Any]) -> str:
+    """The file that was evaluated, ``HELD_OUT``, or nothing where neither is known."""
+    data = _keys(summary.get("settings")).get("data")
+    return data if isinstance(data, str) else ""
 
 
 def _known_before(run: Path) -> str:

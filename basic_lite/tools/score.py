@@ -177,7 +177,10 @@ def remarks(result: EvalResult) -> Iterator[str]:
     told = result.not_trained_on or result.not_known
     if told is None:
         if result.trained_on is not None:
-            yield "all of it was trained on, so this doesn't say how the model does on new pictures"
+            yield (
+                "all of it was trained on, so this doesn't say how the model does on new pictures; ask about others, "
+                "or keep some in the next run with data.held_out=0.1"
+            )
         told = result.trained_on
     if told is None:
         return

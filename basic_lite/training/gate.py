@@ -29,8 +29,8 @@ from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinem
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
-from basic_lite.training.evaluation import curve_batches, if_memory_allows
-from basic_lite.training.looks import Looks, looks_of
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
+from basic_lite.training.looks import COST, Looks, looks_of
 from basic_lite.training.processes import Processes
 
 
@@ -42,6 +42,7 @@ class GateState:
     plan: dict[str, Any] | None = None  # the target that was measured; None: the recipe's own
     chosen: bool = False  # all that the recipe leaves open was measured
     steps_on: int = 0  # steps that had BASIC
+    verdict: str = "can't tell"  # of the last look
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Gate:
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
     parted: bool  # they are every second one of the same samples; else all of them do both
+    deciding: int  # how many of them decide, in any process
+    limited: bool  # there are more, but they would cost too much
     tokenizer: Any
     say: Say
     autocast: Callable[[], AbstractContextManager[Any]] | None
@@ -79,13 +82,17 @@ class Gate:
 
     def outlook(self) -> list[str]:
         """What will be looked at, for the run's start."""
-        when = ", ".join(str(step) for step in self.looks.steps)
-        choose, decide = samples_in(self.choosing), samples_in(self.testing)
+        when, choose = ", ".join(str(step) for step in self.looks.steps), samples_in(self.choosing)
         lines = []
-        if self.settings.gate and decide < LEAST_SAMPLES:
+        if self.settings.gate and self.deciding < LEAST_SAMPLES:
             return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
-            lines.append(f"looks at BASIC's premise: after step {when} and at each evaluation; {decide} samples decide")
+            parted = f", {choose} others choose its target" if self.parted else ""
+            limited = f"; more would cost over {COST:.0%} of this run" if self.limited else ""
+            lines.append(
+                f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
+                f"{parted}{limited}"
+            )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
             until = "" if self.settings.gate else f"; until then it is made of {self.supervision.layers} layers"
@@ -96,7 +103,15 @@ class Gate:
 
     def summary(self, steps: int) -> str | None:
         """What came of it at the end of a run of so many steps; None where BASIC was never in question."""
-        return f"BASIC was on in {self.state.steps_on:,} of {steps:,} steps" if self.settings.gate else None
+        if not self.settings.gate:
+            return None
+        came = f"BASIC was on in {self.state.steps_on:,} of {steps:,} steps"
+        if self.state.steps_on or self.deciding < LEAST_SAMPLES:
+            return came
+        if self.state.verdict == "fails":
+            return f"{came}: its premise doesn't hold here"
+        more = "a longer run can look at more" if self.limited else "more pictures with a text would narrow the doubt"
+        return f"{came}: its premise was never shown on the {self.deciding} samples that decide; {more}"
 
     def due(self, step: int, *, evaluated: bool) -> bool:
         """Whether to look after so many steps.
@@ -104,7 +119,7 @@ class Gate:
         Args:
             evaluated: there was an evaluation after this step.
         """
-        wanted = self.settings.gate or not self.state.chosen
+        wanted = self.deciding >= LEAST_SAMPLES if self.settings.gate else not self.state.chosen
         return wanted and (evaluated or step in self.looks.steps)
 
     @property
@@ -174,7 +189,7 @@ class Gate:
 
     def decide(self, step: int, curve: RefinementCurve) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log."""
-        was, self.state.open = self.state.open, curve.verdict == "holds"
+        was, self.state.open, self.state.verdict = self.state.open, curve.verdict == "holds", curve.verdict
         self.say(f"step {step}: {_words(was, self.state.open, curve, parted=self.parted)}")
         score = curve.score or [0.0]
         numbers = {"v": score[0], "target": score[-1], "gain": curve.gain, "samples": curve.samples}
@@ -210,6 +225,8 @@ def make_gate(
     )
     if looks is None:
         return None
+    wanted = settings.refinement_batches * SAMPLES_PER_BATCH
+    there = min(wanted, sum(int(one.has_image.sum()) for one in (report, data.eval_report) if one is not None))
     samples = data.samples_with_images(looks.samples if processes.is_main else 0)
     # The score of what was chosen by its score would be too good on the same samples.
     parted = settings.gate and scores_decide(settings)
@@ -217,7 +234,11 @@ def make_gate(
     size = curve_batches(recipe)[1]
     choosing, testing = (data.collated(half, size) for half in halves)
     autocast = autocast_of(recipe, supervision.device)
-    return Gate(supervision, looks, choosing, testing, parted, loaded.tokenizer, say, autocast, processes)
+    seen = min(looks.samples, there)
+    deciding, limited = seen // 2 if parted else seen, looks.samples < there
+    return Gate(
+        supervision, looks, choosing, testing, parted, deciding, limited, loaded.tokenizer, say, autocast, processes
+    )
 
 
 def _words(was: bool, now: bool, curve: RefinementCurve, *, parted: bool) -> str:

@@ -319,8 +319,8 @@ class Loop:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            decides = self.recipe.supervision.gate and step < self.schedule.steps
-            measured = self.refinement.measure(step, kept, judged=not decides)
+            # Where there is a gate, it judges: some of these samples chose the target.
+            measured = self.refinement.measure(step, kept, judged=not self.recipe.supervision.gate)
             if measured is not None:
                 record, self._seen = measured
                 self.log.write(step, record)

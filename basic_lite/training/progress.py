@@ -170,7 +170,9 @@ def finished_text(
         else "no step left"
     )
     losses, held_out = values("loss"), values("eval_loss")
-    loss = f", loss {losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else ""
+    # A short run may have logged one step alone.
+    fell = f"{losses[0][1]:.3f} → " if len(losses) > 1 else ""
+    loss = f", loss {fell}{losses[-1][1]:.3f}" if losses else ""
     score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""
     return (
         f"finished: {steps} in {clock(seconds)}{loss}{score}; the trained model is {final}; "

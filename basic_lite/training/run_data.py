@@ -9,6 +9,7 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
+from basic_lite.recipe.schema import SourceSection
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start, held_out_of, held_out_pictures_of, train_records_of
 
@@ -21,7 +22,7 @@ def held_out_records(bundle: Bundle) -> list[Record]:
     """
     section, run = bundle.recipe.data, bundle.folder.parent
     if section.eval is not None:
-        records = load_records(section.eval, root=Path.cwd())
+        records = _still_there(section.eval)
         broken = set((broken_at_start(run) or {}).get(EVAL, []))
         chosen: Iterable[int] = [index for index in range(len(records)) if index not in broken]
     elif section.held_out is None:
@@ -30,7 +31,7 @@ def held_out_records(bundle: Bundle) -> list[Record]:
             "name a file of questions with --data"
         )
     else:
-        records = load_records(section.train, root=Path.cwd())
+        records = _still_there(section.train)
         found = held_out_in(records, run)
         if found is None:
             raise UserError(
@@ -39,6 +40,17 @@ def held_out_records(bundle: Bundle) -> list[Record]:
             )
         chosen = found
     return list(_readable(records, chosen, drop=section.bad_records == "drop"))
+
+
+def _still_there(source: SourceSection | list[SourceSection]) -> Records:
+    """A run's data, where it was when the run was trained."""
+    try:
+        return load_records(source, root=Path.cwd())
+    except UserError as error:
+        raise UserError(
+            f"--held-out: the run's data can't be read any more ({error}). If it was moved, put it back, or name the "
+            "file where it is now with --data FILE"
+        ) from error
 
 
 def held_out_in(records: Records, run: Path) -> Sequence[int] | None:

@@ -101,7 +101,8 @@ def _evaluation(recipe: Recipe, steps: int) -> str | None:
     every = recipe.training.eval_every
     if (recipe.data.eval is None and recipe.data.held_out is None) or every is None or every <= steps:
         return None
+    when = "at its end" if recipe.model.start is None else "at its start and its end"
     return (
-        f"training.eval_every is {every:,} and the run has {steps:,} steps, so it evaluates at its end alone; "
+        f"training.eval_every is {every:,} and the run has {steps:,} steps, so it evaluates {when} alone; "
         f"set training.eval_every={max(steps // 5, 1)}"
     )

@@ -114,7 +114,7 @@ class Compared:
             if one.met:
                 yield (
                     f"note: {one.met:,} of the {one.total:,} {name} of {key} are trained on, by this run or one that "
-                    "it goes on from: the held-out loss says little of new ones"
+                    "it goes on from: the held-out loss says little of new ones; name others in data.eval.path"
                 )
             elif self.unknown:
                 yield f"note: whether the {one.total:,} {name} of {key} were trained on is not known"

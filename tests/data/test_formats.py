@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import open_image
 from basic_lite.data.problems import RecordProblem
-from basic_lite.data.prompts import asked_as_trained
+from basic_lite.data.prompts import asked_as_trained, prompts_of, with_prompts_of_training
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.data.turns import read_row
@@ -198,6 +198,13 @@ def test_a_prompt_is_drawn_by_the_records_number(tmp_path: Path) -> None:
     bare = load_records(SourceSection(path="data.json"), root=tmp_path)
     asked = asked_as_trained(bare, DataSection(train=[section, SourceSection(path="other")]))
     assert [record.turns[0].text for record in asked] == drawn and asked[0].turns[1:] == bare[0].turns[1:]
+    # Evaluation data that a run reads is asked in the same way, unless it has prompts of its own.
+    data = DataSection(train=[section, SourceSection(path="other")])
+    bare_source, own = SourceSection(path="e.csv"), SourceSection(path="e.csv", prompt="mine")
+    assert with_prompts_of_training([bare_source, own], data) == [
+        bare_source.model_copy(update={"prompt": list(prompts_of(section))}),
+        own,
+    ]
     assert asked_as_trained(asked, DataSection(train=SourceSection(path="x", prompt="new"))) == asked
     one = read(tmp_path, rows[0], prompt="Describe it.")
     assert said(one) == [("human", "<image>\nDescribe it."), ("gpt", "x")]

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from basic_lite.cli import main
+from basic_lite.errors import UserError
 from basic_lite.recipe.load import dump_recipe
+from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.training.data_json import held_out_of
 from basic_lite.training.places import TRAINED_ON
 from tests.support.data import write_image
@@ -97,7 +99,8 @@ def test_a_loss_on_pictures_that_were_trained_on_is_marked(place: Path, said: Sa
     text = said("train", "grown.yaml", "model.start=runs/photos")
     seen = grown_seen(place)
     assert 0 < seen < 4
-    note = "are trained on, by this run or one that it goes on from: the held-out loss says little of new ones"
+    note = "are trained on, by this run or one that it goes on from: the held-out loss says little of new ones; "
+    note += "name others in data.eval.path"
     assert f"note: {seen} of the 4 pictures of data.held_out {note}" in text
     assert f"({seen} of 4 pictures trained on)" in said("runs", "runs/grown")
     # The same data, another split.
@@ -162,6 +165,8 @@ def test_new_pictures_are_new_and_a_folder_may_move(place: Path, said: Said) -> 
     line = f"note: {COUNT - KEPT} of these {COUNT + 4} pictures were trained on (one that was resized"
     assert line in said("eval", "runs/photos", "--data", "photos/captions.csv")
     shutil.move(place / "photos", place / "moved")
+    with pytest.raises(UserError, match=r"--held-out: the run's data can't be read any more .* with --data FILE"):
+        evaluate_run(Path("runs/photos"), held_out=True)
     text = said("eval", "runs/photos", "--data", "moved/captions.csv")
     assert line in text and "not known" not in text
     assert f"of {KEPT + 4} not recognised as trained on (moved/captions.csv)" in said("runs", "runs/photos")

@@ -94,14 +94,14 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
     assert row.state == "finished, 3 steps"  # the lock file of a run that is over says nothing
 
 
-def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place: Path) -> None:
+def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place: Path, made: Path) -> None:
     done = place / "runs" / "done"
 
     def score_after(name: str, step: int, **marks: int) -> str:
         shares = {mark: {"right": 0, "n": n} for mark, n in marks.items()}
         summary = {**shares, "settings": {"step": step, "data": name}}
-        (done / f"predictions_{name}.summary.json").write_text(json.dumps(summary))
-        return row_of(done).score.split("; ")[1]
+        (done / f"predictions_{Path(name).stem}.summary.json").write_text(json.dumps(summary))
+        return row_of(done).score.split("; ", 1)[1]
 
     first = score_after("a", 1, not_trained_on=900)
     assert first == "exact match 0.0% of 900 not recognised as trained on (a)"
@@ -109,11 +109,14 @@ def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place
     assert score_after("b", 3, trained_on=1000) == first
     assert score_after("c", 2, not_trained_on=500) == "exact match 0.0% of 500 not recognised as trained on (c)"
     assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not recognised as trained on (d)")
-    # The run's own split goes before more answers to other questions, unless a part of it was trained on.
-    assert score_after("held-out", 2, not_trained_on=5, trained_on=2).endswith(
-        " of 500 not recognised as trained on (d)"
-    )
-    assert " of 5 not recognised as trained on (held-out)" in score_after("held-out", 2, not_trained_on=5)
+    # The run's own data and another file's: pictures of the other that were resized look new.
+    own, other = score_after("held-out", 2, not_trained_on=5).split("; ")
+    assert " of 5 not recognised as trained on (held-out)" in own
+    assert other == "exact match 0.0% of 500 not recognised as trained on (d)"
+    # Of its own data the split goes before the table that it was trained on, but not if a part of the split was.
+    table = str(made / "data.json")
+    assert score_after(table, 2, not_trained_on=9, trained_on=40).split("; ") == [own, other]
+    assert " of 9 " in score_after("held-out", 2, not_trained_on=5, trained_on=2).split("; ")[0]
     assert score_after("e", 3, not_trained_on=40).endswith(" of 40 not recognised as trained on (e)")
 
 

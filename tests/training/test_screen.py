@@ -178,6 +178,9 @@ def test_only_a_clear_rise_is_said(tmp_path: Path, losses: list[tuple[int, float
     met = overfit_text(losses, tiny_recipe(tmp_path, {}), lambda step: step / 12, new=False)
     assert met is None if end is None else "by heart" not in str(met) and "lost what it knew" in str(met)
     assert "finished: 1 step in" in finished_text(0, 1, 0.0, lambda name: [], tmp_path, tmp_path)
+    for losses, told in (([(1, 4.15)], ", loss 4.150;"), ([(1, 4.15), (9, 3.0)], ", loss 4.150 → 3.000;")):
+        values = {"loss": losses, "eval_loss": []}.__getitem__
+        assert told in finished_text(0, 9, 0.0, values, tmp_path, tmp_path)
 
 
 def test_a_step_of_text_alone_shows_the_last_known_basic(tmp_path: Path) -> None:
