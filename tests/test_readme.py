@@ -82,7 +82,13 @@ def small(words: list[str], place: Path) -> list[str]:
     return [*models, f"data.train={json.dumps(data)}", *own, *batch]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+# The longest page beside README.
+LONG = {"TRAINING"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.soak] * (page.stem in LONG), id=page.stem) for page in PAGES]
+)
 def test_every_command_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the page's order and in one folder, as a reader would."""
     before = STAGES if page.stem in AFTER_STAGES else ()

@@ -50,8 +50,14 @@ def shown_by(console: Any) -> str:
     return console.file.getvalue()
 
 
+def table_in(report: str) -> str:
+    found = re.search(r"question type.*?(?=chance: the best)", report, re.DOTALL)
+    assert found is not None
+    return found.group()
+
+
 @pytest.mark.usefixtures("small")
-def test_demo_reports_reuses_repeats_and_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = quiet()
     demo_run.demo(tmp_path / "demo", seed=3, console=console)
     report = shown_by(console)
@@ -80,13 +86,18 @@ def test_demo_reports_reuses_repeats_and_replaces(tmp_path: Path, capsys: pytest
     # Again: everything is there, so nothing is trained, and the table is the same.
     again = quiet()
     demo_run.demo(tmp_path / "demo", seed=3, console=again)
-    table = re.compile(r"question type.*?(?=chance: the best)", re.DOTALL)
-    assert table.search(shown_by(again)).group() == table.search(report).group()  # type: ignore[union-attr]
+    assert table_in(shown_by(again)) == table_in(report)
     assert shown_by(again).count("(reused)") == 3
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("small")
+def test_demo_repeats_and_replaces(tmp_path: Path) -> None:
+    here, elsewhere = quiet(), quiet()
+    demo_run.demo(tmp_path / "demo", seed=3, console=here)
     # Elsewhere with the same seed: the same run.
-    elsewhere = quiet()
     demo_run.demo(tmp_path / "other", seed=3, console=elsewhere)
-    assert table.search(shown_by(elsewhere)).group() == table.search(report).group()  # type: ignore[union-attr]
+    assert table_in(shown_by(elsewhere)) == table_in(shown_by(here))
     for stage in ("stage1", "stage2"):
         one, other = steps_of(tmp_path / "demo" / stage), steps_of(tmp_path / "other" / stage)
         assert [line["loss"] for line in one] == [line["loss"] for line in other]
