@@ -13,8 +13,9 @@ from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
 FIRST_LOOK = 16
-# A gate's looks cost at most this share of the run's arithmetic. Those at evaluations cost next to nothing.
-COST = 0.01
+# A gate's looks cost at most this share of a run. Those at evaluations take the curve that is measured there, and need
+# little; the others may take PLANNED of the run's arithmetic.
+COST, PLANNED = 0.01, 0.008
 # Half of them may choose the target, and as many others as an interval needs decide.
 FEWEST_SAMPLES = 2 * LEAST_SAMPLES
 # Beside a model in 16 bit, a product in float32 takes this many times as long: 2 to 8 by NVIDIA's data sheets.
@@ -36,7 +37,7 @@ class Looks:
 
 
 def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, passes_a_look: float) -> Looks:
-    """Looks after 0 (unless the projector is fresh), 16, 32, 64 … steps, as many as ``COST`` allows.
+    """Looks after 0 (unless the projector is fresh), 16, 32, 64 … steps, as many as ``PLANNED`` allows.
 
     With too little for all of them, some are left out evenly. With too little for one, it has fewer samples, but
     ``FEWEST_SAMPLES`` of them at least, whatever they cost.
@@ -51,7 +52,7 @@ def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, pas
     first = min(FIRST_LOOK, max(1, steps // 4))
     doubling = [first * 2**i for i in range(max(1, math.ceil(math.log2(max(steps / first, 1)))))]
     wanted = [step for step in ([] if fresh else [0]) + doubling if step < steps] or [0]
-    affordable = int(COST * passes / passes_a_look)  # samples of all looks
+    affordable = int(PLANNED * passes / passes_a_look)  # samples of all looks
     count = min(len(wanted), max(1, affordable // most_samples))
     chosen = sorted({wanted[round(i * (len(wanted) - 1) / max(count - 1, 1))] for i in range(count)})
     if count == 1 and fresh:

@@ -24,7 +24,7 @@ from basic_lite.supervision.premise import RefinementCurve, see_patches
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.files import sha256
 from basic_lite.training.gate import Gate, samples_in
-from basic_lite.training.looks import COST, FEWEST_SAMPLES, Looks, plan_looks
+from basic_lite.training.looks import FEWEST_SAMPLES, PLANNED, Looks, plan_looks
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.processes import ALONE
 from tests.support import supervision as kit
@@ -36,7 +36,7 @@ ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_st
 
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
-    looks = plan_looks(350, fresh=True, most_samples=64, passes=33_600, passes_a_look=1)
+    looks = plan_looks(350, fresh=True, most_samples=64, passes=42_000, passes_a_look=1)
     assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
 
@@ -54,7 +54,7 @@ def test_looks_cost_one_percent_or_are_one_small_look(
     looks = plan_looks(steps, fresh=fresh, most_samples=most, passes=passes, passes_a_look=cost)
     assert looks.steps == tuple(sorted(set(looks.steps))) and looks.steps[0] >= 0 and looks.steps[-1] < max(steps, 1)
     spent = len(looks.steps) * looks.samples * cost
-    assert spent <= COST * passes or (len(looks.steps) == 1 and looks.samples == FEWEST_SAMPLES)
+    assert spent <= PLANNED * passes or (len(looks.steps) == 1 and looks.samples == FEWEST_SAMPLES)
 
 
 def curve(low: float, high: float, samples: int = 64) -> RefinementCurve:
