@@ -80,6 +80,7 @@ def open_run(run: str | os.PathLike[str], device: Device = "auto") -> "TrainedMo
     Raises:
         UserError: there is no bundle, or it doesn't hold together.
     """
+    _require_path(run, "open_run", "run folder, such as 'runs/NAME'")
     quiet_libraries()
     where = pick_device(device, "device")
     tell_device(where, device, note)
@@ -95,9 +96,15 @@ def open_model(name: str | os.PathLike[str], device: Device = "auto", dtype: str
     Raises:
         UserError: there is no such model, or it can't be read.
     """
+    _require_path(name, "open_model", "model's name or folder")
     quiet_libraries()
     speaker = find_speaker(os.fspath(name), device, dtype)
     return TrainedModel(speaker, Path(name)) if isinstance(speaker, RunSpeaker) else Model(speaker)
+
+
+def _require_path(value: object, function: str, wanted: str) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{function} takes a {wanted}, and this is {shorten(value)}")
 
 
 class Conversation:

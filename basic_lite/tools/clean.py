@@ -22,6 +22,7 @@ from basic_lite.training.places import (
     PART,
     UNFINISHED,
     checkpoints_of,
+    foreign_in,
     is_finished,
     remains_of,
     set_aside_in,
@@ -108,7 +109,12 @@ def _plan(run: Path) -> Plan:
     items |= dict.fromkeys(set_aside_in(run), "set aside when its steps were made again")
     if items and (damage := _damage(kept, finished)):
         return Plan(_own(cut_off), [f"{run}: its other bundles stay, since {damage}"])
-    return Plan(_own(items | cut_off))
+    peoples = {path: names for path in items if (names := [one.name for one in foreign_in(path)])}
+    notes = [
+        f"{path} stays, since it has files that the run didn't write: {', '.join(names)}; move them to free it"
+        for path, names in peoples.items()
+    ]
+    return Plan(_own({path: why for path, why in items.items() if path not in peoples} | cut_off), notes)
 
 
 def _own(items: dict[Path, str]) -> dict[Path, str]:

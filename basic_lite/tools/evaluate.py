@@ -294,7 +294,8 @@ def _show(result: EvalResult, console: Console, say: Say) -> None:
     for line in remarks(result):
         say(line)
     if result.cut:
+        were = "was" if result.cut == 1 else "were"
         say(
-            f"{result.cut} of {len(result.predictions)} answers were cut at {result.max_new_tokens} tokens "
+            f"{result.cut} of {len(result.predictions)} answers {were} cut at {result.max_new_tokens} tokens "
             "(--max-new-tokens allows more)"
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.console import Sheet
+from basic_lite.data.problems import shorten
+from basic_lite.errors import UserError
 from basic_lite.tools.predictions import Prediction, require_free, require_writable, write_predictions
 
 ALL = "all"
@@ -100,8 +102,10 @@ class EvalResult:
         """Write the predictions as JSON lines, and the scores and settings beside them as ``.summary.json``.
 
         Raises:
-            UserError: something else is there: not these predictions, unchanged since they were written.
+            UserError: it is no path; or something else is there: not these predictions, or they were changed since.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"save takes the path of a file, such as 'predictions.jsonl', and this is {shorten(path)}")
         require_free(Path(path), self.settings, "save")
         require_writable(Path(path), "save")
         summary: dict[str, Any] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
@@ -178,8 +182,8 @@ def remarks(result: EvalResult) -> Iterator[str]:
     if told is None:
         if result.trained_on is not None:
             yield (
-                "all of it was trained on, so this doesn't say how the model does on new pictures; ask about others, "
-                "or keep some in the next run with data.held_out=0.1"
+                "all of it was trained on, so this doesn't say how the model does on new pictures; ask about others: "
+                "those that the run kept, if it did (--held-out), and in a new run data.held_out=0.1 keeps a tenth"
             )
         told = result.trained_on
     if told is None:

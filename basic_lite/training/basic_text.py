@@ -58,7 +58,10 @@ def _too_few(settings: SupervisionSection, data: Prepared) -> str | None:
     enough = settings.refinement_batches >= batches
     mends = [] if enough else [f"set supervision.refinement_batches={batches} or more"]
     if pictures < least:
-        mends.insert(0, f"take {least - pictures} more samples with pictures (here are {pictures}; {least} are enough)")
+        s = "s" * (least - pictures > 1)
+        mends.insert(
+            0, f"take {least - pictures} more sample{s} with pictures (here are {pictures}; {least} are enough)"
+        )
     choose = ", as many others choose its target" if parted else ""
     return (
         f"warning: BASIC stays off in this run: {decide} samples decide whether its premise holds{choose}, and "

@@ -104,8 +104,12 @@ def overfit_text(
     rise = f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now"
     if not new:
         return f"{rise}; part of it was trained on before, so the model may only have lost what it knew of that"
-    mend = f"training.{shorter}, or more data" if step else "more data"
-    return f"{rise}: the model learns the training data by heart; try {mend}"
+    if step == 0:  # what another run had learnt
+        rates = {"learning_rate": recipe.training.learning_rate} if recipe.lora.enabled else {}
+        rates["projector_learning_rate"] = recipe.training.projector_learning_rate
+        lower = " ".join(f"training.{name}={rate / 10:g}" for name, rate in rates.items())
+        return f"{rise}: these steps made the model worse than it was at their start; try {lower}, or more data"
+    return f"{rise}: the model learns the training data by heart; try training.{shorter}, or more data"
 
 
 def if_memory_allows(

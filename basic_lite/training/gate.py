@@ -110,8 +110,13 @@ class Gate:
             return came
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
-        more = "a longer run can look at more" if self.limited else "more pictures with a text would narrow the doubt"
+        more = "more pictures with a text would narrow the doubt"
         return f"{came}: its premise was never shown on the {self.deciding} samples that decide; {more}"
+
+    @property
+    def decides(self) -> bool:
+        """Whether it says if the premise holds: it is asked, and has samples enough."""
+        return self.settings.gate and self.deciding >= LEAST_SAMPLES
 
     def due(self, step: int, *, evaluated: bool) -> bool:
         """Whether to look after so many steps.
@@ -119,7 +124,7 @@ class Gate:
         Args:
             evaluated: there was an evaluation after this step.
         """
-        wanted = self.deciding >= LEAST_SAMPLES if self.settings.gate else not self.state.chosen
+        wanted = self.decides if self.settings.gate else not self.state.chosen
         return wanted and (evaluated or step in self.looks.steps)
 
     @property

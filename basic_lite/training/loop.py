@@ -319,8 +319,9 @@ class Loop:
         """Measure the curve, at most once a step. The last step's evaluation also serves as the end's."""
         step = self.progress.step
         if not self.log.has(step, "refinement"):
-            # Where there is a gate, it judges: some of these samples chose the target.
-            measured = self.refinement.measure(step, kept, judged=not self.recipe.supervision.gate)
+            # Where a gate judges, some of these samples chose the target.
+            judged = self.gate is None or not self.gate.decides
+            measured = self.refinement.measure(step, kept, judged=judged)
             if measured is not None:
                 record, self._seen = measured
                 self.log.write(step, record)

@@ -101,10 +101,10 @@ def bundles_of(folder: Path) -> list[Path]:
 def not_the_runs_own(folder: Path) -> list[Path]:
     """What people would miss if the run in a folder were deleted: answers, and what they have put into its bundles."""
     answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(folder.glob(name))]
-    return [*answers, *(path for bundle in bundles_of(folder) for path in _foreign_in(bundle))]
+    return [*answers, *(path for bundle in bundles_of(folder) for path in foreign_in(bundle))]
 
 
-def _foreign_in(bundle: Path) -> Iterator[Path]:
+def foreign_in(bundle: Path) -> Iterator[Path]:
     """Files that a bundle's manifest doesn't list; none where there is no telling."""
     manifest = read_json(bundle / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):

@@ -180,6 +180,11 @@ def test_records_of_a_program_score_as_those_of_a_file(
     turns = (Turn("human", QUESTION), Turn("gpt", "it is blue"))
     assert model.evaluate([Record(1, "", "", (picture_of(images / "1.png"),), turns)]).exact_match == 1.0
     of_file.save(tmp_path / "saved.jsonl")
+    for wrong in (None, 5, b"saved.jsonl"):
+        with pytest.raises(UserError, match=r"^save takes the path of a file, .* and this is "):
+            of_file.save(wrong)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"^open_run takes a run folder, .* and this is "):
+            open_run(wrong)  # type: ignore[arg-type]
     assert (tmp_path / "saved.jsonl").read_text() == out.read_text()
     assert "prediction" not in repr(of_file) and model.evaluate([{"question": QUESTION}]).exact_match is None
 

@@ -270,6 +270,17 @@ def test_clean_follows_no_link(place: Path) -> None:
     assert not (runs / "done" / "checkpoint-2").exists()
 
 
+def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> None:
+    runs = place / "runs"
+    note = runs / "done" / "checkpoint-1" / "mynote.txt"
+    note.write_text("mine")
+    console = Console(file=io.StringIO(), width=400)
+    clean([runs / "done"], yes=True, console=console)
+    assert note.read_text() == "mine" and not (runs / "done" / "checkpoint-2").exists()
+    said = "checkpoint-1 stays, since it has files that the run didn't write: mynote.txt; move them to free it"
+    assert said in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) -> None:
     runs = place / "runs"
     shutil.rmtree(runs / "done")

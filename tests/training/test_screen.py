@@ -165,7 +165,10 @@ def test_a_rise_is_said_before_the_last_line(
     ("losses", "end"),
     [
         ([(36, 1.363), (72, 1.892)], "try training.epochs=3, or more data"),
-        ([(0, 1.0), (5, 1.06)], "by heart; try more data"),
+        (
+            [(0, 1.0), (5, 1.06)],
+            "start; try training.learning_rate=0.0001 training.projector_learning_rate=0.0001, or more data",
+        ),
         ([(0, 2.0), (5, 1.0), (10, 1.049)], None),
         ([(5, float("nan")), (9, 2.0), (12, 3.0)], "try training.epochs=0.75, or more data"),
         ([(5, float("nan"))], None),
