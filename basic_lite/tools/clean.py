@@ -15,6 +15,7 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import remove
+from basic_lite.training.own_files import foreign_in, not_the_runs_own
 from basic_lite.training.places import (
     FINAL,
     LOCK,
@@ -22,7 +23,6 @@ from basic_lite.training.places import (
     PART,
     UNFINISHED,
     checkpoints_of,
-    foreign_in,
     is_finished,
     remains_of,
     set_aside_in,
@@ -102,7 +102,7 @@ def _plan(run: Path) -> Plan:
     cut_off = {path: "never completed" for path in remains_of(run) if path.suffix in (PART, OLD)}
     if not finished and not checkpoints:
         others = {path for path in run.iterdir() if path.name != LOCK} - set(remains_of(run))
-        return Plan(_own(cut_off) if others else {run: "a start that saved nothing"})
+        return Plan(_own(cut_off) if others or not_the_runs_own(run) else {run: "a start that saved nothing"})
     kept = run / FINAL if finished else checkpoints[-1]
     items = dict.fromkeys(checkpoints, "of a finished run") if finished else {}
     items |= dict.fromkeys(checkpoints[:-1] if not finished else [], "an earlier step")
@@ -111,7 +111,8 @@ def _plan(run: Path) -> Plan:
         return Plan(_own(cut_off), [f"{run}: its other bundles stay, since {damage}"])
     peoples = {path: names for path in items if (names := [one.name for one in foreign_in(path)])}
     notes = [
-        f"{path} stays, since it has files that the run didn't write: {', '.join(names)}; move them to free it"
+        f"{path} stays, since it has files that the run didn't write or that were changed: {', '.join(names)}; move "
+        "them to free it"
         for path, names in peoples.items()
     ]
     return Plan(_own({path: why for path, why in items.items() if path not in peoples} | cut_off), notes)

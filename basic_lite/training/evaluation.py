@@ -103,7 +103,8 @@ def overfit_text(
     shorter = f"max_steps={step}" if recipe.training.max_steps is not None else f"epochs={epochs_after(step):.3g}"
     rise = f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now"
     if not new:
-        return f"{rise}; part of it was trained on before, so the model may only have lost what it knew of that"
+        known = "some or all of that data was trained on before"
+        return f"{rise}; {known}, so the model may only have lost what it knew of it"
     if step == 0:  # what another run had learnt
         rates = {"learning_rate": recipe.training.learning_rate} if recipe.lora.enabled else {}
         rates["projector_learning_rate"] = recipe.training.projector_learning_rate

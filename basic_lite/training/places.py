@@ -98,21 +98,6 @@ def bundles_of(folder: Path) -> list[Path]:
     return [*checkpoints_of(folder), *([folder / FINAL] if is_finished(folder) else []), *set_aside_in(folder)]
 
 
-def not_the_runs_own(folder: Path) -> list[Path]:
-    """What people would miss if the run in a folder were deleted: answers, and what they have put into its bundles."""
-    answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(folder.glob(name))]
-    return [*answers, *(path for bundle in bundles_of(folder) for path in foreign_in(bundle))]
-
-
-def foreign_in(bundle: Path) -> Iterator[Path]:
-    """Files that a bundle's manifest doesn't list; none where there is no telling."""
-    manifest = read_json(bundle / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        return
-    own = {bundle / name for name in [*manifest["files"], MANIFEST]}
-    yield from (path for path in sorted(bundle.rglob("*")) if not path.is_dir() and path not in own)
-
-
 def set_aside_in(folder: Path) -> list[Path]:
     """Bundles of steps that were made again."""
     names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}")

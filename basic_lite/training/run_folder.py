@@ -17,6 +17,7 @@ from basic_lite.recipe.rules import measured_keys
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
+from basic_lite.training.own_files import not_the_runs_own
 from basic_lite.training.places import (
     DATA,
     FINAL,
@@ -31,7 +32,6 @@ from basic_lite.training.places import (
     checkpoints_of,
     is_finished,
     is_run,
-    not_the_runs_own,
     remains_of,
 )
 from basic_lite.training.trained_on import TrainedOn
@@ -113,7 +113,7 @@ class RunFolder:
         return said
 
     def _keep_what_is_not_ours(self) -> list[str]:
-        """Move answers, and what people have put into bundles, out of the way."""
+        """Move answers, and what people have put into the run's folders, out of the way."""
         found = [*not_the_runs_own(self.path), *_edited_recipe(self.path)]
         if not found:
             return []

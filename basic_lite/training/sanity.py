@@ -99,7 +99,8 @@ def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
 
 def _evaluation(recipe: Recipe, steps: int) -> str | None:
     every = recipe.training.eval_every
-    if (recipe.data.eval is None and recipe.data.held_out is None) or every is None or every <= steps:
+    evaluates = recipe.data.eval is not None or recipe.data.held_out is not None
+    if not evaluates or every is None or every <= steps or steps == 1:
         return None
     when = "at its end" if recipe.model.start is None else "at its start and its end"
     return (

@@ -274,11 +274,25 @@ def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> No
     runs = place / "runs"
     note = runs / "done" / "checkpoint-1" / "mynote.txt"
     note.write_text("mine")
+    changed = runs / "done" / "checkpoint-2" / "tokenizer" / "tokenizer_config.json"
+    changed.write_text(changed.read_text() + "\n")
+    photo = runs / "done" / "checkpoint-98" / "cat.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"jpeg")
     console = Console(file=io.StringIO(), width=400)
     clean([runs / "done"], yes=True, console=console)
-    assert note.read_text() == "mine" and not (runs / "done" / "checkpoint-2").exists()
-    said = "checkpoint-1 stays, since it has files that the run didn't write: mynote.txt; move them to free it"
-    assert said in console.file.getvalue()  # type: ignore[attr-defined]
+    assert note.read_text() == "mine" and changed.exists() and photo.exists()
+    assert not (runs / "done" / "checkpoint-3").exists()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for number, name in (("1", "mynote.txt"), ("2", "tokenizer_config.json"), ("98", "cat.jpg")):
+        why = "stays, since it has files that the run didn't write or that were changed"
+        assert f"checkpoint-{number} {why}: {name}; move them to free it" in text
+    # A start that saved nothing goes as a whole, unless something of a person is in it.
+    plot = runs / "failed" / "tensorboard" / "plot.png"
+    plot.parent.mkdir(exist_ok=True)
+    plot.write_bytes(b"png")
+    clean([runs / "failed"], yes=True, console=quiet())
+    assert plot.exists()
 
 
 def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) -> None:

@@ -194,8 +194,9 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
 
 def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old: Path) -> None:
     mine = ["predictions_data_final.jsonl", "predictions_data_final.summary.json", "final/why.md", "recipe.yaml"]
-    mine.insert(2, "checkpoint-1/notes/a.txt")
-    (old / "checkpoint-1" / "notes").mkdir()
+    mine[2:2] = ["tensorboard/mine/plot.png", "checkpoint-1/notes/a.txt", "checkpoint-98/cat.jpg"]
+    for folder in ("tensorboard/mine", "checkpoint-1/notes", "checkpoint-98"):
+        (old / folder).mkdir()
     for name in mine:
         (old / name).write_text(f"my {name}")
     console = quiet()

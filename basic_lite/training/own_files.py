@@ -1,0 +1,45 @@
+"""Which files in a run folder the run didn't write: what people have put there, or changed. They are never deleted."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from basic_lite.training.files import sha256
+from basic_lite.training.places import MANIFEST, PREDICTIONS, SUMMARIES, TENSORBOARD, bundles_of, read_json
+
+# What TensorBoard's writer leaves.
+_EVENTS = re.compile(r"events\.out\.tfevents\..*|hparams\.yml")
+# A larger file that people have changed has another size.
+_MOST_HASHED = 10_000_000
+
+
+def not_the_runs_own(run: Path) -> list[Path]:
+    """What people would miss if a run were deleted: answers, and their own files in its bundles and its curves."""
+    answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(run.glob(name))]
+    curves = [path for path in _files_in(run / TENSORBOARD) if not _EVENTS.fullmatch(path.name)]
+    return [*answers, *curves, *(path for bundle in bundles_of(run) for path in foreign_in(bundle))]
+
+
+def foreign_in(bundle: Path) -> Iterator[Path]:
+    """Files of a bundle that its manifest doesn't list, or lists otherwise; all of them where it has no manifest."""
+    manifest = read_json(bundle / MANIFEST)
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    own = listed if isinstance(listed, dict) else {}
+    for path in _files_in(bundle):
+        name = path.relative_to(bundle).as_posix()
+        if name != MANIFEST and not _is_as_written(path, own.get(name)):
+            yield path
+
+
+def _is_as_written(path: Path, facts: Any) -> bool:
+    if not isinstance(facts, dict) or path.is_symlink():
+        return False
+    size = path.stat().st_size
+    return size == facts.get("bytes") and (size > _MOST_HASHED or sha256(path) == facts.get("sha256"))
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Files below a folder; what lies behind a link isn't looked at."""
+    if not folder.is_symlink():
+        yield from (path for path in sorted(folder.rglob("*")) if not path.is_dir())
