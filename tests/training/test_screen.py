@@ -142,7 +142,7 @@ def test_the_last_line_says_all_that_one_asks_for(tmp_path: Path) -> None:
     ("new", "end"),
     [
         (True, ": the model learns the training data by heart; try training.max_steps=2, or more data"),
-        (False, "; part of it was trained on before, so the model may only have lost what it knew of that"),
+        (False, "; some or all of that data was trained on before, so the model may only have lost what it knew of it"),
     ],
 )
 def test_a_rise_is_said_before_the_last_line(
