@@ -48,6 +48,7 @@ SHAPES = {
     "gpu": [
         *(Shape(n, 576, 35, 128, 32, 32, 128, torch.bfloat16, compiles=n == 4) for n in (1, 4, 8)),
         *(Shape(n, 576, 35, 128, 28, 4, 128, torch.bfloat16) for n in (1, 4)),
+        Shape(4, 576, 35, 1437, 32, 32, 128, torch.bfloat16),  # T 2048, as long as stage 2 takes them
     ],
 }
 
