@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -84,5 +85,8 @@ def second(work: Path, dry: list[str]) -> list[list[Step]]:
 
 def third(work: Path, dry: list[str]) -> list[list[Step]]:
     """Beside TRL's SFTTrainer, where it is installed. Three minutes at most."""
+    if importlib.util.find_spec("trl") is None:
+        print("── beside_trl: left out, since TRL isn't installed (it is no dependency)", flush=True)
+        return []
     tiny = ["--tiny"] if dry else []
     return [[Step("beside_trl", ["bench.beside_trl", "--out", str(work), *tiny], 170)]]

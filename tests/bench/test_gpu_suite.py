@@ -56,8 +56,6 @@ def test_quick_steps_run_dry(tmp_path: Path) -> None:
 @pytest.mark.soak  # plain: the quick ones; the others' code has tests of its own
 @pytest.mark.parametrize("name", [name for name in STEPS if name not in QUICK])
 def test_step_runs_dry(name: str, tmp_path: Path) -> None:
-    if name == "beside_trl":
-        pytest.importorskip("trl", reason="TRL is no dependency")
     dry_run(tmp_path / "out", [name])
 
 
