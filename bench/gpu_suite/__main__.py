@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.gpu_suite.needs import SITE, WHEELS, missing, notes, paths, unpack
 from bench.gpu_suite.plan import RUNS, stages_of
-from bench.gpu_suite.running import Suite
+from bench.gpu_suite.running import RESULTS, Suite
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="STEP", help="only this step; may be given several times")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at toy sizes: does every step run?")
     options = parser.parse_args(arguments)
+    if (options.out / RESULTS).exists():
+        parser.error(f"{options.out} holds the results of another run; name another folder")
     if problem := unpack():
         print(f"bench.gpu_suite can't start: {WHEELS} could not be unpacked into {SITE}:\n{problem}", file=sys.stderr)
         return 2

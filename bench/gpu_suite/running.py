@@ -19,6 +19,7 @@ from bench.gpu_suite.needs import ROOT, environment
 # The most seconds that a step which ran out of time may take to write what it has.
 STOP_S = 10
 LAST_LINES = 25
+RESULTS = "results.tar"
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,15 @@ class Suite:
         """Run the steps of a stage side by side. Each has its own seconds, and those that stages before have left."""
         began, most = time.monotonic(), max(step.seconds for step in stage)
         running = [Running(step, step.seconds + self.left_s, self.work) for step in stage]
-        while running:
-            for one in [one for one in running if one.has_ended()]:
-                running.remove(one)
-                self.take(one.result())
-            time.sleep(0.05)
+        try:
+            while running:
+                for one in [one for one in running if one.has_ended()]:
+                    running.remove(one)
+                    self.take(one.result())
+                time.sleep(0.05)
+        finally:
+            for one in running:  # the suite itself was stopped
+                one.kill()
         self.left_s = max(0.0, self.left_s + most - (time.monotonic() - began))
 
     def take(self, step: Ended) -> None:
@@ -83,14 +88,14 @@ class Suite:
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         for folder in (self.out, self.work):
             (folder / "suite.json").write_text(text, encoding="utf-8")
-        with tarfile.open(self.out / "results.tar", "w") as tar:
+        with tarfile.open(self.out / RESULTS, "w") as tar:
             for path in sorted(path for path in self.work.iterdir() if path.is_file()):
                 tar.add(path, path.name)
 
     def table(self) -> str:
         """A line for each step."""
         lines = [f"{step.name:14} {step.outcome:12} {step.seconds:6.1f} s" for step in self.ended]
-        return "\n".join([*lines, f"results  {self.out / 'results.tar'}"])
+        return "\n".join([*lines, f"results  {self.out / RESULTS}"])
 
 
 class Running:
@@ -119,14 +124,18 @@ class Running:
             self.interrupted = True
             os.killpg(self.process.pid, signal.SIGINT)
         elif now > self.stop_at + STOP_S:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.kill()
         return self.process.poll() is not None
+
+    def kill(self) -> None:
+        """End it, and what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def result(self) -> Ended:
         """How it ended; what it has started ends with it."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill()
         code = None if self.interrupted else self.process.returncode
         outcome = "out of time" if code is None else "failed" if code else "passed"
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from basic_lite.console import quiet_libraries
@@ -60,7 +62,10 @@ def main() -> int:
         demo = ShortDemo(Path(folder), device, steps, found)
         for part in (demo.train_both, demo.kill_and_resume, demo.answer, demo.run_out_of_memory):
             started = time.monotonic()
-            part()
+            try:
+                part()
+            except Exception:  # of any kind: the other parts still have something to say
+                found["problems"].append(f"{part.__name__}: {traceback.format_exc()}")
             found["seconds"][part.__name__] = round(time.monotonic() - started, 1)
             write_json(options.out, found)
             print(f"{part.__name__}: {found['seconds'][part.__name__]} s", flush=True)
@@ -169,7 +174,7 @@ def limited(device: torch.device, limit: int | None, work: Callable[[], object])
         work()
         return None
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, device)
     torch.cuda.reset_peak_memory_stats(device)
     try:

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from basic_lite.recipe import shipped_recipe
 from bench.gpu_suite import needs, profiled
+from bench.gpu_suite.__main__ import main
 from bench.gpu_suite.plan import KERNELS, RUNS, TRAINING, kernel_tests, stages_of
 from bench.gpu_suite.profiled import Span, timeline
 from bench.gpu_suite.running import STOP_S, Running, Step, Suite
@@ -26,7 +28,7 @@ from tests.support.kernels import HAS_TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = [step.name for stage in stages_of(RUNS, Path("work"), dry=True) for step in stage]
-QUICK = ("ceilings", "races", "profile")
+QUICK = ("ceilings", "races")
 
 
 def suite(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -154,6 +156,28 @@ def test_results_are_written_as_they_come(tmp_path: Path, capsys: pytest.Capture
         result = json.loads(stored.read())
     assert result["device"] == "none" and [step["name"] for step in result["steps"]] == ["good", "bad", "slow"]
     assert "bad: failed" in capsys.readouterr().out and "slow           out of time" in running.table()
+
+
+def test_a_stopped_suite_leaves_no_step_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(Running):
+        def has_ended(self) -> bool:
+            raise KeyboardInterrupt
+
+    from bench.gpu_suite import running
+
+    monkeypatch.setattr(running, "Running", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Suite(tmp_path, tmp_path, {}).run([step_of("import time; time.sleep(60)", 60)])
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "timeit" in " ".join(child.cmdline())]
+
+
+def test_results_of_another_run_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.tar").write_text("precious")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path), "--dry"])
+    assert stopped.value.code == 2 and "name another folder" in capsys.readouterr().err
+    assert (tmp_path / "results.tar").read_text() == "precious"
 
 
 def test_a_program_is_told_when_to_begin_nothing_more(tmp_path: Path) -> None:
