@@ -30,18 +30,15 @@ import psutil
 import torch
 
 from basic_lite.console import quiet_libraries
-from basic_lite.model.audit import audit, check_parts
 from basic_lite.model.frontend import load_frontend
-from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
-from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
+from basic_lite.tools.measure import measure_step, predicted_bytes
 from basic_lite.units import GIB
 from bench import measure
 from bench.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
-from bench.synthetic import synthetic_model
+from bench.gpu_suite.model import device_of, limit_memory, longest_step, recipe_of
 from bench.tables import columns, number, write_json
-from tests.support.shapes import on_shapes
 
 MOST_OFF = 0.10  # of a prediction, relative to what is measured
 MOST_STEPS = 20
@@ -184,10 +181,8 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
         deadline: a time of ``time.monotonic``; no step is begun that would probably end later, but each side gets one.
     """
     started = time.monotonic()
-    loaded = synthetic_model(recipe, load_frontend(recipe.model), device)
-    check_parts(audit(loaded.parts), recipe, pick_dtype(recipe.model.dtype, device))
     breakdown = Breakdown(Clock(device))
-    step = LongestStep(recipe, loaded, result.shape, device, lambda text: None, breakdown.make_step)
+    loaded, step = longest_step(recipe, device, breakdown.make_step)
     breakdown.clock.wait()
     result.building_s = time.monotonic() - started
     result.micro_batch_tokens = step.micro_batch_tokens
@@ -238,21 +233,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit-gib", type=float, required=True, help="of the card's memory")
     parser.add_argument("--seconds", type=float, default=120.0, help="no further step is begun after so long")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size: does it run?")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    if not (options.dry or torch.cuda.is_available()):
         print("bench.step_suite needs a GPU, and torch sees none: nothing was run", file=sys.stderr)
         return 2
-    device = torch.device("cuda", 0)
+    device = device_of(options.dry)
     quiet_libraries()
     torch.manual_seed(0)
-    total_gib = torch.cuda.get_device_properties(device).total_memory / GIB
-    limit_gib = min(options.limit_gib, total_gib)
-    torch.cuda.set_per_process_memory_fraction(limit_gib / total_gib, device)
+    limit_gib, about = limit_memory(device, options.limit_gib), measure.describe(device)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = on_shapes(options.recipe, Path(folder), options.overrides)
-        result = predicted(recipe, device, limit_gib, torch.cuda.get_device_name(device))
+        recipe = recipe_of(options.recipe, Path(folder), options.overrides, dry=options.dry)
+        result = predicted(recipe, device, limit_gib, about["device"])
         work = partial(run, recipe, device, result, started + options.seconds)
-        return report(result, options.out, measure.describe(device), work)
+        return report(result, options.out, about, work)
 
 
 def report(result: StepResult, path: Path, about: dict[str, Any], work: Callable[[], None]) -> int:

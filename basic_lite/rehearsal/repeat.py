@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
 from basic_lite.supervision import Supervision
-from basic_lite_kernels.signatures import MeasureRows, RowScaling
+from basic_lite_kernels.signatures import MassTokens, MeasureRows, RowScaling
 
 
 class Footprint:
@@ -191,16 +191,15 @@ def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int)
     """
     calls = 0
 
-    def counted(query: Tensor, key: Tensor, **options: Any) -> Tensor:
+    def counted(query: Tensor, key: Tensor, tokens: MassTokens, out: Tensor | None = None, **options: Any) -> Tensor:
         nonlocal calls
         calls += 1
         B, _, T, d = query.shape
         if calls % layers == 0:
             round_of = slice(1 + chunk // (key.shape[1] * T * d))
-            for name in ("text_queries", "visual", "valid"):
-                options[name] = options[name][round_of]
-            attention_mass(query[round_of], key[round_of], **options)
-        return query.new_zeros(B, T, dtype=torch.promote_types(query.dtype, torch.float32))
+            tokens = tokens.samples(round_of)
+            attention_mass(query[round_of], key[round_of], tokens=tokens, **options)
+        return query.new_zeros(B, T, dtype=torch.promote_types(query.dtype, torch.float32)) if out is None else out
 
     return counted
 

@@ -233,8 +233,8 @@ class Rehearser:
     def _operations(self) -> Operations:
         """The eager operations, tagged in the ledger, without what repeats in them.
 
-        The kernels take more at two moments, neither of which is the step's peak: SDS 10 MiB, on a card of 40 GiB or
-        more up to 10⁹ bytes, and DAS has its gradient, 4·M·D bytes, from layer K on already.
+        The kernels take more at two moments, neither of which is the step's peak: SDS up to 240 MiB, on a card of
+        40 GiB or more up to 800, and DAS has its gradient, 4·M·D bytes, from layer K on already.
         """
         chunk = CHUNK_ELEMENTS["cuda" if self.machine.cuda else "cpu"]
         mass: Callable[..., Tensor] = functools.partial(attention_mass, chunk_elements=chunk)

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from basic_lite_kernels.signatures import MassTokens, listed
+
 TextQueries = Literal["all", "prompt", "response"]
 
 
@@ -24,7 +26,8 @@ class Layout:
     sample: Tensor  # [M] int64, row of the batch each visual token belongs to
     patches: Tensor  # [B] int64, visual tokens of each sample
     rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
-    longest_text: int  # the most text queries a sample has
+    text_rows: Tensor  # [B, R] int32, the positions of ``text`` and of ``visual``, each listed as in ``MassTokens``
+    visual_columns: Tensor  # [B, C] int32
     sds_rows: Tensor | None = None  # [R] int64 into the M visual tokens: those that SDS is computed on; None: all
     sds_sizes: Tensor | None = None  # [R] float32: how many visual tokens each of them stands for
 
@@ -32,6 +35,11 @@ class Layout:
     def samples_with_image(self) -> int:
         """Samples of the batch that have an image."""
         return self.rows_with_image.numel()
+
+    @property
+    def mass_tokens(self) -> MassTokens:
+        """The tokens that attention mass is about."""
+        return MassTokens(self.valid, self.text_rows, self.visual_columns)
 
     def to(self, device: torch.device) -> Layout:
         """The same on ``device``. A GPU's copy is queued behind its work; nothing waits for it."""
@@ -74,5 +82,6 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
         sample=positions // ids.shape[1],
         patches=patches,
         rows_with_image=patches.nonzero().squeeze(1),
-        longest_text=int(text.sum(dim=1).max()),
+        text_rows=listed(text),
+        visual_columns=listed(visual & valid),
     )

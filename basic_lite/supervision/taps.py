@@ -226,18 +226,15 @@ class _Taps:
             )
         scaling = options.get("scaling")
         with torch.no_grad():
-            mass = self.operations.attention_mass(
+            capture.mass = self.operations.attention_mass(
                 query,
                 key,
                 scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                text_queries=layout.text,
-                visual=layout.visual,
-                valid=layout.valid,
+                tokens=layout.mass_tokens,
                 sliding_window=options.get("sliding_window"),
                 softcap=options.get("softcap"),
-                longest=layout.longest_text,
+                out=capture.mass,
             )
-            capture.mass = mass if capture.mass is None else capture.mass.add_(mass)
         capture.attended += 1
 
     def finish(self) -> None:

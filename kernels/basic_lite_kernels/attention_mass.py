@@ -1,15 +1,17 @@
 """``attention_mass``, the attention each visual token gets from the text: no attention map, no atomics.
 
-Symbols: B batch · H attention heads · H_kv key heads · T sequence · d head size · R text queries of a sample, at most.
+Symbols: B batch · H attention heads · H_kv key heads · T sequence · d head size · R text queries of a sample, C visual
+tokens of a sample, at most.
 
-    rows   the text queries of each sample, packed in their order: other rows cost nothing from here on
-    lse    pass 1: log Σ exp over all keys that a text query sees; a program has BLOCK_M queries
-    sums   pass 2: Σ over heads and text queries of exp(score − LSE); a program has BLOCK_M keys
+    lse    pass 1: log Σ exp over all keys that a text query sees; a program has BLOCK_M of the listed queries
+    sums   pass 2: Σ over heads and text queries of exp(score − LSE); a program has BLOCK_M of the listed visual keys
+    add    the sums, split by split, onto what the layers before have left
 
-Pass 2 sums inside one program and writes each number once. Where a batch is too small to fill the card with column
-tiles, the heads are split over programs, each with a partial sum of its own, added up in order at the end. So the same
-inputs on the same card give the same bits, always. Source: method section of arXiv 2508.06895, weights of visual
-tokens; the two passes follow FlashAttention-2's forward (arXiv 2307.08691, section 3.1) without values.
+Other queries cost nothing, nor do other keys in pass 2. That sums inside one program and writes each number once. Where
+a batch is too small to fill the card with tiles of visual keys, the heads are split over programs, each with a partial
+sum of its own, added up in order at the end. So the same inputs on the same card give the same bits, always. Source:
+method section of arXiv 2508.06895, weights of visual tokens; the two passes follow FlashAttention-2's forward (arXiv
+2307.08691, section 3.1) without values.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -23,13 +25,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from basic_lite_kernels.signatures import MassTokens
 from basic_lite_kernels.triton_support import INTERPRETED, is_amd, require, why_not
 
 LOG2_E, LIST_BLOCK = 1 / math.log(2), 1024
-# Programs of pass 2 a multiprocessor: causal tiles differ in length, and those without an image end at once.
+# Visual tokens that a program of the last kernel adds, and its warps.
+ADDED = {"BLOCK": 256, "num_warps": 4}
+# Programs of pass 2 a multiprocessor: causal tiles differ in length.
 _PROGRAMS_EACH = 4
 # Numbers that change with every batch: no variant of a kernel for those that are 1 or multiples of 16.
-_LENGTHS = ["T", "R", "H", "heads_each", "group", "window"]
+_LENGTHS = ["T", "R", "C", "H", "heads_each", "splits", "group", "window"]
 
 
 class Tiles(NamedTuple):
@@ -39,29 +44,30 @@ class Tiles(NamedTuple):
     BLOCK_N: int
     num_warps: int
     num_stages: int
-    maxnreg: int | None = None  # most registers a thread; fewer than the compiler would take where it then spills less
+    maxnreg: int | None = None  # most registers a thread, where the compiler's own choice spills
 
 
-# Bytes of stack a thread on sm_80, 86, 89, 90 and 120 (0 unless given), in 16 bits; float32 tiles have none:
+# No stack on sm_80, 86, 89, 90 and 120 with triton 3.6.0 and 3.7.1, in 16 bits and in float32:
 #
-#     pass   d       tiles, warps, stages    3.6.0                    3.7.1    3.9.0
-#     lse    64      128x64, 4, 3            0                        0        0
-#     lse    128     128x64, 8, 2            8 to 16 with a window    0        0
-#     lse    256     64x64, 8, 2             0                        0        0
-#     lse    > 256   64x32, 4, 1             0                        0        0
-#     sums   64      64x64, 8, 3, 168 regs   0                        0        0
-#     sums   128     64x64, 4, 3             0                        0        0
-#     sums   256     64x32, 8, 2, 168 regs   0                        0        0
-#     sums   > 256   64x32, 8, 2             0                        0        0
+#     pass   d       tiles, warps, stages
+#     lse    64      128x64, 4, 3
+#     lse    128     128x64, 8, 2
+#     lse    256     64x64, 8, 2
+#     lse    > 256   64x32, 4, 1
+#     sums   64      64x64, 8, 3, 168 regs
+#     sums   128     64x64, 4, 3
+#     sums   256     64x32, 8, 2, 168 regs
+#     sums   > 256   64x32, 8, 2, 80 regs
 #
-# Tried: sums of d > 256 in 64x64 spill 24 bytes on sm_120 (3.7.1). A d that is no multiple of 16 spills up to 144
+# Tried: sums of d > 256 without a limit spill 8 bytes on sm_80, 86 and 89 (3.7.1) and 24 on sm_120 (3.6.0), since the
+# compiler stops at 64 registers; in 64x64 24 bytes on sm_120 (3.7.1). A d that is no multiple of 16 spills up to 144
 # bytes; no LLM has one. Tiles narrower than 64 columns of d spill too.
 def choose_tiles(d: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
     """Tiles of pass 1 and pass 2: at most 32 bytes of stack on sm_80, 86, 89, 90 and 120, and 99 KiB of memory."""
     if dtype == torch.float32:
         return Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)
     if d > 256:
-        return Tiles(64, 32, 4, 1), Tiles(64, 32, 8, 2)
+        return Tiles(64, 32, 4, 1), Tiles(64, 32, 8, 2, maxnreg=80)
     if d > 128:
         return Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 2, maxnreg=168)
     if d > 64:
@@ -86,28 +92,6 @@ def _reads_whole_rows(d: int, dtype: torch.dtype) -> bool:
 def _block_d(d: int, dtype: torch.dtype) -> int:
     """Columns of a dot, at least 64: narrower tiles spilled registers. Small heads are padded."""
     return max(64, triton.next_power_of_2(d)) if _reads_whole_rows(d, dtype) else 32
-
-
-@triton.jit(do_not_specialize=_LENGTHS)
-def attention_mass_rows_kernel(
-    text, valid, visual,  # [B, T] each
-    rows, counts,  # [B, R] and [B], written
-    T, R, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One sample: positions of its text queries, in order, and how many they are; none without an image."""
-    b = tl.program_id(0).to(tl.int64)
-    found = tl.zeros([], tl.int32)
-    images = tl.zeros([], tl.int32)
-    for start in range(0, T, BLOCK):
-        position = start + tl.arange(0, BLOCK)
-        inside = position < T
-        here = tl.load(text + b * T + position, mask=inside, other=0).to(tl.int32)
-        here *= tl.load(valid + b * T + position, mask=inside, other=0).to(tl.int32)
-        place = found + tl.cumsum(here, 0) - 1
-        tl.store(rows + b * R + place, position, mask=(here > 0) & (place < R))
-        found += tl.sum(here)
-        images += tl.sum(tl.load(visual + b * T + position, mask=inside, other=0).to(tl.int32))
-    tl.store(counts + b, tl.where(images > 0, tl.minimum(found, R), 0))
 
 
 @triton.jit
@@ -152,7 +136,7 @@ def _products(
 @triton.jit(do_not_specialize=_LENGTHS)
 def attention_mass_lse_kernel(
     query, key,  # [B, H, T, d] and [B, H_kv, T, d]
-    valid, rows, counts,  # [B, T], [B, R], [B]
+    valid, rows,  # [B, T] and [B, R]
     lse,  # [B, H, R], base 2, written
     T, R, d, group, scale, cap, window,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
@@ -162,12 +146,11 @@ def attention_mass_lse_kernel(
     """One tile of text queries and one head: log2 Σ 2^score over every key that each of them sees."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
-    count = tl.load(counts + b)
     place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if tl.program_id(0) * BLOCK_M >= count:
+    row = tl.load(rows + b * R + place, mask=place < R, other=-1)
+    if tl.max(row) < 0:
         return
-    used = place < count
-    row = tl.load(rows + b * R + place, mask=used, other=-1)
+    used = row >= 0
     query += b * stride_qb + h * tl.cast(stride_qh, tl.int64)
     key += b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
     tile_m = 0
@@ -202,38 +185,36 @@ def attention_mass_lse_kernel(
 @triton.jit(do_not_specialize=_LENGTHS)
 def attention_mass_sums_kernel(
     query, key,  # [B, H, T, d] and [B, H_kv, T, d]
-    valid, visual, rows, counts,  # [B, T], [B, T], [B, R], [B]
+    rows, columns,  # [B, R] and [B, C]
     lse,  # [B, H, R], base 2
-    sums,  # [splits, B, T], written
-    T, R, d, H, heads_each, group, scale, cap, window,
+    sums,  # [splits, B, C], written
+    R, C, d, H, heads_each, group, scale, cap, window,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     CAP: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LIST_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One tile of columns and ``heads_each`` heads: what their text queries give each column, over H."""
+    """One tile of visual tokens and ``heads_each`` heads: what their text queries give each of them, over H."""
     split = tl.program_id(1)
-    leftmost, b = tl.program_id(0) * BLOCK_M, tl.program_id(2).to(tl.int64)
-    column = leftmost + tl.arange(0, BLOCK_M)
-    inside = column < T
-    wanted = tl.load(visual + b * T + column, mask=inside, other=0) != 0
-    wanted = wanted & (tl.load(valid + b * T + column, mask=inside, other=0) != 0)
-    sums += (split.to(tl.int64) * tl.num_programs(2) + b) * T
-    if tl.max(wanted.to(tl.int32)) == 0:
-        tl.store(sums + column, tl.zeros([BLOCK_M], tl.float32), mask=inside)
+    b = tl.program_id(2).to(tl.int64)
+    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.load(columns + b * C + at, mask=at < C, other=-1)
+    rightmost = tl.max(column)
+    if rightmost < 0:
         return
+    wanted = column >= 0
+    leftmost = tl.min(tl.where(wanted, column, rightmost))
 
     # Text queries that see a column of this tile: in the list those from ``begin`` to ``end``.
-    count = tl.load(counts + b)
     begin = tl.zeros([], tl.int32)
-    end = count
-    if WINDOW:
-        end = begin
-    for start in range(0, count, LIST_BLOCK):
+    end = begin
+    for start in range(0, R, LIST_BLOCK):
         place = start + tl.arange(0, LIST_BLOCK)
-        row = tl.load(rows + b * R + place, mask=place < count, other=T + window + BLOCK_M)
-        begin += tl.sum((row < leftmost).to(tl.int32))
+        row = tl.load(rows + b * R + place, mask=place < R, other=-1)
+        listed = row >= 0
+        begin += tl.sum((listed & (row < leftmost)).to(tl.int32))
         if WINDOW:
-            end += tl.sum((row < leftmost + BLOCK_M - 1 + window).to(tl.int32))
+            listed = listed & (row < rightmost + window)
+        end += tl.sum(listed.to(tl.int32))
 
     total = tl.zeros([BLOCK_M], tl.float32)
     for h in range(split * heads_each, tl.minimum((split + 1) * heads_each, H)):
@@ -241,7 +222,7 @@ def attention_mass_sums_kernel(
         keys = key + b * stride_kb + h // group * tl.cast(stride_kh, tl.int64)
         tile_m = 0
         if WHOLE:
-            tile_m = _load_tile(keys, column, inside, stride_kt, tl.arange(0, BLOCK_D), d)
+            tile_m = _load_tile(keys, column, wanted, stride_kt, tl.arange(0, BLOCK_D), d)
         head_lse = lse + (b * H + h) * R
         for start in range(begin, end, BLOCK_N):
             place = start + tl.arange(0, BLOCK_N)
@@ -249,7 +230,7 @@ def attention_mass_sums_kernel(
             row = tl.load(rows + b * R + place, mask=used, other=-1)
             norm = tl.load(head_lse + place, mask=used, other=0.0)
             product = _products(
-                tile_m, keys, column, inside, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, BLOCK_M,
+                tile_m, keys, column, wanted, stride_kt, queries, row, used, stride_qt, d, WHOLE, BLOCK_D, BLOCK_M,
                 BLOCK_N,
             )  # fmt: skip
             seen = column[:, None] <= row[None, :]  # never for the −1 of an unused place
@@ -257,64 +238,83 @@ def attention_mass_sums_kernel(
                 seen = seen & (column[:, None] > row[None, :] - window)
             share = tl.exp2(_scores(product, scale, cap, CAP) - norm[None, :])
             total += tl.sum(tl.where(seen, share, 0.0), 1)
-    tl.store(sums + column, tl.where(wanted, total / H, 0.0), mask=inside)
+    tl.store(sums + (split.to(tl.int64) * tl.num_programs(2) + b) * C + at, total / H, mask=wanted)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def attention_mass_add_kernel(
+    sums, columns,  # [splits, B, C] and [B, C]
+    mass,  # [B, T] float32, added to
+    T, C, splits, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK visual tokens of one sample: the splits' sums in their order, and what was there before."""
+    b = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.load(columns + b * C + at, mask=at < C, other=-1)
+    wanted = column >= 0
+    total = tl.zeros([BLOCK], tl.float32)
+    sums += b * C + at
+    for _ in range(splits):
+        total += tl.load(sums, mask=wanted, other=0.0)
+        sums += tl.num_programs(1) * C
+    place = mass + b * T + column
+    tl.store(place, tl.load(place, mask=wanted, other=0.0) + total, mask=wanted)
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def attention_mass(
-    query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
-    sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
+    query: Tensor, key: Tensor, *, scaling: float, tokens: MassTokens, sliding_window: int | None = None,
+    softcap: float | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``eager_attention_mass.attention_mass`` by kernels, argument by argument.
 
-    Query [B, H, T, d] and key [B, H_kv, T, d] are float32, float16 or bfloat16; strides of B, H and T are free. The
-    masks are [B, T] bool. ``longest`` None: T.
+    Query [B, H, T, d] and key [B, H_kv, T, d] are float32, float16 or bfloat16; strides of B, H and T are free.
 
     Returns:
-        [B, T] float32, 0 outside ``visual``. No graph. Deterministic: no atomics.
+        [B, T] float32, 0 but at visual tokens; ``out`` where it is given. No graph. Deterministic: no atomics.
 
     Raises:
         KernelUnavailable: see ``supports``.
         ValueError: shapes that don't fit one another, or a window below 1.
 
-    Peak extra bytes: 4·B·T for the result; row statistics 4·B·R·(H + 1), R = ``longest``; and, where the heads are
-    split, partial sums ≤ 1024·P + 4·B·T, P the card's multiprocessors.
+    Peak extra bytes: 4·B·T for the result, without ``out``; row statistics 4·B·R·H; partial sums ≤ 1024·P + 4·B·C, P
+    the card's multiprocessors.
     """
     B, H, T, d = query.shape
     require("attention_mass", supports(query, key))
-    _check(query, key, (text_queries, visual, valid))
+    _check(query, key, tokens)
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
-    R = T if longest is None else min(longest, T)
-    if B * T * H * R == 0:
-        return torch.zeros(B, T, dtype=torch.float32, device=query.device)
+    mass = torch.zeros(B, T, dtype=torch.float32, device=query.device) if out is None else out
+    rows, columns, valid = tokens.rows.contiguous(), tokens.columns.contiguous(), tokens.valid.contiguous()
+    R, C = rows.shape[1], columns.shape[1]
+    if B * T * H * R * C == 0:
+        return mass
     query, key = (x if x.stride(-1) == 1 or d == 1 else x.contiguous() for x in (query, key))
-    text, visual, valid = (x.contiguous().view(torch.uint8) for x in (text_queries, visual, valid))
     lse_tiles, sums_tiles = choose_tiles(d, query.dtype)
-    heads_each = _heads_each(B, H, triton.cdiv(T, sums_tiles.BLOCK_M), query.device)
+    heads_each = _heads_each(B, H, triton.cdiv(C, sums_tiles.BLOCK_M), query.device)
     splits = triton.cdiv(H, heads_each)
-    rows, counts = (torch.empty(shape, dtype=torch.int32, device=query.device) for shape in ((B, R), (B,)))
-    lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, T)))
-    shared = {"query": query, "key": key, "valid": valid, "rows": rows, "counts": counts, "lse": lse}
-    shared |= {"T": T, "R": R, "d": d, "group": H // key.shape[1], "window": min(sliding_window or 0, T)}
+    lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, C)))
+    shared = {"query": query, "key": key, "rows": rows, "lse": lse, "R": R, "d": d, "group": H // key.shape[1]}
     shared |= {
+        "window": min(sliding_window or 0, T),
         "scale": scaling * LOG2_E if softcap is None else scaling / softcap,
         "cap": 0.0 if softcap is None else softcap * LOG2_E,
         **{f"stride_{x}{name}": t.stride(i) for x, t in (("q", query), ("k", key)) for i, name in enumerate("bht")},
         "CAP": softcap is not None,
         "WINDOW": sliding_window is not None,
     }
-    summed = {"visual": visual, "sums": sums, "H": H, "heads_each": heads_each, "LIST_BLOCK": LIST_BLOCK}
+    summed = {"columns": columns, "sums": sums, "C": C, "H": H, "heads_each": heads_each, "LIST_BLOCK": LIST_BLOCK}
     with torch.cuda.device_of(query):
-        attention_mass_rows_kernel[(B,)](text, valid, visual, rows, counts, T, R, BLOCK=LIST_BLOCK, num_warps=4)
         attention_mass_lse_kernel[(triton.cdiv(R, lse_tiles.BLOCK_M), H, B)](
-            **shared, **tile_options(d, query.dtype, lse_tiles)
+            valid=valid.view(torch.uint8), T=T, **shared, **tile_options(d, query.dtype, lse_tiles)
         )
-        attention_mass_sums_kernel[(triton.cdiv(T, sums_tiles.BLOCK_M), splits, B)](
+        attention_mass_sums_kernel[(triton.cdiv(C, sums_tiles.BLOCK_M), splits, B)](
             **shared, **summed, **tile_options(d, query.dtype, sums_tiles)
         )
-    return sums[0] if splits == 1 else sums.sum(dim=0)
+        attention_mass_add_kernel[(triton.cdiv(C, ADDED["BLOCK"]), B)](sums, columns, mass, T, C, splits, **ADDED)
+    return mass
 
 
 def tile_options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
@@ -329,9 +329,9 @@ def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
     return triton.cdiv(H, min(H, max(1, _PROGRAMS_EACH * processors // (B * tiles))))
 
 
-def _check(query: Tensor, key: Tensor, masks: tuple[Tensor, ...]) -> None:
+def _check(query: Tensor, key: Tensor, tokens: MassTokens) -> None:
     B, H, T, d = query.shape
     if key.shape[0] != B or key.shape[2:] != (T, d) or H % key.shape[1]:
         raise ValueError(f"query {list(query.shape)} and key {list(key.shape)} aren't [B, H, T, d] and [B, H_kv, T, d]")
-    if any(mask.shape != (B, T) or mask.dtype != torch.bool for mask in masks):
-        raise ValueError(f"text_queries, visual and valid must be [{B}, {T}] bool")
+    if tokens.valid.shape != (B, T) or tokens.rows.shape[0] != B or tokens.columns.shape[0] != B:
+        raise ValueError(f"the tokens are of {list(tokens.valid.shape)}; the query has [{B}, {T}]")

@@ -8,7 +8,7 @@ Source: method section of arXiv 2508.06895, weights of visual tokens; from queri
 import torch
 from torch import Tensor
 
-from basic_lite_kernels.signatures import compute_dtype
+from basic_lite_kernels.signatures import MassTokens, compute_dtype
 
 # Scores in flight at once: as many as a CPU's cache holds (more are no faster there), and enough to keep a GPU busy.
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
@@ -16,9 +16,8 @@ CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
 
 @torch.no_grad()
 def attention_mass(
-    query: Tensor, key: Tensor, *, scaling: float, text_queries: Tensor, visual: Tensor, valid: Tensor,
-    sliding_window: int | None = None, softcap: float | None = None, longest: int | None = None,
-    chunk_elements: int | None = None,
+    query: Tensor, key: Tensor, *, scaling: float, tokens: MassTokens, sliding_window: int | None = None,
+    softcap: float | None = None, out: Tensor | None = None, chunk_elements: int | None = None,
 ) -> Tensor:  # fmt: skip
     """How much attention each visual token gets from the text: Σ_j mean_heads softmax_i(s q_j·k_i), causal.
 
@@ -29,17 +28,15 @@ def attention_mass(
         query: [B, H, T, d], after position encoding, as the attention function gets it; strides are free.
         key: [B, H_kv, T, d]; head h reads key head h // (H / H_kv), nothing is expanded.
         scaling: s, the factor on the scores.
-        text_queries: [B, T] bool, the rows j that count.
-        visual: [B, T] bool, the columns i that count.
-        valid: [B, T] bool, False at padding, on either side.
+        tokens: the rows j and the columns i that count, and what is padding, on either side.
         sliding_window: keys further back than this many positions (the query's own included) are not seen;
             None: all are.
         softcap: scores become c·tanh(score / c) where c is given.
-        longest: the most text queries a sample has, or more; None: looked up, which waits for the device.
+        out: [B, T], is added to and returned; None: a new one.
         chunk_elements: scores in flight at once; None: CHUNK_ELEMENTS of the device.
 
     Returns:
-        [B, T] float32 (float64 for float64 inputs), 0 outside ``visual``. No graph. Deterministic: no atomics.
+        [B, T] float32 (float64 for float64 inputs), 0 but at visual tokens. No graph. Deterministic: no atomics.
 
     Peak extra bytes: 4·B·T for the result + about 14·chunk_elements, never less than one row of one key head's group.
     """
@@ -52,11 +49,7 @@ def attention_mass(
     group = H // heads_kv
     dtype = compute_dtype(query, key)
     mass = torch.zeros(B, T, dtype=dtype, device=query.device)
-    counted = text_queries & valid & visual.any(dim=1, keepdim=True)  # a sample without an image needs no row
-    if longest is None:
-        longest = int(counted.sum(dim=1).max())
-    # Counted rows first. The others pad samples with less text; their weight is 0.
-    order = torch.argsort((~counted).to(torch.int8), dim=1, stable=True)
+    longest = tokens.rows.shape[1]
     positions = torch.arange(T, device=query.device)
 
     samples = max(1, min(B, chunk_elements // (heads_kv * T * max(d, group))))
@@ -69,13 +62,23 @@ def attention_mass(
                 keys = key[batch, h : h + key_heads].to(dtype).transpose(2, 3)  # [b, h, d, T]
                 queries = query[batch, h * group : (h + key_heads) * group]  # [b, h·g, T, d]
                 for r in range(0, longest, row_step):
-                    rows = order[batch, r : min(r + row_step, longest)]  # [b, R]
-                    used = counted[batch].gather(1, rows)
-                    seen = valid[batch].unsqueeze(1) & (positions <= rows.unsqueeze(2))  # [b, R, T]
+                    listed = tokens.rows[batch, r : min(r + row_step, longest)]  # [b, R]
+                    # What pads the lists of samples with less text has the weight 0.
+                    rows, used = listed.clamp_min(0).long(), listed >= 0
+                    seen = tokens.valid[batch].unsqueeze(1) & (positions <= rows.unsqueeze(2))  # [b, R, T]
                     if sliding_window is not None:
                         seen &= positions > rows.unsqueeze(2) - sliding_window
                     mass[batch] += _column_sums(queries, keys, rows, used, seen, scaling, softcap)
-    return mass.mul_(visual & valid).div_(H)
+    mass = mass.mul_(_visual(tokens)).div_(H)
+    return mass if out is None else out.add_(mass)
+
+
+def _visual(tokens: MassTokens) -> Tensor:
+    """[B, T] bool, from the list."""
+    B, T = tokens.valid.shape
+    marked = torch.zeros(B, T + 1, dtype=torch.bool, device=tokens.columns.device)
+    columns = tokens.columns.long()
+    return marked.scatter_(1, columns.masked_fill(columns < 0, T), True)[:, :T]
 
 
 def _column_sums(

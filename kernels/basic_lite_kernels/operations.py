@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from basic_lite_kernels.eager_attention_mass import attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
 from basic_lite_kernels.eager_row_scaling import row_scaling
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
-from basic_lite_kernels.signatures import KernelUnavailable, Kind, Operations, TargetStream
+from basic_lite_kernels.signatures import KernelUnavailable, Kind, MassTokens, Operations, TargetStream
 from basic_lite_kernels.triton_support import LEAST_CAPABILITY, interpreted, is_amd
 
 __all__ = ["EAGER", "Choice", "KernelUnavailable", "Kind", "Operations", "TargetStream", "choose"]
@@ -159,8 +159,8 @@ def _try_attention_mass(operations: Operations, device: torch.device) -> Tensor:
     query, key = _numbers(device, 2, 2, 1, 16, 16).to(torch.bfloat16)
     visual = torch.zeros(2, 16, dtype=torch.bool, device=device)
     visual[:, 2:6] = True
-    masks: dict[str, Any] = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
-    return operations.attention_mass(query, key, scaling=0.25, **masks)
+    tokens = MassTokens.of(~visual, visual, torch.ones_like(visual))
+    return operations.attention_mass(query, key, scaling=0.25, tokens=tokens)
 
 
 def _gradient(loss: Callable[[], Tensor], v: Tensor) -> Tensor:

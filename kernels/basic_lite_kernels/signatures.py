@@ -82,6 +82,37 @@ class VocabKL(Protocol):
         """SDS: a scalar. v and v̂ [M, D], E [V, D], a_i [M], ``excluded`` [V] bool."""
 
 
+@dataclass(frozen=True)
+class MassTokens:
+    """The tokens that attention mass is about; the same in every layer, so they are listed once for all.
+
+    A list has a sample's positions in their order, and −1 behind the last.
+    """
+
+    valid: Tensor  # [B, T] bool, not padding
+    rows: Tensor  # [B, R] int32, text queries that count; none of a sample without a visual token
+    columns: Tensor  # [B, C] int32, visual tokens
+
+    @classmethod
+    def of(cls, text_queries: Tensor, visual: Tensor, valid: Tensor) -> "MassTokens":
+        """From masks, each [B, T] bool; best on the host, since the lengths of lists on a GPU are waited for."""
+        if any(mask.dtype != torch.bool or mask.shape != valid.shape for mask in (text_queries, visual, valid)):
+            raise ValueError(f"text_queries, visual and valid must be bool, each {list(valid.shape)}")
+        visual = visual & valid
+        return cls(valid, listed(text_queries & valid & visual.any(dim=1, keepdim=True)), listed(visual))
+
+    def samples(self, which: slice) -> "MassTokens":
+        """Those of some samples."""
+        return MassTokens(self.valid[which], self.rows[which], self.columns[which])
+
+
+def listed(mask: Tensor) -> Tensor:
+    """Where a mask [B, T] is true, as ``MassTokens`` lists it, [B, most] int32."""
+    most = int(mask.sum(dim=1).max()) if mask.numel() else 0
+    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :most]
+    return order.masked_fill(~mask.gather(1, order), -1).to(torch.int32)
+
+
 class AttentionMass(Protocol):
     def __call__(
         self,
@@ -89,14 +120,15 @@ class AttentionMass(Protocol):
         key: Tensor,
         *,
         scaling: float,
-        text_queries: Tensor,
-        visual: Tensor,
-        valid: Tensor,
+        tokens: MassTokens,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        longest: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Attention that visual tokens get, [B, T]. query [B, H, T, d], key [B, H_kv, T, d], the masks [B, T] bool."""
+        """Attention that visual tokens get, [B, T]. query [B, H, T, d], key [B, H_kv, T, d].
+
+        ``out`` [B, T] float32: it is added to that, which is returned; None: to a new one.
+        """
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -107,48 +105,6 @@ def test_counted_flops_are_those_of_the_step(tmp_path: Path) -> None:
     assert basic_share(flops.SEVEN_B) == pytest.approx(0.0113, rel=0.01)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
-def test_gpu_suite_says_what_it_needs(tmp_path: Path) -> None:
-    done = run("bench.gpu_suite", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2 and "needs a GPU" in done.stderr and "pytest bench/" in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_gpu_suite_says_what_is_missing() -> None:
-    from bench import gpu_suite
-
-    versions = {"pytest": "8.4.2", "torch": "2.13.0+cu130"}
-
-    def version_of(name: str) -> str:
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    found = gpu_suite.missing(version_of)
-    assert "pytest 8.4.2 is installed; pytest>=9 is needed" in found
-    assert any(line.startswith("bitsandbytes isn't installed; bitsandbytes") for line in found)
-    assert not any(line.startswith(("torch", "ruff", "liger-kernel")) for line in found)
-
-
-def test_gpu_suite_runs_without_an_install_and_packs_its_results(tmp_path: Path) -> None:
-    """The steps see the packages from the repository's root alone; one file has all results, also after each step."""
-    from bench import gpu_suite
-
-    where = "import basic_lite_kernels, tests.support.shapes; print(basic_lite_kernels.__file__)"
-    good = gpu_suite.run_step("races", [sys.executable, "-c", where], 60, tmp_path)
-    bad = gpu_suite.run_step("tests", [sys.executable, "-c", "raise SystemExit('no')"], 60, tmp_path)
-    assert (good.outcome, bad.outcome, bad.last_lines) == ("passed", "failed", ["no"])
-    assert good.last_lines[-1].startswith(str(ROOT / "kernels"))
-    for steps in ([good], [good, bad]):
-        packed = gpu_suite.write_results(tmp_path, {"device": "none"}, 1.26, steps)
-        with tarfile.open(packed) as tar:
-            assert tar.getnames() == ["races.log", "suite.json", "tests.log"]
-            stored = tar.extractfile("suite.json")
-            assert stored is not None
-            result = json.loads(stored.read())
-        assert result["device"] == "none" and result["seconds"] == 1.3 and len(result["steps"]) == len(steps)
-
-
 INTERPRETED_CONTENDERS = """
 from unittest import mock
 import torch
@@ -200,13 +156,3 @@ def test_everyone_who_takes_part_on_a_gpu_computes_the_same() -> None:
         assert f"right {who}\n" in done.stdout
     for who in ("Liger fused_linear_kl_div", "Liger fused_linear_jsd"):
         assert f"right {who}\n" in done.stdout or f"absent {who}" in done.stdout
-
-
-def test_suite_finds_the_kernels_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench import gpu_suite
-
-    files = gpu_suite.kernel_tests()
-    assert len(files) >= len(gpu_suite.KERNELS)
-    for kernel in gpu_suite.KERNELS:
-        assert any(kernel in file for file in files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import nn
 from basic_lite.model.audit import Part, audit, check_parts
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import Loaded
-from basic_lite.recipe import load_recipe, shipped_recipe
+from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import load_for_training, make_step
-from bench import gpu_suite, measure, step_suite
+from bench import measure, step_suite
 from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
 from bench.step_suite import Side, StepResult
 from bench.synthetic import synthetic_model
@@ -242,16 +241,6 @@ def test_what_there_is_is_written_when_memory_or_time_runs_out(
     written = json.loads((tmp_path / "x.json").read_text())
     assert written["on"]["measured_bytes"] == 2**30 and written["on_over_off"] is None
     assert "not measured" in capsys.readouterr().out
-
-
-def test_suite_has_time_for_the_training_steps_of_the_recipes_cards() -> None:
-    steps = gpu_suite.plan(Path("out"))
-    assert [name for name, _, _ in steps] == ["races", "tests", "bench", "7b_qlora", "7b_8gb"]
-    assert sum(seconds for _, _, seconds in steps) <= gpu_suite.ALL_S
-    assert gpu_suite.ALL_S + gpu_suite.STOP_S <= 8 * 60
-    for recipe, (limit_gib, _) in gpu_suite.TRAINING.items():
-        card = re.search(r"^# Card: (\d+) GB", shipped_recipe(recipe).read_text(encoding="utf-8"), re.MULTILINE)
-        assert card is not None and int(card[1]) == limit_gib
 
 
 def test_recipes_read_over_shapes_keep_all_but_their_models(tmp_path: Path) -> None:

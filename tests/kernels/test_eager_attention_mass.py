@@ -7,13 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from basic_lite_kernels import eager_attention_mass as file
 from basic_lite_kernels import naive
-from basic_lite_kernels.eager_attention_mass import attention_mass
+from basic_lite_kernels.signatures import MassTokens
 from tests.support import kernels as kit
 from tests.support.kernels import draw_on_cpu as draw
 
 torch.set_num_threads(1)
+
+
+def attention_mass(
+    query: Tensor, key: Tensor, *, text_queries: Tensor, visual: Tensor, valid: Tensor, **options: Any
+) -> Tensor:
+    """Eager code's, from masks, as naive code takes them."""
+    return file.attention_mass(query, key, tokens=MassTokens.of(text_queries, visual, valid), **options)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
@@ -39,6 +48,10 @@ def test_mass(heads: tuple[int, int], window: int | None, cap: float | None, chu
     assert mass.dtype == torch.float32 and mass.shape == (B, T)
     assert kit.relative(mass, truth) < 1e-6
     assert not mass[3].any() and not mass[~visual].any()
+    before = draw(B, T, seed=2)
+    running = before.clone()
+    assert attention_mass(query, key, chunk_elements=chunk, out=running, **arguments) is running
+    assert torch.equal(running, before + mass)
 
 
 def test_reads_strided_bf16_in_float32_and_is_deterministic() -> None:
@@ -80,8 +93,9 @@ def test_memory_is_bounded() -> None:
         visual = torch.zeros(B, T, dtype=torch.bool)
         visual[:, 2:20] = True
         masks = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
-        arguments = {"query": query, "key": key, "scaling": 0.3, "chunk_elements": chunk, **masks}
-        peaks.append(kit.peak_bytes(partial(attention_mass, **arguments), kit.CPU))
+        arguments = {"query": query, "key": key, "scaling": 0.3, "chunk_elements": chunk}
+        arguments["tokens"] = MassTokens.of(**masks)
+        peaks.append(kit.peak_bytes(partial(file.attention_mass, **arguments), kit.CPU))
         assert peaks[-1] <= 14 * chunk + 40 * B * T
     assert peaks[1] - peaks[0] <= 9 * 40 * T
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basic_lite_kernels import operations as file
 from basic_lite_kernels.operations import EAGER, KernelUnavailable, Operations, choose
+from basic_lite_kernels.signatures import MassTokens
 from tests.support import kernels as kit
 
 # Before a test unsets TRITON_INTERPRET: it counts when kernels are defined.
@@ -81,8 +82,8 @@ def call(
         return torch.autograd.grad(loss * 2, v)[0]
     visual = torch.zeros(2, 12, dtype=torch.bool, device=device)
     visual[:, 2:6] = True
-    masks = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
-    return operations.attention_mass(draw(2, 4, 12, 16), draw(2, 2, 12, 16, seed=1), scaling=0.25, longest=8, **masks)
+    tokens = MassTokens.of(~visual, visual, torch.ones_like(visual))
+    return operations.attention_mass(draw(2, 4, 12, 16), draw(2, 2, 12, 16, seed=1), scaling=0.25, tokens=tokens)
 
 
 # ---- choosing

@@ -22,7 +22,12 @@ def test_roles_of_each_token() -> None:
     layout = find_layout(batch, kit.IMAGE, "all")
     assert layout.patches.tolist() == [kit.PATCHES, 2 * kit.PATCHES, 0, kit.PATCHES]
     assert layout.rows_with_image.tolist() == [0, 1, 3] and layout.samples_with_image == 3
-    assert layout.text.sum(dim=1).tolist() == [5, 7, 0, 0] and layout.longest_text == 7
+    assert layout.text.sum(dim=1).tolist() == [5, 7, 0, 0]
+    for mask, listed in ((layout.text, layout.text_rows), (layout.visual, layout.visual_columns)):
+        assert listed.shape == (4, int(mask.sum(dim=1).max())) and listed.dtype == torch.int32
+        for row, places in zip(mask, listed.tolist(), strict=True):
+            assert [at for at in places if at >= 0] == row.nonzero().flatten().tolist()
+            assert sorted(places, key=lambda at: at < 0) == places, "what pads a list is behind its last"
     assert layout.sample.tolist() == [0] * kit.PATCHES + [1] * 2 * kit.PATCHES + [3] * kit.PATCHES
     assert (batch["input_ids"].flatten()[layout.positions] == kit.IMAGE).all()
     with pytest.raises(ValueError, match="text_queries: prompt needs labels"):
@@ -33,8 +38,8 @@ def test_it_moves_as_a_whole() -> None:
     layout = find_layout(kit.tiny_batch(), kit.IMAGE, "all")
     moved = layout.to(torch.device("meta"))
     tensors = {name: value for name, value in vars(moved).items() if isinstance(value, Tensor)}
-    assert len(tensors) == 7 and all(value.is_meta for value in tensors.values())
-    assert moved.longest_text == layout.longest_text and moved.samples_with_image == 3
+    assert len(tensors) == 9 and all(value.is_meta for value in tensors.values())
+    assert moved.samples_with_image == 3
 
 
 class Waits(TorchDispatchMode):

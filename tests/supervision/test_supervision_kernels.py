@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+from basic_lite.recipe.schema import SupervisionSection
+from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite.supervision.target import TargetPlan
 from basic_lite_kernels.operations import choose
 from tests.support import supervision as kit
-from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted
+from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted, slow_interpreted
+
+TOLERANCE = 2e-5
+PLAN = TargetPlan((0.2, 0.0, 0.8), ((5,), (), (0, 31)))
 
 
 @kernel_test
@@ -32,7 +40,7 @@ def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
         batch = {name: tensor.to(DEVICE) for name, tensor in kit.tiny_batch("full").items()}
         supervision = kit.build(model, operations, **settings)
         if settings.get("target_norm") == "layer":
-            supervision.use(TargetPlan((0.2, 0.0, 0.8), ((5,), (), (0, 31))))
+            supervision.use(PLAN)
         with supervision.capture(supervision.layout(batch)) as captured:
             model(**kit.inputs(batch))
         losses = supervision.losses(captured)
@@ -43,5 +51,48 @@ def test_kernels_in_place_of_the_reference(settings: dict[str, object]) -> None:
         assert relative(ours, expected) < 1e-4
 
 
+@kernel_test
+@pytest.mark.parametrize("robust", [False, True], ids=["", "robust"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"token_weights": "uniform", "vocabulary": "lm_head"}, marks=slow_interpreted),
+        pytest.param({"direction": "mse", "target_norm": "final", "temperature": 2.5}, marks=slow_interpreted),
+        pytest.param({"text_queries": "response", "layers": kit.LAYERS}, marks=slow_interpreted),
+        pytest.param({"detach": False, "layer_weights": "linear"}, marks=slow_interpreted),
+    ],
+    ids=["default", "uniform", "mse", "response", "not-detached"],
+)
+@pytest.mark.parametrize(
+    "kind", ["llama", *(pytest.param(kind, marks=slow_interpreted) for kind in ("mistral", "gemma2", "qwen2"))]
+)
+def test_kernels_match_the_oracle(kind: str, settings: dict[str, Any], robust: bool) -> None:
+    """Taps, kernels and model on one device, in float32, against BASIC by the book in float64 on the CPU."""
+    if robust and "target_norm" not in settings:
+        settings = {**settings, "target_norm": "layer"}
+    plan = PLAN if settings.get("target_norm") == "layer" else None
+    torch.backends.cudnn.allow_tf32 = False  # the vision tower's first layer
+    model, batch = kit.tiny_llava(kind, attention="eager"), kit.tiny_batch(padding_side="left")
+    truth = kit.oracle(model, batch, SupervisionSection(**settings), plan)
+    supervision = kit.build(model.to(DEVICE), choose("triton", DEVICE).operations, **settings)
+    if plan is not None:
+        supervision.use(plan)
+    with kit.capturing(supervision, batch) as captured:
+        model(**{name: x.to(DEVICE) for name, x in kit.inputs(batch).items()}, use_cache=False)
+    losses = supervision.losses(captured)
+    weights = patch_weights(captured, supervision.settings.token_weights, None)
+    for ours, expected in ((weights, truth.weights), (losses.das, truth.das), (losses.sds, truth.sds)):
+        assert kit.error(ours.cpu(), expected) <= TOLERANCE
+    for loss, expected in ((losses.das, truth.das_grad), (losses.sds, truth.sds_grad)):
+        gradients = [g.cpu() for g in kit.projector_grad(model, loss)]
+        assert kit.grad_error(gradients, expected) <= TOLERANCE
+
+
 def test_through_the_interpreter() -> None:
     run_interpreted(__file__)
+
+
+@pytest.mark.soak
+def test_more_of_it_through_the_interpreter() -> None:
+    run_interpreted(__file__, slow=True)

@@ -62,7 +62,8 @@ def run_interpreted(file: str, *, slow: bool = False) -> None:
         pytest.skip("triton isn't installed, so there are no kernels to test")
     root = Path(__file__).resolve().parents[2]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_"))}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", __name__]
     command += ["-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(Path(file).resolve())]
     command += ["-m", "soak"] if slow else []

@@ -164,15 +164,18 @@ def write_shapes(root: Path, size: str) -> tuple[Path, Path]:
     return folders
 
 
-def on_shapes(recipe: str | Path, root: Path, overrides: Sequence[str] = ()) -> Recipe:
+def on_shapes(recipe: str | Path, root: Path, overrides: Sequence[str] = (), *, size: str | None = None) -> Recipe:
     """A recipe with a real model's name, over folders of its shape; without an earlier stage's projector.
+
+    Args:
+        size: another shape, one of ``SIZES``.
 
     Raises:
         KeyError: no shape is known for its model.
     """
     model = load_recipe(recipe).model
     named = str(model.llm or model.base)
-    size = next((size for name, size in SIZE_OF.items() if name in named), None)
+    size = size or next((size for name, size in SIZE_OF.items() if name in named), None)
     if size is None:
         raise KeyError(f"no shape is known for the model {named}; known: {', '.join(SIZE_OF)}")
     language, tower = write_shapes(root, size)

@@ -99,8 +99,8 @@ def of_vocab_kl() -> list[CompileCase]:
 
 def of_attention_mass() -> list[CompileCase]:
     """Head sizes of each tile, windows and caps. float32 and float16 with both or neither."""
-    types = dict.fromkeys(("lse", "sums"), "*fp32") | dict.fromkeys(("rows", "counts"), "*i32")
-    types |= dict.fromkeys(("text", "valid", "visual"), "*u8") | dict.fromkeys(("scale", "cap"), "fp32")
+    types = dict.fromkeys(("lse", "sums", "mass"), "*fp32") | dict.fromkeys(("rows", "columns"), "*i32")
+    types |= {"valid": "*u8"} | dict.fromkeys(("scale", "cap"), "fp32")
     cases = []
 
     def add(name: str, function: Any, options: dict[str, Any], of_qk: str) -> None:
@@ -121,8 +121,7 @@ def of_attention_mass() -> list[CompileCase]:
             options = constants | attention_mass.tile_options(d, dtype, tiles)
             add(f"attention_mass_{name}[{label}]", function, options, TYPES[dtype])
 
-    rows = {"BLOCK": attention_mass.LIST_BLOCK, "num_warps": 4}
-    add("attention_mass_rows", attention_mass.attention_mass_rows_kernel, rows, "")
+    add("attention_mass_add", attention_mass.attention_mass_add_kernel, attention_mass.ADDED, "")
     sizes = [(torch.bfloat16, d) for d in (128, 64, 256, 512)] + [(torch.float16, 128), (torch.float32, 128)]
     for (dtype, d), window, cap in itertools.product(sizes, (False, True), (False, True)):
         if window == cap or dtype == torch.bfloat16:
