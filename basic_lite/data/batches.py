@@ -91,5 +91,6 @@ class Collator:
                     f"({', '.join(map(str, sorted(shapes)))}); it must resize to one size: correct "
                     f"preprocessor_config.json of model.vision."
                 )
-            batch["pixel_values"] = torch.cat(images).to(torch.float32)
+            # One image needs no other copy.
+            batch["pixel_values"] = (torch.cat(images) if len(images) > 1 else images[0]).to(torch.float32)
         return batch

@@ -9,7 +9,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import lacking, register_heic
+from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.recipe.schema import ImageCheck, ImageFit
@@ -152,7 +153,8 @@ def open_image(image: ImageRef) -> Image.Image:
     """
     with _reading(image) as opened:
         opened.load()
-        return to_rgb(_upright(opened))
+        _turn_upright(opened)
+        return to_rgb(opened)
 
 
 def require_whole(image: ImageRef) -> None:
@@ -207,18 +209,16 @@ def check_image(image: ImageRef, how: ImageCheck) -> None:
         locate(image, must_exist=how == "exists")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) or image
+def _turn_upright(image: Image.Image) -> None:
     # Damaged EXIF says nothing about the orientation; the pixels are fine.
-    except Exception:
-        return image
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB. Transparency is dropped, as in LLaVA; 16-bit and float greys are scaled."""
     if image.mode == "RGB":
-        return image.copy()
+        return image
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -257,5 +257,10 @@ def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit) ->
         BadImage: one of them can't be read.
     """
     fitted = [fit(open_image(image), how, image_processor) for image in images]
-    out = [image_processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in fitted]
-    return torch.stack(out).to(torch.float32)
+    table = table_of(image_processor)
+    if table is None:
+        return torch.stack([processed(image, image_processor) for image in fitted])
+    out = torch.empty(len(fitted), 3, table.side, table.side)
+    for image, place in zip(fitted, out, strict=True):
+        table.fill(image, place)
+    return out
