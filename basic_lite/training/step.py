@@ -86,7 +86,9 @@ class Terms:
 
     def values(self, processes: Processes) -> dict[str, float]:
         """The step's terms and measures, the same in every process."""
-        own = {name: (float(total), weight) for name, (total, weight) in self._totals.items()}
+        # One copy brings all of them.
+        read = torch.stack([total for total, _ in self._totals.values()]).tolist() if self._totals else []
+        own = {name: (total, weight) for (name, (_, weight)), total in zip(self._totals.items(), read, strict=True)}
         sums: dict[str, tuple[float, int]] = {}
         # A process may have had no image, or no micro-batch at all: totals are brought together by name.
         for row in processes.gather(own):
@@ -250,11 +252,14 @@ class TrainStep:
         return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
 
     def inputs(self, batch: Batch, *, labels: bool = True) -> Batch:
-        """A host batch on the device, with the positions of its labelled tokens, which are found on the host.
+        """A host batch on the device, with the positions of its image and labelled tokens, which are found on the host.
 
         Nothing waits for the device: copies come from pinned memory.
         """
         on_host = dict(batch)
+        if "pixel_values" in batch:
+            images = batch["input_ids"].flatten() == self.parts.image_token_id
+            on_host["image_positions"] = images.nonzero().squeeze(1)
         if labels:
             on_host["labelled"] = labelled_positions(batch["labels"])
         else:
