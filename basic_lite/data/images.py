@@ -28,6 +28,8 @@ from basic_lite.recipe.schema import ImageCheck, ImageFit
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
 _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
 
+# What is decoded at a reduced size keeps so many times the encoder's side, so that resizing still averages.
+DRAFT_SIDES = 2
 
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -145,13 +147,18 @@ def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def open_image(image: ImageRef) -> Image.Image:
+def open_image(image: ImageRef, *, least: int | None = None) -> Image.Image:
     """Read and decode an image completely, upright (EXIF), as RGB.
+
+    Args:
+        least: a JPEG may be decoded at a half, a quarter or an eighth, as long as both sides keep so many pixels.
 
     Raises:
         BadImage: missing, outside its folder, truncated or not an image.
     """
     with _reading(image) as opened:
+        if least is not None:
+            opened.draft(None, (least, least))  # does nothing to another format
         opened.load()
         _turn_upright(opened)
         return to_rgb(opened)
@@ -250,13 +257,18 @@ def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
     return image.resize((side, side), resampling(image_processor))
 
 
-def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit) -> torch.Tensor:
+def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit, *, draft: bool = False) -> torch.Tensor:
     """Pixel values [n, 3, h, w] float32 of a record's images, in their order.
+
+    Args:
+        draft: as `data.jpeg_draft`.
 
     Raises:
         BadImage: one of them can't be read.
     """
-    fitted = [fit(open_image(image), how, image_processor) for image in images]
+    side = input_side(image_processor) if draft else None
+    least = None if side is None else DRAFT_SIDES * side
+    fitted = [fit(open_image(image, least=least), how, image_processor) for image in images]
     table = table_of(image_processor)
     if table is None:
         return torch.stack([processed(image, image_processor) for image in fitted])

@@ -174,6 +174,23 @@ def test_pixels_are_the_processors_bit_for_bit(tmp_path: Path, how: Any, side: i
         assert whole.unique().numel() > 20 and pixels((ref, ref), made, how).equal(torch.stack([whole, whole]))
 
 
+def test_a_large_jpeg_may_be_decoded_at_a_reduced_size(tmp_path: Path) -> None:
+    """The same each time, close to the whole, with twice the encoder's side at least. Other formats stay as they are."""
+    coarse = np.random.default_rng(2).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((640, 512), Image.Resampling.BICUBIC)
+    for name in ("a.jpg", "a.png"):
+        photo.save(tmp_path / name, quality=95)
+    made = processor(60)
+    for name, sizes in {"a.jpg": [(160, 128), (320, 256), (640, 512)], "a.png": [(640, 512)] * 3}.items():
+        ref = ImageRef(name, str(tmp_path))
+        assert [open_image(ref, least=least).size for least in (128, 129, 257)] == sizes
+        whole = pixels((ref,), made, "pad")
+        drafted = pixels((ref,), made, "pad", draft=True)  # the side is 60, so a quarter has enough
+        assert drafted.equal(pixels((ref,), made, "pad", draft=True))
+        grey_levels = (drafted - whole).abs() * 255 * max(made.image_std)
+        assert grey_levels.mean() < 1 and drafted.equal(whole) == (name == "a.png")
+
+
 def test_a_processor_that_does_more_has_no_table(tmp_path: Path) -> None:
     """It crops the middle, takes no mean apart from the picture's own, or gives another size: it is asked each time."""
     write_image(tmp_path / "a.png", (40, 40))
