@@ -175,7 +175,7 @@ def test_pixels_are_the_processors_bit_for_bit(tmp_path: Path, how: Any, side: i
 
 
 def test_a_large_jpeg_may_be_decoded_at_a_reduced_size(tmp_path: Path) -> None:
-    """The same each time, close to the whole, with twice the encoder's side at least. Other formats stay as they are."""
+    """The same each time, close to the whole, with twice the encoder's side at least; only JPEGs change."""
     coarse = np.random.default_rng(2).integers(0, 256, (24, 30, 3), dtype=np.uint8)
     photo = Image.fromarray(coarse).resize((640, 512), Image.Resampling.BICUBIC)
     for name in ("a.jpg", "a.png"):
