@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from basic_lite.data.records import Records
 from basic_lite.model.frontend import mean_colour
 from basic_lite.recipe.schema import ImageFit, SourceSection
 from bench import measure
+from bench.beside_trl import resident_peak_bytes
 from bench.tables import write_json
 
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ class Index:
     file_gib: float
     wall_s: float
     cpu_s: float
-    peak_gib: float  # resident, with Python and torch
+    peak_gib: float  # resident, with Python and torch; 0: only Linux says it
 
 
 def index(path: Path, records: int) -> Index:
@@ -193,7 +193,7 @@ def index(path: Path, records: int) -> Index:
     wall, cpu = time.perf_counter(), time.process_time()
     count = len(Records([JsonSource(SourceSection(path=str(path)), Path("/"))]))
     assert count == records, f"{count} of {records} records were found"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+    peak = resident_peak_bytes() / 2**30
     taken = time.perf_counter() - wall, time.process_time() - cpu
     return Index(count, path.stat().st_size / 2**30, *taken, peak)
 

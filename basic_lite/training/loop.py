@@ -176,6 +176,7 @@ class Loop:
                 self._save_final()
                 self.time.finish(last, time.perf_counter() - began)
         finally:
+            self.time.drop()
             self.line.close()
             self.log.close()
         folder, seconds = self.run.folder, time.perf_counter() - began
