@@ -1,5 +1,6 @@
 """One run, from a recipe to a bundle. Read this page first: each stage of ``train`` is one paragraph."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
+from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
 from basic_lite.training.log import trackers_of
@@ -128,8 +130,10 @@ def train(
 
         # BASIC's taps, and the loop around them.
         with processes.together():
-            supervision = supervise(recipe, loaded, say)
-            loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console))
+            breakdown = Breakdown(Clock(device, time.perf_counter))
+            supervision = supervise(recipe, loaded, say, breakdown.operations)
+            run = Run(recipe, loaded, data, supervision, breakdown, folder, started_from, processes, device, console)
+            loop = Loop(run)
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):

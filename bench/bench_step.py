@@ -26,13 +26,14 @@ from basic_lite.rehearsal import Shape
 from basic_lite.rehearsal.cost import basic_share
 from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import autocast_of
+from basic_lite.training.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
 from bench import measure
-from bench.breakdown import LOSS_BACKWARD, OPTIMIZER, OTHER, Breakdown, Clock
 from bench.flops import SEVEN_B, flops_of
 from bench.naive_step import NaiveStep
 from bench.report import Report
 from bench.rows import StepRow
 from bench.synthetic import synthetic_model
+from bench.timed_step import timed_by
 from tests.support.shapes import SIZES, shape_recipe
 
 OFF, ON, NAIVE = WAYS = "off", "on", "naive"
@@ -78,7 +79,7 @@ class ThreeWays:
         torch.manual_seed(0)
         loaded = synthetic_model(recipe, load_frontend(recipe.model), device)
         self.recipe, self.parts, self.breakdown = recipe, loaded.parts, Breakdown(Clock(device))
-        make, shape = self.breakdown.make_step, Shape.of(recipe)
+        make, shape = timed_by(self.breakdown), Shape.of(recipe)
         self.longest = LongestStep(recipe, loaded, shape, device, lambda text: None, make)
         ours = self.longest.step
         assert ours.supervision is not None

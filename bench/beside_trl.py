@@ -44,6 +44,7 @@ from basic_lite.console import quiet_libraries
 from basic_lite.model.audit import audit
 from basic_lite.model.load import pick_device, pick_dtype, quantization_config
 from basic_lite.training.assembly import load_for_training, preflight, uses_autocast
+from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.loop import Loop, Run
 from basic_lite.training.processes import connect
 from basic_lite.training.run_folder import RunFolder
@@ -169,7 +170,8 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     output.mkdir(parents=True)
     folder.begin(recipe, audit(loaded.parts), data.summary(), TrainedOn())
     silent = Console(file=io.StringIO())
-    loop = Loop(Run(recipe, loaded, watched, None, folder, None, processes, device, silent))
+    breakdown = Breakdown(Clock(device))
+    loop = Loop(Run(recipe, loaded, watched, None, breakdown, folder, None, processes, device, silent))
     assert loop.train_step.optimizer is not None
     Stopwatch(found, task.steps, loaded.model, loop.train_step.optimizer)
     found.losses = [line["loss"] for line in loop.train() if "loss" in line]

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.layout import Layout
+from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SDS
 from basic_lite.training.step import Batch, Lambdas, MicroBatchLoss, StepCounts, TrainStep
 from basic_lite_kernels import naive
-from bench.breakdown import CAPTURE, DAS, MASS, SDS
 
 Watch = Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]
 

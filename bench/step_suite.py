@@ -34,11 +34,12 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
 from basic_lite.tools.measure import measure_step, predicted_bytes
+from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from basic_lite.units import GIB
 from bench import measure
-from bench.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from bench.gpu_suite.model import device_of, limit_memory, longest_step, recipe_of
 from bench.tables import columns, number, write_json
+from bench.timed_step import timed_by
 
 MOST_OFF = 0.10  # of a prediction, relative to what is measured
 MOST_STEPS = 20
@@ -182,7 +183,7 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
     """
     started = time.monotonic()
     breakdown = Breakdown(Clock(device))
-    loaded, step = longest_step(recipe, device, breakdown.make_step)
+    loaded, step = longest_step(recipe, device, timed_by(breakdown))
     breakdown.clock.wait()
     result.building_s = time.monotonic() - started
     result.micro_batch_tokens = step.micro_batch_tokens

@@ -26,6 +26,7 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     image_fit: ImageFit
     max_length: int
     indices: np.ndarray
+    jpeg_draft: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -49,7 +50,9 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
         if record.images:
             try:
-                sample["pixel_values"] = pixels(record.images, self.image_processor, self.image_fit)
+                sample["pixel_values"] = pixels(
+                    record.images, self.image_processor, self.image_fit, draft=self.jpeg_draft
+                )
             except RecordProblem as problem:
                 raise problem.at(record.place) from problem.__cause__
         return sample
@@ -91,5 +94,6 @@ class Collator:
                     f"({', '.join(map(str, sorted(shapes)))}); it must resize to one size: correct "
                     f"preprocessor_config.json of model.vision."
                 )
-            batch["pixel_values"] = torch.cat(images).to(torch.float32)
+            # One image needs no other copy.
+            batch["pixel_values"] = (torch.cat(images) if len(images) > 1 else images[0]).to(torch.float32)
         return batch

@@ -9,7 +9,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import lacking, register_heic
+from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.recipe.schema import ImageCheck, ImageFit
@@ -27,6 +28,8 @@ from basic_lite.recipe.schema import ImageCheck, ImageFit
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
 _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
 
+# What is decoded at a reduced size keeps so many times the encoder's side, so that resizing still averages.
+DRAFT_SIDES = 2
 
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -144,15 +147,21 @@ def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def open_image(image: ImageRef) -> Image.Image:
+def open_image(image: ImageRef, *, least: int | None = None) -> Image.Image:
     """Read and decode an image completely, upright (EXIF), as RGB.
+
+    Args:
+        least: a JPEG may be decoded at a half, a quarter or an eighth, as long as both sides keep so many pixels.
 
     Raises:
         BadImage: missing, outside its folder, truncated or not an image.
     """
     with _reading(image) as opened:
+        if least is not None:
+            opened.draft(None, (least, least))  # does nothing to another format
         opened.load()
-        return to_rgb(_upright(opened))
+        _turn_upright(opened)
+        return to_rgb(opened)
 
 
 def require_whole(image: ImageRef) -> None:
@@ -207,18 +216,16 @@ def check_image(image: ImageRef, how: ImageCheck) -> None:
         locate(image, must_exist=how == "exists")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) or image
+def _turn_upright(image: Image.Image) -> None:
     # Damaged EXIF says nothing about the orientation; the pixels are fine.
-    except Exception:
-        return image
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB. Transparency is dropped, as in LLaVA; 16-bit and float greys are scaled."""
     if image.mode == "RGB":
-        return image.copy()
+        return image
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -250,12 +257,22 @@ def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
     return image.resize((side, side), resampling(image_processor))
 
 
-def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit) -> torch.Tensor:
+def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit, *, draft: bool = False) -> torch.Tensor:
     """Pixel values [n, 3, h, w] float32 of a record's images, in their order.
+
+    Args:
+        draft: as `data.jpeg_draft`.
 
     Raises:
         BadImage: one of them can't be read.
     """
-    fitted = [fit(open_image(image), how, image_processor) for image in images]
-    out = [image_processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in fitted]
-    return torch.stack(out).to(torch.float32)
+    side = input_side(image_processor) if draft else None
+    least = None if side is None else DRAFT_SIDES * side
+    fitted = [fit(open_image(image, least=least), how, image_processor) for image in images]
+    table = table_of(image_processor)
+    if table is None:
+        return torch.stack([processed(image, image_processor) for image in fitted])
+    out = torch.empty(len(fitted), 3, table.side, table.side)
+    for image, place in zip(fitted, out, strict=True):
+        table.fill(image, place)
+    return out

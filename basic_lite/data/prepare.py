@@ -139,7 +139,13 @@ def prepare_data(
         for line in report.summary():
             say(f"{name}: {line}")
         data = SupervisedDataset(
-            records, chat, frontend.image_processor, section.image_fit, section.max_length, report.kept
+            records,
+            chat,
+            frontend.image_processor,
+            section.image_fit,
+            section.max_length,
+            report.kept,
+            section.jpeg_draft and name == TRAIN,
         )
         return data, report
 
@@ -149,7 +155,8 @@ def prepare_data(
         held_out, eval_report = checked(with_prompts_of_training(section.eval, section), EVAL)
     if section.held_out is not None:
         report, eval_report = hold_out(report, section.held_out, recipe.seed)
-        held_out, train = replace(train, indices=eval_report.kept), replace(train, indices=report.kept)
+        held_out = replace(train, indices=eval_report.kept, jpeg_draft=False)
+        train = replace(train, indices=report.kept)
         say(f"data.held_out: {len(held_out):,} of these records are kept for evaluation, {len(train):,} are trained on")
     sampler = GroupedSampler(
         report.lengths,

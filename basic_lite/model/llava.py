@@ -46,6 +46,7 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         labelled: Tensor | None = None,
+        image_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
         """The parent's forward. With ``labels`` [B, T] it returns ``loss`` and no logits.
@@ -53,8 +54,14 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         ``num_items_in_batch``: labelled tokens of the whole accumulated step, which the summed loss is divided by;
         None: those of this batch. Equal to the parent's loss for the same arguments.
         ``labelled``: ``labelled_positions`` of the labels; None: computed here, and the host waits for the device.
+        ``image_positions``: those of the image tokens, [M] int64 into the flattened [B, T]; None: the parent looks for
+        them, and the host waits for the device in the forward and in the backward.
         """
-        kwargs |= {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
+        if image_positions is not None and input_ids is not None and pixel_values is not None:
+            kwargs["inputs_embeds"] = self._embeddings_with_images(input_ids, pixel_values, image_positions)
+        else:
+            kwargs |= {"input_ids": input_ids, "pixel_values": pixel_values}
+        kwargs["attention_mask"] = attention_mask
         if labels is None:
             return super().forward(**kwargs)
         kwargs.setdefault("use_cache", False)
@@ -63,6 +70,15 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         predicting = hidden.flatten(0, 1).index_select(0, rows)  # [R, D]
         loss = lm_loss(predicting, self.lm_head, labels.flatten().index_select(0, rows + 1), num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss)
+
+    def _embeddings_with_images(self, input_ids: Tensor, pixel_values: Tensor, positions: Tensor) -> Tensor:
+        """What the LLM gets, [B, T, D]: the tokens' embeddings, and the projector's output at the images' positions."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        per_image = self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        features = torch.cat(list(per_image)).to(embeddings.device, embeddings.dtype)  # [M, D]
+        if len(features) != len(positions):
+            raise ValueError(f"the batch has {len(positions)} image tokens, and its pictures give {len(features)}")
+        return embeddings.flatten(0, 1).index_copy(0, positions, features).view_as(embeddings)
 
 
 def _chunk_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:

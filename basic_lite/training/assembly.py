@@ -28,7 +28,7 @@ from basic_lite.training.optimizer import make_optimizer
 from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
 from basic_lite.training.start import Origin, notes_on
-from basic_lite.training.step import TrainStep
+from basic_lite.training.step import Mark, TrainStep
 from basic_lite_kernels.operations import Operations
 
 Watch = Callable[[Operations], Operations]
@@ -175,11 +175,13 @@ def make_step(
     processes: Processes = ALONE,
     *,
     steps: int | None = None,
+    mark: Mark = lambda name: None,
 ) -> TrainStep:
     """The optimizer step of a recipe on an adapted model.
 
     Args:
         steps: the whole run's steps, for the learning rate's schedule; None: the rates stay as they are.
+        mark: see ``TrainStep``.
     """
     training = recipe.training
     optimizer = make_optimizer(loaded.parts, training, device)
@@ -196,4 +198,5 @@ def make_step(
         max_grad_norm=training.max_grad_norm,
         autocast=autocast_of(recipe, device, processes),
         processes=processes,
+        mark=mark,
     )

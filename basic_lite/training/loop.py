@@ -1,6 +1,5 @@
 """A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
 
-import math
 import shutil
 import time
 from collections.abc import Container, Generator, Iterator
@@ -22,6 +21,7 @@ from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
+from basic_lite.training.breakdown import Breakdown
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
 from basic_lite.training.dropped import DroppedRecords
@@ -30,7 +30,7 @@ from basic_lite.training.files import written_whole
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
-from basic_lite.training.log import RunLog
+from basic_lite.training.log import RunLog, require_finite
 from basic_lite.training.places import LOG, checkpoints_of
 from basic_lite.training.processes import Processes
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
@@ -38,6 +38,7 @@ from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.step import Batch, StepCounts, Terms
+from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
@@ -51,6 +52,7 @@ class Run:
     loaded: Loaded
     data: Prepared
     supervision: Supervision | None
+    breakdown: Breakdown  # around BASIC's operations
     folder: RunFolder
     started_from: dict[str, Any] | None  # the manifest's record of the run that the weights came from
     processes: Processes
@@ -66,8 +68,9 @@ class Loop:
         self.run, self.recipe, self.processes, self.device = run, recipe, run.processes, run.device
         self.say = speaker(run.console)
         self.schedule = Schedule(run.data.sampler, recipe)
+        last, mark = self.schedule.steps, run.breakdown.base
         self.train_step = make_step(
-            recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
+            recipe, run.loaded, run.supervision, run.device, run.processes, steps=last, mark=mark
         )
         self.log = RunLog(run.folder.path / LOG, run.processes)
         self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
@@ -76,7 +79,8 @@ class Loop:
             run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
         )
         self.first = self.progress.step  # steps done before this program began
-        self.pace = Pace(run.device, self.first, self.schedule.steps, self.say)
+        self.pace = Pace(run.device, self.first, last, self.say)
+        self.time = TimeUse(run.breakdown, run.loaded.parts, recipe, self.log, self.say, first=self.first, last=last)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
         self.recovery = Recovery(
@@ -165,29 +169,14 @@ class Loop:
                     self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
-                    started = time.perf_counter()
-                    with self._kept_when_stopped(all_here=True), processes.together():
-                        batches, dropped = next(source)
-                    counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(processes)
-                    lost = self.dropped.note(step, dropped)
-                    with self._kept_when_stopped(all_here=True), processes.together():
-                        self.dropped.require_some(step, lost, left=counts.tokens > 0)
-                    if counts.tokens:
-                        self._step(step, batches, counts, started)
-                        self.pace.add(step, started)
-                    else:
-                        self.train_step.skip()
-                        self.progress.step = step
-                    self._look(step, evaluated=self._evaluate(step))
-                    stop = processes.any(interruption.requested) and step < last
-                    if step % self.recipe.training.save_every == 0 or step == last or stop:
-                        self._save()
-                    if stop:
-                        raise Interrupted(self.run.folder.checkpoint_at(step))
+                    with self.time.step(step):
+                        self._turn(step, source, interruption)
                 self.check.finish(last)
                 self._measure_premise()
                 self._save_final()
+                self.time.finish(last, time.perf_counter() - began)
         finally:
+            self.time.drop()
             self.line.close()
             self.log.close()
         folder, seconds = self.run.folder, time.perf_counter() - began
@@ -198,6 +187,30 @@ class Loop:
             self.say(came)
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
+
+    def _turn(self, step: int, source: Generator[StepBatches], interruption: Interruption) -> None:
+        """One step, and what follows it where it is due: a look, an evaluation, a checkpoint."""
+        processes, last, started = self.processes, self.schedule.steps, time.perf_counter()
+        with self.time.reading(), self._kept_when_stopped(all_here=True), processes.together():
+            batches, dropped = next(source)
+        counts = StepCounts.of(batches, self.run.loaded.parts.image_token_id).over(processes)
+        lost = self.dropped.note(step, dropped)
+        with self._kept_when_stopped(all_here=True), processes.together():
+            self.dropped.require_some(step, lost, left=counts.tokens > 0)
+        if counts.tokens:
+            self._step(step, batches, counts, started)
+            self.pace.add(step, started)
+        else:
+            self.train_step.skip()
+            self.progress.step = step
+        with self.time.apart(EVALUATING):
+            self._look(step, evaluated=self._evaluate(step))
+        stop = processes.any(interruption.requested) and step < last
+        if step % self.recipe.training.save_every == 0 or step == last or stop:
+            with self.time.apart(SAVING):
+                self._save()
+        if stop:
+            raise Interrupted(self.run.folder.checkpoint_at(step))
 
     def _step(self, step: int, batches: list[Batch], counts: StepCounts, started: float) -> None:
         """Gradients of all micro-batches, the update, the log line."""
@@ -242,6 +255,7 @@ class Loop:
         return supervision.lambdas(step - 1, self.schedule.steps)
 
     def _begin_again(self, record: dict[str, int]) -> None:
+        self.time.drop()
         self.train_step.drop_gradients()
         self.log.write(self.progress.step, {"out_of_memory": record})
 
@@ -256,7 +270,7 @@ class Loop:
         values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
         values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
         with self.processes.together():
-            _require_finite(step, values)
+            require_finite(step, values)
         self.log.write(step, values)
         # A step of text alone has no BASIC: the line keeps the values of the last step with images.
         without = () if counts.samples_with_image else OF_IMAGES
@@ -384,12 +398,3 @@ class Loop:
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,
         }
-
-
-def _require_finite(step: int, values: dict[str, float]) -> None:
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower training.projector_learning_rate "
-            "or training.learning_rate, and start again under another name; or continue from the last checkpoint with "
-            "--resume"
-        )

@@ -16,11 +16,13 @@ from basic_lite.model.llava import labelled_positions
 from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
+from basic_lite.training.breakdown import BETWEEN, LOSS_BACKWARD, OPTIMIZER, OTHER
 from basic_lite.training.processes import ALONE, Processes
 
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
 Lap = Callable[[], object]
+Mark = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Terms:
 
     def values(self, processes: Processes) -> dict[str, float]:
         """The step's terms and measures, the same in every process."""
-        own = {name: (float(total), weight) for name, (total, weight) in self._totals.items()}
+        # One copy brings all of them.
+        read = torch.stack([total for total, _ in self._totals.values()]).tolist() if self._totals else []
+        own = {name: (total, weight) for (name, (_, weight)), total in zip(self._totals.items(), read, strict=True)}
         sums: dict[str, tuple[float, int]] = {}
         # A process may have had no image, or no micro-batch at all: totals are brought together by name.
         for row in processes.gather(own):
@@ -114,6 +118,7 @@ class TrainStep:
         max_grad_norm: float = 0.0,
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         processes: Processes = ALONE,
+        mark: Mark = lambda name: None,
     ) -> None:
         """Put the model into training mode.
 
@@ -126,10 +131,11 @@ class TrainStep:
             max_grad_norm: gradients are clipped to it; 0: not.
             autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
             processes: the processes that share the step.
+            mark: told the name of the part of a step that begins, as ``breakdown`` has them.
         """
         self.parts, self.supervision, self.device = parts, supervision, device
         self.optimizer, self.scheduler, self.max_grad_norm = optimizer, scheduler, max_grad_norm
-        self.processes = processes
+        self.processes, self.mark = processes, mark
         self.trainable = [p for p in parts.model.parameters() if p.requires_grad]
         self._autocast = autocast
         if autocast is not None:
@@ -156,10 +162,13 @@ class TrainStep:
         """
         self.train_mode()
         terms = Terms()
+        self.mark(OTHER)
         mean_mass = self.mean_mass(batches, counts, lambdas)
         lap()
         for index, batch in enumerate(batches):
+            self.mark(OTHER)
             result = self.loss(batch, counts, lambdas, number=number, mean_mass=mean_mass, detailed=index == 0)
+            self.mark(LOSS_BACKWARD)
             result.loss.backward()
             terms.add(result)
             del result
@@ -211,6 +220,7 @@ class TrainStep:
 
     def update(self) -> None:
         """Clip the gradients, change the weights, drop the gradients."""
+        self.mark(OPTIMIZER)
         if self.max_grad_norm:
             nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm)
         assert self.optimizer is not None, "this step was made without an optimizer"
@@ -218,6 +228,7 @@ class TrainStep:
         if self.scheduler is not None:
             self.scheduler.step()
         self.drop_gradients()
+        self.mark(BETWEEN)
 
     def skip(self) -> None:
         """A step without a sample: the weights stay, and the learning rate moves on with the steps."""
@@ -250,11 +261,14 @@ class TrainStep:
         return self.processes.sum_tensor(total) / max(counts.samples_with_image, 1)
 
     def inputs(self, batch: Batch, *, labels: bool = True) -> Batch:
-        """A host batch on the device, with the positions of its labelled tokens, which are found on the host.
+        """A host batch on the device, with the positions of its image and labelled tokens, which are found on the host.
 
         Nothing waits for the device: copies come from pinned memory.
         """
         on_host = dict(batch)
+        if "pixel_values" in batch:
+            images = batch["input_ids"].flatten() == self.parts.image_token_id
+            on_host["image_positions"] = images.nonzero().squeeze(1)
         if labels:
             on_host["labelled"] = labelled_positions(batch["labels"])
         else:

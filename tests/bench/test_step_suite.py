@@ -20,10 +20,11 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import load_for_training, make_step
+from basic_lite.training.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
 from bench import measure, step_suite
-from bench.breakdown import CAPTURE, MASS, SDS, Breakdown, Clock
 from bench.step_suite import Side, StepResult
 from bench.synthetic import synthetic_model
+from bench.timed_step import timed_by
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import tiny_recipe
 from tests.support.shapes import on_shapes
@@ -178,7 +179,8 @@ def test_timing_changes_nothing_and_off_is_off(folder: Path, weights: str) -> No
         changes = {"training.max_grad_norm": 0.0, "supervision.enabled": basic_in_recipe}
         recipe = tiny_recipe(folder, {**changes, "supervision.token_weights": weights, "data.max_length": 32})
         times = Breakdown(Clock(CPU))
-        make = times.make_step if timed else make_step
+        times.start()
+        make = timed_by(times) if timed else make_step
         step = LongestStep(recipe, synthetic(recipe), Shape.of(recipe), CPU, lambda text: None, make)
         step.batches[0]["pixel_values"] = torch.ones_like(step.batches[0]["pixel_values"])
         found: list[torch.Tensor] = []

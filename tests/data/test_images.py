@@ -16,6 +16,7 @@ from transformers import SiglipImageProcessorPil
 from basic_lite.console import quiet_libraries
 from basic_lite.data import heic
 from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
+from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
 
@@ -158,6 +159,54 @@ def test_pixels_show_the_whole_picture(tmp_path: Path, how: Any) -> None:
         assert middle[2, -1] > middle[0, -1]
     if how == "pad":
         assert out[1, :, :, 0].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("how", ["square", "pad"])
+@pytest.mark.parametrize("side", [9, 16, 30])
+def test_pixels_are_the_processors_bit_for_bit(tmp_path: Path, how: Any, side: int) -> None:
+    """Enlarged and made smaller; a table of 256 columns takes several pictures of 9², one of 16² or 30²."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    ref = ImageRef("a.png", str(tmp_path))
+    for made in (processor(side), SiglipImageProcessorPil(size={"height": side, "width": side})):
+        assert table_of(made) is not None
+        whole = processed(fit(open_image(ref), how, made), made)
+        assert whole.unique().numel() > 20 and pixels((ref, ref), made, how).equal(torch.stack([whole, whole]))
+
+
+def test_a_large_jpeg_may_be_decoded_at_a_reduced_size(tmp_path: Path) -> None:
+    """The same each time, close to the whole, with twice the encoder's side at least; only JPEGs change."""
+    coarse = np.random.default_rng(2).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((640, 512), Image.Resampling.BICUBIC)
+    for name in ("a.jpg", "a.png"):
+        photo.save(tmp_path / name, quality=95)
+    made = processor(60)
+    for name, sizes in {"a.jpg": [(160, 128), (320, 256), (640, 512)], "a.png": [(640, 512)] * 3}.items():
+        ref = ImageRef(name, str(tmp_path))
+        assert [open_image(ref, least=least).size for least in (128, 129, 257)] == sizes
+        whole = pixels((ref,), made, "pad")
+        drafted = pixels((ref,), made, "pad", draft=True)  # the side is 60, so a quarter has enough
+        assert drafted.equal(pixels((ref,), made, "pad", draft=True))
+        grey_levels = (drafted - whole).abs() * 255 * max(made.image_std)
+        assert grey_levels.mean() < 1 and drafted.equal(whole) == (name == "a.png")
+
+
+def test_a_processor_that_does_more_has_no_table(tmp_path: Path) -> None:
+    """It crops the middle, takes no mean apart from the picture's own, or gives another size: it is asked each time."""
+    write_image(tmp_path / "a.png", (40, 40))
+    ref = ImageRef("a.png", str(tmp_path))
+    cropping = SiglipImageProcessorPil(
+        size={"height": 20, "width": 20}, do_center_crop=True, crop_size={"height": 16, "width": 16}
+    )
+
+    class Centred(SiglipImageProcessorPil):
+        def normalize(self, image: Any, *_: Any, **__: Any) -> Any:
+            return image - image.mean()
+
+    for made, size in ((cropping, 16), (Centred(size={"height": 16, "width": 16}), 16)):
+        assert table_of(made) is None
+        out = pixels((ref,), made, "square")
+        assert out.shape == (1, 3, size, size) and out[0].equal(processed(open_image(ref), made))
 
 
 def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from basic_lite.supervision.layout import find_layout
 from tests.support import supervision as kit
+from tests.support.waits import Waits
 
 torch.set_num_threads(1)
 
@@ -40,23 +39,6 @@ def test_it_moves_as_a_whole() -> None:
     tensors = {name: value for name, value in vars(moved).items() if isinstance(value, Tensor)}
     assert len(tensors) == 9 and all(value.is_meta for value in tensors.values())
     assert moved.samples_with_image == 3
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations whose result, or its shape, the host must wait for when tensors are on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(
-            isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
-        )
-        if by_mask or name in ("nonzero", "masked_select", "_local_scalar_dense", "equal", "_unique2", "item"):
-            self.found[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

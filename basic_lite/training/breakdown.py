@@ -1,4 +1,7 @@
-"""Where a step's time goes: a clock around the parts of a model and around BASIC's operations."""
+"""Where a step's time goes: a clock around the parts of a model and around BASIC's operations.
+
+A run takes it for a few steps, the bench for all of its steps.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basic_lite.model.load import Loaded
 from basic_lite.model.parts import Parts
-from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision import Supervision
-from basic_lite.training.assembly import make_step, supervise
-from basic_lite.training.step import TrainStep
-from basic_lite_kernels.operations import Operations, TargetStream
+from basic_lite_kernels.operations import Kind, Operations, TargetStream
+from basic_lite_kernels.signatures import MakeTargetStream
 
 OTHER = "embeddings, masks, the rest"
 VISION, PROJECTOR, LLM = "vision tower", "projector", "LLM forward"
@@ -25,17 +24,18 @@ CAPTURE, MASS, DAS, SDS = "BASIC: capture (v̂)", "BASIC: attention mass", "BASI
 SCALING, MEASURES = "BASIC: row scaling", "BASIC: roles, measures"
 LM_LOSS, LOSS_BACKWARD = "LM loss", "losses, backward"
 LLM_BACKWARD, PROJECTOR_BACKWARD, OPTIMIZER = "LLM backward", "projector backward", "clip, optimizer"
+DATA, BETWEEN = "waiting for data", "between steps"
 
 
 class Clock:
-    """Moments, and the milliseconds between them: events on a GPU's stream; processor time on a CPU."""
+    """Moments, and the milliseconds between them: events on a GPU's stream; on a CPU the time that it is told."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, cpu_seconds: Callable[[], float] = time.process_time) -> None:
+        self.device, self.cpu_seconds = device, cpu_seconds
 
     def mark(self) -> Any:
         if self.device.type != "cuda":
-            return time.process_time()
+            return self.cpu_seconds()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -52,38 +52,47 @@ class Clock:
 class Breakdown:
     """Time by part, each part without those inside it.
 
-    It only marks moments while a step runs, so nothing waits for a GPU; ``take`` reads them.
+    It only marks moments while a step runs, so nothing waits for a GPU; ``take`` reads them. It runs from ``start`` to
+    ``stop``. When it doesn't run, it marks nothing, and what it wraps is only called.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.running = False
         self._stack: list[str] = []
         self._marks: list[tuple[str, Any]] = []  # the part that runs from each moment on
-        self.start()
 
-    def start(self) -> None:
-        """Forget all marks and start again."""
-        self._stack = [OTHER]
-        self._marks = [(OTHER, self.clock.mark())]
+    def start(self, name: str = OTHER) -> None:
+        """Forget all marks and start again; ``name``: what runs first."""
+        self.running = True
+        self._stack = [name]
+        self._marks = [(name, self.clock.mark())]
+
+    def stop(self) -> None:
+        """Forget all marks, and mark no more."""
+        self.running, self._stack, self._marks = False, [], []
 
     def _mark(self) -> None:
         self._marks.append((self._stack[-1], self.clock.mark()))
 
     def base(self, name: str) -> None:
         """Name the time that no part names, from here on."""
-        self._stack[0] = name
-        self._mark()
+        if self.running:
+            self._stack[0] = name
+            self._mark()
 
     def enter(self, name: str) -> None:
-        self._stack.append(name)
-        self._mark()
+        if self.running:
+            self._stack.append(name)
+            self._mark()
 
     def leave(self) -> None:
-        self._stack.pop()
-        self._mark()
+        if self.running:
+            self._stack.pop()
+            self._mark()
 
     def take(self) -> dict[str, float]:
-        """Milliseconds by part since ``start``, once all of it has run."""
+        """Milliseconds by part since ``start``, once all of it has run; it starts again."""
         self._mark()
         self.clock.wait()
         taken: dict[str, float] = defaultdict(float)
@@ -96,6 +105,8 @@ class Breakdown:
         """``function``, with its time under ``name``; ``backward``: that of its result's autograd node too."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self.running:
+                return function(*args, **kwargs)
             self.enter(name)
             try:
                 out = function(*args, **kwargs)
@@ -112,18 +123,18 @@ class Breakdown:
         """BASIC's operations with a clock around each, forward and backward."""
         return Operations(
             given.name,
-            target_stream=lambda kind: TimedStream(given.target_stream(kind), self),
+            target_stream=self._stream_of(given),
             row_scaling=self.wrap(SCALING, given.row_scaling),
             vocab_kl=self.wrap(SDS, given.vocab_kl, backward=True),
             attention_mass=self.wrap(MASS, given.attention_mass),
         )
 
-    def make_step(
-        self, recipe: Recipe, loaded: Loaded, supervision: Supervision | None, device: torch.device
-    ) -> TrainStep:
-        """The recipe's step, with a clock around BASIC's operations."""
-        watched = supervise(recipe, loaded, lambda text: None, self.operations) if supervision is not None else None
-        return make_step(recipe, loaded, watched, device)
+    def _stream_of(self, given: Operations) -> MakeTargetStream:
+        def stream(kind: Kind | None) -> TargetStream:
+            made = given.target_stream(kind)
+            return TimedStream(made, self) if self.running else made
+
+        return stream
 
     @contextmanager
     def watching(self, parts: Parts, *, basic: bool) -> Iterator[None]:
@@ -136,11 +147,13 @@ class Breakdown:
 
         def entering(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             """The gradient of its input is the last that the LLM's backward makes."""
-            kwargs["inputs_embeds"].register_hook(lambda gradient: self.base(PROJECTOR_BACKWARD))
+            if kwargs["inputs_embeds"].requires_grad:  # not in a batch of text alone, nor without gradients
+                kwargs["inputs_embeds"].register_hook(lambda gradient: self.base(PROJECTOR_BACKWARD))
 
         def left(_module: nn.Module, _args: Any, out: Any) -> None:
             self.base(LM_LOSS)
-            out.last_hidden_state.register_hook(lambda gradient: self.base(LLM_BACKWARD))
+            if out.last_hidden_state.requires_grad:
+                out.last_hidden_state.register_hook(lambda gradient: self.base(LLM_BACKWARD))
 
         if basic:
             self.base(MEASURES)

@@ -1,0 +1,190 @@
+"""Where a run's time goes: some steps are measured part by part, and the key that would change most is named."""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from basic_lite.console import Say
+from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import Recipe
+from basic_lite.training import breakdown as clock
+from basic_lite.training.breakdown import Breakdown
+from basic_lite.training.log import RunLog
+from basic_lite.training.progress import MEASURED, SHORT_S, WARM_UP
+
+# Steps that are measured in a row: soon after those that ``Pace`` takes, and again after so many.
+STEPS, AGAIN_AFTER = 3, 500
+DATA, TOWER, FORWARD, BACKWARD = "waiting for data", "tower", "LLM forward", "backward"
+BASIC, OPTIMIZER, IDLE = "BASIC", "optimizer", "idle"
+SAVING, EVALUATING = "saving", "evaluating"
+# A part of the breakdown → the part that a run logs. Any other is BASIC's.
+PARTS = {
+    clock.DATA: DATA,
+    clock.VISION: TOWER,
+    clock.OTHER: FORWARD,
+    clock.PROJECTOR: FORWARD,
+    clock.LLM: FORWARD,
+    clock.LM_LOSS: FORWARD,
+    clock.LOSS_BACKWARD: BACKWARD,
+    clock.LLM_BACKWARD: BACKWARD,
+    clock.PROJECTOR_BACKWARD: BACKWARD,
+    clock.OPTIMIZER: OPTIMIZER,
+    clock.BETWEEN: IDLE,
+    SAVING: SAVING,
+    EVALUATING: EVALUATING,
+}
+# Shares of a step from which on a part is worth a change.
+WORTH = {DATA: 0.05, SAVING: 0.05, EVALUATING: 0.1, IDLE: 0.1, OPTIMIZER: 0.1, BASIC: 0.1}
+
+
+class TimeUse:
+    """Measures some of a run's steps, and how long all of its saving and evaluating takes.
+
+    Only steps that are measured mark moments. Nothing in them waits for a GPU: it is waited for once before and once
+    after them. No result depends on it.
+    """
+
+    def __init__(
+        self, breakdown: Breakdown, parts: Parts, recipe: Recipe, log: RunLog, say: Say, *, first: int, last: int
+    ) -> None:
+        """
+        Args:
+            breakdown: the clock around BASIC's operations; it doesn't run yet.
+            first: steps done before this program began.
+            last: of the run.
+        """
+        self.breakdown, self.parts, self.recipe, self.log, self.say = breakdown, parts, recipe, log, say
+        self.first, self.last = first, last
+        self._watching = ExitStack()
+        self._began, self._from = 0.0, 0  # of the steps that are being measured
+        self._apart = dict.fromkeys((SAVING, EVALUATING), 0.0)  # seconds, of the whole run
+        self._said: str | None = None
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """A context around one turn of the loop: a step, with what comes before the next one."""
+        place = number - self.first - WARM_UP - MEASURED - 1
+        if place >= 0 and place % AGAIN_AFTER == 0 and number + STEPS - 1 <= self.last:
+            self._start(number)
+        self.breakdown.base(clock.BETWEEN)
+        yield
+        if self.breakdown.running and number == self._from + STEPS - 1:
+            self._finish(number)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A context around the wait for the next step's data."""
+        with self._base(clock.DATA):
+            yield
+
+    @contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """A context around what isn't a step's own: ``SAVING`` or ``EVALUATING``, which not every step has."""
+        started = time.perf_counter()
+        with self._base(what):
+            yield
+        self._apart[what] += time.perf_counter() - started
+
+    def drop(self) -> None:
+        """Forget the steps that are being measured: one of them is made again."""
+        self._watching.close()
+        self.breakdown.stop()
+
+    def finish(self, step: int, seconds: float) -> None:
+        """Log what the run spent on saving and evaluating, of all its ``seconds``."""
+        self.log.write(step, {"time": {"whole_s": seconds, **{f"{what}_s": s for what, s in self._apart.items()}}})
+        parts_s = {"steps": max(seconds - sum(self._apart.values()), 0.0), **self._apart}
+        line, key = time_text(parts_s, self.recipe, on_gpu=self.breakdown.clock.device.type == "cuda")
+        if key and key != self._said and seconds >= SHORT_S:
+            self.say(f"time of the run: {line}")
+
+    @contextmanager
+    def _base(self, name: str) -> Iterator[None]:
+        self.breakdown.base(name)
+        yield
+        self.breakdown.base(clock.BETWEEN)
+
+    def _start(self, number: int) -> None:
+        self._from = number
+        self.breakdown.clock.wait()
+        self._watching.enter_context(self.breakdown.watching(self.parts, basic=True))
+        self._began = time.perf_counter()
+        self.breakdown.start(clock.BETWEEN)
+
+    def _finish(self, number: int) -> None:
+        taken = self.breakdown.take()
+        seconds = time.perf_counter() - self._began
+        self.drop()
+        parts_s = dict.fromkeys([*dict.fromkeys(PARTS.values()), BASIC], 0.0)
+        for part, ms in taken.items():
+            parts_s[PARTS.get(part, BASIC)] += 1e-3 * ms / STEPS
+        step_s = seconds / STEPS - parts_s[SAVING] - parts_s[EVALUATING]
+        # Three steps may have had none of it, or all of it: what a step has of it is the mean so far.
+        parts_s |= {what: total / (number - self.first) for what, total in self._apart.items()}
+        steps = {"first": self._from, "last": number}
+        self.log.write(number, {"time": {"steps": steps, "step_s": step_s, "parts_s": parts_s}})
+        line, key = time_text(parts_s, self.recipe, on_gpu=self.breakdown.clock.device.type == "cuda")
+        if step_s * (self.last - self.first) >= SHORT_S and key != self._said:
+            self.say(f"time of steps {self._from} to {number}, {step_s:.2g} s each: {line}")
+            self._said = key
+
+
+def time_text(
+    parts_s: Mapping[str, float], recipe: Recipe, *, on_gpu: bool, cores: int | None = None
+) -> tuple[str, str]:
+    """The shares in one line that ends with what to change; and the key that it names, empty where there is none.
+
+    Args:
+        parts_s: seconds of a step by part.
+        cores: that this process may use; None: asked for.
+    """
+    whole = sum(parts_s.values()) or 1.0
+    shares = {part: seconds / whole for part, seconds in parts_s.items()}
+    text = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
+    who = "the GPU" if on_gpu else "the training"
+    over = {part: shares.get(part, 0.0) for part, least in WORTH.items() if shares.get(part, 0.0) >= least}
+    if not over:
+        # Only memory asks for it, and a key of memory is not one to be told of again.
+        again = "; the backward computes layers again: training.gradient_checkpointing, as far as memory allows"
+        return f"{text}; nothing waits{again if recipe.training.gradient_checkpointing else ''}", ""
+    part = max(over, key=lambda name: over[name])
+    found, key = _change(part, shares, recipe, who, cores or usable_cores())
+    return f"{text}; {found}", key
+
+
+def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, cores: int) -> tuple[str, str]:
+    """What a part's share means, and the key that changes it."""
+    share, training, supervision = shares[part], recipe.training, recipe.supervision
+    if part == DATA:
+        return _more_workers(share, recipe.data.workers, who, cores)
+    if part == SAVING:
+        fewer = math.ceil(training.save_every * share / 0.02 / 10) * 10
+        return f"saving takes {share:.0%}: training.save_every={fewer}", "training.save_every"
+    if part == EVALUATING:
+        return f"evaluating and looking at the premise take {share:.0%}: training.eval_every", "training.eval_every"
+    if part == OPTIMIZER:
+        return f"the optimizer takes {share:.0%}: training.optimizer, or a larger training.global_batch", (
+            "training.optimizer"
+        )
+    if part == BASIC:
+        drawn = supervision.sds_tokens is None and supervision.lambda_sds > 0
+        key = "supervision.sds_tokens" if drawn else "supervision.every_n_steps"
+        return f"BASIC takes {share:.0%}: {key}", key
+    return f"{who} waits {share:.0%} between steps: training.log_every", "training.log_every"
+
+
+def _more_workers(share: float, workers: int, who: str, cores: int) -> tuple[str, str]:
+    """Workers that would keep up: with none the reading itself is what is waited for, else they are too few."""
+    rest = max(1 - share, 0.05)
+    wanted = math.ceil(share / rest) if workers == 0 else math.ceil(workers / rest)
+    waits, key = f"{who} waits {share:.0%} for pictures", "data.workers"
+    if min(wanted, cores) > workers:
+        return f"{waits}: {key}={min(wanted, cores)}", key
+    return f"{waits}, and {workers} workers use the {cores} cores there are: make the pictures smaller", "pictures"
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
