@@ -43,7 +43,7 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     if recipe.quantization.mode == "nf4":
         options = {"double": recipe.quantization.double, "compute_dtype": machine.compute_dtype}
         _replace(parts.layers, nn.Linear, lambda linear: NF4Linear(linear, **options))
-    adapt(parts, recipe)
+    adapt(parts, recipe, on_card=machine.cuda)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
     if recipe.model.tower_on_host:
