@@ -43,7 +43,7 @@ class _Rope(torch.autograd.Function):
 def _turned(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Query [B, H, T, d] and key [B, H_kv, T, d], of which [B, T, H, d] is contiguous."""
     rows = [heads.transpose(1, 2).contiguous() for heads in (q, k)]
-    torch._foreach_neg_(rows)
+    torch._foreach_neg_([x.data for x in rows])  # a kernel writes without autograd's knowledge too
     return rows[0].transpose(1, 2), rows[1].transpose(1, 2)
 
 
