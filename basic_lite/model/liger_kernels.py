@@ -67,7 +67,7 @@ def choose_liger(setting: bool | Literal["auto"], device: torch.device, say: Cal
     if obstacle is not None and setting is True:
         raise UserError(f"{KEY} is true, but Liger's kernels can't run here: {obstacle}; set {KEY}=auto, or false")
     if obstacle is not None and device.type == "cuda":
-        say(f"note: the LLM runs without Liger's kernels: {obstacle}")
+        say(f"note: Liger's kernels aren't used for the LLM: {obstacle}")
     return obstacle is None
 
 
