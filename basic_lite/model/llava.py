@@ -76,11 +76,10 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: nn.Module, labels: Tensor, divisor: Tensor | int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: nn.Module, labels: Tensor, divisor: Tensor | int, chunk: int) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         share = torch.ones_like(total) / divisor
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             rows = hidden[part].detach()
@@ -95,7 +94,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None
+        return gradient * upstream.to(gradient.dtype), None, None, None, None
 
 
 def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
@@ -103,8 +102,8 @@ def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor |
 
     The head is frozen, so there is no gradient for it.
 
-    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax) in the forward, and the
-    size of ``hidden`` until the backward is over.
+    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax). Of several chunks that is
+    in the forward, and the size of ``hidden`` stays until the backward.
 
     Args:
         hidden: [R, D], the final hidden states that predict a labelled token, packed.
@@ -112,9 +111,14 @@ def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor |
         labels: [R], the token ids to predict.
         num_items: divisor, labelled tokens of the whole optimizer step; None: R.
     """
-    if hidden.shape[0] == 0:
+    rows = hidden.shape[0]
+    divisor = rows if num_items is None else num_items
+    if rows == 0:
         return hidden.sum() * 0.0
-    loss: Tensor = _ChunkedLoss.apply(hidden, head, labels, hidden.shape[0] if num_items is None else num_items)
+    chunk = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    if rows <= chunk:
+        return _chunk_loss(hidden, head, labels) / divisor
+    loss: Tensor = _ChunkedLoss.apply(hidden, head, labels, divisor, chunk)
     return loss
 
 
