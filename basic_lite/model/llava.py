@@ -102,8 +102,8 @@ def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor |
 
     The head is frozen, so there is no gradient for it.
 
-    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax). Of several chunks that is
-    in the forward, and the size of ``hidden`` stays until the backward.
+    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax). With several chunks that
+    is in the forward, and the size of ``hidden`` stays until the backward.
 
     Args:
         hidden: [R, D], the final hidden states that predict a labelled token, packed.
