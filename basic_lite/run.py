@@ -16,7 +16,7 @@ from rich.console import Console
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.prepare import EVAL, Prepared
 from basic_lite.errors import OutOfMemory, UserError
-from basic_lite.model.audit import audit, check_parts, render
+from basic_lite.model.audit import audit, check_parts, render, render_fusions
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
@@ -121,7 +121,7 @@ def train(
             loaded = load_for_training(recipe, device, frontend, say, origin=origin)
             match_projector(recipe, loaded, data, device, say, resumed=folder.checkpoint is not None)
             table = audit(loaded.parts)
-            show(console, render(table))
+            show(console, render(table), *render_fusions(loaded.parts.language_model))
             check_parts(table, recipe, pick_dtype(recipe.model.dtype, device))
 
         # What the run will take, before it takes it.

@@ -18,6 +18,7 @@ from transformers.integrations import replace_with_bnb_linear
 
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
+from basic_lite.model.liger import fuse
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.load import Loaded, keep_weights_unpacked, pick_dtype, quantization_config, table_rows
 from basic_lite.model.offload import offload
@@ -67,6 +68,7 @@ def synthetic_model(recipe: Recipe, frontend: Frontend, device: torch.device) ->
     model.config.use_cache = False
     parts = find_parts(model)
     freeze_in_no_grad(parts.vision_tower)
+    parts = fuse(parts, recipe.training.use_liger_kernel, device, print)
     adapt(parts, recipe)
     offload(parts, recipe, device)
     return Loaded(model, parts, frontend)

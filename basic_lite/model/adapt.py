@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from basic_lite.errors import UserError
+from basic_lite.model.lora import add_in_product
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import LoraSection, Recipe
@@ -65,17 +66,24 @@ def leave_casts_to_autocast(parts: Parts) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def adapt(parts: Parts, recipe: Recipe) -> None:
+def adapt(parts: Parts, recipe: Recipe, *, on_card: bool | None = None) -> None:
     """Freeze everything, then make trainable what the recipe trains: the projector, and LoRA if it is enabled.
 
     LoRA is injected in place (``peft.inject_adapter_in_model``): no wrapper stands around the model, and the projector
     stays what it is. PEFT's ``modules_to_save`` would train a copy of it.
+
+    Args:
+        on_card: LoRA layers add in their product (``model.lora``). On a CPU they are PEFT's, so that a run gives the
+            bits that it always gave. None: by where the model is.
     """
     model = parts.model
     model.requires_grad_(False)
     if recipe.lora.enabled:
-        on_meta = next(parts.layers.parameters()).is_meta
-        inject_adapter_in_model(lora_config(recipe.lora, parts), model, adapter_name=ADAPTER, low_cpu_mem_usage=on_meta)
+        some = next(parts.layers.parameters())
+        config = lora_config(recipe.lora, parts)
+        if some.is_cuda if on_card is None else on_card:
+            config = add_in_product(config)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER, low_cpu_mem_usage=some.is_meta)
         dtype = getattr(torch, recipe.lora.dtype)
         for parameter in lora_parameters(model).values():
             parameter.data = parameter.data.to(dtype)

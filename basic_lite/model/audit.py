@@ -12,6 +12,7 @@ from basic_lite.console import Sheet
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
+from basic_lite.model.liger import fusions
 from basic_lite.model.load import planned_model
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
@@ -183,3 +184,14 @@ def render(table: list[Part]) -> Sheet:
         style = "bold" if row.part == "total" else "green" if row.trainable else ""
         out.add(row.part, row.module, row.dtype, *figures, style=style)
     return out
+
+
+def render_fusions(language_model: nn.Module) -> list[Sheet]:
+    """What Liger's kernels are used for, for a terminal; nothing where they are used for nothing."""
+    found = fusions(language_model)
+    if not any(one.fused for one in found):
+        return []
+    out = Sheet(("operation of the LLM", "modules with Liger's kernel", ""))
+    for one in found:
+        out.add(one.operation, f"{one.fused} of {one.total}", one.why_not)
+    return [out]

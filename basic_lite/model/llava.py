@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
 
@@ -85,11 +84,42 @@ def _chunk_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
 
 
+class _ChunkedLoss(torch.autograd.Function):
+    """Makes the gradient in the forward, chunk by chunk, so that nothing of [R, V] is kept or computed twice.
+
+    That is the idea of Liger's fused linear cross-entropy. Its kernel reads and writes less, but with its default
+    chunks it goes through the head's weights many times, and it waits for the device (bench/README.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: nn.Module, labels: Tensor, divisor: Tensor | int, chunk: int) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        share = torch.ones_like(total) / divisor
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            rows = hidden[part].detach()
+            with torch.set_grad_enabled(gradient is not None):
+                loss = _chunk_loss(rows.requires_grad_(gradient is not None), head, labels[part])
+            if gradient is not None:
+                (gradient[part],) = torch.autograd.grad(loss, rows, share)
+            total = total + loss.detach()
+        ctx.save_for_backward(gradient)
+        return total / divisor
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None, None
+
+
 def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     """Summed cross-entropy divided by ``num_items``; equals transformers' ``ForCausalLMLoss``.
 
-    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax), since chunks are
-    recomputed in the backward.
+    The head is frozen, so there is no gradient for it.
+
+    Peak extra bytes: 3 × min(CHUNK_BYTES, 4 · rows · V) (logits, their gradient, the softmax). With several chunks that
+    is in the forward, and the size of ``hidden`` stays until the backward.
 
     Args:
         hidden: [R, D], the final hidden states that predict a labelled token, packed.
@@ -101,15 +131,11 @@ def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor |
     divisor = rows if num_items is None else num_items
     if rows == 0:
         return hidden.sum() * 0.0
-    vocabulary = head.weight.shape[0]
-    chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+    chunk = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
     if rows <= chunk:
         return _chunk_loss(hidden, head, labels) / divisor
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, rows, chunk):
-        part = slice(start, start + chunk)
-        total = total + checkpoint(_chunk_loss, hidden[part], head, labels[part], use_reentrant=False)
-    return total / divisor
+    loss: Tensor = _ChunkedLoss.apply(hidden, head, labels, divisor, chunk)
+    return loss
 
 
 def labelled_positions(labels: Tensor) -> Tensor:

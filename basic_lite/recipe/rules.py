@@ -93,6 +93,7 @@ def measured_keys(value_of: Callable[[str], Any]) -> list[str]:
 _GPU_ONLY = (
     ("model.attention", ("flash_attention_2",), "it is a CUDA kernel", "sdpa"),
     ("kernels", ("triton",), "its kernels run on nothing else", "reference"),
+    ("training.use_liger_kernel", (True,), "its kernels run on nothing else", "auto"),
     ("training.optimizer", ("paged_adamw", "paged_adamw_8bit"), "it pages its state out of GPU memory", "adamw_8bit"),
     ("training.offload_activations", (True,), "it moves tensors out of GPU memory", "false"),
     ("model.tower_on_host", (True,), "it moves tensors out of GPU memory", "false"),
@@ -111,7 +112,7 @@ def needs_gpu(values: Values, where: str) -> Iterator[tuple[str, str]]:
 def check_without_gpu(recipe: Recipe, where: str) -> None:
     """Refuse a recipe that needs a GPU on a machine that has none.
 
-    Whether flash attention and Triton work here is seen where they are loaded, so they aren't looked at.
+    Whether flash attention and Triton's kernels work here is seen where they are loaded, so they aren't looked at.
 
     Args:
         where: as in "the run is on the cpu".
@@ -120,6 +121,7 @@ def check_without_gpu(recipe: Recipe, where: str) -> None:
         UserError: names every such key.
     """
     looked_at = needs_gpu(Values(recipe.model_dump()), where)
-    found = [f"{key}: {message}" for key, message in looked_at if key not in ("kernels", "model.attention")]
+    elsewhere = ("kernels", "model.attention", "training.use_liger_kernel")
+    found = [f"{key}: {message}" for key, message in looked_at if key not in elsewhere]
     if found:
         raise UserError("\n".join(found))

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend
+from basic_lite.model.liger import with_liger
 from basic_lite.model.llava import freeze_in_no_grad
 from basic_lite.model.load import Loaded, planned_model
 from basic_lite.model.offload import ActivationOffload, RestOnHost
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
+from basic_lite.rehearsal.liger import FAKE
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.nf4 import NF4Linear
 
@@ -43,7 +45,9 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     if recipe.quantization.mode == "nf4":
         options = {"double": recipe.quantization.double, "compute_dtype": machine.compute_dtype}
         _replace(parts.layers, nn.Linear, lambda linear: NF4Linear(linear, **options))
-    adapt(parts, recipe)
+    if machine.cuda and recipe.training.use_liger_kernel is not False:
+        parts = with_liger(parts, FAKE)
+    adapt(parts, recipe, on_card=machine.cuda)
     freeze_in_no_grad(parts.vision_tower)
     _materialise(parts, ledger)
     if recipe.model.tower_on_host:

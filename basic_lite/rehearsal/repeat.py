@@ -74,19 +74,14 @@ class RepeatedLayer(nn.Module):
         layer: the layer whose parameters get gradients.
         ledger: the ledger that counts the gradients.
         watched: BASIC reads this layer's attention, so the attention function is called with tensors of its shapes.
-        casts: the list that keeps autocast's copies of float32 adapters until the model's forward is over; None: there
-            are none.
         footprint: of an earlier layer like it that isn't recomputed either; None: this one is.
     """
 
-    def __init__(
-        self, layer: nn.Module, ledger: Ledger, watched: bool, casts: list[Tensor] | None, footprint: Footprint | None
-    ) -> None:
+    def __init__(self, layer: nn.Module, ledger: Ledger, watched: bool, footprint: Footprint | None) -> None:
         super().__init__()
         self.layer = layer
         self.ledger = ledger
         self.watched = watched
-        self.casts = casts
         self.footprint = footprint
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -98,16 +93,10 @@ class RepeatedLayer(nn.Module):
 
     def run(self, hidden: Tensor, like: Footprint | None) -> tuple[Tensor, list[Tensor]]:
         """The output [B, T, D], and what is kept for the backward: as a layer that isn't recomputed, or its input."""
-        before = 0 if like is None else like.tagged()
-        copies: list[Tensor] = []
-        if self.casts is not None:
-            adapters = [p for p in self.layer.parameters() if p.requires_grad and p.dtype == torch.float32]
-            copies = [p.detach().to(torch.bfloat16) for p in adapters]
-            self.casts += copies
         if like is None:
             return torch.empty_like(hidden), [hidden]
-        rest = hidden.new_empty(like.bytes - (like.tagged() - before), dtype=torch.uint8)
-        return torch.empty_like(hidden), [rest, *copies, *[hidden] * like.with_input]
+        rest = hidden.new_empty(like.bytes, dtype=torch.uint8)
+        return torch.empty_like(hidden), [rest, *[hidden] * like.with_input]
 
     @torch.no_grad()
     def _attend(self, hidden: Tensor) -> None:
@@ -142,18 +131,11 @@ class _Repeated(torch.autograd.Function):
 
 @contextmanager
 def repeated_layers(
-    parts: Parts,
-    ledger: Ledger,
-    supervision: Supervision | None,
-    casts: list[Tensor] | None,
-    *,
-    recomputed: int,
-    tag: str,
+    parts: Parts, ledger: Ledger, supervision: Supervision | None, *, recomputed: int, tag: str
 ) -> Iterator[None]:
     """Replace layers that are alike, for a while. Of a sort, the first, the last and the last supervised run in full.
 
     Args:
-        casts: as in ``RepeatedLayer``.
         recomputed: how many of the layers, the first ones, are recomputed in the backward.
         tag: of what the others keep.
     """
@@ -175,7 +157,7 @@ def repeated_layers(
             full |= set([i for i in members if i < supervised][-1:])
             for index in set(members) - full:
                 seen = watched and index < supervised
-                parts.layers[index] = RepeatedLayer(layers[index], ledger, seen, casts, footprint)
+                parts.layers[index] = RepeatedLayer(layers[index], ledger, seen, footprint)
         try:
             yield
         finally:

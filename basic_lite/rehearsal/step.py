@@ -1,9 +1,9 @@
 """One training step of a recipe on fake tensors: the project's own code, every allocation counted."""
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,8 +104,8 @@ class Rehearser:
         self.parts = self.loaded.parts
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
-        self._casts: list[Tensor] = []
         self._looks: dict[Shape, Look] = {}
+        self._autocast = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)  # as ``autocast_of``
         autocast = self._autocast if machine.autocast else None
         self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=autocast)
         _watch(self.parts, self.ledger)
@@ -120,20 +120,12 @@ class Rehearser:
                 offloading = TaggedActivations(parts.language_model, parts.layers[:count], ledger)
                 undo.callback(offloading.remove)
             if not self.in_full:
-                casts = self._casts if self.machine.autocast else None
-                repeated = repeated_layers(parts, ledger, self.supervision, casts, recomputed=count, tag=KEPT)
+                repeated = repeated_layers(parts, ledger, self.supervision, recomputed=count, tag=KEPT)
                 undo.enter_context(repeated)
             for index, layer in enumerate(parts.layers):
                 for handle in _watch_layer(layer, ledger, LAYER if index < count else KEPT):
                     undo.callback(handle.remove)
             yield
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """Autocast keeps its copies of float32 weights until the model's forward is over."""
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
-        self._casts.clear()
 
     def rehearse(self, shape: Shape | None = None, *, recomputed: int | None = None) -> Rehearsal:
         """Run one micro-batch of a step, with everything in memory that training holds.
@@ -237,7 +229,7 @@ class Rehearser:
         40 GiB or more up to 800, and DAS has its gradient, 4·M·D bytes, from layer K on already.
         """
         chunk = CHUNK_ELEMENTS["cuda" if self.machine.cuda else "cpu"]
-        mass: Callable[..., Tensor] = functools.partial(attention_mass, chunk_elements=chunk)
+        mass: Callable[..., Tensor] = partial(attention_mass, chunk_elements=chunk)
         capture: Callable[..., Tensor] = capture_layer
         sizes: MeasureRows = row_scaling
         das: Callable[..., Tensor] = direction_loss
@@ -246,8 +238,8 @@ class Rehearser:
             mass = last_in_full(mass, supervised_layers(self.recipe.supervision.layers, len(self.parts.layers)), chunk)
             capture, sizes = few_positions(capture), few_sizes(sizes)
             das, sds = few_rows(das, gradient_in_forward=False), few_rows(sds, gradient_in_forward=True)
-        tagged = functools.partial(self.ledger.wrap, BASIC)
-        stream = functools.partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
+        tagged = partial(self.ledger.wrap, BASIC)
+        stream = partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
         return Operations("reference", stream, tagged(sizes), vocab_kl=tagged(sds), attention_mass=tagged(mass))
 
 

@@ -85,9 +85,8 @@ def _import_obstacle() -> str | None:
     return None
 
 
-@functools.cache
-def _gpu_obstacle(device: torch.device) -> str | None:
-    """Why kernels can't run on this device; None where they can. Looked up once a device."""
+def device_obstacle(device: torch.device) -> str | None:
+    """Why Triton's kernels can't run on this device, by what it is; None where nothing speaks against it."""
     if not torch.cuda.is_available():
         return "torch finds no NVIDIA or AMD GPU"
     if device.type != "cuda":
@@ -96,7 +95,13 @@ def _gpu_obstacle(device: torch.device) -> str | None:
     if not is_amd() and capability < LEAST_CAPABILITY:
         found = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
         return f"{found}, the kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}"
-    return _import_obstacle() or _trial_obstacle(device)
+    return _import_obstacle()
+
+
+@functools.cache
+def _gpu_obstacle(device: torch.device) -> str | None:
+    """Why kernels can't run on this device; None where they can. Looked up once a device."""
+    return device_obstacle(device) or _trial_obstacle(device)
 
 
 def _trial_obstacle(device: torch.device) -> str | None:

@@ -180,7 +180,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size, micro_batch, tokens, rank, most_gib", TARGETS)
 def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, rank: int, most_gib: float) -> None:
-    recipe = shape_recipe(shapes, size, micro_batch=micro_batch, max_length=tokens, rank=rank)
+    # By PyTorch alone, which needs more. BASIC takes the same either way, so its share is of this.
+    plain = {"use_liger_kernel": False}
+    recipe = shape_recipe(shapes, size, micro_batch=micro_batch, max_length=tokens, rank=rank, training=plain)
     rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.card(recipe))
     print(f"{rehearsed.needed_bytes / 2**30:.2f} GiB", rehearsed.by_part)
     assert rehearsed.needed_bytes <= most_gib * 2**30
