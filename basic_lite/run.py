@@ -20,6 +20,7 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
+from basic_lite.rehearsal.choice import settle_plan
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
@@ -108,6 +109,9 @@ def train(
             require_same_data(folder, data.report.fingerprint)
             for warning in doubts(recipe, data):
                 say(f"warning: {warning}")
+        # How a step is carried out: as the recipe says, or the fastest way that fits. The result is the same.
+        before = folder.checkpoint.recipe if folder.checkpoint is not None else None
+        recipe = settle_plan(recipe, frontend, data.report, device, say, earlier=before, processes=processes)
         started_from = origin.record() if origin is not None else folder.started_from
 
         # What it trains on is written down, so that none of it is called new later.

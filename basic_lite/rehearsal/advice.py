@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
@@ -215,15 +216,6 @@ def smaller_looks(recipe: Recipe) -> Iterator[tuple[dict[str, Any], str]]:
         yield {"supervision.refinement_batches": least}, f"the premise is measured on {samples}: wider intervals"
     if count and not gate:
         yield {"supervision.refinement_batches": 0}, "no refinement curve, so nobody sees whether BASIC's premise holds"
-
-
-def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A copy of the recipe with keys ``section.key`` changed."""
-    for path, value in changes.items():
-        section, key = path.split(".")
-        changed = getattr(recipe, section).model_copy(update={key: value})
-        recipe = recipe.model_copy(update={section: changed})
-    return recipe
 
 
 def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:

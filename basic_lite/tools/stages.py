@@ -16,8 +16,9 @@ from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import changed_recipe, memory_of
+from basic_lite.rehearsal.cards import products_a_second
 from basic_lite.rehearsal.disk import disk_of, free_bytes
-from basic_lite.rehearsal.forecast import Work, hours_text, products_a_second, sequence_table
+from basic_lite.rehearsal.forecast import Work, hours_text, sequence_table
 from basic_lite.rehearsal.outlook import product_dtype, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import without_gpu
@@ -134,7 +135,7 @@ def _look(
     require_same_data(folder, data.report.fingerprint)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
-    shape = _longest(recipe, frontend, data.report.lengths.max(), data.report.n_images.max())
+    shape = Shape.longest(recipe, frontend, data.report)
     rehearsal = Rehearser(recipe, frontend, machine).rehearse(shape)
     if device is not None:
         _require_memory(recipe, frontend, rehearsal, device, say)
@@ -163,13 +164,6 @@ def _require_writable(path: Path) -> None:
         require_writable(path)
     finally:
         remove_empty(new)
-
-
-def _longest(recipe: Recipe, frontend: Frontend, tokens: int, images: int) -> Shape:
-    """A micro-batch of the longest sample that there is."""
-    training, images = recipe.training, max(int(images), 1)
-    tokens = max(int(tokens), images * frontend.tokens_per_image + 2)
-    return Shape(training.micro_batch, tokens, images, training.global_batch // training.micro_batch)
 
 
 def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device: torch.device, say: Say) -> None:
