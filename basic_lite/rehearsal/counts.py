@@ -1,4 +1,4 @@
-"""Products, bytes and launches of a micro-batch, counted on the code that runs; and the time that a card takes for them.
+"""Products, bytes and launches of a micro-batch, counted on the code that runs, and a card's time for them.
 
 A step on fake tensors calls every operation that a real one calls. Of each are counted its floating-point operations
 and the bytes that it reads and writes. A card takes the longer of both times for it. BASIC isn't in these counts: what

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.build import TOWER
 from basic_lite.rehearsal.cards import Card
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
@@ -139,12 +138,16 @@ class Planner:
         return self.option(plan)
 
     def others(self, budget_bytes: int) -> list[Option]:
-        """For each micro-batch its fastest plan that fits, and the fastest one that offloads; fastest first."""
+        """For each micro-batch its fastest plan that fits, and one with something on the host that is faster than all.
+
+        The fastest first.
+        """
         found: dict[int, Plan] = {}  # by micro-batch; 0: on the host
         for plan in self.plans:
             if self._needed(plan) <= budget_bytes:
                 found.setdefault(0 if plan.on_host else plan.micro_batch, plan)
-        return sorted(map(self.option, found.values()), key=lambda option: option.seconds)
+        options = sorted(map(self.option, found.values()), key=lambda option: option.seconds)
+        return [option for place, option in enumerate(options) if place == 0 or not option.plan.on_host]
 
     def _possible(self) -> set[Plan]:
         """Every plan that the recipe leaves room for."""

@@ -46,9 +46,11 @@ class Plan:
 
     def overrides(self, other: Plan | None = None) -> str:
         """The keys as they are typed on the command line; with ``other``: those that differ from it."""
-        before = {} if other is None else other.values()
-        changed = {key: value for key, value in self.values().items() if before.get(key) != value}
-        return " ".join(f"{key}={str(value).lower()}" for key, value in changed.items())
+        before = [] if other is None else other._typed()
+        return " ".join(text for text in self._typed() if text not in before)
+
+    def _typed(self) -> list[str]:
+        return [f"{key}={str(value).lower()}" for key, value in self.values().items()]
 
     def __str__(self) -> str:
         again = {0: "no layer recomputed", self.layers: f"all {self.layers} layers recomputed"}
