@@ -20,7 +20,7 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
-from basic_lite.rehearsal.choice import settle_plan
+from basic_lite.rehearsal.choice import falls_to, settle_plan
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
@@ -133,7 +133,9 @@ def train(
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
-            loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console))
+            falls = falls_to(recipe, frontend, data.report, device)
+            run = Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console, falls)
+            loop = Loop(run)
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 
@@ -12,15 +13,19 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import measured_card
+from basic_lite.rehearsal.cards import card_of, measured_card
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.outlook import product_dtype
 from basic_lite.rehearsal.planner import ROOM, Option, Planner
 from basic_lite.rehearsal.step import Rehearser
-from basic_lite.sizes import size_text
+from basic_lite.sizes import GIB, size_text
 from basic_lite.training.plan import KEYS, Plan, given_keys, with_given
 from basic_lite.training.processes import ALONE, Processes
 
+LATER = (
+    "note: training.plan is auto, and the plan is chosen on the card when the run starts; what follows is for the most "
+    "careful one. `basic-lite estimate RECIPE --gpu GIB` shows the plans for a card"
+)
 # Of the memory that a CPU has free: data workers, the disk's cache and other programs live in it too.
 CPU_SHARE = 0.5
 
@@ -79,6 +84,27 @@ def planner_here(
         given=given,
         processes=processes,
     )
+
+
+def falls_to(
+    recipe: Recipe, frontend: Frontend, report: DataReport, device: torch.device
+) -> Callable[[Plan], Plan | None] | None:
+    """What finds the next plan when a run is out of memory; None on a CPU, whose memory nobody limits.
+
+    The planner is made when it is first needed. Then there is no memory to measure the card with, so its ceilings are
+    the table's.
+    """
+    if device.type != "cuda":
+        return None
+
+    @cache
+    def planner() -> Planner:
+        card = card_of(torch.cuda.get_device_properties(device).total_memory / GIB)
+        rehearser = Rehearser(recipe, frontend, Machine.card(recipe))
+        longest, mean = Shape.longest(recipe, frontend, report), Shape.mean(recipe, frontend, report)
+        return Planner(rehearser, longest, card, time_shape=mean)
+
+    return lambda failed: planner().after(failed)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -20,6 +20,8 @@ from basic_lite.training.plan import Plan, with_given
 
 # A rehearsed peak is the real one within 2 %.
 ROOM = 0.98
+# A step that the rehearsal said would fit and that didn't is followed by one that needs this share of it.
+ENOUGH_LESS = 0.9
 # Rehearsals of plans that were predicted to fit, at most.
 MOST_CHECKS = 6
 
@@ -130,6 +132,22 @@ class Planner:
     def careful(self) -> Plan:
         """One sample at a time, every layer recomputed, as far as the recipe leaves that open."""
         return with_given(Plan(1, self.layers, self.layers), self.recipe, self.given)
+
+    def after(self, failed: Plan) -> Plan | None:
+        """The fastest plan that needs clearly less than one that ran out of memory; None: none does.
+
+        Its micro-batch divides the failed one's, so that batches can be cut into parts, and the tower stays where it
+        is. A step that was to fit and didn't is followed by one of nine tenths, or by the one that needs least.
+        """
+        enough = int(ENOUGH_LESS * self.rehearse(failed).needed_bytes)
+        possible = [
+            plan
+            for plan in self.plans
+            if failed.micro_batch % plan.micro_batch == 0 and plan.tower_on_host == failed.tower_on_host
+        ]
+        fitting = next((plan for plan in possible if self._needed(plan) <= enough), None)
+        least = min(possible, key=self._needed)
+        return fitting or (least if self._needed(least) < self._needed(failed) else None)
 
     def leanest(self) -> Option:
         """The plan that needs least, rehearsed; for where none fits."""

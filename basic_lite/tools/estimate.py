@@ -207,7 +207,7 @@ def _show_plans(recipe: Recipe, planner: Planner, found: Estimate, console: Cons
             size_text(option.host_bytes) if option.host_bytes else "",
             f"{option.seconds / found.own.seconds:.2f}",
             note,
-            style="bold" if taken else None,
+            style="bold" if taken else "",
         )
     show(console, table)
     if found.fastest is not None and recipe.training.plan != "auto" and found.fastest.plan != found.own.plan:

@@ -17,6 +17,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import changed_recipe, memory_of
 from basic_lite.rehearsal.cards import products_a_second
+from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
 from basic_lite.rehearsal.forecast import Work, hours_text, sequence_table
 from basic_lite.rehearsal.outlook import product_dtype, work_of
@@ -26,6 +27,7 @@ from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.places import MANIFEST, holds_bundle
+from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
 from basic_lite.training.stage import look_at_stage, run_path
 from basic_lite.training.start import find_origin
@@ -135,6 +137,11 @@ def _look(
     require_same_data(folder, data.report.fingerprint)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
+    earlier = folder.checkpoint.recipe if folder.checkpoint is not None else None
+    if device is not None:
+        recipe = settle_plan(recipe, frontend, data.report, device, say, earlier=earlier)
+    elif recipe.training.plan == "auto":
+        say(LATER)
     shape = Shape.longest(recipe, frontend, data.report)
     rehearsal = Rehearser(recipe, frontend, machine).rehearse(shape)
     if device is not None:
@@ -208,7 +215,10 @@ def _state(look: StageOutlook) -> str:
     if look.work is None:
         return "finished, and taken as it is"
     steps = f"{look.work.steps + look.folder.step:,}"
-    return f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
+    state = f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
+    if look.recipe.training.plan != "auto" or look.seconds is None:
+        return state
+    return f"{state}; {Plan.of(look.recipe, look.frontend.layer_count)}"
 
 
 def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> None:

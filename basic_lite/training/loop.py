@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
 from basic_lite.training.places import LOG, checkpoints_of
+from basic_lite.training.plan import Plan, carry_on
 from basic_lite.training.processes import Processes
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
@@ -56,6 +57,7 @@ class Run:
     processes: Processes
     device: torch.device
     console: Console
+    next_plan: Callable[[Plan], Plan | None] | None = None  # see ``Recovery``
 
 
 class Loop:
@@ -79,13 +81,15 @@ class Loop:
         self.pace = Pace(run.device, self.first, self.schedule.steps, self.say)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
+        own = Plan.of(recipe, len(run.loaded.parts.layers))
         self.recovery = Recovery(
             training,
             run.device,
             run.loaded.parts.image_token_id,
             self.say,
             alone=run.processes.count == 1,
-            lowered_to=self.progress.lowered_to,
+            carried=carry_on(own, self.progress.lowered(own), run.loaded, run.device, self.say),
+            next_plan=run.next_plan,
         )
         autocast = autocast_of(recipe, run.device)
         self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
@@ -133,8 +137,6 @@ class Loop:
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
         self.say(f"continuing from {bundle.folder} (step {progress.step})")
-        if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
-            self.say(f"the run ran out of memory before: it continues with a micro-batch of {progress.lowered_to}")
         return progress
 
     def train(self) -> list[dict[str, Any]]:
@@ -241,7 +243,7 @@ class Loop:
             return 0.0, 0.0
         return supervision.lambdas(step - 1, self.schedule.steps)
 
-    def _begin_again(self, record: dict[str, int]) -> None:
+    def _begin_again(self, record: dict[str, Any]) -> None:
         self.train_step.drop_gradients()
         self.log.write(self.progress.step, {"out_of_memory": record})
 
@@ -331,7 +333,8 @@ class Loop:
         folder = self.run.folder
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
-        self.progress.lowered_to, self.progress.projector_seen = self.recovery.lowered_to, self.check.projector_seen
+        self.progress.remember(self.recovery.plan, self.recovery.carried.own)
+        self.progress.projector_seen = self.check.projector_seen
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from basic_lite.console import Say
+from basic_lite.model.adapt import recompute
+from basic_lite.model.load import Loaded
+from basic_lite.model.offload import ActivationOffload
 from basic_lite.recipe.rules import changed_recipe, recomputed_layers
 from basic_lite.recipe.schema import Recipe
 
@@ -61,6 +67,36 @@ class Plan:
         if self.tower_on_host:
             parts.append("the vision tower on the host")
         return ", ".join(parts)
+
+
+class CarriedOut:
+    """The plan that a loaded model is run by, and the change to another one between two attempts at a step."""
+
+    def __init__(self, plan: Plan, loaded: Loaded, device: torch.device) -> None:
+        self.own, self.plan, self.parts, self.device = plan, plan, loaded.parts, device
+        self._offloaded = loaded.offloaded
+
+    def change(self, plan: Plan) -> None:
+        """Run by another plan from now on. The vision tower stays where it is."""
+        recompute(self.parts, plan.recomputed)
+        if self._offloaded is not None:
+            self._offloaded.remove()
+            self._offloaded = None
+        if plan.offload_activations and plan.recomputed:
+            layers = self.parts.layers[: plan.recomputed]
+            self._offloaded = ActivationOffload(self.parts.language_model, layers, self.device)
+        self.plan = plan
+
+
+def carry_on(own: Plan, lowered: Plan, loaded: Loaded, device: torch.device, say: Say) -> CarriedOut:
+    """Start with the recipe's plan, or with what the run fell to when it ran out of memory before."""
+    carried = CarriedOut(own, loaded, device)
+    if lowered != own:
+        fewer = replace(own, micro_batch=lowered.micro_batch) == lowered
+        how = f"a micro-batch of {lowered.micro_batch}" if fewer else str(lowered)
+        say(f"the run ran out of memory before: it continues with {how}")
+        carried.change(lowered)
+    return carried
 
 
 def given_keys(recipe: Recipe) -> frozenset[str]:
