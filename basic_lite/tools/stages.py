@@ -179,7 +179,7 @@ def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device
     room = total - others
     if found.least_bytes <= room:
         return
-    single = changed_recipe(recipe, {"training.micro_batch": 1})
+    single = changed_recipe(recipe, {"training.micro_batch": 1, "training.gradient_checkpointing": True})
     shape = Shape(1, found.shape.tokens, found.shape.images, recipe.training.global_batch)
     least = Rehearser(single, frontend, found.machine).rehearse(shape).least_bytes
     has = f"of {size_text(total)} of memory other programs leave {size_text(room)}"
@@ -190,7 +190,7 @@ def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device
         )
     say(
         f"note: a micro-batch of {found.shape.samples} needs {size_text(found.least_bytes)} (rehearsed), and {has}: "
-        "the run will take a smaller one, with the same result"
+        "the run will take a smaller one, or recompute more layers, with the same result"
     )
 
 

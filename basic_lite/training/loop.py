@@ -39,6 +39,7 @@ from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.step import Batch, StepCounts, Terms
+from basic_lite.training.time_left import time_left_of
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
@@ -72,7 +73,8 @@ class Loop:
             recipe, run.loaded, run.supervision, run.device, run.processes, steps=self.schedule.steps
         )
         self.log = RunLog(run.folder.path / LOG, run.processes)
-        self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
+        left = time_left_of(recipe, run.data, self.schedule, run.supervision)
+        self.line = ProgressLine(run.console, recipe.name, left=left, shown=run.processes.is_main)
         self.progress = self._start()
         self.dropped = DroppedRecords(
             run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()

@@ -11,9 +11,9 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import forecast
+from basic_lite.rehearsal.cards import CARDS, products_a_second
 from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.cards import CARDS, products_a_second
 from basic_lite.rehearsal.forecast import OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.units import GIB
