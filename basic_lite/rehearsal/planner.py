@@ -9,6 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from basic_lite.recipe.rules import changed_recipe
+from basic_lite.rehearsal.advice import ENOUGH_LESS
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.cards import Card
 from basic_lite.rehearsal.counts import MicroBatchTime
@@ -20,8 +21,6 @@ from basic_lite.training.plan import Plan, with_given
 
 # A rehearsed peak is the real one within 2 %.
 ROOM = 0.98
-# A step that the rehearsal said would fit and that didn't is followed by one that needs this share of it.
-ENOUGH_LESS = 0.9
 # Rehearsals of plans that were predicted to fit, at most.
 MOST_CHECKS = 6
 
