@@ -32,7 +32,7 @@ def planner_of(folder: Path, changes: dict[str, Any] | None = None, **how: Any) 
     return Planner(rehearser, Shape.of(recipe), SLOW, **how)
 
 
-@pytest.mark.parametrize("samples, recomputed", [(1, 6), (4, 2)])
+@pytest.mark.parametrize("samples, recomputed", [(1, 6), pytest.param(4, 2, marks=pytest.mark.soak)])
 def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomputed: int) -> None:
     recipe = recipe_of(folder, BF16)
     frontend, machine, shape = load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe)
@@ -40,7 +40,7 @@ def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomp
     whole = Rehearser(recipe, frontend, machine, basic=False, in_full=True)
     operations, _ = _count(whole, replace(shape, samples=samples, accumulation=2), recomputed=recomputed)
     busy, starts = operations_seconds(operations, SLOW)
-    assert time.seconds(samples, recomputed) == pytest.approx(max(busy, starts), rel=0.002)
+    assert time.seconds(samples, recomputed) == pytest.approx(max(busy, starts), rel=0.01)
     assert busy > starts, "else the launches alone are compared"
 
 
@@ -54,26 +54,35 @@ def test_more_recomputed_layers_and_smaller_micro_batches_take_longer(folder: Pa
     assert time.seconds(1, 0) > 0.9 * time.seconds(2, 0)
 
 
-@pytest.mark.parametrize("changes", [BF16, pytest.param({}, marks=pytest.mark.soak)])
+GRID = [
+    Plan(samples, count, LAYERS, moved)
+    for samples, count, moved in itertools.product((1, 2, 8), (1, 4, 6), (False, True))
+]
+
+
+@pytest.mark.parametrize(
+    "changes, some",
+    [
+        (BF16, [Plan(2, 1, LAYERS), Plan(8, 4, LAYERS), Plan(8, 4, LAYERS, True)]),
+        pytest.param(BF16, [*GRID, Plan(8, 4, LAYERS, False, True)], marks=pytest.mark.soak),
+        pytest.param({}, GRID, marks=pytest.mark.soak),
+    ],
+)
 def test_every_plan_needs_what_is_predicted(
-    folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, changes: dict[str, Any], some: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offload, "MIN_BYTES", 2**16)
     planner = planner_of(folder, changes, machine=Machine.card)
-    some = [
-        Plan(samples, count, LAYERS, moved, tower)
-        for samples, count, moved, tower in itertools.product((1, 2, 8), (1, 4, 6), (False, True), (False, True))
-        if not tower or count == 4
-    ]
-    for plan in some:
-        option = planner.option(plan)
-        assert not option.rehearsed or plan in planner._seen
-        found = planner.rehearse(plan)
+    predicted = [planner.option(plan) for plan in some]
+    assert not all(option.rehearsed for option in predicted)
+    for option in predicted:
+        found = planner.rehearse(option.plan)
         allowance = found.needed_bytes - found.peak_bytes
-        assert option.needed_bytes - allowance == pytest.approx(found.needed_bytes - allowance, rel=0.02), plan
+        assert option.needed_bytes - allowance == pytest.approx(found.peak_bytes, rel=0.02), option.plan
         assert option.host_bytes == pytest.approx(found.host_bytes, rel=0.1)
 
 
+@pytest.mark.soak
 def test_the_fastest_of_all_plans_is_taken(folder: Path) -> None:
     planner = planner_of(folder, BF16)
     everything = {plan: planner.rehearse(plan).needed_bytes for plan in planner.plans}
@@ -106,6 +115,7 @@ def test_nothing_goes_to_the_host_while_another_plan_fits(folder: Path) -> None:
     assert without == sorted(without, reverse=True) and not all(without)
 
 
+@pytest.mark.soak
 def test_the_plan_after_one_that_failed_needs_clearly_less(folder: Path) -> None:
     planner = planner_of(folder, BF16)
     failed = Plan(4, 1, LAYERS)
