@@ -20,7 +20,7 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
-from basic_lite.rehearsal.choice import falls_to, settle_plan
+from basic_lite.rehearsal.choice import plan_of_run
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
@@ -107,11 +107,8 @@ def train(
                 recipe, device, say, origin=origin, shown=processes.is_main, broken=folder.broken
             )
             require_same_data(folder, data.report.fingerprint)
-            for warning in doubts(recipe, data):
-                say(f"warning: {warning}")
-        # How a step is carried out: as the recipe says, or the fastest way that fits. The result is the same.
-        before = folder.checkpoint.recipe if folder.checkpoint is not None else None
-        recipe = settle_plan(recipe, frontend, data.report, device, say, earlier=before, processes=processes)
+            _say_each((f"warning: {warning}" for warning in doubts(recipe, data)), say)
+        recipe, falls = plan_of_run(recipe, frontend, data.report, folder, processes, device, say)
         started_from = origin.record() if origin is not None else folder.started_from
 
         # What it trains on is written down, so that none of it is called new later.
@@ -133,9 +130,7 @@ def train(
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
-            falls = falls_to(recipe, frontend, data.report, device)
-            run = Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console, falls)
-            loop = Loop(run)
+            loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console, falls))
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):

@@ -21,6 +21,7 @@ from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import GIB, size_text
 from basic_lite.training.plan import KEYS, Plan, given_keys, with_given
 from basic_lite.training.processes import ALONE, Processes
+from basic_lite.training.run_folder import RunFolder
 
 LATER = (
     "note: training.plan is auto, and the plan is chosen on the card when the run starts; what follows is for the most "
@@ -28,6 +29,25 @@ LATER = (
 )
 # Of the memory that a CPU has free: data workers, the disk's cache and other programs live in it too.
 CPU_SHARE = 0.5
+
+
+def plan_of_run(
+    recipe: Recipe,
+    frontend: Frontend,
+    report: DataReport,
+    folder: RunFolder,
+    processes: Processes,
+    device: torch.device,
+    say: Say,
+) -> tuple[Recipe, Callable[[Plan], Plan | None] | None]:
+    """How a run carries out its steps: as the recipe says, or the fastest way that fits; and what it falls to.
+
+    Returns:
+        The recipe with the plan, and what finds the next plan when memory runs out (see ``falls_to``).
+    """
+    earlier = folder.checkpoint.recipe if folder.checkpoint is not None else None
+    settled = settle_plan(recipe, frontend, report, device, say, earlier=earlier, processes=processes)
+    return settled, falls_to(settled, frontend, report, device)
 
 
 def settle_plan(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from basic_lite import run as run_module
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.model import offload
 from basic_lite.recipe import dump_recipe, load_recipe
@@ -116,7 +115,7 @@ def test_out_of_memory_falls_to_the_next_plan(tmp_path: Path, monkeypatch: pytes
         asked.append(failed)
         return plans[len(asked) - 1]
 
-    monkeypatch.setattr(run_module, "falls_to", lambda *rest: next_plan)
+    monkeypatch.setattr(choice, "falls_to", lambda *rest: next_plan)
     console = quiet()
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "loss", little)
