@@ -21,6 +21,7 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
+from basic_lite.rehearsal.choice import plan_of_run
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
@@ -108,8 +109,8 @@ def train(
                 recipe, device, say, origin=origin, shown=processes.is_main, broken=folder.broken
             )
             require_same_data(folder, data.report.fingerprint)
-            for warning in doubts(recipe, data):
-                say(f"warning: {warning}")
+            _say_each((f"warning: {warning}" for warning in doubts(recipe, data)), say)
+        recipe, falls = plan_of_run(recipe, frontend, data.report, folder, processes, device, say)
         started_from = origin.record() if origin is not None else folder.started_from
 
         # What it trains on is written down, so that none of it is called new later.
@@ -132,7 +133,9 @@ def train(
         with processes.together():
             breakdown = Breakdown(Clock(device, time.perf_counter))
             supervision = supervise(recipe, loaded, say, breakdown.operations)
-            run = Run(recipe, loaded, data, supervision, breakdown, folder, started_from, processes, device, console)
+            run = Run(
+                recipe, loaded, data, supervision, breakdown, folder, started_from, processes, device, console, falls
+            )
             loop = Loop(run)
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.

@@ -77,9 +77,9 @@ def estimate(
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
     ] = False,
 ) -> None:
-    """Say how much memory a recipe needs, whether a card has that much, and what to change.
+    """Say how much memory a recipe needs, whether a card has that much, and which plans are faster.
 
-    Rehearses the training step from the models' configurations alone, without a GPU, in 10 to 20 s for 7B.
+    Rehearses the training step from the models' configurations alone, without a GPU, in about half a minute for 7B.
     The exit status is 0 whether it fits or not.
     """
     from basic_lite.recipe import load_recipe

@@ -165,7 +165,11 @@ def _has_class_token(vision: PreTrainedConfig) -> bool:
 def composed_config(section: ModelSection) -> LlavaConfig:
     """The LLaVA configuration that ``model.vision`` and ``model.llm`` make together (no weights are read)."""
     assert section.vision is not None and section.llm is not None
-    vision, text = vision_config_of(section.vision), llm_config_of(section.llm)
+    return put_together(section, vision_config_of(section.vision), llm_config_of(section.llm))
+
+
+def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> LlavaConfig:
+    """The LLaVA configuration of two parts' configurations."""
     if not -vision.num_hidden_layers - 1 <= section.vision_feature_layer <= vision.num_hidden_layers:
         raise UserError(
             f"model.vision_feature_layer is {section.vision_feature_layer}, but {section.vision} has "

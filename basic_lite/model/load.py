@@ -28,6 +28,7 @@ from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend, unreadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
+from basic_lite.model.offload import ActivationOffload
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Device, QuantizationSection, Recipe
 
@@ -45,6 +46,7 @@ class Loaded:
     model: BasicLlavaForConditionalGeneration
     parts: Parts
     frontend: Frontend
+    offloaded: ActivationOffload | None = None  # what keeps layer inputs on the host; None: they stay on the device
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -52,9 +52,10 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
         unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
         count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
         raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
-    # Only what is written counts as given: `model.start` fills in the rest.
-    given = (document.values or {}).get("model") or {}
-    checked["model"] = {key: value for key, value in checked["model"].items() if key in given}
+    # Only what is written counts as given: `model.start` and `training.plan` fill in the rest.
+    for name in ("model", "training"):
+        given = (document.values or {}).get(name) or {}
+        checked[name] = {key: value for key, value in checked[name].items() if key in given}
     return _with_packaged_models(Recipe.model_validate(checked))
 
 

@@ -125,3 +125,12 @@ def check_without_gpu(recipe: Recipe, where: str) -> None:
     found = [f"{key}: {message}" for key, message in looked_at if key not in elsewhere]
     if found:
         raise UserError("\n".join(found))
+
+
+def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """A copy of the recipe with keys ``section.key`` changed."""
+    for path, value in changes.items():
+        section, key = path.split(".")
+        changed = getattr(recipe, section).model_copy(update={key: value})
+        recipe = recipe.model_copy(update={section: changed})
+    return recipe

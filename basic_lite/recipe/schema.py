@@ -263,6 +263,12 @@ class TrainingSection(Section):
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
     global_batch: int = Field(128, ge=1, description="Samples of one optimizer step.")
     micro_batch: int = Field(1, ge=1, description="Samples in memory at once; must divide `global_batch`.")
+    plan: Literal["manual", "auto"] = Field(
+        "manual",
+        description="auto: when the run starts, the fastest way to carry out a step that fits the memory that is free. "
+        "It chooses `micro_batch`, `gradient_checkpointing`, `offload_activations` and `model.tower_on_host`, unless "
+        "the recipe gives them; the result is the same. manual: what the recipe gives, and defaults.",
+    )
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Learning rate schedule."
     )

@@ -1,6 +1,5 @@
 """Changes that make a run need less memory, cheapest first; and the message for a run that ran out of it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +8,11 @@ import psutil
 import torch
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
-from basic_lite.rehearsal.step import BASIC, BATCH, KEPT, LAYER, PROJECTION, Rehearsal, Rehearser
+from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision.calibration import leaves_open
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH
@@ -34,100 +34,25 @@ class Advice:
     fits: bool
 
 
-def largest_micro_batch(
-    rehearser: Rehearser, first: Rehearsal, budget_bytes: int, seen: dict[int, Rehearsal]
-) -> Rehearsal | None:
-    """The largest divisor of the global batch whose step fits.
-
-    Memory grows almost linearly with the micro-batch, so one rehearsal predicts the next size.
-    """
-    total = rehearser.recipe.training.global_batch
-    sizes = [n for n in range(1, total + 1) if total % n == 0]
-
-    def guess(samples: int) -> float:
-        """Bytes needed, from the nearest size seen."""
-        near = seen[min(seen, key=lambda n: abs(n - samples))]
-        growing = sum(near.by_part.get(part, 0) for part in (KEPT, LAYER, PROJECTION, BASIC, BATCH))
-        return near.needed_bytes + growing * (samples / near.shape.samples - 1)
-
-    low, high = -1, len(sizes)  # places known to fit, known not to
-    while high - low > 1:
-        likely = [i for i in range(low + 1, high) if guess(sizes[i]) <= budget_bytes]
-        if not likely and low >= 0 and guess(sizes[low + 1]) > 1.05 * budget_bytes:
-            break  # the next size up is so far over that there is no need to look
-        place = likely[-1] if likely else low + 1
-        samples = sizes[place]
-        if samples not in seen:
-            shape = Shape(samples, first.shape.tokens, first.shape.images, total // samples)
-            seen[samples] = rehearser.rehearse(shape)
-        if seen[samples].needed_bytes <= budget_bytes:
-            low = place
-        else:
-            high = place
-    return seen[sizes[low]] if low >= 0 else None
-
-
-def fewest_layers(
-    rehearser: Rehearser, enough: Rehearsal, budget_bytes: int, too_few: Rehearsal | None = None
-) -> Rehearsal:
-    """The rehearsal with the fewest recomputed layers that fits, at the shape of ``enough``.
-
-    Memory falls by the same amount with each layer more, and by less towards the end. So where a line between two known
-    steps is low enough the step fits. The second line is exact, but for the last few layers: there it may be two off.
-
-    Args:
-        enough: one that fits.
-        too_few: one that doesn't, if it is known; None: without recomputed layers.
-    """
-    low, high = too_few or rehearser.rehearse(enough.shape, recomputed=0), enough
-    if low.needed_bytes <= budget_bytes:
-        return low
-    while high.recomputed - low.recomputed > 1:
-        a_layer = (low.needed_bytes - high.needed_bytes) / (high.recomputed - low.recomputed)
-        count = low.recomputed + math.ceil((low.needed_bytes - budget_bytes) / a_layer)
-        if count >= high.recomputed and high is not enough:
-            break
-        between = rehearser.rehearse(enough.shape, recomputed=min(count, high.recomputed - 1))
-        low, high = (low, between) if between.needed_bytes <= budget_bytes else (between, high)
-    return high
-
-
-def advise(
-    rehearser: Rehearser,
-    first: Rehearsal,
-    budget_bytes: int,
-    largest: Rehearsal | None = None,
-    seen: dict[int, Rehearsal] | None = None,
-) -> Iterator[Advice]:
+def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterator[Advice]:
     """Changes in the order of what they cost, each on top of those before, until the run fits.
 
     Args:
         first: the recipe's own rehearsal.
-        largest: the rehearsal of the largest micro-batch that fits; then it is all the advice that is needed.
-        seen: micro-batch → what was rehearsed of it.
     """
-    recipe, own = rehearser.recipe, first
+    recipe = rehearser.recipe
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
             needed = _needed(rehearser, changed_recipe(recipe, change))
             if needed <= budget_bytes:
                 yield _advice_of(change, cost, needed, fits=True)
                 return
-    if largest is not None:
-        yield Advice((f"training.micro_batch={largest.shape.samples}",), SMALLER_BATCH, largest.needed_bytes, True)
-        return
     before = first.needed_bytes
     if first.shape.samples > 1:
         shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
         recipe = changed_recipe(recipe, {"training.micro_batch": 1})
-        own = (seen or {}).get(1) or rehearser.rehearse(shape)
-        before = own.needed_bytes
+        before = rehearser.rehearse(shape).needed_bytes
         yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
-    if own.recomputed < own.layers:
-        every = rehearser.rehearse(own.shape, recomputed=own.layers)
-        if every.needed_bytes <= budget_bytes:
-            yield _some_layers(fewest_layers(rehearser, every, budget_bytes, own), own)
-            return
     for change, cost in possible_changes(recipe, rehearser.frontend.tokens_per_image):
         changed = changed_recipe(recipe, change)
         needed = _needed(rehearser, changed)
@@ -147,14 +72,6 @@ def _needed(rehearser: Rehearser, changed: Recipe) -> int:
 
 def _advice_of(change: dict[str, Any], cost: str, needed_bytes: int, *, fits: bool) -> Advice:
     return Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed_bytes, fits)
-
-
-def _some_layers(found: Rehearsal, own: Rehearsal) -> Advice:
-    """The advice to recompute as many layers as ``found`` does, which are more than the recipe's own."""
-    setting = found.recomputed if found.recomputed < found.layers else True
-    more = (found.recomputed - own.recomputed) / (3 * found.layers)
-    change = {"training.gradient_checkpointing": setting}
-    return _advice_of(change, f"about {more:.0%} more time, the same result", found.needed_bytes, fits=True)
 
 
 def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
@@ -215,15 +132,6 @@ def smaller_looks(recipe: Recipe) -> Iterator[tuple[dict[str, Any], str]]:
         yield {"supervision.refinement_batches": least}, f"the premise is measured on {samples}: wider intervals"
     if count and not gate:
         yield {"supervision.refinement_batches": 0}, "no refinement curve, so nobody sees whether BASIC's premise holds"
-
-
-def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A copy of the recipe with keys ``section.key`` changed."""
-    for path, value in changes.items():
-        section, key = path.split(".")
-        changed = getattr(recipe, section).model_copy(update={key: value})
-        recipe = recipe.model_copy(update={section: changed})
-    return recipe
 
 
 def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:

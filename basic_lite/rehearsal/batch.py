@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from basic_lite.data.check import DataReport
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
@@ -24,8 +25,26 @@ class Shape:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
+        """A micro-batch of samples as long as the recipe allows."""
         training = recipe.training
         return cls(training.micro_batch, recipe.data.max_length, 1, training.global_batch // training.micro_batch)
+
+    @classmethod
+    def longest(cls, recipe: Recipe, frontend: Frontend, report: DataReport) -> Shape:
+        """A micro-batch of the data's longest sample."""
+        return cls._of_sample(recipe, frontend, float(report.lengths.max()), int(report.n_images.max()))
+
+    @classmethod
+    def mean(cls, recipe: Recipe, frontend: Frontend, report: DataReport) -> Shape:
+        """A micro-batch of the data's mean sample."""
+        return cls._of_sample(recipe, frontend, float(report.lengths.mean()), round(float(report.n_images.mean())))
+
+    @classmethod
+    def _of_sample(cls, recipe: Recipe, frontend: Frontend, tokens: float, images: int) -> Shape:
+        """A sample has an image and a word at least."""
+        images = max(images, 1)
+        least = images * frontend.tokens_per_image + 2
+        return replace(cls.of(recipe), tokens=max(round(tokens), least), images=images)
 
 
 def longest_batch(frontend: Frontend, shape: Shape) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Hours and energy of a run: its products, over the speed that a device has. Predicted; the run measures its own."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 
 from basic_lite.console import Sheet
 from basic_lite.model.device import power_limit_watts
+from basic_lite.rehearsal.cards import CARDS, products_a_second
 
 # The share of a large product's speed that a whole step is assumed to reach. Between the products are the
 # dequantisation of NF4 weights, norms, softmax, copies, and Python. Measured on two CPU cores, with
@@ -20,52 +20,6 @@ UTILISATION = {"cuda": 0.35, "cpu": 0.5}
 OVERHEAD_S = {"cuda": 0.0, "cpu": 0.1}
 # Fewer products than this take seconds anywhere, and overheads decide how many.
 SMALL_RUN = 1e11
-TIMING_S = 0.2
-
-
-@dataclass(frozen=True)
-class Card:
-    """Products a second, in 10¹², in the type that ``model.dtype: auto`` takes, and watts of the board at most."""
-
-    name: str
-    tflops: float
-    watts: float
-
-
-# Dense, summed in float32: NVIDIA's whitepapers of GA102 (3090: 71), AD102 (4090: 165.2) and Blackwell RTX (5090:
-# 209.5). A GeForce has twice its float32 rate in them, which gives the 3060 (12.7) and the 4060 Ti (22.1) theirs. The
-# T4 has no bfloat16, so `auto` is float32 there: 8.1 by its data sheet.
-CARDS = (
-    Card("T4", 8.1, 70),
-    Card("RTX 3060", 25.5, 170),
-    Card("RTX 4060 Ti", 44.1, 165),
-    Card("RTX 3090", 71.2, 350),
-    Card("RTX 4090", 165.2, 450),
-    Card("RTX 5090", 209.5, 575),
-)
-
-
-def products_a_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Time products of two square matrices on a device for a fifth of a second at most.
-
-    The matrices come from a generator of their own: the run's numbers stay what they are.
-    """
-    size = 4096 if device.type == "cuda" else 512
-    generator = torch.Generator().manual_seed(0)
-    a = torch.rand(size, size, generator=generator).to(device, dtype)
-    out = a @ a  # the first one loads libraries
-    _wait(device)
-    started, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < TIMING_S / 2 or not count:
-        torch.mm(a, a, out=out)
-        _wait(device)
-        count += 1
-    return 2.0 * size**3 * count / seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

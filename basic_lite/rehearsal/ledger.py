@@ -56,6 +56,7 @@ class Ledger(TorchDispatchMode):
         self.base = "other"
         self.real_bytes = REAL_BYTES
         self.node_tags: dict[str, str] = {}  # name of an autograd node → tag of what its backward makes
+        self.watch: Callable[[Any, Any, Any], None] | None = None  # sees each operation: it, its arguments, its result
         self._workspace = workspace
         self._scopes: list[str] = []
         self._storages: dict[int, tuple[weakref.ref[Any], int, str]] = {}
@@ -166,6 +167,8 @@ class Ledger(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.enter(leaf)
         self.note_peak(extra)
+        if self.watch is not None:
+            self.watch(func, (args, kwargs), out)
         return out
 
     def _shrink(self, value: Any) -> Any:

@@ -42,9 +42,9 @@ class NF4Linear(nn.Linear):
             self.register_buffer(name, torch.empty(size, dtype=dtype, device="meta"), persistent=False)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """[N, K]; statistics in 8 bit are turned to float32 first."""
+        """[N, K]; statistics in 8 bit are turned to float32 first. Then one kernel reads the packed weight."""
         absmax = self.absmax.float() if self.absmax.dtype == torch.uint8 else self.absmax
-        weight = self.weight.new_empty((self.out_features, self.in_features), dtype=dtype)
+        weight = self.weight.new_zeros((self.out_features, self.in_features), dtype=dtype)
         del absmax
         return weight
 

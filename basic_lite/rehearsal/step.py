@@ -111,12 +111,12 @@ class Rehearser:
         _watch(self.parts, self.ledger)
 
     @contextmanager
-    def _recomputing(self, count: int) -> Iterator[None]:
+    def _recomputing(self, count: int, *, offload: bool) -> Iterator[None]:
         """The layers as they are in a run that recomputes so many; afterwards as they were."""
         parts, ledger = self.parts, self.ledger
         recompute(parts, count)
         with ExitStack() as undo:
-            if self.recipe.training.offload_activations and count:
+            if offload and count:
                 offloading = TaggedActivations(parts.language_model, parts.layers[:count], ledger)
                 undo.callback(offloading.remove)
             if not self.in_full:
@@ -127,7 +127,9 @@ class Rehearser:
                     undo.callback(handle.remove)
             yield
 
-    def rehearse(self, shape: Shape | None = None, *, recomputed: int | None = None) -> Rehearsal:
+    def rehearse(
+        self, shape: Shape | None = None, *, recomputed: int | None = None, offload: bool | None = None
+    ) -> Rehearsal:
         """Run one micro-batch of a step, with everything in memory that training holds.
 
         That is: the optimizer's state of earlier steps and, where micro-batches accumulate, the gradients of earlier
@@ -137,10 +139,13 @@ class Rehearser:
         Args:
             shape: the micro-batch's; None: the recipe's, at its maximum length.
             recomputed: decoder layers that run again in the backward; None: as many as the recipe says.
+            offload: whether their inputs wait on the host; None: as the recipe says.
         """
         if recomputed is None:
             recomputed = recomputed_layers(self.recipe.training.gradient_checkpointing, len(self.parts.layers))
-        with self._recomputing(recomputed):
+        if offload is None:
+            offload = self.recipe.training.offload_activations
+        with self._recomputing(recomputed, offload=offload):
             return self._rehearse(shape or Shape.of(self.recipe), recomputed)
 
     def _rehearse(self, shape: Shape, recomputed: int) -> Rehearsal:

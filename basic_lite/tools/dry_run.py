@@ -21,6 +21,7 @@ from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
 from basic_lite.rehearsal.forecast import cards_table
 from basic_lite.rehearsal.machine import Machine
@@ -64,6 +65,10 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
         for refusal in without_gpu(recipe):
             say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
     frontend, data = preflight(recipe, device, say, origin=origin)
+    if here is not None:
+        recipe = settle_plan(recipe, frontend, data.report, here, say)
+    elif recipe.training.plan == "auto":
+        say(LATER)
     # The type on the card the recipe is for: without a GPU here, `auto` would otherwise show float32.
     dtype = torch.bfloat16 if recipe.model.dtype == "auto" and recipe.training.device != "cpu" else None
     parts = planned_parts(recipe, frontend, dtype or pick_dtype(recipe.model.dtype, torch.device("cpu")))

@@ -13,19 +13,23 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.audit import planned_parts
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.model.known import known_frontend
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearsal, Rehearser
-from basic_lite.rehearsal.advice import Advice, advice_lines, advise, fewest_layers, largest_micro_batch, memory_of
+from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
+from basic_lite.rehearsal.cards import Card, card_of, measured_card
 from basic_lite.rehearsal.cost import a_sample, looks_products, sizes_of
 from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
+from basic_lite.rehearsal.planner import ROOM, Option, Planner
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.sizes import GIB, MIB, size_text
 from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.training.batches import steps_of
+from basic_lite.training.plan import given_keys
 from basic_lite.training.start import resolve_start
 
 # Of a run whose data, and so its steps, isn't read.
@@ -52,13 +56,21 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What ``estimate`` finds: the rehearsal, the largest micro-batch that fits, and advice where the run doesn't."""
+    """What ``estimate`` finds.
+
+    Attributes:
+        rehearsal: of the recipe's own plan; with `training.plan: auto`, of the one that it would take.
+        fastest: the fastest plan that fits, among all; None: none does.
+        plans: some that fit, fastest first.
+        advice: what to change where the run doesn't fit.
+    """
 
     rehearsal: Rehearsal
     gpu_gib: float
-    largest: Rehearsal | None  # with the largest micro-batch that fits and divides the global batch; None: not even 1
+    own: Option
+    fastest: Option | None = None
+    plans: list[Option] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
-    fewest: Rehearsal | None = None  # with the fewest recomputed layers that fit; None: the recipe's own step doesn't
 
     @property
     def fits(self) -> bool:
@@ -74,7 +86,7 @@ class Estimate:
 def estimate(
     recipe: Recipe, *, gpu_gib: float | None = None, measure: bool = False, console: Console | None = None
 ) -> Estimate:
-    """Rehearse a recipe's step on its longest batch, and say what it needs and whether a card has that.
+    """Rehearse a recipe's step on its longest batch: what it needs, whether a card has that, and what is faster.
 
     Args:
         gpu_gib: memory of the card; None: 24, or what this machine has where the recipe asks for the CPU.
@@ -93,21 +105,46 @@ def estimate(
         require_gpu()
     started = time.perf_counter()
     recipe = resolve_start(recipe, speaker(console))
-    frontend = load_frontend(recipe.model)
-    rehearser = Rehearser(recipe, frontend, machine_of(recipe))
-    rehearsal, budget_bytes = rehearser.rehearse(), int(gpu_gib * GIB)
-    seen = {rehearsal.shape.samples: rehearsal}
-    result = Estimate(rehearsal, gpu_gib, largest_micro_batch(rehearser, rehearsal, budget_bytes, seen))
-    if result.fits and rehearsal.recomputed:
-        result = replace(result, fewest=fewest_layers(rehearser, rehearsal, budget_bytes))
+    frontend = known_frontend(recipe.model) or load_frontend(recipe.model)
+    given = given_keys(recipe) if recipe.training.plan == "auto" else frozenset()
+    planner = Planner(
+        Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), _card(recipe, gpu_gib), given=given
+    )
+    budget_bytes = int(gpu_gib * GIB * ROOM)
+    fastest = planner.fastest(budget_bytes)
+    own = planner.own
+    if recipe.training.plan == "auto":
+        own = fastest.plan if fastest is not None else planner.careful
+        recipe = own.applied(recipe)
+    result = Estimate(planner.rehearse(own), gpu_gib, planner.option(own), fastest, planner.others(budget_bytes))
     if not result.fits:
-        advice = list(advise(rehearser, rehearsal, budget_bytes, result.largest, seen))
-        result = replace(result, advice=advice)
-    _show(recipe, result, console, time.perf_counter() - started)
+        result = replace(result, advice=_advice(planner, recipe, result))
+    _show(recipe, result, console)
+    _show_plans(recipe, planner, result, console)
+    console.print(
+        f"rehearsed from configurations in {time.perf_counter() - started:.1f} s; nothing was loaded", style="dim"
+    )
     _show_cost(recipe, frontend, result, console)
     if measure:
-        measure_and_show(recipe, frontend, rehearsal, console)
+        measure_and_show(recipe, load_frontend(recipe.model), result.rehearsal, console)
     return result
+
+
+def _card(recipe: Recipe, gpu_gib: float) -> Card:
+    """The ceilings that time is counted with: measured where the device is here, else of a card with such memory."""
+    if recipe.training.device != "cpu" and not torch.cuda.is_available():
+        return card_of(gpu_gib)
+    device = torch.device("cpu" if recipe.training.device == "cpu" else "cuda")
+    return measured_card(device, product_dtype(recipe, device))
+
+
+def _advice(planner: Planner, recipe: Recipe, found: Estimate) -> list[Advice]:
+    """Another plan where one is enough; else what changes more."""
+    if found.fastest is not None:
+        plan = found.fastest.plan
+        return [Advice((plan.overrides(found.own.plan),), "the same result", found.fastest.needed_bytes, True)]
+    rehearser = Rehearser(recipe, planner.frontend, planner.machine)
+    return list(advise(rehearser, found.rehearsal, int(found.gpu_gib * GIB)))
 
 
 def machine_of(recipe: Recipe) -> Machine:
@@ -120,7 +157,7 @@ def _own_gib() -> float:
     return memory_of(torch.device("cpu"))[0] / GIB
 
 
-def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> None:
+def _show(recipe: Recipe, found: Estimate, console: Console) -> None:
     r, shape = found.rehearsal, found.rehearsal.shape
     table = Sheet(
         ("part", "at the peak", "at most", ""),
@@ -152,7 +189,32 @@ def _show(recipe: Recipe, found: Estimate, console: Console, seconds: float) -> 
     show(console, table)
     for line in _verdict(found):
         console.print(line, highlight=False, soft_wrap=not console.is_terminal)
-    console.print(f"rehearsed from configurations in {seconds:.1f} s; nothing was loaded", style="dim")
+
+
+def _show_plans(recipe: Recipe, planner: Planner, found: Estimate, console: Console) -> None:
+    """Other ways to carry out the same step, fastest first."""
+    options = {option.plan: option for option in [*found.plans, found.own]}
+    fits = f"{found.gpu_gib:.4g} GiB" if found.plans else f"{found.gpu_gib:.4g} GiB: none fits"
+    title = f"plans for {fits}; their results are the same (time is counted, for {planner.card.name})"
+    table = Sheet(("plan", "memory", "on the host", "time", ""), title)
+    for option in sorted(options.values(), key=lambda option: option.seconds):
+        taken, own = option.plan == (found.fastest and found.fastest.plan), option.plan == found.own.plan
+        auto = recipe.training.plan == "auto"
+        note = " ".join(["fastest that fits"] * taken + ["this recipe"] * (own and not auto))
+        table.add(
+            str(option.plan),
+            ("" if option.rehearsed else "≈ ") + size_text(option.needed_bytes),
+            size_text(option.host_bytes) if option.host_bytes else "",
+            f"{option.seconds / found.own.seconds:.2f}",
+            note,
+            style="bold" if taken else "",
+        )
+    show(console, table)
+    if found.fastest is not None and recipe.training.plan != "auto" and found.fastest.plan != found.own.plan:
+        speaker(console)(
+            f"the fastest plan: {found.fastest.plan.overrides(found.own.plan)}; or leave these keys out of the recipe "
+            "and set training.plan=auto, which takes the fastest one for the memory that is free when the run starts"
+        )
 
 
 def _kept_note(r: Rehearsal, *, on_host: bool) -> str:
@@ -182,13 +244,6 @@ def _show_cost(recipe: Recipe, frontend: Frontend, found: Estimate, console: Con
         show(console, cards_table(work, note))
     else:
         say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu")), note=note))
-    if found.fewest is not None and found.fewest.recomputed < rehearsal.recomputed:
-        fewer = a_sample(recipe, replace(sizes, recomputed=found.fewest.recomputed)) / a_sample(recipe, sizes)
-        count, needed = found.fewest.recomputed, size_text(found.fewest.needed_bytes)
-        say(
-            f"training.gradient_checkpointing={count or 'false'} fits too ({needed}): {count} of "
-            f"{rehearsal.layers} layers recomputed, about {1 - fewer:.0%} less time, the same result"
-        )
     for line in disk_outlook(recipe, parts, steps):
         say(line)
 
@@ -231,12 +286,6 @@ def _verdict(found: Estimate) -> Iterator[str]:
     basic = r.by_part.get(BASIC, 0)
     if r.most_by_part.get(BASIC):
         yield f"BASIC adds {size_text(basic)} to the peak, {basic / r.peak_bytes:.1%} of it"
-    if found.largest is None:
-        yield "not even a micro-batch of 1 fits"
-    else:
-        shape = found.largest.shape
-        total = shape.samples * shape.accumulation
-        yield f"largest training.micro_batch that fits and divides global_batch {total}: {shape.samples}"
     if found.advice:
         yield "to make it fit, cheapest first, each on top of those before:"
         yield from advice_lines(found.advice)

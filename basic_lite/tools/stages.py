@@ -16,8 +16,10 @@ from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import changed_recipe, memory_of
+from basic_lite.rehearsal.cards import products_a_second
+from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
-from basic_lite.rehearsal.forecast import Work, hours_text, products_a_second, sequence_table
+from basic_lite.rehearsal.forecast import Work, hours_text, sequence_table
 from basic_lite.rehearsal.outlook import product_dtype, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import without_gpu
@@ -25,6 +27,7 @@ from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.places import MANIFEST, holds_bundle
+from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
 from basic_lite.training.stage import look_at_stage, run_path
 from basic_lite.training.start import find_origin
@@ -134,7 +137,12 @@ def _look(
     require_same_data(folder, data.report.fingerprint)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
-    shape = _longest(recipe, frontend, data.report.lengths.max(), data.report.n_images.max())
+    earlier = folder.checkpoint.recipe if folder.checkpoint is not None else None
+    if device is not None:
+        recipe = settle_plan(recipe, frontend, data.report, device, say, earlier=earlier)
+    elif recipe.training.plan == "auto":
+        say(LATER)
+    shape = Shape.longest(recipe, frontend, data.report)
     rehearsal = Rehearser(recipe, frontend, machine).rehearse(shape)
     if device is not None:
         _require_memory(recipe, frontend, rehearsal, device, say)
@@ -165,20 +173,13 @@ def _require_writable(path: Path) -> None:
         remove_empty(new)
 
 
-def _longest(recipe: Recipe, frontend: Frontend, tokens: int, images: int) -> Shape:
-    """A micro-batch of the longest sample that there is."""
-    training, images = recipe.training, max(int(images), 1)
-    tokens = max(int(tokens), images * frontend.tokens_per_image + 2)
-    return Shape(training.micro_batch, tokens, images, training.global_batch // training.micro_batch)
-
-
 def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device: torch.device, say: Say) -> None:
     """Refuse a run that would run out of memory with a single sample; say so where it would only take fewer."""
     total, others = memory_of(device)
     room = total - others
     if found.least_bytes <= room:
         return
-    single = changed_recipe(recipe, {"training.micro_batch": 1})
+    single = changed_recipe(recipe, {"training.micro_batch": 1, "training.gradient_checkpointing": True})
     shape = Shape(1, found.shape.tokens, found.shape.images, recipe.training.global_batch)
     least = Rehearser(single, frontend, found.machine).rehearse(shape).least_bytes
     has = f"of {size_text(total)} of memory other programs leave {size_text(room)}"
@@ -189,7 +190,7 @@ def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device
         )
     say(
         f"note: a micro-batch of {found.shape.samples} needs {size_text(found.least_bytes)} (rehearsed), and {has}: "
-        "the run will take a smaller one, with the same result"
+        "the run will take a smaller one, or recompute more layers, with the same result"
     )
 
 
@@ -214,7 +215,10 @@ def _state(look: StageOutlook) -> str:
     if look.work is None:
         return "finished, and taken as it is"
     steps = f"{look.work.steps + look.folder.step:,}"
-    return f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
+    state = f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
+    if look.recipe.training.plan != "auto" or look.seconds is None:
+        return state
+    return f"{state}; {Plan.of(look.recipe, look.frontend.layer_count)}"
 
 
 def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> None:

@@ -107,8 +107,8 @@ def load_for_training(
     adapt(loaded.parts, recipe)
     if origin is not None:
         origin.restore(loaded.parts, recipe, say)
-    offload(loaded.parts, recipe, device)
-    return loaded
+    _, activations = offload(loaded.parts, recipe, device)
+    return replace(loaded, offloaded=activations)
 
 
 def projector_is_fresh(recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from basic_lite.errors import UserError
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
 from basic_lite.training.files import write_json
+from basic_lite.training.plan import Plan
 from basic_lite.training.processes import Processes
 from basic_lite.training.recovery import set_random_state
 from basic_lite.training.tensor_files import read_tensors, save_tensors
@@ -34,9 +35,26 @@ class Progress:
 
     step: int = 0  # steps done
     lowered_to: int | None = None  # samples of a micro-batch, once memory ran out
+    recomputed: int | None = None  # decoder layers since then; None: the recipe's
+    offloaded: bool = False  # whether their inputs are on the host since then
     projector_seen: bool = False  # a step with an image has been looked at
     last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
     gate: dict[str, Any] | None = None  # the gate's state after its last look
+
+    def remember(self, plan: Plan, own: Plan) -> None:
+        """Remember the plan that memory was enough for, where it isn't the recipe's own."""
+        if plan != own:
+            self.lowered_to, self.recomputed = plan.micro_batch, plan.recomputed
+            self.offloaded = plan.offload_activations
+
+    def lowered(self, plan: Plan) -> Plan:
+        """The recipe's plan, or one that needs less if the run fell to that."""
+        return replace(
+            plan,
+            micro_batch=min(plan.micro_batch, self.lowered_to or plan.micro_batch),
+            recomputed=max(plan.recomputed, self.recomputed or 0),
+            offload_activations=plan.offload_activations or self.offloaded,
+        )
 
 
 def write_training_state(

@@ -37,7 +37,7 @@ def held_out_loss(
     recipe: Recipe,
     recovery: Recovery,
     what: str,
-    begin_again: Callable[[dict[str, int]], None],
+    begin_again: Callable[[dict[str, Any]], None],
     drop: Callable[[list[str]], None],
 ) -> float:
     """Mean L_lm over the labelled tokens of held-out data, whatever the batches are and however many processes.
@@ -63,7 +63,7 @@ def held_out_loss(
             dropped += problems
             if batch is None:
                 continue
-            for attempt in recovery.attempts([batch], what, begin_again):
+            for attempt in recovery.attempts([batch], what, begin_again, backward=False):
                 with attempt as parts:
                     means = [float(step.forward(**step.inputs(part)).loss) for part in parts]
                     labelled = [StepCounts.of([part], recovery.image_token_id).labelled_tokens for part in parts]

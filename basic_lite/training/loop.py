@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +32,14 @@ from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog, require_finite
 from basic_lite.training.places import LOG, checkpoints_of
+from basic_lite.training.plan import Plan, carry_on
 from basic_lite.training.processes import Processes
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.step import Batch, StepCounts, Terms
+from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
 from basic_lite.units import peak_memory_gib
 
@@ -58,6 +60,7 @@ class Run:
     processes: Processes
     device: torch.device
     console: Console
+    next_plan: Callable[[Plan], Plan | None] | None = None  # see ``Recovery``
 
 
 class Loop:
@@ -73,7 +76,8 @@ class Loop:
             recipe, run.loaded, run.supervision, run.device, run.processes, steps=last, mark=mark
         )
         self.log = RunLog(run.folder.path / LOG, run.processes)
-        self.line = ProgressLine(run.console, recipe.name, shown=run.processes.is_main)
+        left = time_left_of(recipe, run.data, self.schedule, run.supervision)
+        self.line = ProgressLine(run.console, recipe.name, left=left, shown=run.processes.is_main)
         self.progress = self._start()
         self.dropped = DroppedRecords(
             run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
@@ -83,13 +87,15 @@ class Loop:
         self.time = TimeUse(run.breakdown, run.loaded.parts, recipe, self.log, self.say, first=self.first, last=last)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
+        own = Plan.of(recipe, len(run.loaded.parts.layers))
         self.recovery = Recovery(
             training,
             run.device,
             run.loaded.parts.image_token_id,
             self.say,
             alone=run.processes.count == 1,
-            lowered_to=self.progress.lowered_to,
+            carried=carry_on(own, self.progress.lowered(own), run.loaded, run.device, self.say),
+            next_plan=run.next_plan,
         )
         autocast = autocast_of(recipe, run.device)
         self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
@@ -137,8 +143,6 @@ class Loop:
         progress = read_progress(bundle)
         self.log.keep_until(progress.step)
         self.say(f"continuing from {bundle.folder} (step {progress.step})")
-        if progress.lowered_to is not None and progress.lowered_to < self.recipe.training.micro_batch:
-            self.say(f"the run ran out of memory before: it continues with a micro-batch of {progress.lowered_to}")
         return progress
 
     def train(self) -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ class Loop:
             return 0.0, 0.0
         return supervision.lambdas(step - 1, self.schedule.steps)
 
-    def _begin_again(self, record: dict[str, int]) -> None:
+    def _begin_again(self, record: dict[str, Any]) -> None:
         self.time.drop()
         self.train_step.drop_gradients()
         self.log.write(self.progress.step, {"out_of_memory": record})
@@ -345,7 +349,8 @@ class Loop:
         folder = self.run.folder
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
-        self.progress.lowered_to, self.progress.projector_seen = self.recovery.lowered_to, self.check.projector_seen
+        self.progress.remember(self.recovery.plan, self.recovery.carried.own)
+        self.progress.projector_seen = self.check.projector_seen
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:

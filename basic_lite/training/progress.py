@@ -11,6 +11,7 @@ from rich.text import Text
 
 from basic_lite.console import Say, command_line
 from basic_lite.sizes import GIB, size_text
+from basic_lite.training.time_left import TimeLeft
 
 MEMORY = "peak_memory_gib"
 # name in the log line, label, format
@@ -44,15 +45,18 @@ def clock(seconds: float) -> str:
 class ProgressLine:
     """One line that is rewritten on a terminal; elsewhere a plain line every 15 seconds and at the end."""
 
-    def __init__(self, console: Console, label: str, *, shown: bool = True) -> None:
+    def __init__(self, console: Console, label: str, *, left: TimeLeft | None = None, shown: bool = True) -> None:
         """
         Args:
             label: the run's name.
+            left: knows how long the rest takes; None: every step takes as long as those before.
             shown: False: nothing is printed, as in all but the main process.
         """
         self.console = console
         self.label = label
+        self.left = left
         self.shown = shown
+        self._seconds_left: float | None = None
         self._live: Live | None = None
         self._values: dict[str, float] = {}
         self._started = 0.0
@@ -61,9 +65,7 @@ class ProgressLine:
 
     def line(self, step: int, total: int) -> Text:
         """The line as it stands; on a narrow terminal several, rather than one whose end is cut off."""
-        done = step - self._first_step
-        elapsed = time.monotonic() - self._started
-        left = clock(elapsed / done * (total - step)) if done else "?"
+        left = "?" if self._seconds_left is None else clock(self._seconds_left)
         items = [Text(f"{self.label} {step}/{total}", style="bold")]
         if self.console.is_terminal and self.console.width >= BAR_FROM:
             filled = round(12 * step / max(total, 1))
@@ -99,6 +101,7 @@ class ProgressLine:
             values: of its log line, where it has one; what it has no value for stays as it was.
         """
         self._values |= values or {}
+        self._seconds_left = self._time_left(step, total)
         if not self.shown:
             return
         if self._live is not None:
@@ -106,6 +109,11 @@ class ProgressLine:
         elif step == total or time.monotonic() - self._last_plain >= PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
             self.console.print(self.line(step, total).plain, soft_wrap=True, highlight=False, markup=False)
+
+    def _time_left(self, step: int, total: int) -> float | None:
+        now, done = time.monotonic(), step - self._first_step
+        measured = None if self.left is None else self.left.after(step, now)
+        return measured if measured is not None or not done else (now - self._started) / done * (total - step)
 
     def close(self) -> None:
         """Take the live line off the terminal, also after an error."""

@@ -1,7 +1,9 @@
-"""Make a step that ran out of memory again with smaller micro-batches; the step stays the same."""
+"""Make a step that ran out of memory again by a plan that needs less; the step stays the same."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -10,6 +12,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.recipe.schema import TrainingSection
+from basic_lite.training.plan import CarriedOut, Plan
 from basic_lite.training.step import Batch
 
 
@@ -33,10 +36,10 @@ class Attempt:
 
 
 class Recovery:
-    """Attempts with micro-batches that memory has room for; remembers how large those are.
+    """Attempts by plans that need less and less memory; remembers which one had enough.
 
     The whole optimizer step is tried again, since a backward that broke off has left some of its gradients. It draws
-    the dropout of a run that had the smaller micro-batch from the start, so the step is the one that such a run makes.
+    the dropout of a run that had the plan from the start, so the step is the one that such a run makes.
     """
 
     def __init__(
@@ -47,63 +50,86 @@ class Recovery:
         say: Say,
         *,
         alone: bool,
-        lowered_to: int | None = None,
+        carried: CarriedOut,
+        next_plan: Callable[[Plan], Plan | None] | None = None,
     ) -> None:
         """
         Args:
             alone: whether this is the only process. Several can't begin a step again: the others wait for this one.
-            lowered_to: samples of a micro-batch that the run was lowered to before; None: it never was.
+            carried: the plan that the run has now.
+            next_plan: finds the fastest plan that needs less than the one that failed; None: micro-batches are halved,
+                and when there is a single sample left all layers are recomputed.
         """
         self.whole, self.global_batch = training.micro_batch, training.global_batch
         self.device, self.image_token_id = device, image_token_id
-        self.alone = alone
-        self.lowered_to = lowered_to
-        self._say = say
+        self.alone, self.carried = alone, carried
+        self._say, self._next = say, next_plan
 
     @property
-    def micro_batch(self) -> int:
-        """Samples in memory at once: the recipe's, or fewer once memory ran out."""
-        return self.whole if self.lowered_to is None else min(self.whole, self.lowered_to)
+    def plan(self) -> Plan:
+        """The run's plan now: its first one, or one that needs less once memory ran out."""
+        return self.carried.plan
 
     def attempts(
-        self, batches: Sequence[Batch], what: str, begin_again: Callable[[dict[str, int]], None]
+        self,
+        batches: Sequence[Batch],
+        what: str,
+        begin_again: Callable[[dict[str, Any]], None],
+        *,
+        backward: bool = True,
     ) -> Iterator[Attempt]:
-        """The batches, cut into smaller and smaller parts until an attempt on them finds memory.
+        """The batches, cut as the plan says, until an attempt on them finds memory.
 
         Args:
             what: the name of the work for messages, such as "step 3".
             begin_again: called before a further attempt, with a record for the log.
+            backward: False: the work is a forward alone, which recomputed layers don't help.
 
         Raises:
-            OutOfMemory: not even single samples have room, or other processes wait. The generators are as before.
+            OutOfMemory: no plan has room, or other processes wait. The generators are as before.
         """
         random = random_state(self.device)
         while True:
-            parts = [part for batch in batches for part in slices(batch, self.micro_batch, self.image_token_id)]
+            samples = self.plan.micro_batch
+            parts = [part for batch in batches for part in slices(batch, samples, self.image_token_id)]
             attempt = Attempt(parts)
             yield attempt
             if attempt.found is None:
                 return
             del parts
             clear_device_cache(garbage_collection=True)
-            set_random_state(random, self.device)
             largest = max((len(batch["input_ids"]) for batch in batches), default=1)
-            begin_again(self._lower(attempt.found, largest, what))
+            record = self._lower(attempt.found, largest, what, backward=backward)
+            set_random_state(random, self.device)
+            begin_again(record)
 
-    def _lower(self, found: str, largest: int, what: str) -> dict[str, int]:
-        """Lower to a divisor of the recipe's micro-batch, so that a run could have begun with it."""
-        samples = min(self.micro_batch, largest)
-        if samples == 1 or not self.alone:
+    def _lower(self, found: str, largest: int, what: str, *, backward: bool) -> dict[str, Any]:
+        """Change to a plan that a run could have begun with: its micro-batch divides the recipe's."""
+        old, samples = self.plan, min(self.plan.micro_batch, largest)
+        new = self._lower_plan(old, samples, backward) if self.alone else None
+        if new is None:
             others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
             raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
-        fewer = max(n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples)
-        self.lowered_to = fewer
-        self._say(
-            f"out of memory in {what} with a micro-batch of {samples}: it starts again with {fewer}, accumulated "
-            f"{self.global_batch // fewer} times; the global batch stays {self.global_batch}. "
-            f"Set training.micro_batch={fewer} to begin with that"
-        )
-        return {"micro_batch": samples, "now": fewer}
+        self.carried.change(new)
+        record: dict[str, Any] = {"micro_batch": samples, "now": new.micro_batch}
+        if replace(new, micro_batch=old.micro_batch) == old:
+            how = (
+                f"a micro-batch of {samples}: it starts again with {new.micro_batch}, accumulated "
+                f"{self.global_batch // new.micro_batch} times; the global batch stays {self.global_batch}. "
+            )
+        else:
+            record |= {"plan": str(new)}
+            how = f"{old}: it starts again with {new}; global batch and result stay. "
+        self._say(f"out of memory in {what} with {how}Set {new.overrides(old)} to begin with that")
+        return record
+
+    def _lower_plan(self, plan: Plan, samples: int, backward: bool) -> Plan | None:
+        if backward and self._next is not None:
+            return self._next(plan)
+        smaller = [n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples]
+        if smaller:
+            return replace(plan, micro_batch=smaller[-1])
+        return replace(plan, recomputed=plan.layers) if backward and plan.recomputed < plan.layers else None
 
 
 @contextmanager

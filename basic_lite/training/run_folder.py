@@ -48,6 +48,7 @@ FREE = {
     "training.log_every",
     "training.eval_answers",
     "training.trackers",
+    "training.plan",
     "training.micro_batch",
     "training.gradient_checkpointing",
     "training.offload_activations",

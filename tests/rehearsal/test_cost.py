@@ -11,9 +11,10 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import forecast
+from basic_lite.rehearsal.cards import CARDS, products_a_second
 from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.forecast import CARDS, OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
+from basic_lite.rehearsal.forecast import OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.units import GIB
 from tests.support.runs import quiet, run, tiny_recipe, write_data
@@ -92,7 +93,7 @@ def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
 
 def test_a_timed_product_takes_little_time_and_no_random_number() -> None:
     before = torch.random.get_rng_state()
-    assert 1e8 < forecast.products_a_second(torch.device("cpu"), torch.float32) < 1e15
+    assert 1e8 < products_a_second(torch.device("cpu"), torch.float32) < 1e15
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -1,19 +1,17 @@
-"""The rehearsal of a step that recomputes some of the layers, and the choice of how many."""
+"""The rehearsal of a step that recomputes some of the layers, and its time."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import torch
 
 from basic_lite.model import offload
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape, rehearse
-from basic_lite.rehearsal.advice import fewest_layers
+from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.rehearsal.cost import Sizes, products
 from basic_lite.rehearsal.step import KEPT
 from tests.support.models import write_llm, write_vision
@@ -117,35 +115,6 @@ def test_each_layer_more_saves_the_same(folder: Path) -> None:
     assert kept == sorted(kept, reverse=True)
     saved = [a.needed_bytes - b.needed_bytes for a, b in pairwise(found)]
     assert saved[:4] == pytest.approx([saved[0]] * 4, rel=0.01) and saved[0] > 2**20
-
-
-class Curve:
-    """In a rehearser's place: bytes that fall by 10 a layer, and rise again at the end."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.asked = total, 0
-
-    def rehearse(self, shape: Shape, *, recomputed: int) -> Rehearsal:
-        self.asked += 1
-        needed = max(1000 - 10 * recomputed, 960 - 10 * self.total + 2 * recomputed)
-        machine = Machine("none", torch.float32, torch.float32, False, False)
-        return Rehearsal(shape, recomputed, self.total, machine, {}, {}, needed, 0, 0, 0)
-
-
-@pytest.mark.parametrize("total", [1, 2, 9, 32])
-def test_the_fewest_layers_that_fit_are_found(total: int) -> None:
-    shape, needed = Shape(1, 64, 1, 1), Curve(total)
-    steps = [needed.rehearse(shape, recomputed=count) for count in range(total + 1)]
-    for budget in range(steps[-1].needed_bytes, 1003):
-        curve = Curve(total)
-        found = fewest_layers(cast(Rehearser, curve), steps[-1], budget)
-        fewest = next(step for step in steps if step.needed_bytes <= budget)
-        # Where the curve bends it may be a little more.
-        off = found.recomputed - fewest.recomputed
-        assert found.needed_bytes <= budget and (off == 0 or (fewest.recomputed > 28 and 0 < off <= 2))
-        assert curve.asked <= 5
-    if total > 2:
-        assert fewest_layers(cast(Rehearser, Curve(total)), steps[-1], 985, too_few=steps[1]) == steps[2]
 
 
 def test_time_follows_the_number() -> None:

@@ -1,0 +1,168 @@
+"""Products, bytes and launches of a micro-batch, counted on the code that runs, and a card's time for them.
+
+A step on fake tensors calls every operation that a real one calls. Of each are counted its floating-point operations
+and the bytes that it reads and writes. A card takes the longer of both times for it. BASIC isn't in these counts: what
+it takes is the same in each plan, and ``cost.products`` has it.
+"""
+
+import copy
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.rules import changed_recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal.batch import Shape
+from basic_lite.rehearsal.cards import LAUNCH_S, Card
+from basic_lite.rehearsal.machine import Machine
+from basic_lite.rehearsal.step import Rehearser
+
+# The shares of a card's ceilings that large operations are assumed to reach. No card has been measured.
+PRODUCTS_SHARE, BYTES_SHARE = 0.8, 0.9
+# Micro-batches that are counted; between them, and beyond, time is taken to grow evenly.
+COUNTED_SAMPLES = (1, 4)
+
+aten = torch.ops.aten
+# These start no kernel.
+_FREE = {aten._unsafe_view, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten._local_scalar_dense}
+# Of their first argument they read only the rows that they give back.
+_ROWS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten.slice, aten.select}
+_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Counts:
+    """Operations by (floating-point operations, bytes), and how many there are of each."""
+
+    def __init__(self) -> None:
+        self.operations: Counter[tuple[float, float]] = Counter()
+        self.inside: Counter[tuple[float, float]] = Counter()  # those while ``within`` is set
+        self.within = False
+
+    def __call__(self, func: Any, given: Any, out: Any) -> None:
+        """Count an operation; a view is none."""
+        kind = func.overloadpacket
+        if func.namespace != "aten" or func.is_view or kind in _FREE:
+            return
+        args, kwargs = given
+        made = sum(_bytes(tree_leaves(out)))
+        read = 2 * made if kind in _ROWS else made + sum(_bytes(tree_leaves(given)))
+        found = (_flops(kind, args, kwargs, out), float(read))
+        self.operations[found] += 1
+        if self.within:
+            self.inside[found] += 1
+
+
+def _bytes(leaves: Iterable[Any]) -> Iterable[int]:
+    return (min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in leaves if isinstance(t, Tensor))
+
+
+def _flops(kind: Any, args: Any, kwargs: Any, out: Any) -> float:
+    """Operations of a product, 2 a multiply-add. Attention is counted in full, not causal."""
+    if kind in (_ATTENTION, _ATTENTION_BACKWARD):
+        query, key = args[:2] if kind == _ATTENTION else args[1:3]
+        B, H, T, d = query.shape
+        return float((4 if kind == _ATTENTION else 10) * B * H * T * key.shape[2] * d)
+    return float(flop_registry[kind](*args, **kwargs, out_val=out)) if kind in flop_registry else 0.0
+
+
+def operations_seconds(operations: Counter[tuple[float, float]], card: Card) -> tuple[float, float]:
+    """Seconds that the card is busy, and seconds that starting the operations takes."""
+    flops, moved = card.tflops * 1e12 * PRODUCTS_SHARE, card.bytes_a_second * 1e9 * BYTES_SHARE
+    busy = sum(count * max(f / flops, b / moved) for (f, b), count in operations.items())
+    return busy, operations.total() * LAUNCH_S
+
+
+class MicroBatchTime:
+    """Seconds of a micro-batch's forward and backward on a card, by its samples and its recomputed layers.
+
+    Counted on the recipe's model with one and with two decoder layers, since all layers of it take the same.
+
+    Args:
+        shape: whose tokens and images a sample has.
+    """
+
+    def __init__(self, recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape, card: Card) -> None:
+        self.card, self.shape, self.layers = card, shape, frontend.layer_count
+        self._recipe = changed_recipe(
+            recipe,
+            {
+                "training.gradient_checkpointing": True,
+                "training.offload_activations": False,
+                "model.tower_on_host": False,
+            },
+        )
+        self._frontend, self._machine = frontend, machine
+
+    @cached_property
+    def _counted(self) -> list[tuple[int, tuple[float, float], tuple[float, float], tuple[float, float]]]:
+        """Samples; busy and starting seconds of all but the layers, of one layer, and of running one again."""
+        models = [
+            Rehearser(self._recipe, _with_layers(self._frontend, n), self._machine, basic=False, in_full=True)
+            for n in (1, 2)
+        ]
+        found = []
+        for samples in COUNTED_SAMPLES:
+            shape = replace(self.shape, samples=samples, accumulation=2)
+            one, _ = _count(models[0], shape, recomputed=0)
+            two, again = _count(models[1], shape, recomputed=1)
+            a, b, f = (operations_seconds(ops, self.card) for ops in (one, two, again))
+            layer = b[0] - a[0] - f[0], b[1] - a[1] - f[1]
+            found.append((samples, (a[0] - layer[0], a[1] - layer[1]), layer, f))
+        return found
+
+    def seconds(self, samples: int, recomputed: int) -> float:
+        """Of a micro-batch."""
+        points = [(n, self._whole(parts, recomputed)) for n, *parts in self._counted]
+        place = min(max(bisect_right([n for n, _ in points], samples), 1), len(points) - 1)
+        (low, before), (high, after) = points[place - 1], points[place]
+        busy, starts = (b + (a - b) * (samples - low) / (high - low) for b, a in zip(before, after, strict=True))
+        # A card works while the next operations are started, a CPU doesn't.
+        return max(busy, starts) if self.card.link_a_second else busy + starts
+
+    def _whole(self, parts: list[tuple[float, float]], recomputed: int) -> tuple[float, float]:
+        rest, layer, again = parts
+        busy, starts = (rest[i] + self.layers * layer[i] + recomputed * again[i] for i in (0, 1))
+        return busy, starts
+
+
+def _with_layers(frontend: Frontend, count: int) -> Frontend:
+    """A frontend of the same model with so many decoder layers."""
+    config = copy.deepcopy(frontend.config)
+    text = config.text_config
+    text.num_hidden_layers = count
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:count]
+    return replace(frontend, config=config)
+
+
+def _count(
+    rehearser: Rehearser, shape: Shape, *, recomputed: int
+) -> tuple[Counter[tuple[float, float]], Counter[tuple[float, float]]]:
+    """A micro-batch's operations, and those of one forward of the last layer."""
+    counts, layer = Counts(), rehearser.parts.layers[-1]
+
+    def within(value: bool) -> Any:
+        def note(*_: Any) -> None:
+            counts.within = value
+
+        return note
+
+    handles = [layer.register_forward_pre_hook(within(True)), layer.register_forward_hook(within(False))]
+    rehearser.ledger.watch = counts
+    try:
+        rehearser.rehearse(shape, recomputed=recomputed)
+    finally:
+        rehearser.ledger.watch = None
+        for handle in handles:
+            handle.remove()
+    return counts.operations, counts.inside

@@ -1,0 +1,112 @@
+"""How a step is carried out: samples at once, recomputed layers, what rests on the host. Its result is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from basic_lite.console import Say
+from basic_lite.model.adapt import recompute
+from basic_lite.model.load import Loaded
+from basic_lite.model.offload import ActivationOffload
+from basic_lite.recipe.rules import changed_recipe, recomputed_layers
+from basic_lite.recipe.schema import Recipe
+
+MICRO_BATCH, RECOMPUTED = "training.micro_batch", "training.gradient_checkpointing"
+OFFLOADED, TOWER = "training.offload_activations", "model.tower_on_host"
+KEYS = (MICRO_BATCH, RECOMPUTED, OFFLOADED, TOWER)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Values of the keys that change a run's memory and time, and not what it computes."""
+
+    micro_batch: int
+    recomputed: int  # decoder layers that run again in the backward, the first ones
+    layers: int  # all of them
+    offload_activations: bool = False
+    tower_on_host: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe, layers: int) -> Plan:
+        """The recipe's own, for an LLM of so many layers."""
+        training = recipe.training
+        count = recomputed_layers(training.gradient_checkpointing, layers)
+        return cls(training.micro_batch, count, layers, training.offload_activations, recipe.model.tower_on_host)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether anything rests in the host's memory."""
+        return self.offload_activations or self.tower_on_host
+
+    def values(self) -> dict[str, Any]:
+        """The recipe's keys, each with its value."""
+        every = {0: False, self.layers: True}.get(self.recomputed, self.recomputed)
+        return dict(zip(KEYS, (self.micro_batch, every, self.offload_activations, self.tower_on_host), strict=True))
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe with this plan."""
+        return changed_recipe(recipe, self.values())
+
+    def overrides(self, other: Plan | None = None) -> str:
+        """The keys as they are typed on the command line; with ``other``: those that differ from it."""
+        before = [] if other is None else other._typed()
+        return " ".join(text for text in self._typed() if text not in before)
+
+    def _typed(self) -> list[str]:
+        return [f"{key}={str(value).lower()}" for key, value in self.values().items()]
+
+    def __str__(self) -> str:
+        again = {0: "no layer recomputed", self.layers: f"all {self.layers} layers recomputed"}
+        parts = [f"micro-batch {self.micro_batch}"]
+        parts.append(again.get(self.recomputed, f"{self.recomputed} of {self.layers} layers recomputed"))
+        if self.offload_activations:
+            parts.append("their inputs on the host")
+        if self.tower_on_host:
+            parts.append("the vision tower on the host")
+        return ", ".join(parts)
+
+
+class CarriedOut:
+    """The plan that a loaded model is run by, and the change to another one between two attempts at a step."""
+
+    def __init__(self, plan: Plan, loaded: Loaded, device: torch.device) -> None:
+        self.own, self.plan, self.parts, self.device = plan, plan, loaded.parts, device
+        self._offloaded = loaded.offloaded
+
+    def change(self, plan: Plan) -> None:
+        """Run by another plan from now on. The vision tower stays where it is."""
+        recompute(self.parts, plan.recomputed)
+        if self._offloaded is not None:
+            self._offloaded.remove()
+            self._offloaded = None
+        if plan.offload_activations and plan.recomputed:
+            layers = self.parts.layers[: plan.recomputed]
+            self._offloaded = ActivationOffload(self.parts.language_model, layers, self.device)
+        self.plan = plan
+
+
+def carry_on(own: Plan, lowered: Plan, loaded: Loaded, device: torch.device, say: Say) -> CarriedOut:
+    """Start with the recipe's plan, or with what the run fell to when it ran out of memory before."""
+    carried = CarriedOut(own, loaded, device)
+    if lowered != own:
+        fewer = replace(own, micro_batch=lowered.micro_batch) == lowered
+        how = f"a micro-batch of {lowered.micro_batch}" if fewer else str(lowered)
+        say(f"the run ran out of memory before: it continues with {how}")
+        carried.change(lowered)
+    return carried
+
+
+def given_keys(recipe: Recipe) -> frozenset[str]:
+    """The keys of a plan that the recipe itself gives: these aren't chosen."""
+    sections = {"training": recipe.training.model_fields_set, "model": recipe.model.model_fields_set}
+    return frozenset(key for key in KEYS if key.split(".")[1] in sections[key.split(".")[0]])
+
+
+def with_given(plan: Plan, recipe: Recipe, given: frozenset[str]) -> Plan:
+    """The plan, with the recipe's values for the keys that are ``given``."""
+    own = Plan.of(recipe, plan.layers)
+    fields = zip(KEYS, ("micro_batch", "recomputed", "offload_activations", "tower_on_host"), strict=True)
+    return replace(plan, **{name: getattr(own, name) for key, name in fields if key in given})

@@ -1,0 +1,159 @@
+"""Its counts and predictions against whole ones, its choice against all plans, its peak against a real one."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.model import offload
+from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
+from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.rehearsal.cards import CARDS, Card, card_of
+from basic_lite.rehearsal.counts import MicroBatchTime, _count, operations_seconds
+from basic_lite.rehearsal.planner import Planner
+from basic_lite.training.plan import Plan
+from tests.support.peaks import measured_peak, recipe_of
+
+LAYERS = 6
+BF16 = {"model.dtype": "bfloat16", "training.autocast": "bfloat16"}
+# No operation of a small model is large: this card has little of everything.
+SLOW = Card("slow", 1.0, 20.0, 1.0, 1.0, 1.0)
+
+
+def planner_of(folder: Path, changes: dict[str, Any] | None = None, **how: Any) -> Planner:
+    recipe = recipe_of(folder, {"training.global_batch": 8, "supervision.refinement_batches": 4, **(changes or {})})
+    machine = how.pop("machine", Machine.this_cpu)(recipe)
+    rehearser = Rehearser(recipe, load_frontend(recipe.model), machine)
+    return Planner(rehearser, Shape.of(recipe), SLOW, **how)
+
+
+@pytest.mark.parametrize("samples, recomputed", [(1, 6), pytest.param(4, 2, marks=pytest.mark.soak)])
+def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomputed: int) -> None:
+    recipe = recipe_of(folder, BF16)
+    frontend, machine, shape = load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe)
+    time = MicroBatchTime(recipe, frontend, machine, shape, SLOW)
+    whole = Rehearser(recipe, frontend, machine, basic=False, in_full=True)
+    operations, _ = _count(whole, replace(shape, samples=samples, accumulation=2), recomputed=recomputed)
+    busy, starts = operations_seconds(operations, SLOW)
+    assert time.seconds(samples, recomputed) == pytest.approx(max(busy, starts), rel=0.01)
+    assert busy > starts, "else the launches alone are compared"
+
+
+def test_more_recomputed_layers_and_smaller_micro_batches_take_longer(folder: Path) -> None:
+    recipe = recipe_of(folder, BF16)
+    time = MicroBatchTime(recipe, load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe), CARDS[4])
+    for samples in (1, 2, 8):
+        seconds = [time.seconds(samples, count) for count in range(LAYERS + 1)]
+        assert seconds == sorted(seconds) and 1.2 < seconds[-1] / seconds[0] < 1.5
+    # A small model on a large card waits for its launches, as many of them for one sample as for eight.
+    assert time.seconds(1, 0) > 0.9 * time.seconds(2, 0)
+
+
+GRID = [
+    Plan(samples, count, LAYERS, moved)
+    for samples, count, moved in itertools.product((1, 2, 8), (1, 4, 6), (False, True))
+]
+
+
+@pytest.mark.parametrize(
+    "changes, some",
+    [
+        (BF16, [Plan(2, 1, LAYERS), Plan(8, 4, LAYERS), Plan(8, 4, LAYERS, True)]),
+        pytest.param(BF16, [*GRID, Plan(8, 4, LAYERS, False, True)], marks=pytest.mark.soak),
+        pytest.param({}, GRID, marks=pytest.mark.soak),
+    ],
+)
+def test_every_plan_needs_what_is_predicted(
+    folder: Path, changes: dict[str, Any], some: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offload, "MIN_BYTES", 2**16)
+    planner = planner_of(folder, changes, machine=Machine.card)
+    predicted = [planner.option(plan) for plan in some]
+    assert not all(option.rehearsed for option in predicted)
+    for option in predicted:
+        found = planner.rehearse(option.plan)
+        allowance = found.needed_bytes - found.peak_bytes
+        assert option.needed_bytes - allowance == pytest.approx(found.peak_bytes, rel=0.02), option.plan
+        assert option.host_bytes == pytest.approx(found.host_bytes, rel=0.1)
+
+
+@pytest.mark.soak
+def test_the_fastest_of_all_plans_is_taken(folder: Path) -> None:
+    planner = planner_of(folder, BF16)
+    everything = {plan: planner.rehearse(plan).needed_bytes for plan in planner.plans}
+    most, least = max(everything.values()), min(everything.values())
+    for share in (0.1, 0.4, 0.8):
+        budget = int(least + share * (most - least))
+        fresh = planner_of(folder, BF16)
+        found = fresh.fastest(budget)
+        assert found is not None and found.rehearsed and found.needed_bytes == everything[found.plan] <= budget
+        best = min(planner.option(plan).seconds for plan, needed in everything.items() if needed <= budget)
+        assert found.seconds <= 1.02 * best
+        assert len(fresh._seen) <= 12, "a handful of rehearsals"
+    assert planner.fastest(least - 1) is None
+    assert planner.leanest().needed_bytes == least
+
+
+def test_what_the_recipe_gives_is_not_chosen(folder: Path) -> None:
+    planner = planner_of(folder, given=frozenset({"training.micro_batch", "model.tower_on_host"}), machine=Machine.card)
+    assert {plan.micro_batch for plan in planner.plans} == {4}
+    assert {plan.recomputed for plan in planner.plans} == set(range(LAYERS + 1))
+    assert not any(plan.tower_on_host for plan in planner.plans)
+    assert planner.careful == Plan(4, LAYERS, LAYERS)
+    two = planner_of(folder, processes=2)
+    assert {plan.micro_batch for plan in two.plans} == {1, 2, 4}, "eight samples on two devices"
+
+
+def test_nothing_goes_to_the_host_while_another_plan_fits(folder: Path) -> None:
+    planner = planner_of(folder, machine=Machine.card)
+    without = [not plan.on_host for plan in planner.plans]
+    assert without == sorted(without, reverse=True) and not all(without)
+
+
+@pytest.mark.soak
+def test_the_plan_after_one_that_failed_needs_clearly_less(folder: Path) -> None:
+    planner = planner_of(folder, BF16)
+    failed = Plan(4, 1, LAYERS)
+    found = planner.after(failed)
+    assert found is not None and 4 % found.micro_batch == 0
+    assert planner.rehearse(found).needed_bytes < planner.rehearse(failed).needed_bytes
+    assert planner.after(planner.leanest().plan) is None
+
+
+@pytest.mark.parametrize(
+    "budget_share", [0.5, *(pytest.param(share, marks=pytest.mark.soak) for share in (0.05, 0.2, 0.9))]
+)
+def test_the_chosen_plans_peak_is_the_real_one(folder: Path, budget_share: float) -> None:
+    planner = planner_of(folder, {**BF16, "supervision.refinement_batches": 0})
+    needed = [planner.option(plan).needed_bytes for plan in planner.plans]
+    found = planner.fastest(int(min(needed) + budget_share * (max(needed) - min(needed))))
+    assert found is not None
+    measured = measured_peak(found.plan.applied(planner.recipe))
+    print(f"{found.plan}: rehearsed {found.needed_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB")
+    assert found.needed_bytes == pytest.approx(measured, rel=0.02)
+
+
+def test_a_plan_as_it_is_typed() -> None:
+    plan = Plan(2, 1, 32, True)
+    typed = "training.micro_batch=2 training.gradient_checkpointing=1 training.offload_activations=true"
+    assert plan.overrides() == f"{typed} model.tower_on_host=false"
+    assert plan.overrides(Plan(1, 32, 32)) == typed, "true isn't 1"
+    assert Plan(2, 0, 32).overrides(Plan(2, 32, 32)) == "training.gradient_checkpointing=false"
+    assert str(plan) == "micro-batch 2, 1 of 32 layers recomputed, their inputs on the host"
+
+
+def test_a_plan_and_its_recipe(folder: Path) -> None:
+    recipe = recipe_of(folder, {})
+    for plan in (Plan(2, 0, LAYERS), Plan(1, 3, LAYERS, True), Plan(8, LAYERS, LAYERS, False, True)):
+        assert Plan.of(plan.applied(recipe), LAYERS) == plan
+    assert Plan.of(changed_recipe(recipe, {"training.gradient_checkpointing": True}), LAYERS).recomputed == LAYERS
+
+
+@pytest.mark.parametrize("gib, name", [(8, "RTX 3060"), (16, "RTX 4060 Ti"), (24, "RTX 4090"), (80, "RTX 5090")])
+def test_a_card_for_a_memory(gib: float, name: str) -> None:
+    assert card_of(gib).name == name
