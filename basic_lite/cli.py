@@ -27,6 +27,7 @@ from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
 from basic_lite.errors import StoppedElsewhere, UserError
+from basic_lite.printable import message
 from basic_lite.signals import STOPPING
 from basic_lite.version import __version__
 
@@ -107,7 +108,7 @@ def _status(arguments: list[str]) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "basic-lite"
-        text = reworded(error)
+        text = message(reworded(error))
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

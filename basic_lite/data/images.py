@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from basic_lite.data.heic import formats, lacking
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
+from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
@@ -73,14 +74,14 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
 
 def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_result | None]:
     if "\0" in image.name or "://" in image.name:
-        raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
+        raise BadImage(f"image {quoted(image.name)} is not a file path", "give a path inside the image folder")
     root = os.path.abspath(image.folder or ".")
     path = os.path.normpath(os.path.join(root, image.name))
     if "\\" in image.name and not os.path.exists(path):
         path = os.path.normpath(os.path.join(root, image.name.replace("\\", "/")))
     if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
-            f"image {image.name!r} leaves the image folder {root}",
+            f"image {quoted(image.name)} leaves the image folder {root}",
             "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
     found = _stat(path)
@@ -92,7 +93,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
                 path = os.path.join(root, other_form)
     if must_exist and (found is None or not stat.S_ISREG(found.st_mode)):
         if found is not None:
-            raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
+            raise BadImage(f"image {quoted(image.name)} is not a file in {root}", "correct the path")
         stem = os.path.splitext(path)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
         other = other or in_other_case(path)
@@ -101,7 +102,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         if not other and os.path.isfile(os.path.join(above, image.name)):
             # `photos/a.png` in the folder `photos`: people name the folder twice.
             hint = f"it is in {above}: set image_dir of this source to that folder"
-        raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
+        raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
 
 
@@ -194,7 +195,7 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         if isinstance(source, io.BytesIO):
             reason = reason.replace(repr(source), "the data")
         mend = lacking(image.name) or "fetch it again, or leave the record out"
-        raise BadImage(f"image {image.name!r} can't be decoded ({reason})", mend) from error
+        raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from basic_lite.errors import UserError
+from basic_lite.printable import quoted
 
 
 class RecordProblem(UserError):
@@ -85,5 +86,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def shorten(value: object, limit: int = 80) -> str:
     """`repr` of a value, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return quoted(value, limit)

@@ -24,6 +24,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
+from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
@@ -271,7 +272,7 @@ def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
         say(f"note: {why}, so it is kept, and these go to {target.name}")
     replaced = " (replaced)" if target.exists() else ""
     result.save(target)
-    console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
+    console.print(printable(f"predictions: {target}{replaced}"), soft_wrap=True, markup=False)
 
 
 def several_questions(records: list[Record]) -> str | None:
