@@ -99,7 +99,9 @@ class DatasetsSource:
             for name in table.column_names
         }
         for name in self._classes.keys() & row.keys():
-            row[name] = None if row[name] is None else self._classes[name][row[name]]
+            number, names = row[name], self._classes[name]
+            # −1 is how the library writes that there is none.
+            row[name] = names[number] if number is not None and 0 <= number < len(names) else None
         return row
 
 

@@ -68,10 +68,12 @@ class Tokens:
         """Text of a record, with the written-out special tokens in it (`</s>`, `<image>`) broken up."""
         if not any(first in text for first in self._firsts):
             return text
-        while found := self._literal.search(text):
+        parts, start = [], 0
+        while found := self._literal.search(text, start):
             cut = found.start() + 1
-            text = text[:cut] + BREAK + text[cut:]
-        return text
+            parts.append(text[start:cut])
+            start = cut
+        return BREAK.join([*parts, text[start:]])
 
     def encode(self, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[int], int]:
         """Ids and labels of pieces (marked text, supervised?), and the number of images.
