@@ -8,6 +8,11 @@ from typing import Any
 TOO_DEEP, TOO_LONG_A_NUMBER = "values are nested too deeply", "a number has too many digits"
 
 
+def place_in(root: Path, text: str) -> Path:
+    """The path that a text means: relative to ``root``, with `~` for the home folder."""
+    return root / os.path.expanduser(text)
+
+
 def parse_json(text: str) -> Any:
     """What a JSON text holds.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import os
 from array import array
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from basic_lite.data.problems import BadRecord, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.errors import UserError
-from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json
+from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
 from basic_lite.recipe.schema import SourceSection
 
 # Bytes read at once while scanning.
@@ -105,16 +106,18 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
         UserError: there is no such file.
     """
     assert section.path is not None
-    path = (root / section.path).expanduser()
-    if not path.exists():
+    path = place_in(root, section.path)
+    if not os.path.exists(path):
         mend = meant_beside(Path(section.path)) or "correct `path` of this data source."
         raise UserError(f"{section.path}: there is no such file; {mend}")
-    if not path.is_file():
+    if os.path.isdir(path):
         raise UserError(
             f"{section.path}: this is a folder, and `path` must be a file; for pictures with texts beside them, "
             "write `folder` instead of `path`."
         )
-    folder = (root / section.image_dir).expanduser() if section.image_dir is not None else path.parent
+    if not os.path.isfile(path):  # a device may have no end, and a pipe can't be read twice
+        raise UserError(f"{section.path}: this is a device or a pipe, and `path` must be a file; save its data as one.")
+    folder = place_in(root, section.image_dir) if section.image_dir is not None else path.parent
     return path, str(folder.absolute())
 
 

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.combinations import MOST_TOKENS
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
@@ -42,7 +43,8 @@ def largest_micro_batch(
     Memory grows almost linearly with the micro-batch, so one rehearsal predicts the next size.
     """
     total = rehearser.recipe.training.global_batch
-    sizes = [n for n in range(1, total + 1) if total % n == 0]
+    most = min(total, MOST_TOKENS // first.shape.tokens)
+    sizes = [n for n in range(1, most + 1) if total % n == 0]
 
     def guess(samples: int) -> float:
         """Bytes needed, from the nearest size seen."""
