@@ -130,6 +130,8 @@ def _lazy(scalar: Any) -> Any:
 
 def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     """The data set, its name in messages, and the folder its image paths are relative to by default."""
+    # Read once, when the library is: it would tell its makers' server of each load, and wait for it without a network.
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
 
     try:
