@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import command_line, note, quiet_libraries
+from basic_lite.data.turns import clean
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
@@ -51,6 +52,7 @@ def chat(
         _check_web(words, question)
     manner = Manner(max_new_tokens, temperature)
     pictures, question = pictures_and_question(words, question)
+    question = None if question is None else clean(question)
     speaker = find_speaker(model, device, dtype)
     if web:
         from basic_lite.tools.chat.web import serve
