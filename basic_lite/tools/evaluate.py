@@ -32,7 +32,7 @@ from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import sha256
+from basic_lite.training.files import saving, sha256
 from basic_lite.training.places import HELD_OUT, MANIFEST
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of
@@ -287,7 +287,8 @@ def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
     if why := why_kept(wanted, result.settings):
         say(f"note: {why}, so it is kept, and these go to {target.name}")
     replaced = " (replaced)" if target.exists() else ""
-    result.save(target)
+    with saving(target, "Make room, or name another file with --out"):
+        result.save(target)
     console.print(printable(f"predictions: {target}{replaced}"), soft_wrap=True, markup=False)
 
 

@@ -19,6 +19,8 @@ from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.bundle_files import find_bundle, meant_run
 from basic_lite.training.places import MANIFEST, holds_bundle
 
+# Below it, a logit divided by it may be no number any more.
+_LEAST_TEMPERATURE = 0.001
 _MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
 
 
@@ -50,6 +52,10 @@ def chat(
     _check_model(model)
     if web:
         _check_web(words, question)
+    if 0 < temperature < _LEAST_TEMPERATURE:
+        raise UserError(
+            f"--temperature {temperature:g} is too low to draw with; give 0, or {_LEAST_TEMPERATURE} or more"
+        )
     manner = Manner(max_new_tokens, temperature)
     pictures, question = pictures_and_question(words, question)
     question = None if question is None else clean(question)
