@@ -39,7 +39,8 @@ SECONDS = 5.0
 ODD: st.SearchStrategy[Any] = st.sampled_from(
     [
         None, True, False, 0, -1, 2**70, 10**400, 1e308, float("nan"), float("inf"), "", " ", "\0", "\x1b[31m",
-        "\ud800", "[/b]", "\n", "..", "/", "~", "a" * 5000, "</s>" * 50, "<image>", "<image>" * 9, "<|im_end|>", "0.png",
+        "\ud800", "[/b]", "\n", "..", "/", "~",
+        "a" * 5000, "</s>" * 50, "<image>", "<image>" * 9, "<|im_end|>", "0.png",
         "../0.png", "file://[", "data:image/png;base64,AAAA", "http://a/b.png", "[" * 2000, "{" * 2000, "9" * 4400,
         [], {}, [[]], {"bytes": "x"}, {"bytes": None, "path": 3}, {"url": []}, {"a": {"b": []}}, [None], ["0.png"],
     ]

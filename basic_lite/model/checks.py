@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Params4bit
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -12,6 +13,14 @@ from basic_lite.errors import UserError
 
 # Pixels of an encoder's side. The largest that is published has 1,024.
 _MOST_PIXELS = 8192
+# The most of what a configuration counts; the largest models have a tenth of it.
+_MOST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 200_000,
+    "vocab_size": 10_000_000,
+    "image_size": _MOST_PIXELS,
+    "patch_size": 1024,
+}
 
 
 def require_usable_processor(processor: Any, name: str, key: str) -> None:
@@ -25,6 +34,10 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
     scale = getattr(processor, "rescale_factor", 1.0)
     if not _is_number(scale) or scale <= 0:
         wrong.append(f"rescale_factor is {scale!r}")
+    if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
+        wrong.append("do_normalize is set without image_mean and image_std")
+    if processor.resample is not None and processor.resample not in set(Image.Resampling):
+        wrong.append(f"resample is {processor.resample!r}")
     for one in ("size", "crop_size"):
         sides = [side for side in dict(getattr(processor, one, None) or {}).values() if side is not None]
         if any(not isinstance(side, int) or not 1 <= side <= _MOST_PIXELS for side in sides):
@@ -59,6 +72,21 @@ def require_plain_logits(config: PreTrainedConfig, name: str) -> None:
             f"model.llm: {name} ({config.model_type}) has a soft cap of {cap:g} on its logits, as Gemma 2 has, and "
             "LLaVA can't hold one: it would be trained against other logits than its own. Choose another LLM"
         )
+
+
+def require_sizes(config: PreTrainedConfig, name: str, key: str) -> None:
+    """Refuse a configuration with sizes that no model has: to make such a one would have no end.
+
+    Raises:
+        UserError: names the first.
+    """
+    for one, most in _MOST.items():
+        value = getattr(config, one, None)
+        if value is not None and (not isinstance(value, int) or not 1 <= value <= most):
+            raise UserError(
+                f"{key}: the configuration of {name} has {one} {value!r}, and a model has 1 to {most:,}; fetch its "
+                "config.json again"
+            )
 
 
 def without_dropout(config: PreTrainedConfig) -> None:

@@ -13,7 +13,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from basic_lite.errors import UserError
-from basic_lite.model.checks import add_image_token, require_plain_logits, require_usable_processor, without_dropout
+from basic_lite.model.checks import (
+    add_image_token,
+    require_plain_logits,
+    require_sizes,
+    require_usable_processor,
+    without_dropout,
+)
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
@@ -73,8 +79,12 @@ def load_frontend(section: ModelSection) -> Frontend:
     else:
         assert section.vision is not None and section.llm is not None
         config = composed_config(section)
-        with torch.device("meta"):
-            require_decoder(AutoModel.from_config(config.text_config), section.llm)
+        try:
+            with torch.device("meta"):
+                language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+        except Exception as error:  # sizes and names of a configuration may fit in no way
+            raise unreadable(section.llm, "model.llm", error, what="configuration") from error
+        require_decoder(language_model, section.llm)
         tokenizer = load_tokenizer(section.llm, "model.llm")
         config.image_token_id = add_image_token(tokenizer, section.image_token, section.llm)
         select = config.vision_feature_select_strategy
@@ -140,7 +150,14 @@ def vision_config_of(name: str) -> PreTrainedConfig:
     if config.model_type not in VISION_TYPES:
         raise wrong_kind(name, "model.vision", f"a {config.model_type}")
     inner = VISION_TYPES[config.model_type]
-    return config if inner is None else getattr(config, inner)
+    vision = config if inner is None else getattr(config, inner)
+    require_sizes(vision, name, "model.vision")
+    if vision.patch_size > vision.image_size:
+        raise UserError(
+            f"model.vision: the configuration of {name} has patches of {vision.patch_size} pixels in pictures of "
+            f"{vision.image_size}; fetch its config.json again"
+        )
+    return vision
 
 
 def llm_config_of(name: str) -> PreTrainedConfig:
@@ -148,6 +165,7 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         raise wrong_kind(name, "model.llm", f"a {config.model_type}")
+    require_sizes(config, name, "model.llm")
     require_plain_logits(config, name)
     without_dropout(config)
     return config
@@ -160,6 +178,8 @@ def llava_config_of(name: str) -> LlavaConfig:
         raise wrong_kind(name, "model.base", f"a {config.model_type}")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
+    for part in (config.text_config, config.vision_config):
+        require_sizes(part, name, "model.base")
     without_dropout(config.text_config)
     return config
 

@@ -12,7 +12,6 @@ PLACES = frozenset({"name", "output", "base", "vision", "llm", "projector", "sta
 _MOST_OF_NAME, _MOST_OF_PATH = 255, 4096
 _MOST_OF_TEXT = 100_000
 _HALF = re.compile("[\ud800-\udfff]")
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def text_problem(key: str, text: str) -> str | None:
@@ -25,8 +24,6 @@ def text_problem(key: str, text: str) -> str | None:
         return f"has {len(text):,} characters, and {_MOST_OF_TEXT:,} are the most; shorten it"
     if key not in PLACES:
         return None
-    if found := _CONTROL.search(text):
-        return f"has the control character {found[0]!r} in it; take it out, and rename what is called so"
     longest = max(len(part.encode()) for part in re.split(r"[/\\]", text))
     if longest > _MOST_OF_NAME:
         return f"has a name of {longest:,} bytes in it, and file systems take {_MOST_OF_NAME}; shorten it"

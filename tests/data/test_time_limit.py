@@ -50,7 +50,7 @@ def test_what_is_done_in_time_is_let_be() -> None:
         _ = 1 / 0
 
 
-@pytest.mark.parametrize("template", [LOOP + CHATML, CHATML.replace("m['content']", "m['content'] * 999999")])
+@pytest.mark.parametrize("template", [LOOP + CHATML, CHATML.replace("m['content']", "m['content'] * 9999 * 99")])
 def test_a_template_without_end_is_refused_at_the_start(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("basic_lite.data.templates._LIMIT_S", 0.5)
     made = tokenizer("byte", "chatml")
@@ -62,6 +62,17 @@ def test_a_template_without_end_is_refused_at_the_start(template: str, monkeypat
     finally:
         made.chat_template = before
     assert time.process_time() - started < 8
+
+
+@pytest.mark.parametrize("sum_", ["'a' * 10000000000", "'a' * 10**10", "999999999 * 'a'"])
+def test_a_template_that_fills_the_memory(sum_: str) -> None:
+    made = tokenizer("byte", "chatml")
+    before, made.chat_template = made.chat_template, CHATML + "{{ " + sum_ + " }}"
+    try:
+        with pytest.raises(UserError, match="multiplies by huge numbers"):
+            ChatFormat("tokenizer", made, image_id(made), N)
+    finally:
+        made.chat_template = before
 
 
 def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch) -> None:

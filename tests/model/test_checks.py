@@ -166,6 +166,8 @@ def test_a_weight_that_is_not_finite(
         {"size": {"shortest_edge": 1_000_000}},
         {"crop_size": {"height": -1, "width": 8}},
         {"size": "[" * 5000},
+        {"image_std": None},
+        {"resample": 99},
     ],
     ids=str,
 )
@@ -174,6 +176,31 @@ def test_an_image_processor_that_makes_no_pixels(change: dict[str, Any], models_
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | change))
     told = refused(lambda: load_image_processor(tmp_path))
     assert told.startswith("model.vision: ") and len(told) < 1000
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("llm", {"num_hidden_layers": 10**9}),
+        ("llm", {"num_hidden_layers": 0}),
+        ("llm", {"vocab_size": 10**12}),
+        ("llm", {"hidden_size": -64}),
+        ("llm", {"hidden_act": "evil"}),
+        ("llm", {"num_attention_heads": 0}),
+        ("llm", {"model_type": []}),
+        ("vision", {"image_size": 0}),
+        ("vision", {"patch_size": 0}),
+        ("vision", {"image_size": 10**6}),
+        ("vision", {"patch_size": 17}),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_no_model(part: str, change: dict[str, Any], models_: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models_ / part, tmp_path / part))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | change))
+    told = refused(lambda: load_frontend(section(models_, **{part: str(folder)})))
+    assert told.startswith(f"model.{part}: ") and len(told) < 1000
 
 
 def test_a_models_own_program_is_never_run(models_: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
