@@ -6,6 +6,7 @@ Ctrl-C; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` s
 """
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from basic_lite.commands.runs import clean, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
 from basic_lite.errors import StoppedElsewhere, UserError
+from basic_lite.printable import message
 from basic_lite.signals import STOPPING
 from basic_lite.version import __version__
 
@@ -78,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A Windows console, or a pipe in another encoding, shows '?' for λ; it must not stop a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):  # questions may come in any encoding
+        sys.stdin.reconfigure(errors="replace")
     with suppress(ValueError):  # not in the main thread: the caller owns the signals
         signal.signal(signal.SIGINT, _interrupt_once)
     try:
@@ -107,12 +111,18 @@ def _status(arguments: list[str]) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "basic-lite"
-        text = reworded(error)
+        text = message(reworded(error))
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         note("stopped")
         return 130
+    except OSError as error:
+        # Of any path: no program looks at its length before it is used.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        note(f"error: {message(str(error.filename))}: the name is longer than file systems take; shorten it")
+        return 2
 
 
 def _hint(command: str, text: str) -> str:

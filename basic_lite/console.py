@@ -16,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from basic_lite.printable import one_line, printable
+
 Say = Callable[[str], None]
 # A column of notes may be wrapped, but not to less than this.
 NOTE_WIDTH = 24
 INDENT = 2
+_MOST_OF_CELL = 2_000
 # A word that no shell reads anything into, and what some shell reads inside double quotes.
 _EVERYWHERE = re.compile(r"[\w./:+=-]+")
 _SPECIAL = set('"$`!\\\n')
@@ -29,7 +32,7 @@ def speaker(console: Console) -> Say:
     """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=not console.is_terminal)
+        console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not console.is_terminal)
 
     return say
 
@@ -118,7 +121,7 @@ class Sheet:
     def add(self, *cells: str, style: str = "") -> None:
         """Add a row: a cell for each column."""
         assert len(cells) == len(self.columns), f"{len(cells)} cells for {len(self.columns)} columns"
-        self.rows.append((cells, style))
+        self.rows.append(([one_line(cell, _MOST_OF_CELL) for cell in cells], style))
 
     def end_section(self) -> None:
         """Draw a line below the last row."""
@@ -211,6 +214,6 @@ def show_entry(console: Console, head: str, body: str) -> None:
     say = speaker(console)
     say(head)
     if console.is_terminal:
-        console.print(Padding(Text(body), (0, 0, 0, 2 * INDENT)))
+        console.print(Padding(Text(printable(body)), (0, 0, 0, 2 * INDENT)))
     else:
         say(" " * 2 * INDENT + body)

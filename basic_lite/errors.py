@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+from basic_lite.printable import message
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 
 
 class UserError(Exception):
     """Something the user can fix: says what was found, why it can't work, and which key or command fixes it.
 
-    The command line prints the text alone, without a traceback, and exits with status 2.
+    The command line prints the text alone, without a traceback, and exits with status 2. Whatever names of files and
+    data are in it, it is fit to print, and not long.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(message(text))
 
 
 class StoppedElsewhere(UserError):

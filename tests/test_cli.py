@@ -209,7 +209,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
 def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str]]) -> None:
     code, everything, _ = run("keys")
     assert code == 0
-    assert "training.micro_batch  (an integer of at least 1; default 1)" in everything
+    assert "training.micro_batch  (an integer of at least 1 and at most 4,096; default 1)" in everything
     assert run("keys", "lora")[1] in everything
     code, out, err = run("keys", "lroa")
     assert (code, out) == (2, "")

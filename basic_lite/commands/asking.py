@@ -19,19 +19,22 @@ def evaluate(
         bool, typer.Option("--held-out", help="Instead of --data: the records that the run kept for evaluation.")
     ] = False,
     image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Questions answered at once.")] = 16,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             "--max-new-tokens",
             "--max-tokens",
             min=1,
+            max=1_000_000,
             help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000_000, help="Take only the first so many questions.")
+    ] = None,
     device: Device = "auto",
     template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
 ) -> None:
@@ -90,10 +93,14 @@ def chat(
         str | None, typer.Option("--question", "-q", help="One question; then all that stands before it is pictures.")
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="The most tokens of an answer.")
+        int,
+        typer.Option("--max-new-tokens", "--max-tokens", min=1, max=1_000_000, help="The most tokens of an answer."),
     ] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: always the likeliest token. Above: drawn, the more freely the higher.")
+        float,
+        typer.Option(
+            min=0.0, max=100.0, help="0: always the likeliest token. Above: drawn, the more freely the higher."
+        ),
     ] = 0.0,
     device: Device = "auto",
     dtype: Annotated[

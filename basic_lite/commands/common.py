@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.printable import printable
+
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
 Template = Literal["plain", "v1", "tokenizer"]
 RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)]
@@ -18,6 +20,7 @@ Overrides = Annotated[
 
 def note(text: str) -> None:
     """Print a note to stderr, apart from the results; on a terminal, lines break between words."""
+    text = printable(text)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(_wrapped(line, width) for line in text.splitlines())

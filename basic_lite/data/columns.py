@@ -67,7 +67,7 @@ def _found(asked: tuple[tuple[str, str], ...], present: tuple[str, ...]) -> Mapp
 
 def find_columns(asked: Mapping[str, str], present: Iterable[str]) -> Mapping[str, str]:
     """Our names to theirs, of those that are there. Mapped names that aren't there are left out."""
-    return _found(tuple(asked.items()), tuple(present))
+    return _found(tuple(asked.items()), tuple(name for name in present if isinstance(name, str)))
 
 
 def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str) -> dict[str, str]:

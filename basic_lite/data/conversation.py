@@ -14,7 +14,7 @@ What published data holds, and what is done with it:
 """
 
 from basic_lite.data.problems import BadPlaceholders, BadRecord, NoSupervisedToken
-from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
+from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Role, Turn
 
 # Unicode noncharacters, reserved for a program's own use: no text has them, and no template strips them.
 IMAGE = "\ufdd0"
@@ -74,19 +74,20 @@ def _check_counts(record: Record, turns: list[Turn]) -> None:
 
 
 def _alternating(turns: list[Turn]) -> list[Turn]:
-    ordered: list[Turn] = []
-    pending = ""
+    ordered: list[tuple[Role, list[str]]] = []
+    pending: list[str] = []
+    asked = False
     for turn in turns:
-        roles = {one.role for one in ordered}
-        if turn.role == "system" and "human" in roles:
-            pending += turn.text + "\n"
+        if turn.role == "system" and asked:
+            pending.append(turn.text)
             continue
-        if turn.role == "gpt" and "human" not in roles:
+        if turn.role == "gpt" and not asked:
             continue
+        if not ordered or ordered[-1][0] != turn.role:
+            ordered.append((turn.role, []))
+        texts = ordered[-1][1]
         if turn.role == "human":
-            turn, pending = Turn("human", pending + turn.text), ""
-        if ordered and ordered[-1].role == turn.role:
-            ordered[-1] = Turn(turn.role, f"{ordered[-1].text}\n{turn.text}")
-        else:
-            ordered.append(turn)
-    return ordered
+            texts += pending
+            pending, asked = [], True
+        texts.append(turn.text)
+    return [Turn(role, "\n".join(texts)) for role, texts in ordered]

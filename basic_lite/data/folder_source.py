@@ -14,6 +14,7 @@ from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError
+from basic_lite.outside import place_in
 from basic_lite.recipe.schema import SourceSection
 
 # How the `datasets` library calls the file that describes a folder of pictures.
@@ -23,7 +24,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 def metadata_of(folder: Path, split: str) -> str | None:
     """Path inside a folder of the file that describes its pictures (those of its split, where splits have folders)."""
     inside = [*METADATA, *(f"{split}/{name}" for name in METADATA)]
-    return next((name for name in inside if (folder / name).is_file()), None)
+    return next((name for name in inside if os.path.isfile(folder / name)), None)
 
 
 class FolderSource:
@@ -35,8 +36,8 @@ class FolderSource:
     def __init__(self, section: SourceSection, root: Path) -> None:
         assert section.folder is not None
         self.name, self.prompts = section.folder, prompts_of(section)
-        folder = (root / section.folder).expanduser().absolute()
-        if not folder.is_dir():
+        folder = place_in(root, section.folder).absolute()
+        if not os.path.isdir(folder):
             raise UserError(f"{self.name}: there is no such folder; correct `folder` of this data source.")
         self.image_dir = str(folder)
         self.columns: Mapping[str, str] = {"image": "picture", "answer": "text"}

@@ -35,8 +35,8 @@ def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: i
     Raises:
         UserError: there is nothing at that place, or nothing that can be read; says what is.
     """
-    path = Path(path)
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise UserError(f"{path}: there is no such file or folder; {meant_beside(path) or 'correct the path.'}")
     section = _of_folder(path) if path.is_dir() else _of_file(path)
     update: dict[str, Any] = {"limit": limit}

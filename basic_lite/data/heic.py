@@ -1,9 +1,15 @@
-"""HEIC pictures, as telephones take them: Pillow reads them where pillow-heif is installed."""
+"""Which formats of pictures are read; HEIC, as telephones write it, where pillow-heif is installed."""
 
 from functools import cache
 
-from PIL import features
+from PIL import Image, features
 
+# Pillow reads more than pictures, and for some of it starts programs (PostScript: Ghostscript). Whatever a file is
+# called, it is read as one of these or not at all.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "PCX",
+    "QOI", "SGI", "SUN", "DDS", "PSD", "XBM", "XPM",
+)  # fmt: skip
 _ENDINGS = (".heic", ".heif")
 
 
@@ -16,6 +22,14 @@ def register_heic() -> bool:
         return False
     register_heif_opener()
     return True
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of our formats that Pillow reads here."""
+    register_heic()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def lacking(name: str) -> str | None:

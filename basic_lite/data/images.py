@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from basic_lite.data.heic import lacking, register_heic
+from basic_lite.data.heic import formats, lacking
 from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
+from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
 # Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
@@ -30,6 +31,9 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
 
 # What is decoded at a reduced size keeps so many times the encoder's side, so that resizing still averages.
 DRAFT_SIDES = 2
+
+# Pixels of the square around a picture up to which it is made whole; of one that is longer than 4 times its breadth.
+_MOST_PIXELS, _MOST_PIXELS_OF_STRIP = 200_000_000, 16_000_000
 
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -73,14 +77,14 @@ def locate(image: ImageRef, *, must_exist: bool = True) -> str:
 
 def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_result | None]:
     if "\0" in image.name or "://" in image.name:
-        raise BadImage(f"image {image.name!r} is not a file path", "give a path inside the image folder")
+        raise BadImage(f"image {quoted(image.name)} is not a file path", "give a path inside the image folder")
     root = os.path.abspath(image.folder or ".")
     path = os.path.normpath(os.path.join(root, image.name))
     if "\\" in image.name and not os.path.exists(path):
         path = os.path.normpath(os.path.join(root, image.name.replace("\\", "/")))
     if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
-            f"image {image.name!r} leaves the image folder {root}",
+            f"image {quoted(image.name)} leaves the image folder {root}",
             "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
     found = _stat(path)
@@ -92,7 +96,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
                 path = os.path.join(root, other_form)
     if must_exist and (found is None or not stat.S_ISREG(found.st_mode)):
         if found is not None:
-            raise BadImage(f"image {image.name!r} is not a file in {root}", "correct the path")
+            raise BadImage(f"image {quoted(image.name)} is not a file in {root}", "correct the path")
         stem = os.path.splitext(path)[0]
         other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
         other = other or in_other_case(path)
@@ -101,7 +105,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         if not other and os.path.isfile(os.path.join(above, image.name)):
             # `photos/a.png` in the folder `photos`: people name the folder twice.
             hint = f"it is in {above}: set image_dir of this source to that folder"
-        raise BadImage(f"image {image.name!r} does not exist in {root}", hint)
+        raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
 
 
@@ -187,9 +191,8 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
     else:
         blob = image.blob.as_py() if hasattr(image.blob, "as_py") else image.blob
         source = io.BytesIO(blob)
-    register_heic()
     try:
-        with Image.open(source) as opened:
+        with Image.open(source, formats=formats()) as opened:
             yield opened
     except MemoryError:
         raise
@@ -201,7 +204,7 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         if isinstance(source, io.BytesIO):
             reason = reason.replace(repr(source), "the data")
         mend = lacking(image.name) or "fetch it again, or leave the record out"
-        raise BadImage(f"image {image.name!r} can't be decoded ({reason})", mend) from error
+        raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:
@@ -243,18 +246,44 @@ def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
     """An RGB image made square, as `data.image_fit` says, before the processor resizes it.
 
     square: resized, the aspect ratio is lost, nothing is cropped. pad: padded with the mean colour, the
-    picture in the middle (LLaVA-1.5's `expand2square`).
+    picture in the middle (LLaVA-1.5's `expand2square`). A large square that would be mostly padding is never made: the
+    picture is resized along its length first.
     """
     width, height = image.size
     if width == height:
         return image
     if how == "pad":
-        side = max(width, height)
-        square = Image.new("RGB", (side, side), mean_colour(image_processor))
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        return square
+        length, final = max(width, height), input_side(image_processor)
+        if final is not None and _wasteful(width, height):
+            return _padded_small(image, length, final, image_processor)
+        return _padded(image, (length, length), mean_colour(image_processor))
     side = input_side(image_processor) or max(width, height)
     return image.resize((side, side), resampling(image_processor))
+
+
+def _wasteful(width: int, height: int) -> bool:
+    """Whether the square around a picture takes much memory for what is in it: a strip, or a very large picture."""
+    length, breadth = max(width, height), min(width, height)
+    return length * length > (_MOST_PIXELS_OF_STRIP if length > 4 * breadth else _MOST_PIXELS)
+
+
+def _padded(image: Image.Image, size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
+    """The picture in the middle of a larger one."""
+    whole = Image.new("RGB", size, colour)
+    whole.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return whole
+
+
+def _padded_small(image: Image.Image, length: int, final: int, image_processor: Any) -> Image.Image:
+    """What the processor's resizing makes of the padded square, ``final`` a side, without making the square.
+
+    A resizing is one along each axis, and along the picture's length padding changes nothing. So that one comes before
+    the padding. Of 255 levels of brightness a pixel is 1 off at most: PIL rounds between the two, in its own order.
+    """
+    colour, how = mean_colour(image_processor), resampling(image_processor)
+    wide = image.width == length
+    strip = image.resize((final, image.height) if wide else (image.width, final), how)
+    return _padded(strip, (final, length) if wide else (length, final), colour).resize((final, final), how)
 
 
 def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit, *, draft: bool = False) -> torch.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import os
 from array import array
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,10 +17,11 @@ import numpy as np
 from basic_lite.choices import meant_beside
 from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.held_file import HeldFile
-from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.problems import BadRecord, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.errors import UserError
+from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
 from basic_lite.recipe.schema import SourceSection
 
 # Bytes read at once while scanning.
@@ -29,10 +32,10 @@ _SPACE = " \t\r\n"
 
 
 class JsonSource:
-    """Rows of a JSON file. Holds 16 bytes a record, and a small file; a row is parsed when it is asked for.
+    """Rows of a JSON file. Holds 24 bytes a record, and a small file; a row is parsed when it is asked for.
 
     Whether it is a list or lines is seen from the first character, not from the name: both endings are used
-    for both.
+    for both. A list's records are named by their number, others by their line.
     """
 
     def __init__(self, section: SourceSection, root: Path) -> None:
@@ -48,14 +51,16 @@ class JsonSource:
         for span in itertools.islice(_spans(self._file), section.limit):
             flat.extend(span)
         self._file.require_same()
-        self._spans = np.array(flat, dtype=np.int64).reshape(-1, 2)
+        self._spans = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        self._require_mapped()
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def place(self, index: int) -> str:
-        """File and number of a record."""
-        return numbered(self.name, index + 1)
+        """File, and number or line of a record."""
+        line = self._spans[index][2]
+        return f"{self.name}, line {line}" if line else numbered(self.name, index + 1)
 
     def row(self, index: int) -> Any:
         """The record at a 0-based position, parsed anew each time.
@@ -63,18 +68,35 @@ class JsonSource:
         Raises:
             BadRecord: a line of a JSONL file that is no JSON.
         """
-        start, end = self._spans[index]
+        start, end, _ = self._spans[index]
         try:
-            return json.loads(self._file.bytes(start, end).rstrip(b"\r\n").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            what = f": not UTF-8 (byte {start + error.start})"
-        except json.JSONDecodeError as error:
-            what = f", column {error.colno}: broken JSON: {error.msg} (one record a line)"
-        except RecursionError:
-            what = ": broken JSON: values are nested too deeply"
+            return parse_json(self._file.bytes(start, end).rstrip(b"\r\n").decode("utf-8"))
         # Only a line gets here: a list is parsed as a whole when it is scanned.
-        line = 1 + self._file.bytes(0, start).count(b"\n")
-        raise BadRecord(f"line {line}{what}", "save the file as UTF-8" if "UTF-8" in what else "fix the line")
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"not UTF-8 (byte {start + error.start})", "save the file as UTF-8") from error
+        except json.JSONDecodeError as error:
+            what = f"column {error.colno}: broken JSON: {error.msg} (one record a line)"
+            raise BadRecord(what, "fix the line") from error
+        except ValueError as error:
+            raise BadRecord(f"broken JSON: {error}", "fix the line") from error
+
+    def _require_mapped(self) -> None:
+        """Refuse a column map that names what no record has. Records are read until each name was met."""
+        missing, seen = dict(self.columns), None
+        for index in range(len(self)):
+            if not missing:
+                return
+            with suppress(BadRecord):
+                row = self.row(index)
+                if isinstance(row, Mapping):
+                    missing = {ours: theirs for ours, theirs in missing.items() if theirs not in row}
+                    seen = seen or list(row)
+        if missing and seen is not None:
+            ours, theirs = next(iter(missing.items()))
+            raise UserError(
+                f"{self.name}: no record has a column {theirs!r}{nearest(theirs, seen)}; the first one has "
+                f"{shorten(seen, 300)}. Correct columns.{ours} of this data source."
+            )
 
 
 def places(section: SourceSection, root: Path) -> tuple[Path, str]:
@@ -84,21 +106,25 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
         UserError: there is no such file.
     """
     assert section.path is not None
-    path = (root / section.path).expanduser()
-    if not path.exists():
+    path = place_in(root, section.path)
+    if not os.path.exists(path):
         mend = meant_beside(Path(section.path)) or "correct `path` of this data source."
         raise UserError(f"{section.path}: there is no such file; {mend}")
-    if not path.is_file():
+    if os.path.isdir(path):
         raise UserError(
             f"{section.path}: this is a folder, and `path` must be a file; for pictures with texts beside them, "
             "write `folder` instead of `path`."
         )
-    folder = (root / section.image_dir).expanduser() if section.image_dir is not None else path.parent
+    if not os.path.isfile(path):  # a device may have no end, and a pipe can't be read twice
+        raise UserError(f"{section.path}: this is a device or a pipe, and `path` must be a file; save its data as one.")
+    folder = place_in(root, section.image_dir) if section.image_dir is not None else path.parent
     return path, str(folder.absolute())
 
 
-def _spans(held: HeldFile) -> Iterator[tuple[int, int]]:
-    """Byte range of each record. A list is parsed: one that is broken has no end to its records.
+def _spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
+    """Byte range and line of each record; line 0 in a list.
+
+    A list is parsed: one that is broken has no end to its records.
 
     Raises:
         UserError: not a list of records nor lines; a list that isn't UTF-8 or JSON (line and column).
@@ -113,7 +139,7 @@ def _spans(held: HeldFile) -> Iterator[tuple[int, int]]:
         yield from _line_spans(held)
 
 
-def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, bool]:
+def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], None, bool]:
     """Byte range of each record of a list. Returns whether it is no list, but may hold lines."""
     first = reader.skip_space()
     if not first:
@@ -123,7 +149,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
         if reader.skip_space() == "]":
             return False
         while True:
-            yield reader.value()[:2]
+            yield (*reader.value()[:2], 0)
             sign = reader.skip_space()
             reader.at += 1
             if sign == "]":
@@ -146,8 +172,11 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int], None, 
     return True
 
 
-def _line_spans(held: HeldFile) -> Iterator[tuple[int, int]]:
-    """Byte range of each line that isn't blank. A broken line is one bad record: found when it is read, like others."""
+def _line_spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
+    """Byte range and number of each line that isn't blank.
+
+    A broken line is one bad record: found when it is read, like others.
+    """
     with held.open() as file:
         end = 0
         for number, line in enumerate(file, 1):
@@ -156,7 +185,7 @@ def _line_spans(held: HeldFile) -> Iterator[tuple[int, int]]:
                 start, line = start + len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
             if not line.strip():
                 continue
-            yield start, end
+            yield start, end, number
 
 
 class _Reader:
@@ -228,12 +257,14 @@ class _Reader:
             try:
                 value, end = self.json.raw_decode(self.text, self.at)
             except RecursionError:
-                self.fail("values are nested too deeply")
+                self.fail(TOO_DEEP)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _MARGIN
                 if self.ended or not cut:
                     self.at = error.pos
                     self.fail(error.msg if error.pos < len(self.text) else "the file ends inside a record")
+            except ValueError:
+                self.fail(TOO_LONG_A_NUMBER)
             else:
                 # A bare number at the end of what was read may continue in the next piece.
                 if end < len(self.text) or self.ended:

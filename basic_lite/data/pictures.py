@@ -77,6 +77,10 @@ def image_at(value: Any, image_dir: str) -> ImageRef:
         return ImageRef("(image column)", blob=value)
     if isinstance(value, Mapping) and (value.get("bytes") is not None or isinstance(value.get("path"), str)):
         name, blob = value.get("path"), value.get("bytes")
+        if blob is not None and not isinstance(blob, bytes) and not hasattr(blob, "as_py"):
+            raise BadRecord(
+                f"the bytes of its image are {shorten(blob)}", "write the path of a file, or a data: address"
+            )
         known = name if isinstance(name, str) and name else "(image column)"
         return ImageRef(known, image_dir if blob is None else "", blob)
     raise BadRecord(f"its image is {shorten(value)}", "image must be a path, a list of paths, or null")
@@ -91,5 +95,8 @@ def _named(text: str, image_dir: str) -> ImageRef:
     if scheme == "data":
         return ImageRef("(picture in the record)", blob=DataUrl(text))
     if scheme == "file":
-        return ImageRef(url2pathname(urlsplit(text).path), image_dir)
+        try:
+            return ImageRef(url2pathname(urlsplit(text).path), image_dir)
+        except ValueError as error:
+            raise BadImage(f"the address {shorten(text)} is none ({error})", "write the file's path instead") from error
     return ImageRef(text, image_dir)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 from basic_lite.errors import UserError
+from basic_lite.printable import quoted
 
 
 class RecordProblem(UserError):
@@ -79,11 +81,10 @@ class TooLong(RecordProblem):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" (nearest: 'x')"`, or nothing when no known name is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name[:100], itertools.islice(map(str, known), 1_000), n=1, cutoff=0.5)
     return f" (nearest: {found[0]!r})" if found else ""
 
 
 def shorten(value: object, limit: int = 80) -> str:
     """`repr` of a value, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return quoted(value, limit)

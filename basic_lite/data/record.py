@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from basic_lite.data.images import ImageRef
+from basic_lite.printable import one_line
 
 Role = Literal["human", "gpt", "system"]
 
@@ -55,4 +56,5 @@ def numbered(source: str, number: int) -> str:
 
 def named(place: str, identity: str) -> str:
     """A place with the record's own id."""
-    return f"{place} (id {identity})" if identity else place
+    place = one_line(place)
+    return f"{place} (id {one_line(identity, 80)})" if identity else place

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Role, Turn, named
-from basic_lite.data.turns import read_row
+from basic_lite.data.turns import name_of, read_row
 
 __all__ = ["IMAGE_PLACEHOLDER", "Record", "Records", "Role", "Source", "Turn"]
 
@@ -89,7 +89,7 @@ def _record(source: Source, number: int) -> Record:
     try:
         row = source.row(number - 1)
         raw = row.get(source.columns.get("id", "id")) if isinstance(row, Mapping) else None
-        identity = "" if raw is None else str(raw)
+        identity = name_of(raw) or ""
         content = read_row(row, source.columns, source.image_dir, source.prompts, number)
     except RecordProblem as problem:
         raise problem.at(named(place, identity)) from None

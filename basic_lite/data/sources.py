@@ -5,6 +5,7 @@ parquet files, or a folder saved by `save_to_disk`.
 """
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
 from basic_lite.errors import UserError
+from basic_lite.outside import place_in
 from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.schema import SourceSection
 
@@ -41,11 +43,11 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
 
 def _open_source(section: SourceSection, root: Path, key: str) -> Source:
     check_source(section)
-    if section.image_dir is not None and not (root / section.image_dir).expanduser().is_dir():
+    if section.image_dir is not None and not os.path.isdir(place_in(root, section.image_dir)):
         name = f"{key}.image_dir" if key else "image_dir"
         raise UserError(f"{name}: there is no folder {section.image_dir}; correct it, or leave it out.")
     if section.folder:
-        metadata = metadata_of((root / section.folder).expanduser(), section.split)
+        metadata = metadata_of(place_in(root, section.folder), section.split)
         if metadata is None:
             return FolderSource(section, root)
         section = _described(section, metadata)
@@ -69,7 +71,7 @@ class DatasetsSource:
     def __init__(self, section: SourceSection, root: Path) -> None:
         dataset, self.name, folder = _open_dataset(section, root)
         if section.image_dir is not None:
-            folder = (root / section.image_dir).expanduser()
+            folder = place_in(root, section.image_dir)
         self.image_dir = str(folder.absolute())
         self.present = tuple(dataset.column_names)
         self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
@@ -99,7 +101,9 @@ class DatasetsSource:
             for name in table.column_names
         }
         for name in self._classes.keys() & row.keys():
-            row[name] = None if row[name] is None else self._classes[name][row[name]]
+            number, names = row[name], self._classes[name]
+            # −1 is how the library writes that there is none.
+            row[name] = names[number] if number is not None and 0 <= number < len(names) else None
         return row
 
 
@@ -126,6 +130,8 @@ def _lazy(scalar: Any) -> Any:
 
 def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     """The data set, its name in messages, and the folder its image paths are relative to by default."""
+    # Read once, when the library is: it would tell its makers' server of each load, and wait for it without a network.
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
 
     try:
@@ -133,8 +139,8 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             dataset = datasets.load_dataset(section.hub, section.config, split=section.split)
             return dataset, f"{section.hub} [{section.split}]", root
         if section.parquet:
-            path = (root / section.parquet).expanduser()
-            files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+            path = place_in(root, section.parquet)
+            files = [str(path)] if os.path.isfile(path) else sorted(glob.glob(str(path), recursive=True))
             if not files:
                 raise UserError(f"{section.parquet}: no file matches; correct `parquet` of this data source.")
             # The library takes names for patterns, too.
@@ -142,8 +148,8 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             dataset = datasets.load_dataset("parquet", data_files=escaped, split="train")
             return dataset, section.parquet, Path(files[0]).parent
         assert section.saved is not None
-        path = (root / section.saved).expanduser()
-        if not path.is_dir():
+        path = place_in(root, section.saved)
+        if not os.path.isdir(path):
             raise UserError(f"{section.saved}: there is no such folder; correct `saved` of this data source.")
         dataset = datasets.load_from_disk(str(path))
         if isinstance(dataset, Mapping):

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ class TableSource:
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
         self.present = tuple(name for name in self.header if name)
-        if twice := next((name for name in self.present if self.present.count(name) > 1), None):
+        if twice := next((name for name, count in Counter(self.present).items() if count > 1), None):
             raise UserError(f"{self.name}: two columns are called {twice!r}; rename one in the file's first line.")
         self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
         if self.prompts and self.columns.keys() & {"question", "conversations"}:

@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from basic_lite.data.conversation import END, IMAGE, START
 from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.records import Turn
+from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.data.tokens import Tokens
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Template
@@ -25,6 +26,12 @@ V1_SYSTEM = (
 )
 # Llama 3's template writes today's date unless it is given one; a resumed run must see the same text.
 DATE = "26 Jul 2024"
+# Seconds that a template may take, and for each turn: real ones take less than a millisecond.
+_LIMIT_S, _LIMIT_OF_TURN_S = 3.0, 0.01
+# What makes a text of gigabytes in one instruction, which nothing breaks off.
+_HUGE = re.compile(r"\d\s*\*\*\s*\d|\*\s*\d{5}|\d{5}\s*\*")
+# Characters that a template may write besides the turns.
+_MOST_WRITTEN = 1_000_000
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 
 
@@ -110,6 +117,8 @@ class OwnTemplate:
             raise UserError(
                 "data.template is tokenizer, but this tokenizer has no chat template; set data.template=v1, or plain."
             ) from error
+        if _HUGE.search(self.source):
+            raise UserError(f"the tokenizer's chat template multiplies by huge numbers, as none needs to; {_MEND}.")
         self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
         self.in_parts = False
         self.end_of_turn, self.lead = "", ""
@@ -186,20 +195,29 @@ class OwnTemplate:
             messages.append({"role": names[turn.role], "content": content})
         variables: dict[str, Any] = dict(self.tokens.tokenizer.special_tokens_map)
         variables["date_string"] = DATE
+        limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
         try:
-            texts, ranges = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.source,
-                return_assistant_tokens_mask=self.tracked,
-                add_generation_prompt=generation,
-                **variables,
-            )
+            with at_most(limit_s):
+                texts, ranges = render_jinja_template(
+                    conversations=[messages],
+                    chat_template=self.source,
+                    return_assistant_tokens_mask=self.tracked,
+                    add_generation_prompt=generation,
+                    **variables,
+                )
+        except TookTooLong:
+            what = f"the tokenizer's chat template hasn't written this conversation in {limit_s:.0f} s"
+            raise TemplateRefused(what, _MEND) from None
         # A template is a program: it raises jinja's errors, and those of whatever it calls.
         except Exception as error:
             raise TemplateRefused(
                 f"the tokenizer's chat template refuses this conversation ({' '.join(str(error).split())})",
                 "change its turns (some templates take no system turn), or set data.template=v1",
             ) from error
+        most = _MOST_WRITTEN + 100 * sum(len(turn.text) for turn in turns)
+        if len(texts[0]) > most:
+            what = f"the tokenizer's chat template makes {len(texts[0]):,} characters of this conversation"
+            raise TemplateRefused(what, _MEND)
         return texts[0], ranges[0] if self.tracked else []
 
 

@@ -53,6 +53,7 @@ class Tokens:
         self._firsts = {token[0] for token in self.special}
         alternatives = "|".join(map(re.escape, self.special)) or "(?!)"
         self._literal = re.compile(alternatives)
+        self._hidden = self._ids_behind_a_normalizer()
         self.leading_special = re.compile(rf"\s*(?:{alternatives})")
         # Whether a piece has other ids alone than after something.
         self._positional = any(self.raw(_NEUTRAL + text) != self.raw(_NEUTRAL) + self.raw(text) for text in ("a", " a"))
@@ -66,12 +67,46 @@ class Tokens:
 
     def harmless(self, text: str) -> str:
         """Text of a record, with the written-out special tokens in it (`</s>`, `<image>`) broken up."""
-        if not any(first in text for first in self._firsts):
+        if not self._hidden and not any(first in text for first in self._firsts):
             return text
-        while found := self._literal.search(text):
+        parts, start = [], 0
+        while found := self._literal.search(text, start):
             cut = found.start() + 1
-            text = text[:cut] + BREAK + text[cut:]
-        return text
+            parts.append(text[start:cut])
+            start = cut
+        text = BREAK.join([*parts, text[start:]])
+        return self._broken_up(text) if self._hidden else text
+
+    def _ids_behind_a_normalizer(self) -> set[int]:
+        """Special tokens that are looked for in the text as the tokenizer rewrites it (NFKC, small letters)."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.normalizer is None:
+            return set()
+        added = backend.get_added_tokens_decoder()
+        return {number for number, token in added.items() if token.normalized and token.content in self.special}
+
+    def _broken_up(self, text: str) -> str:
+        """The text, broken up wherever it becomes a special token once it is rewritten: ＜｜stop｜＞ is <|stop|>."""
+        whole: list[str] = []
+        left = text.split(BREAK)[::-1]
+        while left:
+            part = left.pop()
+            cut, start = [], 0
+            for end in self._cuts(part):
+                cut.append(part[start:end])
+                start = end
+            if cut:  # its parts may become another one
+                left += [part[start:], *reversed(cut)]
+            else:
+                whole.append(part)
+        return BREAK.join(whole)
+
+    def _cuts(self, text: str) -> list[int]:
+        """Where to cut the text so that none of its special tokens stays whole."""
+        found = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for one, span in zip(found.ids, found.offsets, strict=True) if one in self._hidden]
+        # A token of a single sign can't be cut.
+        return [start + 1 for start, end in spans if end - start > 1]
 
     def encode(self, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[int], int]:
         """Ids and labels of pieces (marked text, supervised?), and the number of images.

@@ -8,7 +8,7 @@ What a row may be:
 - a picture and a text: the source's `prompt` stands where the question would.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from basic_lite.data.pictures import image_at, images_of
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.outside import parse_json
 
 _ROLES: dict[str, Role] = {
     "human": "human",
@@ -76,8 +77,16 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     images = tuple(images_of(one.get("image"), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
-    kind = one.get("question_type")
-    return Content(_placed(one, images), turns, answer, None if kind is None else str(kind))
+    return Content(_placed(one, images), turns, answer, name_of(one.get("question_type")))
+
+
+def name_of(value: Any) -> str | None:
+    """An id or a type of questions as text; None where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (Mapping, list, tuple, bytes)) or (isinstance(value, int) and value.bit_length() > 1000):
+        return shorten(value)
+    return clean(str(value))
 
 
 def _placed(row: _Row, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
@@ -101,7 +110,12 @@ def _answer(value: Any) -> str | None:
         # VQA lists the answers of several people, COCO several captions; the first stands for them.
         texts = (one.get("answer") if isinstance(one, Mapping) else one for one in value)
         value = next((one for one in texts if isinstance(one, str) and one.strip()), None)
-    return None if value is None or is_turns(value) else clean(str(value))
+    if value is None or is_turns(value):
+        return None
+    if isinstance(value, bool | Mapping | bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        # Written as Python writes it, it would be what the model learns to say.
+        raise BadRecord(f"its answer is {shorten(value)}, not a text", "write the text of the answer, in quotes")
+    return clean(str(value))
 
 
 def is_turns(value: Any) -> bool:
@@ -138,12 +152,14 @@ def _turns(row: _Row, answer: str | None, has_image: bool, prompts: Sequence[str
 def _listed(conversation: Any) -> Sequence[Any]:
     if isinstance(conversation, str):
         try:
-            conversation = json.loads(conversation)
+            conversation = parse_json(conversation)
         except ValueError as error:
-            raise BadRecord("conversations is text that isn't JSON", "make it a list of turns") from error
+            raise BadRecord(f"conversations is text that isn't JSON ({error})", "make it a list of turns") from error
     if isinstance(conversation, Mapping) and all(isinstance(v, (list, tuple)) for v in conversation.values()):
         # How older `datasets` store a list of objects: an object of lists.
         keys = list(conversation)
+        if len({len(values) for values in conversation.values()}) > 1:
+            raise BadRecord("its conversations is an object of lists that differ in length", "make it a list of turns")
         conversation = [dict(zip(keys, row, strict=True)) for row in zip(*conversation.values(), strict=True)]
     if not isinstance(conversation, (list, tuple)):
         raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
@@ -181,7 +197,10 @@ def _without_text(row: _Row) -> BadRecord:
 
 
 def _history(row: _Row) -> Iterator[Turn]:
-    for pair in row.get("history") or ():
+    history = row.get("history") or ()
+    if not isinstance(history, (list, tuple)):
+        raise BadRecord(f"its history is {shorten(history)}", "list pairs of a question and an answer")
+    for pair in history:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
             raise BadRecord(f"its history has {shorten(pair)}", "list pairs of a question and an answer")
         yield Turn("human", clean(pair[0]))

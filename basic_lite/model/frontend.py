@@ -1,5 +1,6 @@
 """What is read of a model before its weights: configurations, tokenizer, image processor. A dry run needs no more."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from basic_lite.errors import UserError
+from basic_lite.model.checks import (
+    add_image_token,
+    require_plain_logits,
+    require_sizes,
+    require_usable_processor,
+    without_dropout,
+)
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
@@ -23,6 +31,9 @@ VISION_TYPES = {
     "clip_vision_model": None,
     "siglip_vision_model": None,
 }
+
+# How transformers says that a class has no such attention.
+_SDPA = "torch.nn.functional.scaled_dot_product_attention"
 
 # What a key wants that names a model, said of one that is something else.
 _WANTED = {
@@ -68,14 +79,15 @@ def load_frontend(section: ModelSection) -> Frontend:
     else:
         assert section.vision is not None and section.llm is not None
         config = composed_config(section)
-        with torch.device("meta"):
-            require_decoder(AutoModel.from_config(config.text_config), section.llm)
+        try:
+            with torch.device("meta"):
+                language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+        except Exception as error:  # sizes and names of a configuration may fit in no way
+            raise unreadable(section.llm, "model.llm", error, what="configuration") from error
+        require_decoder(language_model, section.llm)
         tokenizer = load_tokenizer(section.llm, "model.llm")
-        token = section.image_token
-        if token not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
-        config.image_token_id = int(tokenizer.convert_tokens_to_ids(token))
-        select = section.vision_feature_select
+        config.image_token_id = add_image_token(tokenizer, section.image_token, section.llm)
+        select = config.vision_feature_select_strategy
         images = load_image_processor(section.vision, "model.vision")
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
 
@@ -90,7 +102,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
         what: what was read.
     """
     folder = Path(name)
-    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2):
+    if not os.path.isdir(folder) and (folder.is_absolute() or len(folder.parts) != 2):
         return UserError(
             f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
         )
@@ -98,7 +110,14 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     if what == "configuration":  # of a model that doesn't fit, the rest would be fetched for nothing
         fetch = f"fetch its configuration first, which shows whether it fits: hf download {name} config.json"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    where = "the folder holds no readable one" if folder.is_dir() else "no such folder, and not found on the hub"
+    if "trust_remote_code" in str(error):
+        reason = "it comes with a program of its own, and those aren't run here"
+    if _SDPA in str(error):
+        return UserError(
+            f"{key}: {name} can't have model.attention=sdpa: transformers has no such attention for it. Set "
+            "model.attention=eager, or choose another LLM"
+        )
+    where = "the folder holds no readable one" if os.path.isdir(folder) else "no such folder, and not found on the hub"
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
         f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}"
@@ -108,7 +127,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
 def read_config(name: str, key: str) -> PreTrainedConfig:
     """The configuration of a checkpoint, without its weights."""
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a config.json may be wrong in any way
         if (kind := kind_in_name(name)) is not None:
             raise wrong_kind(name, key, kind, "by its name; its configuration can't be read here") from error
@@ -131,7 +150,14 @@ def vision_config_of(name: str) -> PreTrainedConfig:
     if config.model_type not in VISION_TYPES:
         raise wrong_kind(name, "model.vision", f"a {config.model_type}")
     inner = VISION_TYPES[config.model_type]
-    return config if inner is None else getattr(config, inner)
+    vision = config if inner is None else getattr(config, inner)
+    require_sizes(vision, name, "model.vision")
+    if vision.patch_size > vision.image_size:
+        raise UserError(
+            f"model.vision: the configuration of {name} has patches of {vision.patch_size} pixels in pictures of "
+            f"{vision.image_size}; fetch its config.json again"
+        )
+    return vision
 
 
 def llm_config_of(name: str) -> PreTrainedConfig:
@@ -139,6 +165,9 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         raise wrong_kind(name, "model.llm", f"a {config.model_type}")
+    require_sizes(config, name, "model.llm")
+    require_plain_logits(config, name)
+    without_dropout(config)
     return config
 
 
@@ -149,13 +178,16 @@ def llava_config_of(name: str) -> LlavaConfig:
         raise wrong_kind(name, "model.base", f"a {config.model_type}")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
+    for part in (config.text_config, config.vision_config):
+        require_sizes(part, name, "model.base")
+    without_dropout(config.text_config)
     return config
 
 
 def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:
-    """N, visual tokens an image: patches, and the class token where it is kept."""
+    """N, visual tokens an image: patches and the class token, where there is one; `default` leaves the first out."""
     patches = (vision.image_size // vision.patch_size) ** 2
-    return patches + int(_has_class_token(vision) and select == "full")
+    return patches + int(_has_class_token(vision)) - int(select == "default")
 
 
 def _has_class_token(vision: PreTrainedConfig) -> bool:
@@ -170,20 +202,22 @@ def composed_config(section: ModelSection) -> LlavaConfig:
 
 def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> LlavaConfig:
     """The LLaVA configuration of two parts' configurations."""
-    if not -vision.num_hidden_layers - 1 <= section.vision_feature_layer <= vision.num_hidden_layers:
+    count = vision.num_hidden_layers
+    if not -count - 1 <= section.vision_feature_layer <= count or section.vision_feature_layer == 0:
         raise UserError(
-            f"model.vision_feature_layer is {section.vision_feature_layer}, but {section.vision} has "
-            f"{vision.num_hidden_layers} layers; -2 is the last but one"
+            f"model.vision_feature_layer is {section.vision_feature_layer}, but {section.vision} has {count} layers, "
+            f"from 1 to {count}; -2 is the last but one, {-count - 1} what goes into the first"
         )
+    # `default` drops the first token, which SigLIP doesn't have.
+    select = section.vision_feature_select if _has_class_token(vision) else "full"
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=text.vocab_size,  # the real id is set once the tokenizer has one
         projector_hidden_act="gelu",
         vision_feature_layer=section.vision_feature_layer,
-        # `default` drops the first token, which SigLIP doesn't have.
-        vision_feature_select_strategy=section.vision_feature_select if _has_class_token(vision) else "full",
-        image_seq_length=tokens_per_image(vision, section.vision_feature_select),
+        vision_feature_select_strategy=select,
+        image_seq_length=tokens_per_image(vision, select),
         tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
     )
 
@@ -191,7 +225,7 @@ def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrain
 def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, with a padding token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a tokenizer file may be wrong in any way
         raise unreadable(name, key, error, what="tokenizer") from error
     if tokenizer.pad_token_id is None:
@@ -241,14 +275,15 @@ def load_image_processor(name: str | Path, key: str = "model.vision") -> Any:
         UserError: there is none at that place, or it has no PIL version.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(str(name), backend="pil")
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        processor = AutoImageProcessor.from_pretrained(str(name), backend="pil", trust_remote_code=False)
+    except Exception as error:  # its file may be wrong in any way
         raise unreadable(str(name), key, error, what="image processor (preprocessor_config.json)") from error
     if getattr(processor, "backend", "pil") != "pil":
         raise UserError(
             f"{key}: {type(processor).__name__} of {name} has no PIL version, and torchvision is not used here; "
             f"choose a CLIP or SigLIP encoder in {key}"
         )
+    require_usable_processor(processor, str(name), key)
     return processor
 
 

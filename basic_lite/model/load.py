@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
+from basic_lite.model.checks import require_finite_weights
 from basic_lite.model.frontend import Frontend, load_frontend, unreadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.offload import ActivationOffload
@@ -146,7 +147,7 @@ def quantization_config(
 
 def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     try:
-        model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
+        model, info = cls.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **kwargs)
     except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
         raise unreadable(name, key, error) from error
     if info["missing_keys"]:
@@ -156,6 +157,7 @@ def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
             "it is another kind of checkpoint than its configuration says, or the download is incomplete; "
             "fetch it again"
         )
+    require_finite_weights(model, name, key)
     keep_weights_unpacked(model)
     return model
 
@@ -176,7 +178,11 @@ def _compose(
     section, config = recipe.model, frontend.config
     assert section.vision is not None and section.llm is not None
     options = _llm_options(recipe, dtype, device, ["lm_head"])
-    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", **options)
+    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", config=config.text_config, **options)
+    if not hasattr(llm, llm.base_model_prefix):
+        raise UserError(
+            f"model.llm: {section.llm} ({type(llm).__name__}) isn't built as a decoder below a head; choose another LLM"
+        )
     with torch.device("meta"):
         tower = type(AutoModel.from_config(config.vision_config))
     options = {"config": config.vision_config, "dtype": dtype, "device_map": {"": device}}
@@ -204,7 +210,9 @@ def _open_llava(
     # "vision_tower" matches neither and would leave the tower in 4 bit.
     skip = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
     options = _llm_options(recipe, dtype, device, skip)
-    source = _from_pretrained(LlavaForConditionalGeneration, section.base, "model.base", **options)
+    source = _from_pretrained(
+        LlavaForConditionalGeneration, section.base, "model.base", config=frontend.config, **options
+    )
     config = source.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
@@ -313,6 +321,11 @@ def _same_logits(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
         UserError: they differ.
     """
     after = after[..., : before.shape[-1]]
+    if not bool(torch.isfinite(before).all()):
+        raise UserError(
+            f"model.llm: {name} computes logits that are no numbers (NaN or infinity), with model.dtype and "
+            "model.attention as they are; fetch it again, set model.dtype=float32, or choose another LLM"
+        )
     error = (before - after).abs().max().item()
     if not error <= 1e-3 * max(1.0, before.abs().max().item()):
         raise UserError(

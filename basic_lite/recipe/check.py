@@ -9,13 +9,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from basic_lite.choices import meant
+from basic_lite.printable import one_line
 from basic_lite.recipe.keys import is_section, nearest_key, options, wanted
 from basic_lite.recipe.problems import KeyPath, Wrong, plain
 from basic_lite.recipe.schema import Section
+from basic_lite.recipe.texts import text_problem, texts_in
 from basic_lite.recipe.yaml import Document, read_scalar
 
 # What people write where a recipe wants null.
 _NOTHING = ("none", "off", "no", "never")
+# Unknown keys of a section that are told one by one.
+_SHOWN = 20
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -39,16 +43,19 @@ class Checker:
             mend = f"; write {{path: {value}}}" if isinstance(value, str) and "path" in model.model_fields else ""
             return self.report(path, f"expected keys ({', '.join(model.model_fields)}), found {plain(value)}{mend}")
         misspelled = set()
-        for key in value:
-            if key not in model.model_fields:
-                meant, sure = nearest_key((*path, key))
-                hint = f"did you mean `{meant}`?" if sure else f"the nearest is `{meant}`"
-                if "." in key and ".".join((*path, key)) == meant:
-                    holder, _, leaf = meant.rpartition(".")
-                    hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
-                self.report((*path, key), f"there is no such key; {hint}", key=True)
-                if sure:
-                    misspelled.add(meant)
+        unknown = [key for key in value if key not in model.model_fields]
+        if len(unknown) > _SHOWN:
+            more, first = len(unknown) - _SHOWN, one_line(unknown[_SHOWN], 80)
+            self.report((*path, unknown[_SHOWN]), f"{more:,} more keys from `{first}` on are none", key=True)
+        for key in unknown[:_SHOWN]:
+            meant, sure = nearest_key((*path, key))
+            hint = f"did you mean `{meant}`?" if sure else f"the nearest is `{meant}`"
+            if "." in key and ".".join((*path, key)) == meant:
+                holder, _, leaf = meant.rpartition(".")
+                hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
+            self.report((*path, key), f"there is no such key; {hint}", key=True)
+            if sure:
+                misspelled.add(meant)
         checked: dict[str, Any] = {}
         for key, field in model.model_fields.items():
             here = (*path, key)
@@ -98,6 +105,9 @@ class Checker:
         if isinstance(value, float) and float not in members:
             whole = f"; write {int(value)}" if value.is_integer() and int in members else ""
             return self.report(path, message + whole)
+        for text in texts_in(value):
+            if problem := text_problem(_last_name(path), text):
+                return self.report(path, f"{plain(text)} {problem}")
         adapter: TypeAdapter[Any] = TypeAdapter(
             Annotated[annotation, *metadata] if metadata else annotation, config=_STRICT
         )
@@ -105,6 +115,11 @@ class Checker:
             return adapter.validate_python(value)
         except ValidationError:
             return self.report(path, message + _mend(value, members, texts_allowed))
+
+
+def _last_name(path: KeyPath) -> str:
+    """The key that a value belongs to: an entry of a list has only a number."""
+    return next((part for part in reversed(path) if not part.isdigit()), "")
 
 
 def _mend(value: Any, members: list[Any], words: list[Any]) -> str:

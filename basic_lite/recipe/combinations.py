@@ -21,8 +21,12 @@ from basic_lite.recipe.schema import SourceSection
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 KINDS = ("path", "folder", "hub", "parquet", "saved")
 COLUMN_NAMES = ("id", "image", "conversations", "question", "input", "answer", "system", "history", "question_type")
+# Bytes of a run's name; file systems take 255 with what is added to it.
+_MOST_OF_RUN = 200
 # Names that Windows keeps for devices, with any ending.
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+# Tokens of a micro-batch: an 80 GB card holds some 100,000 of a 7B model's.
+MOST_TOKENS = 2**24
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
 
 
@@ -130,6 +134,8 @@ def is_device(name: str) -> bool:
 
 def _name(v: Values) -> Iterator[Finding]:
     name = v["name"]
+    if (size := len(name.encode())) > _MOST_OF_RUN:
+        yield ["name"], f"it has {size} bytes, and files are named after it; choose one of {_MOST_OF_RUN} at most"
     forbidden = sorted({character for character in name if character in '/\\<>:"|?*' or not character.isprintable()})
     if is_device(name):
         yield ["name"], f"{name!r} can't be the name of a folder: on Windows it is a device; choose another name"
@@ -187,7 +193,7 @@ def _lora_targets(v: Values) -> Iterator[Finding]:
 
 def _token_weights(v: Values) -> Iterator[Finding]:
     weights = v["supervision.token_weights"]
-    if not isinstance(weights, str) and weights <= 0:
+    if not isinstance(weights, str) and not 0 < weights <= 1e6:
         yield (
             ["supervision.token_weights"],
             f"patch weights that add up to {weights} leave no loss; give a number above 0 (attention gives at most 1), "
@@ -215,6 +221,12 @@ def _measured(v: Values) -> Iterator[Finding]:
 def _micro_batch(v: Values) -> Iterator[Finding]:
     if problem := batch_problem(v["training.micro_batch"], v["training.global_batch"]):
         yield ["training.micro_batch", "training.global_batch"], problem
+    if (tokens := v["training.micro_batch"] * v["data.max_length"]) > MOST_TOKENS:
+        yield (
+            ["training.micro_batch", "data.max_length"],
+            f"micro_batch samples of max_length are {tokens:,} tokens in memory at once, more than any machine holds; "
+            "set training.micro_batch=1, or data.max_length=2048",
+        )
 
 
 def _betas(v: Values) -> Iterator[Finding]:

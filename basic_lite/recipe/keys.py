@@ -4,6 +4,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from basic_lite.recipe.problems import KeyPath
@@ -32,6 +33,9 @@ SYNONYMS = {
     "load_in_4bit": "quantization.mode",
 }
 
+# Characters of a wrong key that are compared with the right ones.
+_COMPARED = 100
+
 
 @dataclass(frozen=True)
 class KeyDoc:
@@ -45,8 +49,12 @@ class KeyDoc:
 
 def describe_keys(prefix: str = "") -> list[KeyDoc]:
     """Every recipe key (below ``prefix``, when given) with type, default and its line of documentation."""
-    rows = list(_describe(Recipe, ()))
-    return [row for row in rows if not prefix or row.name == prefix or row.name.startswith(f"{prefix}.")]
+    return [row for row in _all_keys() if not prefix or row.name == prefix or row.name.startswith(f"{prefix}.")]
+
+
+@cache
+def _all_keys() -> tuple[KeyDoc, ...]:
+    return tuple(_describe(Recipe, ()))
 
 
 def _describe(model: type[Section], path: KeyPath) -> Iterator[KeyDoc]:
@@ -72,7 +80,7 @@ def nearest_key(path: KeyPath) -> tuple[str, bool]:
 
     Same name in another section comes first, then a similar name in the same section, then one anywhere.
     """
-    wrong, section = path[-1].lower(), ".".join(path[:-1])
+    wrong, section = path[-1].lower()[:_COMPARED], ".".join(path[:-1])
     if wrong in SYNONYMS:
         return SYNONYMS[wrong], True
     if any(row.name == ".".join(path) for row in describe_keys()):
@@ -106,7 +114,7 @@ def wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """A type in plain words: "an integer of at least 1", "one of cosine, mse, off"."""
     words = " or ".join(_wanted_one(option) for option in options(annotation) if option is not types.NoneType)
     phrases = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    bounds = [f"{phrases[name]} {getattr(one, name)}" for one in metadata for name in phrases if hasattr(one, name)]
+    bounds = [f"{phrases[name]} {getattr(one, name):,}" for one in metadata for name in phrases if hasattr(one, name)]
     return f"{words} of {' and '.join(bounds)}" if bounds else words
 
 

@@ -39,7 +39,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
         UserError: with every problem found, each on a line of its own: place, key path, what and fix.
     """
     path = find_recipe(path)
-    document = read_document(_read_text(path), str(path))
+    document = read_document(_read_text(path), path.name)
     apply_overrides(document, overrides)
     checked: Any = None
     if document.values is not None:
@@ -52,6 +52,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
         unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
         count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
         raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
+    for key in ("base", "vision", "llm", "projector", "start"):
+        checked["model"][key] = _at_home(checked["model"][key])
+    checked["output"] = _at_home(checked["output"])
     # Only what is written counts as given: `model.start` and `training.plan` fill in the rest.
     for name in ("model", "training"):
         given = (document.values or {}).get(name) or {}
@@ -59,12 +62,17 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
     return _with_packaged_models(Recipe.model_validate(checked))
 
 
+def _at_home(path: str | None) -> str | None:
+    """A path with the home folder in the place of `~`, as a shell writes it."""
+    return os.path.expanduser(path) if path is not None and path.startswith("~") else path
+
+
 def _with_packaged_models(recipe: Recipe) -> Recipe:
     """The demo's models come with the package; their paths in a recipe hold wherever the command is run."""
     own = {
         key: str(_PACKAGE.parent / name)
         for key in ("vision", "llm")
-        if (name := getattr(recipe.model, key) or "").startswith(f"{_PACKAGE.name}/") and not Path(name).exists()
+        if (name := getattr(recipe.model, key) or "").startswith(f"{_PACKAGE.name}/") and not os.path.exists(name)
     }
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)}) if own else recipe
 
@@ -155,7 +163,7 @@ def _override(document: Document, path: KeyPath, value: Any, place: Place) -> No
         here, last = path[: depth + 1], depth == len(path) - 1
         above = ".".join(path[:depth])
         if isinstance(holder, list):
-            if not part.isascii() or not part.isdigit() or int(part) >= len(holder):
+            if not part.isascii() or not part.isdigit() or len(part) > 9 or int(part) >= len(holder):
                 entries = f"0 to {len(holder) - 1}" if holder else "none"
                 what = f"`{above}` is a list here; name one of its entries ({entries}), as in {above}.0"
                 document.report(place, path, what)
@@ -172,8 +180,9 @@ def _override(document: Document, path: KeyPath, value: Any, place: Place) -> No
             return
         if not last:
             holder = holder[slot]
+    replaced = holder[slot] if isinstance(holder, list) else holder.get(slot)
     holder[slot] = value
-    for known in [*document.keys, *document.places]:
+    for known in [] if not isinstance(replaced, dict | list) else [*document.keys, *document.places]:
         if known[: len(path)] == path:
             document.keys.pop(known, None)
             document.places.pop(known, None)
@@ -205,17 +214,18 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
         UserError: there is neither; names the nearest recipe there is.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in shipped_recipes()}
     by_name = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
-    if by_name and not path.exists() and path.stem in shipped:
+    if by_name and not os.path.exists(path) and path.stem in shipped:
         return shipped[path.stem]
-    beside = path if path.is_dir() else path.parent
-    known = sorted(beside.glob("*.y*ml")) if beside.is_dir() else []
+    beside = path if os.path.isdir(path) else path.parent
+    known = sorted(beside.glob("*.y*ml")) if os.path.isdir(beside) else []
     known += [Path("recipes", file.name) for file in shipped.values()]
-    what = "is a folder, not a recipe file" if path.is_dir() else "doesn't exist"
-    near = get_close_matches(path.stem, [file.stem for file in known], 1, 0.0)
+    what = "isn't a file" if os.path.exists(path) else "doesn't exist"
+    what = "is a folder, not a recipe file" if os.path.isdir(path) else what
+    near = get_close_matches(path.stem[:100], [file.stem for file in known], 1, 0.0)
     best = next(file for file in known if file.stem == near[0]) if near else None
     hint = f"; the nearest is {best}" if best else ""
     raise UserError(f"the recipe {path} {what}{hint}\nShipped recipes: {', '.join(sorted(shipped))}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from basic_lite.printable import one_line, quoted
+
 KeyPath = tuple[str, ...]
 # The keys concerned (the first one present in the file gives the place), and the message.
 Finding = tuple[Sequence[str], str]
@@ -49,7 +51,7 @@ class RecipeProblem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
+        return f"{self.place}: {one_line(self.key)}: {self.message}" if self.key else f"{self.place}: {self.message}"
 
 
 def plain(value: Any) -> str:
@@ -59,12 +61,14 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {quoted(value)}"
     if isinstance(value, str):
-        return f"the text {value!r}" if value else "an empty text"
+        return f"the text {quoted(value, 300)}" if value else "an empty text"
     if isinstance(value, dict):
         return (
-            f"keys ({', '.join(map(str, list(value)[:3]))}{', ...' if len(value) > 3 else ''})" if value else "no keys"
+            f"keys ({one_line(', '.join(map(str, list(value)[:3])))}{', ...' if len(value) > 3 else ''})"
+            if value
+            else "no keys"
         )
     return "a list" if value else "an empty list"
 

@@ -9,6 +9,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from basic_lite.recipe.presets import keys_of
+from basic_lite.recipe.texts import text_problem, texts_in
+
+# The most steps, samples or records that a key may name: a billion.
+MOST = 1_000_000_000
 
 # Types of values that code outside takes by the same name.
 Stage = Literal[1, 2]
@@ -25,6 +29,14 @@ class Section(BaseModel):
     """A group of recipe keys: unknown keys and wrong types are refused, never coerced."""
 
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _usable_texts(self) -> Self:
+        for key in type(self).model_fields:
+            for text in texts_in(getattr(self, key)):
+                if problem := text_problem(key, text):
+                    raise ValueError(f"{key} {problem}")
+        return self
 
 
 class ModelSection(Section):
@@ -49,7 +61,9 @@ class ModelSection(Section):
     image_token: str = Field(
         "<image>", description="The placeholder token; added to the tokenizer of a fresh composition."
     )
-    vision_feature_layer: int = Field(-2, description="Hidden state of the vision encoder that feeds the projector.")
+    vision_feature_layer: int = Field(
+        -2, ge=-1000, le=1000, description="Hidden state of the vision encoder that feeds the projector."
+    )
     vision_feature_select: Literal["default", "full"] = Field(
         "default", description="default: patch features only, no class token; full: all (SigLIP has no class token)."
     )
@@ -83,8 +97,8 @@ class LoraSection(Section):
     """Low-rank adapters on the LLM (PEFT). Leave ``enabled: false`` for projector pre-training."""
 
     enabled: bool = Field(False, description="Train LoRA adapters on the LLM.")
-    rank: int = Field(128, ge=1, description="Rank r; memory and optimizer state grow with it.")
-    alpha: float = Field(256.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    rank: int = Field(128, ge=1, le=16_384, description="Rank r; memory and optimizer state grow with it.")
+    alpha: float = Field(256.0, gt=0, le=1_000_000, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(
         0.05, ge=0, lt=1, description="Dropout before the adapter; 2 to 4 % of a 7B step's time (counted). 0: none."
     )
@@ -116,7 +130,7 @@ class SourceSection(Section):
         description="Column map, ours to theirs, where the data has other names: "
         "id, image, conversations, question, answer, question_type.",
     )
-    limit: int | None = Field(None, ge=1, description="Take only the first so many records.")
+    limit: int | None = Field(None, ge=1, le=MOST, description="Take only the first so many records.")
 
 
 class DataSection(Section):
@@ -137,7 +151,10 @@ class DataSection(Section):
         "v1", description="plain: image, then caption (stage 1); v1: Vicuna; tokenizer: the LLM's own template."
     )
     max_length: int = Field(
-        2048, ge=8, description="Tokens a sample may have, image tokens included. Text is cut, image tokens never."
+        2048,
+        ge=8,
+        le=2**20,
+        description="Tokens a sample may have, image tokens included. Text is cut, image tokens never.",
     )
     too_long: Literal["drop", "refuse"] = Field(
         "refuse",
@@ -166,7 +183,7 @@ class DataSection(Section):
     group_by: Grouping = Field(
         "modality_length", description="Batch samples of like length (and of one modality): less padding."
     )
-    workers: int = Field(2, ge=0, description="Data loader processes; 0: in the training process.")
+    workers: int = Field(2, ge=0, le=256, description="Data loader processes; 0: in the training process.")
 
 
 class SupervisionSection(Section):
@@ -222,26 +239,31 @@ class SupervisionSection(Section):
     sds_tokens: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="Visual tokens of each sample that SDS is computed on, drawn anew in each step; the loss stays "
         "unbiased, and gets noisier. Saves SDS's time in proportion. [open] none: all of them.",
     )
-    temperature: float = Field(1.0, gt=0, description="Temperature of both SDS distributions. [open] 1.")
-    lambda_das: float = Field(1.0, ge=0, description="λ1. [paper] 1; 0 turns DAS off.")
-    lambda_sds: float = Field(0.01, ge=0, description="λ2. [paper] 0.01; 0 turns SDS off.")
+    temperature: float = Field(
+        1.0, ge=1e-6, le=1_000_000, description="Temperature of both SDS distributions. [open] 1."
+    )
+    lambda_das: float = Field(1.0, ge=0, le=1_000_000, description="λ1. [paper] 1; 0 turns DAS off.")
+    lambda_sds: float = Field(0.01, ge=0, le=1_000_000, description="λ2. [paper] 0.01; 0 turns SDS off.")
     guard: float | None = Field(
         None,
         gt=0,
+        le=1_000_000,
         description="Gradient guard at v: per sample, what of BASIC's gradient opposes the LM loss's is taken out, and "
         "its norm is capped at this many times the LM's. Limits harm to first order at v; costs one [M, D] gradient. "
         "[open] none: no guard.",
     )
-    every_n_steps: int = Field(1, ge=1, description="Compute the losses on every n-th optimizer step only.")
+    every_n_steps: int = Field(1, ge=1, le=MOST, description="Compute the losses on every n-th optimizer step only.")
     warmup_ratio: float = Field(
         0.0, ge=0, le=1, description="Share of all steps over which the λs rise linearly from 0."
     )
     refinement_batches: int = Field(
         16,
         ge=0,
+        le=100_000,
         description="How many times 4 samples the refinement curve is measured on, at start and each evaluation; 0: "
         "none. 16 (64 samples, one forward each) decide a gap of .05 between target and projector (docs/METHOD.md).",
     )
@@ -257,12 +279,12 @@ class SupervisionSection(Section):
 class TrainingSection(Section):
     """Optimisation. One optimizer step sees ``global_batch`` samples, whatever ``micro_batch`` is."""
 
-    learning_rate: float = Field(2e-4, ge=0, description="Learning rate of the LoRA weights.")
-    projector_learning_rate: float = Field(2e-5, ge=0, description="Learning rate of the projector.")
-    epochs: float = Field(1.0, gt=0, description="Passes over the data; ignored when `max_steps` is set.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
-    global_batch: int = Field(128, ge=1, description="Samples of one optimizer step.")
-    micro_batch: int = Field(1, ge=1, description="Samples in memory at once; must divide `global_batch`.")
+    learning_rate: float = Field(2e-4, ge=0, le=1000, description="Learning rate of the LoRA weights.")
+    projector_learning_rate: float = Field(2e-5, ge=0, le=1000, description="Learning rate of the projector.")
+    epochs: float = Field(1.0, gt=0, le=1_000_000, description="Passes over the data; ignored when `max_steps` is set.")
+    max_steps: int | None = Field(None, ge=1, le=MOST, description="Optimizer steps.")
+    global_batch: int = Field(128, ge=1, le=1_000_000, description="Samples of one optimizer step.")
+    micro_batch: int = Field(1, ge=1, le=4096, description="Samples in memory at once; must divide `global_batch`.")
     plan: Literal["manual", "auto"] = Field(
         "manual",
         description="auto: when the run starts, the fastest way to carry out a step that fits the memory that is free. "
@@ -273,8 +295,8 @@ class TrainingSection(Section):
         "cosine", description="Learning rate schedule."
     )
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps over which the rate rises.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0: none.")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, le=MOST, description="Gradient clipping; 0: none.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw"] = Field(
         "adamw", description="8-bit and paged ones (bitsandbytes) keep the projector's state in 32 bit."
     )
@@ -282,6 +304,7 @@ class TrainingSection(Section):
     gradient_checkpointing: bool | int = Field(
         True,
         ge=0,
+        le=10_000,
         description="LLM layers whose activations are recomputed in the backward: far less memory, about a third more "
         "time if it is all of them (true), in proportion for a number (the first N layers); the same result.",
     )
@@ -298,25 +321,27 @@ class TrainingSection(Section):
         description="Liger's kernels for the LLM's RMSNorm, RoPE and gated MLPs (Llama, Mistral, Gemma, Phi-3, Qwen): "
         "less time and memory, the same result but for rounding. auto: where Triton runs.",
     )
-    save_every: int = Field(500, ge=1, description="Optimizer steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    save_every: int = Field(500, ge=1, le=MOST, description="Optimizer steps between checkpoints.")
+    keep: int = Field(2, ge=1, le=MOST, description="Checkpoints kept.")
     eval_every: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="Optimizer steps between evaluations on held-out data (`data.eval`, `data.held_out`); none: one, "
         "at the end. Each is a forward over all of it: about a third of a training epoch over as many samples.",
     )
     eval_answers: int = Field(
         2,
         ge=0,
+        le=10_000,
         description="Held-out questions answered on the terminal at each evaluation, a few seconds each; 0: none.",
     )
-    log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
+    log_every: int = Field(1, ge=1, le=MOST, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](("tensorboard",)), description="Where curves go, besides log.jsonl."
     )
     device: Device = Field("auto", description="auto: the GPU where there is one.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; none: torch's choice.")
 
 
 class Recipe(Section):

@@ -7,6 +7,7 @@ the same values.
 """
 
 import io
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,12 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _CORE_TAGS = ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")
+# Characters, values and nested brackets of a recipe, which is read at some 100,000 characters a second.
+_MOST_OF_TEXT, _MOST_VALUES, _DEEPEST = 200_000, 20_000, 100
+
+
+class _TooManyValues(Exception):
+    """Aliases of aliases stand for far more values than the text has."""
 
 
 @dataclass
@@ -70,10 +77,18 @@ def read_document(text: str, source: str) -> Document:
     """Read YAML ``text``; ``source`` names it in messages. Never raises: what is wrong is in ``problems``."""
     document = Document(source)
     top = Place.in_file(source, 1, 1)
+    if len(text) > _MOST_OF_TEXT:
+        document.report(top, (), f"{len(text):,} characters are too many to be a recipe")
+        return document
     try:
+        if _depth(text) > _DEEPEST:
+            raise RecursionError
         root = YAML(typ="safe", pure=True).compose(text)
+        value = None if root is None else _value(root, (), document, ())
     except RecursionError:
         document.report(top, (), "brackets nested too deeply to be a recipe")
+    except _TooManyValues:
+        document.report(top, (), f"it has more than {_MOST_VALUES:,} values, with those that aliases stand for")
     except YAMLError as error:
         line, column, reason = _not_yaml(error, text)
         document.report(Place.in_file(source, line, column), (), f"not valid YAML{reason}")
@@ -81,13 +96,18 @@ def read_document(text: str, source: str) -> Document:
         if root is None:
             document.report(top, (), "the file holds no keys; copy a shipped recipe to start from")
             return document
-        value = _value(root, (), document, ())
         if isinstance(value, dict):
             document.values = value
         elif not isinstance(value, Wrong):
             what = f"expected keys with values (`name: ...`), found {plain(value)}"
             document.report(_start(root, source), (), what)
     return document
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested, at most: those in texts and comments count too."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _not_yaml(error: YAMLError, text: str) -> tuple[int, int, str]:
@@ -112,6 +132,8 @@ def _value(node: Any, path: KeyPath, document: Document, above: tuple[Any, ...])
     """The plain value of a node; fills in places. ``above``: the nodes on the way here, to see a cycle."""
     place = _start(node, document.source)
     document.places[path] = place
+    if len(document.places) > _MOST_VALUES:
+        raise _TooManyValues
     if any(node is other for other in above):
         return document.report(place, path, "an alias that contains itself")
     tag = str(node.tag)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.supervision.attention import check_options, watch_attention
 from basic_lite.supervision.guard import Guard
@@ -242,9 +243,10 @@ class _Taps:
         plan, capture = self.plan, self.capture
         count = len(plan.target.layer_weights)
         if plan.attention and capture.attended != count:
-            raise RuntimeError(
-                f"{capture.attended} attention calls were seen in {count} layers: "
-                f"{type(plan.parts.language_model).__name__} doesn't call transformers' AttentionInterface"
+            raise UserError(
+                f"model.llm: {type(plan.parts.language_model).__name__} doesn't compute its attention as other LLMs of "
+                f"transformers do ({capture.attended} calls were seen in {count} layers), so what it pays to the "
+                "picture can't be read. Choose another LLM, or a fixed number in supervision.token_weights"
             )
         if capture.stream is not None:
             self._pack_v()

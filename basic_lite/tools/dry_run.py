@@ -18,6 +18,7 @@ from basic_lite.model.audit import Part, planned_parts, render
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.printable import printable
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
@@ -183,12 +184,12 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     sample = data.train[index]
     shape = tuple(sample["pixel_values"].shape) if "pixel_values" in sample else None
     console.print()
-    console.print(
-        f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens"
-        + (f", images {shape}" if shape else ", no image")
-        + ")"
-        + (": [bold green]supervised[/], [dim]not supervised[/], [cyan]image[/]" if shows_colours(console) else "")
-    )
+    pictures = f"images {shape}" if shape else "no image"
+    head = Text(f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens, {pictures})")
+    if shows_colours(console):
+        head.append(": ").append("supervised", SUPERVISED).append(", ").append("not supervised", UNSUPERVISED)
+        head.append(", ").append("image", IMAGE)
+    console.print(head)
     console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
 
@@ -217,7 +218,7 @@ def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text
         before = ids[-1:]
         if style == SUPERVISED:
             words = words.replace("\n", "⏎\n")
-        text.append(words, style=style)
+        text.append(printable(words), style=style)
     return text
 
 

@@ -34,6 +34,8 @@ from basic_lite.training.start import resolve_start
 
 # Of a run whose data, and so its steps, isn't read.
 ASSUMED_STEPS = 1000
+# GiB of a card.
+_LEAST_GIB, _MOST_GIB = 0.01, 100_000
 # A file of more isn't read to count its records: that takes seconds.
 COUNTED_BYTES = 256 * MIB
 PARTS = {
@@ -99,8 +101,8 @@ def estimate(
     quiet_libraries()
     if gpu_gib is None:
         gpu_gib = _own_gib() if recipe.training.device == "cpu" else 24.0
-    if gpu_gib <= 0:
-        raise UserError(f"--gpu is {gpu_gib:g}; give the card's memory in GiB, as in --gpu 24")
+    if not _LEAST_GIB <= gpu_gib <= _MOST_GIB:  # NaN is neither
+        raise UserError(f"--gpu is {gpu_gib:g}, which no card has; give the card's memory in GiB, as in --gpu 24")
     if measure:
         require_gpu()
     started = time.perf_counter()

@@ -21,16 +21,18 @@ from basic_lite.data.problems import BadRecord, RecordProblem
 from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
+from basic_lite.data.turns import clean
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
+from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.predictions import Prediction, free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
 from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import sha256
+from basic_lite.training.files import saving, sha256
 from basic_lite.training.places import HELD_OUT, MANIFEST
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of
@@ -66,6 +68,7 @@ def evaluate(
         _require_questions(records)
     shown = (lambda i: records[i].images) if shuffle_images is None else other_images(records, shuffle_images)
     most = max_new_tokens or answer_length(chat, records)
+    _require_room(loaded, chat, records)
     cut: set[int] = set()
     texts = answer(
         loaded,
@@ -84,7 +87,7 @@ def evaluate(
             number=record.number,
             id=record.id,
             question_type=record.question_type or "",
-            images=[image.name for image in shown(i)],
+            images=[clean(image.name) for image in shown(i)],
             question=question_of(record),
             reference=reference,
             prediction=text,
@@ -95,6 +98,20 @@ def evaluate(
         for i, (record, reference, text) in enumerate(zip(records, references, texts, strict=True))
     ]
     return EvalResult(predictions, most)
+
+
+def _require_room(loaded: Loaded, chat: ChatFormat, records: Sequence[Record]) -> None:
+    """Refuse a question that is longer than what the model reads: the answer would be noise."""
+    limit = getattr(loaded.frontend.config.text_config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    for record in records:
+        if (length := len(chat.prompt(record))) >= limit:
+            raise BadRecord(
+                f"its question has {length:,} tokens, pictures included, and this model reads {limit:,} at most",
+                "shorten it, or take the record out",
+                record.place,
+            )
 
 
 def question_of(record: Record) -> str:
@@ -270,8 +287,9 @@ def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
     if why := why_kept(wanted, result.settings):
         say(f"note: {why}, so it is kept, and these go to {target.name}")
     replaced = " (replaced)" if target.exists() else ""
-    result.save(target)
-    console.print(f"predictions: {target}{replaced}", soft_wrap=True, markup=False)
+    with saving(target, "Make room, or name another file with --out"):
+        result.save(target)
+    console.print(printable(f"predictions: {target}{replaced}"), soft_wrap=True, markup=False)
 
 
 def several_questions(records: list[Record]) -> str | None:

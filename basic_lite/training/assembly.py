@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,6 +36,8 @@ from basic_lite.training.start import Origin, notes_on
 from basic_lite.training.step import Mark, TrainStep
 from basic_lite_kernels.operations import Operations
 
+# It makes all float32 products TF32, whatever a program asks for.
+_TF32, _OFF = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", ("", "0", "FALSE", "N", "NO", "OFF")
 Watch = Callable[[Operations], Operations]
 
 
@@ -52,6 +55,11 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
             raise UserError(
                 f"training.trackers names {name}, which isn't installed: pip install {name}, or take it out of the list"
             )
+    if device is not None and device.type == "cuda" and os.environ.get(_TF32, "0").strip().upper() not in _OFF:
+        raise UserError(
+            f"{_TF32} is set, so the projector, which trains in float32, would be computed with 10 bits after the "
+            f"point; unset it: unset {_TF32}"
+        )
     if device is not None and device.type != "cuda":
         check_without_gpu(recipe, f"the run is on the {device}")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
 from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
@@ -29,6 +30,7 @@ from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, PROJECTOR,
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.places import MANIFEST, RECIPE_JSON
 from basic_lite.training.tensor_files import read_tensors, save_tensors
+from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.
@@ -112,7 +114,9 @@ def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector"
     """
     require_same_model(bundle, parts.model.config, key)
     state = read_tensors(bundle.folder / PROJECTOR)
-    theirs, ours = ({n: list(t.shape) for n, t in one.items()} for one in (state, parts.projector.state_dict()))
+    theirs, ours = (
+        {n: [*t.shape, dtype_name(t.dtype)] for n, t in one.items()} for one in (state, parts.projector.state_dict())
+    )
     names = sorted(ours.keys() | theirs.keys())
     _require_none(
         bundle,
@@ -150,13 +154,18 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
         name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
     }
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
-    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
+    if _layout(state) != _layout(own):
         raise UserError(
             f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
-            "or other shapes): lora.rank, lora.targets or the LLM differ from the run that wrote it. "
+            "or other shapes or types): lora.rank, lora.targets or the LLM differ from the run that wrote it. "
             "Use that run's recipe"
         )
     set_peft_model_state_dict(parts.model, state, adapter_name=ADAPTER)
+
+
+def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, bool]]:
+    """What must be the same of two adapters; one may be rounded to the other's type."""
+    return {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in state.items()}
 
 
 def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:

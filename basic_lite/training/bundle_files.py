@@ -1,7 +1,7 @@
 """A bundle's files, found and verified. No weight is loaded, so no torch is needed; ``bundle`` says what is in it."""
 
-import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
+from basic_lite.training.manifest import read_manifest
 from basic_lite.training.places import MANIFEST, RECIPE_JSON, RUNS, checkpoints_of, holds_bundle
 from basic_lite.version import __version__
 
@@ -47,18 +48,18 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
     Raises:
         UserError: nothing of the kind is there.
     """
-    if (place / MANIFEST).is_file():
+    if os.path.isfile(place / MANIFEST):
         return place
-    if (place / "final" / MANIFEST).is_file():
+    if os.path.isfile(place / "final" / MANIFEST):
         return place / "final"
-    checkpoints = checkpoints_of(place)
+    checkpoints = checkpoints_of(place) if os.path.isdir(place) else []
     if checkpoints:
         return checkpoints[-1]
     if place.name.startswith("checkpoint-"):
         raise UserError(
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"
         )
-    if not place.exists():
+    if not os.path.exists(place):
         if kind := kind_in_name(place.as_posix()):
             raise UserError(
                 f"{key}: {place} is no run but, by its name, {kind} model, and models of that kind can't be trained "
@@ -87,7 +88,7 @@ def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = hol
     below = runs / place.name if len(place.parts) == 1 else None
     if below is not None and fits(below):
         return f"did you mean {below.as_posix()}?"
-    if place.exists():  # it is spelled right
+    if os.path.exists(place):  # it is spelled right
         return ""
     return meant_beside(place, fits) or (meant_beside(below, fits) if below is not None else "")
 
@@ -112,41 +113,64 @@ def look_at_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> B
 
 def _read(folder: Path, *, whole: bool) -> Bundle:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-        version = manifest["format"]
+        manifest = read_manifest(folder / MANIFEST, FORMAT)
+        if (version := manifest["format"]) != FORMAT:
+            raise UserError(
+                f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
+            )
+        files = manifest["files"]
         if not {PROJECTOR, RECIPE_JSON} <= files.keys():
             raise ValueError(f"it lists no {PROJECTOR} or {RECIPE_JSON}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{folder / MANIFEST} can't be read ({error}): the bundle is damaged. "
             "Take another checkpoint (--checkpoint with --resume)"
         ) from error
-    if version != FORMAT:
-        raise UserError(
-            f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
-        )
-    wrong = []
-    for name in files if whole else [RECIPE_JSON]:
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256(path) != files[name]["sha256"]:
-            wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
-    if wrong:
+    if wrong := _not_as_listed(folder, files, files if whole else [RECIPE_JSON]):
         raise UserError(
             f"the bundle {folder} doesn't hold together: {'; '.join(wrong)}. "
             "Parts of different runs must not be mixed; "
             "restore the files, or take another checkpoint (--checkpoint with --resume)"
         )
+    recipe = _recipe_of(folder, manifest)
+    if recipe.lora.enabled != (ADAPTER_WEIGHTS in files):
+        has = "has" if ADAPTER_WEIGHTS in files else "lists no"
+        raise UserError(
+            f"{folder} {has} {ADAPTER_WEIGHTS}, and lora.enabled is {str(recipe.lora.enabled).lower()} in its "
+            f"{RECIPE_JSON}: the bundle was put together from others; take one as `train` has written it"
+        )
+    return Bundle(folder, manifest, recipe)
+
+
+def _not_as_listed(folder: Path, files: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Which of the files are missing or were changed."""
+    wrong = []
+    for name in names:
+        path = folder / name
+        if not os.path.isfile(path):
+            wrong.append(f"{name} is missing")
+        elif sha256(path) != files[name]["sha256"]:
+            wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
+    return wrong
+
+
+def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
+        models = [recipe.model.base is not None, recipe.model.vision is not None, recipe.model.llm is not None]
+        if models not in ([True, False, False], [False, True, True]):
+            raise ValueError("it names no model, or too many")
     except ValueError as error:  # pydantic's ValidationError is one
         raise UserError(
             f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
-            f"{manifest.get('basic_lite', 'an unknown version')}: use that one"
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({_first_line(error)})"
         ) from error
-    return Bundle(folder, manifest, recipe)
+    return recipe
+
+
+def _first_line(error: ValueError) -> str:
+    """What is wrong, of the first key that pydantic names."""
+    return "; ".join(str(error).splitlines()[1:3]) or str(error)
 
 
 def require_checkpoint(bundle: Bundle) -> None:

@@ -8,16 +8,17 @@
     training.json             step, scheduler, optimizer's numbers, what the loop remembers
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_json_file
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
 from basic_lite.training.files import write_json
 from basic_lite.training.plan import Plan
@@ -90,8 +91,8 @@ def read_progress(bundle: Bundle) -> Progress:
         UserError: the file isn't one of ours.
     """
     try:
-        return Progress(**_training(bundle)["progress"])
-    except (KeyError, TypeError) as error:
+        return TypeAdapter(Progress).validate_python(Progress(**_training(bundle)["progress"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise _foreign(bundle, error) from error
 
 
@@ -124,7 +125,7 @@ def restore_training_state(
 
 def _training(bundle: Bundle) -> dict[str, Any]:
     try:
-        state = json.loads((bundle.folder / TRAINING).read_text(encoding="utf-8"))
+        state = read_json_file(bundle.folder / TRAINING)
     except (OSError, ValueError) as error:
         raise _foreign(bundle, error) from error
     if not isinstance(state, dict):

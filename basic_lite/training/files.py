@@ -108,7 +108,10 @@ def remove(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with a newline at the end. What was there stays until the new file is whole."""
     scratch = path.with_name(path.name + PART)
-    scratch.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    # A name of a file that isn't UTF-8 has halves of characters in it, which JSON can write and UTF-8 can't.
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+    scratch.write_text(text + "\n", encoding="utf-8")
     os.replace(scratch, path)
 
 

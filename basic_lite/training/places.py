@@ -11,11 +11,13 @@
     kept-1/ kept-2/ …                      what --overwrite has found in a run that isn't the run's own
 """
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from basic_lite.outside import parse_json, read_json_file
 
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
@@ -46,7 +48,7 @@ def holds_bundle(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run's final bundle is there."""
-    return (folder / FINAL / MANIFEST).is_file()
+    return os.path.isfile(folder / FINAL / MANIFEST)
 
 
 def is_run(folder: Path) -> bool:
@@ -69,8 +71,8 @@ def _is_ours(manifest: Path) -> bool:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_file(path)
+    except (OSError, ValueError):
         return None
 
 
@@ -78,8 +80,8 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_json(line)
+        except ValueError:
             continue
         if isinstance(value, dict):
             yield value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,11 +30,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file to the CPU.
 
     Raises:
-        UserError: it can't be read.
+        UserError: it can't be read, or a number in it isn't finite.
     """
     try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
+        state = load_file(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # a foreign head may name types of its own
         raise UserError(
             f"{path} is no readable safetensors file ({error}); take another checkpoint (--checkpoint with --resume)"
         ) from error
+    broken = [name for name, one in state.items() if one.is_floating_point() and not bool(torch.isfinite(one).all())]
+    if broken:
+        raise UserError(
+            f"{path}: {broken[0]} has numbers that aren't finite (NaN or infinity), so nothing can be computed with "
+            "it; take another checkpoint, or train it again"
+        )
+    return state

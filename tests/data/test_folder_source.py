@@ -110,8 +110,9 @@ def test_imagefolder(tmp_path: Path, kind: str, split: str, monkeypatch: pytest.
     records = load(tmp_path)
     assert Path(locate(records[0].images[0])) == folder / "in" / "a.png"
     assert records[0].answer == "a cat"
+    first = {"csv": "line 2", "jsonl": "line 1", "parquet": "record 1"}
     inside = f"photos/{split}/" if split else "photos/"
-    assert records.place(0).startswith(f"{inside}metadata.{kind}, {'line 2' if kind == 'csv' else 'record 1'}")
+    assert records.place(0).startswith(f"{inside}metadata.{kind}, {first[kind]}")
 
 
 def test_what_is_refused(tmp_path: Path, photos: Path) -> None:

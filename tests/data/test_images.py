@@ -14,7 +14,7 @@ from PIL import Image, features
 from transformers import SiglipImageProcessorPil
 
 from basic_lite.console import quiet_libraries
-from basic_lite.data import heic
+from basic_lite.data import heic, images
 from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
 from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
@@ -249,3 +249,41 @@ def test_a_telephones_picture_without_its_reader(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(BadImage, match="pip install pillow-heif"):
         open_image(ImageRef("a.HEIC", str(tmp_path)))
+
+
+@pytest.mark.parametrize("size", [(3, 900), (900, 3), (7, 240), (120, 33)])
+@pytest.mark.parametrize("how", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_a_large_square_of_padding_is_never_made(
+    size: tuple[int, int], how: Image.Resampling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resized along its length before it is padded, a picture is the same but for rounding."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    made, refs = processor(32), (ImageRef("a.png", str(tmp_path)),)
+    made.resample = how
+    whole = pixels(refs, made, "pad")
+    monkeypatch.setattr(images, "_wasteful", lambda width, height: True)
+    level = 1 / 255 / min(made.image_std)
+    assert (pixels(refs, made, "pad") - whole).abs().max() <= 1.01 * level
+
+
+def test_which_pictures_are_padded_whole() -> None:
+    """Photographs, however large; no strips whose square would take more than 48 MB."""
+    for size in [(4000, 6000), (9000, 12000), (14_000, 10_000), (500, 4000), (1, 4000)]:
+        assert not images._wasteful(*size), size
+    for size in [(1, 30_000), (4001, 900), (20_000, 3_000)]:
+        assert images._wasteful(*size), size
+    assert fit(Image.new("RGB", (1, 30_000)), "pad", processor(32)).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "head", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"BUFR", b"GRIB"]
+)
+def test_no_program_is_started_for_a_picture(head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    (tmp_path / "a.jpg").write_bytes(head + b"\0" * 64)
+    with pytest.raises(BadImage, match="cannot identify"):
+        open_image(ImageRef("a.jpg", str(tmp_path)))

@@ -128,8 +128,8 @@ def test_a_broken_line_is_one_bad_record(tmp_path: Path) -> None:
         with pytest.raises(BadRecord) as caught:
             records[index]
         found.append(str(caught.value))
-    assert found[0].startswith("a.jsonl, record 2: line 3, column 8: broken JSON")
-    assert f"line 4, column {len(lines[3])}: broken JSON: Extra data" in found[1]
+    assert found[0].startswith("a.jsonl, line 3: column 8: broken JSON")
+    assert f"line 4: column {len(lines[3])}: broken JSON: Extra data" in found[1]
     assert "line 5: not UTF-8 (byte" in found[2]
 
 

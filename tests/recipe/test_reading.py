@@ -84,12 +84,14 @@ supervision:
   layers: 1.5
 kernels: triton
 """
-    found = problems(tmp_path, text, "lora.rnk=3", "training.eval_every=10", "foo", "lora=[", "name.x=3")
+    small = "name: 7\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: a}}\n"
+    wrong = ["lora.rnk=3", "training.eval_every=10", "foo", "lora=[", "name.x=3"]
+    found = [*problems(tmp_path, text), *problems(tmp_path, small, *wrong)]
     expected = [
         ":1:7: name: expected text, found the number 7",
         ":4:3: model.visoin: there is no such key; did you mean `model.vision`?",
         ":6:14: model.attention: expected one of sdpa, eager, flash_attention_2, found the text 'sdpaa'",
-        ":8:18: training.learning_rate: expected a number of at least 0, found the text '3e-4 '",
+        ":8:18: training.learning_rate: expected a number of at least 0 and at most 1,000, found the text '3e-4 '",
         ":9:16: training.micro_batch: micro_batch 3 does not divide global_batch 128",
         ":11:3: training.micro_batch: the same key a second time (first at line 9)",
         ":12:10: training.betas: each beta is at least 0 and below 1",
@@ -100,6 +102,7 @@ kernels: triton
         ":23:7: data.train.1: the source names no data",
         ":25:11: supervision.layers: a fraction of the layers lies above 0 and is at most 1",
         ":26:10: kernels: triton needs a GPU",
+        ":1:7: name: expected text, found the number 7",
         "command line: lora.rnk: there is no such key; did you mean `lora.rank`?",
         "command line: training.eval_every: there is nothing to evaluate on",
         "command line: expected key.path=value, found 'foo'",
@@ -109,6 +112,10 @@ kernels: triton
     for start in expected:
         assert any(line.startswith(start) for line in found), (start, found)
     assert len(found) == len(expected)
+    # More than a screen of them is cut, and the rest counted.
+    with pytest.raises(UserError, match=r"has 19 problems:\n(.|\n)*… \(\d+ lines left out\)\n") as caught:
+        load_recipe(write_recipe(tmp_path, text), wrong)
+    assert len(str(caught.value)) <= 2000
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ kernels: triton
         ("stage", "true", "expected one of 1, 2, found true"),
         ("stage", "2.0", "expected one of 1, 2, found the number 2.0"),
         ("stage", "'2'", "found the text '2'"),
-        ("seed", "-1", "expected an integer of at least 0 and at most 4294967295, found the number -1"),
+        ("seed", "-1", "expected an integer of at least 0 and at most 4,294,967,295, found the number -1"),
         ("seed", "1.5", "expected an integer"),
         ("seed", "false", "found false"),
         ("name", "''", "found an empty text"),
@@ -129,8 +136,12 @@ kernels: triton
         ("training.epochs", ".nan", "must be finite"),
         ("quantization.double", "yes", "expected true or false, found the text 'yes'; write true"),
         ("quantization.double", "1", "expected true or false, found the number 1"),
-        ("training.gradient_checkpointing", "yes", "expected true or false or an integer of at least 0, found"),
-        ("training.gradient_checkpointing", "-1", "expected true or false or an integer of at least 0, found"),
+        (
+            "training.gradient_checkpointing",
+            "yes",
+            "expected true or false or an integer of at least 0 and at most 10,000",
+        ),
+        ("training.gradient_checkpointing", "-1", "at least 0 and at most 10,000, found the number -1"),
         ("training.gradient_checkpointing", "8.0", "found the number 8.0; write 8"),
         ("training.betas", "[0.9]", "expected a list of 2 numbers"),
         ("training.betas", "[0.9, x]", "expected a list of 2 numbers"),

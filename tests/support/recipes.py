@@ -37,7 +37,7 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
     head, *lines = str(caught.value).split("\n")
     count = int(re.search(r"(\d+) problems?:$", head).group(1)) if "problems" in head else 1  # type: ignore[union-attr]
     assert count == len(lines), head
-    return [line.strip().removeprefix(str(folder / "recipe.yaml")) for line in lines]
+    return [line.strip().removeprefix("recipe.yaml") for line in lines]
 
 
 def problem(folder: Path, text: str, *overrides: str) -> str:

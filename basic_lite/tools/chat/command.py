@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import command_line, note, quiet_libraries
+from basic_lite.data.turns import clean
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
@@ -18,6 +19,8 @@ from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.bundle_files import find_bundle, meant_run
 from basic_lite.training.places import MANIFEST, holds_bundle
 
+# Below it, a logit divided by it may be no number any more.
+_LEAST_TEMPERATURE = 0.001
 _MODELS = "give a run folder (runs/NAME), a bundle, an exported folder, or the name of a model on the hub (OWNER/NAME)"
 
 
@@ -49,8 +52,13 @@ def chat(
     _check_model(model)
     if web:
         _check_web(words, question)
+    if 0 < temperature < _LEAST_TEMPERATURE:
+        raise UserError(
+            f"--temperature {temperature:g} is too low to draw with; give 0, or {_LEAST_TEMPERATURE} or more"
+        )
     manner = Manner(max_new_tokens, temperature)
     pictures, question = pictures_and_question(words, question)
+    question = None if question is None else clean(question)
     speaker = find_speaker(model, device, dtype)
     if web:
         from basic_lite.tools.chat.web import serve

@@ -33,11 +33,11 @@ class FolderSpeaker:
         self.name = name
         try:
             # torchvision is no dependency, and resizes in another way.
-            self.processor: Any = AutoProcessor.from_pretrained(name, backend="pil")
+            self.processor: Any = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
             # What has no room on a card goes to the host.
             place: Any = "auto" if device.type == "cuda" else {"": device}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=pick_dtype(dtype, device), device_map=place
+                name, dtype=pick_dtype(dtype, device), device_map=place, trust_remote_code=False
             ).eval()
         except Exception as error:  # files of others may be wrong in any way
             raise unreadable(name, "MODEL", error, what="model") from error

@@ -12,6 +12,7 @@ from types import FrameType
 
 from basic_lite.console import note
 from basic_lite.errors import UserError
+from basic_lite.printable import printable
 from basic_lite.tools.chat.arguments import is_picture, missing_pictures, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.lines import Lines
@@ -170,7 +171,7 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
     lines = Lines(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     with _stopped_by_interrupt(reply):
         for piece in reply:
-            print(lines.take(piece), end="", flush=True)
+            print(lines.take(printable(piece)), end="", flush=True)
             pieces.append(piece)
     print(flush=True)
     if reply.stopped and not pieces:

@@ -10,6 +10,7 @@ from basic_lite.data.held_out import hold_out
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 from basic_lite.data.records import Records
+from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.training.batches import steps_of
 from basic_lite.training.sanity import few_steps
@@ -51,7 +52,7 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         f"  basic-lite train {file}",
         f"  basic-lite chat {run} {_first_question(records, report, prompts)}",
     ):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(printable(line), soft_wrap=True, markup=False)
 
 
 def to_leave_out(recipe: Recipe, report: DataReport) -> list[str]:

@@ -24,6 +24,7 @@ from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
@@ -303,7 +304,7 @@ def _words_of(record: Record) -> Text:
     for turn in conversation(record):
         style = "bold green" if turn.role == "gpt" else "dim"
         text.append(f"{turn.role}: ", style="bold")
-        text.append(turn.text.replace(IMAGE, "<image>").strip() + "\n", style=style)
+        text.append(printable(turn.text.replace(IMAGE, "<image>").strip()) + "\n", style=style)
     text.rstrip()
     return text
 

@@ -269,7 +269,7 @@ def _exported(
     progress: Callable[[int], None],
 ) -> _Exported:
     # Where torchvision is installed, transformers would take it, and it resizes in another way.
-    processor = AutoProcessor.from_pretrained(str(folder), backend="pil")
+    processor = AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
     model = _open(folder, device)
     inputs = [_inputs(processor, sample) for sample in samples]
     answers = []
@@ -313,7 +313,9 @@ def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]
 def _open(folder: Path, device: torch.device) -> Any:
     """The exported model; on a card that is too small for it, the rest is on the host."""
     place: Any = "auto" if device.type == "cuda" else {"": device}
-    return AutoModelForImageTextToText.from_pretrained(str(folder), dtype="auto", device_map=place).eval()
+    return AutoModelForImageTextToText.from_pretrained(
+        str(folder), dtype="auto", device_map=place, trust_remote_code=False
+    ).eval()
 
 
 def _inputs(processor: Any, sample: Sample) -> dict[str, Any]:

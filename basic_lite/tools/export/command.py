@@ -12,6 +12,7 @@ from basic_lite.console import Sheet, command_line, counting, quiet_libraries, s
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
+from basic_lite.printable import printable
 from basic_lite.sizes import MIB, size_text
 from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check
@@ -91,7 +92,7 @@ def export(
         say(f"GGUF: {difference}")
     if checked is not None:
         show(console, table(checked))
-    console.print(_verdict(out, checked), soft_wrap=True, markup=False)
+    console.print(printable(_verdict(out, checked)), soft_wrap=True, markup=False)
     if passed := checked is None or checked.passed:
         say(f"model card: {out / CARD} (see to its licence before you publish)")
         say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")

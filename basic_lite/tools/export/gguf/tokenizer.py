@@ -52,7 +52,7 @@ def vocabulary_of(folder: Path, rows: int) -> Vocabulary:
     if not file.is_file():
         raise UserError(f"{folder} has no tokenizer.json, which GGUF's vocabulary is read from; {OTHERWISE}")
     raw = json.loads(file.read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens and the embedding table {rows} rows; export again")
     _check_model(raw)

@@ -63,7 +63,7 @@ def _facts(folder: Path, kind: GgufType, llama_cpp: Path | None, name: str) -> _
     config = LlavaConfig.from_pretrained(folder)
     preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     check_vision(config, preprocessor)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     rendered = Rendered(tokenizer, tokenizer.convert_ids_to_tokens(config.image_token_id))
     notes = notes_of(config, preprocessor, kind)
     text = None

@@ -1,0 +1,59 @@
+"""An end for programs that others wrote: a chat template that loops would render for ever."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TookTooLong(Exception):
+    """The work was broken off."""
+
+
+class _Watch:
+    """One thread looks, now and then, whether the work of others has taken too long, and breaks it off.
+
+    To start a thread for each work would take longer than most of them. Python has no other way to break off code that
+    runs in its own thread: a signal comes only to the main one, and isn't known on Windows.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()  # a fork has no threads
+        self.lock = threading.Lock()
+        self.due: dict[int, float] = {}  # thread → when its work must be done
+        threading.Thread(target=self._look, name="time limit", daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(0.25)
+            with self.lock:
+                late = [thread for thread, end in self.due.items() if time.monotonic() > end]
+                for thread in late:
+                    del self.due[thread]
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TookTooLong))
+
+
+_watch: _Watch | None = None
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Around Python code that may have no end.
+
+    Raises:
+        TookTooLong: it took more than ``seconds``, and is broken off between two of its instructions.
+    """
+    global _watch
+    if _watch is None or _watch.process != os.getpid():
+        _watch = _Watch()
+    watch, thread = _watch, threading.get_ident()
+    with watch.lock:
+        watch.due[thread] = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        with watch.lock:
+            if watch.due.pop(thread, None) is None:  # it was told, and may be about to hear of it
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)

@@ -1,0 +1,156 @@
+"""What a model from outside must have to be trained on: refused by name, before step 0, where it hasn't."""
+
+import math
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Params4bit
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from basic_lite.errors import UserError
+
+# Pixels of an encoder's side. The largest that is published has 1,024.
+_MOST_PIXELS = 8192
+# The most of what a configuration counts; the largest models have a tenth of it.
+_MOST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 200_000,
+    "vocab_size": 10_000_000,
+    "image_size": _MOST_PIXELS,
+    "patch_size": 1024,
+}
+
+
+def require_usable_processor(processor: Any, name: str, key: str) -> None:
+    """Refuse an image processor whose numbers make no pixels.
+
+    Raises:
+        UserError: mean or std aren't three finite numbers, a std or scale isn't above 0, or a size is none.
+    """
+    odd = [one for one in ("image_mean", "image_std") if _odd(processor, one)]
+    wrong = [f"{one} is {getattr(processor, one)!r}" for one in odd]
+    scale = getattr(processor, "rescale_factor", 1.0)
+    if not _is_number(scale) or scale <= 0:
+        wrong.append(f"rescale_factor is {scale!r}")
+    if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
+        wrong.append("do_normalize is set without image_mean and image_std")
+    if processor.resample is not None and processor.resample not in set(Image.Resampling):
+        wrong.append(f"resample is {processor.resample!r}")
+    for one in ("size", "crop_size"):
+        sides = [side for side in dict(getattr(processor, one, None) or {}).values() if side is not None]
+        if any(not isinstance(side, int) or not 1 <= side <= _MOST_PIXELS for side in sides):
+            wrong.append(f"{one} is {dict(getattr(processor, one))}")
+    if wrong:
+        raise UserError(
+            f"{key}: the preprocessor_config.json of {name} makes no usable pixels ({'; '.join(wrong)}); take the one "
+            "that its authors publish"
+        )
+
+
+def _odd(processor: Any, name: str) -> bool:
+    value = getattr(processor, name, None)
+    if value is None:  # then it isn't used
+        return False
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    return len(values) != 3 or any(not _is_number(one) or (name == "image_std" and one <= 0) for one in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_plain_logits(config: PreTrainedConfig, name: str) -> None:
+    """Refuse an LLM that caps its logits: LLaVA's class has no such cap.
+
+    Raises:
+        UserError: it does.
+    """
+    if cap := getattr(config, "final_logit_softcapping", None):
+        raise UserError(
+            f"model.llm: {name} ({config.model_type}) has a soft cap of {cap:g} on its logits, as Gemma 2 has, and "
+            "LLaVA can't hold one: it would be trained against other logits than its own. Choose another LLM"
+        )
+
+
+def require_sizes(config: PreTrainedConfig, name: str, key: str) -> None:
+    """Refuse a configuration with sizes that no model has: to make such a one would have no end.
+
+    Raises:
+        UserError: names the first.
+    """
+    for one, most in _MOST.items():
+        value = getattr(config, one, None)
+        if value is not None and (not isinstance(value, int) or not 1 <= value <= most):
+            raise UserError(
+                f"{key}: the configuration of {name} has {one} {value!r}, and a model has 1 to {most:,}; fetch its "
+                "config.json again"
+            )
+
+
+def without_dropout(config: PreTrainedConfig) -> None:
+    """Turn off the dropout that an LLM's own configuration asks for: it is frozen; LoRA's is the recipe's."""
+    for name, value in vars(config).items():
+        if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+
+
+def require_finite_weights(model: nn.Module, name: str, key: str) -> None:
+    """Refuse weights with NaN or infinity in them. Each is read once; 4-bit ones by their blocks' statistics.
+
+    Raises:
+        UserError: names the first.
+    """
+    for path, parameter in model.named_parameters():
+        if not all(map(_is_finite, _numbers_of(parameter))):
+            raise UserError(
+                f"{key}: the weight {path} of {name} has numbers in it that aren't finite (NaN or infinity); fetch the "
+                "checkpoint again, or choose another"
+            )
+
+
+def _numbers_of(parameter: nn.Parameter) -> list[Tensor]:
+    """The weights themselves, or the statistics that 4-bit ones are scaled by: NaN in a block is NaN in its own."""
+    state = parameter.quant_state if isinstance(parameter, Params4bit) else None
+    if state is None:
+        return [parameter]
+    return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
+
+
+def _is_finite(values: Tensor) -> bool:
+    if not values.is_floating_point() or not values.numel() or values.is_meta:
+        return True
+    low, high = torch.aminmax(values.detach())  # NaN is passed on
+    return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, token: str, name: str) -> int:
+    """The id of an LLM's image token; one that its tokenizer lacks is added.
+
+    Raises:
+        UserError: the token is a word or has another use, or its new id is a word's.
+    """
+    known = tokenizer.get_vocab()
+    if token in known:
+        own = {str(one) for one in tokenizer.added_tokens_decoder.values()}
+        used = {role: one for role, one in tokenizer.special_tokens_map.items() if isinstance(one, str)}
+        role = next((role for role, one in used.items() if one == token), None)
+        # A vocabulary may list such a token among its words.
+        bracketed = len(token) > 2 and token[0] in "<[" and token[-1] in ">]"
+        if role is not None or not (token in own or bracketed):
+            what = f"the {role}" if role is not None else "a word"
+            raise UserError(
+                f"model.image_token: {token!r} is {what} of {name}'s tokenizer, so texts would hold pictures; choose "
+                "another, such as <image>"
+            )
+        return known[token]
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+    new = int(tokenizer.convert_tokens_to_ids(token))
+    if new in known.values():
+        word = next(word for word, one in known.items() if one == new)
+        raise UserError(
+            f"model.llm: the ids of {name}'s tokenizer have holes, so the new token {token!r} gets the id {new}, which "
+            f"is that of {word!r}; set model.image_token to a token that it has and never uses, or choose another LLM"
+        )
+    return new

@@ -1,0 +1,89 @@
+"""Programs that others wrote come to an end: chat templates that loop, or write without measure."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.problems import TemplateRefused
+from basic_lite.data.time_limit import TookTooLong, at_most
+from basic_lite.errors import UserError
+from tests.support.data import CHATML, N, image_id, record, tokenizer
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def count(end: float) -> int:
+    number = 0
+    while time.monotonic() < end:
+        number += 1
+    return number
+
+
+def test_what_takes_too_long_is_broken_off_in_any_thread() -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        try:
+            with at_most(0.1):
+                count(time.monotonic() + 20)
+        except TookTooLong as error:
+            found.append(error)
+
+    started = time.monotonic()
+    thread = threading.Thread(target=work)
+    thread.start()
+    work()
+    thread.join()
+    assert len(found) == 2 and time.monotonic() - started < 10
+
+
+def test_what_is_done_in_time_is_let_be() -> None:
+    for _ in range(20):
+        with at_most(0.5):
+            count(time.monotonic() + 0.01)
+    count(time.monotonic() + 0.8)  # nothing comes after its end
+    with pytest.raises(ZeroDivisionError), at_most(5):
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize("template", [LOOP + CHATML, CHATML.replace("m['content']", "m['content'] * 9999 * 99")])
+def test_a_template_without_end_is_refused_at_the_start(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("basic_lite.data.templates._LIMIT_S", 0.5)
+    made = tokenizer("byte", "chatml")
+    before, made.chat_template = made.chat_template, template
+    started = time.process_time()
+    try:
+        with pytest.raises(UserError, match=r"the tokenizer's chat template can't be used: .*set data\.template to v1"):
+            ChatFormat("tokenizer", made, image_id(made), N)
+    finally:
+        made.chat_template = before
+    assert time.process_time() - started < 8
+
+
+@pytest.mark.parametrize("sum_", ["'a' * 10000000000", "'a' * 10**10", "999999999 * 'a'"])
+def test_a_template_that_fills_the_memory(sum_: str) -> None:
+    made = tokenizer("byte", "chatml")
+    before, made.chat_template = made.chat_template, CHATML + "{{ " + sum_ + " }}"
+    try:
+        with pytest.raises(UserError, match="multiplies by huge numbers"):
+            ChatFormat("tokenizer", made, image_id(made), N)
+    finally:
+        made.chat_template = before
+
+
+def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer("byte", "chatml")
+    before = made.chat_template
+    made.chat_template = "{% if messages[0].content == 'round' %}" + LOOP + "{% endif %}" + CHATML
+    monkeypatch.setattr("basic_lite.data.templates._LIMIT_S", 0.3)
+    try:
+        chat = ChatFormat("tokenizer", made, image_id(made), N)
+        with pytest.raises(TemplateRefused, match="hasn't written this conversation"):
+            chat.encode(record("round", "a"), 100)
+        assert chat.encode(record("straight", "a"), 100).input_ids
+    finally:
+        made.chat_template = before

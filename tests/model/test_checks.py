@@ -1,0 +1,236 @@
+"""Models from outside: what can't be trained on is refused by name, before a step, and says the true reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    DiffLlamaConfig,
+    Gemma2Config,
+    GptOssConfig,
+    Llama4TextConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    SeedOssConfig,
+    SiglipVisionConfig,
+)
+
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import load_frontend, load_image_processor, read_config, tokens_per_image
+from basic_lite.model.load import load_base
+from basic_lite.recipe.schema import ModelSection
+from basic_lite.run import train
+from basic_lite.training.assembly import check_machine
+from tests.support.models import text_config, tiny_tokenizer, write_llm, write_vision
+from tests.support.runs import quiet, tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models_(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_llm(folder / "llm")
+    write_vision(folder / "vision")
+    return folder
+
+
+def section(folder: Path, **changes: Any) -> ModelSection:
+    return ModelSection(**{"llm": str(folder / "llm"), "vision": str(folder / "vision"), **changes})
+
+
+def refused(act: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        act()
+    return str(caught.value)
+
+
+def write_kind(folder: Path, config: Any) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "odd")
+    tiny_tokenizer().save_pretrained(folder / "odd")
+    return folder / "odd"
+
+
+COMMON = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "said"),
+    [
+        (Gemma2Config, {}, "soft cap of 30 on its logits"),
+        (GptOssConfig, {"num_local_experts": 2, "num_experts_per_tok": 1}, "Set model.attention=eager"),
+        (Llama4TextConfig, {"num_local_experts": 2, "intermediate_size_mlp": 64}, "isn't built as a decoder"),
+        (DiffLlamaConfig, {}, "Choose another LLM, or a fixed number in supervision.token_weights"),
+    ],
+)
+def test_an_llm_that_cannot_be_trained_says_why(kind: Any, own: Any, said: str, models_: Path, tmp_path: Path) -> None:
+    size = {"vocab_size": len(tiny_tokenizer()), "num_key_value_heads": 2, "pad_token_id": 3}
+    llm = write_kind(tmp_path, kind(**COMMON, **size, **own))
+    recipe = tiny_recipe(tmp_path, {"model.llm": str(llm), "training.max_steps": 1, "quantization.mode": "none"})
+    told = refused(lambda: train(recipe, console=quiet()))
+    assert said in told and "fetch it" not in told
+
+
+def test_an_llms_own_dropout_is_off(models_: Path, tmp_path: Path) -> None:
+    config = SeedOssConfig(
+        **COMMON, vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, attention_dropout=0.5, residual_dropout=0.5
+    )
+    changes = {"model.llm": str(write_kind(tmp_path, config)), "quantization.mode": "none", "lora.enabled": False}
+    loaded = load_base(tiny_recipe(tmp_path, changes), CPU)
+    model = loaded.model.train()
+    ids = torch.arange(4, 20)[None]
+    first, second = (model(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("token", ["<pad>", "</s>", "<unk>", "red", "?", "USER"])
+def test_an_image_token_with_another_use(token: str, models_: Path) -> None:
+    assert "model.image_token" in refused(lambda: load_frontend(section(models_, image_token=token)))
+
+
+def test_an_image_token_that_would_take_a_words_id(models_: Path, tmp_path: Path) -> None:
+    shutil.copytree(models_ / "llm", tmp_path / "llm")
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "a": 4, "b": 6}  # the next free number is 6, by their count
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(tmp_path / "llm")
+    told = refused(lambda: load_frontend(section(models_, llm=str(tmp_path / "llm"))))
+    assert "have holes" in told and "that of 'b'" in told
+
+
+@pytest.mark.parametrize("layer", [0, 4, -5, 100])
+def test_a_vision_layer_that_is_none(layer: int, models_: Path) -> None:
+    assert "model.vision_feature_layer" in refused(lambda: load_frontend(section(models_, vision_feature_layer=layer)))
+    for good in (1, 3, -1, -4):
+        load_frontend(section(models_, vision_feature_layer=good))
+
+
+@pytest.mark.parametrize("select", ["default", "full"])
+def test_visual_tokens_are_counted_as_the_model_gives_them(select: str) -> None:
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text_config("llama", 64),
+        vision_feature_select_strategy=select,
+        image_token_index=63,
+    )
+    model = LlavaForConditionalGeneration(config)
+    got = model.model.get_image_features(pixel_values=torch.zeros(1, 3, 16, 16))
+    rows = got.pooler_output[0] if hasattr(got, "pooler_output") else got[0]
+    assert tokens_per_image(vision, select) == rows.shape[-2]
+
+
+@pytest.mark.parametrize(
+    ("part", "where"), [("llm", "mlp.down_proj"), ("llm", "embed_tokens"), ("vision", "patch_embedding")]
+)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mode", ["nf4", "none"])
+def test_a_weight_that_is_not_finite(
+    part: str, where: str, number: float, mode: str, models_: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models_ / part, tmp_path / "broken"))
+    state = load_file(folder / "model.safetensors")
+    next(one for name, one in state.items() if where in name).view(-1)[0] = number
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    recipe = tiny_recipe(models_, {f"model.{part}": str(folder), "quantization.mode": mode})
+    told = refused(lambda: load_base(recipe, CPU))
+    assert told.startswith(f"model.{part}: the weight ") and where in told and "aren't finite" in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_std": [0, 1, 1]},
+        {"image_std": [1, 1]},
+        {"image_std": [float("nan")] * 3},
+        {"image_mean": ["a", 1, 1]},
+        {"image_mean": {"a": 1}},
+        {"rescale_factor": float("inf")},
+        {"rescale_factor": 0},
+        {"size": {"shortest_edge": 0}},
+        {"size": {"shortest_edge": 1_000_000}},
+        {"crop_size": {"height": -1, "width": 8}},
+        {"size": "[" * 5000},
+        {"image_std": None},
+        {"resample": 99},
+    ],
+    ids=str,
+)
+def test_an_image_processor_that_makes_no_pixels(change: dict[str, Any], models_: Path, tmp_path: Path) -> None:
+    settings = json.loads((models_ / "vision" / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | change))
+    told = refused(lambda: load_image_processor(tmp_path))
+    assert told.startswith("model.vision: ") and len(told) < 1000
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("llm", {"num_hidden_layers": 10**9}),
+        ("llm", {"num_hidden_layers": 0}),
+        ("llm", {"vocab_size": 10**12}),
+        ("llm", {"hidden_size": -64}),
+        ("llm", {"hidden_act": "evil"}),
+        ("llm", {"num_attention_heads": 0}),
+        ("llm", {"model_type": []}),
+        ("vision", {"image_size": 0}),
+        ("vision", {"patch_size": 0}),
+        ("vision", {"image_size": 10**6}),
+        ("vision", {"patch_size": 17}),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_no_model(part: str, change: dict[str, Any], models_: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models_ / part, tmp_path / part))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | change))
+    told = refused(lambda: load_frontend(section(models_, **{part: str(folder)})))
+    assert told.startswith(f"model.{part}: ") and len(told) < 1000
+
+
+def test_a_models_own_program_is_never_run(models_: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask on the terminal, and take "y" for yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    classes = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"], "AutoImageProcessor": "evil.I"}
+    text = json.dumps({"model_type": "evil", "auto_map": classes})
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text(text)
+    assert "those aren't run here" in refused(lambda: read_config(str(tmp_path), "model.llm"))
+    refused(lambda: load_image_processor(tmp_path))
+    refused(lambda: load_frontend(section(models_, vision=str(tmp_path))))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_load_says_that_no_program_is_run() -> None:
+    root = Path(__file__).resolve().parents[2] / "basic_lite"
+    for file in root.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        for place in (n for n in range(len(text)) if text.startswith(".from_pretrained(", n)):
+            name = text[:place].split()[-1].split("(")[-1]
+            if name.startswith("Auto") or name == "cls":
+                assert "trust_remote_code=False" in text[place : place + 200], f"{file.name}: {name}"
+
+
+def test_a_switch_that_would_make_float32_coarse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    assert "unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in refused(lambda: check_machine(recipe, torch.device("cuda")))
+    check_machine(recipe, CPU)
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0")
+    check_machine(recipe, torch.device("cuda"))
