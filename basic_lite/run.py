@@ -1,6 +1,6 @@
 """One run, from a recipe to a bundle. Read this page first: each stage of ``train`` is one paragraph."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -63,6 +63,7 @@ def train(
     checkpoint: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
+    report: Callable[[Path], object] | None = None,
 ) -> RunResult:
     """Run one stage.
 
@@ -70,6 +71,7 @@ def train(
         resume: continue the run in the recipe's folder.
         checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
         overwrite: replace the run in the recipe's folder, once this one has passed its checks. Not with ``resume``.
+        report: writes a page on the run whose folder it gets; called after each evaluation and at the end.
 
     Raises:
         UserError: anything the user can fix, before step 0 wherever that is possible.
@@ -129,7 +131,9 @@ def train(
         # BASIC's taps, and the loop around them.
         with processes.together():
             supervision = supervise(recipe, loaded, say)
-            loop = Loop(Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console))
+            loop = Loop(
+                Run(recipe, loaded, data, supervision, folder, started_from, processes, device, console, report)
+            )
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
@@ -143,11 +147,18 @@ def _say_each(lines: Iterable[str], say: Say) -> None:
         say(line)
 
 
-def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None = None) -> bool:
+def run_stage(
+    recipe: Recipe,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+    report: Callable[[Path], object] | None = None,
+) -> bool:
     """Start a stage, go on with it, or take it as it is when it is finished. True when it was finished already.
 
     Args:
         replace: a run in its folder that was made with other settings goes.
+        report: as in ``train``.
 
     Raises:
         UserError: as ``train``; and without ``replace`` the folder holds another run.
@@ -156,7 +167,7 @@ def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None 
         remove(run_path(recipe))
     _, folder = look_at_stage(recipe, lambda text: None)
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left
-    train(recipe, resume=is_run(folder.path), console=console)
+    train(recipe, resume=is_run(folder.path), console=console, report=report)
     return folder.finished
 
 

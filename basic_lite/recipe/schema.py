@@ -290,7 +290,8 @@ class TrainingSection(Section):
     eval_answers: int = Field(
         2,
         ge=0,
-        description="Held-out questions answered on the terminal at each evaluation, a few seconds each; 0: none.",
+        description="Held-out questions answered on the terminal at each evaluation, a few seconds each; the report "
+        "shows 12 answers of the run's start and end. 0: none.",
     )
     log_every: int = Field(1, ge=1, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from rich.console import Console
 from basic_lite.console import speaker
 from basic_lite.data.prepare import Prepared
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
-from basic_lite.model.load import Loaded, pick_dtype
+from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.premise import SeenPatches
-from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
@@ -56,6 +56,7 @@ class Run:
     processes: Processes
     device: torch.device
     console: Console
+    report: Callable[[Path], object] | None = None  # writes a page on the run in this folder
 
 
 class Loop:
@@ -127,7 +128,7 @@ class Loop:
                 f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
-        was, now = bundle.manifest["machine"], self._machine()
+        was, now = bundle.manifest["machine"], machine_of(self.recipe, self.device)
         if was != now:
             self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
         progress = read_progress(bundle)
@@ -160,6 +161,8 @@ class Loop:
                 if self.progress.step == 0:
                     self._look(0, evaluated=False)
                     self._measure_premise()
+                    if processes.is_main:
+                        self.answers.ask(0, self.log, every=True)
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
                     self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
@@ -196,6 +199,7 @@ class Loop:
             self.say(overfit)
         if self.gate is not None and (came := self.gate.summary(last)):
             self.say(came)
+        self._report()
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
@@ -297,9 +301,18 @@ class Loop:
         self.say(held_out_text(step, loss, self.log.values("eval_loss")))
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
-        if self.processes.is_main and (answers := self.answers.ask()):
-            self.log.write(step, {"answers": answers})
+        if step and self.processes.is_main:
+            self.answers.ask(step, self.log, every=step == self.schedule.steps)
+        self._report()
         return True
+
+    def _report(self) -> None:
+        """Write the run's page; where that fails, the run goes on."""
+        try:
+            if self.run.report is not None and self.processes.is_main:
+                self.run.report(self.run.folder.path)
+        except UserError as error:
+            self.say(f"warning: no report: {error}")
 
     def _look(self, step: int, *, evaluated: bool) -> None:
         """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""
@@ -362,11 +375,6 @@ class Loop:
     def _write_bundle(self, folder: Path) -> None:
         write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, self._facts())
 
-    def _machine(self) -> dict[str, str]:
-        """What the recipe leaves to the machine."""
-        dtype, autocast = pick_dtype(self.recipe.model.dtype, self.device), uses_autocast(self.recipe, self.device)
-        return {"device": self.device.type, "dtype": str(dtype), "autocast": str(autocast)}
-
     def _facts(self) -> dict[str, Any]:
         """Facts about the run for a bundle's manifest."""
         step = self.progress.step
@@ -379,7 +387,7 @@ class Loop:
                 "seed": self.recipe.seed,
                 "fingerprint": self.run.data.report.fingerprint,
             },
-            "machine": self._machine(),
+            "machine": machine_of(self.recipe, self.device),
             "processes": self.processes.count,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,
