@@ -31,6 +31,7 @@ from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import check_pictures, evaluate, made_with, read_questions
+from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.answer import MAX_NEW_TOKENS, chat_format
 from basic_lite.training.trained_on import compare, record_of
@@ -62,7 +63,9 @@ def train(
     if not isinstance(recipe, Recipe):
         raise UserError(f"train takes a recipe, and this is {shorten(recipe)}; load_recipe reads one")
     try:
-        return train_recipe(recipe, resume=resume, checkpoint=checkpoint, overwrite=overwrite, console=console)
+        return train_recipe(
+            recipe, resume=resume, checkpoint=checkpoint, overwrite=overwrite, console=console, report=write_report
+        )
     except (Interrupted, UserError, KeyboardInterrupt) as error:
         found: BaseException = error
     # A notebook keeps the last error, and it would keep the frames that hold the model.

@@ -24,7 +24,7 @@ from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
 from basic_lite.commands.run import run
-from basic_lite.commands.runs import clean, runs
+from basic_lite.commands.runs import clean, report, runs
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
 from basic_lite.errors import StoppedElsewhere, UserError
@@ -63,7 +63,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, train, estimate, run, chat, export, runs, clean, keys):
+for command in (demo, data, train, estimate, run, chat, report, export, runs, clean, keys):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,7 +1,7 @@
 """One run, from a recipe to a bundle. Read this page first: each stage of ``train`` is one paragraph."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -66,6 +66,7 @@ def train(
     checkpoint: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
+    report: Callable[[Path], object] | None = None,
 ) -> RunResult:
     """Run one stage.
 
@@ -73,6 +74,7 @@ def train(
         resume: continue the run in the recipe's folder.
         checkpoint: with ``resume``: the step of the checkpoint to start from; None: the newest.
         overwrite: replace the run in the recipe's folder, once this one has passed its checks. Not with ``resume``.
+        report: writes a page on the run whose folder it gets; called after each evaluation and at the end.
 
     Raises:
         UserError: anything the user can fix, before step 0 wherever that is possible.
@@ -133,9 +135,8 @@ def train(
         with processes.together():
             breakdown = Breakdown(Clock(device, time.perf_counter))
             supervision = supervise(recipe, loaded, say, breakdown.operations)
-            run = Run(
-                recipe, loaded, data, supervision, breakdown, folder, started_from, processes, device, console, falls
-            )
+            parts = recipe, loaded, data, supervision, breakdown
+            run = Run(*parts, folder, started_from, processes, device, console, falls, report)
             loop = Loop(run)
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
@@ -150,11 +151,18 @@ def _say_each(lines: Iterable[str], say: Say) -> None:
         say(line)
 
 
-def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None = None) -> bool:
+def run_stage(
+    recipe: Recipe,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+    report: Callable[[Path], object] | None = None,
+) -> bool:
     """Start a stage, go on with it, or take it as it is when it is finished. True when it was finished already.
 
     Args:
         replace: a run in its folder that was made with other settings goes.
+        report: as in ``train``.
 
     Raises:
         UserError: as ``train``; and without ``replace`` the folder holds another run.
@@ -163,7 +171,7 @@ def run_stage(recipe: Recipe, *, replace: bool = False, console: Console | None 
         remove(run_path(recipe))
     _, folder = look_at_stage(recipe, lambda text: None)
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left
-    train(recipe, resume=is_run(folder.path), console=console)
+    train(recipe, resume=is_run(folder.path), console=console, report=report)
     return folder.finished
 
 

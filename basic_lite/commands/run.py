@@ -46,12 +46,13 @@ def run(
         return
     from basic_lite.run import run_stage
     from basic_lite.tools.export.command import export as write_export
+    from basic_lite.tools.report.page import write_report
 
     again = command_line(["basic-lite", "run", *words, *(["--export", str(export)] if export is not None else [])])
     try:
         for number, recipe in enumerate(recipes, 1):
             note(f"\nrecipe {number} of {len(recipes)}: {recipe.name}")
-            run_stage(recipe)
+            run_stage(recipe, report=write_report)
         if export is not None and exported is None:
             note(f"\nexport to {export}")
             exported = write_export(run_path(recipes[-1]), export)

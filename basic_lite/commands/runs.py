@@ -1,4 +1,4 @@
-"""``runs`` and ``clean``: what is in the run folders, and what of it can go."""
+"""``runs``, ``report`` and ``clean``: what is in the run folders, and what of it can go."""
 
 import sys
 from pathlib import Path
@@ -22,6 +22,16 @@ def runs(
     from basic_lite.tools.runs import show_runs
 
     show_runs(folder)
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]) -> None:
+    """Write a run's report anew: report.html in its folder, a page with all that is known of the run.
+
+    A run writes it at each evaluation and at its end. It opens in a browser, without a network.
+    """
+    from basic_lite.tools.report.page import write_report
+
+    print(write_report(run))
 
 
 def clean(

@@ -50,9 +50,10 @@ def train(
         show_plan(loaded, overwrite=overwrite)
         return
     from basic_lite.run import train as train_recipe
+    from basic_lite.tools.report.page import write_report
 
     try:
-        train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite)
+        train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite, report=write_report)
     except Interrupted as stopped:
         # A launcher's processes all come here, and the first one speaks.
         if os.environ.get("RANK", "0") == "0":

@@ -18,6 +18,7 @@ from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.run import run_stage
+from basic_lite.tools.report.page import write_report
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.files import write_json
 
@@ -85,12 +86,12 @@ def _train_and_score(
         transformers.set_seed(two.seed)
         measured("before training", "before", lambda: load_base(fresh, CPU))
     with phases.phase("stage 1: the projector learns captions") as name:
-        if run_stage(one, replace=True, console=console):
+        if run_stage(one, replace=True, console=console, report=write_report):
             phases.reused.add(name)
     with phases.phase("answers after stage 1"):
         measured("after stage 1", "stage1", lambda: load_trained(place.out / "stage1", CPU)[0], captions=True)
     with phases.phase("stage 2: projector and LoRA learn questions") as name:
-        if run_stage(two, replace=True, console=console):
+        if run_stage(two, replace=True, console=console, report=write_report):
             phases.reused.add(name)
     with phases.phase("answers after stage 2"):
         measured("after stage 2", "stage2", lambda: load_trained(place.out / "stage2", CPU)[0], captions=True)

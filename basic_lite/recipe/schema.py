@@ -334,7 +334,8 @@ class TrainingSection(Section):
         2,
         ge=0,
         le=10_000,
-        description="Held-out questions answered on the terminal at each evaluation, a few seconds each; 0: none.",
+        description="Held-out questions answered on the terminal at each evaluation, a few seconds each; the report "
+        "shows 12 answers of the run's start and end. 0: none.",
     )
     log_every: int = Field(1, ge=1, le=MOST, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(

@@ -20,7 +20,7 @@ from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.liger import fuse
 from basic_lite.model.liger_kernels import choose_liger
-from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.load import Loaded, load_base, pick_dtype
 from basic_lite.model.offload import offload
 from basic_lite.recipe.presets import MEASURED, differences
 from basic_lite.recipe.rules import check_without_gpu, recomputed_layers
@@ -169,6 +169,12 @@ def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
     if recipe.training.autocast == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return recipe.training.autocast == "bfloat16"
+
+
+def machine_of(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    """What a recipe leaves to the machine."""
+    dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
+    return {"device": device.type, "dtype": str(dtype), "autocast": str(autocast)}
 
 
 def autocast_of(

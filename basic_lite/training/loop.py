@@ -1,6 +1,5 @@
 """A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
 
-import shutil
 import time
 from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -14,30 +13,30 @@ from rich.console import Console
 from basic_lite.console import speaker
 from basic_lite.data.prepare import Prepared
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
-from basic_lite.model.load import Loaded, pick_dtype
+from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.premise import SeenPatches
-from basic_lite.training.assembly import autocast_of, make_step, projector_is_fresh, uses_autocast
+from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.breakdown import Breakdown
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
-from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state, write_training_state
+from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state
 from basic_lite.training.dropped import DroppedRecords
 from basic_lite.training.evaluation import RefinementLog, curve_batches, held_out_loss, held_out_text, overfit_text
-from basic_lite.training.files import written_whole
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog, require_finite
-from basic_lite.training.places import LOG, checkpoints_of
+from basic_lite.training.places import LOG
 from basic_lite.training.plan import Plan, carry_on
 from basic_lite.training.processes import Processes
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.samples import HeldOutAnswers
+from basic_lite.training.saving import save_checkpoint, save_final
 from basic_lite.training.step import Batch, StepCounts, Terms
 from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
@@ -61,6 +60,7 @@ class Run:
     device: torch.device
     console: Console
     next_plan: Callable[[Plan], Plan | None] | None = None  # see ``Recovery``
+    report: Callable[[Path], object] | None = None  # writes a page on the run in this folder
 
 
 class Loop:
@@ -137,7 +137,7 @@ class Loop:
                 f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
-        was, now = bundle.manifest["machine"], self._machine()
+        was, now = bundle.manifest["machine"], machine_of(self.recipe, self.device)
         if was != now:
             self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
         progress = read_progress(bundle)
@@ -168,6 +168,8 @@ class Loop:
                 if self.progress.step == 0:
                     self._look(0, evaluated=False)
                     self._measure_premise()
+                    if processes.is_main:
+                        self.answers.ask(0, self.log, every=True)
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
                     self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
@@ -189,6 +191,7 @@ class Loop:
             self.say(overfit)
         if self.gate is not None and (came := self.gate.summary(last)):
             self.say(came)
+        self._report()
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
@@ -315,9 +318,18 @@ class Loop:
         self.say(held_out_text(step, loss, self.log.values("eval_loss")))
         self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
         self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
-        if self.processes.is_main and (answers := self.answers.ask()):
-            self.log.write(step, {"answers": answers})
+        if step and self.processes.is_main:
+            self.answers.ask(step, self.log, every=step == self.schedule.steps)
+        self._report()
         return True
+
+    def _report(self) -> None:
+        """Write the run's page; where that fails, the run goes on."""
+        try:
+            if self.run.report is not None and self.processes.is_main:
+                self.run.report(self.run.folder.path)
+        except UserError as error:
+            self.say(f"warning: no report: {error}")
 
     def _look(self, step: int, *, evaluated: bool) -> None:
         """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""
@@ -345,8 +357,7 @@ class Loop:
                 self.log.write(step, record)
 
     def _save(self) -> None:
-        """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time."""
-        folder = self.run.folder
+        """Save a checkpoint."""
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
         self.progress.remember(self.recovery.plan, self.recovery.carried.own)
@@ -354,15 +365,8 @@ class Loop:
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:
-                good = checkpoints_of(folder.path)
-                last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
-                fix = f"{last}; make room, and continue with --resume"
-                with written_whole(folder.checkpoint_at(self.progress.step), fix) as scratch:
-                    optimizer, scheduler = self.train_step.optimizer, self.train_step.scheduler
-                    write_training_state(scratch, self.progress, optimizer, scheduler, generators)
-                    self._write_bundle(scratch)
-                for old in checkpoints_of(folder.path)[: -self.recipe.training.keep]:
-                    shutil.rmtree(old, ignore_errors=True)
+                keep, write = self.recipe.training.keep, self._write_bundle
+                save_checkpoint(self.run.folder, self.progress, self.train_step, generators, write, keep=keep)
 
     def _save_before_leaving(self) -> None:
         self.train_step.drop_gradients()
@@ -374,17 +378,10 @@ class Loop:
     def _save_final(self) -> None:
         with self.processes.together():
             if self.processes.is_main:
-                fix = "Make room, and write it with --resume, which trains nothing anew"
-                with written_whole(self.run.folder.final, fix) as scratch:
-                    self._write_bundle(scratch)
+                save_final(self.run.folder, self._write_bundle)
 
     def _write_bundle(self, folder: Path) -> None:
         write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, self._facts())
-
-    def _machine(self) -> dict[str, str]:
-        """What the recipe leaves to the machine."""
-        dtype, autocast = pick_dtype(self.recipe.model.dtype, self.device), uses_autocast(self.recipe, self.device)
-        return {"device": self.device.type, "dtype": str(dtype), "autocast": str(autocast)}
 
     def _facts(self) -> dict[str, Any]:
         """Facts about the run for a bundle's manifest."""
@@ -398,7 +395,7 @@ class Loop:
                 "seed": self.recipe.seed,
                 "fingerprint": self.run.data.report.fingerprint,
             },
-            "machine": self._machine(),
+            "machine": machine_of(self.recipe, self.device),
             "processes": self.processes.count,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,

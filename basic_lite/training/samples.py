@@ -1,6 +1,8 @@
 """A few answers on held-out pictures at each evaluation, so that people see what the model has learnt."""
 
-from collections.abc import Callable
+import base64
+import io
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,15 +12,23 @@ from accelerate.utils.memory import clear_device_cache
 from basic_lite.console import Say
 from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.check import DataReport
+from basic_lite.data.images import open_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.errors import is_out_of_memory
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.answer import answer
+from basic_lite.training.files import saving, write_json
+from basic_lite.training.log import FIX, RunLog
+from basic_lite.training.places import SAMPLES
 
 # Seconds at most, whatever the model writes.
 _ANSWER_TOKENS = 64
+# So many questions are asked before the first step and after the last, for the report.
+REPORTED = 12
+# Pixels of the longer side of the report's pictures.
+_THUMBNAIL = 192
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,11 @@ class Answered:
 
 
 class HeldOutAnswers:
-    """Greedy answers to the first held-out questions that have a picture, asked as in training."""
+    """Greedy answers to the first held-out questions that have a picture, asked as in training.
+
+    ``training.eval_answers`` of them are asked at each evaluation and shown on the terminal, ``REPORTED`` at the run's
+    start and end; none where that key is 0.
+    """
 
     def __init__(
         self,
@@ -55,21 +69,39 @@ class HeldOutAnswers:
             autocast: the context that training's forwards run in.
         """
         self.loaded, self.say, self.autocast = loaded, say, autocast
-        self.image_fit = recipe.data.image_fit
+        self.image_fit, self.shown = recipe.data.image_fit, recipe.training.eval_answers
         self.chat = data.chat if data is not None else None
         self.records: list[Record] = []
         if data is not None and report is not None:
-            chosen = report.has_image.nonzero()[0][: recipe.training.eval_answers]
+            chosen = report.has_image.nonzero()[0][: max(self.shown, REPORTED) if self.shown else 0]
             self.records = [data.record(int(i)) for i in chosen]
 
-    def ask(self) -> list[dict[str, str]]:
-        """Ask, print, and give the answers in the form for the log. What can't be asked is warned of and left out.
+    def ask(self, step: int, log: RunLog, *, every: bool) -> None:
+        """Ask, print, and log the answers. What can't be asked is warned of and left out.
+
+        Args:
+            step: steps that are done.
+            every: also those that only the report shows. Small copies of the pictures are then written beside the log.
+
+        Raises:
+            UserError: a file can't be written.
+        """
+        records = self.records if every else self.records[: self.shown]
+        if answers := self._answers(records, said=self.shown if step else 0):
+            log.write(step, {"answers": answers})
+            if every:
+                path = log.path.with_name(SAMPLES)
+                with saving(path, FIX):
+                    write_json(path, self._thumbnails())
+
+    def _answers(self, records: Sequence[Record], said: int) -> list[dict[str, str]]:
+        """The answers in the form for the log; the first ``said`` of them are printed.
 
         It leaves the model in eval mode; each step sets its own. Nothing is drawn from any generator.
         """
         self.loaded.model.eval()
         found = []
-        for record in self.records:
+        for number, record in enumerate(records):
             try:
                 one = self._ask(record)
             except RecordProblem as problem:
@@ -83,9 +115,22 @@ class HeldOutAnswers:
                 clear_device_cache(garbage_collection=True)
                 self.say("warning: not enough memory for held-out answers; training.eval_answers=0 leaves them out")
                 break
-            for line in one.lines():
+            for line in one.lines() if number < said else ():
                 self.say(line)
             found.append(asdict(one))
+        return found
+
+    def _thumbnails(self) -> dict[str, str]:
+        """Small copies of the pictures as data URIs, by name; without those that can't be read."""
+        found = {}
+        for image in (record.images[0] for record in self.records):
+            try:
+                small = open_image(image)
+            except RecordProblem:
+                continue
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            small.save(data := io.BytesIO(), "JPEG", quality=80)
+            found[image.name] = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
         return found
 
     def _ask(self, record: Record) -> Answered:

@@ -1,0 +1,184 @@
+"""What a run's folder says of the run, read for its report. Files are read; no model is loaded."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from basic_lite.errors import UserError
+from basic_lite.supervision import RefinementCurve
+from basic_lite.supervision.interval import Interval
+from basic_lite.tools.runs import RunRow, row_of
+from basic_lite.training.places import (
+    DATA,
+    FINAL,
+    LOG,
+    MANIFEST,
+    RECIPE_YAML,
+    SAMPLES,
+    checkpoints_of,
+    is_finished,
+    is_run,
+    log_lines,
+    read_json,
+)
+
+_ANSWERED = ("picture", "question", "answer", "reference")
+_THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
+# Values of one name: (step, value).
+Series = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A held-out question with the answers before and after training.
+
+    Attributes:
+        thumbnail: a data URI; empty: there is no picture of it.
+        before: None: nobody asked.
+    """
+
+    picture: str
+    thumbnail: str
+    question: str
+    reference: str
+    before: str | None
+    after: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the reference, small and capital letters and spaces aside."""
+        return self.after.casefold().split() == self.reference.casefold().split()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the gate found at a step."""
+
+    step: int
+    open: bool
+    verdict: str
+    gain: Interval | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Everything that a report shows."""
+
+    path: Path
+    row: RunRow
+    manifest: dict[str, Any]
+    recipe: str
+    log: list[dict[str, Any]]
+    curves: list[tuple[int, RefinementCurve]]
+    looks: list[Look]
+    answers: list[Shown]
+    data: dict[str, Any]
+
+    def series(self, name: str) -> Series:
+        """The steps that have a number of that name, with it."""
+        return [(line["step"], line[name]) for line in self.log if _is_number(line.get(name))]
+
+    @property
+    def steps_with_basic(self) -> int | None:
+        """Logged steps that had BASIC, of those that are logged; None: no step is logged."""
+        return len(self.series("das")) if self.series("lm") else None
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Of all steps, from those that are logged; None: none is."""
+        timed = self.series("step_s")
+        return sum(s for _, s in timed) / len(timed) * timed[-1][0] if timed else None
+
+
+def read_run(run: Path) -> RunFacts:
+    """Read a run's folder.
+
+    Raises:
+        UserError: it is no run, or has no log yet.
+    """
+    if not is_run(run):
+        raise UserError(f"{run} is no run folder; give the folder that `basic-lite train` wrote, such as runs/NAME")
+    log = [line for line in log_lines(run / LOG) if type(line.get("step")) is int] if (run / LOG).is_file() else []
+    if not log:
+        raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
+    bundles = ([run / FINAL] if is_finished(run) else []) + checkpoints_of(run)[::-1]
+    manifest = read_json(bundles[0] / MANIFEST) if bundles else {}
+    data = read_json(run / DATA)
+    try:
+        recipe = (run / RECIPE_YAML).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        recipe = ""
+    return RunFacts(
+        run,
+        row_of(run),
+        manifest if isinstance(manifest, dict) else {},
+        recipe,
+        log,
+        _curves(log),
+        _looks(log),
+        _answers(log, read_json(run / SAMPLES)),
+        data if isinstance(data, dict) else {},
+    )
+
+
+def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:
+    """Curves that have scores, the later of two at one step."""
+    found = {}
+    for line in log:
+        with _whole():
+            found[line["step"]] = RefinementCurve.from_dict(line["refinement"])
+    return [(step, curve) for step, curve in found.items() if curve.score is not None]
+
+
+def _looks(log: Sequence[dict[str, Any]]) -> list[Look]:
+    looks = []
+    for line in log:
+        with _whole():
+            look = line["gate"]
+            gain = None if look["gain"] is None else Interval(*map(float, look["gain"]))
+            looks.append(Look(line["step"], bool(look["open"]), str(look["verdict"]), gain, int(look["samples"])))
+    return looks
+
+
+def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
+    """The last answers, each with the first that was given to the same question."""
+    asked: list[list[dict[str, str]]] = []
+    for line in log:
+        with _whole():
+            asked.append([{key: str(one[key]) for key in _ANSWERED} for one in line["answers"]])
+    if not asked:
+        return []
+    first = {_question(one): one["answer"] for one in asked[0]} if len(asked) > 1 else {}
+    own = thumbnails.items() if isinstance(thumbnails, dict) else ()
+    pictures = {name: data for name, data in own if isinstance(data, str) and _THUMBNAIL.fullmatch(data)}
+    return [
+        Shown(
+            one["picture"],
+            pictures.get(one["picture"], ""),
+            one["question"],
+            one["reference"],
+            first.get(_question(one)),
+            one["answer"],
+        )
+        for one in asked[-1]
+    ]
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Around reading a line of the log: one of another kind, or that somebody changed, is passed over."""
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        yield
+
+
+def _question(answered: dict[str, str]) -> tuple[str, str, str]:
+    return answered["picture"], answered["question"], answered["reference"]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,233 @@
+"""``report.html`` of a run: one file that a browser opens without a network, written from the run's folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from basic_lite.errors import UserError
+from basic_lite.sizes import GIB, size_text
+from basic_lite.supervision import RefinementCurve
+from basic_lite.tools.report.charts import Chart, Line, smoothed
+from basic_lite.tools.report.facts import RunFacts, Series, read_run
+from basic_lite.training.places import PART, REPORT
+from basic_lite.training.progress import clock
+
+# Dropped records that are shown; all of them are in the run's data.json.
+MOST_DROPPED = 50
+NAMES = {"target": "v̂"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One fact of the top of the page."""
+
+    title: str
+    value: str
+    note: str = ""
+
+
+def write_report(run: Path) -> Path:
+    """Write a run's report into its folder; an older one is replaced.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: no run, nothing to report yet, or the file can't be written.
+    """
+    path = run / REPORT
+    text = render(read_run(run))
+    scratch = path.with_name(REPORT + PART)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"can't write {path} ({error.strerror or error}); make room, or allow writing there") from error
+    return path
+
+
+def render(facts: RunFacts) -> str:
+    """The page's text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("basic_lite.tools.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        name=facts.path.resolve().name,
+        state=facts.row.state,
+        changed=facts.row.changed,
+        started_from=facts.row.started_from,
+        cards=list(cards(facts)),
+        charts=[(title, chart, _rows_of(chart)) for title, chart in charts(facts)],
+        looks=facts.looks,
+        premise=_premise(facts),
+        health=_health(facts),
+        answers=facts.answers,
+        data=list(_data(facts)),
+        dropped=_dropped(facts),
+        most_dropped=MOST_DROPPED,
+        recipe=facts.recipe,
+        versions=_versions(facts),
+    )
+
+
+def cards(facts: RunFacts) -> Iterator[Card]:
+    """What came of the run, most important first."""
+    held, trained = facts.series("eval_loss"), facts.series("lm")
+    if held:
+        lowest = min(held, key=lambda point: point[1])
+        start = f"{held[0][1]:.3f} → " if len(held) > 1 else ""
+        _, known, rest = facts.row.score.split("; ")[0].partition(" (")
+        note = f"nats a token; {rest.removesuffix(')')}" if known else "nats a token, on data that it wasn't trained on"
+        if lowest[1] < held[-1][1] / 1.05:
+            note += f"; it was {lowest[1]:.3f} at step {lowest[0]}, and has risen since"
+        yield Card("Held-out loss", f"{start}{held[-1][1]:.3f}", note)
+    elif trained:
+        yield Card("Training loss", f"{trained[-1][1]:.3f}", "no data was held out: data.held_out=0.1 keeps a tenth")
+    score = [part for part in facts.row.score.split("; ") if part.startswith("exact match ")]
+    if score:
+        yield from (Card("Exact match", *_parted(part.removeprefix("exact match "))) for part in score)
+    else:
+        yield Card("Exact match", "not measured", "basic-lite eval RUN --held-out measures it")
+    yield Card("BASIC", *_basic(facts))
+    memory = facts.series("peak_memory_gib")
+    if memory:
+        yield Card("Peak memory", size_text(round(max(value for _, value in memory) * GIB)), _machine(facts))
+    if (seconds := facts.train_seconds) is not None:
+        speed = facts.series("tokens_per_s")
+        note = f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second" if speed else ""
+        yield Card("Time of the steps", clock(seconds), note)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """`91.4% of 80 …` as the share and the rest."""
+    share, _, rest = text.partition(" ")
+    return share, rest
+
+
+def _basic(facts: RunFacts) -> tuple[str, str]:
+    on, steps = facts.steps_with_basic, len(facts.series("lm"))
+    if not steps:
+        return "no step is logged", ""
+    if on == steps:
+        return "on", "in all logged steps"
+    last = facts.looks[-1] if facts.looks else None
+    why = ""
+    if last is not None and not last.open:
+        why = "its premise fails here" if last.verdict == "fails" else "its premise isn't shown here"
+    if not on:
+        return "off", why or "this run trains as LLaVA does"
+    return f"on in {on} of {steps} logged steps", why
+
+
+def _premise(facts: RunFacts) -> str:
+    """The last curve in a sentence."""
+    if not facts.curves:
+        return ""
+    step, curve = facts.curves[-1]
+    return f"Step {step}: {curve.comparison(judged=not facts.looks)}."
+
+
+def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
+    """The charts that there is something for, each with its title."""
+    trained, held = facts.series("lm"), facts.series("eval_loss")
+    over = max(1, len(trained) // 50)
+    lines = [Line(f"training, mean of {over}" if over > 1 else "training", smoothed(trained, over))]
+    lines.append(Line("held-out", held, marks=True))
+    says = f"LM loss by step: training {_ends(trained)}; held-out {_ends(held)}."
+    yield "Loss", Chart(says, "step", "LM loss, nats a token", lines)
+    if facts.curves:
+        yield "Refinement curve", _curve_chart(facts.curves, judged=not facts.looks)
+    basic = [Line(name, facts.series(key)) for key, name in (("das", "DAS"), ("sds", "SDS")) if facts.series(key)]
+    if basic:
+        yield "BASIC's losses", Chart("DAS and SDS by step.", "step", "loss", basic, log_y=True)
+    alike = facts.series("pairwise_cos")
+    if alike:
+        cos = Line("v with v̂", facts.series("cos"))
+        says = f"Mean cosine of two of a picture's visual tokens: {_ends(alike)}. Near 1 is collapse."
+        yield "Likeness", Chart(says, "step", "cosine", [Line("v with other v", alike), cos])
+    lengths = facts.series("norm_to_vocabulary")
+    if lengths:
+        says = f"Length of v against word embeddings: {_ends(lengths)}."
+        yield "Length of v", Chart(says, "step", "‖v‖ / ‖E‖", [Line("‖v‖ / ‖E‖", lengths)], log_y=True)
+
+
+def _curve_chart(curves: list[tuple[int, RefinementCurve]], *, judged: bool) -> Chart:
+    chosen = curves if len(curves) < 3 else [curves[0], curves[-1]]
+    lines = []
+    for step, curve in chosen:
+        scores = curve.score or []
+        # An interval is of the gain over v, so it stands around v's score plus the gain.
+        ends = [None, *((scores[0] + gain.low, scores[0] + gain.high) for gain in curve.gains)]
+        bars = ends if len(ends) == len(scores) else [None] * len(scores)
+        lines.append(Line(f"step {step}", list(enumerate(scores)), bars, marks=True))
+    places = [NAMES.get(place, place) for place in chosen[-1][1].places]
+    came = chosen[-1][1].comparison(judged=judged)
+    says = f"Share of visual tokens nearest to a word of their own text, beyond chance. {came}."
+    return Chart(says, "v, after each layer, and the target v̂", "score", lines, x_names=places)
+
+
+def _ends(points: Series) -> str:
+    if not points:
+        return "none"
+    first = f"{points[0][1]:.3f} at step {points[0][0]}, " if len(points) > 1 else ""
+    return f"{first}{points[-1][1]:.3f} at step {points[-1][0]}"
+
+
+def _rows_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
+    """A chart's numbers as a table: head, rows. Long lines are thinned to some thirty rows."""
+    xs = sorted({x for line in chart.lines for x, _ in line.points})
+    xs = [x for i, x in enumerate(xs) if i % max(1, len(xs) // 30) == 0 or x == xs[-1]]
+    values = [dict(line.points) for line in chart.lines]
+    names = [chart.x_names[int(x)] if chart.x_names else f"{x:g}" for x in xs]
+    rows = [[name, *(f"{one[x]:.4g}" if x in one else "" for one in values)] for name, x in zip(names, xs, strict=True)]
+    return [chart.x, *(line.name for line in chart.lines)], rows
+
+
+def _health(facts: RunFacts) -> list[tuple[str, ...]]:
+    """Head and rows of the last curve's norms; nothing where they weren't measured."""
+    health = facts.curves[-1][1].health if facts.curves else None
+    if health is None:
+        return []
+    places = [NAMES.get(place, place) for place in facts.curves[-1][1].places]
+    head = ("", "length of the first token", "of others", "share of the largest dimension", "sinks", "likeness")
+    columns = (health.first_norm, health.other_norm, health.largest_share, health.sink_share, health.pairwise_cos)
+    forms = ("{:.2f}", "{:.2f}", "{:.0%}", "{:.0%}", "{:.2f}")
+    rows = [
+        (place, *(form.format(column[i]) for form, column in zip(forms, columns, strict=True)))
+        for i, place in enumerate(places)
+    ]
+    return [head, *rows]
+
+
+def _data(facts: RunFacts) -> Iterator[tuple[str, str]]:
+    for key, name in (("train", "training"), ("eval", "held-out")):
+        counts = _keys(facts.data.get(key))
+        with suppress(KeyError, TypeError, ValueError):  # a file that somebody changed
+            text = f"{counts['used']:,} records, {counts['with_images']:,} with a picture; "
+            text += f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} of them answers; "
+            text += f"the longest has {counts['longest']:,}, {counts['cut']:,} were cut"
+            yield name, text
+
+
+def _dropped(facts: RunFacts) -> list[str]:
+    found = [counts.get("dropped") for key in ("train", "eval") if isinstance(counts := facts.data.get(key), dict)]
+    return [str(one) for dropped in found if isinstance(dropped, list) for one in dropped]
+
+
+def _machine(facts: RunFacts) -> str:
+    machine = _keys(facts.manifest.get("machine"))
+    return ", ".join(str(machine[key]).removeprefix("torch.") for key in ("device", "dtype") if key in machine)
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _versions(facts: RunFacts) -> list[tuple[str, str]]:
+    models = {name: str(value) for name, value in _keys(facts.manifest.get("models")).items() if value}
+    return [("basic-lite", str(facts.manifest.get("basic_lite", "not known"))), *models.items()]

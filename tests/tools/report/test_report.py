@@ -1,0 +1,198 @@
+"""``report.html``: what it says of a run, that it needs nothing else, and that no text breaks it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.cli import main
+from basic_lite.errors import UserError
+from basic_lite.run import train
+from basic_lite.supervision.interval import Interval
+from basic_lite.supervision.premise import RefinementCurve
+from basic_lite.tools.report.charts import Chart, Line, smoothed
+from basic_lite.tools.report.facts import read_run
+from basic_lite.tools.report.page import cards, charts, render, write_report
+from basic_lite.training import samples
+from basic_lite.training.places import REPORT
+from tests.support.runs import log_of, quiet, tiny_recipe, write_data
+
+
+class Page(HTMLParser):
+    """Tags in order, those that are open at the end, addresses, and the text."""
+
+    VOID = frozenset({"meta", "img", "line", "circle", "polyline", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.links += [value for name in ("href", "src") if (value := found.get(name))]
+        if tag == "img":
+            self.images.append(found)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with held-out data and BASIC, which wrote its report itself."""
+    folder = tmp_path_factory.mktemp("made")
+    write_data(folder, 40)
+    changes: dict[str, Any] = {"data.held_out": 0.5, "training.eval_every": 2, "training.eval_answers": 2}
+    changes |= {"training.max_steps": 4, "supervision.refinement_batches": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "_ANSWER_TOKENS", 4)
+        return train(tiny_recipe(folder, changes), console=quiet(), report=write_report).folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_a_run_writes_a_page_that_needs_nothing_else(made: Path) -> None:
+    path = made / REPORT
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.open and path.stat().st_size < 3_000_000
+    assert page.images and all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert all(image["alt"] for image in page.images)
+    # The numbers are the log's.
+    log = log_of(made)
+    losses = [line["eval_loss"] for line in log if "eval_loss" in line]
+    assert f"Held-out loss {losses[0]:.3f} → {losses[-1]:.3f}" in page.text
+    assert "not measured" in page.text and "basic-lite eval RUN --held-out" in page.text
+    curve = RefinementCurve.from_dict([line["refinement"] for line in log if "refinement" in line][-1])
+    assert f"Step 4: {curve.comparison()}." in page.text
+    last = [line["answers"] for line in log if "answers" in line][-1]
+    assert len(page.images) == len(last) == 12 and page.text.count("before:") == 12
+    assert page.text.count("✓ right") == sum(one["answer"] == one["reference"] for one in last)
+    assert "training: 20 records, 20 with a picture" in page.text and "left out" not in page.text
+
+
+def test_the_command_writes_it_anew(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = (place / REPORT).read_text()
+    (place / REPORT).write_text("old")
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(place)])
+    assert not stopped.value.code and capsys.readouterr().out.strip() == str(place / REPORT)
+    assert "<main>" in (place / REPORT).read_text() and len((place / REPORT).read_text()) > len(old) * 0.9
+
+
+def test_text_of_data_and_recipes_breaks_nothing(place: Path) -> None:
+    bad = '"><script>alert(1)</script>{{ 7*7 }}\x1b[31m'
+    lines = [line for line in log_of(place) if "answers" not in line]
+    asked = {"picture": bad, "question": bad, "answer": bad, "reference": bad}
+    lines.append({"step": 4, "answers": [asked]})
+    (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "samples.json").write_text(json.dumps({bad: 'x" onerror="alert(1)'}))
+    (place / "recipe.yaml").write_text(f"name: run\n# {bad}\n")
+    data = json.loads((place / "data.json").read_text())
+    data["train"]["dropped"] = [bad] * 60
+    (place / "data.json").write_text(json.dumps(data))
+    text = write_report(place).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open and "<script" not in text and "49" not in re.findall(r"\{\{.*?\}\}|\b49\b", page.text)
+    assert "60 records were left out" in page.text and "The others are in data.json" in page.text
+    assert not page.links and not page.images  # only pictures of its own
+
+
+@pytest.mark.parametrize("name", ["data.json", "samples.json", "recipe.yaml", "final/manifest.json"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"train": 3, "machine": 4}', "null"])
+def test_damaged_files_leave_their_part_out(place: Path, name: str, content: str) -> None:
+    (place / name).write_text(content)
+    assert not Page(write_report(place).read_text(encoding="utf-8")).open
+
+
+def test_damaged_log_lines_are_passed_over(place: Path) -> None:
+    odd = [
+        '{"step": 2, "refinement": {}}',
+        '{"step": 2, "gate": {"verdict": 1}}',
+        '{"step": "x", "lm": 1}',
+        '{"step": 3, "lm": NaN}',
+        '{"step": 3, "answers": [{"picture": 1}, 2]}',
+        '{"step": true}',
+    ]
+    with (place / "log.jsonl").open("a") as stream:
+        stream.write("\n".join(odd) + "\n")
+    assert not Page(write_report(place).read_text(encoding="utf-8")).open
+
+
+def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run folder"):
+        write_report(tmp_path)
+    (place / "log.jsonl").unlink()
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(place)
+
+
+def test_a_report_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
+    def fail(run: Path) -> None:
+        raise UserError(f"can't write {run / REPORT} (No space left on device); make room")
+
+    write_data(tmp_path, 6)
+    console = quiet()
+    recipe = tiny_recipe(tmp_path, {"training.max_steps": 1, "data.held_out": 0.5})
+    assert (train(recipe, console=console, report=fail).bundle / "manifest.json").is_file()
+    assert "warning: no report: can't write" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_score_and_a_rise_are_on_top(place: Path) -> None:
+    summary = {"not_trained_on": {"right": 45, "n": 60}, "settings": {"step": 4, "data": "held-out"}}
+    (place / "predictions_held-out_final.summary.json").write_text(json.dumps(summary))
+    with (place / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 5, "eval_loss": 90.0}\n')
+    shown = {card.title: card for card in cards(read_run(place))}
+    assert shown["Held-out loss"].note.startswith("nats a token; 20 of 20 pictures trained on")  # they are all alike
+    data = json.loads((place / "data.json").read_text())
+    data["eval"]["trained_on"]["of"]["pictures"] = [0, 20]
+    (place / "data.json").write_text(json.dumps(data))
+    (known,) = (card for card in cards(read_run(place)) if card.title == "Held-out loss")
+    assert known.note.startswith("nats a token, on data that it wasn't trained on; it was")
+    assert shown["Exact match"].value == "75.0%" and "of 60" in shown["Exact match"].note
+    assert shown["Held-out loss"].value.endswith("→ 90.000") and "has risen since" in shown["Held-out loss"].note
+    assert "75.0%" in render(read_run(place))
+
+
+def test_charts_draw_what_there_is(made: Path) -> None:
+    found = dict(charts(read_run(made)))
+    assert {"Loss", "Refinement curve"} <= found.keys()
+    curve = found["Refinement curve"]
+    assert len(curve.lines) == 2 and curve.x_names[0] == "v" and curve.x_names[-1] == "v̂"
+    gains = read_run(made).curves[-1][1].gains
+    low, high = curve.lines[-1].bars[-1] or (0, 0)
+    assert high - low == pytest.approx(gains[-1].high - gains[-1].low) and isinstance(gains[-1], Interval)
+
+
+def test_a_point_lies_where_its_value_is() -> None:
+    """By hand: the drawing is 480 × 230, with margins 52, 12, 12, 40."""
+    chart = Chart("", "x", "y", [Line("a", [(0, 0.0), (5, 5.0), (10, 10.0)], marks=True)])
+    assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in chart.svg()
+    log = Chart("", "x", "y", [Line("a", [(0, 1.0), (1, 0.0), (2, 10.0), (4, 100.0)])], log_y=True)
+    assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in log.svg()
+    assert Chart("", "x", "y", [Line("a", [(1, float("nan"))])]).svg() == ""
+    one = Chart("", "x", "y", [Line("a", [(1, 2.0)])])
+    assert "<circle" in one.svg() and one.legend() == [(0, "a")]
+    many = Chart("", "x", "y", [Line("a", [(i, float(i % 7)) for i in range(9_000)])])
+    assert len(re.findall(r"\d,\d", many.svg())) <= 402
+    assert smoothed([(0, 0.0), (1, 2.0), (2, 4.0)], 2) == [(0, 0.0), (1, 1.0), (2, 3.0)]
