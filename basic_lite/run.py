@@ -136,7 +136,8 @@ def train(
             breakdown = Breakdown(Clock(device, time.perf_counter))
             supervision = supervise(recipe, loaded, say, breakdown.operations)
             parts = recipe, loaded, data, supervision, breakdown
-            run = Run(*parts, folder, started_from, processes, device, console, falls, report)
+            page = partial(_write_page, report if processes.is_main else None, folder.path, say)
+            run = Run(*parts, folder, started_from, processes, device, console, falls, page)
             loop = Loop(run)
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
@@ -144,6 +145,15 @@ def train(
             if processes.is_main:
                 _say_each(folder.begin(recipe, table, data.summary(), trained), say)
         return RunResult(folder.path, folder.final, loop.schedule.steps, loop.train())
+
+
+def _write_page(report: Callable[[Path], object] | None, run: Path, say: Say) -> None:
+    """Write a page on the run; where that fails, the run goes on."""
+    try:
+        if report is not None:
+            report(run)
+    except UserError as error:
+        say(f"warning: no report: {error}")
 
 
 def _say_each(lines: Iterable[str], say: Say) -> None:

@@ -60,7 +60,7 @@ class Run:
     device: torch.device
     console: Console
     next_plan: Callable[[Plan], Plan | None] | None = None  # see ``Recovery``
-    report: Callable[[Path], object] | None = None  # writes a page on the run in this folder
+    report: Callable[[], object] = lambda: None  # writes a page on the run as it is now
 
 
 class Loop:
@@ -191,7 +191,7 @@ class Loop:
             self.say(overfit)
         if self.gate is not None and (came := self.gate.summary(last)):
             self.say(came)
-        self._report()
+        self.run.report()
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
 
@@ -320,16 +320,8 @@ class Loop:
         self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
         if step and self.processes.is_main:
             self.answers.ask(step, self.log, every=step == self.schedule.steps)
-        self._report()
+        self.run.report()
         return True
-
-    def _report(self) -> None:
-        """Write the run's page; where that fails, the run goes on."""
-        try:
-            if self.run.report is not None and self.processes.is_main:
-                self.run.report(self.run.folder.path)
-        except UserError as error:
-            self.say(f"warning: no report: {error}")
 
     def _look(self, step: int, *, evaluated: bool) -> None:
         """Let the gate look at the premise where it is due. After the last step there is nothing to decide."""

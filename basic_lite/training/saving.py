@@ -1,7 +1,7 @@
 """A run's bundles, written whole: a checkpoint while older ones are still there, and the final one."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ def save_checkpoint(
     folder: RunFolder,
     progress: Progress,
     step: TrainStep,
-    generators: Sequence[Any],
+    generators: list[list[Any]],
     write: Callable[[Path], None],
     *,
     keep: int,

@@ -14,7 +14,7 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.run import train
-from basic_lite.training import loop
+from basic_lite.training import loop, saving
 from basic_lite.training.files import remove
 from basic_lite.training.run_folder import locked
 from basic_lite.training.step import TrainStep
@@ -77,7 +77,7 @@ def error_in_step_1(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def loss_is_nan_in_step_1(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(loop, "_require_finite", raising(UserError("the loss is nan")))
+    patch.setattr(loop, "require_finite", raising(UserError("the loss is nan")))
     return {}
 
 
@@ -87,7 +87,7 @@ def killed_while_the_folder_is_taken(place: Path, patch: pytest.MonkeyPatch) -> 
 
 
 def killed_while_saving(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(loop, "write_training_state", raising(KeyboardInterrupt()))
+    patch.setattr(saving, "write_training_state", raising(KeyboardInterrupt()))
     patch.setattr("basic_lite.training.files.shutil.rmtree", lambda *args, **kwargs: None)
     return {}
 
