@@ -75,11 +75,13 @@ def training(recipe: str, gib: float, work: Path) -> list[str]:
 
 def second(work: Path, dry: list[str]) -> list[list[Step]]:
     """What the planner believes, and each operation beside other people's. Four minutes at most."""
-    variants = ["bench.gpu_suite.variants", "7b_qlora", "--out", str(work / "variants.json"), "--seconds", "SECONDS"]
+    variants, rest = ["bench.gpu_suite.variants", "7b_qlora"], ["--seconds", "SECONDS", *dry]
+    plain = ["training.use_liger_kernel=false", "--recompute", "all"]
     tiny = ["--tiny"] if dry else []
     return [
-        [Step("variants", [*variants, *dry], 100)],
-        [Step("operations", [*PYTEST, "-n", "0", "bench/", "--results-dir", str(work), *tiny], 110)],
+        [Step("variants", [*variants, "--out", str(work / "variants.json"), *rest], 85)],
+        [Step("liger_off", [*variants, *plain, "--out", str(work / "liger_off.json"), *rest], 50)],
+        [Step("operations", [*PYTEST, "-n", "0", "bench/", "--results-dir", str(work), *tiny], 90)],
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from bench.gpu_suite.needs import ROOT, environment
 
 # The most seconds that a step which ran out of time may take to write what it has.
-STOP_S = 10
+STOP_S = 5
 LAST_LINES = 25
 RESULTS = "results.tar"
 

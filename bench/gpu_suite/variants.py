@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from bench.gpu_suite.model import device_of, longest_step, recipe_of
 from bench.tables import columns, number, write_json
 
 MOST_STEPS = 20
+ALL = ("all", "half", "none")
 
 
 @dataclass
@@ -50,10 +51,11 @@ class Variant:
         return 1e3 * self.tokens / median(self.step_ms) if self.step_ms else None
 
 
-def variants_of(recipe: Recipe, layers: int, device: torch.device) -> Iterator[Variant]:
-    """All, half and none, each with its rehearsed peak."""
-    frontend = load_frontend(recipe.model)
-    for name, count in (("all", layers), ("half", layers // 2), ("none", 0)):
+def variants_of(recipe: Recipe, names: Sequence[str], layers: int, device: torch.device) -> Iterator[Variant]:
+    """Those named, each with its rehearsed peak."""
+    frontend, counts = load_frontend(recipe.model), {"all": layers, "half": layers // 2, "none": 0}
+    for name in names:
+        count = counts[name]
         changed = changed_recipe(recipe, {"training.gradient_checkpointing": count})
         machine = Machine.card(changed) if device.type == "cuda" else Machine.this_cpu(changed)
         yield Variant(f"recompute {name}", count, predicted_bytes(rehearse(changed, frontend, machine)))
@@ -103,6 +105,9 @@ def main() -> int:
     )
     parser.add_argument("recipe", help="a shipped recipe's name, or a file")
     parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    parser.add_argument(
+        "--recompute", choices=ALL, action="append", help="only so many layers; all three, if not given"
+    )
     parser.add_argument("--seconds", type=float, default=90.0, help="for all of it")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size")
@@ -115,11 +120,12 @@ def main() -> int:
         recipe = recipe_of(options.recipe, Path(folder), overrides, dry=options.dry)
         loaded, step = longest_step(recipe, device)
         found: list[Variant] = []
+        names = options.recompute or ALL
         write = partial(write_variants, options.out, measure.describe(device) | {"recipe": recipe.name}, found)
-        for variant in variants_of(recipe, len(loaded.parts.layers), device):
+        for variant in variants_of(recipe, names, len(loaded.parts.layers), device):
             found.append(variant)
             left_s = options.seconds - (time.monotonic() - started)
-            run(step, variant, device, max(1.0, left_s / (4 - len(found)) / 2))
+            run(step, variant, device, max(1.0, left_s / (len(names) + 1 - len(found)) / 2))
             write()
     print(table(found))
     return 1 if all(variant.problem for variant in found) else 0
