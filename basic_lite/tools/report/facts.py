@@ -84,6 +84,15 @@ class RunFacts:
         return [(line["step"], line[name]) for line in self.log if _is_number(line.get(name))]
 
     @property
+    def time_parts(self) -> list[tuple[str, float]]:
+        """Parts of a step's time and their seconds, the longest first, as they were last measured."""
+        found: dict[str, float] = {}
+        for line in self.log:
+            with _whole():
+                found = {str(name): float(seconds) for name, seconds in line["time"]["parts_s"].items()}
+        return sorted(found.items(), key=lambda part: -part[1])
+
+    @property
     def steps_with_basic(self) -> int | None:
         """Logged steps that had BASIC, of those that are logged; None: no step is logged."""
         return len(self.series("das")) if self.series("lm") else None

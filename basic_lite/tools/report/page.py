@@ -67,6 +67,7 @@ def render(facts: RunFacts) -> str:
         premise=_premise(facts),
         health=_health(facts),
         answers=facts.answers,
+        time=_time(facts),
         data=list(_data(facts)),
         dropped=_dropped(facts),
         most_dropped=MOST_DROPPED,
@@ -202,6 +203,12 @@ def _health(facts: RunFacts) -> list[tuple[str, ...]]:
         for i, place in enumerate(places)
     ]
     return [head, *rows]
+
+
+def _time(facts: RunFacts) -> list[tuple[str, str, str]]:
+    """Parts of a step with their seconds and shares."""
+    whole = sum(seconds for _, seconds in facts.time_parts)
+    return [(name, f"{s:.3g} s", f"{s / whole:.0%}") for name, s in facts.time_parts if s > 0]
 
 
 def _data(facts: RunFacts) -> Iterator[tuple[str, str]]:

@@ -171,6 +171,12 @@ def test_the_score_and_a_rise_are_on_top(place: Path) -> None:
     assert known.note.startswith("nats a token, on data that it wasn't trained on; it was")
     assert shown["Exact match"].value == "75.0%" and "of 60" in shown["Exact match"].note
     assert shown["Held-out loss"].value.endswith("→ 90.000") and "has risen since" in shown["Held-out loss"].note
+    with (place / "log.jsonl").open("a") as stream:
+        stream.write(
+            '{"step": 5, "time": {"steps": 3, "step_s": 4, "parts_s": {"tower": 1.0, "backward": 3.0, "idle": 0}}}\n'
+        )
+    page = Page(render(read_run(place)))
+    assert "part of a step time share backward 3 s 75% tower 1 s 25%" in page.text and "idle" not in page.text
     assert "75.0%" in render(read_run(place))
 
 
