@@ -148,12 +148,14 @@ def train(
 
 
 def _write_page(report: Callable[[Path], object] | None, run: Path, say: Say) -> None:
-    """Write a page on the run; where that fails, the run goes on."""
+    """Write a page on the run. No error of it may end a run of hours."""
     try:
         if report is not None:
             report(run)
     except UserError as error:
         say(f"warning: no report: {error}")
+    except Exception as error:
+        say(f"warning: no report, through a fault of basic-lite's own ({type(error).__name__}: {error})")
 
 
 def _say_each(lines: Iterable[str], say: Say) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class TookTooLong(Exception):
-    """The work was broken off."""
+class TookTooLong(BaseException):
+    """The work was broken off. No ``except Exception`` of the work itself takes it; one in a ``__del__`` is lost."""
 
 
 class _Watch:

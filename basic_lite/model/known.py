@@ -30,7 +30,7 @@ def known_frontend(section: ModelSection) -> Frontend | None:
         token_id, select = config.image_token_id, config.vision_feature_select_strategy
     else:
         config = put_together(section, _config(known[names[1]]), _config(main))
-        token_id, select = main["tokens"], section.vision_feature_select
+        token_id, select = main["tokens"], config.vision_feature_select_strategy
     tokenizer = _stand_in(max(main["tokens"], token_id + 1), section.image_token, token_id)
     config.image_token_id = token_id
     return Frontend(config, tokenizer, None, tokens_per_image(config.vision_config, select))

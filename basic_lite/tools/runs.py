@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from basic_lite.errors import UserError
+from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
@@ -65,7 +66,7 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
     if console.is_terminal and max(map(len, lines), default=0) > console.width:
         lines = [line for row in rows for line in _as_block(row, console.width)]
     for line in lines if rows else [f"no runs in {folder}"]:
-        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
     return rows
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from basic_lite.choices import meant_beside
 from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
@@ -158,19 +160,23 @@ def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
         models = [recipe.model.base is not None, recipe.model.vision is not None, recipe.model.llm is not None]
-        if models not in ([True, False, False], [False, True, True]):
-            raise ValueError("it names no model, or too many")
-    except ValueError as error:  # pydantic's ValidationError is one
+    except ValidationError as error:
         raise UserError(
             f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
-            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({_first_line(error)})"
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({_first_problem(error)})"
         ) from error
+    if models not in ([True, False, False], [False, True, True]):
+        raise UserError(
+            f"{folder / RECIPE_JSON} names no model, or too many: a bundle's recipe has model.base, or model.vision "
+            "and model.llm. Restore the file, or take another bundle"
+        )
     return recipe
 
 
-def _first_line(error: ValueError) -> str:
-    """What is wrong, of the first key that pydantic names."""
-    return "; ".join(str(error).splitlines()[1:3]) or str(error)
+def _first_problem(error: ValidationError) -> str:
+    """The first key that is wrong, and how."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
 def require_checkpoint(bundle: Bundle) -> None:

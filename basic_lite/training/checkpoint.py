@@ -91,7 +91,8 @@ def read_progress(bundle: Bundle) -> Progress:
         UserError: the file isn't one of ours.
     """
     try:
-        return TypeAdapter(Progress).validate_python(Progress(**_training(bundle)["progress"]))
+        # From a dict, since an instance is taken as it is.
+        return TypeAdapter(Progress).validate_python(vars(Progress(**_training(bundle)["progress"])))
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(bundle, error) from error
 

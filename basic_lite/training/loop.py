@@ -357,8 +357,8 @@ class Loop:
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:
-                keep, write = self.recipe.training.keep, self._write_bundle
-                save_checkpoint(self.run.folder, self.progress, self.train_step, generators, write, keep=keep)
+                what = self.run.folder, self.progress, self.train_step, generators, self._write_bundle
+                save_checkpoint(*what, keep=self.recipe.training.keep, say=self.say)
 
     def _save_before_leaving(self) -> None:
         self.train_step.drop_gradients()

@@ -39,6 +39,7 @@ class Answered:
     question: str  # empty where captions are learnt, without questions
     answer: str
     reference: str
+    number: int  # of those that are asked in this run, from 1
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -103,7 +104,7 @@ class HeldOutAnswers:
         found = []
         for number, record in enumerate(records):
             try:
-                one = self._ask(record)
+                one = self._ask(record, number + 1)
             except RecordProblem as problem:
                 self.say(f"warning: no held-out answer: {problem}")
                 continue
@@ -121,19 +122,19 @@ class HeldOutAnswers:
         return found
 
     def _thumbnails(self) -> dict[str, str]:
-        """Small copies of the pictures as data URIs, by name; without those that can't be read."""
+        """A small copy of each question's first picture as a data URI, by its number; none of what can't be read."""
         found = {}
-        for image in (record.images[0] for record in self.records):
+        for number, record in enumerate(self.records, start=1):
             try:
-                small = open_image(image)
+                small = open_image(record.images[0])
             except RecordProblem:
                 continue
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             small.save(data := io.BytesIO(), "JPEG", quality=80)
-            found[image.name] = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+            found[str(number)] = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
         return found
 
-    def _ask(self, record: Record) -> Answered:
+    def _ask(self, record: Record, number: int) -> Answered:
         assert self.chat is not None
         with self.autocast() if self.autocast is not None else nullcontext():
             (text,) = answer(
@@ -143,4 +144,5 @@ class HeldOutAnswers:
         # The `plain` template leaves the question out.
         asked = "" if self.chat.template == "plain" else " ".join(question.replace(IMAGE_PLACEHOLDER, "").split())
         names = ", ".join(image.name for image in record.images)
-        return Answered(names, asked, " ".join(text.split()), " ".join(self.chat.reference(record).split()))
+        reference = " ".join(self.chat.reference(record).split())
+        return Answered(names, asked, " ".join(text.split()), reference, number)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from basic_lite.console import Say
 from basic_lite.training.checkpoint import Progress, write_training_state
 from basic_lite.training.files import written_whole
 from basic_lite.training.own_files import foreign_in
@@ -21,6 +22,7 @@ def save_checkpoint(
     write: Callable[[Path], None],
     *,
     keep: int,
+    say: Say,
 ) -> None:
     """Save a checkpoint. Older ones are deleted only after it is complete, so that there is one at any time.
 
@@ -38,9 +40,12 @@ def save_checkpoint(
     with written_whole(folder.checkpoint_at(progress.step), fix) as scratch:
         write_training_state(scratch, progress, step.optimizer, step.scheduler, generators)
         write(scratch)
-    for old in checkpoints_of(folder.path)[:-keep]:
+    done_with = checkpoints_of(folder.path)[:-keep]
+    for old in done_with:
         if not any(foreign_in(old)):
             shutil.rmtree(old, ignore_errors=True)
+        elif old == done_with[-1]:  # at each save one more is done with, so this is said once of each
+            say(f"note: {old} stays, since it has files that the run didn't write or that were changed")
 
 
 def save_final(folder: RunFolder, write: Callable[[Path], None]) -> None:

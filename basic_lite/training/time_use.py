@@ -146,8 +146,8 @@ def time_text(
     who = "the GPU" if on_gpu else "the training"
     over = {part: shares.get(part, 0.0) for part, least in WORTH.items() if shares.get(part, 0.0) >= least}
     if not over:
-        # Only memory asks for it, and a key of memory is not one to be told of again.
-        again = "; the backward computes layers again: training.gradient_checkpointing, as far as memory allows"
+        # Said each time and not once: it is no fault, and only more memory would change it.
+        again = "; the backward computes layers again, to save memory: training.plan=auto does as little of it as fits"
         return f"{text}; nothing waits{again if recipe.training.gradient_checkpointing else ''}", ""
     part = max(over, key=lambda name: over[name])
     found, key = _change(part, shares, recipe, who, cores or usable_cores())
@@ -161,18 +161,20 @@ def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, co
         return _more_workers(share, recipe.data.workers, who, cores)
     if part == SAVING:
         fewer = math.ceil(training.save_every * share / 0.02 / 10) * 10
-        return f"saving takes {share:.0%}: training.save_every={fewer}", "training.save_every"
+        return f"saving takes {share:.0%}: set training.save_every={fewer}", "training.save_every"
     if part == EVALUATING:
-        return f"evaluating and looking at the premise take {share:.0%}: training.eval_every", "training.eval_every"
+        every = f", such as training.eval_every={2 * training.eval_every}" if training.eval_every else ""
+        what = f"evaluating and looking at the premise take {share:.0%}: set training.eval_every higher{every}"
+        return what, "training.eval_every"
     if part == OPTIMIZER:
-        return f"the optimizer takes {share:.0%}: training.optimizer, or a larger training.global_batch", (
-            "training.optimizer"
-        )
+        what = f"the optimizer takes {share:.0%}: set training.global_batch higher, for fewer steps"
+        return what, "training.global_batch"
     if part == BASIC:
         drawn = supervision.sds_tokens is None and supervision.lambda_sds > 0
         key = "supervision.sds_tokens" if drawn else "supervision.every_n_steps"
-        return f"BASIC takes {share:.0%}: {key}", key
-    return f"{who} waits {share:.0%} between steps: training.log_every", "training.log_every"
+        less = "supervision.sds_tokens=64" if drawn else f"supervision.every_n_steps={supervision.every_n_steps + 1}"
+        return f"BASIC takes {share:.0%}: set {less}", key
+    return f"{who} waits {share:.0%} between steps: set training.log_every higher", "training.log_every"
 
 
 def _more_workers(share: float, workers: int, who: str, cores: int) -> tuple[str, str]:
@@ -181,8 +183,9 @@ def _more_workers(share: float, workers: int, who: str, cores: int) -> tuple[str
     wanted = math.ceil(share / rest) if workers == 0 else math.ceil(workers / rest)
     waits, key = f"{who} waits {share:.0%} for pictures", "data.workers"
     if min(wanted, cores) > workers:
-        return f"{waits}: {key}={min(wanted, cores)}", key
-    return f"{waits}, and {workers} workers use the {cores} cores there are: make the pictures smaller", "pictures"
+        return f"{waits}: set {key}={min(wanted, cores)}", key
+    key = "data.jpeg_draft"
+    return f"{waits}, and {workers} workers use the {cores} cores there are: set {key}=true for large JPEGs", key
 
 
 def usable_cores() -> int:

@@ -26,7 +26,7 @@ from basic_lite.training.places import (
     read_json,
 )
 
-_ANSWERED = ("picture", "question", "answer", "reference")
+_ANSWERED = ("picture", "question", "answer", "reference", "number")
 _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
 # Values of one name: (step, value).
 Series = list[tuple[int, float]]
@@ -159,7 +159,7 @@ def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
     asked: list[list[dict[str, str]]] = []
     for line in log:
         with _whole():
-            asked.append([{key: str(one[key]) for key in _ANSWERED} for one in line["answers"]])
+            asked.append([{key: str(one.get(key, "")) for key in _ANSWERED} for one in line["answers"]])
     if not asked:
         return []
     first = {_question(one): one["answer"] for one in asked[0]} if len(asked) > 1 else {}
@@ -168,7 +168,7 @@ def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
     return [
         Shown(
             one["picture"],
-            pictures.get(one["picture"], ""),
+            pictures.get(one["number"], ""),
             one["question"],
             one["reference"],
             first.get(_question(one)),
@@ -185,8 +185,8 @@ def _whole() -> Iterator[None]:
         yield
 
 
-def _question(answered: dict[str, str]) -> tuple[str, str, str]:
-    return answered["picture"], answered["question"], answered["reference"]
+def _question(answered: dict[str, str]) -> tuple[str, ...]:
+    return tuple(answered[key] for key in _ANSWERED if key != "answer")
 
 
 def _is_number(value: Any) -> bool:

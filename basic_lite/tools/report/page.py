@@ -45,7 +45,7 @@ def write_report(run: Path) -> Path:
     text = render(read_run(run))
     scratch = path.with_name(REPORT + PART)
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
         os.replace(scratch, path)
     except OSError as error:
         raise UserError(f"can't write {path} ({error.strerror or error}); make room, or allow writing there") from error
@@ -115,7 +115,7 @@ def _basic(facts: RunFacts) -> tuple[str, str]:
     if not steps:
         return "no step is logged", ""
     if on == steps:
-        return "on", "in all logged steps"
+        return "on", "from the first step to the last"
     last = facts.looks[-1] if facts.looks else None
     why = ""
     if last is not None and not last.open:

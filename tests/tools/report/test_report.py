@@ -100,19 +100,19 @@ def test_the_command_writes_it_anew(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_text_of_data_and_recipes_breaks_nothing(place: Path) -> None:
-    bad = '"><script>alert(1)</script>{{ 7*7 }}\x1b[31m'
+    bad = '"><script>alert(1)</script>{{ 7919*6007 }}\x1b[31m'
     lines = [line for line in log_of(place) if "answers" not in line]
-    asked = {"picture": bad, "question": bad, "answer": bad, "reference": bad}
+    asked = {"picture": bad, "question": bad, "answer": bad, "reference": bad, "number": 1}
     lines.append({"step": 4, "answers": [asked]})
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (place / "samples.json").write_text(json.dumps({bad: 'x" onerror="alert(1)'}))
+    (place / "samples.json").write_text(json.dumps({"1": 'x" onerror="alert(1)'}))
     (place / "recipe.yaml").write_text(f"name: run\n# {bad}\n")
     data = json.loads((place / "data.json").read_text())
     data["train"]["dropped"] = [bad] * 60
     (place / "data.json").write_text(json.dumps(data))
     text = write_report(place).read_text(encoding="utf-8")
     page = Page(text)
-    assert not page.open and "<script" not in text and "49" not in re.findall(r"\{\{.*?\}\}|\b49\b", page.text)
+    assert not page.open and "<script" not in text and str(7919 * 6007) not in text
     assert "60 records were left out" in page.text and "The others are in data.json" in page.text
     assert not page.links and not page.images  # only pictures of its own
 
