@@ -81,6 +81,13 @@ class Breakdown:
             self._stack[0] = name
             self._mark()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Mark nothing inside this context: all of its time is the part's that runs before it."""
+        was, self.running = self.running, False
+        yield
+        self.running = was and bool(self._stack)  # ``stop`` may have been called
+
     def enter(self, name: str) -> None:
         if self.running:
             self._stack.append(name)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from basic_lite.console import Say
 from basic_lite.model.parts import Parts
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import DataSection, Recipe
 from basic_lite.training import breakdown as clock
 from basic_lite.training.breakdown import Breakdown
 from basic_lite.training.log import RunLog
@@ -81,9 +81,12 @@ class TimeUse:
 
     @contextmanager
     def apart(self, what: str) -> Iterator[None]:
-        """A context around what isn't a step's own: ``SAVING`` or ``EVALUATING``, which not every step has."""
+        """A context around what isn't a step's own: ``SAVING`` or ``EVALUATING``, which not every step has.
+
+        It may run the model, whose parts aren't timed then.
+        """
         started = time.perf_counter()
-        with self._base(what):
+        with self._base(what), self.breakdown.paused():
             yield
         self._apart[what] += time.perf_counter() - started
 
@@ -136,6 +139,8 @@ def time_text(
 ) -> tuple[str, str]:
     """The shares in one line that ends with what to change; and the key that it names, empty where there is none.
 
+    "pictures" stands for a key where smaller picture files are what would help.
+
     Args:
         parts_s: seconds of a step by part.
         cores: that this process may use; None: asked for.
@@ -158,7 +163,7 @@ def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, co
     """What a part's share means, and the key that changes it."""
     share, training, supervision = shares[part], recipe.training, recipe.supervision
     if part == DATA:
-        return _more_workers(share, recipe.data.workers, who, cores)
+        return _faster_pictures(share, recipe.data, who, cores)
     if part == SAVING:
         fewer = math.ceil(training.save_every * share / 0.02 / 10) * 10
         return f"saving takes {share:.0%}: set training.save_every={fewer}", "training.save_every"
@@ -177,15 +182,17 @@ def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, co
     return f"{who} waits {share:.0%} between steps: set training.log_every higher", "training.log_every"
 
 
-def _more_workers(share: float, workers: int, who: str, cores: int) -> tuple[str, str]:
+def _faster_pictures(share: float, data: DataSection, who: str, cores: int) -> tuple[str, str]:
     """Workers that would keep up: with none the reading itself is what is waited for, else they are too few."""
     rest = max(1 - share, 0.05)
-    wanted = math.ceil(share / rest) if workers == 0 else math.ceil(workers / rest)
-    waits, key = f"{who} waits {share:.0%} for pictures", "data.workers"
-    if min(wanted, cores) > workers:
-        return f"{waits}: set {key}={min(wanted, cores)}", key
-    key = "data.jpeg_draft"
-    return f"{waits}, and {workers} workers use the {cores} cores there are: set {key}=true for large JPEGs", key
+    wanted = math.ceil(share / rest) if data.workers == 0 else math.ceil(data.workers / rest)
+    waits = f"{who} waits {share:.0%} for pictures"
+    if min(wanted, cores) > data.workers:
+        return f"{waits}: set data.workers={min(wanted, cores)}", "data.workers"
+    waits = f"{waits}, and {data.workers} workers use the {cores} cores there are"
+    if data.jpeg_draft:
+        return f"{waits}: make the picture files smaller", "pictures"
+    return f"{waits}: set data.jpeg_draft=true for large JPEGs", "data.jpeg_draft"
 
 
 def usable_cores() -> int:
