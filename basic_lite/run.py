@@ -86,7 +86,6 @@ def train(
     console = console or Console(stderr=True, highlight=False, quiet=not processes.is_main)
     say = speaker(console)
     _introduce(recipe, device, processes, say)
-    quiet_libraries()
 
     # A recipe that goes on from another run (model.start) gets its models' names from there.
     with processes.together():
@@ -94,17 +93,13 @@ def train(
 
     with ExitStack() as stack, _explained(recipe, device):
         # The run folder: nothing is loaded for a run that can't be written.
-        folder = _open_folder(recipe, processes, stack, resume=resume, step=checkpoint, overwrite=overwrite)
+        folder = _open_folder(recipe, processes, stack, say, resume=resume, step=checkpoint, overwrite=overwrite)
         if folder.finished:
             say(f"{folder.path} is finished; its bundle is {folder.final}")
             return RunResult(folder.path, folder.final, open_bundle(folder.final).step, [])
-        if resume and folder.checkpoint is None:
-            say(f"--resume: {folder.path} has no checkpoint yet; the run starts from the beginning")
 
         # Data next, with tokenizer and image processor but without weights: bad records show in seconds.
-        if recipe.training.threads is not None:
-            torch.set_num_threads(recipe.training.threads)
-        set_seed(recipe.seed)
+        _settle(recipe)
         with processes.together():
             origin = find_origin(recipe) if folder.checkpoint is None else None  # a checkpoint has all weights
             frontend, data = preflight(
@@ -137,8 +132,7 @@ def train(
             supervision = supervise(recipe, loaded, say, breakdown.operations)
             parts = recipe, loaded, data, supervision, breakdown
             page = partial(_write_page, report if processes.is_main else None, folder.path, say)
-            run = Run(*parts, folder, started_from, processes, device, console, falls, page)
-            loop = Loop(run)
+            loop = Loop(Run(*parts, folder, started_from, processes, device, console, falls, page))
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
@@ -211,6 +205,13 @@ def _write_down(
     return trained, replace(data, known_before=found.summary())
 
 
+def _settle(recipe: Recipe) -> None:
+    """Set what the whole process computes with."""
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    set_seed(recipe.seed)
+
+
 def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: Say) -> None:
     """Say what the run is computed on."""
     if processes.is_main:
@@ -218,9 +219,10 @@ def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: 
         tell_device(device, recipe.training.device, say, dtype=dtype, autocast=autocast)
     if processes.count > 1:
         say(f"{processes.count} processes share each step's micro-batches")
+    quiet_libraries()
 
 
-def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: Any) -> RunFolder:
+def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, say: Say, **how: Any) -> RunFolder:
     """Open the run folder. The main process makes it, checks it, and locks it until ``stack`` closes."""
     folder = None
     with processes.together():
@@ -232,7 +234,10 @@ def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, **how: 
             stack.callback(remove_empty, new or [path])  # a start that was refused leaves nothing
             stack.enter_context(locked(path))
             folder = look_at_run_folder(recipe, **how)  # it may have changed until locked
-    return processes.from_main(folder)
+    folder = processes.from_main(folder)
+    if how["resume"] and folder.checkpoint is None and not folder.finished:
+        say(f"--resume: {folder.path} has no checkpoint yet; the run starts from the beginning")
+    return folder
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 
 from basic_lite import __version__, cli
 from basic_lite.errors import Interrupted, UserError
+from basic_lite.tools.report.page import write_report
 
 GOOD = "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
 
@@ -134,7 +135,7 @@ def test_train_gives_recipe_overrides_and_resume(
     assert run("train", recipe, *overrides, "--resume", "--checkpoint", "2") == (0, "", "")
     (((loaded,), keywords),) = calls
     assert (loaded.name, loaded.training.max_steps) == ("other", 3)
-    assert keywords == {"resume": True, "checkpoint": 2, "overwrite": False}
+    assert keywords == {"resume": True, "checkpoint": 2, "overwrite": False, "report": write_report}
     assert run("train", recipe, "--overwrite") == (0, "", "") and calls[1][1]["overwrite"]
     assert run("train", recipe, "--checkpoint", "2")[0] == 2
 

@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.model.checks import require_finite_weights
-from basic_lite.model.frontend import Frontend, load_frontend, unreadable
+from basic_lite.model.frontend import Frontend, llava_config_of, llm_config_of, load_frontend, unreadable
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.offload import ActivationOffload
 from basic_lite.model.parts import Parts, find_parts
@@ -178,7 +178,9 @@ def _compose(
     section, config = recipe.model, frontend.config
     assert section.vision is not None and section.llm is not None
     options = _llm_options(recipe, dtype, device, ["lm_head"])
-    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", config=config.text_config, **options)
+    # Read anew: what an earlier load has made of the frontend's is no checkpoint's.
+    options["config"] = llm_config_of(section.llm)
+    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", **options)
     if not hasattr(llm, llm.base_model_prefix):
         raise UserError(
             f"model.llm: {section.llm} ({type(llm).__name__}) isn't built as a decoder below a head; choose another LLM"
@@ -210,9 +212,8 @@ def _open_llava(
     # "vision_tower" matches neither and would leave the tower in 4 bit.
     skip = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
     options = _llm_options(recipe, dtype, device, skip)
-    source = _from_pretrained(
-        LlavaForConditionalGeneration, section.base, "model.base", config=frontend.config, **options
-    )
+    options["config"] = llava_config_of(section.base)
+    source = _from_pretrained(LlavaForConditionalGeneration, section.base, "model.base", **options)
     config = source.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

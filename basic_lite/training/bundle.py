@@ -26,9 +26,9 @@ from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_pa
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, PROJECTOR, Bundle, open_bundle
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, Bundle, open_bundle
 from basic_lite.training.files import sha256, write_json
-from basic_lite.training.places import MANIFEST, RECIPE_JSON
+from basic_lite.training.places import MANIFEST, PROJECTOR, RECIPE_JSON
 from basic_lite.training.tensor_files import read_tensors, save_tensors
 from basic_lite.units import dtype_name
 from basic_lite.version import __version__

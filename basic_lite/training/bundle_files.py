@@ -14,11 +14,18 @@ from basic_lite.model.kinds import kind_in_name
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
 from basic_lite.training.manifest import read_manifest
-from basic_lite.training.places import MANIFEST, RECIPE_JSON, RUNS, checkpoints_of, holds_bundle
+from basic_lite.training.places import (
+    MANIFEST,
+    PROJECTOR,
+    RECIPE_JSON,
+    RUNS,
+    TRAINER_STATE,
+    checkpoints_of,
+    holds_bundle,
+)
 from basic_lite.version import __version__
 
 FORMAT = 1
-PROJECTOR = "projector.safetensors"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # What a checkpoint has besides.
 OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetensors", "training.json"
@@ -186,7 +193,7 @@ def require_checkpoint(bundle: Bundle) -> None:
         UserError: an older version's checkpoint, or a bundle without training state.
     """
     if not {OPTIMIZER, GENERATORS, TRAINING} <= bundle.manifest["files"].keys():
-        older = "trainer_state.json" in bundle.manifest["files"]
+        older = TRAINER_STATE in bundle.manifest["files"]
         why = (
             f"was written by basic-lite {bundle.manifest.get('basic_lite', '0.1.0')}, "
             "which kept its training state in pickle files; "

@@ -5,20 +5,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basic_lite.errors import UserError
+from basic_lite.recipe.load import dump_recipe
+from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.files import sha256
-from basic_lite.training.places import MANIFEST, PREDICTIONS, SUMMARIES, TENSORBOARD, bundles_of, read_json
+from basic_lite.training.places import (
+    DATA,
+    MANIFEST,
+    PARTS,
+    PREDICTIONS,
+    RECIPE_YAML,
+    SUMMARIES,
+    TENSORBOARD,
+    TRAINED_ON,
+    bundles_of,
+    read_json,
+)
 
 # What TensorBoard's writer leaves.
 _EVENTS = re.compile(r"events\.out\.tfevents\..*|hparams\.yml")
 # A larger file that people have changed has another size.
 _MOST_HASHED = 10_000_000
+# Between two files that a start writes one after the other.
+_START_S = 2.0
 
 
 def not_the_runs_own(run: Path) -> list[Path]:
-    """What people would miss if a run were deleted: answers, and their own files in its bundles and its curves."""
+    """What people would miss if a run were deleted: answers, own files in its bundles and curves, a changed recipe."""
     answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(run.glob(name))]
     curves = [path for path in _files_in(run / TENSORBOARD) if not _EVENTS.fullmatch(path.name)]
-    return [*answers, *curves, *(path for bundle in bundles_of(run) for path in foreign_in(bundle))]
+    foreign = [path for bundle in bundles_of(run) for path in foreign_in(bundle)]
+    return [*answers, *curves, *foreign, *_edited_recipe(run)]
+
+
+def _edited_recipe(run: Path) -> list[Path]:
+    """The run's recipe, if it isn't as its newest bundle has it; without one, if it was written after the start."""
+    path = run / RECIPE_YAML
+    if not path.is_file():
+        return []
+    if not bundles_of(run):
+        before = [run / name for name in (PARTS, DATA, TRAINED_ON)]  # what a start writes just before it
+        written = max((one.stat().st_mtime for one in before if one.is_file()), default=0.0)
+        return [path] * (path.stat().st_mtime > written + _START_S)
+    try:
+        own = dump_recipe(look_at_bundle(run).recipe)
+    except UserError:  # there is none, or it is of another version
+        own = ""
+    return [path] * (path.read_text(encoding="utf-8", errors="replace") != own)
 
 
 def foreign_in(bundle: Path) -> Iterator[Path]:

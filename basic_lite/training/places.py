@@ -28,6 +28,8 @@ LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 # The page for people, and small copies of the held-out pictures that it shows.
 REPORT, SAMPLES = "report.html", "samples.json"
 FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
+# The trained projector; what versions before 0.2 had in a checkpoint.
+PROJECTOR, TRAINER_STATE = "projector.safetensors", "trainer_state.json"
 SET_ASIDE, KEPT = "set-aside-", "kept-"
 PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
@@ -38,10 +40,17 @@ UNFINISHED = ".basic-lite-"
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole."""
+    """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole.
+
+    One that has none of a bundle's files is a person's own.
+    """
     found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
+    numbered = [(int(match[1]), path) for path, match in found if match and _has_bundle_files(path)]
     return [path for _, path in sorted(numbered)]
+
+
+def _has_bundle_files(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (MANIFEST, RECIPE_JSON, PROJECTOR, TRAINER_STATE))
 
 
 def holds_bundle(folder: Path) -> bool:

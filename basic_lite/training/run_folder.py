@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.recipe.rules import measured_keys
-from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle, require_checkpoint
+from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
 from basic_lite.training.own_files import not_the_runs_own
@@ -107,7 +107,7 @@ class RunFolder:
         return moved
 
     def _clear(self) -> list[str]:
-        said = self._keep_what_is_not_ours() if self.overwrite else []
+        said = self._keep_what_is_not_ours()
         for old in [*(bundles_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
             if old.name != PARTS:
                 remove(old)
@@ -115,16 +115,17 @@ class RunFolder:
 
     def _keep_what_is_not_ours(self) -> list[str]:
         """Move answers, and what people have put into the run's folders, out of the way."""
-        found = [*not_the_runs_own(self.path), *_edited_recipe(self.path)]
+        found = not_the_runs_own(self.path)
         if not found:
             return []
         place = next(p for n in itertools.count(1) if not (p := self.path / f"{KEPT}{n}").exists())
+        before = "--overwrite replaces the run" if self.overwrite else "this run replaces a start that saved nothing"
         names = [path.relative_to(self.path) for path in found]
         for path, name in zip(found, names, strict=True):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(place / name)
         return [
-            f"--overwrite replaces the run in {self.path}; what isn't the run's own was moved to {place}: "
+            f"{before} in {self.path}; what isn't the run's own was moved to {place}: "
             + ", ".join(name.as_posix() for name in names)
         ]
 
@@ -138,16 +139,6 @@ class RunFolder:
                     remove(moved[-1])
                 old.rename(moved[-1])
         return [f"set aside, since its steps are made again: {path}" for path in moved]
-
-
-def _edited_recipe(run: Path) -> list[Path]:
-    """The run's recipe, if it isn't as its newest bundle has it."""
-    path = run / RECIPE_YAML
-    try:
-        own = dump_recipe(look_at_bundle(run).recipe)
-    except UserError:  # there is none, or it is of another version
-        own = ""
-    return [path] if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != own else []
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_time_is_work_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     for card in CARDS:
         hour = Work(card.tflops * 1e12 * UTILISATION["cuda"] * 36, 100)
         row = next(cells for cells, _ in cards_table(hour).rows if cells[0] == card.name)
-        assert row[1:] == ("1 h 00 min", f"at most {card.watts / 1000:.2g} kWh")
+        assert tuple(row[1:]) == ("1 h 00 min", f"at most {card.watts / 1000:.2g} kWh")
 
 
 @pytest.mark.parametrize(

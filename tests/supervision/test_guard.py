@@ -77,7 +77,7 @@ def by_the_book(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("rho", [0.1, 0.5, 1e9])
+@pytest.mark.parametrize("rho", [0.1, 0.5, 1e6])
 @pytest.mark.parametrize(("kind", "seed", "side"), [("llama", 6, "right"), ("gemma", 2, "left")])
 def test_the_projectors_gradient_is_the_one_by_the_book(
     kind: str, seed: int, side: str, rho: float, checkpointing: bool

@@ -85,7 +85,7 @@ def test_only_the_same_evaluation_replaces_predictions(
     for _ in range(2):  # the very same is replaced
         asked(own)
         asked(own, out=named)
-    assert "kept" not in capsys.readouterr().err and not list(own.parent.rglob("*_2.*"))
+    assert "is kept" not in capsys.readouterr().err and not list(own.parent.rglob("*_2.*"))
     for file in (first, named):
         change(file, own)
         if change is moved_away:

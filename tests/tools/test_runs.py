@@ -284,7 +284,7 @@ def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> No
     assert note.read_text() == "mine" and changed.exists() and photo.exists()
     assert not (runs / "done" / "checkpoint-3").exists()
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for number, name in (("1", "mynote.txt"), ("2", "tokenizer_config.json"), ("98", "cat.jpg")):
+    for number, name in (("1", "mynote.txt"), ("2", "tokenizer_config.json")):
         why = "stays, since it has files that the run didn't write or that were changed"
         assert f"checkpoint-{number} {why}: {name}; move them to free it" in text
     # A start that saved nothing goes as a whole, unless something of a person is in it.
@@ -293,6 +293,12 @@ def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> No
     plot.write_bytes(b"png")
     clean([runs / "failed"], yes=True, console=quiet())
     assert plot.exists()
+    plot.unlink()
+    recipe = runs / "failed" / "recipe.yaml"
+    later = recipe.stat().st_mtime + 60
+    os.utime(recipe, (later, later))
+    clean([runs / "failed"], yes=True, console=quiet())
+    assert recipe.exists()
 
 
 def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) -> None:

@@ -119,7 +119,7 @@ def test_eval_refuses_a_record_without_a_question(trained: Path, tmp_path: Path)
     write_data(tmp_path, 2)
     turns = [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "it is red"}]
     (tmp_path / "c.jsonl").write_text(json.dumps({"id": 9, "image": "0.png", "conversations": turns}) + "\n")
-    with pytest.raises(UserError, match=r"c.jsonl, record 1 \(id 9\): it has no question.*--template plain"):
+    with pytest.raises(UserError, match=r"c.jsonl, line 1 \(id 9\): it has no question.*--template plain"):
         evaluate_run(trained, tmp_path / "c.jsonl", image_dir=tmp_path / "images", console=quiet())
     options: dict[str, Any] = {"image_dir": tmp_path / "images", "out": tmp_path / "c.out.jsonl", "console": quiet()}
     assert evaluate_run(trained, tmp_path / "c.jsonl", template="plain", **options).counts == {"all": 1}

@@ -194,9 +194,10 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
 
 def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old: Path) -> None:
     mine = ["predictions_data_final.jsonl", "predictions_data_final.summary.json", "final/why.md", "recipe.yaml"]
-    mine[2:2] = ["tensorboard/mine/plot.png", "checkpoint-1/notes/a.txt", "checkpoint-98/cat.jpg"]
+    mine[2:2] = ["tensorboard/mine/plot.png", "checkpoint-1/notes/a.txt"]
     for folder in ("tensorboard/mine", "checkpoint-1/notes", "checkpoint-98"):
         (old / folder).mkdir()
+    (old / "checkpoint-98" / "cat.jpg").write_text("no run has written this folder")
     for name in mine:
         (old / name).write_text(f"my {name}")
     console = quiet()
@@ -207,6 +208,7 @@ def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old:
     assert {p.relative_to(old / "kept-1").as_posix() for p in (old / "kept-1").rglob("*") if p.is_file()} == {*mine}
     assert all((old / "kept-1" / name).read_text() == f"my {name}" for name in mine)
     assert not list(old.glob("predictions*")) and not (old / "final" / "why.md").exists()
+    assert (old / "checkpoint-98" / "cat.jpg").exists()
     # A run as it was left has nothing of the kind; new answers go beside the first ones.
     console = quiet()
     train(tiny_recipe(models, changes), overwrite=True, console=console)

@@ -19,7 +19,8 @@ from basic_lite.model.load import pick_dtype, table_rows
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.export.tensors import Checkpoint, Planned, read_tensor, tensor_names, tensor_shape
 from basic_lite.training.bundle import PEFT_PREFIX
-from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, PROJECTOR, Bundle
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, Bundle
+from basic_lite.training.places import PROJECTOR
 from basic_lite.training.tensor_files import read_tensors
 
 MergeInto = Literal["original", "quantized"]

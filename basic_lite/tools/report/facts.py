@@ -84,6 +84,16 @@ class RunFacts:
         return [(line["step"], line[name]) for line in self.log if _is_number(line.get(name))]
 
     @property
+    def state(self) -> str:
+        """How far it had come when the page was written. A run that ends without a page makes no page untrue."""
+        step, total = self.log[-1]["step"], self.manifest.get("total_steps")
+        if is_finished(self.path):
+            return f"finished, {step:,} {'step' if step == 1 else 'steps'}"
+        return (
+            f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "") + " when this page was written"
+        )
+
+    @property
     def time_parts(self) -> list[tuple[str, float]]:
         """Parts of a step's time and their seconds, the longest first, as they were last measured."""
         found: dict[str, float] = {}

@@ -58,7 +58,7 @@ def render(facts: RunFacts) -> str:
     template = resources.files("basic_lite.tools.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         name=facts.path.resolve().name,
-        state=facts.row.state,
+        state=facts.state,
         changed=facts.row.changed,
         started_from=facts.row.started_from,
         cards=list(cards(facts)),
