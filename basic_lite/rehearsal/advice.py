@@ -150,8 +150,7 @@ def memory_advice(recipe: Recipe, device: torch.device) -> list[str]:
 
 def _advice(recipe: Recipe, device: torch.device, where: str, available: int) -> Iterator[str]:
     smallest = changed_recipe(recipe, {"training.micro_batch": 1})
-    machine = Machine.card(smallest) if device.type == "cuda" else Machine.this_cpu(smallest)
-    rehearser = Rehearser(smallest, load_frontend(smallest.model), machine)
+    rehearser = Rehearser(smallest, load_frontend(smallest.model), Machine.here(smallest, device))
     rehearsal = rehearser.rehearse()
     needed = rehearsal.needed_bytes
     needs, has = size_text(needed), size_text(available)

@@ -45,7 +45,7 @@ def fake_model(recipe: Recipe, frontend: Frontend, machine: Machine, ledger: Led
     if recipe.quantization.mode == "nf4":
         options = {"double": recipe.quantization.double, "compute_dtype": machine.compute_dtype}
         _replace(parts.layers, nn.Linear, lambda linear: NF4Linear(linear, **options))
-    if machine.cuda and recipe.training.use_liger_kernel is not False:
+    if machine.liger:
         parts = with_liger(parts, FAKE)
     adapt(parts, recipe, on_card=machine.cuda)
     freeze_in_no_grad(parts.vision_tower)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from basic_lite.console import Say
 from basic_lite.data.check import DataReport
 from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.rules import batch_problem
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.batch import Shape
@@ -64,15 +66,23 @@ def settle_plan(
 
     Args:
         report: of the training data: memory is for its longest sample, time for its mean one.
-        earlier: the recipe of the checkpoint that the run continues from; its plan stays.
+        earlier: the recipe of the checkpoint that the run continues from; its plan stays, but for a micro-batch that
+            doesn't divide over the processes that there are now.
     """
     if recipe.training.plan != "auto":
         return recipe
     given = given_keys(recipe)
     if earlier is not None:
         kept = with_given(Plan.of(earlier, frontend.layer_count), recipe, given)
-        say(f"plan: {kept}, as the run had it")
-        return kept.applied(recipe)
+        divided = _divided(kept, recipe.training.global_batch, processes.count)
+        if divided == kept:
+            say(f"plan: {kept}, as the run had it")
+        else:
+            say(
+                f"plan: {divided}: the run had micro-batch {kept.micro_batch}, which on each of {processes.count} "
+                f"processes does not divide the global batch {recipe.training.global_batch}; the same result"
+            )
+        return divided.applied(recipe)
     available = min(processes.gather(available_bytes(device)))
     chosen = None
     with processes.together():
@@ -85,6 +95,12 @@ def settle_plan(
     return plan.applied(recipe)
 
 
+def _divided(plan: Plan, whole: int, processes: int) -> Plan:
+    """The plan with the largest micro-batch, of those up to its own, that divides the global batch of ``whole``."""
+    sizes = (n for n in range(plan.micro_batch, 0, -1) if batch_problem(n, whole, processes) is None)
+    return replace(plan, micro_batch=next(sizes, plan.micro_batch))
+
+
 def planner_here(
     recipe: Recipe,
     frontend: Frontend,
@@ -95,9 +111,8 @@ def planner_here(
     processes: int = 1,
 ) -> Planner:
     """The planner of a recipe on its data and on a device of this machine, whose ceilings are measured."""
-    machine = Machine.card(recipe) if device.type == "cuda" else Machine.this_cpu(recipe)
     return Planner(
-        Rehearser(recipe, frontend, machine),
+        Rehearser(recipe, frontend, Machine.here(recipe, device)),
         Shape.longest(recipe, frontend, report),
         measured_card(device, product_dtype(recipe, device)),
         time_shape=Shape.mean(recipe, frontend, report),
@@ -120,7 +135,7 @@ def falls_to(
     @cache
     def planner() -> Planner:
         card = card_of(torch.cuda.get_device_properties(device).total_memory / GIB)
-        rehearser = Rehearser(recipe, frontend, Machine.card(recipe))
+        rehearser = Rehearser(recipe, frontend, Machine.here(recipe, device))
         longest, mean = Shape.longest(recipe, frontend, report), Shape.mean(recipe, frontend, report)
         return Planner(rehearser, longest, card, time_shape=mean)
 

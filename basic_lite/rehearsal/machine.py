@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from basic_lite.model.liger_kernels import choose_liger
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
+from basic_lite.training.assembly import uses_autocast
 from basic_lite.units import GIB
 
 aten = torch.ops.aten
@@ -19,7 +21,7 @@ ALLOWANCE_BYTES = GIB // 2
 
 @dataclass(frozen=True)
 class Machine:
-    """What differs between machines: types, fused operations, paging.
+    """What differs between machines: types, fused operations, Liger's kernels, paging.
 
     A rehearsal runs on the CPU whatever it stands for; what the recipe leaves to the machine is decided here.
     """
@@ -29,6 +31,7 @@ class Machine:
     compute_dtype: torch.dtype  # of products with 4-bit weights
     autocast: bool
     cuda: bool
+    liger: bool  # the LLM has Liger's kernels
 
     @classmethod
     def card(cls, recipe: Recipe) -> Machine:
@@ -36,14 +39,25 @@ class Machine:
         dtype = _dtype(recipe.model.dtype, auto=torch.bfloat16)
         compute = _dtype(recipe.quantization.compute_dtype, auto=dtype)
         autocast = recipe.training.autocast in ("auto", "bfloat16")
-        return cls("a CUDA card with bfloat16", dtype, compute, autocast, cuda=True)
+        liger = recipe.training.use_liger_kernel is not False
+        return cls("a CUDA card with bfloat16", dtype, compute, autocast, cuda=True, liger=liger)
+
+    @classmethod
+    def here(cls, recipe: Recipe, device: torch.device) -> Machine:
+        """A device of this machine, with the types and kernels that ``train`` takes on it."""
+        dtype = pick_dtype(recipe.model.dtype, device)
+        compute = _dtype(recipe.quantization.compute_dtype, auto=dtype)
+        cuda = device.type == "cuda"
+        # `true` where they can't run is an error, which the run reports. Nor is it said here that they aren't used.
+        wanted = recipe.training.use_liger_kernel is not False
+        liger = cuda and wanted and choose_liger("auto", device, lambda text: None)
+        name = "this card" if cuda else "this CPU"
+        return cls(name, dtype, compute, uses_autocast(recipe, device), cuda, liger)
 
     @classmethod
     def this_cpu(cls, recipe: Recipe) -> Machine:
         """The CPU of this machine, as ``train`` with ``training.device: cpu`` would use it."""
-        dtype = _dtype(recipe.model.dtype, auto=torch.float32)
-        compute = _dtype(recipe.quantization.compute_dtype, auto=dtype)
-        return cls("this CPU", dtype, compute, recipe.training.autocast == "bfloat16", cuda=False)
+        return cls.here(recipe, torch.device("cpu"))
 
     def workspace(self, func: Any, args: Sequence[Any]) -> int:
         """Bytes an operation takes inside itself and gives back, where that is more than a few rows."""

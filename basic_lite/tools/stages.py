@@ -12,7 +12,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
-from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.model.load import pick_device
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import changed_recipe, memory_of
@@ -126,9 +126,8 @@ def _look(
     frontend = load_frontend(recipe.model)
     if before is not None:
         _require_same_model(before, recipe, frontend)
-    on_card = device is None or device.type == "cuda"
-    machine = Machine.card(recipe) if on_card else Machine.this_cpu(recipe)
-    parts = planned_parts(recipe, frontend, machine.dtype if device is None else pick_dtype(recipe.model.dtype, device))
+    machine = Machine.card(recipe) if device is None else Machine.here(recipe, device)
+    parts = planned_parts(recipe, frontend, machine.dtype)
     if folder.finished:
         return StageOutlook(recipe, folder, frontend, parts)
     _require_writable(folder.path)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from basic_lite.console import Say
 from basic_lite.errors import OutOfMemory, is_out_of_memory
+from basic_lite.printable import one_line
 from basic_lite.recipe.schema import TrainingSection
 from basic_lite.training.plan import CarriedOut, Plan
 from basic_lite.training.step import Batch
@@ -57,8 +58,8 @@ class Recovery:
         Args:
             alone: whether this is the only process. Several can't begin a step again: the others wait for this one.
             carried: the plan that the run has now.
-            next_plan: finds the fastest plan that needs less than the one that failed; None: micro-batches are halved,
-                and when there is a single sample left all layers are recomputed.
+            next_plan: finds the fastest plan that needs less than the one that failed. Where it is None, or fails,
+                micro-batches are halved, and when there is a single sample left all layers are recomputed.
         """
         self.whole, self.global_batch = training.micro_batch, training.global_batch
         self.device, self.image_token_id = device, image_token_id
@@ -106,7 +107,7 @@ class Recovery:
     def _lower(self, found: str, largest: int, what: str, *, backward: bool) -> dict[str, Any]:
         """Change to a plan that a run could have begun with: its micro-batch divides the recipe's."""
         old, samples = self.plan, min(self.plan.micro_batch, largest)
-        new = self._lower_plan(old, samples, backward) if self.alone else None
+        new = self._lower_plan(old, samples, what, backward) if self.alone else None
         if new is None:
             others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
             raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
@@ -123,9 +124,15 @@ class Recovery:
         self._say(f"out of memory in {what} with {how}Set {new.overrides(old)} to begin with that")
         return record
 
-    def _lower_plan(self, plan: Plan, samples: int, backward: bool) -> Plan | None:
+    def _lower_plan(self, plan: Plan, samples: int, what: str, backward: bool) -> Plan | None:
         if backward and self._next is not None:
-            return self._next(plan)
+            self._say(f"out of memory in {what}: looking for a plan that needs less")
+            try:
+                return self._next(plan)
+            except Exception as error:  # whatever it is, the run can go on without a planner
+                found = one_line(f"{type(error).__name__}: {error}")
+                self._say(f"warning: no plan could be looked for ({found}); smaller micro-batches are tried")
+                self._next = None
         smaller = [n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples]
         if smaller:
             return replace(plan, micro_batch=smaller[-1])

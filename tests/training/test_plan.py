@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from basic_lite.data.check import DataReport
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.model import offload
+from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import dump_recipe, load_recipe
+from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import choice
+from basic_lite.rehearsal.choice import settle_plan
 from basic_lite.run import train
 from basic_lite.training.plan import Plan, given_keys
+from basic_lite.training.processes import Processes
 from basic_lite.training.step import TrainStep
 from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, tiny_recipe
 
@@ -70,6 +76,23 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     resumed = train(recipe, resume=True, console=console).folder
     assert f"plan: {before}, as the run had it" in console.file.getvalue()  # type: ignore[attr-defined]
     assert plan_of(resumed) == before
+
+
+@pytest.mark.parametrize("whole, had, count, now", [(24, 8, 3, 8), (24, 8, 4, 6), (12, 4, 2, 3), (8, 4, 8, 1)])
+def test_a_kept_micro_batch_divides_over_the_processes_there_are(
+    tmp_path: Path, whole: int, had: int, count: int, now: int
+) -> None:
+    recipe = auto(tmp_path, {"training.global_batch": whole})
+    earlier = Plan(had, 2, 4).applied(recipe)
+    said: list[str] = []
+    frontend, report = load_frontend(recipe.model), cast("DataReport", None)  # a plan that stays needs no data
+    device, processes = torch.device("cpu"), cast(Processes, SimpleNamespace(count=count))
+    settled = settle_plan(recipe, frontend, report, device, said.append, earlier=earlier, processes=processes)
+    assert Plan.of(settled, 4) == Plan(now, 2, 4)
+    assert accumulation(settled, count) * now * count == whole
+    lowered = f"the run had micro-batch {had}, which on each of {count} processes does not divide"
+    assert len(said) == 1 and f"plan: micro-batch {now}," in said[0]
+    assert (lowered in said[0]) == (now != had) and ("as the run had it" in said[0]) == (now == had)
 
 
 def test_where_nothing_fits_the_leanest_plan_is_taken_with_a_warning(
@@ -151,6 +174,34 @@ def test_without_a_planner_a_single_sample_has_its_layers_recomputed(
     changes = {"training.gradient_checkpointing": 2, "training.max_steps": 1}
     train(tiny_recipe(tmp_path, changes), console=quiet())
     assert tried[:3] == [(2, 2), (1, 2), (1, 4)] and set(tried[3:]) == {(1, 4)}
+
+
+def test_a_planner_that_fails_leaves_the_recovery_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = TrainStep.loss
+    tried: list[tuple[int, int]] = []
+    asked: list[Plan] = []
+
+    def little(self: Any, batch: Any, *args: Any, **rest: Any) -> Any:
+        tried.append((len(batch["input_ids"]), sum(layer.gradient_checkpointing for layer in self.parts.layers)))
+        if tried[-1] != (1, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(self, batch, *args, **rest)
+
+    def fails(failed: Plan) -> Plan:
+        asked.append(failed)
+        raise RuntimeError("no such operation\nof fake tensors")
+
+    monkeypatch.setattr(TrainStep, "loss", little)
+    monkeypatch.setattr(choice, "falls_to", lambda *rest: fails)
+    console = quiet()
+    train(tiny_recipe(tmp_path, {"training.gradient_checkpointing": 2, "training.max_steps": 1}), console=console)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert tried[:3] == [(2, 2), (1, 2), (1, 4)] and set(tried[3:]) == {(1, 4)} and asked == [Plan(2, 2, 4)]
+    looked, failed = (
+        "looking for a plan that needs less",
+        "no plan could be looked for (RuntimeError: no such operation",
+    )
+    assert said.count(looked) == said.count(failed) == 1 and said.index(looked) < said.index(failed)
 
 
 def test_auto_is_free_to_change_in_a_continued_run(tmp_path: Path) -> None:
