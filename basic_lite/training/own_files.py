@@ -10,9 +10,7 @@ from basic_lite.recipe.load import dump_recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import (
-    DATA,
     MANIFEST,
-    PARTS,
     PREDICTIONS,
     RECIPE_YAML,
     SUMMARIES,
@@ -26,8 +24,6 @@ from basic_lite.training.places import (
 _EVENTS = re.compile(r"events\.out\.tfevents\..*|hparams\.yml")
 # A larger file that people have changed has another size.
 _MOST_HASHED = 10_000_000
-# Between two files that a start writes one after the other.
-_START_S = 2.0
 
 
 def not_the_runs_own(run: Path) -> list[Path]:
@@ -35,18 +31,14 @@ def not_the_runs_own(run: Path) -> list[Path]:
     answers = [path for name in (PREDICTIONS, SUMMARIES) for path in sorted(run.glob(name))]
     curves = [path for path in _files_in(run / TENSORBOARD) if not _EVENTS.fullmatch(path.name)]
     foreign = [path for bundle in bundles_of(run) for path in foreign_in(bundle)]
-    return [*answers, *curves, *foreign, *_edited_recipe(run)]
+    return [*answers, *curves, *foreign, *edited_recipe(run)]
 
 
-def _edited_recipe(run: Path) -> list[Path]:
-    """The run's recipe, if it isn't as its newest bundle has it; without one, if it was written after the start."""
-    path = run / RECIPE_YAML
-    if not path.is_file():
+def edited_recipe(run: Path) -> list[Path]:
+    """The run's recipe, if it was written after the start, and isn't as the run's newest bundle has it."""
+    path, after = run / RECIPE_YAML, run / TRAINED_ON  # a start writes it later than the recipe
+    if not path.is_file() or (after.is_file() and path.stat().st_mtime_ns <= after.stat().st_mtime_ns):
         return []
-    if not bundles_of(run):
-        before = [run / name for name in (PARTS, DATA, TRAINED_ON)]  # what a start writes just before it
-        written = max((one.stat().st_mtime for one in before if one.is_file()), default=0.0)
-        return [path] * (path.stat().st_mtime > written + _START_S)
     try:
         own = dump_recipe(look_at_bundle(run).recipe)
     except UserError:  # there is none, or it is of another version

@@ -17,7 +17,7 @@ from basic_lite.recipe.rules import measured_keys
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
-from basic_lite.training.own_files import not_the_runs_own
+from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     DATA,
     FINAL,
@@ -101,44 +101,42 @@ class RunFolder:
         # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
         write_json(self.path / PARTS, [vars(part) for part in parts])
         moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
+        # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
+        (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(self.path / DATA, data)
         trained_on.write(self.path)
-        (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         return moved
 
     def _clear(self) -> list[str]:
-        said = self._keep_what_is_not_ours()
+        before = "--overwrite replaces the run" if self.overwrite else "this run replaces a start that saved nothing"
+        said = self._keep(not_the_runs_own(self.path), f"{before} in {self.path}; what isn't the run's own")
         for old in [*(bundles_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
             if old.name != PARTS:
                 remove(old)
         return said
 
-    def _keep_what_is_not_ours(self) -> list[str]:
-        """Move answers, and what people have put into the run's folders, out of the way."""
-        found = not_the_runs_own(self.path)
+    def _keep(self, found: Sequence[Path], what: str) -> list[str]:
+        """Move files that people would miss out of the way, and say so."""
         if not found:
             return []
         place = next(p for n in itertools.count(1) if not (p := self.path / f"{KEPT}{n}").exists())
-        before = "--overwrite replaces the run" if self.overwrite else "this run replaces a start that saved nothing"
         names = [path.relative_to(self.path) for path in found]
         for path, name in zip(found, names, strict=True):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(place / name)
-        return [
-            f"{before} in {self.path}; what isn't the run's own was moved to {place}: "
-            + ", ".join(name.as_posix() for name in names)
-        ]
+        return [f"{what} was moved to {place}: " + ", ".join(name.as_posix() for name in names)]
 
     def _set_aside(self, step: int) -> list[str]:
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
-        moved = []
+        changed = f"{self.path / RECIPE_YAML} was changed, and a run that continues doesn't read it; it"
+        said, moved = self._keep(edited_recipe(self.path), changed), []
         for old in [*later, self.final]:
             if old.exists():
                 moved.append(old.with_name(SET_ASIDE + old.name))
                 if moved[-1].exists():
                     remove(moved[-1])
                 old.rename(moved[-1])
-        return [f"set aside, since its steps are made again: {path}" for path in moved]
+        return [*said, *(f"set aside, since its steps are made again: {path}" for path in moved)]
 
 
 @contextmanager

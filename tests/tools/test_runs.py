@@ -55,8 +55,8 @@ def place(made: Path, tmp_path: Path) -> Path:
     (done / "predictions_data_final.summary.json").write_text('{"exact_match": {"all": 0.25}}')
     failed = tmp_path / "runs" / "failed"
     failed.mkdir()
-    for name in ("recipe.yaml", "parts.json", "data.json", "log.jsonl"):
-        shutil.copy(more / name, failed / name)
+    for name in ("recipe.yaml", "parts.json", "data.json", "log.jsonl", "trained_on.safetensors"):
+        shutil.copy2(more / name, failed / name)
     return tmp_path
 
 
@@ -320,7 +320,7 @@ def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) ->
     clean([runs], yes=True, console=quiet())
     assert {path.name for path in runs.glob("**/.basic-lite-*")} == {".basic-lite-new"}
     assert len(list(photos.iterdir())) == 3 and len(list((runs / "trainer").iterdir())) == 2
-    assert len(list((runs / "failed").iterdir())) == 5
+    assert len(list((runs / "failed").iterdir())) == 6
 
 
 def test_clean_asks_on_a_terminal_only(

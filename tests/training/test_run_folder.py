@@ -219,6 +219,30 @@ def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old:
     assert (old / "kept-1" / "predictions_data_final.jsonl").read_text() == f"my {mine[0]}"
 
 
+def test_a_changed_recipe_is_kept_wherever_it_is_written_anew(models: Path, tmp_path: Path) -> None:
+    """On --resume, and in place of a start that saved nothing; one that nobody changed is not kept."""
+    changes = {"output": str(tmp_path), "training.save_every": 1, "training.max_steps": 2}
+
+    def changed(folder: Path) -> str:
+        text = (folder / "recipe.yaml").read_text() + "# my remark\n"
+        (folder / "recipe.yaml").write_text(text)
+        return text
+
+    run = train(tiny_recipe(models, {**changes, "name": "one"}), console=quiet()).folder
+    for resumed in (False, True):
+        for gone in ("final", "checkpoint-2", *(() if resumed else ("checkpoint-1",))):
+            shutil.rmtree(run / gone)
+        train(tiny_recipe(models, {**changes, "name": "one"}), resume=resumed, console=quiet())
+        assert not (run / "kept-1").exists()
+    for number, resumed in enumerate((True, False), start=1):
+        text, console = changed(run), quiet()
+        for gone in ("final", "checkpoint-2", *(() if resumed else ("checkpoint-1",))):
+            shutil.rmtree(run / gone)
+        train(tiny_recipe(models, {**changes, "name": "one"}), resume=resumed, console=console)
+        assert (run / f"kept-{number}" / "recipe.yaml").read_text() == text
+        assert f"was moved to {run / f'kept-{number}'}: recipe.yaml" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_overwrite_deletes_nothing_before_the_new_run_begins(
     models: Path, old: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
