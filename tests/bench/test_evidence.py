@@ -32,6 +32,7 @@ def run(cache: Path, *more: str) -> int:
     return main(["demo", "--tiny", "--out", str(cache / "results"), *more])
 
 
+@pytest.mark.soak
 def test_two_variants_two_seeds_and_the_page(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cache, "--seeds", "1") == 0
     assert run(cache, "--seeds", "2") == 0

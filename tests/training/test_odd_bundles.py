@@ -94,9 +94,6 @@ def test_a_listed_file_without_a_hash(bundle: Path, entry: Any) -> None:
     [
         lambda r: r.update(newer_key=1),
         lambda r: r.pop("data"),
-        lambda r: r.update(model={}),
-        lambda r: r["model"].update(llm=None),
-        lambda r: r["model"].update(base="a/b"),
         lambda r: r["model"].update(llm=4),
         lambda r: r["model"].update(llm="a\0"),
         lambda r: r["model"].update(llm="x" * 300),
@@ -108,6 +105,16 @@ def test_a_recipe_of_another_version(bundle: Path, change: Callable[[Json], Any]
     edit(bundle / RECIPE, change)
     sign(bundle)
     assert "recipe.json has other keys than this version" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda r: r.update(model={}), lambda r: r["model"].update(llm=None), lambda r: r["model"].update(base="a/b")],
+)
+def test_a_recipe_without_its_models(bundle: Path, change: Callable[[Json], Any]) -> None:
+    edit(bundle / RECIPE, change)
+    sign(bundle)
+    assert "recipe.json names no model, or too many" in refused(bundle)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", '"x"', '{"name": ' + "9" * 5000 + "}"])
