@@ -14,7 +14,6 @@ from basic_lite.tools.evaluate import evaluate_run
 from tests.support.models import write_llava, write_llm, write_vision
 from tests.support.runs import quiet, steps_of, write_data
 
-
 # The recipe whose plan is looked for in a plain run; for a tiny model that takes longer than to train it.
 PLANNED = "name: 7b_qlora"
 
