@@ -56,6 +56,7 @@ def table_in(report: str) -> str:
     return found.group()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("small")
 def test_demo_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = quiet()

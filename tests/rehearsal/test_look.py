@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.soak
 def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> None:
     changes = {"supervision.refinement_batches": 256, "training.micro_batch": 2, "training.global_batch": 4}
     recipe = tiny_recipe(folder, {**MEASURED, "data.max_length": 128, "training.device": "cpu", **changes})

@@ -60,6 +60,7 @@ def models_in_memory() -> list[object]:
     return [one for one in gc.get_objects() if type(one) is LlavaForConditionalGeneration]
 
 
+@pytest.mark.soak
 def test_both_stages_and_the_export_with_the_estimate_first(here: Path, command: Command) -> None:
     earlier = models_in_memory()  # other tests' of this process
     code, out, err = command("--export", "mine")

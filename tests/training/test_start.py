@@ -273,6 +273,7 @@ def test_what_may_surprise_is_said_before_the_run(place: Path) -> None:
     assert not any(words in plain for words in ("not taken", "was trained with", "rounds it")) and "LoRA" in plain
 
 
+@pytest.mark.soak
 def test_estimate_and_its_advice_read_no_weights(place: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     shutil.copytree(place / "runs" / "two", start)
