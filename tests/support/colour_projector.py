@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from basic_lite.data.images import ImageRef, fit, pixels
 from basic_lite.model.load import Loaded, load_base
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.bundle import write_bundle
 from bench.world.colours import COLOURS, nearest_colours
@@ -42,7 +43,9 @@ def write_projector(folder: Path, recipe: Recipe) -> None:
         functional.mse_loss(projector(features[chosen]), table[colours[chosen]]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    write_bundle(folder, loaded.parts, loaded.tokenizer, recipe, facts(STEPS, STEPS))
+    # It has no adapter, so its recipe has none.
+    alone = changed_recipe(recipe, {"lora.enabled": False})
+    write_bundle(folder, loaded.parts, loaded.tokenizer, alone, facts(STEPS, STEPS))
 
 
 @torch.no_grad()
