@@ -213,7 +213,7 @@ def _settle(recipe: Recipe) -> None:
 
 
 def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: Say) -> None:
-    """Say what the run is computed on."""
+    """Say what the run is computed on; from here on libraries are quiet."""
     if processes.is_main:
         dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
         tell_device(device, recipe.training.device, say, dtype=dtype, autocast=autocast)

@@ -37,7 +37,7 @@ from basic_lite.tools.measure import measure_step, predicted_bytes
 from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from basic_lite.units import GIB
 from bench import measure
-from bench.gpu_suite.model import device_of, limit_memory, longest_step, recipe_of
+from bench.gpu_suite.model import add_arguments, device_of, limit_memory, longest_step, recipe_of
 from bench.tables import columns, number, write_json
 from bench.timed_step import timed_by
 
@@ -229,12 +229,9 @@ def main(arguments: list[str] | None = None) -> int:
     # From the process's start: importing takes seconds, and who started it counts them.
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
     parser = argparse.ArgumentParser(prog="python -m bench.step_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="a shipped recipe's name, or a file")
-    parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    add_arguments(parser)
     parser.add_argument("--limit-gib", type=float, required=True, help="of the card's memory")
     parser.add_argument("--seconds", type=float, default=120.0, help="no further step is begun after so long")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size: does it run?")
     options = parser.parse_args(arguments)
     if not (options.dry or torch.cuda.is_available()):
         print("bench.step_suite needs a GPU, and torch sees none: nothing was run", file=sys.stderr)

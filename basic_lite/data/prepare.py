@@ -67,6 +67,11 @@ class Prepared:
         records = (self.eval.record(index) for index in range(len(self.eval)))
         return [[image.name for image in record.images] for record in records]
 
+    @property
+    def with_image(self) -> int:
+        """How many samples with images ``samples_with_images`` has at most."""
+        return sum(int(one.has_image.sum()) for one in (self.report, self.eval_report) if one is not None)
+
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
         """``count`` batches of ``size`` samples with images, as ``samples_with_images`` has them."""
         return self.collated(self.samples_with_images(count * size), size)

@@ -1,6 +1,7 @@
 """Configurations of the shipped recipes' models, which travel with the package: an estimate needs no network.
 
-They hold what decides memory and time. Each says where it was read. A tokenizer stands in for the real one: it has as
+They hold what decides memory and time. Each says where it is from; most were written down without the file at hand, and
+what differs in the real one shows when a run reads it. A tokenizer stands in for the real one: it has as
 many tokens, and none of its words.
 """
 
@@ -27,13 +28,15 @@ def known_frontend(section: ModelSection) -> Frontend | None:
     main = known[names[0]]
     if section.base is not None:
         config: Any = _config(main)
-        token_id, select = config.image_token_id, config.vision_feature_select_strategy
+        token_id = config.image_token_id
     else:
         config = put_together(section, _config(known[names[1]]), _config(main))
-        token_id, select = main["tokens"], config.vision_feature_select_strategy
+        token_id = main["tokens"]
     tokenizer = _stand_in(max(main["tokens"], token_id + 1), section.image_token, token_id)
     config.image_token_id = token_id
-    return Frontend(config, tokenizer, None, tokens_per_image(config.vision_config, select))
+    return Frontend(
+        config, tokenizer, None, tokens_per_image(config.vision_config, config.vision_feature_select_strategy)
+    )
 
 
 def _config(entry: dict[str, Any]) -> PreTrainedConfig:

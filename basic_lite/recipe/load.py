@@ -52,19 +52,15 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
         unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
         count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
         raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
+    checked["output"] = os.path.expanduser(checked["output"])
     for key in ("base", "vision", "llm", "projector", "start"):
-        checked["model"][key] = _at_home(checked["model"][key])
-    checked["output"] = _at_home(checked["output"])
+        if (place := checked["model"][key]) is not None:
+            checked["model"][key] = os.path.expanduser(place)
     # Only what is written counts as given: `model.start` and `training.plan` fill in the rest.
     for name in ("model", "training"):
         given = (document.values or {}).get(name) or {}
         checked[name] = {key: value for key, value in checked[name].items() if key in given}
     return _with_packaged_models(Recipe.model_validate(checked))
-
-
-def _at_home(path: str | None) -> str | None:
-    """A path with the home folder in the place of `~`, as a shell writes it."""
-    return os.path.expanduser(path) if path is not None and path.startswith("~") else path
 
 
 def _with_packaged_models(recipe: Recipe) -> Recipe:

@@ -21,7 +21,7 @@ from basic_lite.rehearsal.outlook import product_dtype
 from basic_lite.rehearsal.planner import ROOM, Option, Planner
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import GIB, size_text
-from basic_lite.training.plan import KEYS, Plan, given_keys, with_given
+from basic_lite.training.plan import FIELDS, Plan, given_keys, with_given
 from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.run_folder import RunFolder
 
@@ -151,7 +151,7 @@ def available_bytes(device: torch.device) -> int:
 def _text(planner: Planner, chosen: Option, available: int, device: torch.device) -> Iterator[str]:
     """What was taken, and why."""
     where = "of the card's free memory" if device.type == "cuda" else "of this machine's free memory, half of it"
-    needs = f"needs {size_text(chosen.needed_bytes)} {where} ({size_text(available)} count), rehearsed"
+    needs = f"needs {size_text(chosen.needed_bytes)} (rehearsed), and {size_text(available)} {where} may be used"
     if chosen.needed_bytes > available:
         yield (
             f"warning: no plan fits: the one that needs least, {chosen.plan}, {needs}; "
@@ -162,10 +162,6 @@ def _text(planner: Planner, chosen: Option, available: int, device: torch.device
     saved = 1 - chosen.seconds / slower.seconds
     less = f"about {saved:.0%} less time than with {slower.plan} (predicted), " if saved >= 0.005 else ""
     yield f"plan: {chosen.plan}: {needs}; {less}the same result"
-    if pinned := [f"{key}={_written(value)}" for key, value in planner.own.values().items() if key in planner.given]:
-        rest = "so there was nothing to choose" if len(pinned) == len(KEYS) else "so they were not chosen"
+    if pinned := planner.own.typed(planner.given):
+        rest = "so there was nothing to choose" if len(pinned) == len(FIELDS) else "so they were not chosen"
         yield f"note: the recipe itself gives {', '.join(pinned)}, {rest}; training.plan is auto"
-
-
-def _written(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,14 +6,15 @@ it takes is the same in each plan, and ``cost.products`` has it.
 """
 
 import copy
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -75,11 +76,11 @@ def _flops(kind: Any, args: Any, kwargs: Any, out: Any) -> float:
     return float(flop_registry[kind](*args, **kwargs, out_val=out)) if kind in flop_registry else 0.0
 
 
-def operations_seconds(operations: Counter[tuple[float, float]], card: Card) -> tuple[float, float]:
-    """Seconds that the card is busy, and seconds that starting the operations takes."""
+def operations_seconds(operations: Counter[tuple[float, float]], card: Card) -> NDArray[np.float64]:
+    """Seconds that the card is busy, and seconds that starting the operations takes, [2]."""
     flops, moved = card.tflops * 1e12 * PRODUCTS_SHARE, card.bytes_a_second * 1e9 * BYTES_SHARE
     busy = sum(count * max(f / flops, b / moved) for (f, b), count in operations.items())
-    return busy, operations.total() * LAUNCH_S
+    return np.array([busy, operations.total() * LAUNCH_S])
 
 
 class MicroBatchTime:
@@ -104,8 +105,8 @@ class MicroBatchTime:
         self._frontend, self._machine = frontend, machine
 
     @cached_property
-    def _counted(self) -> list[tuple[int, tuple[float, float], tuple[float, float], tuple[float, float]]]:
-        """Samples; busy and starting seconds of all but the layers, of one layer, and of running one again."""
+    def _counted(self) -> list[NDArray[np.float64]]:
+        """For each of ``COUNTED_SAMPLES`` [3, 2]: seconds of all but the layers, of one, of running one again."""
         models = [
             Rehearser(self._recipe, _with_layers(self._frontend, n), self._machine, basic=False, in_full=True)
             for n in (1, 2)
@@ -115,24 +116,18 @@ class MicroBatchTime:
             shape = replace(self.shape, samples=samples, accumulation=2)
             one, _ = _count(models[0], shape, recomputed=0)
             two, again = _count(models[1], shape, recomputed=1)
-            a, b, f = (operations_seconds(ops, self.card) for ops in (one, two, again))
-            layer = b[0] - a[0] - f[0], b[1] - a[1] - f[1]
-            found.append((samples, (a[0] - layer[0], a[1] - layer[1]), layer, f))
+            with_one, with_two, again_s = (operations_seconds(ops, self.card) for ops in (one, two, again))
+            layer = with_two - with_one - again_s
+            found.append(np.stack([with_one - layer, layer, again_s]))
         return found
 
     def seconds(self, samples: int, recomputed: int) -> float:
         """Of a micro-batch."""
-        points = [(n, self._whole(parts, recomputed)) for n, *parts in self._counted]
-        place = min(max(bisect_right([n for n, _ in points], samples), 1), len(points) - 1)
-        (low, before), (high, after) = points[place - 1], points[place]
-        busy, starts = (b + (a - b) * (samples - low) / (high - low) for b, a in zip(before, after, strict=True))
+        before, after = (np.array([1, self.layers, recomputed]) @ parts for parts in self._counted)
+        low, high = COUNTED_SAMPLES
+        busy, starts = (before + (after - before) * (samples - low) / (high - low)).tolist()
         # A card works while the next operations are started, a CPU doesn't.
-        return max(busy, starts) if self.card.link_a_second else busy + starts
-
-    def _whole(self, parts: list[tuple[float, float]], recomputed: int) -> tuple[float, float]:
-        rest, layer, again = parts
-        busy, starts = (rest[i] + self.layers * layer[i] + recomputed * again[i] for i in (0, 1))
-        return busy, starts
+        return float(max(busy, starts) if self.card.link_a_second else busy + starts)
 
 
 def _with_layers(frontend: Frontend, count: int) -> Frontend:

@@ -107,7 +107,8 @@ def estimate(
         require_gpu()
     started = time.perf_counter()
     recipe = resolve_start(recipe, speaker(console))
-    frontend = known_frontend(recipe.model) or load_frontend(recipe.model)
+    known = known_frontend(recipe.model)
+    frontend = known or load_frontend(recipe.model)
     given = given_keys(recipe) if recipe.training.plan == "auto" else frozenset()
     planner = Planner(
         Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), _card(recipe, gpu_gib), given=given
@@ -124,7 +125,9 @@ def estimate(
     _show(recipe, result, console)
     _show_plans(recipe, planner, result, console)
     console.print(
-        f"rehearsed from configurations in {time.perf_counter() - started:.1f} s; nothing was loaded", style="dim"
+        f"rehearsed from {'the package' if known else 'the models'}'s configurations in "
+        f"{time.perf_counter() - started:.1f} s; nothing was loaded",
+        style="dim",
     )
     _show_cost(recipe, frontend, result, console)
     if measure:

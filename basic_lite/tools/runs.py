@@ -49,8 +49,14 @@ class RunRow:
     state: str
     changed: str
     size: str
-    score: str
+    held_out: str  # the last held-out loss; nothing: there is none
+    matches: tuple[str, ...]  # shares of exact matches, each with what it is of
     started_from: str
+
+    @property
+    def score(self) -> str:
+        """Both in a line."""
+        return "; ".join(text for text in (self.held_out, *(f"exact match {one}" for one in self.matches)) if text)
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -124,7 +130,8 @@ def row_of(run: Path) -> RunRow:
         _state(run, manifest, recipe, log),
         datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
         size_text(size_bytes),
-        _score(run, recipe, log),
+        _held_out(run, log),
+        tuple(_matches(run, recipe)),
         model.get("start") or (f"projector of {model['projector']}" if model.get("projector") else ""),
     )
 
@@ -168,21 +175,24 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
     return "failed before its first checkpoint"
 
 
-def _score(run: Path, recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
-    """The last held-out loss, and shares of exact matches, of answers that weren't trained on if there are any.
-
-    One share is of the run's own data, another of other files, since pictures of these that were resized look new.
-    """
+def _held_out(run: Path, log: list[dict[str, Any]]) -> str:
     losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
-    found = [f"held-out loss {_number(losses[-1])}{_known_before(run)}"] if losses else []
+    known = f" ({known})" if (known := known_before(run)) else ""
+    return f"held-out loss {_number(losses[-1])}{known}" if losses else ""
+
+
+def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
+    """Shares of exact matches, of answers that weren't trained on if there are any.
+
+    One is of the run's own data, another of other files, since pictures of these that were resized look new.
+    """
     paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
     summaries = [_keys(read_json(path)) for path in paths]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
         table = _table_of(summary)
-        found += _match(summary, f" ({_short(table, tables)})" if table else "")
-    return "; ".join(found)
+        yield from _match(summary, f" ({_short(table, tables)})" if table else "")
 
 
 def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[str, Any]]:
@@ -201,14 +211,14 @@ def _table_of(summary: dict[str, Any]) -> str:
     return data if isinstance(data, str) else ""
 
 
-def _known_before(run: Path) -> str:
-    """What the run's ``data.json`` says of the pictures that the loss is of, in brackets; nothing where all are new."""
+def known_before(run: Path) -> str:
+    """What the run's ``data.json`` says of the pictures that the held-out loss is of; nothing where all are new."""
     told = _keys(_keys(_keys(read_json(run / DATA)).get("eval")).get("trained_on"))
     parts = [(name, counts) for name, counts in _keys(told.get("of")).items() if _is_counts(counts)]
     met = [f"{counts[0]} of {counts[1]} {name} trained on" for name, counts in parts if counts[0]]
     if told.get("known") is not True and any(counts[0] < counts[1] for _, counts in parts or [("", (0, 1))]):
         met.append(UNKNOWN)
-    return f" ({', '.join(met)})" if met else ""
+    return ", ".join(met)
 
 
 def _is_counts(counts: Any) -> bool:
@@ -253,10 +263,10 @@ def _match(summary: dict[str, Any], named: str) -> list[str]:
     for key, kind in kinds.items():
         if one := _share(summary, key):
             few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
-            return [f"exact match {one.share:.1%} of {one.n} {kind}{named}{few}"]
+            return [f"{one.share:.1%} of {one.n} {kind}{named}{few}"]
     match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
     number = f" of {count}" if isinstance(count, int) else ""
-    return [f"exact match {match:.1%}{number} {UNKNOWN}{named}"] if isinstance(match, int | float) else []
+    return [f"{match:.1%}{number} {UNKNOWN}{named}"] if isinstance(match, int | float) else []
 
 
 def _number(loss: float) -> str:

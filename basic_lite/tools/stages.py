@@ -13,9 +13,10 @@ from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
-from basic_lite.rehearsal.advice import changed_recipe, memory_of
+from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.cards import products_a_second
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes

@@ -49,7 +49,7 @@ def _too_few(settings: SupervisionSection, data: Prepared) -> str | None:
     """The warning where no look can show the premise, with what would be enough; None where one can."""
     parted = scores_decide(settings)  # then the other half chooses the target
     least = LEAST_SAMPLES * (2 if parted else 1)
-    pictures = sum(int(one.has_image.sum()) for one in (data.report, data.eval_report) if one is not None)
+    pictures = data.with_image
     looked_at = min(settings.refinement_batches * SAMPLES_PER_BATCH, pictures)
     if looked_at >= least:
         return None

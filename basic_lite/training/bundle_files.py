@@ -15,6 +15,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
 from basic_lite.training.manifest import read_manifest
 from basic_lite.training.places import (
+    FINAL,
     MANIFEST,
     PROJECTOR,
     RECIPE_JSON,
@@ -22,6 +23,7 @@ from basic_lite.training.places import (
     TRAINER_STATE,
     checkpoints_of,
     holds_bundle,
+    is_finished,
 )
 from basic_lite.version import __version__
 
@@ -57,10 +59,11 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
     Raises:
         UserError: nothing of the kind is there.
     """
+    # Of ``os.path``, since pathlib's own raise where a name is too long for a file system.
     if os.path.isfile(place / MANIFEST):
         return place
-    if os.path.isfile(place / "final" / MANIFEST):
-        return place / "final"
+    if is_finished(place):
+        return place / FINAL
     checkpoints = checkpoints_of(place) if os.path.isdir(place) else []
     if checkpoints:
         return checkpoints[-1]

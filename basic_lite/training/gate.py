@@ -84,7 +84,7 @@ class Gate:
         """What will be looked at, for the run's start."""
         when, choose = ", ".join(str(step) for step in self.looks.steps), samples_in(self.choosing)
         lines = []
-        if self.settings.gate and self.deciding < LEAST_SAMPLES:
+        if self.settings.gate and not self.decides:
             return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
             parted = f", {choose} others choose its target" if self.parted else ""
@@ -106,12 +106,12 @@ class Gate:
         if not self.settings.gate:
             return None
         came = f"BASIC was on in {self.state.steps_on:,} of {steps:,} steps"
-        if self.state.steps_on or self.deciding < LEAST_SAMPLES:
+        if self.state.steps_on or not self.decides:
             return came
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
-        more = "more pictures with a text would narrow the doubt"
-        return f"{came}: its premise was never shown on the {self.deciding} samples that decide; {more}"
+        never = f"its premise was never shown on the {self.deciding} samples that decide"
+        return f"{came}: {never}; more pictures with a text would narrow the doubt"
 
     @property
     def decides(self) -> bool:
@@ -230,8 +230,7 @@ def make_gate(
     )
     if looks is None:
         return None
-    wanted = settings.refinement_batches * SAMPLES_PER_BATCH
-    there = min(wanted, sum(int(one.has_image.sum()) for one in (report, data.eval_report) if one is not None))
+    there = min(settings.refinement_batches * SAMPLES_PER_BATCH, data.with_image)
     samples = data.samples_with_images(looks.samples if processes.is_main else 0)
     # The score of what was chosen by its score would be too good on the same samples.
     parted = settings.gate and scores_decide(settings)

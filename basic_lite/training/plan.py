@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,13 @@ from basic_lite.recipe.schema import Recipe
 
 MICRO_BATCH, RECOMPUTED = "training.micro_batch", "training.gradient_checkpointing"
 OFFLOADED, TOWER = "training.offload_activations", "model.tower_on_host"
-KEYS = (MICRO_BATCH, RECOMPUTED, OFFLOADED, TOWER)
+# Key of the recipe → the plan's field.
+FIELDS = {
+    MICRO_BATCH: "micro_batch",
+    RECOMPUTED: "recomputed",
+    OFFLOADED: "offload_activations",
+    TOWER: "tower_on_host",
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,8 @@ class Plan:
 
     def values(self) -> dict[str, Any]:
         """The recipe's keys, each with its value."""
-        every = {0: False, self.layers: True}.get(self.recomputed, self.recomputed)
-        return dict(zip(KEYS, (self.micro_batch, every, self.offload_activations, self.tower_on_host), strict=True))
+        own = {key: getattr(self, name) for key, name in FIELDS.items()}
+        return own | {RECOMPUTED: {0: False, self.layers: True}.get(self.recomputed, self.recomputed)}
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with this plan."""
@@ -52,11 +59,12 @@ class Plan:
 
     def overrides(self, other: Plan | None = None) -> str:
         """The keys as they are typed on the command line; with ``other``: those that differ from it."""
-        before = [] if other is None else other._typed()
-        return " ".join(text for text in self._typed() if text not in before)
+        before = [] if other is None else other.typed()
+        return " ".join(text for text in self.typed() if text not in before)
 
-    def _typed(self) -> list[str]:
-        return [f"{key}={str(value).lower()}" for key, value in self.values().items()]
+    def typed(self, keys: Container[str] = FIELDS) -> list[str]:
+        """Those of the ``keys`` with their values, as they are typed on the command line."""
+        return [f"{key}={str(value).lower()}" for key, value in self.values().items() if key in keys]
 
     def __str__(self) -> str:
         again = {0: "no layer recomputed", self.layers: f"all {self.layers} layers recomputed"}
@@ -102,11 +110,10 @@ def carry_on(own: Plan, lowered: Plan, loaded: Loaded, device: torch.device, say
 def given_keys(recipe: Recipe) -> frozenset[str]:
     """The keys of a plan that the recipe itself gives: these aren't chosen."""
     sections = {"training": recipe.training.model_fields_set, "model": recipe.model.model_fields_set}
-    return frozenset(key for key in KEYS if key.split(".")[1] in sections[key.split(".")[0]])
+    return frozenset(key for key in FIELDS if key.split(".")[1] in sections[key.split(".")[0]])
 
 
 def with_given(plan: Plan, recipe: Recipe, given: frozenset[str]) -> Plan:
     """The plan, with the recipe's values for the keys that are ``given``."""
     own = Plan.of(recipe, plan.layers)
-    fields = zip(KEYS, ("micro_batch", "recomputed", "offload_activations", "tower_on_host"), strict=True)
-    return replace(plan, **{name: getattr(own, name) for key, name in fields if key in given})
+    return replace(plan, **{name: getattr(own, name) for key, name in FIELDS.items() if key in given})

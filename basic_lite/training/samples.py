@@ -23,7 +23,7 @@ from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX, RunLog
 from basic_lite.training.places import SAMPLES
 
-# Seconds at most, whatever the model writes.
+# Tokens of an answer at most, so that no model writes for minutes.
 _ANSWER_TOKENS = 64
 # So many questions are asked before the first step and after the last, for the report.
 REPORTED = 12

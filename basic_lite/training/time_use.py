@@ -151,9 +151,10 @@ def time_text(
     who = "the GPU" if on_gpu else "the training"
     over = {part: shares.get(part, 0.0) for part, least in WORTH.items() if shares.get(part, 0.0) >= least}
     if not over:
-        # Said each time and not once: it is no fault, and only more memory would change it.
+        # It names no key to change: only more memory would change it, and the planner knows how much there is.
         again = "; the backward computes layers again, to save memory: training.plan=auto does as little of it as fits"
-        return f"{text}; nothing waits{again if recipe.training.gradient_checkpointing else ''}", ""
+        saves = recipe.training.gradient_checkpointing and recipe.training.plan != "auto"
+        return f"{text}; nothing waits{again if saves else ''}", ""
     part = max(over, key=lambda name: over[name])
     found, key = _change(part, shares, recipe, who, cores or usable_cores())
     return f"{text}; {found}", key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from tests.support.shapes import on_shapes
 # The keys of a dry run.
 DRY = ["training.device=cpu", "training.optimizer=adamw", "training.micro_batch=2", "training.global_batch=4"]
 DRY += ["data.max_length=80", "lora.rank=8"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every program that measures a recipe's step."""
+    parser.add_argument("recipe", help="a shipped recipe's name, or a file")
+    parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size")
 
 
 def device_of(dry: bool) -> torch.device:

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from basic_lite.console import quiet_libraries
 from bench import measure
-from bench.gpu_suite.model import device_of, limit_memory, longest_step, recipe_of
+from bench.gpu_suite.model import add_arguments, device_of, limit_memory, longest_step, recipe_of
 from bench.tables import columns, write_json
 
 TOP, LONGEST_GAPS = 20, 10
@@ -105,11 +105,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_suite.profiled", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("recipe", help="a shipped recipe's name, or a file")
-    parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    add_arguments(parser)
     parser.add_argument("--limit-gib", type=float, help="of the card's memory")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size")
     options = parser.parse_args()
     device = device_of(options.dry)
     quiet_libraries()

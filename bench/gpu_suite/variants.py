@@ -27,7 +27,7 @@ from basic_lite.rehearsal.advice import changed_recipe
 from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
 from basic_lite.units import GIB
 from bench import measure
-from bench.gpu_suite.model import device_of, longest_step, recipe_of
+from bench.gpu_suite.model import add_arguments, device_of, longest_step, recipe_of
 from bench.tables import columns, number, write_json
 
 MOST_STEPS = 20
@@ -103,14 +103,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_suite.variants", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("recipe", help="a shipped recipe's name, or a file")
-    parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    add_arguments(parser)
     parser.add_argument(
         "--recompute", choices=ALL, action="append", help="only so many layers; all three, if not given"
     )
     parser.add_argument("--seconds", type=float, default=90.0, help="for all of it")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size")
     options = parser.parse_args()
     device = device_of(options.dry)
     quiet_libraries()

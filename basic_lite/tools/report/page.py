@@ -15,6 +15,7 @@ from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
+from basic_lite.tools.runs import known_before
 from basic_lite.training.places import PART, REPORT
 from basic_lite.training.progress import clock
 
@@ -82,17 +83,16 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     if held:
         lowest = min(held, key=lambda point: point[1])
         start = f"{held[0][1]:.3f} → " if len(held) > 1 else ""
-        _, known, rest = facts.row.score.split("; ")[0].partition(" (")
-        note = f"nats a token; {rest.removesuffix(')')}" if known else "nats a token, on data that it wasn't trained on"
+        known = known_before(facts.path)
+        note = f"nats a token; {known}" if known else "nats a token, on data that it wasn't trained on"
         if lowest[1] < held[-1][1] / 1.05:
             note += f"; it was {lowest[1]:.3f} at step {lowest[0]}, and has risen since"
         yield Card("Held-out loss", f"{start}{held[-1][1]:.3f}", note)
     elif trained:
         yield Card("Training loss", f"{trained[-1][1]:.3f}", "no data was held out: data.held_out=0.1 keeps a tenth")
-    score = [part for part in facts.row.score.split("; ") if part.startswith("exact match ")]
-    if score:
-        yield from (Card("Exact match", *_parted(part.removeprefix("exact match "))) for part in score)
-    else:
+    for share, _, rest in (match.partition(" ") for match in facts.row.matches):
+        yield Card("Exact match", share, rest)
+    if not facts.row.matches:
         yield Card("Exact match", "not measured", "basic-lite eval RUN --held-out measures it")
     yield Card("BASIC", *_basic(facts))
     memory = facts.series("peak_memory_gib")
@@ -102,12 +102,6 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         speed = facts.series("tokens_per_s")
         note = f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second" if speed else ""
         yield Card("Time of the steps", clock(seconds), note)
-
-
-def _parted(text: str) -> tuple[str, str]:
-    """`91.4% of 80 …` as the share and the rest."""
-    share, _, rest = text.partition(" ")
-    return share, rest
 
 
 def _basic(facts: RunFacts) -> tuple[str, str]:
