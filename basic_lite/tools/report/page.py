@@ -16,6 +16,7 @@ from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
 from basic_lite.tools.runs import known_before
+from basic_lite.training.evaluation import RISE
 from basic_lite.training.places import PART, REPORT
 from basic_lite.training.progress import clock
 
@@ -85,7 +86,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         start = f"{held[0][1]:.3f} → " if len(held) > 1 else ""
         known = known_before(facts.path)
         note = f"nats a token; {known}" if known else "nats a token, on data that it wasn't trained on"
-        if lowest[1] < held[-1][1] / 1.05:
+        if held[-1][1] > RISE * lowest[1]:
             note += f"; it was {lowest[1]:.3f} at step {lowest[0]}, and has risen since"
         yield Card("Held-out loss", f"{start}{held[-1][1]:.3f}", note)
     elif trained:
