@@ -298,6 +298,19 @@ def test_control_c_is_no_traceback(run: Callable[..., tuple[int, str, str]], mon
     assert run("demo")[0] == 130
 
 
+def test_a_training_that_is_stopped_at_once_says_what_is_left(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, recipe: Path, tmp_path: Path
+) -> None:
+    stand_in(monkeypatch, "basic_lite.run", "train", raising(KeyboardInterrupt()))
+    where = [recipe, f"output={tmp_path}", "name=one"]
+    said = run("train", *where)
+    assert said[0] == 130 and f"nothing was saved in {tmp_path / 'one'}" in said[2]
+    (tmp_path / "one" / "checkpoint-3").mkdir(parents=True)
+    for name in ("manifest.json", "training_state.safetensors"):
+        (tmp_path / "one" / "checkpoint-3" / name).write_text("{}")
+    assert "checkpoint-3, and --resume goes on from it" in run("train", *where)[2]
+
+
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):

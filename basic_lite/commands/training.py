@@ -62,6 +62,20 @@ def train(
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
             note(f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped))
         raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        note(f"stopped; {_left(Path(loaded.output) / loaded.name)}")
+        raise typer.Exit(130) from None
+
+
+def _left(run: Path) -> str:
+    """What a run that was stopped at once has left."""
+    from basic_lite.training.places import checkpoints_of, is_finished
+
+    if is_finished(run):
+        return f"the finished run in {run} is as it was"
+    if checkpoints := checkpoints_of(run):
+        return f"the newest that is saved is {checkpoints[-1]}, and --resume goes on from it"
+    return f"nothing was saved in {run}, and the same command starts again"
 
 
 def estimate(

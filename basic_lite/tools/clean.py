@@ -28,10 +28,13 @@ from basic_lite.training.places import (
     set_aside_in,
 )
 
-LOST = (
-    "Lost with it: finished runs can't go on from an earlier step (--resume --checkpoint STEP); stopped runs go on "
-    "from their newest checkpoint only. eval, chat, export and model.start work as before."
-)
+FINISHED, EARLIER, SET_ASIDE = "of a finished run", "an earlier step", "set aside when its steps were made again"
+# What can't be done any more once such a bundle is gone.
+LOST = {
+    FINISHED: "finished runs can't go on from an earlier step (--resume --checkpoint STEP)",
+    EARLIER: "stopped runs go on from their newest checkpoint only",
+    SET_ASIDE: "steps that were made again are there in their new form only",
+}
 # An export that is under way writes into a folder of that name now and then.
 AT_REST_S = 3600.0
 
@@ -76,7 +79,8 @@ def clean(
     for path, why in items.items():
         say(f"{size_text(sizes[path]):>10}  {path}  ({why})")
     say(f"{size_text(sum(sizes.values())):>10}  in all")
-    say(LOST)
+    if lost := [what for why, what in LOST.items() if why in items.values()]:
+        say(f"Lost with it: {'; '.join(lost)}. eval, chat, export and model.start work as before.")
     if not yes and ask is None:
         raise UserError("clean asks before it deletes, and here is no terminal to ask on; add --yes")
     if not yes and ask is not None and not ask():
@@ -102,11 +106,15 @@ def _plan(run: Path) -> Plan:
     cut_off = {path: "never completed" for path in remains_of(run) if path.suffix in (PART, OLD)}
     if not finished and not checkpoints:
         others = {path for path in run.iterdir() if path.name != LOCK} - set(remains_of(run))
-        return Plan(_own(cut_off) if others or not_the_runs_own(run) else {run: "a start that saved nothing"})
+        names = sorted({path.relative_to(run).as_posix() for path in [*others, *not_the_runs_own(run)]})
+        if not names:
+            return Plan({run: "a start that saved nothing"})
+        note = f"{run} saved nothing, and stays since it has what the run didn't write or what was changed: "
+        return Plan(_own(cut_off), [f"{note}{', '.join(names)}; move them to free it"])
     kept = run / FINAL if finished else checkpoints[-1]
-    items = dict.fromkeys(checkpoints, "of a finished run") if finished else {}
-    items |= dict.fromkeys(checkpoints[:-1] if not finished else [], "an earlier step")
-    items |= dict.fromkeys(set_aside_in(run), "set aside when its steps were made again")
+    items = dict.fromkeys(checkpoints, FINISHED) if finished else {}
+    items |= dict.fromkeys(checkpoints[:-1] if not finished else [], EARLIER)
+    items |= dict.fromkeys(set_aside_in(run), SET_ASIDE)
     if items and (damage := _damage(kept, finished)):
         return Plan(_own(cut_off), [f"{run}: its other bundles stay, since {damage}"])
     peoples = {path: names for path in items if (names := [one.name for one in foreign_in(path)])}

@@ -18,6 +18,7 @@ from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.training.files import sha256
 from basic_lite.training.places import (
     DATA,
     FINAL,
@@ -132,8 +133,20 @@ def row_of(run: Path) -> RunRow:
         size_text(size_bytes),
         _held_out(run, log),
         tuple(_matches(run, recipe)),
-        model.get("start") or (f"projector of {model['projector']}" if model.get("projector") else ""),
+        _started_from(model, _keys(manifest.get("started_from"))),
     )
+
+
+def _started_from(model: dict[str, Any], record: dict[str, Any]) -> str:
+    """What the recipe names, and whether the bundle that was taken is still there."""
+    named = model.get("start") or (f"projector of {model['projector']}" if model.get("projector") else "")
+    bundle = record.get("bundle")
+    if not named or not isinstance(bundle, str):
+        return named
+    manifest = Path(bundle) / MANIFEST
+    if not manifest.is_file():
+        return f"{named} (no longer there)"
+    return named if sha256(manifest) == record.get("manifest_sha256") else f"{named} (replaced since)"
 
 
 def size_and_time(path: Path) -> tuple[int, float]:

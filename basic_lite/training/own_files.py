@@ -65,6 +65,10 @@ def _is_as_written(path: Path, facts: Any) -> bool:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Files below a folder; what lies behind a link isn't looked at."""
-    if not folder.is_symlink():
-        yield from (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    """Files, links and empty folders below a folder, or itself if it is a link; nothing behind links is looked at."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
+            yield path

@@ -24,6 +24,7 @@ from basic_lite.tools.clean import LOST, clean
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
 from basic_lite.tools.runs import RunRow, row_of, show_runs
+from basic_lite.training.places import MANIFEST
 from basic_lite.training.run_folder import locked
 from tests.support.runs import assert_same_weights, quiet, run, tiny_recipe
 
@@ -92,6 +93,20 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
     assert row == found["done"]
     (row,) = show_runs(runs / "demo", quiet())
     assert row.state == "finished, 3 steps"  # the lock file of a run that is over says nothing
+
+
+def test_runs_says_when_what_a_run_started_from_is_gone_or_another(place: Path, made: Path) -> None:
+    parent = place / "runs" / "done"
+    manifest = place / "runs" / "more" / "checkpoint-2" / MANIFEST
+    text = json.loads(manifest.read_text())
+    text["started_from"]["bundle"] = str(parent / "final")
+    manifest.write_text(json.dumps(text))
+    named = str(made / "runs" / "done")
+    assert row_of(place / "runs" / "more").started_from == named
+    (parent / "final" / MANIFEST).write_text("{}")
+    assert row_of(place / "runs" / "more").started_from == f"{named} (replaced since)"
+    shutil.rmtree(parent)
+    assert row_of(place / "runs" / "more").started_from == f"{named} (no longer there)"
 
 
 def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place: Path, made: Path) -> None:
@@ -196,7 +211,11 @@ def test_clean_frees_what_it_showed_and_nothing_else(place: Path) -> None:
     assert files_in(runs) == before and "nothing was deleted" in console.file.getvalue()  # type: ignore[attr-defined]
     freed = clean([runs, runs / "done"], ask=answer(True), console=console)
     assert all(f"  {runs / path}  (" in asked[0] for path in gone)
-    assert asked[0].count("  (") == len(gone) and "  in all\n" in asked[0] and LOST in asked[0]
+    assert (
+        asked[0].count("  (") == len(gone)
+        and "  in all\n" in asked[0]
+        and all(lost in asked[0] for lost in LOST.values())
+    )
     assert files_in(runs) == expected and freed > 10_000
     assert clean([runs], console=console) == 0  # nothing is left to ask about
 
@@ -265,9 +284,13 @@ def test_clean_follows_no_link(place: Path) -> None:
     (runs / "done" / "checkpoint-1").symlink_to(outside / "checkpoint-1")
     (runs / "done" / "checkpoint-2" / "inside").symlink_to(outside)
     (runs / "failed" / "tensorboard").symlink_to(outside)
-    clean([runs], yes=True, console=quiet())
+    console = Console(file=io.StringIO(), width=400)
+    clean([runs], yes=True, console=console)
     assert files_in(outside) == before and (runs / "done" / "checkpoint-1").is_symlink()
-    assert not (runs / "done" / "checkpoint-2").exists()
+    # Somebody has put them there.
+    assert (runs / "done" / "checkpoint-2" / "inside").is_symlink() and (runs / "failed" / "tensorboard").is_symlink()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "changed: inside; move them" in text and "changed: tensorboard; move them" in text
 
 
 def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> None:
@@ -279,20 +302,24 @@ def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> No
     photo = runs / "done" / "checkpoint-98" / "cat.jpg"
     photo.parent.mkdir()
     photo.write_bytes(b"jpeg")
+    empty = runs / "done" / "checkpoint-3" / "for later"
+    empty.mkdir()
     console = Console(file=io.StringIO(), width=400)
     clean([runs / "done"], yes=True, console=console)
     assert note.read_text() == "mine" and changed.exists() and photo.exists()
-    assert not (runs / "done" / "checkpoint-3").exists()
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for number, name in (("1", "mynote.txt"), ("2", "tokenizer_config.json")):
+    for number, name in (("1", "mynote.txt"), ("2", "tokenizer_config.json"), ("3", "for later")):
         why = "stays, since it has files that the run didn't write or that were changed"
         assert f"checkpoint-{number} {why}: {name}; move them to free it" in text
     # A start that saved nothing goes as a whole, unless something of a person is in it.
     plot = runs / "failed" / "tensorboard" / "plot.png"
     plot.parent.mkdir(exist_ok=True)
     plot.write_bytes(b"png")
-    clean([runs / "failed"], yes=True, console=quiet())
+    console = Console(file=io.StringIO(), width=400)
+    clean([runs / "failed"], yes=True, console=console)
     assert plot.exists()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "saved nothing, and stays since" in text and "plot.png; move them" in text and "Lost with it" not in text
     plot.unlink()
     recipe = runs / "failed" / "recipe.yaml"
     later = recipe.stat().st_mtime + 60

@@ -69,6 +69,7 @@ def render(facts: RunFacts) -> str:
         premise=_premise(facts),
         health=_health(facts),
         answers=facts.answers,
+        known=known_before(facts.path),
         time=_time(facts),
         data=list(_data(facts)),
         dropped=_dropped(facts),
@@ -102,7 +103,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     if (seconds := facts.train_seconds) is not None:
         speed = facts.series("tokens_per_s")
         note = f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second" if speed else ""
-        yield Card("Time of the steps", clock(seconds), note)
+        yield Card("Time of the steps", clock(seconds) if seconds >= 60 else f"{seconds:.1f} s", note)
 
 
 def _basic(facts: RunFacts) -> tuple[str, str]:
