@@ -1,5 +1,6 @@
 """What a model from outside must have to be trained on: refused by name, before step 0, where it hasn't."""
 
+import itertools
 import math
 from typing import Any
 
@@ -102,12 +103,17 @@ def require_finite_weights(model: nn.Module, name: str, key: str) -> None:
     Raises:
         UserError: names the first.
     """
-    for path, parameter in model.named_parameters():
-        if not all(map(_is_finite, _numbers_of(parameter))):
-            raise UserError(
-                f"{key}: the weight {path} of {name} has numbers in it that aren't finite (NaN or infinity); fetch the "
-                "checkpoint again, or choose another"
-            )
+    if broken := broken_weights(model, most=1):
+        raise UserError(
+            f"{key}: the weight {broken[0]} of {name} has numbers in it that aren't finite (NaN or infinity); "
+            "fetch the checkpoint again, or choose another"
+        )
+
+
+def broken_weights(model: nn.Module, most: int = 10) -> list[str]:
+    """Names of the first weights with NaN or infinity in them. Each is read once; 4-bit ones by their statistics."""
+    broken = (path for path, one in model.named_parameters() if not all(map(_is_finite, _numbers_of(one))))
+    return list(itertools.islice(broken, most))
 
 
 def _numbers_of(parameter: nn.Parameter) -> list[Tensor]:

@@ -48,11 +48,15 @@ class Schedule:
         start = place * self.global_batch
         return [int(i) for i in self._order_of(epoch)[start : start + self.global_batch]]
 
-    def micro_batches(self, step: int, processes: Processes) -> list[list[int]]:
-        """This process's micro-batches of a step. In an epoch's last step a process may have none."""
+    def micro_batches(self, step: int, processes: Processes, index: int | None = None) -> list[list[int]]:
+        """The micro-batches of a 0-based step. In an epoch's last step a process may have none.
+
+        Args:
+            index: of the process; None: this one.
+        """
         samples = self.samples_of(step)
         groups = [samples[i : i + self.micro_batch] for i in range(0, len(samples), self.micro_batch)]
-        return groups[processes.index :: processes.count]
+        return groups[processes.index if index is None else index :: processes.count]
 
     def epochs_after(self, steps: int) -> float:
         """Passes over the data that so many steps are."""

@@ -41,6 +41,7 @@ class Progress:
     projector_seen: bool = False  # a step with an image has been looked at
     last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
     gate: dict[str, Any] | None = None  # the gate's state after its last look
+    losses: list[float] = field(default_factory=list)  # LM losses of the last steps, which a spike is held against
 
     def remember(self, plan: Plan, own: Plan) -> None:
         """Remember the plan that memory was enough for, where it isn't the recipe's own."""

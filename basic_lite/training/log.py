@@ -1,14 +1,12 @@
 """What a run writes as it goes: ``log.jsonl``, and the trackers that the recipe names."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import TensorBoardTracker
 
-from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.files import saving
 from basic_lite.training.places import PART, TENSORBOARD, log_lines
@@ -84,17 +82,3 @@ class RunLog:
 def _step(line: dict[str, Any]) -> float:
     step = line.get("step", 0)
     return step if isinstance(step, int | float) else 0
-
-
-def require_finite(step: int, values: dict[str, float]) -> None:
-    """Stop a run whose loss isn't a number.
-
-    Raises:
-        UserError: says which keys to lower.
-    """
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"the loss is {values['loss']} at step {step} (lm {values['lm']}). Lower training.projector_learning_rate "
-            "or training.learning_rate, and start again under another name; or continue from the last checkpoint with "
-            "--resume"
-        )

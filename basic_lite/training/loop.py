@@ -28,7 +28,7 @@ from basic_lite.training.evaluation import RefinementLog, curve_batches, held_ou
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
-from basic_lite.training.log import RunLog, require_finite
+from basic_lite.training.log import RunLog
 from basic_lite.training.places import LOG
 from basic_lite.training.plan import Plan, carry_on
 from basic_lite.training.processes import Processes
@@ -40,6 +40,7 @@ from basic_lite.training.saving import save_checkpoint, save_final
 from basic_lite.training.step import Batch, StepCounts, Terms
 from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
+from basic_lite.training.watch import Watch
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
@@ -86,6 +87,10 @@ class Loop:
         self.pace = Pace(run.device, self.first, last, self.say)
         self.time = TimeUse(run.breakdown, run.loaded.parts, recipe, self.log, self.say, first=self.first, last=last)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
+        losses, leave = self.progress.losses, self._save_before_leaving
+        self.watch = Watch(
+            self.train_step, run.data.train, self.schedule, run.folder, self.log, self.say, losses=losses, save=leave
+        )
         self.check = GradientCheck(run.loaded.parts, projector_seen=self.progress.projector_seen)
         own = Plan.of(recipe, len(run.loaded.parts.layers))
         self.recovery = Recovery(
@@ -226,6 +231,7 @@ class Loop:
             for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
                 with attempt as parts:
                     terms = self.train_step.gradients(parts, counts, lambdas, number=step)
+        self.watch.look(step, parts, terms, counts)
         with self.processes.together():
             self.check.look(step, has_image=counts.samples_with_image > 0)
         rates = self.train_step.rates()
@@ -276,8 +282,6 @@ class Loop:
         seconds = time.perf_counter() - started  # the values have waited for the device
         values |= {"tokens_per_s": counts.tokens / seconds, "step_s": seconds, **rates}
         values |= {"epoch": self.schedule.epochs_after(step), "peak_memory_gib": peak_memory_gib(self.device)}
-        with self.processes.together():
-            require_finite(step, values)
         self.log.write(step, values)
         # A step of text alone has no BASIC: the line keeps the values of the last step with images.
         without = () if counts.samples_with_image else OF_IMAGES

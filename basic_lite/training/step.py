@@ -66,6 +66,7 @@ class Terms:
 
     def __init__(self) -> None:
         self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
+        self.lm_parts: list[Tensor] = []  # each micro-batch's share of the LM loss
 
     def add(self, result: MicroBatchLoss) -> None:
         """Add a micro-batch's shares of the terms, and its measures weighted by its samples with an image.
@@ -74,6 +75,7 @@ class Terms:
         """
         self._add("loss", result.loss)
         self._add("lm", result.lm)
+        self.lm_parts.append(result.lm.detach())
         if result.basic is not None:
             self._add("das", result.basic.das)
             self._add("sds", result.basic.sds)
@@ -85,6 +87,10 @@ class Terms:
         value = value.detach().float()
         total, before = self._totals.get(name, (torch.zeros_like(value), 0))
         self._totals[name] = (total + value, before + weight)
+
+    def sums(self) -> dict[str, Tensor]:
+        """This process's shares of the losses, on the device."""
+        return {name: total for name, (total, weight) in self._totals.items() if not weight}
 
     def values(self, processes: Processes) -> dict[str, float]:
         """The step's terms and measures, the same in every process."""

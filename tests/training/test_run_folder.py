@@ -77,7 +77,7 @@ def error_in_step_1(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def loss_is_nan_in_step_1(place: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(loop, "require_finite", raising(UserError("the loss is nan")))
+    patch.setattr(loop.Watch, "look", raising(UserError("the loss is nan")))
     return {}
 
 

@@ -347,7 +347,10 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, save_every:
         "training.save_every": save_every,
         "supervision.enabled": False,
     }
-    with pytest.raises(UserError, match=r"after step \d the weights are not finite .* so they were not saved"):
+    with pytest.raises(
+        UserError,
+        match=r"^(after step \d the weights are not finite .* so they were not saved|step \d has numbers that aren't)",
+    ):
         train(beyond_all_rates(tmp_path, changes), console=quiet())
     folder = tmp_path / "runs" / "tiny"
     for bundle in [*folder.glob("checkpoint-*"), folder / "final"]:
@@ -373,7 +376,7 @@ def test_a_broken_picture_saves_what_was_learnt(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     changes = {"training.max_grad_norm": 0.0, "training.max_steps": 9}
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d"):
+    with pytest.raises(UserError, match=r"step \d has numbers that aren't finite: the LM loss"):
         train(beyond_all_rates(tmp_path, changes), console=quiet())
 
 
