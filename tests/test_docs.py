@@ -20,6 +20,7 @@ BASES = (ROOT, ROOT / "basic_lite", ROOT / "kernels" / "basic_lite_kernels")
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "bench/README.md",
     "docs/ARCHITECTURE.md",
     "docs/DATA.md",
