@@ -304,7 +304,7 @@ def test_a_training_that_is_stopped_at_once_says_what_is_left(
     stand_in(monkeypatch, "basic_lite.run", "train", raising(KeyboardInterrupt()))
     where = [recipe, f"output={tmp_path}", "name=one"]
     said = run("train", *where)
-    assert said[0] == 130 and f"nothing was saved in {tmp_path / 'one'}" in said[2]
+    assert said[0] == 130 and f"no checkpoint was saved in {tmp_path / 'one'}" in said[2]
     (tmp_path / "one" / "checkpoint-3").mkdir(parents=True)
     for name in ("manifest.json", "training_state.safetensors"):
         (tmp_path / "one" / "checkpoint-3" / name).write_text("{}")

@@ -75,7 +75,7 @@ def _left(run: Path) -> str:
         return f"the finished run in {run} is as it was"
     if checkpoints := checkpoints_of(run):
         return f"the newest that is saved is {checkpoints[-1]}, and --resume goes on from it"
-    return f"nothing was saved in {run}, and the same command starts again"
+    return f"no checkpoint was saved in {run}, and the same command starts again"
 
 
 def estimate(

@@ -24,6 +24,7 @@ from basic_lite.training.places import (
     UNFINISHED,
     checkpoints_of,
     is_finished,
+    is_run,
     remains_of,
     set_aside_in,
 )
@@ -67,9 +68,9 @@ def clean(
     runs = list(dict.fromkeys(run for place in places for run in runs_in(place, links=False)))
     plans = {run: plan_of(run) for run in runs}
     loose = list(dict.fromkeys(path for place in places for path in _loose_in(place)))
-    for plan in plans.values():
-        for note in plan.notes:
-            say(f"note: {note}")
+    notes = [note for place in places for note in _no_run(place)]
+    for note in [*notes, *(note for plan in plans.values() for note in plan.notes)]:
+        say(f"note: {note}")
     items = {path: why for plan in plans.values() for path, why in plan.items.items()}
     items |= dict.fromkeys(loose, "left by a command that was killed")
     if not items:
@@ -124,6 +125,13 @@ def _plan(run: Path) -> Plan:
         for path, names in peoples.items()
     ]
     return Plan(_own({path: why for path, why in items.items() if path not in peoples} | cut_off), notes)
+
+
+def _no_run(place: Path) -> Iterator[str]:
+    """What to say of a place that holds no run."""
+    if not runs_in(place):
+        above = next((one for one in place.absolute().parents if is_run(one)), None)
+        yield f"{place} holds no runs" + (f"; it is in one: give {above}" if above is not None else "")
 
 
 def _own(items: dict[Path, str]) -> dict[Path, str]:

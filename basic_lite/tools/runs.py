@@ -87,7 +87,9 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give the folder that holds your runs (the recipe's `output`)")
+        raise UserError(
+            f"there is no folder {folder}; give the folder that holds your runs (the recipe's `output`), or one run"
+        )
     return [path for path, run in folders_of(folder, links=links) if run]
 
 
@@ -185,7 +187,7 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
         return f"finished, {step} {'step' if step == 1 else 'steps'}"
     if checkpoints_of(run):
         return f"stopped at step {step}" + (f" of {total}" if total else "")
-    return "failed before its first checkpoint"
+    return "ended before its first checkpoint"
 
 
 def _held_out(run: Path, log: list[dict[str, Any]]) -> str:

@@ -124,8 +124,13 @@ def projector_is_fresh(recipe: Recipe) -> bool:
     return (recipe.model.base or recipe.model.projector or recipe.model.start) is None
 
 
-def doubts(recipe: Recipe, data: Prepared) -> list[str]:
-    """What to say before a run of this recipe on this data, apart from what is refused."""
+def doubts(recipe: Recipe, data: Prepared, *, resumed: bool = False) -> list[str]:
+    """What to say before a run of this recipe on this data, apart from what is refused.
+
+    A resumed run has been told, and can't change it any more.
+    """
+    if resumed:
+        return []
     steps = Schedule(data.sampler, recipe).steps
     return sanity_warnings(recipe, samples=len(data.train), steps=steps, fresh=projector_is_fresh(recipe))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,7 @@ class Interruption:
         """
         self.requested = False
         self._leaving = False
+        self._lost = False  # Python has dropped the second one's KeyboardInterrupt
         self._alone = alone
         self._say = say
         self._process = os.getpid()
@@ -33,9 +37,12 @@ class Interruption:
                 self._old[number] = signal.signal(number, self._handle)
             except ValueError:  # not in the main thread: the caller owns the signals
                 break
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self._again
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._unraisable
         for number, old in self._old.items():
             signal.signal(number, old)
 
@@ -43,6 +50,9 @@ class Interruption:
         if os.getpid() != self._process:  # a process forked from this one, which inherits the handler
             return
         if self._leaving:  # workers and files are being put away
+            if self._lost:
+                self._lost = False
+                raise KeyboardInterrupt
             return
         if not self._alone:
             if not self.requested:
@@ -54,6 +64,15 @@ class Interruption:
             raise KeyboardInterrupt
         self.requested = True
         self._say("stopping: finishing and saving this step first (press Ctrl-C again to stop now without saving)")
+
+    def _again(self, lost: Any) -> None:
+        """Raise anew what the second signal raised in a place where Python drops exceptions, as in a finalizer."""
+        if not (self._leaving and isinstance(lost.exc_value, KeyboardInterrupt)):
+            self._unraisable(lost)
+            return
+        self._lost = True
+        # From another thread, since here it would be dropped as well.
+        threading.Timer(0.02, _thread.interrupt_main, [next(iter(self._old))]).start()
 
 
 def start_worker(_worker: int, *, ending: Any) -> None:

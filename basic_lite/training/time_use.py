@@ -99,7 +99,7 @@ class TimeUse:
         """Log what the run spent on saving and evaluating, of all its ``seconds``."""
         self.log.write(step, {"time": {"whole_s": seconds, **{f"{what}_s": s for what, s in self._apart.items()}}})
         parts_s = {"steps": max(seconds - sum(self._apart.values()), 0.0), **self._apart}
-        line, key = time_text(parts_s, self.recipe, on_gpu=self.breakdown.clock.device.type == "cuda")
+        line, key = time_text(parts_s, self.recipe, steps=self.last, on_gpu=self.breakdown.clock.device.type == "cuda")
         if key and key != self._said and seconds >= SHORT_S:
             self.say(f"time of the run: {line}")
 
@@ -128,14 +128,14 @@ class TimeUse:
         parts_s |= {what: total / (number - self.first) for what, total in self._apart.items()}
         steps = {"first": self._from, "last": number}
         self.log.write(number, {"time": {"steps": steps, "step_s": step_s, "parts_s": parts_s}})
-        line, key = time_text(parts_s, self.recipe, on_gpu=self.breakdown.clock.device.type == "cuda")
+        line, key = time_text(parts_s, self.recipe, steps=self.last, on_gpu=self.breakdown.clock.device.type == "cuda")
         if step_s * (self.last - self.first) >= SHORT_S and key != self._said:
             self.say(f"time of steps {self._from} to {number}, {step_s:.2g} s each: {line}")
             self._said = key
 
 
 def time_text(
-    parts_s: Mapping[str, float], recipe: Recipe, *, on_gpu: bool, cores: int | None = None
+    parts_s: Mapping[str, float], recipe: Recipe, *, steps: int, on_gpu: bool, cores: int | None = None
 ) -> tuple[str, str]:
     """The shares in one line that ends with what to change; and the key that it names, empty where there is none.
 
@@ -143,17 +143,21 @@ def time_text(
 
     Args:
         parts_s: seconds of a step by part.
+        steps: of the run; a key that is as large as that already has nothing to give.
         cores: that this process may use; None: asked for.
     """
     whole = sum(parts_s.values()) or 1.0
     shares = {part: seconds / whole for part, seconds in parts_s.items()}
     text = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
     who = "the GPU" if on_gpu else "the training"
-    over = {part: shares.get(part, 0.0) for part, least in WORTH.items() if shares.get(part, 0.0) >= least}
+    training = recipe.training
+    seldom = {SAVING: training.save_every >= steps, EVALUATING: (training.eval_every or steps) >= steps}
+    worth = {part: least for part, least in WORTH.items() if not seldom.get(part)}
+    over = {part: shares.get(part, 0.0) for part, least in worth.items() if shares.get(part, 0.0) >= least}
     if not over:
         # It names no key to change: only more memory would change it, and the planner knows how much there is.
         again = "; the backward computes layers again, to save memory: training.plan=auto does as little of it as fits"
-        saves = recipe.training.gradient_checkpointing and recipe.training.plan != "auto"
+        saves = training.gradient_checkpointing and training.plan != "auto"
         return f"{text}; nothing waits{again if saves else ''}", ""
     part = max(over, key=lambda name: over[name])
     found, key = _change(part, shares, recipe, who, cores or usable_cores())
@@ -169,8 +173,8 @@ def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, co
         fewer = math.ceil(training.save_every * share / 0.02 / 10) * 10
         return f"saving takes {share:.0%}: set training.save_every={fewer}", "training.save_every"
     if part == EVALUATING:
-        every = f", such as training.eval_every={2 * training.eval_every}" if training.eval_every else ""
-        what = f"evaluating and looking at the premise take {share:.0%}: set training.eval_every higher{every}"
+        every = 2 * (training.eval_every or 1)
+        what = f"evaluating and looking at the premise take {share:.0%}: set training.eval_every={every}"
         return what, "training.eval_every"
     if part == OPTIMIZER:
         what = f"the optimizer takes {share:.0%}: set training.global_batch higher, for fewer steps"

@@ -1,6 +1,5 @@
 """Kills trainings and exports at random moments and goes on, in a process of one thread, since it forks.
 
-
 ``python -m tests.support.kills FOLDER KILLS SEED``
 """
 

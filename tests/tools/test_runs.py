@@ -76,7 +76,7 @@ def test_runs_lists_state_score_and_origin(place: Path, made: Path) -> None:
     assert {name: row.state for name, row in found.items()} == {
         "done": "finished, 3 steps",
         "demo/stage1": "running, step 3 of 3",
-        "failed": "failed before its first checkpoint",
+        "failed": "ended before its first checkpoint",
         "more": "stopped at step 2 of 3",
     }
     before = "(12 of 12 pictures trained on); exact match 25.0% not known if trained on"
@@ -326,6 +326,16 @@ def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> No
     os.utime(recipe, (later, later))
     clean([runs / "failed"], yes=True, console=quiet())
     assert recipe.exists()
+
+
+def test_clean_says_of_a_place_that_it_holds_no_run(place: Path) -> None:
+    done, photos = place / "runs" / "done", place / "photos"
+    photos.mkdir()
+    console = Console(file=io.StringIO(), width=400)
+    assert clean([photos, done / "checkpoint-1"], yes=True, console=console) == 0
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{photos} holds no runs\n" in text and f"checkpoint-1 holds no runs; it is in one: give {done}" in text
+    assert (done / "checkpoint-1").exists()
 
 
 def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.recipe import dump_recipe
+from basic_lite.training.interruption import Interruption
 from basic_lite.training.run_folder import locked
 from basic_lite.training.step import TrainStep
 from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, run, steps_of, tiny_recipe
@@ -95,6 +96,25 @@ def test_signals_to_the_whole_group_reach_the_loaders_workers_and_save_the_run(t
     # The last one may come when Python is leaving already, and then ends it.
     assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said, said
     assert [path.name for path in (tmp_path / "runs" / "tiny").glob("checkpoint-*")] == saved
+
+
+def test_a_second_signal_stops_also_where_python_drops_exceptions(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def twice() -> None:
+        with Interruption(said.append, alone=True) as interruption:
+            signal.raise_signal(signal.SIGINT)
+            assert interruption.requested
+            Finalized()
+            time.sleep(5)
+
+    said: list[str] = []
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert len(said) == 1 and not capsys.readouterr().err and sys.unraisablehook is hook
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that holds nothing but the lock is forked")

@@ -1,0 +1,83 @@
+"""What must not change a run's result, in one table: how a step is cut, kept, read, padded, resumed.
+
+Two processes against one are in ``test_processes``, a chosen plan in ``test_plan``, layer inputs on the host in
+``tests/model/test_offload_run.py``, kernels in ``tests/supervision/test_supervision_kernels.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, run, steps_of, write_data
+
+BASE = {**LOUD, "training.max_steps": 5, "training.save_every": 1, "training.keep": 9, "lora.dropout": 0.0}
+# Recomputed layers draw the same dropout; other micro-batches would draw another.
+DROPOUT = {"lora.dropout": 0.3}
+EXACT: dict[str, float] = {"rtol": 0, "atol": 0}
+# Adam's first steps are sign-like, so rounding of tiny gradients is magnified; the rate is 1e-3.
+CLOSE: dict[str, float] = {"rtol": 0, "atol": 5e-5}
+
+# Of each: what both runs have, what the second has besides, how near the weights are.
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
+    "again": (DROPOUT, {}, EXACT),
+    "micro-batch 1, accumulated 4 times": ({}, {"training.micro_batch": 1}, CLOSE),
+    "micro-batch 4, at once": ({}, {"training.micro_batch": 4}, CLOSE),
+    "no layer recomputed": (DROPOUT, {"training.gradient_checkpointing": False}, EXACT),
+    "three layers recomputed": (DROPOUT, {"training.gradient_checkpointing": 3}, EXACT),
+    "a worker reads": (DROPOUT, {"data.workers": 1}, EXACT),
+    "padding on the left": ({}, {"data.padding_side": "left"}, CLOSE),
+    "logged and saved seldom": (DROPOUT, {"training.log_every": 3, "training.save_every": 99}, EXACT),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and data, and a run for each setting that the runs of the table share."""
+    folder = tmp_path_factory.mktemp("invariants")
+    write_data(folder, 13, text_only=3)
+    for name, changes in (("plain", {}), ("dropout", DROPOUT)):
+        run(folder, {**BASE, **changes, "name": name})
+    return folder
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_result_is_the_same(folder: Path, name: str) -> None:
+    shared, changes, near = SAME[name]
+    first = folder / "runs" / ("dropout" if shared else "plain")
+    other = run(folder, {**BASE, **shared, **changes, "name": f"other{list(SAME).index(name)}"})
+    if changes.get("training.log_every", 1) == 1:
+        assert_same_terms(first, other, rel=2e-5 if near is CLOSE else 0)
+    assert_same_weights(first / "final", other / "final", **near)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_wherever_it_is_resumed(folder: Path, step: int) -> None:
+    other = folder / "runs" / f"resumed{step}"
+    shutil.copytree(folder / "runs" / "dropout", other)
+    run(folder, {**BASE, **DROPOUT, "name": other.name}, resume=True, checkpoint=step)
+    assert_same_terms(folder / "runs" / "dropout", other, rel=0)
+    assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
+
+
+def test_however_its_records_are_cut_into_files(folder: Path) -> None:
+    records = json.loads((folder / "data.json").read_text())
+    parts = {"a.json": records[:5], "b.jsonl": records[5:]}
+    (folder / "a.json").write_text(json.dumps(parts["a.json"]))
+    (folder / "b.jsonl").write_text("\n".join(map(json.dumps, parts["b.jsonl"])))
+    sources = [{"path": str(folder / name), "image_dir": str(folder / "images")} for name in parts]
+    other = run(folder, {**BASE, **DROPOUT, "name": "cut", "data.train": sources})
+    assert_same_terms(folder / "runs" / "dropout", other, rel=0)
+    assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
+
+
+def test_another_seed_is_another_run(folder: Path) -> None:
+    """What the comparisons above would see."""
+    other = run(folder, {**BASE, **DROPOUT, "name": "seed", "seed": 1})
+    assert steps_of(other)[-1]["lm"] != steps_of(folder / "runs" / "dropout")[-1]["lm"]
+    with pytest.raises(AssertionError):
+        assert_same_weights(folder / "runs" / "dropout" / "final", other / "final", **CLOSE)
