@@ -233,8 +233,8 @@ class TrainedModel(Model):
                 _require_whole(name, value)
         if controls != 0:
             _require_whole("controls", controls)
-        of_file = {"benchmark": benchmark, "annotations": annotations, "instruction": instruction}
-        asked = _asked(records, image_dir, limit, self.recipe, of_file)
+        path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
+        asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
         rule, found = asked.metric(metric), [one.record for one in asked.questions]
         check_pictures(found)
         shown = Console(stderr=True)
@@ -246,7 +246,7 @@ class TrainedModel(Model):
             asked,
             trained,
             chat_format(self.recipe, self._run.loaded, template),
-            data=os.path.abspath(records) if isinstance(records, str | os.PathLike) else None,
+            data=os.path.abspath(path) if path else None,
             image_dir=image_dir,
             limit=limit,
             max_new_tokens=max_new_tokens,
@@ -270,17 +270,14 @@ class TrainedModel(Model):
         return replace(result, settings=settings)
 
 
-def _asked(
-    records: Rows, image_dir: str | os.PathLike[str] | None, limit: int | None, recipe: Recipe, of_file: dict[str, Any]
-) -> Asked:
-    """The questions; ``of_file``: what belongs to a benchmark's file alone."""
+def _asked(records: Rows, file: File, recipe: Recipe) -> Asked:
+    """The questions; ``file``: how they are read, if ``records`` names one."""
     if isinstance(records, str | os.PathLike):
-        places = {key: None if of_file[key] is None else Path(of_file[key]) for key in ("annotations",)}
-        folder = None if image_dir is None else Path(image_dir)
-        return read_asked(File(Path(records), folder, limit, **{**of_file, **places}), recipe)
-    if wrong := next((key for key, value in of_file.items() if value is not None), None):
-        raise UserError(f"{wrong} belongs to the file of a benchmark, and records is {shorten(records)}; leave it out")
-    return Asked(as_questions(_records(records, image_dir, limit)))
+        return read_asked(file, recipe)
+    if file.option is not None:
+        option = file.option.removeprefix("--")
+        raise UserError(f"{option} belongs to the file of a benchmark, and records is {shorten(records)}; leave it out")
+    return Asked(as_questions(_records(records, file.image_dir, file.limit)))
 
 
 def _records(records: Any, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:

@@ -9,6 +9,41 @@ from basic_lite.commands.common import Device, Template, note
 from basic_lite.errors import UserError
 
 Metric = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
+MetricOption = Annotated[
+    Metric | None,
+    typer.Option(help="How answers are scored. Default: as the benchmark does it, else exact.", show_default=False),
+]
+Controls = Annotated[
+    int, typer.Option(min=1, max=1_000_000_000, help="The most questions asked again, without their own picture.")
+]
+NoControls = Annotated[
+    bool, typer.Option("--no-controls", help="Ask each question once, with its picture; a third of the time.")
+]
+BenchmarkName = Annotated[
+    str | None,
+    typer.Option(
+        help="The benchmark that --data is of. Only LLaVA's list of ScienceQA isn't known by itself.",
+        show_default=False,
+    ),
+]
+Annotations = Annotated[
+    Path | None, typer.Option(help="VQAv2's file of answers; default: beside that of the questions.")
+]
+Instruction = Annotated[
+    str | None, typer.Option(help="Added to a benchmark's questions; default: what LLaVA-1.5 adds. '' adds nothing.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=100_000, help="Questions answered at once.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        "--max-tokens",
+        min=1,
+        max=1_000_000,
+        help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
+        show_default=False,
+    ),
+]
 
 
 def evaluate(
@@ -23,49 +58,23 @@ def evaluate(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Instead of --data: the records that the run kept for evaluation.")
     ] = False,
-    image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Questions answered at once.")] = 16,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens",
-            "--max-tokens",
-            min=1,
-            max=1_000_000,
-            help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
-            show_default=False,
-        ),
+    image_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the images; default: around the data, or the recipe's.")
     ] = None,
+    batch: Batch = 16,
+    max_new_tokens: MaxNewTokens = None,
     out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, max=1_000_000_000, help="Take only the first so many questions.")
     ] = None,
     device: Device = "auto",
     template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
-    metric: Annotated[
-        Metric | None,
-        typer.Option(help="How answers are scored. Default: as the benchmark does it, else exact.", show_default=False),
-    ] = None,
-    controls: Annotated[
-        int, typer.Option(min=1, max=1_000_000_000, help="The most questions asked again without their picture.")
-    ] = 500,
-    no_controls: Annotated[
-        bool, typer.Option("--no-controls", help="Ask each question once, with its picture; a third of the time.")
-    ] = False,
-    benchmark: Annotated[
-        str | None,
-        typer.Option(
-            help="The benchmark that --data is of; known by itself for all but LLaVA's list of ScienceQA.",
-            show_default=False,
-        ),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="VQAv2's file of answers; default: beside that of the questions.")
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(help="Added to a benchmark's questions; default: what LLaVA-1.5 adds. '' adds nothing."),
-    ] = None,
+    metric: MetricOption = None,
+    controls: Controls = 500,
+    no_controls: NoControls = False,
+    benchmark: BenchmarkName = None,
+    annotations: Annotations = None,
+    instruction: Instruction = None,
 ) -> None:
     """Answer questions and score the answers: those of a file, or those that the run kept for evaluation.
 
@@ -92,8 +101,7 @@ def evaluate(
     Where records have a `question_type`, there is a row for each type: the share among its questions. The row `all` is
     over all questions that have an answer in the data, each counted once.
 
-    Answers are kept as they come, in a file that ends in .part. After Ctrl-C or a crash the same command goes on.
-
+    Answers are kept as they come. After Ctrl-C or a crash the same command goes on where it stopped.
     Predictions are written as JSON lines, with the pictures and with "cut": true where an answer was cut off; beside
     them a summary with the scores and all settings. A file of predictions is replaced only if it has the same settings,
     the same model and the same data, and nobody has changed it since. Any other is kept: the new file gets a number

@@ -32,12 +32,18 @@ class File:
         instruction: what is added to a benchmark's questions; None: what the benchmark adds.
     """
 
-    path: Path
-    image_dir: Path | None = None
+    path: str | os.PathLike[str]
+    image_dir: str | os.PathLike[str] | None = None
     limit: int | None = None
     benchmark: str | None = None
-    annotations: Path | None = None
+    annotations: str | os.PathLike[str] | None = None
     instruction: str | None = None
+
+    @property
+    def option(self) -> str | None:
+        """The first option given that belongs to a benchmark's file alone."""
+        given = {"--benchmark": self.benchmark, "--annotations": self.annotations, "--instruction": self.instruction}
+        return next((name for name, value in given.items() if value is not None), None)
 
 
 @dataclass(frozen=True)
@@ -80,18 +86,22 @@ def read_asked(file: File, recipe: Recipe | None) -> Asked:
         UserError: it can't be read.
     """
     also = folders_of(recipe) if recipe is not None and file.image_dir is None else ()
-    path = Path(os.path.expanduser(file.path))
-    if found := published(path, file.benchmark, file.annotations):
+    path, image_dir, annotations = _path(file.path), _path(file.image_dir), _path(file.annotations)
+    assert path is not None
+    if found := published(path, file.benchmark, annotations):
         benchmark, opened = found
         questions = benchmark_questions(
-            benchmark, opened, image_dir=file.image_dir, also=also, instruction=file.instruction, limit=file.limit
+            benchmark, opened, image_dir=image_dir, also=also, instruction=file.instruction, limit=file.limit
         )
         return Asked(questions, benchmark)
-    given = {"--benchmark": file.benchmark, "--annotations": file.annotations, "--instruction": file.instruction}
-    if wrong := next((key for key, value in given.items() if value is not None), None):
-        raise UserError(f"{wrong} belongs to the file of a benchmark, and {path} is none; leave it out")
-    section = source_of(file.path, image_dir=file.image_dir, limit=file.limit, also=also)
+    if file.option is not None:
+        raise UserError(f"{file.option} belongs to the file of a benchmark, and {path} is none; leave it out")
+    section = source_of(path, image_dir=image_dir, limit=file.limit, also=also)
     return Asked(as_questions(load_records(section, root=Path.cwd())))
+
+
+def _path(text: str | os.PathLike[str] | None) -> Path | None:
+    return None if text is None else Path(os.path.expanduser(text))
 
 
 def folders_of(recipe: Recipe) -> Sequence[Path]:

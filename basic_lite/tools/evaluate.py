@@ -182,56 +182,38 @@ def evaluate_run(
         UserError: no usable bundle, or bad data.
         KeyboardInterrupt: it was stopped; its answers are kept, and the same call goes on.
     """
-    if (data is None) != held_out:
-        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
-    if held_out and image_dir is not None:
-        raise UserError("--image-dir belongs to --data; with --held-out the pictures are where the recipe says")
+    file = File(data or Path(), image_dir, limit, benchmark, annotations, instruction)
+    asked = _asked(run, file, held_out=held_out, named=data is not None)
     console = console or Console(highlight=False)
-    notes = Console(stderr=True, highlight=False)
-    say = speaker(notes)
-    quiet_libraries()
-    file = None if data is None else File(data, image_dir, limit, benchmark, annotations, instruction)
-    asked = _read(run, file, limit)
-    rule = asked.metric(metric)
-    records = [one.record for one in asked.questions]
+    say = speaker(notes := Console(stderr=True, highlight=False))
+    rule, records = asked.metric(metric), [one.record for one in asked.questions]
     check_pictures(records)
     if out is not None:
         require_free(out, None, "--out")
         require_writable(out, "--out")
-    place = pick_device(device, "--device")
-    tell_device(place, device, say)
-    loaded, bundle = load_trained(run, place)
+    loaded, bundle = _loaded(run, device, say)
     chat = chat_format(bundle.recipe, loaded, template)
-    require_answers(asked.questions, chat, rule.name, rule.least_answers)
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
-    name = HELD_OUT if data is None else os.path.abspath(data)
     settings = made_with(
         bundle,
         asked,
         trained,
         chat,
-        data=name,
+        data=HELD_OUT if data is None else os.path.abspath(data),
         image_dir=image_dir,
         limit=limit,
         max_new_tokens=max_new_tokens,
         metric=rule.name,
         controls=controls,
     )
-    if out is not None:
-        require_free(out, settings, "--out")
-    if template is None and (note := asked_otherwise(bundle.recipe, chat)):
-        say(note)
-    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
     again = len(control_sample(asked.questions, controls))
-    for line in (*trained.notes(), *asked.notes(), *_said_of(records, again)):
+    otherwise = [asked_otherwise(bundle.recipe, chat)] if template is None else []
+    for line in filter(None, (*otherwise, *trained.notes(), *asked.notes(), *_said_of(records, again))):
         say(line)
-    # A bundle's own folder stays as its manifest describes it.
-    folder = bundle.folder.parent if run == bundle.folder else run
-    wanted = out or folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
-    target = free_place(wanted, settings)
-    total = len(records) + 2 * again
-    with _going_on(target, settings, total, say) as kept, counting(notes, "answering", total) as count:
-        result = evaluate(
+    wanted, total = _place(run, bundle, data, out, settings), len(records) + 2 * again
+    going_on = _going_on(free_place(wanted, settings), settings, total, say)
+    with going_on as kept, counting(notes, "answering", total) as count:
+        found = evaluate(
             loaded,
             bundle.recipe,
             asked.questions,
@@ -244,16 +226,42 @@ def evaluate_run(
             kept=kept,
             progress=count,
         )
-        result = replace(result, settings=settings)
+        result = replace(found, settings=settings)
         _show(result, console, say)
         _save(result, wanted, console, say)
-    return result
+        return result
 
 
-def _read(run: Path, file: File | None, limit: int | None) -> Asked:
-    """The questions of a file, or those that the run kept."""
+def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
+    """The questions of a file, or those that a run kept; ``named``: somebody named a file."""
+    if named == held_out:
+        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+    quiet_libraries()
     bundle = look_at_bundle(run)
-    return read_asked(file, bundle.recipe) if file else Asked(as_questions(held_out_records(bundle)[:limit]))
+    if not held_out:
+        return read_asked(file, bundle.recipe)
+    if file.image_dir is not None:
+        raise UserError("--image-dir belongs to --data; with --held-out the pictures are where the recipe says")
+    if file.option is not None:
+        raise UserError(f"{file.option} belongs to a benchmark's file; name it with --data instead of --held-out")
+    return Asked(as_questions(held_out_records(bundle)[: file.limit]))
+
+
+def _loaded(run: Path, device: str, say: Say) -> tuple[Loaded, Bundle]:
+    place = pick_device(device, "--device")
+    tell_device(place, device, say)
+    loaded, bundle = load_trained(run, place)
+    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
+    return loaded, bundle
+
+
+def _place(run: Path, bundle: Bundle, data: Path | None, out: Path | None, settings: dict[str, Any]) -> Path:
+    """Where the predictions go: ``out``, or the run's folder. A bundle's own stays as its manifest describes it."""
+    if out is not None:
+        require_free(out, settings, "--out")
+        return out
+    folder = bundle.folder.parent if run == bundle.folder else run
+    return folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
 
 
 def _said_of(records: Sequence[Record], again: int) -> Iterator[str]:

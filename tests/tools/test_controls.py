@@ -18,8 +18,8 @@ from basic_lite.tools.looking import Controls, controls_of
 from basic_lite.tools.predictions import Prediction
 from basic_lite.tools.questions import Question, without_picture
 from basic_lite.tools.score import EvalResult, merged, score_table
+from tests.support.benchmarks import POPE, mmbench
 from tests.support.runs import quiet
-from tests.tools.test_benchmarks import POPE, mmbench
 
 
 def question(at: int, picture: str = "", circle: str = "", answer: str | None = "x") -> Question:
