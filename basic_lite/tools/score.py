@@ -118,7 +118,9 @@ class EvalResult:
             (NOT_KNOWN, self.not_known),
         ):
             if one is not None:
-                summary[name] = estimate_json(one)
+                # `right` stands for exact matches alone: a list of runs shows it as such.
+                left_out = () if exact else ("right",)
+                summary[name] = {key: value for key, value in estimate_json(one).items() if key not in left_out}
         if figures := self.figures:
             summary["figures"] = {name: estimate_json(one) for name, one in figures.items()}
         if controls := self.controls:

@@ -140,6 +140,7 @@ def test_benchmarks_run_through(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert asked.metric == "yes_no" and asked.counts == {"random": 2, "all": 2} and asked.max_new_tokens == 32
     summary = json.loads((tmp_path / "p.summary.json").read_text())
     assert summary["metric"] == "yes_no" and summary["score"] == asked.accuracy and "exact_match" not in summary
+    assert summary["trained_on"]["n"] == 2 and "right" not in summary["trained_on"]
     assert summary["figures"]["yes ratio"]["n"] == 2 and summary["settings"]["benchmark"] == "pope"
     err = " ".join(capsys.readouterr().err.split())
     assert "questions of pope" in err and f"pictures: {images}" in err and "each question is asked three times" in err
