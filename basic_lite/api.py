@@ -25,12 +25,16 @@ from basic_lite.model.load import pick_device
 from basic_lite.recipe.schema import Device, Recipe, SourceSection, Template
 from basic_lite.run import RunResult
 from basic_lite.run import train as train_recipe
+from basic_lite.tools.asked import Asked, File, read_asked
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.evaluate import check_pictures, evaluate, made_with, read_questions
+from basic_lite.tools.controls import MOST_ASKED_AGAIN, control_sample
+from basic_lite.tools.evaluate import evaluate, made_with
+from basic_lite.tools.metrics.named import MetricName
+from basic_lite.tools.questions import as_questions, check_pictures
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.answer import MAX_NEW_TOKENS, chat_format
@@ -198,9 +202,14 @@ class TrainedModel(Model):
         max_new_tokens: int | None = None,
         limit: int | None = None,
         template: Template | None = None,
+        metric: MetricName | None = None,
+        controls: int = MOST_ASKED_AGAIN,
+        benchmark: str | None = None,
+        annotations: str | os.PathLike[str] | None = None,
+        instruction: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> EvalResult:
-        """Answer questions and score the answers by exact match, as ``basic-lite eval`` does. Writes nothing.
+        """Answer questions and score the answers, as ``basic-lite eval`` does. Writes nothing.
 
         Args:
             records: a file of questions with answers; such records, as dicts whose pictures are paths, bytes or PIL
@@ -209,6 +218,11 @@ class TrainedModel(Model):
                 program runs.
             max_new_tokens: the most tokens of an answer; None: as the longest answer in the data, and 8 more.
             limit: take only the first so many.
+            metric: how answers are scored; None: as the benchmark does it, else by exact match.
+            controls: the most questions that are asked again, with another picture and without one; 0: none.
+            benchmark: the benchmark that a file is of; None: as the file says.
+            annotations: the file of the answers, for VQAv2; None: beside that of the questions.
+            instruction: what is added to a benchmark's questions; None: what LLaVA-1.5 adds.
             progress: called with the number of answers that were just made; None: a bar on a terminal.
 
         Raises:
@@ -217,41 +231,56 @@ class TrainedModel(Model):
         for name, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}.items():
             if value is not None or name == "batch_size":
                 _require_whole(name, value)
-        found = _records(records, image_dir, limit)
+        if controls != 0:
+            _require_whole("controls", controls)
+        path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
+        asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
+        rule, found = asked.metric(metric), [one.record for one in asked.questions]
         check_pictures(found)
         shown = Console(stderr=True)
         trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
         for line in trained.notes():
             note(line)
-        file = os.path.abspath(records) if isinstance(records, str | os.PathLike) else None
-        chat = chat_format(self.recipe, self._run.loaded, template)
         settings = made_with(
             self._run.bundle,
-            found,
+            asked,
             trained,
-            chat,
-            data=file,
+            chat_format(self.recipe, self._run.loaded, template),
+            data=os.path.abspath(path) if path else None,
             image_dir=image_dir,
             limit=limit,
             max_new_tokens=max_new_tokens,
+            metric=rule.name,
+            controls=controls,
         )
-        with counting(shown, "answering", len(found)) as count:
+        total = len(found) + 2 * len(control_sample(asked.questions, controls))
+        with counting(shown, "answering", total) as count:
             result = evaluate(
                 self._run.loaded,
                 self.recipe,
-                found,
+                asked.questions,
                 batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=settings["max_new_tokens"],
                 template=template,
                 trained=trained.marks,
+                metric=rule.name,
+                controls=controls,
                 progress=progress or count,
             )
         return replace(result, settings=settings)
 
 
-def _records(records: Rows, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
+def _asked(records: Rows, file: File, recipe: Recipe) -> Asked:
+    """The questions; ``file``: how they are read, if ``records`` names one."""
     if isinstance(records, str | os.PathLike):
-        return read_questions(Path(records), None if image_dir is None else Path(image_dir), limit)
+        return read_asked(file, recipe)
+    if file.option is not None:
+        option = file.option.removeprefix("--")
+        raise UserError(f"{option} belongs to the file of a benchmark, and records is {shorten(records)}; leave it out")
+    return Asked(as_questions(_records(records, file.image_dir, file.limit)))
+
+
+def _records(records: Any, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
     records = [records] if isinstance(records, SourceSection) else records
     if isinstance(records, Mapping) or not isinstance(records, Iterable):
         raise UserError(f"records is {shorten(records)}; give a file, a list of dicts, or the data of a recipe")

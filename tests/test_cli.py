@@ -193,7 +193,8 @@ def test_eval_demo_and_chat_hand_on_their_options(
     talk: dict[str, Any] = {"question": None, "max_new_tokens": 256, "temperature": 0.0, "device": "auto"}
     talk |= {"dtype": "auto", "web": False, "port": None, "browser": True}
     options = {"image_dir": None, "batch_size": 3, "max_new_tokens": 7, "out": None, "limit": 5, "device": "cpu"}
-    options |= {"template": None, "held_out": False}
+    options |= {"template": None, "held_out": False, "metric": None, "controls": 500, "benchmark": None}
+    options |= {"annotations": None, "instruction": None}
     assert calls == [
         ((Path("r"), Path("d.json")), options),
         ((Path("o"),), {"seed": 2, "rebuild": False}),

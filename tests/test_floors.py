@@ -20,8 +20,11 @@ FLOORS = (
     ("data",),
     ("model",),
     ("recipe",),
-    ("kernels", "errors", "signals", "units", "console", "choices", "version", "sizes", "printable", "outside"),
-)
+    (
+        "kernels", "errors", "signals", "units", "console", "choices", "version", "sizes", "printable", "outside",
+        "resampling",
+    ),
+)  # fmt: skip
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Training runs from the command line, Python's interface, the demo and the tests alone; a tool works on what a run
 # needs or has left.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import basic_lite.cli as cli
+from tests.support.benchmarks import POPE, POPE_PICTURE, mmbench
 from tests.support.gguf import byte_tokenizer
 from tests.support.models import write_llava, write_llm, write_vision
 from tests.support.runs import write_data
@@ -61,6 +62,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(picture)
     (tmp_path / "photos" / "captions.csv").write_text("image,caption\n" + "cat.jpg,a red cat\n" * 3)
+    mmbench(tmp_path)
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, POPE)))
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "val2014" / POPE_PICTURE).write_bytes(picture)
     return tmp_path
 
 

@@ -8,43 +8,91 @@ import typer
 from basic_lite.commands.common import Device, Template, note
 from basic_lite.errors import UserError
 
+Metric = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
+MetricOption = Annotated[
+    Metric | None,
+    typer.Option(help="How answers are scored. Default: as the benchmark does it, else exact.", show_default=False),
+]
+Controls = Annotated[
+    int, typer.Option(min=1, max=1_000_000_000, help="The most questions asked again, without their own picture.")
+]
+NoControls = Annotated[
+    bool, typer.Option("--no-controls", help="Ask each question once, with its picture; a third of the time.")
+]
+BenchmarkName = Annotated[
+    str | None,
+    typer.Option(
+        help="The benchmark that --data is of. Only LLaVA's list of ScienceQA isn't known by itself.",
+        show_default=False,
+    ),
+]
+Annotations = Annotated[
+    Path | None, typer.Option(help="VQAv2's file of answers; default: beside that of the questions.")
+]
+Instruction = Annotated[
+    str | None, typer.Option(help="Added to a benchmark's questions; default: what LLaVA-1.5 adds. '' adds nothing.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=100_000, help="Questions answered at once.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        "--max-tokens",
+        min=1,
+        max=1_000_000,
+        help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
+        show_default=False,
+    ),
+]
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
     data: Annotated[
         Path | None,
-        typer.Option(help="Questions with their answers, in any format of training data.", show_default=False),
+        typer.Option(
+            help="Questions with their answers: in any format of training data, or a benchmark's published file.",
+            show_default=False,
+        ),
     ] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Instead of --data: the records that the run kept for evaluation.")
     ] = False,
-    image_dir: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside the data.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Questions answered at once.")] = 16,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens",
-            "--max-tokens",
-            min=1,
-            max=1_000_000,
-            help="The most tokens of an answer. Default: as the longest answer in the data, and 8 more.",
-            show_default=False,
-        ),
+    image_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the images; default: around the data, or the recipe's.")
     ] = None,
+    batch: Batch = 16,
+    max_new_tokens: MaxNewTokens = None,
     out: Annotated[Path | None, typer.Option(help="File for the predictions (JSONL); default: in the run.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, max=1_000_000_000, help="Take only the first so many questions.")
     ] = None,
     device: Device = "auto",
     template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
+    metric: MetricOption = None,
+    controls: Controls = 500,
+    no_controls: NoControls = False,
+    benchmark: BenchmarkName = None,
+    annotations: Annotations = None,
+    instruction: Instruction = None,
 ) -> None:
     """Answer questions and score the answers: those of a file, or those that the run kept for evaluation.
 
     One question a record: its last one; what comes before is its context. Answers are the model's likeliest (greedy).
 
-    The score is exact match: the share of answers that are the record's own answer, word for word. Both are compared in
-    lower case, with single spaces and without full stops at the end. Nothing else is forgiven: "a cat" isn't "cat".
-    So it suits short answers, and says little of captions and long ones.
+    Does it look at the picture? Questions are also asked with another record's picture, and without any:
+    "62 % [55, 69]; 58 % with another picture; 31 % without one". In brackets are 95 % intervals. The difference is
+    judged question by question, and a line says what follows from it. That takes three times as long, so of a large set
+    a fixed sample of 500 questions is asked again (--controls).
+
+    The score is exact match, if nothing else is chosen: the share of answers that are the record's own, word for word.
+    Both are compared in lower case, with single spaces and without full stops at the end. Nothing else is forgiven: "a
+    cat" isn't "cat". So it suits short answers, and says little of captions and long ones. Other metrics are those of
+    benchmarks: vqa and textvqa (agreement with ten people), relaxed (charts: numbers may be 5 % off), yes_no (POPE,
+    with precision, recall and F1), choice (of options A, B, …), anls (documents: letters in common).
+
+    The published files of VQAv2, TextVQA, GQA, POPE, MMBench, ScienceQA, ChartQA and DocVQA are read as they are, and
+    scored as each benchmark does it. MMBench's questions are asked once for every order of their options.
 
     Pictures that the run was trained on, or one that it started from, are known by what is in their files, also under
     another name; one that was resized or saved anew isn't recognised. Where there are such, the table has both scores:
@@ -53,6 +101,7 @@ def evaluate(
     Where records have a `question_type`, there is a row for each type: the share among its questions. The row `all` is
     over all questions that have an answer in the data, each counted once.
 
+    Answers are kept as they come. After Ctrl-C or a crash the same command goes on where it stopped.
     Predictions are written as JSON lines, with the pictures and with "cut": true where an answer was cut off; beside
     them a summary with the scores and all settings. A file of predictions is replaced only if it has the same settings,
     the same model and the same data, and nobody has changed it since. Any other is kept: the new file gets a number
@@ -71,6 +120,11 @@ def evaluate(
         limit=limit,
         device=device,
         template=template,
+        metric=metric,
+        controls=0 if no_controls else controls,
+        benchmark=benchmark,
+        annotations=annotations,
+        instruction=instruction,
     )
 
 

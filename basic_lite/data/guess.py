@@ -1,9 +1,8 @@
 """What a path means: the data source that a user has in mind who names a file or a folder."""
 
 import glob
-import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ _BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dic
 _LOOKED_AT = 20
 
 
-def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: int | None = None) -> SourceSection:
+def source_of(
+    path: str | Path, *, image_dir: str | Path | None = None, limit: int | None = None, also: Sequence[Path] = ()
+) -> SourceSection:
     """The data source that a path means. Relative paths stay relative to the current folder.
 
     A file is read as its ending says. A folder may be one that `Dataset.save_to_disk` wrote, one with a metadata file,
     one with a single data file in it, or one of pictures with texts beside them. Where ``image_dir`` isn't given, the
-    folder of the pictures is looked for around the data file.
+    folder of the pictures is looked for around the data file, then in ``also``.
 
     Raises:
         UserError: there is nothing at that place, or nothing that can be read; says what is.
@@ -43,7 +44,7 @@ def source_of(path: str | Path, *, image_dir: str | Path | None = None, limit: i
     if image_dir is not None:
         update["image_dir"] = Path(image_dir).as_posix()
     elif section.path or section.parquet:
-        update["image_dir"] = image_dir_of(section)
+        update["image_dir"] = image_dir_of(section, also)
     return section.model_copy(update=update)
 
 
@@ -111,19 +112,36 @@ def _pictures_in(folder: Path) -> SourceSection:
     raise UserError(f"{folder}: there is no data in this folder ({_READ}); name another.")
 
 
-def image_dir_of(section: SourceSection) -> str | None:
-    """The folder in which most of the first pictures lie; None where that is beside the file, or nowhere."""
+def image_dir_of(section: SourceSection, also: Sequence[Path] = ()) -> str | None:
+    """The folder in which most of the first pictures lie; None where that is beside the file, or nowhere.
+
+    Args:
+        also: folders that are looked in besides those around the file.
+    """
     try:
         records = load_records(section.model_copy(update={"limit": _LOOKED_AT}), root=Path.cwd())
     except UserError:
         return None  # whoever reads the source meets the same error
-    names = [image.name for image in itertools.islice(_images(records), _LOOKED_AT)]
-    beside = Path(section.path or section.parquet or "").parent
+    found = folder_of(
+        [image.name for image in _images(records)], Path(section.path or section.parquet or "").parent, also
+    )
+    return None if found is None else found.as_posix()
+
+
+def folder_of(names: Sequence[str], beside: Path, also: Sequence[Path] = ()) -> Path | None:
+    """The folder in which most of the first of some pictures lie; None where that is ``beside``, or nowhere.
+
+    Args:
+        beside: the folder of the file that names them.
+        also: folders that are looked in besides those around it.
+    """
+    names = names[:_LOOKED_AT]
     if not names or not beside.is_dir():
         return None
-    counts = {folder: sum(_is_there(name, folder) for name in names) for folder in _candidates(beside, names)}
+    folders = [*_candidates(beside, names), *also]
+    counts = {folder: sum(_is_there(name, folder) for name in names) for folder in folders}
     best = max(counts, key=lambda folder: counts[folder])
-    return None if counts[best] <= counts[beside] else best.as_posix()
+    return None if counts[best] <= counts[beside] else best
 
 
 def _images(records: Records) -> Iterator[ImageRef]:
@@ -135,7 +153,7 @@ def _images(records: Records) -> Iterator[ImageRef]:
             continue
 
 
-def _candidates(beside: Path, names: list[str]) -> Iterator[Path]:
+def _candidates(beside: Path, names: Sequence[str]) -> Iterator[Path]:
     yield beside
     yield from sorted(one for one in beside.iterdir() if one.is_dir() and not one.name.startswith("."))
     yield Path(os.path.normpath(beside / ".."))

@@ -1,39 +1,11 @@
-"""Is one score above another? A 95 % interval from a paired bootstrap over the samples that both were measured on.
-
-The samples at hand are drawn anew, with replacement, many times. Each draw gives a difference of the two scores, and
-the interval holds the middle 95 % of them. The draws have a generator of their own with a fixed seed.
-"""
-
-from typing import Literal, NamedTuple
+"""Is one score above another? A 95 % interval from a paired bootstrap over the samples that both were measured on."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 2000
-SEED = 0
-# With fewer samples the interval is too narrow: a draw can't hold what none of them shows.
-LEAST_SAMPLES = 16
+from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval, Verdict, middle
 
-Verdict = Literal["holds", "fails", "can't tell"]
-
-
-class Interval(NamedTuple):
-    """A difference of two scores and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def text(self) -> str:
-        """As log and tables show it."""
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-    def verdict(self, samples: int) -> Verdict:
-        """Whether the difference is above 0 beyond doubt (``holds``), below it (``fails``), or neither."""
-        if samples < LEAST_SAMPLES or self.low <= 0 <= self.high:
-            return "can't tell"
-        return "holds" if self.low > 0 else "fails"
+__all__ = ["LEAST_SAMPLES", "RESAMPLES", "SEED", "Interval", "Verdict", "score_gains"]
 
 
 def score_gains(matches: NDArray[np.float64]) -> list[Interval]:
@@ -66,6 +38,4 @@ def _gain(change: NDArray[np.float64], draws: NDArray[np.float64], pairs: NDArra
     own = np.diagonal(change)
     others = change - np.diag(own)
     gains = draws @ own / count - ((draws @ others) * draws).sum(axis=1) / pairs
-    # Rounded, so that draws without any change give 0, not 1e-18 above or below it.
-    low, high = np.quantile(gains.round(12), [0.025, 0.975])
-    return Interval(float(own.mean() - others.sum() / (count * (count - 1))), float(low), float(high))
+    return Interval(float(own.mean() - others.sum() / (count * (count - 1))), *middle(gains))

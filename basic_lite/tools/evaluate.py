@@ -1,11 +1,10 @@
-"""``basic-lite eval``: greedy answers, exact match overall and by question type, predictions as JSON lines."""
+"""``basic-lite eval``: greedy answers and their score, with another picture and without one too."""
 
 import hashlib
 import json
 import os
-import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +14,31 @@ from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.guess import source_of
-from basic_lite.data.images import ImageRef, check_image, picture_key
-from basic_lite.data.problems import BadRecord, RecordProblem
+from basic_lite.data.images import picture_key
 from basic_lite.data.prompts import asked_as_trained
-from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
-from basic_lite.data.sources import load_records
-from basic_lite.data.turns import clean
+from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.tools.predictions import Prediction, free_place, require_free, require_writable, why_kept
-from basic_lite.tools.score import EvalResult, normalise, remarks, score_table
-from basic_lite.training.answer import answer, answer_length, asked_otherwise, chat_format
+from basic_lite.tools.answer_file import FIX, Answers, answers_kept, part_of
+from basic_lite.tools.asked import Asked, File, read_asked
+from basic_lite.tools.controls import MOST_ASKED_AGAIN, control_sample, other_images
+from basic_lite.tools.interview import Interview, Pictures
+from basic_lite.tools.metrics.named import MetricName, metric_named
+from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
+from basic_lite.tools.questions import (
+    Question,
+    as_questions,
+    check_pictures,
+    require_answers,
+    require_questions,
+    require_room,
+    several_questions,
+)
+from basic_lite.tools.score import EvalResult, remarks, score_table
+from basic_lite.training.answer import answer_length, asked_otherwise, chat_format
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import saving, sha256
@@ -41,13 +50,16 @@ from basic_lite.training.trained_on import Compared, compare, record_of
 def evaluate(
     loaded: Loaded,
     recipe: Recipe,
-    records: Sequence[Record],
+    records: Sequence[Record | Question],
     *,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     shuffle_images: int | None = None,
     template: Template | None = None,
     trained: Sequence[bool | None] | None = None,
+    metric: MetricName = "exact",
+    controls: int = 0,
+    kept: Answers | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EvalResult:
     """Answer the last question of every record and score it.
@@ -55,93 +67,40 @@ def evaluate(
     Args:
         max_new_tokens: the most tokens of an answer; None: as many as the longest reference has, and 8 more.
         template: format of the questions; None: the training's (see ``chat_format``).
-        shuffle_images: a seed. Each question is then asked about the images of another record that has as many. That
-            shows how much the answers owe to the picture.
+        shuffle_images: a seed. Each question is then asked about the images of another record that has as many.
         trained: of each record, whether the run was trained on it; None: it can't be told.
+        controls: so many questions with pictures, at most, are asked again with another picture and without one.
+        kept: answers that are there already; the others are added.
 
     Raises:
-        RecordProblem: a record has no question.
+        RecordProblem: a record has no question, or too few right answers for the metric.
     """
-    chat = chat_format(recipe, loaded, template)
-    records = asked_as_trained(records, recipe.data)
+    chat, rule = chat_format(recipe, loaded, template), metric_named(metric)
+    questions = as_questions(records)
+    asked = asked_as_trained([one.record for one in questions], recipe.data)
     if chat.template != "plain":
-        _require_questions(records)
-    shown = (lambda i: records[i].images) if shuffle_images is None else other_images(records, shuffle_images)
-    most = max_new_tokens or answer_length(chat, records)
-    _require_room(loaded, chat, records)
-    cut: set[int] = set()
-    texts = answer(
-        loaded,
-        chat,
-        records,
-        image_fit=recipe.data.image_fit,
-        batch_size=batch_size,
-        max_new_tokens=most,
-        images=shown,
-        progress=progress,
-        cut=cut.add,
-    )
-    references = [chat.reference(record) for record in records]
+        require_questions(asked)
+    require_room(loaded, chat, asked)
+    require_answers(questions, chat, metric, rule.least_answers)
+    pictures: Pictures = lambda at: asked[at].images  # noqa: E731
+    if shuffle_images is not None:
+        pictures = other_images(asked, shuffle_images)
+    most = max_new_tokens or answer_length(chat, asked)
+    interview = Interview(loaded, recipe, chat, batch_size, most, kept or Answers(), progress)
+    interview.ask_all(questions, asked, pictures, controls)
     predictions = [
-        Prediction(
-            number=record.number,
-            id=record.id,
-            question_type=record.question_type or "",
-            images=[clean(image.name) for image in shown(i)],
-            question=question_of(record),
-            reference=reference,
-            prediction=text,
-            correct=normalise(text) == normalise(reference) if reference else None,
-            cut=i in cut,
-            trained_on=None if trained is None else trained[i],
+        replace(
+            interview.prediction(at, question, asked[at], pictures(at), rule),
+            trained_on=None if trained is None else trained[at],
         )
-        for i, (record, reference, text) in enumerate(zip(records, references, texts, strict=True))
+        for at, question in enumerate(questions)
     ]
-    return EvalResult(predictions, most)
-
-
-def _require_room(loaded: Loaded, chat: ChatFormat, records: Sequence[Record]) -> None:
-    """Refuse a question that is longer than what the model reads: the answer would be noise."""
-    limit = getattr(loaded.frontend.config.text_config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    for record in records:
-        if (length := len(chat.prompt(record))) >= limit:
-            raise BadRecord(
-                f"its question has {length:,} tokens, pictures included, and this model reads {limit:,} at most",
-                "shorten it, or take the record out",
-                record.place,
-            )
-
-
-def question_of(record: Record) -> str:
-    """The question that is asked: the last human turn as the record has it, or nothing."""
-    return next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
-
-
-def other_images(records: Sequence[Record], seed: int) -> Callable[[int], tuple[ImageRef, ...]]:
-    """For each record the images of another record with as many images; different images wherever there are any."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[len(record.images)].append(index)
-    partner = list(range(len(records)))
-    generator = random.Random(seed)
-    for members in groups.values():
-        shuffled = members[:]
-        generator.shuffle(shuffled)
-        # Several questions may share a picture: walk on until the picture is another one.
-        for place, index in enumerate(shuffled):
-            for step in range(1, len(shuffled)):
-                candidate = shuffled[(place + step) % len(shuffled)]
-                if records[candidate].images != records[index].images:
-                    partner[index] = candidate
-                    break
-    return lambda index: records[partner[index]].images
+    return EvalResult(predictions, most, metric=metric)
 
 
 def made_with(
     bundle: Bundle,
-    records: Sequence[Record],
+    asked: Asked,
     trained: Compared,
     chat: ChatFormat,
     *,
@@ -149,6 +108,8 @@ def made_with(
     image_dir: str | os.PathLike[str] | None,
     limit: int | None,
     max_new_tokens: int | None,
+    metric: MetricName,
+    controls: int,
 ) -> dict[str, Any]:
     """The settings of an evaluation, and what tells its model and its data from any others.
 
@@ -161,10 +122,11 @@ def made_with(
         BadImage: a picture is missing.
     """
     digest = hashlib.sha256()
-    for one in records:
+    for question in asked.questions:
+        one = question.record
         pictures = [picture_key(image) for image in one.images]
         text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
-        digest.update(json.dumps(text).encode())
+        digest.update(json.dumps([*text, question.answers, question.groups, question.circle]).encode())
     return {
         "bundle": bundle.folder.name,
         "step": bundle.step,
@@ -172,36 +134,20 @@ def made_with(
         "data": data,
         "image_dir": None if image_dir is None else os.path.abspath(image_dir),
         "limit": limit,
+        "benchmark": asked.benchmark.name if asked.benchmark is not None else None,
+        "metric": metric,
+        "controls": controls,
         "template": chat.template,
-        "max_new_tokens": max_new_tokens or answer_length(chat, records),
+        "max_new_tokens": max_new_tokens or tokens_of(asked, chat),
         # Predictions of which less is known don't replace others.
         "not_known": trained.marks.count(None),
         "data_sha256": digest.hexdigest(),
     }
 
 
-def check_pictures(records: Iterable[Record]) -> None:
-    """Open all pictures before the first answer, and not in the middle.
-
-    Raises:
-        RecordProblem: one is missing, or can't be decoded.
-    """
-    for record in records:
-        try:
-            for image in record.images:
-                check_image(image, "open")
-        except RecordProblem as problem:
-            raise problem.at(record.place) from problem
-
-
-def _require_questions(records: Iterable[Record]) -> None:
-    for record in records:
-        if not question_of(record).replace(IMAGE_PLACEHOLDER, "").strip():
-            raise BadRecord(
-                "it has no question: no human turn with text",
-                "write one; captions are asked for without, in the plain template (--template plain)",
-                record.place,
-            )
+def tokens_of(asked: Asked, chat: ChatFormat) -> int:
+    """The most tokens of an answer, if nobody says otherwise."""
+    return asked.tokens(answer_length(chat, [one.record for one in asked.questions]))
 
 
 def evaluate_run(
@@ -216,6 +162,11 @@ def evaluate_run(
     limit: int | None = None,
     device: str = "auto",
     template: Template | None = None,
+    metric: MetricName | None = None,
+    controls: int = MOST_ASKED_AGAIN,
+    benchmark: str | None = None,
+    annotations: Path | None = None,
+    instruction: str | None = None,
     console: Console | None = None,
 ) -> EvalResult:
     """Evaluate a run folder or bundle, print the table, write predictions and summary.
@@ -223,62 +174,117 @@ def evaluate_run(
     Args:
         data: file or folder of questions.
         held_out: instead of it, the records that the run kept for evaluation.
+        metric: None: the benchmark's own, else exact match.
+        controls: so many questions with pictures, at most, are asked again with another picture and without one.
+        benchmark, annotations, instruction: see ``File``.
 
     Raises:
         UserError: no usable bundle, or bad data.
+        KeyboardInterrupt: it was stopped; its answers are kept, and the same call goes on.
     """
-    if (data is None) != held_out:
-        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
-    if held_out and image_dir is not None:
-        raise UserError("--image-dir belongs to --data; with --held-out the pictures are where the recipe says")
+    file = File(data or Path(), image_dir, limit, benchmark, annotations, instruction)
+    asked = _asked(run, file, held_out=held_out, named=data is not None)
     console = console or Console(highlight=False)
-    notes = Console(stderr=True, highlight=False)
-    quiet_libraries()
-    if data is None:
-        records = held_out_records(look_at_bundle(run))[:limit]
-    else:
-        records = read_questions(data, image_dir, limit)
+    say = speaker(notes := Console(stderr=True, highlight=False))
+    rule, records = asked.metric(metric), [one.record for one in asked.questions]
     check_pictures(records)
     if out is not None:
         require_free(out, None, "--out")
         require_writable(out, "--out")
-    place = pick_device(device, "--device")
-    say = speaker(notes)
-    tell_device(place, device, say)
-    loaded, bundle = load_trained(run, place)
+    loaded, bundle = _loaded(run, device, say)
     chat = chat_format(bundle.recipe, loaded, template)
-    if template is None and (note := asked_otherwise(bundle.recipe, chat)):
-        say(note)
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
-    name = HELD_OUT if data is None else os.path.abspath(data)
     settings = made_with(
-        bundle, records, trained, chat, data=name, image_dir=image_dir, limit=limit, max_new_tokens=max_new_tokens
+        bundle,
+        asked,
+        trained,
+        chat,
+        data=HELD_OUT if data is None else os.path.abspath(data),
+        image_dir=image_dir,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        metric=rule.name,
+        controls=controls,
     )
-    if out is not None:
-        require_free(out, settings, "--out")
-    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
-    for line in trained.notes():
+    again = len(control_sample(asked.questions, controls))
+    otherwise = [asked_otherwise(bundle.recipe, chat)] if template is None else []
+    for line in filter(None, (*otherwise, *trained.notes(), *asked.notes(), *_said_of(records, again))):
         say(line)
-    if several := several_questions(records):
-        say(several)
-    with counting(notes, "answering", len(records)) as count:
-        result = evaluate(
+    wanted, total = _place(run, bundle, data, out, settings), len(records) + 2 * again
+    going_on = _going_on(free_place(wanted, settings), settings, total, say)
+    with going_on as kept, counting(notes, "answering", total) as count:
+        found = evaluate(
             loaded,
             bundle.recipe,
-            records,
+            asked.questions,
             batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=settings["max_new_tokens"],
             template=template,
             trained=trained.marks,
+            metric=rule.name,
+            controls=controls,
+            kept=kept,
             progress=count,
         )
-    result = replace(result, settings=settings)
-    # A bundle's own folder stays as its manifest describes it.
+        result = replace(found, settings=settings)
+        _show(result, console, say)
+        _save(result, wanted, console, say)
+        return result
+
+
+def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
+    """The questions of a file, or those that a run kept; ``named``: somebody named a file."""
+    if named == held_out:
+        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+    quiet_libraries()
+    bundle = look_at_bundle(run)
+    if not held_out:
+        return read_asked(file, bundle.recipe)
+    if file.image_dir is not None:
+        raise UserError("--image-dir belongs to --data; with --held-out the pictures are where the recipe says")
+    if file.option is not None:
+        raise UserError(f"{file.option} belongs to a benchmark's file; name it with --data instead of --held-out")
+    return Asked(as_questions(held_out_records(bundle)[: file.limit]))
+
+
+def _loaded(run: Path, device: str, say: Say) -> tuple[Loaded, Bundle]:
+    place = pick_device(device, "--device")
+    tell_device(place, device, say)
+    loaded, bundle = load_trained(run, place)
+    say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
+    return loaded, bundle
+
+
+def _place(run: Path, bundle: Bundle, data: Path | None, out: Path | None, settings: dict[str, Any]) -> Path:
+    """Where the predictions go: ``out``, or the run's folder. A bundle's own stays as its manifest describes it."""
+    if out is not None:
+        require_free(out, settings, "--out")
+        return out
     folder = bundle.folder.parent if run == bundle.folder else run
-    wanted = out or folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
-    _show(result, console, say)
-    _save(result, wanted, console, say)
-    return result
+    return folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
+
+
+def _said_of(records: Sequence[Record], again: int) -> Iterator[str]:
+    if several := several_questions(records):
+        yield several
+    if again:
+        which = "each" if again == len(records) else f"{again:,} of the {len(records):,}"
+        times = "three times: with its picture, with another and without one (--no-controls: once)"
+        yield f"{which} question is asked {times}" if which == "each" else f"{which} questions are asked {times}"
+
+
+@contextmanager
+def _going_on(target: Path, settings: dict[str, Any], total: int, say: Say) -> Iterator[Answers]:
+    """The answers of this evaluation that are there already; those that come are kept, whatever happens."""
+    part = part_of(target)
+    with answers_kept(target, settings) as kept:
+        if kept.found:
+            say(f"going on: {len(kept.found):,} of {total:,} answers are in {part.name} already")
+        try:
+            yield kept
+        except KeyboardInterrupt:
+            say(f"{len(kept.found):,} of {total:,} answers are kept in {part}; the same command goes on from there")
+            raise
 
 
 def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
@@ -287,21 +293,9 @@ def _save(result: EvalResult, wanted: Path, console: Console, say: Say) -> None:
     if why := why_kept(wanted, result.settings):
         say(f"note: {why}, so it is kept, and these go to {target.name}")
     replaced = " (replaced)" if target.exists() else ""
-    with saving(target, "Make room, or name another file with --out"):
+    with saving(target, FIX):
         result.save(target)
     console.print(printable(f"predictions: {target}{replaced}"), soft_wrap=True, markup=False)
-
-
-def several_questions(records: list[Record]) -> str | None:
-    """The note on records with several questions; None where there are none."""
-    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
-    what = "only the last one is asked, the others are its context"
-    return f"note: {several} records have several questions; {what}" if several else None
-
-
-def read_questions(data: Path, image_dir: Path | None, limit: int | None) -> list[Record]:
-    """The records of a file or folder."""
-    return list(load_records(source_of(data, image_dir=image_dir, limit=limit), root=Path.cwd()))
 
 
 def _show(result: EvalResult, console: Console, say: Say) -> None:
@@ -309,6 +303,9 @@ def _show(result: EvalResult, console: Console, say: Say) -> None:
         show(console, score_table(result))
     else:
         console.print("the data has no reference answers, so nothing was scored")
+    if result.controls is not None:
+        for line in result.controls.lines():
+            speaker(console)(line)
     for line in remarks(result):
         say(line)
     if result.cut:

@@ -3,11 +3,12 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.tools.answer_file import is_of_another, part_of
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.places import read_json
 
@@ -24,9 +25,15 @@ class Prediction:
         number: 1-based position of its record in the data.
         images: names of the pictures that were shown, as the record has them.
         reference: the answer it is compared with; empty where the record has none.
-        correct: None where there is no reference.
+        correct: whether the score is at least one half; None where there is no reference.
         cut: the answer was cut off at the most tokens it might have.
         trained_on: whether the run was trained on one of its pictures; None: that can't be told.
+        score: by the metric, from 0 to 1; None where there is no reference.
+        other_picture, no_picture: the answers to the same question with another picture, and without one; None: it
+            wasn't asked so. Their scores are ``score_other_picture`` and ``score_no_picture``.
+        references: all answers that count, where there are several.
+        groups: rows of the table that it counts in, besides that of its type.
+        circle: of a multiple choice that is asked in several orders of its options: what they have in common.
     """
 
     number: int
@@ -39,6 +46,14 @@ class Prediction:
     correct: bool | None
     cut: bool = False
     trained_on: bool | None = None
+    score: float | None = None
+    other_picture: str | None = None
+    no_picture: str | None = None
+    score_other_picture: float | None = None
+    score_no_picture: float | None = None
+    references: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    circle: str = ""
 
 
 def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
@@ -82,10 +97,10 @@ def _shown(value: object) -> str:
 
 
 def free_place(wanted: Path, settings: Mapping[str, Any]) -> Path:
-    """``wanted``, or the same name with the first number behind it that costs no other predictions."""
+    """``wanted``, or the same name with the first number behind it that costs no other predictions or answers."""
     names = itertools.chain([wanted.stem], (f"{wanted.stem}_{number}" for number in itertools.count(2)))
     paths = (wanted.with_name(name + wanted.suffix) for name in names)
-    return next(path for path in paths if why_kept(path, settings) is None)
+    return next(path for path in paths if why_kept(path, settings) is None and not is_of_another(path, settings))
 
 
 def require_free(path: Path, settings: Mapping[str, Any] | None, key: str) -> None:
@@ -98,6 +113,11 @@ def require_free(path: Path, settings: Mapping[str, Any] | None, key: str) -> No
         raise UserError(f"{key}: {str(path)!r} names no file; give one, such as predictions.jsonl")
     if why := why_kept(path, settings):
         raise UserError(f"{key}: {why}, so it isn't replaced; choose another name")
+    if settings is not None and is_of_another(path, settings):
+        raise UserError(
+            f"{key}: {part_of(path)} has the answers of another evaluation that was broken off; choose another name, "
+            "or delete it"
+        )
 
 
 def require_writable(path: Path, key: str) -> None:

@@ -1,46 +1,29 @@
-"""The score of an evaluation: exact match, apart for what was trained on and what wasn't, with its interval."""
+"""The score of an evaluation, apart for what was trained on and what wasn't, with its interval."""
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from basic_lite.console import Sheet
 from basic_lite.data.problems import shorten
 from basic_lite.errors import UserError
+from basic_lite.tools.looking import Controls, controls_of
+from basic_lite.tools.metrics.estimate import Estimate, Share, estimate_json, estimated, percent
+from basic_lite.tools.metrics.named import METRICS, MetricName
 from basic_lite.tools.predictions import Prediction, require_free, require_writable, write_predictions
+
+__all__ = ["ALL", "FEW", "NOT_KNOWN", "NOT_TRAINED_ON", "TRAINED_ON", "EvalResult", "Share", "accuracy_table"]
 
 ALL = "all"
 # With fewer answers than this it is said that they are few.
 FEW = 30
 # Words of a reference, on average, from which exact match says little.
 _LONG = 8
-# The 97.5 % point of the normal distribution.
-_Z = 1.959964
 # Keys of the summary beside the predictions.
 TRAINED_ON, NOT_TRAINED_ON, NOT_KNOWN = "trained_on", "not_trained_on", "not_known"
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of ``n`` answers are right."""
-
-    right: int
-    n: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: what the share among very many such questions may well be."""
-        centre = (self.right + _Z**2 / 2) / (self.n + _Z**2)
-        half = _Z / (self.n + _Z**2) * math.sqrt(self.right * (self.n - self.right) / self.n + _Z**2 / 4)
-        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
@@ -50,18 +33,20 @@ class EvalResult:
     Attributes:
         max_new_tokens: the most tokens that an answer might have.
         settings: what they were made with: the model, the data, and how they were asked.
+        metric: what their scores are.
     """
 
     predictions: list[Prediction]
     max_new_tokens: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    metric: MetricName = "exact"
 
     def __repr__(self) -> str:
         return f"EvalResult({len(self.predictions)} answers, accuracy={self.accuracy}, counts={self.counts})"
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Question type → share of its answers that match exactly; ``all``: of all that have a reference."""
+        """Question type → mean score; ``all``: of all that have a reference."""
         return {name: one.share for name, one in shares(self.predictions).items()}
 
     @property
@@ -70,22 +55,38 @@ class EvalResult:
         return {name: one.n for name, one in shares(self.predictions).items()}
 
     @property
-    def exact_match(self) -> float | None:
-        """The share over all questions; None where the data has no reference answers."""
+    def score(self) -> float | None:
+        """The mean score of all questions; None where the data has no reference answers."""
         return self.accuracy.get(ALL)
 
     @property
-    def trained_on(self) -> Share | None:
+    def exact_match(self) -> float | None:
+        """The share of exact matches; None where there are no reference answers, or it was scored otherwise."""
+        return self.score if self.metric == "exact" else None
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """What else the metric says of all answers: precision, recall, F1 and the share of yes for ``yes_no``."""
+        scored = [one for one in self.predictions if one.score is not None]
+        return METRICS[self.metric].figures([(one.prediction, one.reference) for one in scored])
+
+    @property
+    def controls(self) -> Controls | None:
+        """The scores with another picture and without one; None where nobody asked, or nothing is scored."""
+        return controls_of(merged(self.predictions))
+
+    @property
+    def trained_on(self) -> Estimate | None:
         """Over the questions whose pictures the run was trained on; None: there are none."""
         return shares(self.of(True)).get(ALL)
 
     @property
-    def not_trained_on(self) -> Share | None:
+    def not_trained_on(self) -> Estimate | None:
         """Over the questions with other pictures: the score to go by. None: there are none, or it isn't known."""
         return shares(self.of(False)).get(ALL)
 
     @property
-    def not_known(self) -> Share | None:
+    def not_known(self) -> Estimate | None:
         """Over the questions of which it isn't known whether their pictures were trained on; None: there are none."""
         return shares(self.of(None)).get(ALL)
 
@@ -108,32 +109,58 @@ class EvalResult:
             raise UserError(f"save takes the path of a file, such as 'predictions.jsonl', and this is {shorten(path)}")
         require_free(Path(path), self.settings, "save")
         require_writable(Path(path), "save")
-        summary: dict[str, Any] = {"exact_match": self.accuracy, "counts": self.counts, "cut": self.cut}
+        exact = {"exact_match": self.accuracy} if self.metric == "exact" else {}
+        summary: dict[str, Any] = {"metric": self.metric, "score": self.accuracy, **exact, "counts": self.counts}
+        summary["cut"] = self.cut
         for name, one in (
             (TRAINED_ON, self.trained_on),
             (NOT_TRAINED_ON, self.not_trained_on),
             (NOT_KNOWN, self.not_known),
         ):
             if one is not None:
-                summary[name] = {"right": one.right, "n": one.n, "share": one.share, "interval_95": one.interval}
+                # `right` stands for exact matches alone: a list of runs shows it as such.
+                left_out = () if exact else ("right",)
+                summary[name] = {key: value for key, value in estimate_json(one).items() if key not in left_out}
+        if figures := self.figures:
+            summary["figures"] = {name: estimate_json(one) for name, one in figures.items()}
+        if controls := self.controls:
+            summary["controls"] = controls.to_json()
         write_predictions(self.predictions, {**summary, "settings": dict(self.settings)}, Path(path))
 
 
-def normalise(text: str) -> str:
-    """What exact match compares: lower case, single spaces, no full stop at the end."""
-    return " ".join(text.lower().split()).rstrip(".").rstrip()
+def merged(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions with those of one circle as one, which is as right as its worst."""
+    circles: dict[str, list[Prediction]] = defaultdict(list)
+    for at, one in enumerate(predictions):
+        circles[one.circle or f"{at} alone"].append(one)
+    return [_worst(group) if len(group) > 1 else group[0] for group in circles.values()]
 
 
-def shares(predictions: Sequence[Prediction]) -> dict[str, Share]:
-    """By question type, and ``all`` at the end, over the predictions that have a reference."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction.correct is not None:
-            groups[ALL].append(prediction.correct)
-            if prediction.question_type:
-                groups[prediction.question_type].append(prediction.correct)
-    ordered = sorted(groups, key=lambda name: (name == ALL, name))
-    return {name: Share(sum(groups[name]), len(groups[name])) for name in ordered}
+def _worst(circle: Sequence[Prediction]) -> Prediction:
+    def least(scores: Sequence[float | None]) -> float | None:
+        known = [score for score in scores if score is not None]
+        return min(known) if len(known) == len(scores) else None
+
+    score = least([one.score for one in circle])
+    return replace(
+        circle[0],
+        score=score,
+        correct=None if score is None else all(one.correct for one in circle),
+        score_other_picture=least([one.score_other_picture for one in circle]),
+        score_no_picture=least([one.score_no_picture for one in circle]),
+    )
+
+
+def shares(predictions: Sequence[Prediction]) -> dict[str, Estimate]:
+    """By question type, then by other groups, and ``all`` at the end, over the predictions that have a reference."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    types = {one.question_type for one in predictions}
+    for one in merged(predictions):
+        if one.correct is not None:
+            for name in ({one.question_type, *one.groups} - {"", ALL}) | {ALL}:
+                groups[name].append(float(one.correct) if one.score is None else one.score)
+    ordered = sorted(groups, key=lambda name: (name == ALL, name not in types, name))
+    return {name: estimated(groups[name]) for name in ordered}
 
 
 def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int]) -> Sheet:
@@ -146,14 +173,17 @@ def accuracy_table(columns: dict[str, dict[str, float]], counts: dict[str, int])
 
 
 def score_table(result: EvalResult) -> Sheet:
-    """Exact match by question type; where part of it was trained on, that is beside what wasn't."""
+    """The score by question type; where part of it was trained on, that is beside what wasn't."""
+    metric = METRICS[result.metric]
     names = {False: "not trained on", None: "not known if trained on", True: "trained on"}
     sides = {name: found for mark, name in names.items() if (found := shares(result.of(mark)))}
     if list(sides) == [names[False]]:
-        sides = {"exact match": sides[names[False]]}
+        sides = {metric.title: sides[names[False]]}
     columns = [column for name in sides for column in ("n", name, "95 % interval")]
     table = _by_type(columns, result.counts, lambda row: [x for side in sides.values() for x in _cells(side.get(row))])
-    table.title = "exact match: the share of answers that are the record's own, word for word"
+    circular = any(one.circle for one in result.predictions)
+    order = "; right only if it is right in every order of the options" if circular else ""
+    table.title = f"{metric.title}: {metric.meaning}{order}"
     return table
 
 
@@ -167,11 +197,11 @@ def _by_type(columns: Sequence[str], rows: Iterable[str], cells: Callable[[str],
     return table
 
 
-def _cells(one: Share | None) -> tuple[str, str, str]:
+def _cells(one: Estimate | None) -> tuple[str, str, str]:
     return (str(one.n), f"{one.share:.3f}", between(one)) if one is not None else ("0", "–", "–")
 
 
-def between(one: Share) -> str:
+def between(one: Estimate) -> str:
     """The interval in words."""
     return "{:.2f} to {:.2f}".format(*one.interval)
 
@@ -179,6 +209,8 @@ def between(one: Share) -> str:
 def remarks(result: EvalResult) -> Iterator[str]:
     """What belongs below the table, so that nobody reads too much into it."""
     told = result.not_trained_on or result.not_known
+    for name, one in result.figures.items():
+        yield f"{name} {percent(one)}"
     if told is None:
         if result.trained_on is not None:
             yield (
@@ -192,7 +224,7 @@ def remarks(result: EvalResult) -> Iterator[str]:
         s = "s are" if told.n > 1 else " is"
         yield f"{told.n} answer{s} few: among many more like these, the share may well be {between(told)}"
     words = [len(one.reference.split()) for one in result.predictions if one.correct is not None]
-    if not told.right or sum(words) / len(words) >= _LONG:
+    if result.metric == "exact" and (not told.share or sum(words) / len(words) >= _LONG):
         yield (
             "exact match wants the reference word for word, and captions and long answers rarely are; judge those by "
             "the answers in the file below, and by the held-out loss (`basic-lite runs` shows it)"

@@ -53,7 +53,7 @@ def answer(
     max_new_tokens: int | None = None,
     images: Callable[[int], tuple[ImageRef, ...]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    cut: Callable[[int], None] = lambda index: None,
+    made: Callable[[int, str, bool], None] = lambda index, text, cut: None,
 ) -> list[str]:
     """The model's answer to the last question of each record, greedily decoded.
 
@@ -63,7 +63,8 @@ def answer(
         max_new_tokens: None: as many as the longest reference answer has, and 8 more.
         images: index → the images to show instead of the record's own (the shuffled control).
         progress: called with the number of answers that were made.
-        cut: called with the index of each answer that was cut at ``max_new_tokens``.
+        made: called with each answer as soon as its batch is there: its index, its text, and whether it was cut at
+            ``max_new_tokens``.
     """
     model, parts = loaded.model, loaded.parts
     prompts = [chat.prompt(record) for record in records]
@@ -83,8 +84,7 @@ def answer(
         for row, i in enumerate(chosen):
             new = out[row, inputs["input_ids"].shape[1] :]
             answers[i] = loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
-            if not ends & set(new.tolist()):  # what ended earlier than the batch is padded behind its end
-                cut(i)
+            made(i, answers[i], not ends & set(new.tolist()))  # what ended before its batch is padded behind its end
         progress(len(chosen))
     return answers
 

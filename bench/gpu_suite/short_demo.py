@@ -142,6 +142,7 @@ class ShortDemo:
             self.place.world.eval,
             image_dir=self.place.world.images,
             out=self.place.out / "answers.jsonl",
+            controls=0,
             device=self.device.type,
             console=silent(),
         )

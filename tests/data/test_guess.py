@@ -86,6 +86,16 @@ def test_folders(tmp_path: Path) -> None:
         assert len(load_records(source_of(name), root=tmp_path)) == (2 if name == "hub" else 1)
 
 
+def test_pictures_are_looked_for_elsewhere_too() -> None:
+    pictures("far/photos", "a.png", "b.png")
+    write("deep/down/list.csv", "image,caption\na.png,a cat\nb.png,a dog\n")
+    assert given(source_of("deep/down/list.csv")) == {"path": "deep/down/list.csv"}
+    found = source_of("deep/down/list.csv", also=[Path("nowhere"), Path("far/photos")])
+    assert given(found) == {"path": "deep/down/list.csv", "image_dir": "far/photos"}
+    pictures("deep/down", "a.png", "b.png")  # beside the file they come first
+    assert "image_dir" not in given(source_of("deep/down/list.csv", also=[Path("far/photos")]))
+
+
 def test_what_is_no_data() -> None:
     pictures("bare", "a.png")
     write("several/a.csv", "")

@@ -176,7 +176,8 @@ def test_records_of_a_program_score_as_those_of_a_file(
     assert model.evaluate(model.recipe.data.train, limit=2).counts["all"] == 2
     plain = [{"question": QUESTION, "answer": "It is RED.", "image": images / "0.png"}]
     done: list[int] = []
-    assert model.evaluate(plain, progress=done.append).exact_match == 1.0 and done == [1]
+    assert model.evaluate(plain, progress=done.append, controls=0).exact_match == 1.0 and done == [1]
+    assert model.evaluate(plain, progress=done.append).predictions[0].no_picture and done == [1, 1, 1]
     turns = (Turn("human", QUESTION), Turn("gpt", "it is blue"))
     assert model.evaluate([Record(1, "", "", (picture_of(images / "1.png"),), turns)]).exact_match == 1.0
     of_file.save(tmp_path / "saved.jsonl")
@@ -204,7 +205,13 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
     ):
         with pytest.raises(UserError, match=says):
             model.evaluate(rows)  # type: ignore[arg-type]
-    for name, value in (("batch_size", 0), ("batch_size", None), ("limit", -1), ("max_new_tokens", 2.5)):
+    for name, value in (
+        ("batch_size", 0),
+        ("batch_size", None),
+        ("limit", -1),
+        ("max_new_tokens", 2.5),
+        ("controls", -1),
+    ):
         with pytest.raises(UserError, match=f"{name} is {value}; give a whole number, at least 1"):
             model.evaluate([fine], **{name: value})  # type: ignore[arg-type]
 

@@ -29,7 +29,12 @@ def own(trained: Path, tmp_path: Path) -> Path:
 
 def asked(run: Path, **options: Any) -> EvalResult:
     return evaluate_run(
-        run, run.parent / "data.json", image_dir=run.parent / "images", console=quiet(), device="cpu", **options
+        run,
+        run.parent / "data.json",
+        image_dir=run.parent / "images",
+        console=quiet(),
+        device="cpu",
+        **({"controls": 0} | options),
     )
 
 
@@ -123,7 +128,7 @@ def test_a_program_saves_only_where_nothing_is_lost(own: Path, trained: Path) ->
         scores.save(file)
     with pytest.raises(UserError, match=r"p\.jsonl has the answers to other data"):
         model.evaluate(data, image_dir=own.parent / "images", limit=1).save(file)
-    asked(own, out=own.parent / "eval.jsonl")
+    asked(own, out=own.parent / "eval.jsonl", controls=500)
     scores.save(own.parent / "eval.jsonl")  # the same evaluation
     mark(file, own)
     with pytest.raises(UserError, match="was changed since"):

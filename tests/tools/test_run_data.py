@@ -33,7 +33,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(found: Path, **how: Any) -> list[int]:
-    result = evaluate_run(found, device="cpu", max_new_tokens=1, console=quiet(), **how)
+    result = evaluate_run(found, device="cpu", max_new_tokens=1, controls=0, console=quiet(), **how)
     return [one.number for one in result.predictions]
 
 

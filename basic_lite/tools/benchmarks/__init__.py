@@ -1,0 +1,1 @@
+"""The files of published benchmarks as questions, one benchmark a file; ``known.py`` tells which a file is."""

@@ -1,0 +1,96 @@
+"""Does the model look at the picture? The scores of the same questions with another picture, and without any."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from basic_lite.resampling import LEAST_SAMPLES, Interval, mean_interval
+from basic_lite.tools.metrics.estimate import Estimate, estimate_json, estimated, percent
+from basic_lite.tools.predictions import Prediction
+
+# Draws the questions that are asked again, and which other picture each is shown with.
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Scores of the questions that were asked again, each over those that have it.
+
+    Attributes:
+        asked: how many they are.
+        of: how many questions have a score in all.
+        other_gain, none_gain: own picture minus other picture, and minus none, question by question.
+    """
+
+    asked: int
+    of: int
+    own: Estimate
+    other: Estimate | None
+    none: Estimate | None
+    other_gain: Interval | None
+    none_gain: Interval | None
+
+    def lines(self) -> Iterator[str]:
+        """The scores in a line, and what follows from them in plain words."""
+        parts = [percent(self.own)]
+        parts += [f"{percent(self.other)} with another picture"] if self.other else []
+        parts += [f"{percent(self.none)} without one"] if self.none else []
+        sample = f" ({self.asked:,} of the {self.of:,} questions, drawn with seed {SEED})"
+        yield f"with its own picture {'; '.join(parts)}" + (sample if self.asked < self.of else "")
+        yield self._verdict()
+        if self.none_gain and self.asked >= LEAST_SAMPLES and self.none_gain.low <= 0 <= self.none_gain.high:
+            yield f"the questions alone do as well ({points(self.none_gain)}): many may need no picture"
+
+    def _verdict(self) -> str:
+        gain = self.other_gain
+        if gain is None:
+            return "all questions have the same picture, so there is no other one to ask with"
+        if self.asked < LEAST_SAMPLES:
+            return f"{self.asked} questions are too few to say whether it looks at the picture"
+        if gain.low > 0:
+            return f"it looks at the picture: its own one is worth {points(gain)} more than another"
+        if gain.high < 0:
+            return (
+                f"another picture does better than its own ({points(gain)}): the pictures may not belong to their "
+                "questions"
+            )
+        return f"it may not look at the picture: its own one instead of another changes the score by {points(gain)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As summaries have it."""
+        shares = {"own_picture": self.own, "other_picture": self.other, "no_picture": self.none}
+        gains = {"gain_over_other_picture": self.other_gain, "gain_over_no_picture": self.none_gain}
+        return {
+            "questions": self.asked,
+            "of": self.of,
+            "seed": SEED,
+            **{name: estimate_json(one) for name, one in shares.items() if one is not None},
+            **{name: one._asdict() for name, one in gains.items() if one is not None},
+        }
+
+
+def points(gain: Interval) -> str:
+    """A difference in words: ``+4 points [-3, 11]``."""
+    return f"{100 * gain.value:+.0f} points [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]"
+
+
+def controls_of(predictions: Sequence[Prediction]) -> Controls | None:
+    """The controls of some answers, rotations merged; None: none has a score with another picture or without one."""
+    scored = [one for one in predictions if one.score is not None]
+    again = [one for one in scored if one.score_other_picture is not None or one.score_no_picture is not None]
+    if not again:
+        return None
+    other, other_gain = _compared([(one.score, one.score_other_picture) for one in again])
+    none, none_gain = _compared([(one.score, one.score_no_picture) for one in again])
+    own = estimated([one.score for one in again if one.score is not None])
+    return Controls(len(again), len(scored), own, other, none, other_gain, none_gain)
+
+
+def _compared(pairs: Sequence[tuple[float | None, float | None]]) -> tuple[Estimate | None, Interval | None]:
+    """The score of the second of each pair, and how much higher the first is."""
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if not known:
+        return None, None
+    return estimated([other for _, other in known]), mean_interval(np.array([one - other for one, other in known]))

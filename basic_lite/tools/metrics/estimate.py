@@ -1,0 +1,68 @@
+"""A score with its 95 % interval: a share of right answers, or a mean of partial scores."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from basic_lite.resampling import mean_interval
+
+# The 97.5 % point of the normal distribution.
+_Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of ``n`` answers are right."""
+
+    right: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval: what the share among very many such questions may well be."""
+        centre = (self.right + _Z**2 / 2) / (self.n + _Z**2)
+        half = _Z / (self.n + _Z**2) * math.sqrt(self.right * (self.n - self.right) / self.n + _Z**2 / 4)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean score of ``n`` answers, where an answer may be right in part.
+
+    Attributes:
+        interval: 95 %, from a bootstrap over the answers.
+    """
+
+    share: float
+    n: int
+    interval: tuple[float, float]
+
+
+Estimate = Share | Mean
+
+
+def estimated(scores: Sequence[float]) -> Estimate:
+    """The mean of at least one score: a share where each is 0 or 1."""
+    if all(score in (0.0, 1.0) for score in scores):
+        return Share(int(sum(scores)), len(scores))
+    found = mean_interval(np.asarray(scores))
+    return Mean(found.value, len(scores), (found.low, found.high))
+
+
+def estimate_json(one: Estimate) -> dict[str, Any]:
+    """As summaries have it."""
+    right = {"right": one.right} if isinstance(one, Share) else {}
+    return {**right, "n": one.n, "share": one.share, "interval_95": one.interval}
+
+
+def percent(one: Estimate) -> str:
+    """In words, with its interval: ``62 % [55, 69]``."""
+    low, high = one.interval
+    return f"{100 * one.share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"

@@ -1,0 +1,48 @@
+"""Yes or no (POPE): accuracy, and how much a model that always says yes gains by it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from basic_lite.resampling import draws_of, middle
+from basic_lite.tools.metrics.estimate import Estimate, Mean, Share
+
+_NO = {"No", "no", "not"}
+
+
+def says_yes(text: str) -> bool:
+    """What an answer says, by POPE's `evaluate.py`: no if its first sentence has "No", "no" or "not", else yes."""
+    return not _NO & set(text.partition(".")[0].replace(",", "").split(" "))
+
+
+def yes_no(prediction: str, answers: Sequence[str], question: str) -> float:
+    """1 if the answer says what is right, else 0. Whatever doesn't say no counts as yes, as in POPE."""
+    return float(says_yes(prediction) == says_yes(answers[0]))
+
+
+def figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Estimate]:
+    """Precision, recall, F1 of "yes", and its share among the answers; what has no answers is left out.
+
+    Li et al. (2023), arXiv 2305.10355, section 5.1.
+
+    Args:
+        pairs: of each question the answer and what is right.
+    """
+    said = [(says_yes(answer), says_yes(right)) for answer, right in pairs]
+    hits, false, missed = (said.count(pair) for pair in ((True, True), (True, False), (False, True)))
+    counted = {
+        "precision": (hits, hits + false),
+        "recall": (hits, hits + missed),
+        "yes ratio": (hits + false, len(said)),
+    }
+    found: dict[str, Estimate] = {name: Share(*pair) for name, pair in counted.items() if pair[1]}
+    if hits + false + missed:
+        found["F1"] = _f1(hits, false + missed, len(said))
+    return found
+
+
+def _f1(hits: int, wrong: int, n: int) -> Mean:
+    draws = draws_of([hits, wrong, n - hits - wrong])
+    some = draws[draws[:, 0] + draws[:, 1] > 0]
+    values = 2 * some[:, 0] / np.maximum(2 * some[:, 0] + some[:, 1], 1)
+    return Mean(2 * hits / (2 * hits + wrong), n, middle(values))

@@ -1,0 +1,132 @@
+"""Questions that are asked in an evaluation, and what their answers are compared with."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from basic_lite.data.chat import ChatFormat
+from basic_lite.data.images import check_image
+from basic_lite.data.problems import BadRecord, RecordProblem
+from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
+from basic_lite.model.load import Loaded
+
+
+@dataclass(frozen=True)
+class Question:
+    """A record whose last question is asked.
+
+    Attributes:
+        answers: what counts as right; empty: the record's own answer, if it has one.
+        groups: rows of the table that it counts in, besides that of its type.
+        circle: names the question whose rotations belong together: they are right only if all are. Empty: it is alone.
+    """
+
+    record: Record
+    answers: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    circle: str = ""
+
+    def right_answers(self, chat: ChatFormat) -> tuple[str, ...]:
+        """What counts as right; nothing where that isn't known."""
+        if self.answers:
+            return self.answers
+        own = chat.reference(self.record)
+        return (own,) if own else ()
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether anything counts as right."""
+        last = next((turn for turn in reversed(self.record.turns) if turn.role != "system"), None)
+        return bool(self.answers or self.record.answer or (last and last.role == "gpt" and last.text.strip()))
+
+
+def as_questions(records: Iterable[Record | Question]) -> list[Question]:
+    """Records as questions; what is one already stays."""
+    return [one if isinstance(one, Question) else Question(one) for one in records]
+
+
+def question_of(record: Record) -> str:
+    """The question that is asked: the last human turn as the record has it, or nothing."""
+    return next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
+
+
+def without_picture(record: Record) -> Record:
+    """The same record as the template would put it if it had never had a picture."""
+    turns = tuple(
+        Turn(turn.role, turn.text.replace(IMAGE_PLACEHOLDER, "").strip()) if turn.role == "human" else turn
+        for turn in record.turns
+    )
+    return replace(record, images=(), turns=turns)
+
+
+def check_pictures(records: Iterable[Record]) -> None:
+    """Open all pictures before the first answer, and not in the middle.
+
+    Raises:
+        RecordProblem: one is missing, or can't be decoded.
+    """
+    opened: set[tuple[str, str]] = set()  # several questions may be about one file
+    for record in records:
+        for image in record.images:
+            if image.blob is None and (image.folder, image.name) in opened:
+                continue
+            try:
+                check_image(image, "open")
+            except RecordProblem as problem:
+                raise problem.at(record.place) from problem
+            opened.add((image.folder, image.name))
+
+
+def require_questions(records: Iterable[Record]) -> None:
+    """Refuse a record that asks nothing.
+
+    Raises:
+        BadRecord: no human turn has text.
+    """
+    for record in records:
+        if not question_of(record).replace(IMAGE_PLACEHOLDER, "").strip():
+            raise BadRecord(
+                "it has no question: no human turn with text",
+                "write one; captions are asked for without, in the plain template (--template plain)",
+                record.place,
+            )
+
+
+def require_room(loaded: Loaded, chat: ChatFormat, records: Iterable[Record]) -> None:
+    """Refuse a question that is longer than what the model reads: the answer would be noise.
+
+    Raises:
+        BadRecord: it is.
+    """
+    limit = getattr(loaded.frontend.config.text_config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    for record in records:
+        if (length := len(chat.prompt(record))) >= limit:
+            raise BadRecord(
+                f"its question has {length:,} tokens, pictures included, and this model reads {limit:,} at most",
+                "shorten it, or take the record out",
+                record.place,
+            )
+
+
+def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: str, least: int) -> None:
+    """Refuse questions with too few right answers for a metric; those without any aren't scored.
+
+    Raises:
+        BadRecord: the first such question.
+    """
+    for one in questions:
+        if 0 < (count := len(one.right_answers(chat))) < least:
+            raise BadRecord(
+                f"it has {count} right answer{'s' * (count > 1)}, and the metric {metric} needs {least}: it counts how "
+                "many people agree",
+                "choose another with --metric, or name the benchmark's own file",
+                one.record.place,
+            )
+
+
+def several_questions(records: Iterable[Record]) -> str | None:
+    """The note on records with several questions; None where there are none."""
+    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
+    what = "only the last one is asked, the others are its context"
+    return f"note: {several} records have several questions; {what}" if several else None

@@ -1,0 +1,185 @@
+"""Each metric against worked cases: from its paper, or worked out by hand through the benchmark's own script."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import get_args
+
+import pytest
+
+from basic_lite.commands.asking import Metric as CommandMetric
+from basic_lite.errors import UserError
+from basic_lite.tools.metrics.anls import anls, levenshtein
+from basic_lite.tools.metrics.choice import choice, letter_of, options_of
+from basic_lite.tools.metrics.estimate import Mean, Share, estimated
+from basic_lite.tools.metrics.exact import exact
+from basic_lite.tools.metrics.named import METRICS, MetricName, metric_named
+from basic_lite.tools.metrics.relaxed import relaxed
+from basic_lite.tools.metrics.vqa import textvqa, vqa
+from basic_lite.tools.metrics.vqa_text import said
+from basic_lite.tools.metrics.yes_no import figures, says_yes, yes_no
+
+QUESTION = "Which is it?\nContext: none\nA. a red circle\nB. a square\nC. circle\nAnswer with the letter."
+
+
+def test_all_names_are_one() -> None:
+    assert tuple(METRICS) == get_args(MetricName) == get_args(CommandMetric)
+    assert all(name == metric.name for name, metric in METRICS.items())
+    with pytest.raises(UserError, match=r"metric is 'anl', which is none of exact, .*; did you mean anls"):
+        metric_named("anl")
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("It is  Red.", 1), ("it is rouge", 0), ("IT IS RED", 1), ("red", 0)])
+def test_exact(text: str, wanted: float) -> None:
+    assert exact(text, ["it is blue", "it is red"], "") == wanted
+
+
+# What `processPunctuation` and `processDigitArticle` of vqaEval.py make of a text.
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("The dog.", "dog"),
+        ("a dog and the cat", "dog and cat"),
+        ("Two", "2"),
+        ("none", "0"),
+        ("dont", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("yall'll", "y'all'll"),
+        ("somebody'd", "somebodyd"),  # as the script's table has it
+        ("black-white", "black white"),  # a sign between letters becomes a space
+        ("black - white", "black white"),  # beside a space it goes
+        ("1,000", "1000"),  # a comma in a number takes all signs
+        ("1,000-2", "10002"),
+        ("3.5", "3.5"),  # a full stop before a digit stays
+        ("mr. smith", "mr smith"),
+        ("yes!\n", "yes"),
+        ("red, white", "red white"),
+    ],
+)
+def test_vqa_normalisation(text: str, wanted: str) -> None:
+    assert said(text) == wanted
+
+
+@pytest.mark.parametrize(("same", "wanted"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_vqa_is_the_mean_over_ten_left_out(same: int, wanted: float) -> None:
+    answers = ["yes"] * same + [f"other {n}" for n in range(10 - same)]
+    assert vqa("Yes.", answers, "") == pytest.approx(wanted)
+    assert textvqa("Yes.", answers, "") == pytest.approx(wanted)
+
+
+def test_vqa_equals_leaving_each_one_out() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        answers = [draw.choice("abcd") + "x" for _ in range(10)]
+        by_hand = [min(1.0, sum(one == "ax" for m, one in enumerate(answers) if m != n) / 3) for n in range(10)]
+        assert vqa("ax", answers, "") == pytest.approx(sum(by_hand) / 10)
+
+
+def test_vqa_changes_the_peoples_answers_less_than_the_models() -> None:
+    assert vqa("the dog", ["the dog"] * 10, "") == 0.0  # the model's article goes, theirs stays
+    assert textvqa("the dog", ["the dog"] * 10, "") == 1.0
+    assert vqa("black white", ["black-white"] * 9 + ["grey"], "") == 1.0  # they differ, so punctuation goes
+    assert vqa("black white", ["black-white"] * 10, "") == 0.0
+    assert textvqa("Coca Cola's", ["coca cola 's"] * 10, "") == 1.0
+
+
+# Section 5.1 of ChartQA, and pix2struct's `relaxed_correctness`.
+@pytest.mark.parametrize(
+    ("text", "answer", "wanted"),
+    [
+        ("105", "100", 1), ("105.1", "100", 0), ("95", "100", 1), ("-104", "-100", 1), ("14%", "14%", 1),
+        ("0.14", "14%", 1), ("14", "14%", 0), ("Yes", "yes", 1),
+        ("yes it is", "yes", 0), ("0", "0", 1), ("0.0", "0", 0),
+        ("5,000", "5000", 0), ("nan", "5", 0), ("", "5", 0),
+    ],
+)  # fmt: skip
+def test_relaxed(text: str, answer: str, wanted: float) -> None:
+    assert relaxed(text, [answer], "") == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "wanted"),
+    [
+        ("0.28", ["0.28"], 1.0),
+        ("ITC  Limited ", ["itc limited"], 1 - 0 / 13),
+        ("itc limitedd", ["itc limited"], 1 - 1 / 12),
+        ("abcd", ["ab"], 0.5),  # at one half the script still counts it
+        ("abcde", ["ab"], 0.0),
+        ("pepsi", ["coke", "pepsy"], 1 - 1 / 5),
+        ("", ["x"], 0.0),
+    ],
+)
+def test_anls(text: str, answers: list[str], wanted: float) -> None:
+    assert anls(text, answers, "") == pytest.approx(wanted)
+
+
+def test_levenshtein() -> None:
+    assert levenshtein("kitten", "sitting") == 3 and levenshtein("", "abc") == 3 and levenshtein("same", "same") == 0
+
+    def slow(one: str, other: str) -> int:
+        if not one or not other:
+            return len(one) + len(other)
+        return min(slow(one[1:], other) + 1, slow(one, other[1:]) + 1, slow(one[1:], other[1:]) + (one[0] != other[0]))
+
+    words = ["".join(word) for size in range(4) for word in itertools.product("ab", repeat=size)]
+    assert all(levenshtein(one, other) == slow(one, other) for one in words for other in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), ("(B)", "B"), ("b", None), ("B.", "B"), ("B. a square", "B"), ("The answer is B.", "B"),
+        ("Answer: (C)", "C"), ("a square", "B"), ("A square.", "B"), ("It is a square", "B"), ("circle", "C"),
+        ("a red circle", "A"), ("a circle and a square", None), ("F", None), ("", None), ("A big thing", None),
+        ("I see a square " * 20, None),
+    ],
+)  # fmt: skip
+def test_choice_letters(text: str, letter: str | None) -> None:
+    assert letter_of(text, options_of(QUESTION)) == letter
+    assert choice(text, ["C"], QUESTION) == float(letter == "C")
+
+
+def test_options_as_lines_or_in_one() -> None:
+    assert options_of(QUESTION) == {"A": "a red circle", "B": "a square", "C": "circle"}
+    assert options_of("Context: N/A\nQuestion: which?\nOptions: (A) chiasmus (B) apostrophe\n") == {
+        "A": "chiasmus",
+        "B": "apostrophe",
+    }
+    assert options_of("no options") == {} and letter_of("D", {}) == "D"
+    assert choice("B", ["The answer is B."], "(A) one (B) two") == 1.0
+
+
+# POPE's `evaluate.py`: only the first sentence; "No", "no" or "not" is no; all else is yes.
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [
+        ("Yes", True), ("No", False), ("no, there is none", False), ("There is not.", False), ("Yes. No doubt.", True),
+        ("NO", True), ("Nothing", True), ("", True), ("Well,no", True),
+    ],
+)  # fmt: skip
+def test_yes_no(text: str, yes: bool) -> None:
+    assert (
+        says_yes(text) is yes and yes_no(text, ["yes"], "") == float(yes) and yes_no(text, ["no"], "") == float(not yes)
+    )
+
+
+def test_yes_no_figures() -> None:
+    pairs = [("yes", "yes")] * 40 + [("yes", "no")] * 10 + [("no", "yes")] * 20 + [("no", "no")] * 30
+    found = figures(pairs)
+    assert found["precision"] == Share(40, 50) and found["recall"] == Share(40, 60)
+    assert found["yes ratio"] == Share(50, 100)
+    f1 = found["F1"]
+    assert f1.share == pytest.approx(2 * 0.8 * (2 / 3) / (0.8 + 2 / 3)) and f1.interval[0] < f1.share < f1.interval[1]
+    # The delta method's standard error of F1 on these counts is .0479.
+    assert f1.interval == pytest.approx((f1.share - 1.96 * 0.0479, f1.share + 1.96 * 0.0479), abs=0.02)
+    assert figures([("no", "no")]).keys() == {"yes ratio"}  # nothing says yes, and nothing should
+
+
+def test_an_estimate_is_a_share_or_a_mean() -> None:
+    assert estimated([1.0, 0.0, 1.0]) == Share(2, 3)
+    partial = estimated([0.3] * 50 + [0.9] * 50)
+    assert isinstance(partial, Mean) and partial.share == pytest.approx(0.6) and partial.n == 100
+    # The standard error of the mean is .03.
+    assert partial.interval == pytest.approx((0.6 - 1.96 * 0.03, 0.6 + 1.96 * 0.03), abs=0.006)
