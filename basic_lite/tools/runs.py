@@ -38,6 +38,7 @@ from basic_lite.training.places import (
 
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
+EXACT = "exact"  # the metric that summaries of older versions don't name
 # Said of a score.
 UNKNOWN = "not known if trained on"
 
@@ -52,12 +53,15 @@ class RunRow:
     size: str
     held_out: str  # the last held-out loss; nothing: there is none
     matches: tuple[str, ...]  # shares of exact matches, each with what it is of
+    others: tuple[str, ...]  # mean scores by other metrics, each with its name
     started_from: str
 
     @property
     def score(self) -> str:
         """Both in a line."""
-        return "; ".join(text for text in (self.held_out, *(f"exact match {one}" for one in self.matches)) if text)
+        return "; ".join(
+            text for text in (self.held_out, *(f"exact match {one}" for one in self.matches), *self.others) if text
+        )
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -135,6 +139,7 @@ def row_of(run: Path) -> RunRow:
         size_text(size_bytes),
         _held_out(run, log),
         tuple(_matches(run, recipe)),
+        tuple(_others(run)),
         _started_from(model, _keys(manifest.get("started_from"))),
     )
 
@@ -202,12 +207,24 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
     One is of the run's own data, another of other files, since pictures of these that were resized look new.
     """
     paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    summaries = [_keys(read_json(path)) for path in paths]
+    summaries = [one for one in (_keys(read_json(path)) for path in paths) if one.get("metric", EXACT) == EXACT]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
         table = _table_of(summary)
         yield from _match(summary, f" ({_short(table, tables)})" if table else "")
+
+
+def _others(run: Path) -> Iterator[str]:
+    """The latest score by each metric but exact match."""
+    latest = {}
+    for path in sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime):
+        summary = _keys(read_json(path))
+        latest[str(summary.get("metric", EXACT))] = summary
+    for metric, summary in latest.items():
+        score, count = (_keys(summary.get(name)).get(ALL) for name in ("score", "counts"))
+        if metric != EXACT and isinstance(score, int | float) and isinstance(count, int):
+            yield f"{metric} {score:.1%} of {count} ({Path(_table_of(summary)).name})"
 
 
 def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[str, Any]]:

@@ -109,6 +109,18 @@ def test_runs_says_when_what_a_run_started_from_is_gone_or_another(place: Path, 
     assert row_of(place / "runs" / "more").started_from == f"{named} (no longer there)"
 
 
+def test_runs_shows_scores_by_other_metrics(place: Path) -> None:
+    done = place / "runs" / "done"
+    summary = {
+        "metric": "relaxed",
+        "score": {"all": 0.5},
+        "counts": {"all": 12},
+        "settings": {"data": "/x/charts.json"},
+    }
+    (done / "predictions_charts_final.summary.json").write_text(json.dumps(summary))
+    assert row_of(done).score.endswith("exact match 25.0% not known if trained on; relaxed 50.0% of 12 (charts.json)")
+
+
 def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place: Path, made: Path) -> None:
     done = place / "runs" / "done"
 
