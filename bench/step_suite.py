@@ -218,7 +218,7 @@ def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, dev
     """What a rehearsal says of the step, before anything is made."""
     started = time.monotonic()
     frontend = load_frontend(recipe.model)
-    machine = Machine.card(recipe) if device.type == "cuda" else Machine.this_cpu(recipe)
+    machine = Machine.here(recipe, device)
     on, off = (Side(predicted_bytes(rehearse(recipe, frontend, machine, basic=basic))) for basic in (True, False))
     result = StepResult(recipe.name, device_name, limit_gib, Shape.of(recipe), on, off)
     result.rehearsing_s = time.monotonic() - started
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     limit_gib, about = limit_memory(device, options.limit_gib), measure.describe(device)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(options.recipe, Path(folder), options.overrides, dry=options.dry)
+        recipe = recipe_of(options.recipe, Path(folder), options.overrides, dry=options.dry, shape=options.shape)
         result = predicted(recipe, device, limit_gib, about["device"])
         work = partial(run, recipe, device, result, started + options.seconds)
         return report(result, options.out, about, work)

@@ -73,19 +73,18 @@ class Collator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(sample["input_ids"]) for sample in samples)
         size = (len(samples), longest)
-        batch = {
-            "input_ids": torch.full(size, self.pad_token_id, dtype=torch.int64),
-            "attention_mask": torch.zeros(size, dtype=torch.int64),
-        }
-        if any("labels" in sample for sample in samples):
-            batch["labels"] = torch.full(size, IGNORE, dtype=torch.int64)
+        ids, mask = np.full(size, self.pad_token_id, np.int64), np.zeros(size, np.int64)
+        labels = np.full(size, IGNORE, np.int64)
         for row, sample in enumerate(samples):
             length = len(sample["input_ids"])
             where = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
-            batch["input_ids"][row, where] = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
-            batch["attention_mask"][row, where] = 1
+            ids[row, where] = sample["input_ids"]
+            mask[row, where] = 1
             if "labels" in sample:
-                batch["labels"][row, where] = torch.as_tensor(sample["labels"], dtype=torch.int64)
+                labels[row, where] = sample["labels"]
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if any("labels" in sample for sample in samples):
+            batch["labels"] = torch.from_numpy(labels)
         if images := [sample["pixel_values"] for sample in samples if len(sample.get("pixel_values", ()))]:
             shapes = {tuple(one.shape[1:]) for one in images}
             if len(shapes) > 1:

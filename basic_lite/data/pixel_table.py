@@ -26,10 +26,11 @@ class PixelTable:
 
     def fill(self, image: Image.Image, out: torch.Tensor) -> None:
         """Write a square RGB picture's pixel values into ``out`` [3, side, side] float32."""
-        resized = np.asarray(image.resize((self.side, self.side), self.resample))
-        for channel, (values, place) in enumerate(zip(self.values, out.numpy(), strict=True)):
+        size = (self.side, self.side)
+        resized = image if image.size == size else image.resize(size, self.resample)
+        for band, values, place in zip(resized.split(), self.values, out.numpy(), strict=True):
             # Bytes are never out of range. With another mode NumPy copies the result once more.
-            np.take(values, resized[..., channel], out=place, mode="clip")
+            np.take(values, np.asarray(band), out=place, mode="clip")
 
 
 def processed(image: Image.Image, image_processor: Any) -> torch.Tensor:

@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from basic_lite.model.device import power_limit_watts
 from basic_lite.sizes import GIB, MIB
 
 TIMING_S = 0.2
 # What PyTorch takes on the host to start an operation, with transformers' and PEFT's own Python around it. Assumed.
 LAUNCH_S = 8e-6
+# The shares of a data sheet's ceilings that large operations are assumed to reach. No card has been measured.
+PRODUCTS_SHARE, BYTES_SHARE = 0.8, 0.9
 COPIED_BYTES = {"cuda": 256 * MIB, "cpu": 64 * MIB}
 
 
@@ -24,6 +28,7 @@ class Card:
         link_a_second: between it and the host's pinned memory, in 10⁹ bytes; 0: it is the host.
         gib: its memory as it is sold.
         watts: of the board at most.
+        measured: its ceilings are what large operations reached on it, and not a data sheet's.
     """
 
     name: str
@@ -32,36 +37,67 @@ class Card:
     link_a_second: float
     gib: float
     watts: float
+    measured: bool = False
+
+    @property
+    def reached_flops(self) -> float:
+        """Operations a second of a large product, 2 a multiply-add."""
+        return self.tflops * 1e12 * (1 if self.measured else PRODUCTS_SHARE)
+
+    @property
+    def reached_bytes(self) -> float:
+        """Bytes a second of a large copy."""
+        return self.bytes_a_second * 1e9 * (1 if self.measured else BYTES_SHARE)
 
 
-# Dense, summed in float32: NVIDIA's whitepapers of GA102 (3090: 71), AD102 (4090: 165.2) and Blackwell RTX (5090:
-# 209.5). A GeForce has twice its float32 rate in them, which gives the 3060 (12.7) and the 4060 Ti (22.1) theirs. The
-# T4 has no bfloat16, so `auto` is float32 there: 8.1 by its data sheet. Bytes are the data sheets' too. The link is
-# four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes.
+# NVIDIA's data sheets and whitepapers: bfloat16, dense, summed in float32. A GeForce and the A10G sum in float32 at
+# half the rate that they have in float16, which is twice their plain float32 rate; the others sum at the full rate. The
+# link is four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes. A100 and H100 are the SXM modules; as
+# PCIe cards they reach less. Cards older than RTX 30 (T4, V100) have no bfloat16 and run another step than is counted.
 CARDS = (
-    Card("T4", 8.1, 320, 12.6, 16, 70),
+    Card("RTX 3070", 40.6, 448, 25.2, 8, 220),
+    Card("RTX 4060", 30.2, 272, 12.6, 8, 115),
+    Card("RTX 3080", 59.5, 760, 25.2, 10, 320),
     Card("RTX 3060", 25.5, 360, 25.2, 12, 170),
+    Card("RTX 4070", 58.3, 504, 25.2, 12, 200),
+    Card("RTX 5070", 61.7, 672, 50.4, 12, 250),
     Card("RTX 4060 Ti", 44.1, 288, 12.6, 16, 165),
+    Card("RTX 4080", 97.5, 717, 25.2, 16, 320),
+    Card("RTX 5080", 112.6, 960, 50.4, 16, 360),
+    Card("L4", 121, 300, 25.2, 24, 72),
+    Card("A10G", 70, 600, 25.2, 24, 300),
     Card("RTX 3090", 71.2, 936, 25.2, 24, 350),
     Card("RTX 4090", 165.2, 1008, 25.2, 24, 450),
     Card("RTX 5090", 209.5, 1792, 50.4, 32, 575),
+    Card("RTX A6000", 154.8, 768, 25.2, 48, 300),
+    Card("L40S", 362, 864, 25.2, 48, 350),
+    Card("A100 80GB", 312, 2039, 25.2, 80, 400),
+    Card("H100 80GB", 989.4, 3350, 50.4, 80, 700),
 )
 
 
 def card_of(gib: float) -> Card:
     """The fastest card of the table with the least memory that is enough; the largest one where none is."""
-    enough = [card for card in CARDS if card.gib >= gib - 0.5] or [max(CARDS, key=lambda card: card.gib)]
+    enough = [card for card in CARDS if card.gib >= gib - 0.5] or CARDS[-1:]
     least = min(card.gib for card in enough)
     return max((card for card in enough if card.gib == least), key=lambda card: card.tflops)
 
 
+@cache
 def measured_card(device: torch.device, dtype: torch.dtype) -> Card:
-    """This machine's device, its ceilings measured in less than a second."""
+    """This machine's device, its ceilings measured in less than a second, once."""
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else "this CPU"
     gib = torch.cuda.get_device_properties(device).total_memory / GIB if cuda else 0.0
     link = _link(device) if cuda else 0.0
-    return Card(name, products_a_second(device, dtype) / 1e12, _copied(device) / 1e9, link / 1e9, gib, 0.0)
+    flops, moved, watts = products_a_second(device, dtype), _copied(device), _watts(device, name) if cuda else 0.0
+    return Card(name, flops / 1e12, moved / 1e9, link / 1e9, gib, watts, measured=True)
+
+
+def _watts(device: torch.device, name: str) -> float:
+    """What a card here may draw, by its driver, else by the table; 0: neither says."""
+    model = name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return power_limit_watts(device) or next((card.watts for card in CARDS if card.name == model), 0.0)
 
 
 def products_a_second(device: torch.device, dtype: torch.dtype) -> float:

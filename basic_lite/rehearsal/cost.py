@@ -113,11 +113,17 @@ def mean_sizes(
     )
 
 
-def a_sample(recipe: Recipe, sizes: Sizes) -> float:
-    """A sample's products in the run's mean step: not every step need have BASIC."""
+def basic_products(recipe: Recipe, sizes: Sizes) -> float:
+    """What BASIC adds to a sample in the run's mean step: not every step need have it."""
     counted = products(sizes)
-    basic = sum(counted[name] for name in BASIC_PRODUCTS)
-    return sum(counted.values()) - basic + basic / recipe.supervision.every_n_steps
+    basic = sum(counted[name] for name in BASIC_PRODUCTS) + forward_products(sizes) * sizes.mass_pass
+    return basic / recipe.supervision.every_n_steps
+
+
+def forward_products(sizes: Sizes) -> float:
+    """A sample's way through vision tower and LLM."""
+    linears = sizes.tokens * (sizes.llm_weights + sizes.lora_weights) + sizes.tower_tokens * sizes.tower_weights
+    return 2.0 * linears + 4.0 * sizes.tokens**2 * sizes.D * sizes.L
 
 
 def looks_products(
@@ -135,9 +141,7 @@ def looks_products(
         return 0.0
     weights, tokens = sizes.llm_weights, sizes.tokens
     looks = looks_of(recipe, frontend, llm_weights=weights, steps=steps, samples=samples, tokens=tokens, half=half)
-    linears = sizes.tokens * (sizes.llm_weights + sizes.lora_weights) + sizes.tower_tokens * sizes.tower_weights
-    forward = 2.0 * linears + 4.0 * sizes.tokens**2 * sizes.D * sizes.L
-    return 0.0 if looks is None else looks.passes_after(done) * forward
+    return 0.0 if looks is None else looks.passes_after(done) * forward_products(sizes)
 
 
 def basic_share(counted: dict[str, float]) -> float:

@@ -2,7 +2,7 @@
 
 A step on fake tensors calls every operation that a real one calls. Of each are counted its floating-point operations
 and the bytes that it reads and writes. A card takes the longer of both times for it. BASIC isn't in these counts: what
-it takes is the same in each plan, and ``cost.products`` has it.
+it takes is the same in each plan, and ``cost.basic_products`` has it.
 """
 
 import copy
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.cards import LAUNCH_S, Card
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearser
+from basic_lite.training.plan import Plan
 
-# The shares of a card's ceilings that large operations are assumed to reach. No card has been measured.
-PRODUCTS_SHARE, BYTES_SHARE = 0.8, 0.9
 # Micro-batches that are counted; between them, and beyond, time is taken to grow evenly.
 COUNTED_SAMPLES = (1, 4)
+
+_Operations: TypeAlias = Counter[tuple[float, float]]
 
 aten = torch.ops.aten
 # These start no kernel.
@@ -45,8 +46,8 @@ class Counts:
     """Operations by (floating-point operations, bytes), and how many there are of each."""
 
     def __init__(self) -> None:
-        self.operations: Counter[tuple[float, float]] = Counter()
-        self.inside: Counter[tuple[float, float]] = Counter()  # those while ``within`` is set
+        self.operations: _Operations = Counter()
+        self.inside: _Operations = Counter()  # those while ``within`` is set
         self.within = False
 
     def __call__(self, func: Any, given: Any, out: Any) -> None:
@@ -76,15 +77,15 @@ def _flops(kind: Any, args: Any, kwargs: Any, out: Any) -> float:
     return float(flop_registry[kind](*args, **kwargs, out_val=out)) if kind in flop_registry else 0.0
 
 
-def operations_seconds(operations: Counter[tuple[float, float]], card: Card) -> NDArray[np.float64]:
+def operations_seconds(operations: _Operations, card: Card) -> NDArray[np.float64]:
     """Seconds that the card is busy, and seconds that starting the operations takes, [2]."""
-    flops, moved = card.tflops * 1e12 * PRODUCTS_SHARE, card.bytes_a_second * 1e9 * BYTES_SHARE
+    flops, moved = card.reached_flops, card.reached_bytes
     busy = sum(count * max(f / flops, b / moved) for (f, b), count in operations.items())
     return np.array([busy, operations.total() * LAUNCH_S])
 
 
 class MicroBatchTime:
-    """Seconds of a micro-batch's forward and backward on a card, by its samples and its recomputed layers.
+    """Seconds of a micro-batch's forward and backward on a card, by its plan.
 
     Counted on the recipe's model with one and with two decoder layers, since all layers of it take the same.
 
@@ -92,8 +93,8 @@ class MicroBatchTime:
         shape: whose tokens and images a sample has.
     """
 
-    def __init__(self, recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape, card: Card) -> None:
-        self.card, self.shape, self.layers = card, shape, frontend.layer_count
+    def __init__(self, recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape) -> None:
+        self.shape, self.layers = shape, frontend.layer_count
         self._recipe = changed_recipe(
             recipe,
             {
@@ -103,31 +104,61 @@ class MicroBatchTime:
             },
         )
         self._frontend, self._machine = frontend, machine
+        self._on: dict[Card, list[NDArray[np.float64]]] = {}
 
     @cached_property
-    def _counted(self) -> list[NDArray[np.float64]]:
-        """For each of ``COUNTED_SAMPLES`` [3, 2]: seconds of all but the layers, of one, of running one again."""
-        models = [
+    def _models(self) -> list[Rehearser]:
+        """With one layer and with two."""
+        return [
             Rehearser(self._recipe, _with_layers(self._frontend, n), self._machine, basic=False, in_full=True)
             for n in (1, 2)
         ]
+
+    @cached_property
+    def _counted(self) -> list[list[_Operations]]:
+        """For each of ``COUNTED_SAMPLES``: operations with one layer, with two, of running one again."""
         found = []
         for samples in COUNTED_SAMPLES:
             shape = replace(self.shape, samples=samples, accumulation=2)
-            one, _ = _count(models[0], shape, recomputed=0)
-            two, again = _count(models[1], shape, recomputed=1)
-            with_one, with_two, again_s = (operations_seconds(ops, self.card) for ops in (one, two, again))
-            layer = with_two - with_one - again_s
-            found.append(np.stack([with_one - layer, layer, again_s]))
+            one, _ = _count(self._models[0], shape, recomputed=0)
+            found.append([one, *_count(self._models[1], shape, recomputed=1)])
         return found
 
-    def seconds(self, samples: int, recomputed: int) -> float:
-        """Of a micro-batch."""
-        before, after = (np.array([1, self.layers, recomputed]) @ parts for parts in self._counted)
+    @cached_property
+    def tower_bytes(self) -> int:
+        """Of the vision tower's weights."""
+        return sum(p.numel() * p.element_size() for p in self._models[0].parts.vision_tower.parameters())
+
+    def input_bytes(self, shape: Shape) -> int:
+        """A layer's input, of one sample."""
+        return int(shape.tokens * self._frontend.config.text_config.hidden_size * self._machine.dtype.itemsize)
+
+    def _parts(self, card: Card) -> list[NDArray[np.float64]]:
+        """For each of ``COUNTED_SAMPLES`` [3, 2]: seconds of all but the layers, of one, of running one again."""
+        if card not in self._on:
+            seconds = [[operations_seconds(operations, card) for operations in three] for three in self._counted]
+            layers = [(with_two - with_one - again) for with_one, with_two, again in seconds]
+            self._on[card] = [
+                np.stack([with_one - layer, layer, again])
+                for (with_one, _, again), layer in zip(seconds, layers, strict=True)
+            ]
+        return self._on[card]
+
+    def seconds(self, plan: Plan, card: Card) -> float:
+        """Of a micro-batch, with the copies to the host and back."""
+        before, after = (np.array([1, self.layers, plan.recomputed]) @ parts for parts in self._parts(card))
         low, high = COUNTED_SAMPLES
-        busy, starts = (before + (after - before) * (samples - low) / (high - low)).tolist()
+        busy, starts = (before + (after - before) * (plan.micro_batch - low) / (high - low)).tolist()
+        if not card.link_a_second:
+            return float(busy + starts)
+        moved = 2 * plan.recomputed * plan.micro_batch * self.input_bytes(self.shape) * plan.offload_activations
+        moved += self.tower_bytes * plan.tower_on_host
         # A card works while the next operations are started, a CPU doesn't.
-        return float(max(busy, starts) if self.card.link_a_second else busy + starts)
+        return float(max(busy, starts) + moved / (card.link_a_second * 1e9))
+
+    def sample_seconds(self, plan: Plan, card: Card) -> float:
+        """Of one of the micro-batch's samples."""
+        return self.seconds(plan, card) / plan.micro_batch
 
 
 def _with_layers(frontend: Frontend, count: int) -> Frontend:
@@ -140,9 +171,7 @@ def _with_layers(frontend: Frontend, count: int) -> Frontend:
     return replace(frontend, config=config)
 
 
-def _count(
-    rehearser: Rehearser, shape: Shape, *, recomputed: int
-) -> tuple[Counter[tuple[float, float]], Counter[tuple[float, float]]]:
+def _count(rehearser: Rehearser, shape: Shape, *, recomputed: int) -> tuple[_Operations, _Operations]:
     """A micro-batch's operations, and those of one forward of the last layer."""
     counts, layer = Counts(), rehearser.parts.layers[-1]
 

@@ -5,30 +5,46 @@ from pathlib import Path
 
 import torch
 
+from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
 from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes
+from basic_lite.rehearsal.batch import Shape
+from basic_lite.rehearsal.cards import CARDS, Card, measured_card
+from basic_lite.rehearsal.cost import basic_products, looks_products, mean_sizes
+from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes
-from basic_lite.rehearsal.forecast import Work, forecast_here
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, time_line
+from basic_lite.rehearsal.machine import Machine
+from basic_lite.rehearsal.planner import Planner
+from basic_lite.rehearsal.step import Rehearser
 from basic_lite.training.assembly import uses_autocast
 from basic_lite.training.batches import Schedule
+from basic_lite.training.plan import FIELDS, Plan, given_keys
 
 
 def work_of(
-    recipe: Recipe, frontend: Frontend, data: Prepared, parts: Sequence[Part], *, half: bool, done: int = 0
+    recipe: Recipe,
+    frontend: Frontend,
+    data: Prepared,
+    parts: Sequence[Part],
+    *,
+    half: bool,
+    done: int = 0,
+    processes: int = 1,
 ) -> Work:
-    """The products of the steps that a run has left after ``done`` of them, and of its gate's looks.
+    """What a run has left to do after ``done`` of its steps.
 
     Args:
         half: the model's forward is in 16 bit.
+        processes: how many share each step, each on a device of its own.
     """
-    each = a_sample(recipe, mean_sizes(recipe, frontend, parts, data.report))
     # The last step of an epoch may have fewer samples, and a run of small data has many of those.
     schedule = Schedule(data.sampler, recipe)
     samples = schedule.samples_after(schedule.steps) - schedule.samples_after(done)
+    basic = basic_products(recipe, mean_sizes(recipe, frontend, parts, data.report))
     looks = looks_products(
         recipe,
         frontend,
@@ -38,9 +54,7 @@ def work_of(
         half=half,
         done=done,
     )
-    left = schedule.steps - done
-    a_step = samples / max(left, 1)
-    return Work(each * a_step, left, max(a_step / recipe.training.micro_batch, 1), looks)
+    return Work(schedule.steps - done, samples, samples * basic + looks, processes)
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -74,9 +88,35 @@ def outlook(
         done: its steps that are done already.
         processes: how many share each step, each on a device of its own.
     """
-    work = work_of(recipe, frontend, data, parts, half=uses_autocast(recipe, device), done=done)
+    work = work_of(recipe, frontend, data, parts, half=uses_autocast(recipe, device), done=done, processes=processes)
     if work.steps:
-        # Processes on a CPU share its cores.
-        devices = processes if device.type == "cuda" else 1
-        yield forecast_here(work, device, product_dtype(recipe, device), devices)
+        yield time_here(recipe, frontend, data, work, device)
     yield from disk_outlook(recipe, parts, work.steps + done)
+
+
+def time_here(recipe: Recipe, frontend: Frontend, data: Prepared, work: Work, device: torch.device) -> str:
+    """Hours and energy on a device of this machine."""
+    if device.type == "cpu":
+        return ON_A_CPU
+    card = measured_card(device, product_dtype(recipe, device))
+    return time_line(work, seconds_on(recipe, frontend, data, work, Machine.here(recipe, device), card), card)
+
+
+def seconds_on(recipe: Recipe, frontend: Frontend, data: Prepared, work: Work, machine: Machine, card: Card) -> float:
+    """How long the work takes on a card, by the recipe's own plan."""
+    time = MicroBatchTime(recipe, frontend, machine, Shape.mean(recipe, frontend, data.report))
+    return work.seconds(time.sample_seconds(Plan.of(recipe, frontend.layer_count), card), card)
+
+
+def elsewhere(rehearser: Rehearser, report: DataReport, work: Work) -> CardTimes:
+    """The run on cards that aren't here."""
+    recipe, frontend = rehearser.recipe, rehearser.frontend
+    auto = recipe.training.plan == "auto"
+    planner = Planner(
+        rehearser,
+        Shape.longest(recipe, frontend, report),
+        CARDS[0],
+        time_shape=Shape.mean(recipe, frontend, report),
+        given=given_keys(recipe) if auto else frozenset(FIELDS),
+    )
+    return CardTimes(work, planner, auto)

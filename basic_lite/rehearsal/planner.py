@@ -16,6 +16,7 @@ from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
+from basic_lite.sizes import GIB
 from basic_lite.training import plan as plans
 from basic_lite.training.plan import Plan, with_given
 
@@ -79,10 +80,9 @@ class Planner:
         self.layers = self.frontend.layer_count
         self.own = Plan.of(self.recipe, self.layers)
         self._rehearsers = {self.recipe.model.tower_on_host: rehearser}
-        self._time = MicroBatchTime(self.recipe, self.frontend, self.machine, time_shape or shape, card)
-        self._tower_bytes = sum(p.numel() * p.element_size() for p in rehearser.parts.vision_tower.parameters())
+        self.time = MicroBatchTime(self.recipe, self.frontend, self.machine, time_shape or shape)
         # What rests on the host is for where no other plan fits: how fast the copies are is known last.
-        self.plans = sorted(self._possible(), key=lambda plan: (plan.on_host, self._seconds(plan), plan.micro_batch))
+        self.plans = self._fastest_first(card)
         sizes = sorted({plan.micro_batch for plan in self.plans})
         # The two micro-batches whose steps predict those of the others.
         self._sizes = sizes[0], next((n for n in sizes if n >= 4 * sizes[0]), sizes[-1])
@@ -107,7 +107,8 @@ class Planner:
         """What is known of a plan without another rehearsal."""
         seen = self._seen.get(plan)
         host = self._host(plan) if seen is None else seen.host_bytes
-        return Option(plan, self._needed(plan), host, self._seconds(plan), seen is not None)
+        seconds = self.time.sample_seconds(plan, self.card)
+        return Option(plan, self._needed(plan), host, seconds, seen is not None)
 
     def _needed(self, plan: Plan) -> int:
         seen = self._seen.get(plan)
@@ -166,6 +167,27 @@ class Planner:
         options = sorted(map(self.option, found.values()), key=lambda option: option.seconds)
         return [option for place, option in enumerate(options) if place == 0 or not option.plan.on_host]
 
+    def on(self, card: Card, *, own: bool) -> Option | None:
+        """The fastest plan that fits a card of the table, by what is predicted for it; None: none does.
+
+        Args:
+            own: only the recipe's own plan counts.
+        """
+        budget_bytes = int(card.gib * GIB * ROOM)
+        if own:
+            self.rehearse(self.own)
+        plans = [self.own] if own else self._fastest_first(card)
+        found = next((plan for plan in plans if self._needed(plan) <= budget_bytes), None)
+        if found is None:
+            return None
+        return replace(self.option(found), seconds=self.time.sample_seconds(found, card))
+
+    def _fastest_first(self, card: Card) -> list[Plan]:
+        def place(plan: Plan) -> tuple[bool, float, int]:
+            return plan.on_host, self.time.sample_seconds(plan, card), plan.micro_batch
+
+        return sorted(self._possible(), key=place)
+
     def _possible(self) -> set[Plan]:
         """Every plan that the recipe leaves room for."""
         share = self.recipe.training.global_batch // self.processes
@@ -175,24 +197,11 @@ class Planner:
         plans = {with_given(Plan(*one), self.recipe, self.given) for one in every}
         return {plan for plan in plans if plan.recomputed or not plan.offload_activations}
 
-    def _seconds(self, plan: Plan) -> float:
-        """Of a sample."""
-        seconds = self._time.seconds(plan.micro_batch, plan.recomputed)
-        if self.card.link_a_second:
-            moved = 2 * plan.recomputed * plan.micro_batch * self._input_bytes(self._time.shape)
-            moved = moved * plan.offload_activations + self._tower_bytes * plan.tower_on_host
-            seconds += moved / (self.card.link_a_second * 1e9)
-        return seconds / plan.micro_batch
-
-    def _input_bytes(self, shape: Shape) -> int:
-        """A layer's input, of one sample."""
-        return int(shape.tokens * self.frontend.config.text_config.hidden_size * self.machine.dtype.itemsize)
-
     def _host(self, plan: Plan) -> int:
         """Pinned memory is handed out in powers of two."""
-        each = plan.micro_batch * self._input_bytes(self.shape)
+        each = plan.micro_batch * self.time.input_bytes(self.shape)
         inputs = plan.recomputed * (1 << (each - 1).bit_length()) if plan.offload_activations else 0
-        return inputs + (self._tower_bytes if plan.tower_on_host else 0)
+        return inputs + (self.time.tower_bytes if plan.tower_on_host else 0)
 
     def _predicted(self, plan: Plan) -> int:
         """Bytes that a plan needs, from rehearsals of others."""
@@ -200,11 +209,11 @@ class Planner:
         falls = (corner.none - corner.half) / max(self.layers // 2, 1)
         floor = corner.every
         if plan.offload_activations:
-            inputs = plan.micro_batch * self._input_bytes(self.shape)  # one layer's at a time is on the card
+            inputs = plan.micro_batch * self.time.input_bytes(self.shape)  # one layer's at a time is on the card
             falls, floor = falls + inputs, floor - (self.layers - 1) * inputs
         step = max(round(corner.none - falls * plan.recomputed), floor)
         most = max(step, self._look(plan.micro_batch)) + (ALLOWANCE_BYTES if self.machine.cuda else 0)
-        resting = self._tower_bytes if plan.tower_on_host != self.own.tower_on_host else 0
+        resting = self.time.tower_bytes if plan.tower_on_host != self.own.tower_on_host else 0
         most += -resting if plan.tower_on_host else resting
         return most + self._shifts.get(replace(plan, recomputed=0), 0)
 

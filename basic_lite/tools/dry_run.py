@@ -24,9 +24,10 @@ from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
-from basic_lite.rehearsal.forecast import cards_table
+from basic_lite.rehearsal.hours import cards_table, table_lines
 from basic_lite.rehearsal.machine import Machine
-from basic_lite.rehearsal.outlook import disk_outlook, outlook, work_of
+from basic_lite.rehearsal.outlook import disk_outlook, elsewhere, outlook, work_of
+from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import check_machine, doubts, preflight
@@ -169,8 +170,13 @@ def _show_cost(
         for line in outlook(recipe, frontend, data, parts, device):
             say(line)
         return
-    work = work_of(recipe, frontend, data, parts, half=Machine.card(recipe).autocast)
-    show(console, cards_table(work))
+    machine = Machine.card(recipe)
+    work = work_of(recipe, frontend, data, parts, half=machine.autocast)
+    cards = elsewhere(Rehearser(recipe, frontend, machine), data.report, work)
+    table = cards_table({recipe.name: cards})
+    show(console, table)
+    for line in table_lines(table):
+        say(line)
     for line in disk_outlook(recipe, parts, work.steps):
         say(line)
 

@@ -11,17 +11,16 @@ from rich.console import Console
 from basic_lite.console import Sheet, quiet_libraries, show, speaker
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
-from basic_lite.model.audit import planned_parts
+from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.known import known_frontend
-from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cards import Card, card_of, measured_card
-from basic_lite.rehearsal.cost import a_sample, looks_products, sizes_of
-from basic_lite.rehearsal.forecast import Work, cards_table, forecast_here
+from basic_lite.rehearsal.cost import basic_products, looks_products, sizes_of
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, cards_table, table_lines, time_line
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.planner import ROOM, Option, Planner
@@ -109,14 +108,15 @@ def estimate(
     recipe = resolve_start(recipe, speaker(console))
     known = known_frontend(recipe.model)
     frontend = known or load_frontend(recipe.model)
-    given = given_keys(recipe) if recipe.training.plan == "auto" else frozenset()
+    auto = recipe.training.plan == "auto"
+    given = given_keys(recipe) if auto else frozenset()
     planner = Planner(
         Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), _card(recipe, gpu_gib), given=given
     )
     budget_bytes = int(gpu_gib * GIB * ROOM)
     fastest = planner.fastest(budget_bytes)
     own = planner.own
-    if recipe.training.plan == "auto":
+    if auto:
         own = fastest.plan if fastest is not None else planner.careful
         recipe = own.applied(recipe)
     result = Estimate(planner.rehearse(own), gpu_gib, planner.option(own), fastest, planner.others(budget_bytes))
@@ -129,7 +129,7 @@ def estimate(
         f"{time.perf_counter() - started:.1f} s; nothing was loaded",
         style="dim",
     )
-    _show_cost(recipe, frontend, result, console)
+    _show_cost(recipe, planner, result, console)
     if measure:
         measure_and_show(recipe, load_frontend(recipe.model), result.rehearsal, console)
     return result
@@ -232,25 +232,41 @@ def _kept_note(r: Rehearsal, *, on_host: bool) -> str:
     return f"of {r.layers - r.recomputed} layers; of the other {r.recomputed} {rest}"
 
 
-def _show_cost(recipe: Recipe, frontend: Frontend, found: Estimate, console: Console) -> None:
+def _show_cost(recipe: Recipe, planner: Planner, found: Estimate, console: Console) -> None:
     """Time, energy and disk. Records are counted, not read, so the samples are as long as they may be."""
-    rehearsal = found.rehearsal
-    shape, say = rehearsal.shape, speaker(console)
-    parts = planned_parts(recipe, frontend, rehearsal.machine.dtype)
-    images, visual = shape.images, shape.images * frontend.tokens_per_image
-    labelled = shape.tokens - visual - 1
-    sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=images, labelled=labelled)
+    machine, say = found.rehearsal.machine, speaker(console)
+    parts = planned_parts(recipe, planner.frontend, machine.dtype)
     steps, note = planned_steps(recipe)
-    count, batch = steps or ASSUMED_STEPS, recipe.training.global_batch
-    half = rehearsal.machine.autocast
-    looks = looks_products(recipe, frontend, sizes, steps=count, samples=count * batch, half=half)
-    work = Work(a_sample(recipe, sizes) * batch, count, accumulation(recipe), looks)
-    if rehearsal.machine.cuda:
-        show(console, cards_table(work, note))
+    work = longest_work(recipe, planner.frontend, parts, found.rehearsal.shape, steps, half=machine.autocast)
+    if not machine.cuda:
+        say(ON_A_CPU)
     else:
-        say(forecast_here(work, torch.device("cpu"), product_dtype(recipe, torch.device("cpu")), note=note))
+        if planner.card.measured:
+            say(time_line(work, work.seconds(found.own.seconds, planner.card), planner.card, note))
+        table = cards_table({recipe.name: CardTimes(work, planner, auto=recipe.training.plan == "auto")}, note)
+        show(console, table)
+        for line in table_lines(table):
+            say(line)
     for line in disk_outlook(recipe, parts, steps):
         say(line)
+
+
+def longest_work(
+    recipe: Recipe, frontend: Frontend, parts: list[Part], shape: Shape, steps: int | None, *, half: bool
+) -> Work:
+    """What a run has to do whose samples are as long as they may be.
+
+    Args:
+        shape: of a micro-batch.
+        steps: None: nobody knows how many, and ``ASSUMED_STEPS`` are taken.
+        half: the model's forward is in 16 bit.
+    """
+    steps = steps or ASSUMED_STEPS
+    samples = steps * recipe.training.global_batch
+    labelled = shape.tokens - shape.images * frontend.tokens_per_image - 1
+    sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=shape.images, labelled=labelled)
+    looks = looks_products(recipe, frontend, sizes, steps=steps, samples=samples, half=half)
+    return Work(steps, samples, samples * basic_products(recipe, sizes) + looks)
 
 
 def planned_steps(recipe: Recipe) -> tuple[int | None, str]:

@@ -17,11 +17,11 @@ from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import memory_of
-from basic_lite.rehearsal.cards import products_a_second
+from basic_lite.rehearsal.cards import measured_card
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
-from basic_lite.rehearsal.forecast import Work, hours_text, sequence_table
-from basic_lite.rehearsal.outlook import product_dtype, work_of
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, cards_table, hours_text, rests_on, table_lines
+from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import without_gpu
 from basic_lite.tools.export.command import exported_from, free_place
@@ -41,7 +41,8 @@ class StageOutlook:
     Attributes:
         rehearsal: of a step with the longest sample that there is; None: the stage is finished, and nothing is left.
         work: what is left of it.
-        seconds: how long that is likely to take on this machine; None: it is for another one.
+        seconds: how long that is likely to take on this machine's card; None: it has none.
+        cards: the run on cards that aren't here; None: it is for this machine.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class StageOutlook:
     rehearsal: Rehearsal | None = None
     work: Work | None = None
     seconds: float | None = None
+    cards: CardTimes | None = None
     disk_bytes: int = 0
 
 
@@ -143,15 +145,18 @@ def _look(
     elif recipe.training.plan == "auto":
         say(LATER)
     shape = Shape.longest(recipe, frontend, data.report)
-    rehearsal = Rehearser(recipe, frontend, machine).rehearse(shape)
+    rehearser = Rehearser(recipe, frontend, machine)
+    rehearsal = rehearser.rehearse(shape)
     if device is not None:
         _require_memory(recipe, frontend, rehearsal, device, say)
     work = work_of(recipe, frontend, data, parts, half=machine.autocast, done=folder.step)
+    cards = elsewhere(rehearser, data.report, work) if device is None else None
     seconds = None
-    if device is not None:
-        seconds = work.seconds(products_a_second(device, product_dtype(recipe, device)), device.type)
+    if device is not None and device.type == "cuda":
+        card = measured_card(device, product_dtype(recipe, device))
+        seconds = seconds_on(recipe, frontend, data, work, machine, card)
     disk = disk_of(recipe, parts, work.steps + folder.step)
-    return StageOutlook(recipe, folder, frontend, parts, rehearsal, work, seconds, disk.most_bytes)
+    return StageOutlook(recipe, folder, frontend, parts, rehearsal, work, seconds, cards, disk.most_bytes)
 
 
 def _require_same_model(before: StageOutlook, recipe: Recipe, frontend: Frontend) -> None:
@@ -216,7 +221,7 @@ def _state(look: StageOutlook) -> str:
         return "finished, and taken as it is"
     steps = f"{look.work.steps + look.folder.step:,}"
     state = f"goes on after step {look.folder.step:,} of {steps}" if look.folder.step else f"{steps} steps"
-    if look.recipe.training.plan != "auto" or look.seconds is None:
+    if look.recipe.training.plan != "auto" or look.cards is not None:
         return state
     return f"{state}; {Plan.of(look.recipe, look.frontend.layer_count)}"
 
@@ -226,6 +231,7 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     say = speaker(console)
     left = [look for look in looks if look.work is not None]
     here = all(look.seconds is not None for look in left)
+    cards = {look.recipe.name: look.cards for look in left if look.cards is not None}
     table = Sheet(("", "memory", "disk", *["time"] * here, ""), "what all of it takes")
     for look in looks:
         memory = size_text(look.rehearsal.needed_bytes) if look.rehearsal is not None else "-"
@@ -243,9 +249,13 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     total = (size_text(most), size_text(disk_bytes), *[hours] * here)
     table.add("all", *total, f"{size_text(free)} of disk are free", style="bold")
     show(console, table)
-    if left and not here:
-        show(console, sequence_table({look.recipe.name: look.work for look in left if look.work is not None}))
-    predicted = ", the time is predicted, not measured" if here else ""
-    say(f"memory is rehearsed with the longest sample, disk is the most at once{predicted}")
+    say("memory is rehearsed with the longest sample, disk is the most at once")
+    if cards:
+        elsewhere_table = cards_table(cards)
+        show(console, elsewhere_table)
+        for line in table_lines(elsewhere_table):
+            say(line)
+    elif left:
+        say(f"the time is {rests_on(measured=True)}" if here else ON_A_CPU)
     if disk_bytes > free:
         say(f"warning: all of it writes up to {size_text(disk_bytes)}, and {size_text(free)} are free: make room")

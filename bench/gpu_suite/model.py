@@ -17,7 +17,7 @@ from basic_lite.tools.measure import LongestStep, MakeStep
 from basic_lite.training.assembly import make_step
 from basic_lite.units import GIB
 from bench.synthetic import synthetic_model
-from tests.support.shapes import on_shapes
+from tests.support.shapes import SIZES, on_shapes
 
 # The keys of a dry run.
 DRY = ["training.device=cpu", "training.optimizer=adamw", "training.micro_batch=2", "training.global_batch=4"]
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every program that measures a recipe's step."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a file")
     parser.add_argument("overrides", nargs="*", help="key.path=value, as for basic-lite train")
+    parser.add_argument("--shape", choices=SIZES, help="of another model than the recipe's; a dry run's is a toy's")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size")
 
@@ -37,9 +38,9 @@ def device_of(dry: bool) -> torch.device:
     return torch.device("cpu") if dry else torch.device("cuda", 0)
 
 
-def recipe_of(name: str, folder: Path, overrides: Sequence[str], *, dry: bool) -> Recipe:
-    """A shipped recipe over a folder with its model's configuration; in a dry run a toy's."""
-    return on_shapes(name, folder, [*(DRY if dry else []), *overrides], size="toy" if dry else None)
+def recipe_of(name: str, folder: Path, overrides: Sequence[str], *, dry: bool, shape: str | None = None) -> Recipe:
+    """A shipped recipe over a folder with its model's configuration, or with another ``shape``; dry a toy's."""
+    return on_shapes(name, folder, [*(DRY if dry else []), *overrides], size="toy" if dry else shape)
 
 
 def limit_memory(device: torch.device, gib: float | None) -> float | None:

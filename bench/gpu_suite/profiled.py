@@ -113,7 +113,7 @@ def main() -> int:
     torch.manual_seed(0)
     limit_memory(device, options.limit_gib)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(options.recipe, Path(folder), options.overrides, dry=options.dry)
+        recipe = recipe_of(options.recipe, Path(folder), options.overrides, dry=options.dry, shape=options.shape)
         _, step = longest_step(recipe, device)
         step()  # compiles kernels, makes the optimizer's state
         about = measure.describe(device) | {"recipe": recipe.name, "micro_batches": len(step.batches)}

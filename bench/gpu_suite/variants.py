@@ -57,7 +57,7 @@ def variants_of(recipe: Recipe, names: Sequence[str], layers: int, device: torch
     for name in names:
         count = counts[name]
         changed = changed_recipe(recipe, {"training.gradient_checkpointing": count})
-        machine = Machine.card(changed) if device.type == "cuda" else Machine.this_cpu(changed)
+        machine = Machine.here(changed, device)
         yield Variant(f"recompute {name}", count, predicted_bytes(rehearse(changed, frontend, machine)))
 
 
@@ -114,7 +114,7 @@ def main() -> int:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["training.micro_batch=1", *options.overrides]
-        recipe = recipe_of(options.recipe, Path(folder), overrides, dry=options.dry)
+        recipe = recipe_of(options.recipe, Path(folder), overrides, dry=options.dry, shape=options.shape)
         loaded, step = longest_step(recipe, device)
         found: list[Variant] = []
         names = options.recompute or ALL

@@ -86,6 +86,15 @@ def test_the_plans_are_the_planners(recipe: str, capsys: pytest.CaptureFixture[s
     assert fastest.startswith(f"micro-batch 1, {f'{layers} of 32 layers' if layers else 'no layer'} recomputed ")
 
 
+def test_keys_stand_right_behind_the_recipe() -> None:
+    """There alone argparse of every Python finds them."""
+    for step in (step for stage in stages_of(RUNS, Path("work"), dry=False) for step in stage):
+        options = next(
+            (place for place, word in enumerate(step.arguments) if word.startswith("--")), len(step.arguments)
+        )
+        assert not any("training." in word or "supervision." in word for word in step.arguments[options:]), step.name
+
+
 def test_every_kernel_has_tests_in_the_plan() -> None:
     files = kernel_tests()
     assert all((ROOT / file).is_file() for file in files)

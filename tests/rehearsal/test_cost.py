@@ -1,4 +1,4 @@
-"""Hours, energy and disk before a run. The count of products has its oracle in ``tests/bench/test_bench.py``."""
+"""What a run has to do, and its disk. The count of products has its oracle in ``tests/bench/test_bench.py``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import forecast
-from basic_lite.rehearsal.cards import CARDS, products_a_second
-from basic_lite.rehearsal.cost import a_sample, looks_products, mean_sizes, products
+from basic_lite.rehearsal.cards import products_a_second
+from basic_lite.rehearsal.cost import basic_products, forward_products, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.forecast import OVERHEAD_S, UTILISATION, Work, cards_table, forecast_here
+from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.units import GIB
 from tests.support.runs import quiet, run, tiny_recipe, write_data
@@ -32,18 +31,21 @@ def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     assert with_image.visual == 4 and with_image.queries == with_image.tokens - 4
     # Three steps an epoch, of 4, 4 and 2 samples: 20 samples in all, whatever the batch.
     work = work_of(recipe, frontend, data, parts, half=False)
-    assert work.steps == 6 and work.micro_batches == pytest.approx(20 / 6 / 2)
-    assert work.total == pytest.approx(20 * sum(products(sizes).values()))
-    assert work_of(recipe, frontend, data, parts, half=False, done=4).total == pytest.approx(6 / 20 * work.total)
+    assert (work.steps, work.samples) == (6, 20)
+    basic = products(sizes)["attention mass"] + products(sizes)["SDS"]
+    assert work.products == pytest.approx(20 * basic)
+    left = work_of(recipe, frontend, data, parts, half=False, done=4)
+    assert (left.steps, left.samples) == (2, 6) and left.products == pytest.approx(6 / 20 * work.products)
 
-    rare = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"every_n_steps": 4})})
-    off = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update={"enabled": False})})
-    each, without = (a_sample(one, mean_sizes(one, frontend, parts, data.report)) for one in (recipe, off))
-    assert a_sample(rare, sizes) == pytest.approx(without + (each - without) / 4)
+    def with_basic(**keys: object) -> float:
+        changed = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update=keys)})
+        return basic_products(changed, mean_sizes(changed, frontend, parts, data.report))
+
+    assert with_basic(every_n_steps=4) == pytest.approx(basic / 4) and with_basic(enabled=False) == 0
+    # Uniform weights need the mass before the step: one more forward.
+    assert with_basic(token_weights="uniform") == pytest.approx(basic + forward_products(sizes))
     lines = list(outlook(recipe, frontend, data, parts, torch.device("cpu")))
-    assert lines[0].endswith("small steps; overheads decide how long they take, about 1 s (predicted)") and lines[
-        1
-    ].startswith("disk: at most")
+    assert lines[0] == ON_A_CPU and lines[1].startswith("disk: at most")
 
 
 def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
@@ -60,35 +62,16 @@ def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
     basic = {"gate": False, "layers": 0.5, "layer_weights": "quadratic", "target_norm": "none"}
     plain = recipe.model_copy(update={"supervision": recipe.supervision.model_copy(update=basic)})
     work, without = (work_of(one, frontend, data, parts, half=False) for one in (recipe, plain))
-    assert without.looks == 0 and without.per_step == work.per_step
+    looks = work.products - without.products
     forward = 2 * sizes.tokens * (sizes.llm_weights + sizes.lora_weights) + 4 * sizes.tokens**2 * sizes.D * sizes.L
     forward += 2 * sizes.tower_tokens * sizes.tower_weights
     search = 4 * sizes.V * sizes.D / (sizes.llm_weights * sizes.tokens)  # of a place's four visual tokens
     each = 32 * forward * (3 + (2 + sizes.L + 2) * search) / 2
-    count = work.looks / each
+    count = looks / each
     assert count == pytest.approx(round(count)) and count >= 1
-    assert work.looks <= 0.011 * work.total
-    assert work_of(recipe, frontend, data, parts, half=False, done=1999).looks == 0
-
-
-def test_time_is_work_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "products_a_second", lambda device, dtype: 1e10)
-    monkeypatch.setitem(OVERHEAD_S, "cpu", 5.0)
-    work = Work(per_step=2.9e12 * UTILISATION["cpu"], steps=24, micro_batches=2)
-    text = forecast_here(work, torch.device("cpu"), torch.float32)
-    assert "more likely 2 h 00 min" in text and "predicted, not measured" in text and "kWh" not in text
-    for card in CARDS:
-        hour = Work(card.tflops * 1e12 * UTILISATION["cuda"] * 36, 100)
-        row = next(cells for cells, _ in cards_table(hour).rows if cells[0] == card.name)
-        assert tuple(row[1:]) == ("1 h 00 min", f"at most {card.watts / 1000:.2g} kWh")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (99, "99 s"), (150, "2 min"), (3599, "1 h 00 min"), (40000, "11 h"), (3e5, "3.5 days")],
-)
-def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
-    assert forecast.hours_text(seconds) == text
+    assert looks <= 0.011 * work.samples * sum(products(sizes).values())
+    last = work_of(recipe, frontend, data, parts, half=False, done=1999)
+    assert last.products == pytest.approx(last.samples / work.samples * without.products)
 
 
 def test_a_timed_product_takes_little_time_and_no_random_number() -> None:

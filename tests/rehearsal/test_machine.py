@@ -16,7 +16,8 @@ from basic_lite.model.liger import fusions
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, advice, choice, rehearse
-from basic_lite.rehearsal.cards import CARDS
+from basic_lite.rehearsal.cards import CARDS, Card
+from basic_lite.rehearsal.hours import Work
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools import stages
 from basic_lite.training.assembly import preflight
@@ -100,6 +101,16 @@ def test_a_stage_is_looked_at_for_the_card_that_is_there(tmp_path: Path, monkeyp
     recipe, frontend, data = prepared(tmp_path)
     monkeypatch.setattr(stages, "preflight", lambda *args, **rest: (frontend, data))
     monkeypatch.setattr(stages, "memory_of", lambda device: (16 << 30, 0))
-    monkeypatch.setattr(stages, "products_a_second", lambda device, dtype: 1e12)
+    monkeypatch.setattr(stages, "measured_card", lambda device, dtype: CARDS[0])
+    timed: list[Machine] = []
+
+    def seconds_on(
+        recipe: Recipe, frontend: Frontend, data: Prepared, work: Work, machine: Machine, card: Card
+    ) -> float:
+        timed.append(machine)
+        return 1.0
+
+    monkeypatch.setattr(stages, "seconds_on", seconds_on)
     look = stages._look(recipe, None, CARD, silent, awaited=False)
-    assert look.rehearsal is not None and look.rehearsal.machine == Machine.here(recipe, CARD)
+    assert look.rehearsal is not None and look.seconds == 1.0
+    assert [look.rehearsal.machine, *timed] == [Machine.here(recipe, CARD)] * 2

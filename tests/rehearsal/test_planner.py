@@ -13,7 +13,7 @@ from basic_lite.model import offload
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
-from basic_lite.rehearsal.cards import CARDS, Card, card_of
+from basic_lite.rehearsal.cards import Card, card_of
 from basic_lite.rehearsal.counts import MicroBatchTime, _count, operations_seconds
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.training.plan import Plan
@@ -36,22 +36,26 @@ def planner_of(folder: Path, changes: dict[str, Any] | None = None, **how: Any) 
 def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomputed: int) -> None:
     recipe = recipe_of(folder, BF16)
     frontend, machine, shape = load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe)
-    time = MicroBatchTime(recipe, frontend, machine, shape, SLOW)
+    time = MicroBatchTime(recipe, frontend, machine, shape)
     whole = Rehearser(recipe, frontend, machine, basic=False, in_full=True)
     operations, _ = _count(whole, replace(shape, samples=samples, accumulation=2), recomputed=recomputed)
     busy, starts = operations_seconds(operations, SLOW)
-    assert time.seconds(samples, recomputed) == pytest.approx(max(busy, starts), rel=0.01)
+    plan = Plan(samples, recomputed, LAYERS)
+    assert time.seconds(plan, SLOW) == pytest.approx(max(busy, starts), rel=0.01)
     assert busy > starts, "else the launches alone are compared"
 
 
 def test_more_recomputed_layers_and_smaller_micro_batches_take_longer(folder: Path) -> None:
     recipe = recipe_of(folder, BF16)
-    time = MicroBatchTime(recipe, load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe), CARDS[4])
+    time = MicroBatchTime(recipe, load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe))
+    card = card_of(24)
     for samples in (1, 2, 8):
-        seconds = [time.seconds(samples, count) for count in range(LAYERS + 1)]
+        seconds = [time.seconds(Plan(samples, count, LAYERS), card) for count in range(LAYERS + 1)]
         assert seconds == sorted(seconds) and 1.2 < seconds[-1] / seconds[0] < 1.5
     # A small model on a large card waits for its launches, as many of them for one sample as for eight.
-    assert time.seconds(1, 0) > 0.9 * time.seconds(2, 0)
+    assert time.seconds(Plan(1, 0, LAYERS), card) > 0.9 * time.seconds(Plan(2, 0, LAYERS), card)
+    moved = time.seconds(Plan(2, 6, LAYERS, True, True), card) - time.seconds(Plan(2, 6, LAYERS), card)
+    assert moved * card.link_a_second * 1e9 == pytest.approx(12 * 2 * time.input_bytes(time.shape) + time.tower_bytes)
 
 
 GRID = [
@@ -152,8 +156,3 @@ def test_a_plan_and_its_recipe(folder: Path) -> None:
     for plan in (Plan(2, 0, LAYERS), Plan(1, 3, LAYERS, True), Plan(8, LAYERS, LAYERS, False, True)):
         assert Plan.of(plan.applied(recipe), LAYERS) == plan
     assert Plan.of(changed_recipe(recipe, {"training.gradient_checkpointing": True}), LAYERS).recomputed == LAYERS
-
-
-@pytest.mark.parametrize("gib, name", [(8, "RTX 3060"), (16, "RTX 4060 Ti"), (24, "RTX 4090"), (80, "RTX 5090")])
-def test_a_card_for_a_memory(gib: float, name: str) -> None:
-    assert card_of(gib).name == name

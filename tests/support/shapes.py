@@ -54,6 +54,7 @@ class Size:
 SIZES = {
     "tiny": Size(512, 1408, 6, 8, 4, 2048),
     "7b": Size(4096, 11008, 32, 32, 32, 32000),  # Vicuna
+    "7b-152k": Size(3584, 18944, 28, 28, 4, 152064),  # Qwen2 7B
     "13b": Size(5120, 13824, 40, 40, 40, 32000),
     "34b": Size(7168, 20480, 60, 56, 8, 64000),  # Yi
     # Qwen1.5 0.5B behind SigLIP so400m: 729 tokens an image.

@@ -18,7 +18,7 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.known import known_frontend
-from basic_lite.recipe import load_recipe, shipped_recipe, shipped_recipes
+from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import rehearse
@@ -26,7 +26,7 @@ from basic_lite.rehearsal.planner import ROOM
 from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
 from basic_lite.training.batches import Schedule
 from tests.support.runs import tiny_recipe, write_data
-from tests.support.shapes import on_shapes, shape_recipe, write_shapes
+from tests.support.shapes import shape_recipe, write_shapes
 
 
 @pytest.fixture(scope="module")
@@ -229,15 +229,3 @@ def test_shipped_recipes_fit_the_card_that_they_name(path: Path) -> None:
     assert needed_gib == pytest.approx(float(card[2]), abs=0.1)
     # A card sold as 24 GB shows 23.5 to 24 GiB.
     assert needed_gib <= 0.96 * int(card[1])
-
-
-@pytest.mark.parametrize("name", ["small_pretrain", pytest.param("small_instruct", marks=pytest.mark.soak)])
-def test_the_hours_that_a_recipe_names_are_the_estimates(name: str, shapes: Path) -> None:
-    text = shipped_recipe(name).read_text(encoding="utf-8")
-    hours = re.findall(r"(RTX \d+) ((?:\d+ h )?\d+ min)", text.split("No card has run it")[0])
-    length, steps = re.search(r"data\.max_length=\d+", text), re.search(r"of about ([\d,]+) steps", text)
-    assert length is not None and steps is not None and len(hours) == 3
-    overrides = [length[0], f"training.max_steps={steps[1].replace(',', '')}"]
-    _, shown = run(on_shapes(name, shapes, overrides), 12)
-    for card, time in hours:
-        assert re.search(rf"^{card} +{time}  ", shown, re.MULTILINE), (card, shown)

@@ -1,0 +1,123 @@
+"""Hours and energy of a run on a card: the time that the planner counts for a sample, times the samples. Predicted.
+
+It is for cards alone. On a CPU nothing is predicted: a run measures its first steps and says how long all will take.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from basic_lite.console import Sheet
+from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
+from basic_lite.rehearsal.planner import Planner
+
+# Large products reach .5 to .95 of a data sheet and copies .7 to .95, where .8 and .9 are counted with. LLaVA's authors
+# took 1.3 and 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
+SHORTEST, LONGEST = 0.85, 1.6
+UNTIMED = f"no card has been timed, so expect {SHORTEST:g} to {LONGEST:g} times that"
+ON_A_CPU = "time: not predicted for a CPU; the run measures its first steps and says how long all of them will take"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do.
+
+    Attributes:
+        samples: of all steps.
+        products: operations that are the same in each plan, which the time of a sample leaves out: BASIC's and a
+            gate's looks.
+        processes: how many share it, each on a card of its own.
+    """
+
+    steps: int
+    samples: int
+    products: float = 0.0
+    processes: int = 1
+
+    def seconds(self, sample_seconds: float, card: Card) -> float:
+        """How long it takes on a card, with a plan's time for a sample there."""
+        return (self.samples * sample_seconds + self.products / card.reached_flops) / self.processes
+
+
+@dataclass(frozen=True)
+class CardTimes:
+    """A run on cards that may not be here.
+
+    Attributes:
+        planner: its plans, their memory and their time for a sample.
+        auto: each card takes the plan that is the fastest there; False: the recipe's own.
+    """
+
+    work: Work
+    planner: Planner
+    auto: bool
+
+    def on(self, card: Card) -> tuple[float, str] | None:
+        """Seconds on a card of the table, and the plan; None: the run doesn't fit."""
+        found = self.planner.on(card, own=not self.auto)
+        return None if found is None else (self.work.seconds(found.seconds, card), str(found.plan))
+
+
+def time_line(work: Work, seconds: float, card: Card, note: str = "") -> str:
+    """Hours and energy on a card, and what they rest on.
+
+    Args:
+        note: what to say of the number of steps.
+    """
+    energy = f", {_energy(seconds, card.watts * work.processes)}" if card.watts else ""
+    return f"time for {_steps(work, note)}: {hours_text(seconds)}{energy} ({rests_on(measured=card.measured)})"
+
+
+def rests_on(*, measured: bool) -> str:
+    """What a predicted time rests on, and how far to trust it."""
+    sheet = f"{PRODUCTS_SHARE:.0%} and {BYTES_SHARE:.0%} of the data sheets' speeds (assumed)"
+    speeds = "the speeds that this card reached just now" if measured else sheet
+    return f"predicted from counted operations, bytes and launches at {speeds}; {UNTIMED}"
+
+
+def cards_table(times: dict[str, CardTimes], note: str = "") -> Sheet:
+    """Hours and energy of runs one after another, on the cards that all of them fit.
+
+    Args:
+        times: by the name of the run.
+        note: what to say of the number of steps.
+    """
+    alone = next(iter(times.values())) if len(times) == 1 else None
+    of = f" for {_steps(alone.work, note)}" if alone else ""
+    columns = ("time", "energy", *[""] * alone.auto) if alone else (*times, "all", "energy")
+    table = Sheet(("card", "memory", *columns), f"time{of} on a card (predicted)")
+    for card in CARDS:
+        found = [one.on(card) for one in times.values()]
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found):
+            continue
+        whole = sum(seconds for seconds, _ in rows)
+        cells = [hours_text(seconds) for seconds, _ in rows] + [hours_text(whole)] * (alone is None)
+        cells += [_energy(whole, card.watts), *[rows[0][1]] * (alone is not None and alone.auto)]
+        table.add(card.name, f"{card.gib:g} GB", *cells)
+    return table
+
+
+def _steps(work: Work, note: str) -> str:
+    return f"{work.steps:,} steps ({note})" if note else f"{work.steps:,} steps"
+
+
+def table_lines(table: Sheet) -> Sequence[str]:
+    """What to say below a table of cards."""
+    return (f"the time is {rests_on(measured=False)}",) if table.rows else ("no card of the table has the memory",)
+
+
+def hours_text(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3 h 20 min, 12 h, 3.1 days."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{max(math.ceil(seconds), 1)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 10 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _energy(seconds: float, watts: float) -> str:
+    return f"at most {seconds * watts / 3.6e6:.2g} kWh"
