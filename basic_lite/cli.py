@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 
 from basic_lite.commands.asking import chat, evaluate
 from basic_lite.commands.common import note
+from basic_lite.commands.compare import compare
 from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.doctor import doctor
@@ -64,7 +65,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, train, estimate, run, chat, report, export, runs, clean, keys, doctor):
+for command in (demo, data, train, estimate, run, chat, report, export, runs, compare, clean, keys, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 
