@@ -9,7 +9,8 @@ from basic_lite.console import Sheet, show, speaker
 from basic_lite.printable import printable
 from basic_lite.supervision.interval import Interval
 from basic_lite.tools.compare.comparison import Comparison, Side, compared, remarks
-from basic_lite.tools.compare.page import require_own, write_comparison
+from basic_lite.tools.compare.page import COMMAND, write_comparison
+from basic_lite.tools.report.html import require_own
 
 
 def compare(sides: Sequence[Side], out: Path | None = None, console: Console | None = None) -> Comparison:
@@ -23,7 +24,7 @@ def compare(sides: Sequence[Side], out: Path | None = None, console: Console | N
     """
     console = console or Console(highlight=False)
     if out is not None:
-        require_own(out)
+        require_own(out, COMMAND)
     found = compared(sides)
     say = speaker(console)
     say(f"{found.n:,} questions{f' of {found.data}' if found.data else ''}, scored by {found.metric}")

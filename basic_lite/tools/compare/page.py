@@ -6,34 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from basic_lite.errors import UserError
 from basic_lite.tools.compare.comparison import Comparison, remarks
 from basic_lite.tools.compare.forest import Forest
 from basic_lite.tools.report.charts import Chart, Line, smoothed
-from basic_lite.tools.report.html import fill, write_page
+from basic_lite.tools.report.html import fill, mark_of, write_page
 
 # Questions shown of those that one side has right and the other wrong.
 MOST_SHOWN = 20
 # The style has so many colours.
 MOST_LINES = 4
-_MARK = '<meta name="generator" content="basic-lite compare">'
-
-
-def require_own(path: Path) -> None:
-    """Refuse a file that isn't a page of ``compare``.
-
-    Raises:
-        UserError: something else is there.
-    """
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'compare.html').as_posix()}")
-    try:
-        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-            raise UserError(f"--out: {path} is there already and is no page of `compare`; choose another name")
-    except OSError as error:
-        raise UserError(f"--out: {path} can't be read ({error.strerror or error}); choose another name") from error
-    if not path.parent.is_dir():
-        raise UserError(f"--out: there is no folder {path.parent}; make it first")
+COMMAND = "compare"
 
 
 def write_comparison(found: Comparison, path: Path) -> None:
@@ -47,7 +29,7 @@ def render(found: Comparison) -> str:
     return fill(
         "basic_lite.tools.compare",
         "compare.html.j2",
-        mark=_MARK,
+        mark=mark_of(COMMAND),
         found=found,
         names=names,
         scores=list(zip(found.sides, found.scores, strict=True)),

@@ -24,6 +24,28 @@ def fill(package: str, template: str, **values: Any) -> str:
     return environment.from_string(text).render(style=style, **values)
 
 
+def mark_of(command: str) -> str:
+    """What tells a command's own pages from others, in a page's head."""
+    return f'<meta name="generator" content="basic-lite {command}">'
+
+
+def require_own(path: Path, command: str) -> None:
+    """Refuse a file for a page that isn't an older page of the same command.
+
+    Raises:
+        UserError: something else is there, or no file can be there.
+    """
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / f'{command}.html').as_posix()}")
+    try:
+        if path.exists() and mark_of(command) not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+            raise UserError(f"--out: {path} is there already and is no page of `{command}`; choose another name")
+    except OSError as error:
+        raise UserError(f"--out: {path} can't be read ({error.strerror or error}); choose another name") from error
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}; make it first")
+
+
 def write_page(path: Path, text: str) -> None:
     """Write a page; an older one is replaced, once this one is whole.
 
