@@ -85,10 +85,12 @@ def check(
     say(f"reading {len(data.train):,} records …")
     report = read(data, say)
     pictures, texts = Pictures(), Texts(_special(data.frontend))
+    met = []
     for source, (records, indices) in enumerate(_parts(data, report)):
-        with counting(console, "looking at pictures and texts", len(indices)) as count:
-            survey(records, indices, pictures, texts if source == 0 else None, source, count)
-    found = sorted(findings(data, report, pictures, texts), key=lambda one: _ORDER.index(one.kind))
+        with counting(Console(stderr=True), "looking at pictures and texts", len(indices)) as count:
+            met.append(survey(records, indices, pictures, texts if source == 0 else None, source, count))
+    sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
+    found = sorted(findings(data, report, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     if model is not None:
         found.insert(0, without_picture(data, report, model, say))
     facts = [
@@ -156,32 +158,35 @@ def _parts(data: Data, report: DataReport) -> Iterator[tuple[Records, Sequence[i
         yield data.held, range(len(data.held))
 
 
-def findings(data: Data, report: DataReport, pictures: Pictures, texts: Texts) -> Iterator[Finding]:
-    """All but what a language model says."""
+def findings(
+    data: Data, report: DataReport, pictures: Pictures, texts: Texts, sides: tuple[set[int], set[int]]
+) -> Iterator[Finding]:
+    """All but what a language model says.
+
+    Args:
+        sides: numbers of the pictures that are trained on, and of those that are held out.
+    """
     section, frontend = data.recipe.data, data.frontend
     yield from of_records(report, section)
     yield from of_texts(texts, len(report.kept))
     same, near = pictures.groups()
-    yield from of_pictures(pictures, same, near, sides_of(data, report, pictures))
+    yield from of_pictures(pictures, same, near, sides)
     if frontend is not None:
         yield lengths(report, frontend.tokens_per_image)
         if (side := input_side(frontend.image_processor)) is not None:
             yield from of_sizes(pictures, side, frontend.tokens_per_image, section)
 
 
-def sides_of(data: Data, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
-    """Numbers of the pictures that a run would train on, and of those that it would hold out."""
-    assert report.pictures is not None
-    if data.held is not None:
-        trained = {pictures.numbers[key] for keys in report.pictures for key in keys}
-        other = {number for number, place in enumerate(pictures.places) if place.source == 1}
-        return trained, other
+def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
+    """Numbers of the pictures that a run would train on, and of those that it would hold out; none if it can't."""
     whole = _readable(report, pictures)
     if not can_hold_out(whole):
         return set(), set()
-    parts = hold_out(whole, data.recipe.data.held_out or _HELD_OUT, data.recipe.seed)
-    one, other_part = ({pictures.numbers[key] for keys in part.pictures or [] for key in keys} for part in parts)
-    return one, other_part
+    trained, held = (
+        {pictures.numbers[key] for keys in part.pictures or [] for key in keys}
+        for part in hold_out(whole, recipe.data.held_out or _HELD_OUT, recipe.seed)
+    )
+    return trained, held
 
 
 def _readable(report: DataReport, pictures: Pictures) -> DataReport:

@@ -34,13 +34,12 @@ class Pictures:
     Attributes:
         places: where each was first seen.
         problems: of those that can't be read, by their number.
-        uses: of each, how many records have it.
+        numbers: by the pictures' keys (``picture_key``).
     """
 
     places: list[Place] = field(default_factory=list)
     problems: dict[int, BadImage] = field(default_factory=dict)
-    uses: list[int] = field(default_factory=list)
-    numbers: dict[int, int] = field(default_factory=dict)  # by their key
+    numbers: dict[int, int] = field(default_factory=dict)
     _found: list[Fingerprint] = field(default_factory=list)
     _of: list[int] = field(default_factory=list)
 
@@ -80,14 +79,18 @@ def survey(
     texts: Texts | None,
     source: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> None:
+) -> set[int]:
     """Read records, and look at each picture that isn't known yet, in threads: PIL decodes without Python's lock.
 
     Args:
         indices: of the records.
         texts: gets the texts; None: they aren't looked at.
         source: of the pictures' places.
+
+    Returns:
+        The numbers of the records' pictures, those that were known already too.
     """
+    met: set[int] = set()
     waiting: list[tuple[int, ImageRef]] = []
     with ThreadPoolExecutor() as pool:
         for index in indices:
@@ -99,14 +102,14 @@ def survey(
                 known = pictures.numbers.setdefault(key, len(pictures.places))
                 if known == len(pictures.places):
                     pictures.places.append(Place(source, int(index), number))
-                    pictures.uses.append(0)
                     waiting.append((known, image))
-                pictures.uses[known] += 1
+                met.add(known)
             if len(waiting) >= _AT_ONCE:
                 _look(pool, waiting, pictures)
                 waiting = []
             progress(1)
         _look(pool, waiting, pictures)
+    return met
 
 
 def _look(pool: ThreadPoolExecutor, waiting: list[tuple[int, ImageRef]], pictures: Pictures) -> None:
