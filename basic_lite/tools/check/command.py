@@ -88,7 +88,8 @@ def check(
     met = []
     for source, (records, indices) in enumerate(_parts(data, report)):
         with counting(Console(stderr=True), "looking at pictures and texts", len(indices)) as count:
-            met.append(survey(records, indices, pictures, texts if source == 0 else None, source, count))
+            about, keys = (texts, report.pictures) if source == 0 else (None, None)
+            met.append(survey(records, indices, pictures, about, source, keys, count))
     sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
     found = sorted(findings(data, report, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     if model is not None:

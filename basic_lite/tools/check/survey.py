@@ -78,6 +78,7 @@ def survey(
     pictures: Pictures,
     texts: Texts | None,
     source: int,
+    keys: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> set[int]:
     """Read records, and look at each picture that isn't known yet, in threads: PIL decodes without Python's lock.
@@ -86,6 +87,7 @@ def survey(
         indices: of the records.
         texts: gets the texts; None: they aren't looked at.
         source: of the pictures' places.
+        keys: of each record's pictures, where they are known (``picture_key``).
 
     Returns:
         The numbers of the records' pictures, those that were known already too.
@@ -93,12 +95,12 @@ def survey(
     met: set[int] = set()
     waiting: list[tuple[int, ImageRef]] = []
     with ThreadPoolExecutor() as pool:
-        for index in indices:
+        for at, index in enumerate(indices):
             record = records[int(index)]
             if texts is not None:
                 texts.add(int(index), record)
             for number, image in enumerate(record.images):
-                key = picture_key(image, as_it_is=False)
+                key = keys[at][number] if keys is not None else picture_key(image, as_it_is=False)
                 known = pictures.numbers.setdefault(key, len(pictures.places))
                 if known == len(pictures.places):
                     pictures.places.append(Place(source, int(index), number))

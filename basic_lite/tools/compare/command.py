@@ -45,12 +45,15 @@ def _sheets(found: Comparison) -> Iterator[Sheet]:
         scores.add(side.name, *[str(len(side.places))] * several, f"{one.value:.3f}", between(one))
     yield scores
     tests = [one.test for one in found.against]
-    head = ("it alone right", "first alone right", "McNemar p") if any(tests) else ()
-    against = Sheet((f"minus {names[0]}", "difference", "95 % interval", *head, ""))
+    head = ("only it", "only first", "p") if any(tests) else ()
+    title = f"minus {names[0]}, with its 95 % interval" + "; questions that only one has right, McNemar's p" * bool(
+        head
+    )
+    against = Sheet(("run", "difference", *head, "verdict"), title, text=("verdict",))
     for name, other in zip(names[1:], found.against, strict=True):
         test = other.test
         counts = (str(test.second), str(test.first), f"{test.p:.3g}") if test else ("–",) * len(head)
-        against.add(name, f"{other.gain.value:+.3f}", between(other.gain, "+"), *counts, other.verdict)
+        against.add(name, other.gain.text, *counts, other.verdict)
     yield against
     if found.types:
         changes = [f"{name} − {names[0]}" for name in names[1:]]
@@ -65,6 +68,6 @@ def _sheets(found: Comparison) -> Iterator[Sheet]:
         yield losses
 
 
-def between(one: Interval, sign: str = "") -> str:
+def between(one: Interval) -> str:
     """An interval in words."""
-    return f"{one.low:{sign}.3f} to {one.high:{sign}.3f}"
+    return f"{one.low:.3f} to {one.high:.3f}"

@@ -1,5 +1,6 @@
 """Values with their intervals, one under the other, as SVG. Colours come from the page's style."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -39,11 +40,10 @@ class Forest:
 
         bottom = TOP + ROW * len(self.rows)
         parts = []
-        for number in range(5):
-            value = low + margin + number / 4 * (high - low - 2 * margin)
+        for value in _round_values(low, high):
             x = at(value)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:{self._form}}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:.3g}</text>')
         if self.zero:
             parts.append(f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="{TOP}" y2="{bottom}"/>')
         for number, (name, one) in enumerate(self.rows):
@@ -57,6 +57,10 @@ class Forest:
         label = escape(self.says, quote=True)
         return f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
-    @property
-    def _form(self) -> str:
-        return "+.3f" if self.zero else ".3f"
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Some four to eight round numbers between two ends."""
+    rough = (high - low) / 5
+    unit = 10 ** math.floor(math.log10(rough))
+    step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda one: abs(one - rough))
+    return [round(step * n, 9) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
