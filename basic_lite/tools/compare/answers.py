@@ -77,7 +77,7 @@ def _digest(row: Mapping[str, Any]) -> str:
 
 def _score(row: Mapping[str, Any]) -> float | None:
     """From 0 to 1; files of earlier versions only say what is right."""
-    value = row.get("score", row.get("correct"))
+    value = row.get("correct") if row.get("score") is None else row["score"]
     return float(value) if isinstance(value, bool | int | float) else None
 
 
