@@ -19,9 +19,12 @@ import typer
 from typer.exceptions import TyperException
 
 from basic_lite.commands.asking import chat, evaluate
+from basic_lite.commands.check import check
 from basic_lite.commands.common import note
+from basic_lite.commands.compare import compare
 from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
+from basic_lite.commands.doctor import doctor
 from basic_lite.commands.export import export
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
@@ -63,7 +66,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, train, estimate, run, chat, report, export, runs, clean, keys):
+for command in (demo, data, check, train, estimate, run, chat, report, export, runs, compare, clean, keys, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 

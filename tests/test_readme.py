@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("DATA", "TRAINING", "EXPORT"))]
 # Run elsewhere: the first two by every fresh install and .ci/run, the demo by tests/demo, several processes by
-# tests/training/test_processes.py.
-ELSEWHERE = ("pip ", "basic-lite demo", "pytest", "accelerate launch ")
+# tests/training/test_processes.py, the doctor by tests/tools/doctor.
+ELSEWHERE = ("pip ", "basic-lite demo", "basic-lite doctor", "pytest", "accelerate launch ")
 MOST_LINES = 200
 # Pages that begin where README has trained already.
 STAGES = ("basic-lite train recipes/7b_pretrain.yaml", "basic-lite train recipes/7b_qlora.yaml")

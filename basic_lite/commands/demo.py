@@ -18,6 +18,10 @@ def demo(
             "--rebuild", help="Train the demo's vision encoder and LLM again instead of using the shipped ones (long)."
         ),
     ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Then train without BASIC too, and compare both (as long again): compare.html."),
+    ] = False,
     photos: Annotated[
         Path | None,
         typer.Option(help="Only write this new folder: 50 pictures and captions.csv, to try `basic-lite data` with."),
@@ -36,7 +40,11 @@ def demo(
     from basic_lite.demo.run import demo as run_demo
 
     try:
-        run_demo(out, seed=seed, rebuild=rebuild)
+        place = run_demo(out, seed=seed, rebuild=rebuild)
+        if compare:
+            from basic_lite.demo.compare import compare_on_and_off
+
+            compare_on_and_off(place)
     except Interrupted:
         note("stopped; run the same command to continue")
         raise typer.Exit(130) from None

@@ -184,6 +184,25 @@ def require_whole(image: ImageRef) -> None:
         to_rgb(opened)
 
 
+def open_small(image: ImageRef, least: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture as ``open_image`` gives it, perhaps smaller, and the width and height it has in its file, upright.
+
+    Args:
+        least: a JPEG is decoded at a half, a quarter or an eighth, as long as both sides keep so many pixels.
+
+    Raises:
+        BadImage: as ``open_image``.
+    """
+    with _reading(image) as opened:
+        size = opened.size
+        opened.draft(None, (least, least))
+        opened.load()
+        before = opened.size
+        _turn_upright(opened)
+        turned = opened.size != before
+        return to_rgb(opened), (size[1], size[0]) if turned else size
+
+
 @contextmanager
 def _reading(image: ImageRef) -> Iterator[Image.Image]:
     if image.blob is None:

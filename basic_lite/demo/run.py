@@ -23,10 +23,13 @@ from basic_lite.training.bundle import load_trained
 from basic_lite.training.files import write_json
 
 
-def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | None = None) -> None:
+def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | None = None) -> Place:
     """Make the world, train both stages, evaluate on held-out images, print the table.
 
     Everything lies below ``out`` and is reused by the next call with the same settings.
+
+    Returns:
+        Where it lies.
 
     Raises:
         UserError: ``out`` holds something else.
@@ -40,6 +43,7 @@ def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | 
     place = _prepare(out, seed, rebuild, phases)
     columns, captions = _train_and_score(place, phases, console)
     show_report(place, columns, captions, phases, console)
+    return place
 
 
 def _prepare(out: Path, seed: int, rebuild: bool, phases: Phases) -> Place:

@@ -58,6 +58,18 @@ def table_in(report: str) -> str:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("small")
+def test_basic_on_and_off_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--out", str(tmp_path / "demo"), "--compare"])
+    out = capsys.readouterr().out
+    assert not stopped.value.code and "12 questions" in out and "minus BASIC off" in out
+    off = tmp_path / "demo" / "off" / "stage2"
+    assert all("das" not in line for line in steps_of(off))
+    assert "BASIC on against BASIC off" in (tmp_path / "demo" / "compare.html").read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("small")
 def test_demo_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = quiet()
     demo_run.demo(tmp_path / "demo", seed=3, console=console)

@@ -185,7 +185,7 @@ def _target(path: Path, overwrite: bool) -> Path:
     return path
 
 
-class _Words:
+class Words:
     """Stands where the tokenizer belongs: conversations are put in order, and nothing is tokenised."""
 
     def encode(self, record: Record, max_length: int) -> Encoded:
@@ -199,8 +199,8 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     section = recipe.data.model_copy(update={"bad_records": "drop", "too_long": "drop", "check_images": "open"})
     assert not isinstance(section.train, list)
     records = found.records if section.train.prompt is None else load_records(section.train, root=Path.cwd())
-    frontend, reason = _frontend(recipe)
-    encoder: Encoder = _Words()
+    frontend, reason = frontend_or_why(recipe)
+    encoder: Encoder = Words()
     if frontend is not None:
         count = frontend.tokens_per_image
         encoder = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, count)
@@ -257,7 +257,7 @@ def _unknown_words(encoder: Encoder, records: Sequence[Record], recipe: Recipe, 
         )
 
 
-def _frontend(recipe: Recipe) -> tuple[Frontend | None, str]:
+def frontend_or_why(recipe: Recipe) -> tuple[Frontend | None, str]:
     """The model's tokenizer and image processor, or why they can't be had."""
     try:
         return load_frontend(recipe.model), ""

@@ -1,23 +1,19 @@
 """``report.html`` of a run: one file that a browser opens without a network, written from the run's folder."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from basic_lite.errors import UserError
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
+from basic_lite.tools.report.html import fill, write_page
 from basic_lite.tools.runs import known_before
 from basic_lite.training.evaluation import RISE
-from basic_lite.training.places import PART, REPORT
+from basic_lite.training.places import REPORT
 from basic_lite.training.progress import clock
 
 # Dropped records that are shown; all of them are in the run's data.json.
@@ -44,21 +40,15 @@ def write_report(run: Path) -> Path:
         UserError: no run, nothing to report yet, or the file can't be written.
     """
     path = run / REPORT
-    text = render(read_run(run))
-    scratch = path.with_name(REPORT + PART)
-    try:
-        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
-        os.replace(scratch, path)
-    except OSError as error:
-        raise UserError(f"can't write {path} ({error.strerror or error}); make room, or allow writing there") from error
+    write_page(path, render(read_run(run)))
     return path
 
 
 def render(facts: RunFacts) -> str:
     """The page's text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("basic_lite.tools.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return fill(
+        "basic_lite.tools.report",
+        "report.html.j2",
         name=facts.path.resolve().name,
         state=facts.state,
         changed=facts.row.changed,

@@ -1,0 +1,39 @@
+"""``compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders, or files of predictions; others against the first."),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RUN,RUN,…",
+            help="Runs that are one side: the same recipe with several seeds. Once for each side.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write a page there, such as compare.html.", show_default=False)
+    ] = None,
+) -> None:
+    """Say whether one run answered the same questions better than another, or whether that may be chance.
+
+    Takes what `eval` wrote into the runs. Of several files the newest is taken that answers the same questions in all
+    runs; runs that answered different questions, or were scored by different rules, are refused. Questions whose
+    pictures one of the runs was trained on are left out.
+
+    Each difference has its 95 % interval (a paired bootstrap over questions, and over runs where a side has several).
+    Two single runs also have McNemar's test: of the questions that one alone has right, is the split uneven beyond
+    chance? Beside that stand the losses of the runs at the same steps.
+    """
+    from basic_lite.tools.compare.command import compare as show_comparison
+    from basic_lite.tools.compare.comparison import sides_of
+
+    show_comparison(sides_of(runs or [], group or []), out)

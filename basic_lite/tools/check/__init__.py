@@ -1,0 +1,1 @@
+"""``basic-lite check``: the doctor of data, before any training."""

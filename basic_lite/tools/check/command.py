@@ -1,0 +1,228 @@
+"""``basic-lite check``: everything about data that a person should know before a training."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from basic_lite.console import Say, Sheet, counting, quiet_libraries, show, speaker
+from basic_lite.data.chat import ChatFormat, Encoder
+from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.guess import source_of
+from basic_lite.data.held_out import can_hold_out, hold_out
+from basic_lite.data.prepare import counter
+from basic_lite.data.records import Records
+from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
+from basic_lite.model.frontend import Frontend, input_side
+from basic_lite.printable import printable
+from basic_lite.recipe import load_recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.check.findings import Example, Finding, lengths, of_pictures, of_records, of_sizes, of_texts
+from basic_lite.tools.check.page import COMMAND, write_check
+from basic_lite.tools.check.survey import Pictures, survey
+from basic_lite.tools.check.texts import USUAL_TOKENS, Texts
+from basic_lite.tools.data.command import Words, frontend_or_why
+from basic_lite.tools.data.look import look
+from basic_lite.tools.data.write import from_here, legal_name
+from basic_lite.tools.report.html import require_own
+
+_RECIPES = (".yaml", ".yml")
+_ORDER = ("bad", "look", "fact")
+# As `basic-lite data` holds out.
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is looked at.
+
+    Attributes:
+        recipe: with the data in it.
+        frontend: the model's tokenizer and image processor; None: they aren't here, and ``why`` says why.
+        held: records for evaluation that are a file of their own; None: there are none.
+    """
+
+    name: str
+    recipe: Recipe
+    train: Records
+    held: Records | None
+    frontend: Frontend | None
+    why: str
+
+
+def check(
+    path: Path,
+    *,
+    base: str,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    model: str | None = None,
+    console: Console | None = None,
+) -> list[Finding]:
+    """Look at data, say what was found, and write the page.
+
+    Args:
+        path: data, or a recipe that names it.
+        base: the recipe that data is looked at for; a file or the name of a shipped one.
+        out: the page's file; None: ``NAME_check.html`` here.
+        model: a language model that answers without the pictures; None: none does.
+
+    Raises:
+        UserError: there is no data, nothing in it can be used, or the page can't be written.
+    """
+    console = console or Console(highlight=False)
+    quiet_libraries()
+    say = speaker(console)
+    data = opened(path, base, overrides)
+    target = out or Path(f"{data.name}_check.html")
+    require_own(target, COMMAND)
+    if data.frontend is None:
+        say(f"note: lengths in tokens and what the encoder loses aren't known: {data.why}")
+    say(f"reading {len(data.train):,} records …")
+    report = read(data, say)
+    pictures, texts = Pictures(), Texts(_special(data.frontend))
+    met = []
+    for source, (records, indices) in enumerate(_parts(data, report)):
+        with counting(Console(stderr=True), "looking at pictures and texts", len(indices)) as count:
+            about, keys = (texts, report.pictures) if source == 0 else (None, None)
+            met.append(survey(records, indices, pictures, about, source, keys, count))
+    sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
+    found = sorted(findings(data, report, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
+    if model is not None:
+        found.insert(0, without_picture(data, report, model, say))
+    facts = [
+        f"{len(report.kept):,} of {report.total:,} records can be used; {len(pictures.places):,} pictures",
+        f"looked at as the recipe {data.recipe.name} would train on it",
+    ]
+    say(facts[0])
+    show(console, _table(found))
+    sources = [data.train, *([data.held] if data.held is not None else [])]
+    write_check(target, data.name, facts, found, sources, pictures)
+    console.print(printable(f"page with examples: {target}"), soft_wrap=True, markup=False)
+    return found
+
+
+def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
+    """The records that a path means, and the recipe they are looked at for.
+
+    Raises:
+        UserError: there is no data, or the recipe is wrong.
+    """
+    if path.suffix.lower() in _RECIPES:
+        recipe, name = load_recipe(path.as_posix(), list(overrides)), path.stem
+    else:
+        name = legal_name(path)
+        section = from_here(source_of(path))
+        own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
+        given = {text.partition("=")[0].strip() for text in overrides}
+        evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
+        alone = [] if evaluated else ["data.eval=null", "training.eval_every=null"]
+        recipe = load_recipe(base, [f"name={json.dumps(name)}", f"data.train={own}", *alone, *overrides])
+        if not isinstance(recipe.data.train, list) and recipe.data.train.prompt is None:
+            seen = look(recipe.data.train)
+            if seen.captions and recipe.data.template != "plain":
+                prompted = recipe.data.train.model_copy(update={"prompt": list(seen.prompts)})
+                recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": prompted})})
+    train = load_records(recipe.data.train, root=Path.cwd(), key="data.train")
+    held = recipe.data.eval and load_records(recipe.data.eval, root=Path.cwd(), key="data.eval")
+    frontend, why = frontend_or_why(recipe)
+    return Data(name, recipe, train, held or None, frontend, why)
+
+
+def read(data: Data, say: Say) -> DataReport:
+    """Read and tokenise all records; those with a problem are left out, not refused.
+
+    Raises:
+        UserError: none can be used.
+    """
+    kinder = {"bad_records": "drop", "too_long": "drop", "check_images": "exists"}
+    section = data.recipe.data.model_copy(update=kinder)
+    encoder: Encoder = Words()
+    if (frontend := data.frontend) is not None:
+        encoder = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    return check_data(data.train, encoder, section, progress=counter("data"), say=say, pictures=True)
+
+
+def _special(frontend: Frontend | None) -> Sequence[str]:
+    if frontend is None:
+        return USUAL_TOKENS
+    return [str(token) for token in frontend.tokenizer.all_special_tokens if len(str(token)) > 1]
+
+
+def _parts(data: Data, report: DataReport) -> Iterator[tuple[Records, Sequence[int]]]:
+    yield data.train, report.kept.tolist()
+    if data.held is not None:
+        yield data.held, range(len(data.held))
+
+
+def findings(
+    data: Data, report: DataReport, pictures: Pictures, texts: Texts, sides: tuple[set[int], set[int]]
+) -> Iterator[Finding]:
+    """All but what a language model says.
+
+    Args:
+        sides: numbers of the pictures that are trained on, and of those that are held out.
+    """
+    section, frontend = data.recipe.data, data.frontend
+    yield from of_records(report, section)
+    yield from of_texts(texts, len(report.kept))
+    same, near = pictures.groups()
+    yield from of_pictures(pictures, same, near, sides)
+    if frontend is not None:
+        yield lengths(report, frontend.tokens_per_image)
+        if (side := input_side(frontend.image_processor)) is not None:
+            yield from of_sizes(pictures, side, frontend.tokens_per_image, section)
+
+
+def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
+    """Numbers of the pictures that a run would train on, and of those that it would hold out; none if it can't."""
+    whole = _readable(report, pictures)
+    if not can_hold_out(whole):
+        return set(), set()
+    trained, held = (
+        {pictures.numbers[key] for keys in part.pictures or [] for key in keys}
+        for part in hold_out(whole, recipe.data.held_out or _HELD_OUT, recipe.seed)
+    )
+    return trained, held
+
+
+def _readable(report: DataReport, pictures: Pictures) -> DataReport:
+    """Without the records whose pictures can't be read: a run leaves them out before it holds out."""
+    assert report.pictures is not None
+    good = [not any(pictures.numbers[key] in pictures.problems for key in keys) for keys in report.pictures]
+    chosen = np.array(good, dtype=bool)
+    columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
+    kept = [keys for keys, whole in zip(report.pictures, good, strict=True) if whole]
+    return replace(report, **columns, pictures=kept)
+
+
+def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Finding:
+    """What a language model makes of the answers without the pictures."""
+    from basic_lite.tools.check.blind import blind  # loads a model's code, for this option alone
+
+    seen = blind(data.train, report.kept[report.n_images > 0].tolist(), model)
+    if not seen.answers:
+        raise UserError("--model: no record has a picture, a question and an answer; leave the option out")
+    say(f"{model} read {seen.answers} answers without their pictures, on {seen.on}")
+    share = seen.right / seen.answers
+    return Finding(
+        "look" if share >= 0.3 else "fact", "answered blind", f"{share:.0%}",
+        f"of {seen.answers} answers {model} finds each word likeliest without the picture; its loss on them is "
+        f"{seen.loss:.2f} nats a token",
+        "take questions that need the picture" * (share >= 0.3),
+        [Example("", (place, 0)) for place in seen.places[:12]],
+    )  # fmt: skip
+
+
+def _table(found: Sequence[Finding]) -> Sheet:
+    table = Sheet(("finding", "how much", ""), text=("how much",))
+    for before, one in zip([None, *found], found, strict=False):
+        if before is not None and before.kind != one.kind:
+            table.end_section()
+        text = f"{one.text}; {one.mend}" if one.mend else one.text
+        table.add(one.name, one.count, text, style="bold" if one.kind == "bad" else "")
+    return table

@@ -1,0 +1,236 @@
+"""What is wrong with data, or worth knowing, and which key or command mends it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basic_lite.data.check import DataReport
+from basic_lite.data.problems import NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.recipe.schema import DataSection
+from basic_lite.tools.check.survey import Pictures
+from basic_lite.tools.check.texts import COMMON, Texts
+
+# Examples of a finding on the page.
+MOST_EXAMPLES = 12
+# From this share on that the commonest answer to a question is right, the picture is hardly needed.
+_MUCH = 0.5
+# Pictures that lose so much of their length, and the share of them from which it is a finding.
+_SHRUNK, _MANY = 4.0, 0.2
+# Share of a padded picture that is padding.
+_PADDING = 0.4
+
+
+@dataclass(frozen=True)
+class Example:
+    """What stands for a finding on the page.
+
+    Attributes:
+        record: its index, and 1 for the file for evaluation.
+        pictures: numbers of pictures that are shown.
+    """
+
+    text: str = ""
+    record: tuple[int, int] | None = None
+    pictures: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding.
+
+    Attributes:
+        kind: ``bad``: mend it; ``look``: it may be meant so; ``fact``: only to know.
+        name: short.
+        count: what was counted, or a share, in words.
+        text: what it is.
+        mend: what to do.
+    """
+
+    kind: Literal["bad", "look", "fact"]
+    name: str
+    count: str
+    text: str
+    mend: str = ""
+    examples: Sequence[Example] = field(default_factory=list)
+
+
+def of_records(report: DataReport, section: DataSection) -> Iterator[Finding]:
+    """What can't be used, what is cut, and how long records are."""
+    groups: dict[str, list[RecordProblem]] = {}
+    for one in report.problems:
+        groups.setdefault(one.kind, []).append(one)
+    for kind, problems in groups.items():
+        key = "data.too_long" if kind == TooLong.kind else "data.bad_records"
+        mend = "give each record an answer" if kind == NoSupervisedToken.kind else "mend them"
+        if kind == TooLong.kind:
+            mend = f"raise data.max_length (now {section.max_length:,}; more memory)"
+        yield Finding(
+            "bad", f"records: {kind}", _of(len(problems), report.total), "these can't be trained on",
+            f"{mend}, or leave them out with {key}=drop", [Example(str(one)) for one in problems[:MOST_EXAMPLES]],
+        )  # fmt: skip
+    cut = np.flatnonzero(report.cut)
+    if len(cut):
+        yield Finding(
+            "look", "answers cut", _of(len(cut), len(report.kept)),
+            f"text beyond data.max_length={section.max_length} is cut off their ends, {int(report.cut.sum()):,} tokens",
+            "raise data.max_length, which takes more memory, or shorten them",
+            [Example(f"{report.cut[at]:,} tokens are cut", (int(report.kept[at]), 0)) for at in cut[:MOST_EXAMPLES]],
+        )  # fmt: skip
+
+
+def lengths(report: DataReport, tokens_per_image: int) -> Finding:
+    """How long records are, in tokens."""
+    middle, long, longest = np.quantile(report.lengths, [0.5, 0.95, 1.0]).astype(int).tolist()
+    return Finding(
+        "fact", "length", f"{middle:,} tokens",
+        f"half of the records have at most so many, 95 % at most {long:,}, the longest {longest:,}; a picture is "
+        f"{tokens_per_image:,} of them",
+    )  # fmt: skip
+
+
+def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
+    """Blank and endless answers, special tokens, scripts, and answers that need no picture."""
+    for kind, name, text, mend in (
+        (texts.blank, "blank answers", "an answer of these has no text", "write it, or take the turn out"),
+        (texts.repeating, "endless answers", "a long answer says the same again and again, and so will the model",
+         "take them out, or cut them where they begin to repeat"),
+        (texts.with_token, "special tokens in text", f"the model reads these as its own marks: {_tokens(texts)}",
+         "take them out of the texts; a format's marks belong to data.template"),
+    ):  # fmt: skip
+        if kind.count:
+            examples = [Example("", (place, 0)) for place in kind.places[:MOST_EXAMPLES]]
+            yield Finding("bad", name, _of(kind.count, total), text, mend, examples)
+    prior = texts.prior()
+    if prior.pairs:
+        share = prior.right / prior.pairs
+        worst = [
+            Example(f"asked {times:,} times; one answer is right {part:.0%} of the time", (place, 0))
+            for place, times, part in prior.worst[:MOST_EXAMPLES]
+        ]
+        yield Finding(
+            "look" if share >= _MUCH else "fact", "answers by rote", f"{share:.0%}",
+            f"of {prior.pairs:,} questions that are asked {COMMON} times or more, so many are answered right by the "
+            "commonest answer to the same question, without the picture",
+            "a score on these says little; add pictures with other answers to them" * (share >= _MUCH),
+            worst,
+        )  # fmt: skip
+    scripts = ", ".join(f"{name} {_of(count, total)}" for name, count in texts.scripts.most_common(5))
+    yield Finding(
+        "fact", "scripts", str(len(texts.scripts)),
+        f"the answers' letters: {scripts}; languages of one script aren't told apart, and a model must know them all",
+        examples=[Example(name, (place, 0)) for name, place in list(texts.examples.items())[:MOST_EXAMPLES]],
+    )  # fmt: skip
+
+
+def _tokens(texts: Texts) -> str:
+    return ", ".join(f"{token} ({count:,})" for token, count in texts.tokens.most_common(5))
+
+
+def of_pictures(
+    pictures: Pictures, same: NDArray[np.int64], near: NDArray[np.int64], sides: tuple[set[int], set[int]]
+) -> Iterator[Finding]:
+    """Pictures that can't be read, that are there twice, and that are on both sides of the split.
+
+    Args:
+        same, near: ``Pictures.groups``.
+        sides: numbers of the pictures that are trained on, and of those that are held out.
+    """
+    count, readable = len(pictures.places), pictures.readable
+    if pictures.problems:
+        yield Finding(
+            "bad", "unreadable pictures", _of(len(pictures.problems), count), "these are broken or no pictures",
+            "fetch them again, or leave their records out with data.bad_records=drop",
+            [Example(f"{one.what}; {one.mend}", _record(pictures, number))
+             for number, one in list(pictures.problems.items())[:MOST_EXAMPLES]],
+        )  # fmt: skip
+    firsts = np.flatnonzero(same == np.arange(len(same)))  # one of each file
+    copies, looks = _copies(same, readable), _copies(near[firsts], readable[firsts])
+    for name, groups, text in (
+        ("pictures twice", copies, "files under several names hold the same picture"),
+        ("pictures that look alike", looks, "they differ little: resized, saved anew, or frames of one scene"),
+    ):
+        if groups:
+            extra = sum(len(group) - 1 for group in groups)
+            yield Finding(
+                "look", name, _of(extra, count), f"{text}; {len(groups):,} such groups",
+                "they count as often in training; keep one of each where that isn't meant",
+                [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]],
+            )  # fmt: skip
+    yield from _leaks(same, near, readable, sides)
+
+
+def _leaks(
+    same: NDArray[np.int64], near: NDArray[np.int64], readable: NDArray[np.int64], sides: tuple[set[int], set[int]]
+) -> Iterator[Finding]:
+    """Held-out pictures that are also trained on."""
+    trained, held = sides
+    leaked: dict[int, int] = {}
+    for labels in (same, near):
+        first: dict[int, int] = {}
+        for number, label in zip(readable.tolist(), labels.tolist(), strict=True):
+            if number in trained:
+                first.setdefault(label, number)
+        for number, label in zip(readable.tolist(), labels.tolist(), strict=True):
+            if number in held and number not in trained and label in first:
+                leaked.setdefault(number, first[label])
+    leaked |= {number: number for number in trained & held}
+    if leaked:
+        yield Finding(
+            "bad", "held out, but trained on", _of(len(leaked), len(held)),
+            "these held-out pictures, or ones that look like them, are trained on, so the held-out score is too good",
+            "take the copies out, or name other data for evaluation (data.eval.path)",
+            [Example("", None, tuple(dict.fromkeys(pair))) for pair in list(leaked.items())[:MOST_EXAMPLES]],
+        )  # fmt: skip
+
+
+def of_sizes(pictures: Pictures, side: int, tokens: int, section: DataSection) -> Iterator[Finding]:
+    """What the encoder's square leaves of the pictures.
+
+    Args:
+        side: of that square, in pixels.
+        tokens: of an image.
+    """
+    sizes = pictures.sizes
+    if not len(sizes):
+        return
+    long, short = sizes.max(axis=1), sizes.min(axis=1)
+    shrunk = np.maximum(long / side, 1.0)
+    lost = np.flatnonzero(shrunk > _SHRUNK)
+    share = len(lost) / len(sizes)
+    order = lost[np.argsort(-shrunk[lost])][:MOST_EXAMPLES]
+    yield Finding(
+        "look" if share >= _MANY else "fact", "pictures made small", f"{share:.0%}",
+        f"so many are made more than {_SHRUNK:.0f} times smaller for the encoder's {side} × {side} pixels ({tokens:,} "
+        f"tokens); the middle one {np.median(shrunk):.1f} times, and small writing is lost",
+        "cut out what matters, or take an encoder with more pixels" * (share >= _MANY),
+        [Example(f"{sizes[at][0]} × {sizes[at][1]} pixels", None, (int(pictures.readable[at]),)) for at in order],
+    )  # fmt: skip
+    oblong = 1 - float((short / long).mean())
+    if oblong >= _PADDING:
+        what = "of the encoder's square is padding" if section.image_fit == "pad" else "of their shape is pressed away"
+        yield Finding(
+            "look", "oblong pictures", f"{oblong:.0%}",
+            f"on average so much {what} by data.image_fit={section.image_fit}",
+            "cut them into parts that are nearly square",
+        )  # fmt: skip
+
+
+def _copies(labels: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[list[int]]:
+    """Groups of two pictures or more, the largest first."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0]) if len(labels) else np.array([], dtype=int)
+    groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    return [numbers[group].tolist() for group in sorted(groups, key=len, reverse=True)]
+
+
+def _record(pictures: Pictures, number: int) -> tuple[int, int]:
+    place = pictures.places[number]
+    return place.record, place.source
+
+
+def _of(count: int, total: int) -> str:
+    share = f"{count / total:.1%}" if total else ""
+    return f"{count:,} ({share})" if share else f"{count:,}"

@@ -1,0 +1,77 @@
+"""Pictures that look alike, without comparing each with each."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Bits of 128 that two pictures which look alike may differ in. Those that differ in 4 or fewer have one of the five
+# bands in common, so they are always compared.
+NEAR_BITS = 6
+BANDS = ((0, 3), (3, 6), (6, 9), (9, 12), (12, 16))
+# Mean levels of 255 that their thumbnails may differ by.
+NEAR_LEVELS = 6
+# Pictures with one band are compared with so many of them at most, those with the nearest hashes.
+WINDOW = 1000
+
+
+def alike(hashes: NDArray[np.uint8], thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Groups of pictures that look alike: for each picture the number of the first one of its group.
+
+    Memory beside the input: some 60 bytes a picture.
+
+    Args:
+        hashes: [n, 16].
+        thumbs: [n, 192].
+
+    Returns:
+        [n].
+    """
+    count = len(hashes)
+    labels = np.arange(count)
+    wide = np.ascontiguousarray(hashes).view(">u8").astype(np.uint64)  # [n, 2]
+    for start, end in BANDS:
+        band = np.zeros(count, dtype=np.int64)
+        for byte in range(start, end):
+            band = band << 8 | hashes[:, byte]
+        order = np.lexsort((wide[:, 1], wide[:, 0], band))
+        sorted_band = band[order]
+        # Of each place, where its run of equal bands ends.
+        ends = np.searchsorted(sorted_band, sorted_band, side="right")
+        alive = np.arange(count)
+        for step in range(1, WINDOW):
+            alive = alive[alive + step < ends[alive]]
+            if not len(alive):
+                break
+            labels = _joined(labels, order[alive], order[alive + step], wide, thumbs)
+    return labels
+
+
+def _joined(
+    labels: NDArray[np.int64],
+    one: NDArray[np.int64],
+    other: NDArray[np.int64],
+    wide: NDArray[np.uint64],
+    thumbs: NDArray[np.uint8],
+) -> NDArray[np.int64]:
+    """The labels, once pairs that look alike are in one group."""
+    apart = labels[one] != labels[other]
+    one, other = one[apart], other[apart]
+    near = np.bitwise_count(wide[one] ^ wide[other]).sum(axis=1) <= NEAR_BITS
+    one, other = one[near], other[near]
+    levels = np.abs(thumbs[one].astype(np.int16) - thumbs[other]).mean(axis=1)
+    pairs = np.stack([one, other], axis=1)[levels <= NEAR_LEVELS]
+    if not len(pairs):
+        return labels
+    parent = labels.copy()
+    for a, b in pairs.tolist():
+        first, second = _root(parent, a), _root(parent, b)
+        parent[max(first, second)] = min(first, second)
+    while not np.array_equal(parent, parent[parent]):
+        parent = parent[parent]
+    return parent
+
+
+def _root(parent: NDArray[np.int64], place: int) -> int:
+    while parent[place] != place:
+        parent[place] = parent[parent[place]]
+        place = int(parent[place])
+    return place

@@ -1,0 +1,74 @@
+"""The page of a check: each finding with examples, in one file that a browser opens without a network."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from basic_lite.data.images import open_image
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import Records
+from basic_lite.printable import one_line
+from basic_lite.tools.check.findings import Example, Finding
+from basic_lite.tools.check.survey import Pictures
+from basic_lite.tools.report.html import fill, mark_of, write_page
+
+COMMAND = "check"
+_THUMBNAIL, _MOST_OF_TEXT = 160, 300
+# Pixels a side that are decoded at least of a JPEG.
+_DECODED = 2 * _THUMBNAIL
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example, ready for the page."""
+
+    place: str
+    text: str
+    turns: Sequence[tuple[str, str]]
+    pictures: Sequence[tuple[str, str]]  # name, data URI (empty: it can't be shown)
+
+
+def write_check(
+    path: Path, title: str, facts: Sequence[str], found: Sequence[Finding], sources: Sequence[Records], seen: Pictures
+) -> None:
+    """Write the page; an older one is replaced.
+
+    Args:
+        facts: lines below the title.
+        sources: the records that examples are of.
+    """
+    shown = [(one, [_shown(example, sources, seen) for example in one.examples]) for one in found]
+    values = {"title": title, "facts": facts, "findings": shown, "mark": mark_of(COMMAND)}
+    write_page(path, fill("basic_lite.tools.check", "check.html.j2", **values))
+
+
+def _shown(example: Example, sources: Sequence[Records], seen: Pictures) -> Shown:
+    place, turns, pictures = "", [], []
+    if example.record is not None:
+        index, source = example.record
+        place = sources[source].place(index)
+        try:
+            record = sources[source][index]
+        except RecordProblem:
+            return Shown(place, example.text, [], [])
+        turns = [(turn.role, one_line(turn.text, _MOST_OF_TEXT)) for turn in record.turns[:4]]
+        pictures = [(image.name, _thumbnail(sources, (source, index, n))) for n, image in enumerate(record.images[:2])]
+    for number in example.pictures:
+        at = seen.places[number]
+        name = sources[at.source][at.record].images[at.number].name
+        pictures.append((name, _thumbnail(sources, (at.source, at.record, at.number))))
+    return Shown(place, example.text, turns, pictures)
+
+
+def _thumbnail(sources: Sequence[Records], place: tuple[int, int, int]) -> str:
+    """A small copy as a data URI; nothing of a picture that can't be read."""
+    source, record, number = place
+    try:
+        small = open_image(sources[source][record].images[number], least=_DECODED)
+    except RecordProblem:
+        return ""
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.save(data := io.BytesIO(), "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,128 @@
+"""One pass over the records: their texts, and each of their pictures once."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basic_lite.data.images import ImageRef, picture_key
+from basic_lite.data.problems import BadImage
+from basic_lite.data.records import Records
+from basic_lite.tools.check.fingerprint import HASH_BYTES, THUMB_SIDE, Fingerprint, fingerprint
+from basic_lite.tools.check.near import alike
+from basic_lite.tools.check.texts import Texts
+
+# Pictures in memory or waiting at a time.
+_AT_ONCE = 512
+
+
+class Place(NamedTuple):
+    """Where a picture was first seen."""
+
+    source: int  # 0: training data; 1: the file for evaluation
+    record: int
+    number: int  # of the record's pictures
+
+
+@dataclass
+class Pictures:
+    """Each picture once: files under several names are one only where these are links.
+
+    Attributes:
+        places: where each was first seen.
+        problems: of those that can't be read, by their number.
+        numbers: by the pictures' keys (``picture_key``).
+    """
+
+    places: list[Place] = field(default_factory=list)
+    problems: dict[int, BadImage] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    _found: list[Fingerprint] = field(default_factory=list)
+    _of: list[int] = field(default_factory=list)
+
+    def keep(self, number: int, one: Fingerprint | BadImage) -> None:
+        """What was found of a picture."""
+        if isinstance(one, BadImage):
+            self.problems[number] = one
+        else:
+            self._found.append(one)
+            self._of.append(number)
+
+    @property
+    def readable(self) -> NDArray[np.int64]:
+        """Numbers of those that can be read [m]."""
+        return np.array(self._of, dtype=np.int64)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """[m, 2], width and height of the readable ones."""
+        return np.array([(one.width, one.height) for one in self._found], dtype=np.int64).reshape(-1, 2)
+
+    def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Two labels [m] of the readable ones: equal for equal files, and equal for pictures that look alike."""
+        first: dict[bytes, int] = {}
+        same = np.array([first.setdefault(one.digest, at) for at, one in enumerate(self._found)], dtype=np.int64)
+        chosen = np.unique(same)
+        hashes = np.array([self._found[at].hash for at in chosen], dtype=np.uint8).reshape(-1, HASH_BYTES)
+        thumbs = np.array([self._found[at].thumb for at in chosen], dtype=np.uint8).reshape(-1, 3 * THUMB_SIDE**2)
+        labels = chosen[alike(hashes, thumbs)] if len(chosen) else chosen
+        return same, labels[np.searchsorted(chosen, same)]
+
+
+def survey(
+    records: Records,
+    indices: Sequence[int],
+    pictures: Pictures,
+    texts: Texts | None,
+    source: int,
+    keys: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> set[int]:
+    """Read records, and look at each picture that isn't known yet, in threads: PIL decodes without Python's lock.
+
+    Args:
+        indices: of the records.
+        texts: gets the texts; None: they aren't looked at.
+        source: of the pictures' places.
+        keys: of each record's pictures, where they are known (``picture_key``).
+
+    Returns:
+        The numbers of the records' pictures, those that were known already too.
+    """
+    met: set[int] = set()
+    waiting: list[tuple[int, ImageRef]] = []
+    with ThreadPoolExecutor() as pool:
+        for at, index in enumerate(indices):
+            record = records[int(index)]
+            if texts is not None:
+                texts.add(int(index), record)
+            for number, image in enumerate(record.images):
+                key = keys[at][number] if keys is not None else picture_key(image, as_it_is=False)
+                known = pictures.numbers.setdefault(key, len(pictures.places))
+                if known == len(pictures.places):
+                    pictures.places.append(Place(source, int(index), number))
+                    waiting.append((known, image))
+                met.add(known)
+            if len(waiting) >= _AT_ONCE:
+                _look(pool, waiting, pictures)
+                waiting = []
+            progress(1)
+        _look(pool, waiting, pictures)
+    return met
+
+
+def _look(pool: ThreadPoolExecutor, waiting: list[tuple[int, ImageRef]], pictures: Pictures) -> None:
+    for (number, _), one in zip(waiting, pool.map(_seen, [image for _, image in waiting]), strict=True):
+        pictures.keep(number, one)
+
+
+def _seen(image: ImageRef) -> Fingerprint | BadImage:
+    try:
+        return fingerprint(image)
+    except BadImage as problem:
+        return problem
+    except OSError as error:
+        return BadImage(f"image {image.name!r} can't be read ({error.strerror or error})", "look at the disk")

@@ -1,0 +1,77 @@
+"""Losses of runs at the same steps, from their logs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from basic_lite.training.places import DATA, LOG, log_lines, read_json
+
+# Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
+LAST = 0.1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of groups of runs at steps that all of them have.
+
+    Attributes:
+        name: of the loss.
+        steps: that all runs logged it at.
+        values: for each group, the mean of its runs at each step.
+    """
+
+    name: str
+    steps: list[int]
+    values: list[list[float]]
+
+    @property
+    def counted(self) -> int:
+        """Steps at the end that ``last`` averages."""
+        return max(1, round(LAST * len(self.steps)))
+
+    @property
+    def last(self) -> list[float]:
+        """Each group's mean over the last steps."""
+        return [fmean(values[-self.counted :]) for values in self.values]
+
+
+def losses_of(groups: Sequence[Sequence[Path]]) -> list[Losses]:
+    """Training losses at the steps that all runs have, and held-out losses where the held-out data is alike.
+
+    Args:
+        groups: places of runs; a place that is no folder has none.
+    """
+    runs = [run for group in groups for run in group]
+    if not all((run / LOG).is_file() for run in runs):
+        return []
+    found = [_common("training loss", "lm", groups)]
+    held_out = [_held_out(run) for run in runs]
+    if held_out[0] is not None and all(one == held_out[0] for one in held_out):
+        found.append(_common("held-out loss", "eval_loss", groups))
+    return [one for one in found if one.steps]
+
+
+def _common(name: str, key: str, groups: Sequence[Sequence[Path]]) -> Losses:
+    logs = [[_series(run, key) for run in group] for group in groups]
+    steps = sorted(set.intersection(*(set(log) for group in logs for log in group)))
+    return Losses(name, steps, [[fmean(log[step] for log in group) for step in steps] for group in logs])
+
+
+def _series(run: Path, key: str) -> dict[int, float]:
+    """Finite values by step; of a step that was made twice, the later."""
+    return {
+        line["step"]: float(line[key])
+        for line in log_lines(run / LOG)
+        if type(line.get("step")) is int and isinstance(line.get(key), int | float) and math.isfinite(line[key])
+    }
+
+
+def _held_out(run: Path) -> tuple[object, ...] | None:
+    """What tells one run's held-out data from another's: records and tokens."""
+    data = read_json(run / DATA)
+    counts = data.get("eval") if isinstance(data, dict) else None
+    if not isinstance(counts, dict):
+        return None
+    return tuple(counts.get(key) for key in ("used", "tokens", "supervised_tokens", "longest"))

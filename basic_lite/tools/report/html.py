@@ -1,0 +1,60 @@
+"""Pages of one look: a template filled in, and written as one file that needs no network."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from basic_lite.errors import UserError
+from basic_lite.training.places import PART
+
+
+def fill(package: str, template: str, **values: Any) -> str:
+    """The text of a page.
+
+    Args:
+        package: the one that the template lies in.
+        values: what stands in it, beside ``style``.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style = resources.files("basic_lite.tools.report").joinpath("style.css").read_text(encoding="utf-8")
+    text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(style=style, **values)
+
+
+def mark_of(command: str) -> str:
+    """What tells a command's own pages from others, in a page's head."""
+    return f'<meta name="generator" content="basic-lite {command}">'
+
+
+def require_own(path: Path, command: str) -> None:
+    """Refuse a file for a page that isn't an older page of the same command.
+
+    Raises:
+        UserError: something else is there, or no file can be there.
+    """
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / f'{command}.html').as_posix()}")
+    try:
+        if path.exists() and mark_of(command) not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+            raise UserError(f"--out: {path} is there already and is no page of `{command}`; choose another name")
+    except OSError as error:
+        raise UserError(f"--out: {path} can't be read ({error.strerror or error}); choose another name") from error
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}; make it first")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page; an older one is replaced, once this one is whole.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    scratch = path.with_name(path.name + PART)
+    try:
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"can't write {path} ({error.strerror or error}); make room, or allow writing there") from error

@@ -1,0 +1,144 @@
+"""``check``: each fault that was put into data is found, with what mends it, and nothing is found in good data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from basic_lite.cli import main
+from basic_lite.tools.check import blind
+from basic_lite.tools.check.command import check
+from basic_lite.tools.check.findings import Finding
+from tests.support.models import write_llm
+from tests.support.pages import PageText
+from tests.support.runs import quiet
+from tests.tools.check.test_near import scene
+
+DEMO = "demo_photos"
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """LLaVA records with 20 pictures of their own, and more records."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*more: dict[str, object], answer: str = "a red circle") -> Path:
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        records = []
+        for n in range(20):
+            scene(n).save(folder / f"{n}.png")
+            records.append(one(f"{n}.png", f"question {n} ?", f"{answer} {n}"))
+        path = folder / "list.json"
+        path.write_text(json.dumps([*records, *more]))
+        return path
+
+    return write
+
+
+def one(picture: str, asked: str, said: str) -> dict[str, object]:
+    turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+    return {"image": picture, "conversations": turns}
+
+
+def found_in(path: Path, *overrides: str, **keys: object) -> dict[str, Finding]:
+    return {one.name: one for one in check(path, base=DEMO, overrides=overrides, console=quiet(), **keys)}  # type: ignore[arg-type]
+
+
+def test_good_data_has_no_faults(made: Callable[..., Path]) -> None:
+    found = found_in(made())
+    # The demo's encoder has 48 pixels a side.
+    assert {name for name, one in found.items() if one.kind != "fact"} == {"pictures made small"}
+    assert found["length"].text.endswith("a picture is 36 of them") and found["pictures made small"].count == "100%"
+
+
+def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None:
+    path = made(
+        *[one(name, "x ?", "y") for name in ("copy.png", "small.jpg", "broken.png", "none.png")],
+        one("3.png", "x ?", "so it goes, " * 50), one("4.png", "x ?", "the end </s>"), one("5.png", "x ?", "кошка"),
+        {"image": "6.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": " "}]},
+        *[one(f"{n}.png", "same ?", "yes") for n in range(8)],
+    )  # fmt: skip
+    folder = path.parent
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    scene(1).resize((200, 150)).save(folder / "small.jpg", quality=80)
+    (folder / "broken.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    found = found_in(path, "data.max_length=100")
+    counts = {name: one.count.split(" ")[0] for name, one in found.items() if one.kind != "fact"}
+    # "same ?" is answered alike 8 times of 8, "x ?" 3 times of 6.
+    assert counts == {
+        "records: bad image": "1", "records: no supervised token": "1", "unreadable pictures": "1", "answers cut": "1",
+        "endless answers": "1", "special tokens in text": "1", "pictures twice": "1", "pictures that look alike": "1",
+        "answers by rote": "79%", "pictures made small": "100%", "held out, but trained on": "1",
+    }  # fmt: skip
+    assert "Cyrillic 1" in found["scripts"].text and "data.bad_records=drop" in found["unreadable pictures"].mend
+    text = (tmp_path / "list_check.html").read_text()
+    page = PageText(text)
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links) and len(page.links) > 10
+    assert "small.jpg" in page.text and "asked 8 times" in page.text and "<script" not in text
+
+
+def test_held_out_pictures_that_are_trained_on(made: Callable[..., Path]) -> None:
+    """All pictures have a copy under another name, so what is held out is trained on, or its copy is held out too."""
+    path = made(*[one(f"copy{n}.png", "x ?", "y") for n in range(20)])
+    for n in range(20):
+        if n % 2:
+            shutil.copy(path.parent / f"{n}.png", path.parent / f"copy{n}.png")
+        else:
+            scene(n).resize((240, 180)).save(path.parent / f"copy{n}.png")
+    found = found_in(path, "data.held_out=0.1")
+    assert int(found["held out, but trained on"].count.split(" ")[0]) >= 2
+    other = path.with_name("other.json")
+    other.write_text(json.dumps([one("0.png", "x ?", "y"), one("copy1.png", "x ?", "y"), one("copy2.png", "x ?", "y")]))
+    path.write_text(json.dumps([one(f"{n}.png", f"{n} ?", "y") for n in range(20)]))
+    apart = [f"data.eval.path={other}", f"data.eval.image_dir={path.parent}", "training.eval_every=1"]
+    assert found_in(path, *apart)["held out, but trained on"].count == "3 (100.0%)"
+
+
+@pytest.mark.soak
+def test_a_recipe_and_a_table_of_captions(made: Callable[..., Path], tmp_path: Path) -> None:
+    path = made()
+    (path.parent / "captions.csv").write_text("image,caption\n" + "".join(f"{n}.png,a cat {n}\n" for n in range(20)))
+    path.unlink()
+    assert found_in(path.parent)["scripts"].text.startswith("the answers' letters: Latin 20 (100.0%)")
+    with pytest.raises(SystemExit):
+        main(["data", str(path.parent), "--recipe", DEMO])
+    assert "length" in found_in(tmp_path / "data.yaml")
+
+
+@pytest.mark.soak
+def test_a_language_model_that_knows_the_answers(made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random one has none of them right."""
+    path = made()
+    write_llm(Path("llm"))
+    found = found_in(path, model="llm")["answered blind"]
+    assert "of 20 answers" in found.text and found.count == "0%"
+    monkeypatch.setattr(blind, "_answer_loss", lambda llm, tokenizer, record: (0.5, record.number % 2 == 0))
+    found = found_in(path, model="llm")["answered blind"]
+    assert found.count == "50%" and "0.50 nats" in found.text and found.kind == "look" and len(found.examples) == 10
+
+
+def test_what_is_refused(made: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = made()
+    (tmp_path / "mine.html").write_text("my page")
+    for words, reason in [
+        (["none"], "there is no such file"),
+        ([path, "--out", tmp_path / "mine.html"], "choose another name"),
+        ([path, "--model", "no/such/model/here"], "--model: there is no folder"),
+        ([path, "--recipe", "nothing"], "nothing"),
+        ([path, "data.x=1"], "data.x"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["check", *map(str, words), *([] if "--recipe" in words else ["--recipe", DEMO])])
+        err = capsys.readouterr().err
+        assert stopped.value.code == 2 and reason in err and "Traceback" not in err
+
+
+def test_it_fits_a_narrow_terminal(made: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    check(made(), base=DEMO, console=Console(width=40, force_terminal=True, color_system=None))
+    assert all(len(line) <= 40 for line in capsys.readouterr().out.splitlines())

@@ -1,0 +1,76 @@
+"""What texts hold, against counting by hand."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+
+import pytest
+
+from basic_lite.data.record import Record, Turn
+from basic_lite.tools.check.texts import COMMON, Texts, is_repetitive, plain, script_of
+
+
+def record(*pairs: tuple[str, str]) -> Record:
+    turns = [turn for asked, said in pairs for turn in (Turn("human", asked), Turn("gpt", said))]
+    return Record(1, "", "x", (), tuple(turns))
+
+
+def texts_of(records: list[Record], **keys: object) -> Texts:
+    texts = Texts(**keys)  # type: ignore[arg-type]
+    for index, one in enumerate(records):
+        texts.add(index, one)
+    return texts
+
+
+def test_the_prior_is_that_of_counting() -> None:
+    chance = random.Random(0)
+    records = [
+        record(*[(f"<image>\nQ{chance.choice('aabbc')}?", chance.choice(["Yes.", "yes", "no", "3"])) for _ in range(3)])
+        for _ in range(60)
+    ] + [record(("only once?", "so")), record(*[("four times?", "yes")] * (COMMON - 1))]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in records:
+        for asked, said in zip(one.turns[::2], one.turns[1::2], strict=True):
+            counts[plain(asked.text.replace("<image>", ""))][plain(said.text)] += 1
+    common = [one for one in counts.values() if one.total() >= COMMON]
+    prior = texts_of(records).prior()
+    assert prior.pairs == sum(one.total() for one in common) == 180
+    assert prior.right == sum(one.most_common(1)[0][1] for one in common)
+    shares = sorted((one.most_common(1)[0][1] / one.total() for one in common), reverse=True)
+    assert [share for _, _, share in prior.worst] == pytest.approx(shares)
+    assert texts_of([]).prior().pairs == 0
+
+
+def test_blank_endless_and_marked() -> None:
+    records = [
+        record(("a", "b")),
+        record(("a", "b"), ("c", " \n")),
+        record(("a", "and so on, " * 60)),
+        record(("a </s> b", "c")),
+        record(("a", "<image> is fine, <|im_end|> isn't")),
+    ]
+    texts = texts_of(records)
+    assert (texts.blank.places, texts.repeating.places, texts.with_token.places) == ([1], [2], [3, 4])
+    assert texts.tokens == {"</s>": 1, "<|im_end|>": 1} and texts.answers == 6
+    assert texts_of(records, special=["<image>"]).with_token.count == 0
+    assert texts_of(records, special=["so on"]).with_token.places == [2]
+
+
+def test_what_repeats_and_what_does_not() -> None:
+    chance = random.Random(1)
+    words = [f"word{n}" for n in range(60)]
+    assert is_repetitive("a cat sits here. " * 40) and not is_repetitive("a cat sits here. " * 10)
+    assert not is_repetitive(" ".join(chance.choices(words, k=400)))
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("a cat", "Latin"), ("élève où", "Latin"), ("кошка on the mat кошка", "Cyrillic"), ("猫がいる猫猫猫猫", "CJK"),
+        ("ねこがいる", "Hiragana"), ("고양이", "Hangul"), ("قطة", "Arabic"), ("γάτα", "Greek"),
+        ("12 + 3 = 15!", "none"), ("", "none"),
+    ],
+)  # fmt: skip
+def test_scripts(text: str, script: str) -> None:
+    assert script_of(text) == script

@@ -1,0 +1,187 @@
+"""``compare``: which files it takes, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from basic_lite.cli import main
+from basic_lite.errors import UserError
+from basic_lite.tools.compare.command import compare
+from basic_lite.tools.compare.comparison import compared, sides_of
+from basic_lite.tools.compare.losses import losses_of
+from basic_lite.tools.predictions import Prediction, write_predictions
+from tests.support.pages import PageText
+
+KINDS = ("colour", "count")
+
+
+def answered(run: Path, right: str, *, name: str = "held-out", words: str = "what", **changed: Any) -> Path:
+    """A run's predictions: one question for each letter of ``right``, r or w."""
+    trained, metric = changed.pop("trained_on", ""), changed.pop("metric", "exact")
+    rows = [
+        Prediction(
+            n + 1, str(n), KINDS[n % 2], [f"{n}.png"], f"{words} {n}?", "red", "red" if mark == "r" else "<b>blue",
+            mark == "r", trained_on=str(n) in trained,
+        )
+        for n, mark in enumerate(right)
+    ]  # fmt: skip
+    path = run / f"predictions_{name}_final.jsonl"
+    settings = {"data": name, "data_sha256": changed.pop("data_sha256", "d")}
+    write_predictions(rows, {"settings": settings, "metric": metric}, path)
+    return path
+
+
+def logged(run: Path, losses: dict[int, float], held_out: dict[int, float], records: int = 5) -> None:
+    lines = [{"step": step, "lm": value} for step, value in losses.items()]
+    lines += [{"step": step, "eval_loss": value} for step, value in held_out.items()]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "data.json").write_text(json.dumps({"eval": {"used": records, "tokens": 9}}))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., list[Path]]:
+    def made(*rights: str, **changed: Any) -> list[Path]:
+        places = [tmp_path / f"run{n}" for n in range(len(rights))]
+        for place, right in zip(places, rights, strict=True):
+            answered(place, right, **changed)
+        return places
+
+    return made
+
+
+def test_the_numbers(runs: Callable[..., list[Path]]) -> None:
+    found = compared(sides_of(runs("r" * 20 + "w" * 20, "r" * 30 + "w" * 10), []))
+    (one,) = found.against
+    assert (found.n, [score.value for score in found.scores]) == (40, [0.5, 0.75])
+    assert one.test is not None and (one.test.first, one.test.second) == (0, 10)
+    assert one.test.p == pytest.approx(2 / 2**10) and one.gain.value == 0.25 and one.verdict == "better"
+    assert [(row.name, row.n, row.scores) for row in found.types] == [
+        ("colour", 20, [0.5, 0.75]), ("count", 20, [0.5, 0.75]),
+    ]  # fmt: skip
+
+
+def test_groups_are_means_of_runs(runs: Callable[..., list[Path]]) -> None:
+    a, b, c = runs("rrww" * 10, "rwww" * 10, "rrrw" * 10)
+    found = compared(sides_of([], [f"off={a},{b}", f"on={c}"]))
+    assert [side.name for side in found.sides] == ["off", "on"]
+    assert [score.value for score in found.scores] == [0.375, 0.75] and found.against[0].test is None
+    assert any("fewer than 5 runs" in note for note in found.notes)
+
+
+def test_what_was_trained_on_is_left_out(runs: Callable[..., list[Path]]) -> None:
+    one, other = runs("rrww", "rrrw")
+    answered(other, "rrrw", trained_on="2")
+    found = compared(sides_of([one, other], []))
+    assert found.n == 3 and found.against[0].gain.value == 0 and "1 questions" in found.notes[0]
+    answered(other, "rrrw", trained_on="0123")
+    assert compared(sides_of([one, other], [])).n == 4
+
+
+def test_rotations_of_a_question_count_once(runs: Callable[..., list[Path]]) -> None:
+    places = runs("rrrw", "rrrr")
+    for place in places:
+        (path,) = place.glob("*.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"circle": str(n // 2), "score": float(row["correct"])} for n, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compared(sides_of(places, []))
+    assert found.n == 2 and [score.value for score in found.scores] == [0.5, 1.0]
+    assert any("was changed since" in note for note in found.notes)
+
+
+def test_the_newest_file_that_all_have(runs: Callable[..., list[Path]]) -> None:
+    one, other = runs("rw", "rr")
+    newer = answered(one, "rrr", name="mine")
+    os.utime(newer, (2e9, 2e9))
+    assert compared(sides_of([one, other], [])).n == 2
+    answered(other, "rww", name="mine")
+    assert compared(sides_of([one, other], [])).n == 3
+    assert compared(sides_of([next(one.glob("*held*.jsonl")), other], [])).n == 2
+
+
+def refused(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *map(str, arguments)])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in err
+    return " ".join(err.split())
+
+
+def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, other, third = runs("rw", "rr", "ww")
+    answered(other, "rr", words="why")
+    text = refused(one, other, capsys=capsys)
+    assert "different questions: 2 of 2" in text and "number 1 ('what 0?')" in text and "basic-lite eval" in text
+    answered(other, "rr", metric="anls")
+    assert "scored by exact" in refused(one, other, capsys=capsys)
+    assert "two runs or more" in refused(one, capsys=capsys)
+    assert "two runs or more" in refused(capsys=capsys)
+    assert "named twice" in refused(one, f"{one}/../run0", capsys=capsys)
+    assert "NAME=RUN" in refused("--group", "x", "--group", "y=z", capsys=capsys)
+    assert "two sides are called" in refused("--group", f"x={one}", "--group", f"x={third}", capsys=capsys)
+    assert "no run folder" in refused(one, tmp_path / "none", capsys=capsys)
+    (tmp_path / "mine.html").write_text("my page")
+    assert "choose another name" in refused(one, third, "--out", tmp_path / "mine.html", capsys=capsys)
+    assert "is a folder" in refused(one, third, "--out", tmp_path, capsys=capsys)
+    assert "make it first" in refused(one, third, "--out", tmp_path / "no" / "x.html", capsys=capsys)
+    next(third.glob("*.summary.json")).unlink()
+    assert "isn't known" in refused(one, third, capsys=capsys)
+    next(third.glob("*.jsonl")).unlink()
+    assert "no run folder" in refused(one, third, capsys=capsys)
+
+
+def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
+    a, b, c = runs("r", "r", "r")
+    logged(a, {1: 4, 2: 3, 3: 2}, {3: 1})
+    logged(b, {2: 2, 3: 1, 4: 0}, {3: 3})
+    logged(c, {2: 1, 3: float("nan")}, {3: 5})
+    train, held = losses_of([[a], [b]])
+    assert (train.steps, train.values, train.last) == ([2, 3], [[3, 2], [2, 1]], [2, 1])
+    assert held.values == [[1], [3]]
+    train, held = losses_of([[a, b], [c]])
+    assert (train.steps, train.values, held.values) == ([2], [[2.5], [1]], [[2], [5]])
+    logged(b, {2: 2}, {3: 3}, records=6)
+    assert [one.name for one in losses_of([[a], [b]])] == ["training loss"]
+    assert losses_of([[a], [a / "predictions_held-out_final.jsonl"]]) == []
+
+
+def test_the_page_is_whole_and_needs_nothing(runs: Callable[..., list[Path]], tmp_path: Path) -> None:
+    places = runs("rw" * 20, "rr" * 20, "ww" * 20)
+    for n, place in enumerate(places):
+        logged(place, {step: 3 / step + n for step in range(1, 200)}, {100: 1.0})
+    out = tmp_path / "compare.html"
+    with open(os.devnull, "w") as nowhere:
+        compare(sides_of(places, []), out, Console(file=nowhere))
+        compare(sides_of(places, []), out, Console(file=nowhere))  # its own page is replaced
+    text = out.read_text()
+    page = PageText(text)
+    assert page.links == [] and "<script" not in text and "<b>blue" not in text and "&lt;b&gt;blue" in text
+    for words in ("run1 right, run0 wrong: 20", "run2 against run0", "worse", "better"):
+        assert words in page.text
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", page.text.lower())
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_tables_fit_a_terminal(
+    runs: Callable[..., list[Path]], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = runs("rw" * 20, "rr" * 20, "ww" * 20)
+    console = Console(width=width, force_terminal=True, color_system=None)
+    compare(sides_of(places, []), console=console)
+    out = capsys.readouterr().out
+    assert all(len(line) <= width for line in out.splitlines()) and "better" in out and "run2" in out
+
+
+def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
+    names = [side.name for side in sides_of([tmp_path / "on" / "stage2", tmp_path / "off" / "stage2"], [])]
+    assert names == ["on/stage2", "off/stage2"]
+    with pytest.raises(UserError, match="two runs"):
+        sides_of([tmp_path], [])
