@@ -23,6 +23,7 @@ from basic_lite.commands.common import note
 from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.export import export
+from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
 from basic_lite.commands.training import estimate, keys, train
@@ -63,7 +64,7 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, train, estimate, run, chat, report, export, runs, clean, keys):
+for command in (demo, data, train, estimate, run, chat, inspect, report, export, runs, clean, keys):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.supervision.attention import check_options, watch_attention
 from basic_lite.supervision.layout import Layout, TextQueries, find_layout
@@ -45,7 +46,10 @@ class TextAttention:
 
     @torch.no_grad()
     def _add(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        check_options(module, options)
+        try:
+            check_options(module, options)
+        except UserError:  # then the layer is one of those that can't be read
+            return
         assert self._layout is not None, "a forward of no batch"
         layout, scaling = self._layout, options.get("scaling")
         mass = self._operations.attention_mass(
@@ -62,6 +66,6 @@ class TextAttention:
         self._sums[layer] = self._sums.get(layer, 0.0) + float(shares.sum())
 
     def masses(self) -> list[float | None]:
-        """Σ_i a_i after each layer, the mean over samples; None: the layer has no softmax attention."""
+        """Σ_i a_i after each layer, the mean over samples; None: the layer has no plain softmax."""
         found = [self._sums.get(layer) for layer in range(len(self._parts.layers))]
         return [None if one is None else one / max(1, self._samples) for one in found]
