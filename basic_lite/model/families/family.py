@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
@@ -29,6 +29,7 @@ class Family:
     norm: str = "norm"  # the last one, in the language model
     separator: str | None = None  # a learned row that fills placeholders between lines of patches
     vision_type: str | None = None  # model type of the vision tower, where two families share ``model_type``
+    processor: Any = AutoProcessor  # the class whose ``from_pretrained`` makes inputs of texts and pictures
     prefix: bool = False  # the prompt's tokens attend to one another both ways; only the answer's rows are causal
     notes: tuple[str, ...] = ()  # what the figures mean here
     not_trained: str = ""  # why basic-lite can't train it; empty: it can

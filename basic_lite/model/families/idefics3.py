@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.pictures_only import SmolVLMPictures
 
 
 def _tokens(config: Any) -> str:
@@ -25,4 +26,4 @@ IDEFICS3 = Family(
     language_model="model.text_model",
     not_trained="its connector joins neighbouring patches of tiles, and basic-lite trains LLaVA's projector",
 )
-SMOLVLM = replace(IDEFICS3, name="SmolVLM", model_type="smolvlm")
+SMOLVLM = replace(IDEFICS3, name="SmolVLM", model_type="smolvlm", processor=SmolVLMPictures)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.pictures_only import InternVLPictures
 
 
 def _tokens(config: Any) -> str:
@@ -13,5 +14,6 @@ INTERNVL = Family(
     name="InternVL",
     model_type="internvl",
     tokens=_tokens,
+    processor=InternVLPictures,
     not_trained="its projector joins neighbouring patches of tiles, and basic-lite trains LLaVA's",
 )

@@ -6,6 +6,7 @@ So there v is a mean of several outputs of the projector. Several pictures in on
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.pictures_only import LlavaOnevisionPictures
 
 
 def _tokens(config: Any) -> str:
@@ -19,6 +20,7 @@ LLAVA_ONEVISION = Family(
     model_type="llava_onevision",
     tokens=_tokens,
     separator="model.image_newline",
+    processor=LlavaOnevisionPictures,
     notes=("the rows that end lines of patches are left out",),
     not_trained="it cuts pictures into tiles with a learned row after each line, and basic-lite hands over whole ones",
 )

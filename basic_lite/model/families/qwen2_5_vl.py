@@ -7,6 +7,7 @@ visual tokens are rows and columns. Without ``mm_token_type_ids`` they would sil
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.pictures_only import Qwen2_5_VLPictures
 
 
 def tokens_by_size(config: Any) -> str:
@@ -21,6 +22,7 @@ QWEN2_5_VL = Family(
     tokens=tokens_by_size,
     vision_tower="model.visual",
     projector="model.visual.merger",
+    processor=Qwen2_5_VLPictures,
     not_trained="its projector is a part of the vision tower, and the number of visual tokens follows the picture's "
     "size; basic-lite trains LLaVA's projector on pictures of one size",
 )

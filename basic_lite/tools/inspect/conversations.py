@@ -10,7 +10,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import ImageRef, open_image
-from basic_lite.data.problems import BadRecord, RecordProblem
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records, Turn
 from basic_lite.errors import UserError
 from basic_lite.supervision.separators import without_separators
@@ -83,9 +83,7 @@ class Conversations:
         tokenizer, length = self.opened.tokenizer, inputs["input_ids"].shape[1]
         ids = self.opened.parts.model.generate(**inputs, max_new_tokens=DESCRIBED, do_sample=False)
         text = str(tokenizer.decode(ids[0, length:], skip_special_tokens=True)).strip()
-        if not text:
-            raise BadRecord("the model describes it with nothing", "take other pictures, or --data", image.name)
-        turns = (Turn("human", f"<image>\n{QUESTION}"), Turn("gpt", text))
+        turns = (Turn("human", f"<image>\n{QUESTION}"), Turn("gpt", text or "-"))
         return Record(1, "", image.name, (image,), turns, at=image.name)
 
     def _prompt(self, asked: Turn, picture: Any) -> dict[str, Tensor]:
@@ -127,9 +125,11 @@ class Conversations:
                 yield {"type": "text", "text": self._plain(part.removeprefix("\n"))}
 
     def _plain(self, text: str) -> str:
-        # Written out in a text, the token would be counted as a picture.
-        token = str(getattr(self.opened.processor, "image_token", "<image>"))
-        return text.replace(token, f"{token[0]} {token[1:]}")
+        # Written out in a text, they would be counted as pictures.
+        own = str(getattr(self.opened.processor, "image_token", "<image>"))
+        for token in (own, self.opened.tokenizer.convert_ids_to_tokens(self.opened.parts.image_token_id)):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _prefixed(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
         """A prompt with its answer; all that is asked and said before the last answer is the prompt."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError, is_out_of_memory
@@ -95,7 +95,7 @@ def open_model(name: str, family: Family, device: torch.device, dtype: str, quan
     Raises:
         UserError: its files can't be read, or there is too little memory.
     """
-    processor = _read_processor(name)
+    processor = _read_processor(name, family)
     chosen = pick_dtype(dtype, device)
     mode = QuantizationSection.model_validate({"mode": quantization})
     skip = [family.vision_tower, family.projector, "lm_head"]
@@ -124,14 +124,17 @@ def _require_whole_ends(model: Any, family: Family) -> None:
             )
 
 
-def _read_processor(name: str) -> Any:
+def _read_processor(name: str, family: Family) -> Any:
     try:
         # torchvision is no dependency, and resizes in another way.
-        processor = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        processor = family.processor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except Exception as error:  # files of others may be wrong in any way
+        if "num2words" in str(error):
+            raise UserError(f'the processor of {name} needs num2words: pip install -e ".[inspect]"') from error
         if "torchvision" in str(error).lower():
             raise UserError(
-                f"the processor of {name} needs torchvision, which isn't installed here: pip install torchvision"
+                f"transformers has no processor for {family.name} without torchvision, which isn't installed here; "
+                "install it from the index that your torch is from: another build of it breaks both"
             ) from error
         raise unreadable(name, KEY, error, what="processor") from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):

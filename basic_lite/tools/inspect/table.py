@@ -12,9 +12,9 @@ from basic_lite.tools.inspect.look import Inspection, Look
 
 _PLACES = ("place", "score", "gain over v", "cos v", "norm", "sinks", "largest", "text")
 _LEGEND = (
-    "score: share of visual tokens whose nearest word is in the sample's own text, minus that for other samples' texts; "
+    "score: share of visual tokens whose nearest word is in its text, minus that for others' texts; "
     "gain: with its 95 % interval; cos v: cosine with v; norm: in lengths of a word; sinks: tokens over four times as "
-    "long as the median; largest: the dimension with most energy, and its share; text: how much of the text's attention "
+    "long as the median; largest: the dimension with most energy, its share; text: how much of the text's attention "
     "goes to the picture"
 )
 
