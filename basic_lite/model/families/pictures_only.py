@@ -8,6 +8,7 @@ from typing import Any
 from transformers import (
     InternVLProcessor,
     LlavaOnevisionProcessor,
+    ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen3VLProcessor,
     SmolVLMProcessor,
@@ -69,3 +70,7 @@ class SmolVLMPictures(SmolVLMProcessor):
         self, image_processor: Any, tokenizer: Any, image_seq_len: int = 169, chat_template: Any = None
     ) -> None:
         super().__init__(image_processor, tokenizer, None, image_seq_len, chat_template)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As other processors do: SmolVLM's own asks its part for videos for their defaults."""
+        return ProcessorMixin.apply_chat_template(self, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -26,7 +27,7 @@ from basic_lite.tools.inspect.conversations import Conversations
 from basic_lite.tools.inspect.look import Inspection
 from basic_lite.tools.inspect.of_folder import open_model, read_family
 from tests.support.runs import log_of, run, write_data
-from tests.support.vlm_folders import LACKING, PROCESSED, write_llava_with_template, write_vlm
+from tests.support.vlm_folders import LACKED, LACKING, PROCESSED, write_llava_with_template, write_vlm
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -120,9 +121,11 @@ FAMILY = {family.name: family for family in FAMILIES}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in PLAIN)) for name in PROCESSED]
+    "name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in PLAIN)) for name in [*PROCESSED, "SmolVLM"]]
 )
 def test_every_family_goes_through_its_own_processor(name: str, tmp_path: Path) -> None:
+    if name == "SmolVLM":
+        pytest.importorskip("num2words")
     write_vlm(tmp_path / "vlm", name)
     write_data(tmp_path, 3)
     for file in (tmp_path / "images").iterdir():
@@ -130,12 +133,14 @@ def test_every_family_goes_through_its_own_processor(name: str, tmp_path: Path) 
     found, text = looked(tmp_path / "vlm", data=tmp_path / "data.json", image_dir=tmp_path / "images")
     assert found.look is not None and found.look.curve.samples == 3
     assert name in text and f"today? no: {FAMILY[name].not_trained[:20]}" in " ".join(text.split())
-    assert found.tokens == (PROCESSED[name].count,) * 2
+    assert found.tokens == ({**PROCESSED, **LACKED}[name].count,) * 2
     assert any(mass is not None and 0 < mass < 1 for mass in found.look.attention)
 
 
 @pytest.mark.parametrize("name", list(LACKING))
 def test_what_a_processor_lacks_is_said(name: str, place: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(LACKING[name]):
+        pytest.skip(f"{LACKING[name]} is installed")
     write_vlm(tmp_path, name)
     with pytest.raises(UserError, match=LACKING[name]):
         looked(tmp_path, data=place / "data.json", image_dir=place / "images")
