@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
@@ -37,13 +35,13 @@ def test_a_real_run_equals_its_own_curve(world: RealWorld, tmp_path: Path) -> No
             "model": {"llm": str(smollm2()), "vision": str(tower()), "vision_feature_select": "full"},
             "lora": {"enabled": False},
             "data": {
-                "train": {"path": str(world.eval_captions), "image_dir": str(world.images), "limit": 8},
+                "train": {"path": str(world.eval_captions), "image_dir": str(world.images), "limit": 4},
                 "template": "plain",
                 "image_fit": "square",
                 "max_length": 96,
                 "workers": 0,
             },
-            "supervision": {"refinement_batches": 2},
+            "supervision": {"refinement_batches": 1},
             "training": {
                 "global_batch": 4,
                 "micro_batch": 4,
@@ -56,8 +54,7 @@ def test_a_real_run_equals_its_own_curve(world: RealWorld, tmp_path: Path) -> No
     )
     folder = train(recipe, console=quiet()).folder
     logged = [line["refinement"] for line in log_of(folder) if "refinement" in line][-1]
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    found = inspect(str(folder), device="cpu", console=console)
+    found = inspect(str(folder), device="cpu", console=quiet())
     assert found.look is not None
     curve = found.look.curve.to_dict()
     assert curve["score"] == pytest.approx(logged["score"], abs=1e-5) and len(curve["score"]) == 32
@@ -65,4 +62,3 @@ def test_a_real_run_equals_its_own_curve(world: RealWorld, tmp_path: Path) -> No
         assert curve["health"][key] == pytest.approx(values, rel=1e-5, abs=1e-5)
     assert "giant target" in found.look.illnesses, "SmolLM2's massive dimension"
     assert all(mass is not None and 0 < mass < 1 for mass in found.look.attention)
-    print(console.file.getvalue())  # type: ignore[attr-defined]
