@@ -12,6 +12,7 @@ from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import ImageRef, open_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records, Turn
+from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.errors import UserError
 from basic_lite.supervision.separators import without_separators
 from basic_lite.tools.inspect.of_folder import OpenModel
@@ -22,6 +23,8 @@ SAMPLES = 64
 QUESTION = "Describe this picture in one sentence."
 # Tokens of a description at most.
 DESCRIBED = 64
+# A template may loop. Pictures of many tiles take some seconds.
+_MOST_SECONDS = 60
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -106,9 +109,12 @@ class Conversations:
             )
         messages = [{"role": _ROLES[turn.role], "content": list(self._content(turn.text, left))} for turn in turns]
         try:
-            made = processor.apply_chat_template(
-                messages, add_generation_prompt=not answered, tokenize=True, return_dict=True, return_tensors="pt"
-            )
+            with at_most(_MOST_SECONDS):
+                made = processor.apply_chat_template(
+                    messages, add_generation_prompt=not answered, tokenize=True, return_dict=True, return_tensors="pt"
+                )
+        except TookTooLong as error:
+            raise UserError(f"the chat template of {name} comes to no end with a conversation; take another") from error
         except Exception as error:  # a template is a program: it raises whatever it calls raises
             reason = " ".join(str(error).split())
             raise UserError(f"the chat template of {name} refuses a conversation: {reason}") from error
