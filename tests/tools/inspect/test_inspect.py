@@ -66,7 +66,10 @@ def test_a_saved_llava_equals_its_hidden_states(place: Path) -> None:
     assert "what colour is it ?" in text and "it is blue" in text
 
 
-@pytest.mark.parametrize("changes", [{}, {"supervision.preset": "measured", "supervision.gate": False}])
+_MEASURED = {"supervision.preset": "measured", "supervision.gate": False}
+
+
+@pytest.mark.parametrize("changes", [{}, pytest.param(_MEASURED, marks=pytest.mark.soak)])
 def test_a_run_equals_its_own_curve(changes: dict[str, Any], tmp_path: Path) -> None:
     write_data(tmp_path, 20)
     own = {"supervision.refinement_batches": 3, "training.max_steps": 2, "data.held_out": 0.4, **changes}
@@ -84,6 +87,7 @@ def test_a_run_equals_its_own_curve(changes: dict[str, Any], tmp_path: Path) -> 
     assert f"{curve['samples']} samples of the run's own data" in text and "model.start=" in text
 
 
+@pytest.mark.soak
 def test_a_run_on_other_data_and_on_pictures(tmp_path: Path) -> None:
     folder = run(tmp_path, {"training.max_steps": 1})
     write_data(tmp_path / "other", 17)
