@@ -18,7 +18,7 @@ def inspect(
     ],
     pictures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PICTURE]...", help="Pictures; their texts are the model's own descriptions."),
+        typer.Argument(metavar="PICTURE", help="Pictures; their texts are the model's own descriptions."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Pictures with texts, in any format of training data.", show_default=False)
