@@ -26,6 +26,7 @@ from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
 from basic_lite.commands.doctor import doctor
 from basic_lite.commands.export import export
+from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
 from basic_lite.commands.training import estimate, keys, train
@@ -66,7 +67,8 @@ def _options(
 
 
 # In the order in which help lists them.
-for command in (demo, data, check, train, estimate, run, chat, report, export, runs, compare, clean, keys, doctor):
+commands = (demo, data, check, train, estimate, run, chat, inspect, report, export, runs, compare, clean, keys, doctor)
+for command in commands:
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -176,7 +176,13 @@ class Sheet:
             note = self._is_note(place)
             style = ("dim" if note else "") if named else "" if place else "bold"
             # What may not be wrapped would be cut off: the width has been seen to.
-            table.add_column(name, justify="left" if self._is_left(place) else "right", no_wrap=not note, style=style)
+            table.add_column(
+                name,
+                justify="left" if self._is_left(place) else "right",
+                no_wrap=not note,
+                overflow="fold",
+                style=style,
+            )
         for number, (cells, style) in enumerate(self.rows):
             table.add_row(*map(Text, cells), style=style, end_section=number in self.ends)
         return table

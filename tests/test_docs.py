@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/ARCHITECTURE.md",
     "docs/DATA.md",
     "docs/EXPORT.md",
+    "docs/INSPECT.md",
     "docs/MEMORY.md",
     "docs/METHOD.md",
     "docs/PLATFORMS.md",

@@ -145,7 +145,7 @@ def quantization_config(
     )
 
 
-def _from_pretrained(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
+def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
     try:
         model, info = cls.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **kwargs)
     except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
@@ -180,7 +180,7 @@ def _compose(
     options = _llm_options(recipe, dtype, device, ["lm_head"])
     # Read anew: what an earlier load has made of the frontend's is no checkpoint's.
     options["config"] = llm_config_of(section.llm)
-    llm = _from_pretrained(AutoModelForCausalLM, section.llm, "model.llm", **options)
+    llm = read_checkpoint(AutoModelForCausalLM, section.llm, "model.llm", **options)
     if not hasattr(llm, llm.base_model_prefix):
         raise UserError(
             f"model.llm: {section.llm} ({type(llm).__name__}) isn't built as a decoder below a head; choose another LLM"
@@ -188,7 +188,7 @@ def _compose(
     with torch.device("meta"):
         tower = type(AutoModel.from_config(config.vision_config))
     options = {"config": config.vision_config, "dtype": dtype, "device_map": {"": device}}
-    vision = _from_pretrained(tower, section.vision, "model.vision", **options)
+    vision = read_checkpoint(tower, section.vision, "model.vision", **options)
     before = _probe_logits(llm, device)
     _give_row(llm, frontend.image_token_id)
     config.text_config = llm.config
@@ -213,7 +213,7 @@ def _open_llava(
     skip = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
     options = _llm_options(recipe, dtype, device, skip)
     options["config"] = llava_config_of(section.base)
-    source = _from_pretrained(LlavaForConditionalGeneration, section.base, "model.base", **options)
+    source = read_checkpoint(LlavaForConditionalGeneration, section.base, "model.base", **options)
     config = source.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

@@ -1,6 +1,7 @@
 """Where things are in a LLaVA model: tower, projector, decoder layers, embeddings, head, image token."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import LlavaForConditionalGeneration
@@ -12,7 +13,7 @@ from basic_lite.errors import UserError
 class Parts:
     """The named parts of one model. They are references: LoRA is injected in place, so they stay valid."""
 
-    model: LlavaForConditionalGeneration
+    model: Any  # LlavaForConditionalGeneration where it is trained, else its family's class, with the same two levels
     vision_tower: nn.Module
     projector: nn.Module
     language_model: nn.Module
@@ -21,6 +22,9 @@ class Parts:
     embeddings: nn.Module
     lm_head: nn.Module
     image_token_id: int
+    # v is read as the input of layer 1, and ṽ_h as that of layer h + 1: some models reorder what the projector gives,
+    # or add to what a layer gives. LLaVA does neither.
+    layer_inputs: bool = False
 
 
 def require_decoder(language_model: nn.Module, name: str) -> None:

@@ -60,12 +60,13 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
     they can attend to an image. ``prompt`` and ``response`` keep those without and with a label.
 
     Args:
-        batch: best the host's: a GPU's is copied to the CPU first, which waits for the GPU.
+        batch: best the host's: a GPU's is copied to the CPU first, which waits for the GPU. ``visual`` [B, T] bool says
+            which placeholders hold a patch, where not all of them do.
     """
     ids = batch["input_ids"].cpu()
     mask = batch.get("attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    visual = ids == image_token_id
+    visual = batch["visual"].cpu() if "visual" in batch else ids == image_token_id
     text = valid & ~visual & (visual.cumsum(dim=1) > 0)
     if text_queries != "all":
         if "labels" not in batch:

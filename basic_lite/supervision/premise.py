@@ -21,7 +21,7 @@ from basic_lite.supervision.health import Health, HealthMeter
 from basic_lite.supervision.interval import Interval, Verdict, score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
-from basic_lite.supervision.taps import evaluating, hooked, watch_layers
+from basic_lite.supervision.taps import evaluating, watch_layers
 from basic_lite.supervision.words import Words
 
 # Of each sample, at most so many visual tokens, spread evenly, are looked up in the vocabulary: the search costs most.
@@ -246,8 +246,11 @@ def nearest_by_place(
         if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
             stream.add(*plan.share(h, hidden, positions, supervision.operations))
 
-    with hooked(parts.projector, lambda out: keep(0, out.reshape(-1, out.shape[-1]))):
-        watch_layers(parts, batch, keep_layer)
+    def keep_v(v: Tensor) -> None:
+        rows = v.reshape(-1, v.shape[-1])
+        keep(0, rows.index_select(0, positions) if parts.layer_inputs else rows)
+
+    watch_layers(parts, batch, keep_layer, keep_v)
     assert stream.target is not None
     keep(target_place, stream.target)
     # One search for all places: on a CPU, reading the table takes as long as comparing a few hundred rows with it.

@@ -137,12 +137,39 @@ def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> Iterator[
         handle.remove()
 
 
-def watch_layers(parts: Parts, batch: Mapping[str, Tensor], take: Callable[[int, Tensor], None]) -> None:
-    """Make one forward, and let ``take`` see h and the output [B, T, D] of each layer h = 1..L."""
+@contextmanager
+def entered(module: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let ``take`` see the first input of each call of ``module``, for a while."""
+    handle = module.register_forward_pre_hook(lambda _module, args: take(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def watch_layers(
+    parts: Parts,
+    batch: Mapping[str, Tensor],
+    take: Callable[[int, Tensor], None],
+    take_v: Callable[[Tensor], None] = lambda v: None,
+) -> None:
+    """Make one forward, and let ``take`` see h and ṽ_h of all tokens, [B, T, D], after each layer h = 1..L.
+
+    Args:
+        take_v: sees what v is read from: the projector's output, [..., D], packed as ``Layout`` packs visual tokens;
+            with ``parts.layer_inputs`` the first layer's input, [B, T, D].
+    """
     with ExitStack() as hooks:
-        for h, layer in enumerate(parts.layers, start=1):
-            hooks.enter_context(hooked(layer, partial(take, h)))
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
+        if parts.layer_inputs:
+            hooks.enter_context(entered(parts.layers[0], take_v))
+            for h, layer in enumerate(parts.layers[1:], start=1):
+                hooks.enter_context(entered(layer, partial(take, h)))
+            hooks.enter_context(hooked(parts.layers[-1], partial(take, len(parts.layers))))
+        else:
+            hooks.enter_context(hooked(parts.projector, take_v))
+            for h, layer in enumerate(parts.layers, start=1):
+                hooks.enter_context(hooked(layer, partial(take, h)))
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "visual")}
         parts.model.model(**inputs, use_cache=False)  # without the head: no [B, T, V] logits
 
 

@@ -1,0 +1,19 @@
+"""InternVL as transformers writes it: patches of tiles, four joined into one token before the projector."""
+
+from typing import Any
+
+from basic_lite.model.families.family import Family
+from basic_lite.model.families.pictures_only import InternVLPictures
+
+
+def _tokens(config: Any) -> str:
+    return f"{config.image_seq_length} for each tile, and for the whole picture"
+
+
+INTERNVL = Family(
+    name="InternVL",
+    model_type="internvl",
+    tokens=_tokens,
+    processor=InternVLPictures,
+    not_trained="its projector joins neighbouring patches of tiles, and basic-lite trains LLaVA's",
+)

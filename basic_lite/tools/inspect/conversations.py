@@ -1,0 +1,157 @@
+"""Records made into a model's inputs by its own processor and chat template, one at a time, so nothing is padded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basic_lite.console import Say
+from basic_lite.data.conversation import IMAGE, conversation
+from basic_lite.data.images import ImageRef, open_image
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.records import Record, Records, Turn
+from basic_lite.data.time_limit import TookTooLong, at_most
+from basic_lite.errors import UserError
+from basic_lite.supervision.separators import without_separators
+from basic_lite.tools.inspect.of_folder import OpenModel
+
+# As many as a run looks at.
+SAMPLES = 64
+# What is asked about a picture that comes without a text.
+QUESTION = "Describe this picture in one sentence."
+# Tokens of a description at most.
+DESCRIBED = 64
+# A template may loop. Pictures of many tiles take some seconds.
+_MOST_SECONDS = 60
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+@dataclass
+class Conversations:
+    """Makes samples. It counts the visual tokens of each picture."""
+
+    opened: OpenModel
+    tokens: list[float] = field(default_factory=list)  # a picture's, the mean of its sample
+
+    def samples(self, records: Records, count: int, say: Say) -> Iterator[dict[str, Tensor]]:
+        """``count`` samples with pictures, always the same ones. Records that can't be read are left out, and told.
+
+        Raises:
+            UserError: none can be used.
+        """
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
+        made, problems = 0, []
+        for index in order:
+            if made == count:
+                break
+            try:
+                record = records[index]
+                if record.images:
+                    yield self.sample(record)
+                    made += 1
+            except RecordProblem as problem:
+                problems.append(problem)
+        if problems:
+            say(f"warning: {len(problems)} of {made + len(problems)} records left out, as {problems[0]}")
+        if not made:
+            raise UserError("the data has no record with a picture that can be read, so there is nothing to look at")
+
+    def sample(self, record: Record) -> dict[str, Tensor]:
+        """The model's inputs, [1, T] and so on, on its device.
+
+        Raises:
+            RecordProblem: no usable conversation, or a picture that can't be read.
+        """
+        turns = conversation(record)
+        pictures = [open_image(image) for image in record.images]
+        batch = self._prefixed(turns, pictures) if self.opened.family.prefix else self._templated(turns, pictures)
+        parts = self.opened.parts
+        separator = self.opened.family.separator_row(parts.model)
+        batch = without_separators(parts, batch, separator)
+        visual = batch.get("visual", batch["input_ids"] == parts.image_token_id)
+        self.tokens.append(int(visual.sum()) / len(pictures))
+        return batch
+
+    @torch.no_grad()
+    def described(self, image: ImageRef) -> Record:
+        """A record of a picture with the model's own description, its likeliest words.
+
+        Raises:
+            RecordProblem: the picture can't be read.
+        """
+        asked = Turn("human", f"{IMAGE}\n{QUESTION}")
+        inputs = self._prompt(asked, open_image(image))
+        tokenizer, length = self.opened.tokenizer, inputs["input_ids"].shape[1]
+        ids = self.opened.parts.model.generate(**inputs, max_new_tokens=DESCRIBED, do_sample=False)
+        text = str(tokenizer.decode(ids[0, length:], skip_special_tokens=True)).strip()
+        turns = (Turn("human", f"<image>\n{QUESTION}"), Turn("gpt", text or "-"))
+        return Record(1, "", image.name, (image,), turns, at=image.name)
+
+    def _prompt(self, asked: Turn, picture: Any) -> dict[str, Tensor]:
+        if self.opened.family.prefix:
+            text = asked.text.replace(IMAGE, self.opened.processor.image_token)
+            inputs = self._processed(images=[picture], text=text)
+            return {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return self._template([asked], [picture], answered=False)
+
+    def _templated(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
+        return self._template(turns, pictures, answered=True)
+
+    def _template(self, turns: list[Turn], pictures: list[Any], *, answered: bool) -> dict[str, Tensor]:
+        """What the chat template makes of a conversation."""
+        processor, name, left = self.opened.processor, self.opened.name, iter(pictures)
+        if not getattr(processor, "chat_template", None):
+            raise UserError(
+                f"{name} has no chat template for pictures (chat_template.jinja, or processor_config.json), so "
+                "conversations can't be written as it knows them; add the template of its authors"
+            )
+        messages = [{"role": _ROLES[turn.role], "content": list(self._content(turn.text, left))} for turn in turns]
+        try:
+            with at_most(_MOST_SECONDS):
+                made = processor.apply_chat_template(
+                    messages, add_generation_prompt=not answered, tokenize=True, return_dict=True, return_tensors="pt"
+                )
+        except TookTooLong as error:
+            raise UserError(f"the chat template of {name} comes to no end with a conversation; take another") from error
+        except Exception as error:  # a template is a program: it raises whatever it calls raises
+            reason = " ".join(str(error).split())
+            raise UserError(f"the chat template of {name} refuses a conversation: {reason}") from error
+        return self._moved(made)
+
+    def _content(self, text: str, pictures: Iterator[Any]) -> Iterator[dict[str, Any]]:
+        """A turn's texts and pictures."""
+        first, *rest = text.split(IMAGE)
+        if first.strip():
+            yield {"type": "text", "text": self._plain(first)}
+        for part in rest:
+            yield {"type": "image", "image": next(pictures)}
+            if part.strip():
+                yield {"type": "text", "text": self._plain(part.removeprefix("\n"))}
+
+    def _plain(self, text: str) -> str:
+        # Written out in a text, they would be counted as pictures.
+        own = str(getattr(self.opened.processor, "image_token", "<image>"))
+        for token in (own, self.opened.tokenizer.convert_ids_to_tokens(self.opened.parts.image_token_id)):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _prefixed(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
+        """A prompt with its answer; all that is asked and said before the last answer is the prompt."""
+        token = self.opened.processor.image_token
+        *asked, answer = turns
+        prompt = "\n".join(self._plain(turn.text).replace(IMAGE, token) for turn in asked)
+        return self._processed(images=pictures, text=prompt, suffix=answer.text)
+
+    def _processed(self, **given: Any) -> dict[str, Tensor]:
+        try:
+            made = self.opened.processor(**given, return_tensors="pt")
+        except Exception as error:  # the model's own, with its own reasons
+            reason = " ".join(str(error).split())
+            raise UserError(f"the processor of {self.opened.name} refuses a conversation: {reason}") from error
+        return self._moved(made)
+
+    def _moved(self, made: Any) -> dict[str, Tensor]:
+        # Only numbers with a fraction change their type.
+        return dict(made.to(self.opened.device, self.opened.parts.model.dtype))

@@ -1,0 +1,145 @@
+"""A vision-language model of transformers, opened to be looked into: its family, parts and processor."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+
+from basic_lite.console import Say
+from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.model.checks import require_sizes
+from basic_lite.model.families import family_of
+from basic_lite.model.families.family import Family
+from basic_lite.model.frontend import unreadable
+from basic_lite.model.load import pick_dtype, quantization_config, read_checkpoint
+from basic_lite.model.parts import Parts
+from basic_lite.recipe.schema import QuantizationSection, SupervisionSection
+from basic_lite.supervision import Supervision, choose_kernels
+
+KEY = "MODEL"
+TOO_LITTLE = "out of memory; take --quantization nf4, --dtype bfloat16, or --device cpu"
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model with its processor, in evaluation mode on one device."""
+
+    name: str
+    family: Family
+    parts: Parts
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of it is."""
+        device: torch.device = self.parts.embeddings.weight.device
+        return device
+
+    def supervision(self, say: Say) -> Supervision:
+        """BASIC as published: v̂ of the first half of the layers, h² weights."""
+        operations, _ = choose_kernels("auto", self.device, say)
+        # Markers of tiles and rows are no words, and come with some pictures and not with others.
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return Supervision(
+            self.parts,
+            SupervisionSection(token_weights=1.0),  # a number: attention is read apart, where it can be
+            vocabulary_ids=self._word_ids(),
+            operations=operations,
+            special_ids=special,
+        )
+
+    def _word_ids(self) -> Tensor:
+        """Ids that some token has, without placeholders: nobody has trained their rows of E."""
+        config = self.parts.model.config
+        placeholders = {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
+        rows = self.parts.embeddings.weight.shape[0]
+        return torch.tensor(sorted({i for i in self.tokenizer.get_vocab().values() if i < rows} - placeholders))
+
+
+def read_family(name: str) -> tuple[PreTrainedConfig, Family]:
+    """The configuration of a model, and its family; no weight is read.
+
+    Raises:
+        UserError: there is none, or it is of no family that is known.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a config.json may be wrong in any way
+        raise unreadable(name, KEY, error, what="configuration") from error
+    family = family_of(config, name)
+    require_sizes(config.get_text_config(), name, KEY)
+    return config, family
+
+
+def planned_parts(config: PreTrainedConfig, family: Family, name: str) -> Parts:
+    """The parts of a model that has no weights."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except Exception as error:  # sizes and names of a configuration may fit in no way
+        raise unreadable(name, KEY, error, what="configuration") from error
+    return family.parts(model)
+
+
+def open_model(name: str, family: Family, device: torch.device, dtype: str, quantization: str) -> OpenModel:
+    """Load a model.
+
+    Raises:
+        UserError: its files can't be read, or there is too little memory.
+    """
+    processor = _read_processor(name, family)
+    chosen = pick_dtype(dtype, device)
+    mode = QuantizationSection.model_validate({"mode": quantization})
+    skip = [family.vision_tower, family.projector, "lm_head"]
+    options: dict[str, Any] = {"dtype": chosen, "device_map": {"": device}, "use_safetensors": True}
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(mode, chosen, device, skip)
+    try:
+        model = read_checkpoint(AutoModelForImageTextToText, name, KEY, **options)
+    except UserError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise UserError(f"{name}: {TOO_LITTLE}") from error
+        raise
+    model.requires_grad_(False).eval()
+    _require_whole_ends(model, family)
+    return OpenModel(name, family, family.parts(model), processor)
+
+
+def _require_whole_ends(model: Any, family: Family) -> None:
+    """See that only the LLM's layers are in 4 bit: names in a list of what to leave alone may match nothing."""
+    inside = f"{family.language_model}."
+    for place, module in model.named_modules():
+        if isinstance(module, Linear4bit) and not place.startswith(inside):
+            raise UserError(
+                f"{place} of {type(model).__name__} came out in 4 bit, and only the LLM's layers may: v would be "
+                "another one; leave --quantization out"
+            )
+
+
+def _read_processor(name: str, family: Family) -> Any:
+    try:
+        # torchvision is no dependency, and resizes in another way.
+        processor = family.processor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    except Exception as error:  # files of others may be wrong in any way
+        if "num2words" in str(error):
+            raise UserError(f'the processor of {name} needs num2words: pip install -e ".[inspect]"') from error
+        if "torchvision" in str(error).lower():
+            raise UserError(
+                f"transformers has no processor for {family.name} without torchvision, which isn't installed here; "
+                "install it from the index that your torch is from: another build of it breaks both"
+            ) from error
+        raise unreadable(name, KEY, error, what="processor") from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise UserError(
+            f"{name} has no processor for texts and pictures (a {type(processor).__name__} was found); fetch its "
+            "preprocessor_config.json and tokenizer as its authors publish them"
+        )
+    return processor

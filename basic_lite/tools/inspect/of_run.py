@@ -1,0 +1,147 @@
+"""A run of ours, looked into on its own samples as it looks itself, or on other data in its own format."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basic_lite.console import Say
+from basic_lite.data.batches import Collator
+from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.prepare import prepare_data
+from basic_lite.data.prompts import with_prompts_of_training
+from basic_lite.data.records import Record, Turn
+from basic_lite.errors import UserError
+from basic_lite.model.families.llava import LLAVA
+from basic_lite.model.load import Loaded
+from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.supervision import Supervision, choose_kernels
+from basic_lite.supervision.target import TargetPlan
+from basic_lite.tools.inspect.conversations import DESCRIBED, QUESTION, SAMPLES
+from basic_lite.tools.inspect.facts import Facts, facts_of
+from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.assembly import autocast_of
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import Bundle
+from basic_lite.training.data_json import broken_at_start
+from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
+
+# A description costs a generation for each picture.
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run's model with its adapter and projector."""
+
+    name: str
+    loaded: Loaded
+    bundle: Bundle
+
+    @classmethod
+    def of(cls, place: Path, device: torch.device) -> "OpenRun":
+        """Open a run folder or a bundle.
+
+        Raises:
+            UserError: no usable bundle.
+        """
+        return cls(str(place), *load_trained(place, device))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's own."""
+        return self.bundle.recipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.loaded.parts.embeddings.weight.device
+        return device
+
+    def facts(self) -> Facts:
+        """What the model is made of."""
+        config = self.loaded.model.config
+        trained = f"model.start={self.name} trains it on"
+        return facts_of(self.name, LLAVA, self.loaded.parts, config, trained_with=trained, not_trained="")
+
+    def supervision(self, say: Say) -> Supervision:
+        """The run's own, with the target that it had at its end; on, whatever the recipe says."""
+        settings = self.recipe.supervision.model_copy(update={"enabled": True, "token_weights": 1.0})
+        operations, _ = choose_kernels("auto", self.device, say)
+        supervision = Supervision(
+            self.loaded.parts,
+            settings,
+            vocabulary_ids=self.loaded.vocabulary_ids,
+            operations=operations,
+            special_ids=torch.tensor(sorted(set(self.loaded.tokenizer.all_special_ids))),
+        )
+        if chosen := self.bundle.manifest.get("target"):
+            supervision.use(TargetPlan.of(chosen))
+        return supervision
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the run's forwards were under."""
+        made = autocast_of(self.recipe, self.device)
+        return nullcontext() if made is None else made()
+
+    def batches(self, data: SourceSection | None, samples: int | None, say: Say) -> list[dict[str, Tensor]]:
+        """Batches of samples with pictures, on the host: those that the run itself looks at, or those of other data.
+
+        Args:
+            data: None: the run's own.
+            samples: None: as many as the run looks at.
+
+        Raises:
+            UserError: the data can't be read, or has no picture.
+        """
+        recipe, broken = self.recipe, None
+        if data is None:
+            broken = broken_at_start(self.bundle.folder.parent) if recipe.data.bad_records == "drop" else None
+        else:
+            source = with_prompts_of_training(data, recipe.data)
+            changed = {"train": source, "eval": None, "held_out": None, "bad_records": "drop"}
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=changed)})
+        own = recipe.supervision.refinement_batches or SAMPLES // SAMPLES_PER_BATCH
+        wanted = own if samples is None else math.ceil(samples / SAMPLES_PER_BATCH)
+        settings = recipe.supervision.model_copy(update={"refinement_batches": wanted})
+        recipe = recipe.model_copy(update={"supervision": settings})
+        try:
+            prepared = prepare_data(recipe, self.loaded.frontend, say=say, shown=False, broken=broken)
+        except UserError as error:
+            if data is not None:
+                raise
+            raise UserError(
+                f"the run's own data can't be read any more ({error}); name other data with --data"
+            ) from error
+        batches = prepared.batches_with_images(*curve_batches(recipe))
+        if not batches:
+            raise UserError("the data has no record with a picture that can be read, so there is nothing to look at")
+        return batches
+
+    def described(self, images: Sequence[ImageRef]) -> list[dict[str, Tensor]]:
+        """Batches of pictures with the model's own descriptions, its likeliest words.
+
+        Raises:
+            RecordProblem: a picture can't be read.
+        """
+        chat, fit = chat_format(self.recipe, self.loaded), self.recipe.data.image_fit
+        asked = [
+            Record(n, "", one.name, (one,), (Turn("human", f"<image>\n{QUESTION}"),)) for n, one in enumerate(images)
+        ]
+        with self.autocast():
+            texts = answer(self.loaded, chat, asked, image_fit=fit, batch_size=_AT_ONCE, max_new_tokens=DESCRIBED)
+        collate, processor = Collator(int(self.loaded.tokenizer.pad_token_id)), self.loaded.frontend.image_processor
+        batches = []
+        for record, text in zip(asked, texts, strict=True):
+            said = Record(record.number, "", record.source, record.images, (*record.turns, Turn("gpt", text or "-")))
+            encoded = chat.encode(said, 2**31)
+            pixel_values = pixels(record.images, processor, fit)
+            batches.append(
+                collate([{"input_ids": encoded.input_ids, "labels": encoded.labels, "pixel_values": pixel_values}])
+            )
+        return batches
