@@ -287,12 +287,3 @@ def test_no_race(d: int, dtype: torch.dtype) -> None:
     first = compare(query, key, scaling=d**-0.5, **arguments)
     for _ in range(20):
         assert torch.equal(attention_mass(query, key, scaling=d**-0.5, **arguments), first)
-
-
-def test_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__)
-
-
-@pytest.mark.soak
-def test_slow_ones_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__, slow=True)

@@ -245,7 +245,3 @@ def test_slices_are_read_in_place(dtype: torch.dtype) -> None:
     weights = torch.ones(5, device=kit.DEVICE)
     expected = vocab_kl(v[:, ::2].contiguous(), target[:, 8:].contiguous(), table[20:70, 4:12].contiguous(), weights)
     assert vocab_kl(v[:, ::2], target[:, 8:], table[20:70, 4:12], weights).item() == pytest.approx(expected.item())
-
-
-def test_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__)
