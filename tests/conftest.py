@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 # Before anything imports torch or a Hugging Face library: both read these once. Subprocesses inherit them.
-gc.disable()  # while modules are imported; see pytest_collection_finish
+gc.disable()  # while modules are imported; see pytest_runtestloop
 _CACHE = tempfile.mkdtemp(prefix="basic-lite-tests-")
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -56,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """What was imported stays to the end, so collections of garbage pass it over."""
     gc.enable()
     gc.collect()
