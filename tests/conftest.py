@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 # Before anything imports torch or a Hugging Face library: both read these once. Subprocesses inherit them.
+gc.disable()  # while modules are imported; see pytest_runtestloop
 _CACHE = tempfile.mkdtemp(prefix="basic-lite-tests-")
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -36,6 +38,32 @@ def _connect_locally(self: socket.socket, address: Any) -> None:
     _connect(self, address)
 
 
+# With the longest first, no worker is left alone at the end.
+LONGEST = (
+    "test_readme.py",
+    "test_interpreted.py",
+    "test_processes.py",
+    "test_estimate.py",
+    "test_rehearsal.py",
+    "test_shipped_runs.py",
+    "test_plan.py",
+    "test_bench.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; workers take them in this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What was imported stays to the end, so collections of garbage pass it over."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure() -> None:
     socket.socket.connect = _connect_locally  # type: ignore[method-assign, assignment]
 
@@ -46,6 +74,6 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _working_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in an empty folder, so a relative path it writes to (`runs/`) lands there."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    monkeypatch.chdir(tempfile.mkdtemp(prefix="cwd-", dir=_CACHE))  # tmp_path_factory looks at all earlier ones

@@ -72,7 +72,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(words: list[str], place: Path) -> list[str]:
     """What makes a command of a page run here."""
     models = [f"model.vision={place / 'vision'}", f"model.llm={place / 'llm'}"]
-    own = ["data.workers=0", "training.device=cpu", "training.max_steps=1", "training.optimizer=adamw_8bit"]
+    # To look for the plan of a tiny model takes longer than to train it.
+    manual = [] if any("training.plan" in word for word in words) else ["training.plan=manual"]
+    own = ["data.workers=0", "training.device=cpu", "training.max_steps=1", "training.optimizer=adamw_8bit", *manual]
     if words[1] == "data":
         return [f"model.base={place / 'llava'}", *own]
     if words[1] == "clean":
@@ -82,8 +84,6 @@ def small(words: list[str], place: Path) -> list[str]:
     if words[2] == "photos.yaml":
         return own
     data = {"path": str(place / "data.json"), "image_dir": str(place / "images")}
-    if not any("training.plan" in word for word in words):
-        own = [*own, "training.plan=manual"]  # to look for the plan of a tiny model takes longer than to train it
     mine = [word for word in words[3:] if "micro_batch" in word]
     batch = ["training.global_batch=2", *([] if mine else ["training.micro_batch=1"])]
     return [*models, f"data.train={json.dumps(data)}", *own, *batch]

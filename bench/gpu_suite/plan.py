@@ -27,6 +27,10 @@ DRY_S = 900
 PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--dist=loadfile"]
 
 
+# The second runs the first's tests where there is no GPU (a dry run); with one it skips.
+SUPERVISION_TESTS = ("tests/supervision/test_supervision_kernels.py", "tests/kernels/test_interpreted.py")
+
+
 def kernel_tests() -> list[str]:
     """The test files of the kernels."""
     files = {path for kernel in KERNELS for path in (ROOT / "tests").rglob(f"test_*{kernel}*.py")}
@@ -59,7 +63,7 @@ def first(work: Path, dry: list[str]) -> list[list[Step]]:
     right = [
         Step("kernels", [*PYTEST, *workers, *kernel_tests()], 150),
         Step("races", [f"{ours}.races", "--out", str(work / "races.json"), *dry], 150),
-        Step("supervision", [*PYTEST, "-n", "1", "tests/supervision/test_supervision_kernels.py"], 150),
+        Step("supervision", [*PYTEST, "-n", "1", *SUPERVISION_TESTS], 150),
         Step("demo", [f"{ours}.short_demo", "--out", str(work / "demo.json"), *dry], 150),
     ]
     rest = ["--seconds", "SECONDS", *dry]

@@ -247,7 +247,3 @@ def test_the_longest_row_is_taken() -> None:
     )
     for mine, true in zip(results(direction_loss(v, target, weights), v), truth, strict=True):
         assert kit.relative(mine, true) < TOLERANCE[torch.float32]
-
-
-def test_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__)

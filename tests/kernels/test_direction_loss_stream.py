@@ -160,7 +160,3 @@ def test_no_race(kind: Kind) -> None:
         again = [stream.target, *results(stream.loss(weights), v)]
         first = first or again
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-def test_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__)

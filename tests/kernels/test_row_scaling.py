@@ -167,7 +167,3 @@ def test_no_race() -> None:
         again = [scaling.norm, scaling.factor, capture_layer(None, hidden, positions, 0.5, scaling)]
         first = first or again
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-def test_through_the_interpreter() -> None:
-    kit.run_interpreted(__file__)

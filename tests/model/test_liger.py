@@ -24,7 +24,7 @@ from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.assembly import make_step, supervise
 from basic_lite.training.step import StepCounts
-from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted, slow_interpreted
+from tests.support.kernels import DEVICE, kernel_test, relative, slow_interpreted
 from tests.support.liger import runnable_liger
 from tests.support.models import LLM_KINDS, text_config, write_llm, write_vision
 from tests.support.recipes import GOOD, write_recipe
@@ -187,12 +187,3 @@ def test_asked_for_by_name(liger: LigerKernels, folder: Path) -> None:
     recipe, said = recipe_of(folder, "llama"), list[str]()
     parts = fuse(load_base(recipe, DEVICE, load_frontend(recipe.model)).parts, True, DEVICE, said.append)
     assert sum(isinstance(m, _LigerAttention) for m in parts.language_model.modules()) == 4 and said == []
-
-
-def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
-
-
-@pytest.mark.soak
-def test_slow_ones_through_the_interpreter() -> None:
-    run_interpreted(__file__, slow=True)

@@ -16,7 +16,7 @@ from basic_lite.model.lora import AddmmLinear
 from basic_lite.rehearsal import Machine, Rehearser
 from basic_lite.rehearsal.liger import FAKE
 from basic_lite.rehearsal.step import KEPT, LAYER
-from tests.support.kernels import DEVICE, kernel_test, run_interpreted
+from tests.support.kernels import DEVICE, kernel_test
 from tests.support.liger import runnable_liger
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import tiny_recipe
@@ -69,10 +69,6 @@ def behaviour(kernels: LigerKernels, name: str) -> dict[str, object]:
 def test_the_same_memory(name: str) -> None:
     with runnable_liger() as liger:
         assert behaviour(FAKE, name) == behaviour(liger, name)
-
-
-def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
 
 
 def test_a_card_has_them_unless_the_recipe_has_not(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite.supervision.target import TargetPlan
 from basic_lite_kernels.operations import choose
 from tests.support import supervision as kit
-from tests.support.kernels import DEVICE, kernel_test, relative, run_interpreted, slow_interpreted
+from tests.support.kernels import DEVICE, kernel_test, relative, slow_interpreted
 
 TOLERANCE = 2e-5
 PLAN = TargetPlan((0.2, 0.0, 0.8), ((5,), (), (0, 31)))
@@ -87,12 +87,3 @@ def test_kernels_match_the_oracle(kind: str, settings: dict[str, Any], robust: b
     for loss, expected in ((losses.das, truth.das_grad), (losses.sds, truth.sds_grad)):
         gradients = [g.cpu() for g in kit.projector_grad(model, loss)]
         assert kit.grad_error(gradients, expected) <= TOLERANCE
-
-
-def test_through_the_interpreter() -> None:
-    run_interpreted(__file__)
-
-
-@pytest.mark.soak
-def test_more_of_it_through_the_interpreter() -> None:
-    run_interpreted(__file__, slow=True)

@@ -1,10 +1,10 @@
 """Where the tests of Triton kernels run, and what they share.
 
 A kernel runs on a GPU, or anywhere through Triton's interpreter, which must be switched on before kernels are defined.
-So a test file of kernels marks them ``@kernel_test`` (the outermost decorator) and ends with one test that calls
-``run_interpreted(__file__)``, perhaps twice (``slow_interpreted``): on a GPU the kernel tests run
-as they stand; elsewhere the file runs once more in a process of its own, with the interpreter, and only there do they
-exist.
+So a test file of kernels marks them ``@kernel_test`` (the outermost decorator): on a GPU they run as they stand;
+elsewhere they exist only in a process with the interpreter. ``tests/kernels/test_interpreted.py`` starts one for all
+files together, since a start costs seconds, and ``TRITON_INTERPRET=1 pytest -n 0 FILE`` is one for a single file. A
+file whose kernel tests are too slow for a plain run ends with a soak test that calls ``run_interpreted(__file__)``.
 
 The interpreter of triton 3.7.1 and 3.9 is right in float32 and float16; in bfloat16 its ``tl.dot`` gives garbage, its
 additions may give NaN. It runs programs one after another: it shows no races.
@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     items[:] = [item for item in items if getattr(item.function, "runs_kernels", False)]
 
 
-def run_interpreted(file: str, *, slow: bool = False) -> None:
-    """Run a file's kernel tests through the interpreter in a process of its own, and fail as they do.
+def run_interpreted(*files: str | Path, slow: bool = False) -> None:
+    """Run the kernel tests of files through the interpreter in a process of their own, and fail as they do.
 
     Args:
         slow: those marked ``slow_interpreted``, else the others.
@@ -65,7 +65,13 @@ def run_interpreted(file: str, *, slow: bool = False) -> None:
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", __name__]
-    command += ["-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(Path(file).resolve())]
+    command += [
+        "-c",
+        str(root / "pyproject.toml"),
+        "--rootdir",
+        str(root),
+        *(str(Path(file).resolve()) for file in files),
+    ]
     command += ["-m", "soak"] if slow else []
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     skip_where_the_interpreter_is_broken(done.stdout + done.stderr)

@@ -59,7 +59,7 @@ def test_the_result_is_the_recipes_own(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = auto(tmp_path, {"training.save_every": 1})
+    recipe = auto(tmp_path, {"training.save_every": 1}, free=False)
     update = TrainStep.update
 
     def stops(self: Any) -> None:
@@ -71,6 +71,7 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(Interrupted):
             train(recipe, console=quiet())
     before = plan_of(tmp_path / "runs/tiny")
+    assert before.recomputed == 0, "else a plan that is chosen anew is the same"
     monkeypatch.setattr(choice, "available_bytes", lambda device: 1)  # nothing would fit now
     console = quiet()
     resumed = train(recipe, resume=True, console=console).folder

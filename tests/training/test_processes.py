@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # Pictures that break: the second process loses a whole micro-batch.
     "dropped": {"data.check_images": "exists", "data.bad_records": "drop"},
 }
+# Soak tests: "text-steps" is without BASIC too, and the others have BASIC in each step.
+SOAK = ("off", "every-other")
 DROPOUT = {"lora.dropout": 0.2, "training.save_every": 2}
 
 
@@ -88,6 +90,19 @@ def no_half_files(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.name.endswith((".part", ".old"))]
 
 
+def in_one_and_two(folder: Path, names: Collection[str]) -> list[dict[str, Any]]:
+    """Run these settings in one process; their runs in two are still to be launched."""
+    for name in names:
+        train(recipe_of(folder, f"one-{name}", SETTINGS[name]), console=quiet())
+    return [planned(recipe_of(folder, f"two-{name}", SETTINGS[name])) for name in names]
+
+
+def launched(plan: Path, planned_runs: list[dict[str, Any]]) -> None:
+    plan.write_text(json.dumps(planned_runs))
+    done = launch(plan)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: each setting in one process and in two, and runs that go on."""
@@ -96,19 +111,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_data(place, WITH_IMAGE, text_only=TEXT_ONLY)
     for sample in schedule_of(recipe_of(folder, "whole", {})).micro_batches(0, TwoProcesses(1))[0]:
         (folder / "broken" / "images" / f"{sample}.png").write_bytes(b"no picture")
-    for name, changes in SETTINGS.items():
-        train(recipe_of(folder, f"one-{name}", changes), console=quiet())
     out, saved = folder / "runs", SETTINGS["saved"]
-    plan = folder / "plan.json"
-    planned_runs = [planned(recipe_of(folder, f"two-{name}", changes)) for name, changes in SETTINGS.items()]
+    planned_runs = in_one_and_two(folder, [name for name in SETTINGS if name not in SOAK])
     planned_runs += [
         planned(recipe_of(folder, "one-then-two", saved), copy_of=out / "one-saved", checkpoint=2),
         planned(recipe_of(folder, "dropout", DROPOUT)),
         planned(recipe_of(folder, "dropout-again", DROPOUT), copy_of=out / "dropout", checkpoint=2),
     ]
-    plan.write_text(json.dumps(planned_runs))
-    done = launch(plan)
-    assert done.returncode == 0, done.stderr
+    launched(folder / "plan.json", planned_runs)
     shutil.copytree(out / "two-saved", out / "two-then-one")
     train(recipe_of(folder, "two-then-one", saved), resume=True, checkpoint=2, console=quiet())
     return out
@@ -126,8 +136,20 @@ def test_the_runs_have_steps_with_text_alone_and_with_nothing(tmp_path: Path) ->
     assert kinds == [("images", "images"), ("text", "images"), ("images", "nothing"), ("images", "images")]
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in SOAK])
 def test_two_processes_make_the_steps_of_one(runs: Path, name: str) -> None:
+    assert_two_are_as_one(runs, name)
+
+
+@pytest.mark.soak
+def test_two_processes_make_more_steps_of_one(tmp_path: Path) -> None:
+    write_data(tmp_path, WITH_IMAGE, text_only=TEXT_ONLY)
+    launched(tmp_path / "plan.json", in_one_and_two(tmp_path, SOAK))
+    for name in SOAK:
+        assert_two_are_as_one(tmp_path / "runs", name)
+
+
+def assert_two_are_as_one(runs: Path, name: str) -> None:
     one, two = runs / f"one-{name}", runs / f"two-{name}"
     assert json.loads((two / "final" / "manifest.json").read_text())["processes"] == 2
     terms = TERMS[:2] if SETTINGS[name].get("supervision.enabled") is False else TERMS
