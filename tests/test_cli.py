@@ -309,7 +309,7 @@ def test_a_training_that_is_stopped_at_once_says_what_is_left(
     (tmp_path / "one" / "checkpoint-3").mkdir(parents=True)
     for name in ("manifest.json", "training_state.safetensors"):
         (tmp_path / "one" / "checkpoint-3" / name).write_text("{}")
-    assert "checkpoint-3, and --resume goes on from it" in run("train", *where)[2]
+    assert "checkpoint-3; continue with: basic-lite train " in run("train", *where)[2]
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

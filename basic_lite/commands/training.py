@@ -54,28 +54,27 @@ def train(
 
     try:
         train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite, report=write_report)
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt) as stopped:
         # A launcher's processes all come here, and the first one speaks.
         if os.environ.get("RANK", "0") == "0":
             from basic_lite.console import command_line
 
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
-            note(f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped))
-        raise typer.Exit(130) from None
-    except KeyboardInterrupt:
-        note(f"stopped; {_left(Path(loaded.output) / loaded.name)}")
+            note(_what_is_left(stopped, Path(loaded.output) / loaded.name, again))
         raise typer.Exit(130) from None
 
 
-def _left(run: Path) -> str:
-    """What a run that was stopped at once has left."""
+def _what_is_left(stopped: BaseException, run: Path, again: str) -> str:
+    """What a run that was stopped has left, and the command that goes on."""
     from basic_lite.training.places import checkpoints_of, is_finished
 
+    if isinstance(stopped, Interrupted):
+        return f"{stopped}; continue with: {again}" if stopped.checkpoint else str(stopped)
     if is_finished(run):
-        return f"the finished run in {run} is as it was"
+        return f"stopped; the finished run in {run} is as it was"
     if checkpoints := checkpoints_of(run):
-        return f"the newest that is saved is {checkpoints[-1]}, and --resume goes on from it"
-    return f"no checkpoint was saved in {run}, and the same command starts again"
+        return f"stopped; the newest that is saved is {checkpoints[-1]}; continue with: {again}"
+    return f"stopped; no checkpoint was saved in {run}, and the same command starts again"
 
 
 def estimate(

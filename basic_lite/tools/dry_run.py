@@ -30,10 +30,13 @@ from basic_lite.rehearsal.outlook import disk_outlook, elsewhere, outlook, work_
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
+from basic_lite.tools.runs import row_of
 from basic_lite.training.assembly import check_machine, doubts, preflight
 from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
+from basic_lite.training.own_files import not_the_runs_own
+from basic_lite.training.places import KEPT, is_run
 from basic_lite.training.run_folder import look_at_run_folder, missing_folders, remove_empty, require_writable
 from basic_lite.training.start import Origin, find_origin, resolve_start
 
@@ -58,6 +61,8 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     quiet_libraries()
     say = speaker(console)
     recipe = resolve_start(recipe, say)
+    if overwrite and (replaced := _replaced(Path(recipe.output) / recipe.name)):
+        say(replaced)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
     here = device or (pick_device("cuda") if torch.cuda.is_available() else None)
@@ -94,6 +99,15 @@ def without_gpu(recipe: Recipe) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _replaced(run: Path) -> str | None:
+    """What ``--overwrite`` would do to the run that is there."""
+    if not is_run(run):
+        return None
+    names = ", ".join(path.relative_to(run).as_posix() for path in not_the_runs_own(run))
+    kept = f"; what isn't the run's own would be moved to its folder {KEPT}1: {names}" if names else ""
+    return f"note: --overwrite would replace the run in {run} ({row_of(run).state}){kept}"
 
 
 def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]]:

@@ -151,6 +151,8 @@ def _started_from(model: dict[str, Any], record: dict[str, Any]) -> str:
     if not named or not isinstance(bundle, str):
         return named
     manifest = Path(bundle) / MANIFEST
+    if not manifest.is_file() and is_running(Path(bundle).parent):
+        return f"{named} (training now)"
     if not manifest.is_file():
         return f"{named} (no longer there)"
     return named if sha256(manifest) == record.get("manifest_sha256") else f"{named} (replaced since)"

@@ -42,15 +42,19 @@ UNFINISHED = ".basic-lite-"
 def checkpoints_of(run: Path) -> list[Path]:
     """Complete checkpoints of a run folder, oldest first. A folder gets such a name only when it is whole.
 
-    One that has none of a bundle's files is a person's own.
+    One that has none of a bundle's files, or another step's, is a person's own.
     """
-    found = [(path, re.fullmatch(r"checkpoint-([0-9]+)", path.name)) for path in run.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for path, match in found if match and _has_bundle_files(path)]
+    found = [(path, re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name)) for path in run.glob("checkpoint-*")]
+    numbered = [(int(match[1]), path) for path, match in found if match and _is_checkpoint(path, int(match[1]))]
     return [path for _, path in sorted(numbered)]
 
 
-def _has_bundle_files(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (MANIFEST, RECIPE_JSON, PROJECTOR, TRAINER_STATE))
+def _is_checkpoint(folder: Path, step: int) -> bool:
+    if not any((folder / name).exists() for name in (MANIFEST, RECIPE_JSON, PROJECTOR, TRAINER_STATE)):
+        return False
+    manifest = read_json(folder / MANIFEST)
+    saved = manifest.get("step") if isinstance(manifest, dict) else None
+    return not isinstance(saved, int) or saved == step
 
 
 def holds_bundle(folder: Path) -> bool:

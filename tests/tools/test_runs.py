@@ -294,6 +294,8 @@ def test_clean_follows_no_link(place: Path) -> None:
     (runs / "linked").symlink_to(outside)
     shutil.rmtree(runs / "done" / "checkpoint-1")
     (runs / "done" / "checkpoint-1").symlink_to(outside / "checkpoint-1")
+    for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"):  # somebody's own
+        shutil.copytree(runs / "done" / "checkpoint-2", runs / "done" / copy)
     (runs / "done" / "checkpoint-2" / "inside").symlink_to(outside)
     (runs / "failed" / "tensorboard").symlink_to(outside)
     console = Console(file=io.StringIO(), width=400)
@@ -301,6 +303,7 @@ def test_clean_follows_no_link(place: Path) -> None:
     assert files_in(outside) == before and (runs / "done" / "checkpoint-1").is_symlink()
     # Somebody has put them there.
     assert (runs / "done" / "checkpoint-2" / "inside").is_symlink() and (runs / "failed" / "tensorboard").is_symlink()
+    assert all((runs / "done" / copy).is_dir() for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "changed: inside; move them" in text and "changed: tensorboard; move them" in text
 

@@ -14,6 +14,7 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.run import train
+from basic_lite.tools.dry_run import dry_run
 from basic_lite.training import loop, saving
 from basic_lite.training.files import remove
 from basic_lite.training.run_folder import locked
@@ -190,6 +191,14 @@ def test_overwrite_replaces_a_finished_run(models: Path, old: Path, tmp_path: Pa
     assert [line["step"] for line in steps_of(old)] == [1, 2]
     # And it needs no run to replace.
     assert again(models, old, {"name": "new"}, overwrite=True).is_dir()
+
+
+def test_a_dry_run_says_what_overwrite_would_replace(models: Path, old: Path) -> None:
+    console = quiet()
+    dry_run(tiny_recipe(models, {"output": str(old.parent), "name": old.name}), console, overwrite=True)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "--overwrite would replace the run in" in said and "(finished, " in said and "predictions_data_final" in said
+    assert (old / "final").is_dir() and (old / "predictions_data_final.jsonl").exists()
 
 
 def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old: Path) -> None:
