@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from basic_lite.console import Say
 from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.tokens import IGNORE
-from basic_lite.errors import UserError
+from basic_lite.errors import StoppedElsewhere, UserError
 from basic_lite.model.adapt import lora_parameters, projector_parameters
 from basic_lite.model.checks import broken_weights
 from basic_lite.training.batches import Schedule
@@ -38,7 +38,7 @@ class _Seen:
 
     Attributes:
         terms: the losses' sums, by name.
-        norms: lengths of gradients and optimizer state, by name; these are the same in all processes.
+        norms: lengths of gradients and optimizer state, by name.
         batches: of each micro-batch: its part of the LM loss, its labelled tokens, its samples.
     """
 
@@ -115,8 +115,10 @@ class Watch:
     def _stop(self, step: int, seen: Sequence[_Seen]) -> NoReturn:
         """Say where the numbers are, and how to go on."""
         terms = [f"the {name} loss" for key, name in _LOSSES.items() if not _all_finite(key, seen)]
-        norms = [name for name, value in seen[0].norms.items() if not math.isfinite(value)]
-        weights = broken_weights(self._parts.model)
+        norms = list(dict.fromkeys(n for one in seen for n, value in one.norms.items() if not math.isfinite(value)))
+        # What one process has, all must know of: a checkpoint is saved by all of them, or by none.
+        every = self._processes.gather(broken_weights(self._parts.model))
+        weights = list(dict.fromkeys(name for one in every for name in one))
         found = [*terms, *norms, *_some([f"the weight {name}" for name in weights])]
         detail = [text.partition(":")[0] for text in gradient_faults(self._parts) if "not finite" in text]
         where = f" (gradients of {', '.join(_some(detail))})" if detail else ""
@@ -130,6 +132,8 @@ class Watch:
         records = f", in {self._records(step, seen, *broken[0])}" if some else ""
         if not weights and _STATE not in norms:
             self._save()
+        if not self._processes.is_main:
+            raise StoppedElsewhere("process 0 reports it")
         good = checkpoints_of(self._folder.path)
         mend = "a lower training.projector_learning_rate or training.learning_rate"
         raise UserError(
@@ -170,9 +174,9 @@ class Watch:
 
 def is_spike(loss: float, before: Sequence[float]) -> bool:
     """Whether a loss stands out from those before it, by their median and spread on a logarithmic scale."""
-    if len(before) < ENOUGH or loss <= 0 or min(before) <= 0:
+    logs = [math.log(one) for one in before if one > 0]
+    if len(logs) < ENOUGH or loss <= 0:
         return False
-    logs = [math.log(one) for one in before]
     middle = statistics.median(logs)
     spread = 1.4826 * statistics.median(abs(one - middle) for one in logs)
     return math.log(loss) - middle > max(math.log(TIMES), SPREADS * spread)

@@ -7,15 +7,19 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
-from basic_lite.errors import UserError
+from basic_lite.errors import StoppedElsewhere, UserError
+from basic_lite.model.parts import find_parts
 from basic_lite.run import train
-from basic_lite.training.step import MicroBatchLoss, TrainStep
-from basic_lite.training.watch import ENOUGH, REMEMBERED, is_spike
+from basic_lite.training.processes import Processes
+from basic_lite.training.step import MicroBatchLoss, StepCounts, Terms, TrainStep
+from basic_lite.training.watch import ENOUGH, REMEMBERED, Watch, is_spike
+from tests.support import supervision as kit
 from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe
 
 BAD = 3  # the step into which a fault is put
@@ -187,3 +191,53 @@ def test_a_spike_stands_out_from_what_is_usual() -> None:
     wild = [math.exp(draw.gauss(0.5, 1.0)) for _ in range(REMEMBERED)]
     assert not is_spike(4 * math.exp(0.5), wild)
     assert not is_spike(99.0, usual[: ENOUGH - 1])
+    assert is_spike(50.0, [0.0, *usual]) and not is_spike(0.0, usual)
+
+
+@pytest.mark.parametrize("broken", ["weight", "state", "loss"])
+def test_processes_decide_together_what_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: Path, broken: str
+) -> None:
+    """What one process alone finds stops all, and none begins a checkpoint that the others don't."""
+    saved: list[int] = []
+
+    def look(index: int) -> Exception:
+        class Two(Processes):
+            """One of two, and what the other would send."""
+
+            count = property(lambda self: 2)  # type: ignore[assignment]
+            index = property(lambda self: number)  # type: ignore[assignment]
+            is_main = property(lambda self: number == 0)  # type: ignore[assignment]
+
+            def gather(self, value: Any) -> list[Any]:
+                other = value
+                if isinstance(value, list):
+                    other = ["projector.linear_1.weight"] if broken == "weight" else value
+                else:
+                    terms = value.terms | ({"lm": math.nan} if broken == "loss" else {})
+                    state = {"the optimizer's state": math.nan} if broken == "state" else {}
+                    bad = math.nan if broken == "weight" else 0.0
+                    norms = value.norms | state | {"the gradient of LoRA": bad}
+                    other = dataclasses.replace(value, terms=terms, norms=norms)
+                return [value, other]
+
+        number = index
+        step = SimpleNamespace(parts=parts, optimizer=None, processes=Two())
+        watch = Watch(
+            cast(TrainStep, step), cast(Any, None), cast(Any, SimpleNamespace(micro_batches=lambda *_: [])),
+            cast(Any, SimpleNamespace(path=tmp_path)), cast(Any, None), print,
+            losses=[], save=lambda: saved.append(number),
+        )  # fmt: skip
+        terms = Terms()
+        terms.add(MicroBatchLoss(torch.tensor(1.0), torch.tensor(1.0), None))
+        batch = {"labels": torch.zeros(1, 3, dtype=torch.long)}
+        with pytest.raises((UserError, StoppedElsewhere)) as caught:
+            watch.look(3, [batch], terms, StepCounts(2, 0, 3))
+        return caught.value
+
+    parts = find_parts(kit.tiny_llava())
+    first, second = look(0), look(1)
+    assert saved == ([0, 1] if broken == "loss" else [])
+    assert isinstance(second, StoppedElsewhere)
+    named = {"weight": "the weight projector.linear_1", "state": "the optimizer's state", "loss": "the LM loss"}
+    assert "step 3 has numbers that aren't finite: " in str(first) and named[broken] in str(first)
