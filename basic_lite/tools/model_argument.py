@@ -19,6 +19,7 @@ def require_model(model: str, command: str) -> None:
     """
     place = Path(model).expanduser()
     if place.is_dir():
+        _require_no_pictures(place, model, command)
         return
     if is_picture(model):
         raise UserError(
@@ -32,6 +33,16 @@ def require_model(model: str, command: str) -> None:
         holders = (folder for folder in list(place.parents)[:3] if _holds_model(folder))
         folder = next(holders, "a run folder (runs/NAME), a bundle, or an exported folder")
         raise UserError(f"{model} is a file, and a model is a folder; give {folder}")
+
+
+def _require_no_pictures(place: Path, model: str, command: str) -> None:
+    if _can_speak(place):
+        return
+    if picture := next((path for path in sorted(place.iterdir()) if is_picture(path.name)), None):
+        raise UserError(
+            f"{model} is a folder of pictures; the model goes first: basic-lite {command} MODEL "
+            f"{command_line([str(Path(model) / picture.name)])}"
+        )
 
 
 def _holds_model(folder: Path) -> bool:
