@@ -17,6 +17,7 @@ from basic_lite.tools.chat.command import chat
         ("my cat.png", 'my cat.png is a picture; the model goes first: basic-lite chat MODEL "my cat.png"$'),
         ("gone/cat.png", "is a picture; the model goes first"),
         ("photo", "photo is a picture; the model goes first"),
+        ("photos", "photos is a folder of pictures; the model goes first: basic-lite chat MODEL photos/a.jpg"),
         ("model.gguf", "GGUF files are for llama.cpp and Ollama"),
         ("exported/model.safetensors", "give exported$"),
         ("run/final/adapter/adapter_model.safetensors", "give run/final$"),
@@ -32,5 +33,7 @@ def test_a_file_is_no_model(model: str, says: str, tmp_path: Path, monkeypatch: 
     Path("run/final/adapter/adapter_model.safetensors").write_text("{}")
     for name in ("my cat.png", "photo"):
         Image.new("RGB", (4, 4)).save(name, "PNG")
+    Path("photos").mkdir()
+    Image.new("RGB", (4, 4)).save("photos/a.jpg")
     with pytest.raises(UserError, match=says):
         chat(model, ["exported", "what is it?"])
