@@ -81,7 +81,7 @@ def evaluate(
     if chat.template != "plain":
         require_questions(asked)
     require_room(loaded, chat, asked)
-    require_answers(questions, chat, metric, rule.least_answers)
+    require_answers(questions, chat, rule)
     pictures: Pictures = lambda at: asked[at].images  # noqa: E731
     if shuffle_images is not None:
         pictures = other_images(asked, shuffle_images)
