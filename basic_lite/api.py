@@ -31,7 +31,7 @@ from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.controls import MOST_ASKED_AGAIN, control_sample
+from basic_lite.tools.controls import MOST_ASKED_AGAIN, asked_again
 from basic_lite.tools.evaluate import evaluate, made_with
 from basic_lite.tools.metrics.named import MetricName
 from basic_lite.tools.questions import as_questions, check_pictures
@@ -241,11 +241,12 @@ class TrainedModel(Model):
         trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
         for line in trained.notes():
             note(line)
+        chat = chat_format(self.recipe, self._run.loaded, template)
         settings = made_with(
             self._run.bundle,
             asked,
             trained,
-            chat_format(self.recipe, self._run.loaded, template),
+            chat,
             data=os.path.abspath(path) if path else None,
             image_dir=image_dir,
             limit=limit,
@@ -253,7 +254,7 @@ class TrainedModel(Model):
             metric=rule.name,
             controls=controls,
         )
-        total = len(found) + 2 * len(control_sample(asked.questions, controls))
+        total = len(found) + asked_again(asked.questions, controls, chat).answers
         with counting(shown, "answering", total) as count:
             result = evaluate(
                 self._run.loaded,

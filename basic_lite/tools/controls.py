@@ -2,8 +2,10 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from basic_lite.data.chat import ChatFormat
 from basic_lite.data.digests import picture_digest
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage
@@ -13,6 +15,48 @@ from basic_lite.tools.questions import Question
 
 # Questions that are asked again, of larger sets a sample: some 4 points to both sides, for twice as many answers.
 MOST_ASKED_AGAIN = 500
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is asked again.
+
+    Attributes:
+        others: place of a question → the other picture that it is asked with.
+        alone: places of those that are asked without a picture.
+        of: how many questions there are in all.
+    """
+
+    others: Mapping[int, tuple[ImageRef, ...]]
+    alone: Sequence[int]
+    of: int
+
+    @property
+    def answers(self) -> int:
+        """How many answers it takes."""
+        return len(self.others) + len(self.alone)
+
+    @property
+    def note(self) -> str:
+        """What to say of it beforehand; empty: nothing is asked again."""
+        count = len(self.others.keys() | set(self.alone))
+        ways = [
+            way if places == count else f"{way} ({places:,} of them)"
+            for way, places in (("with another", len(self.others)), ("without one", len(self.alone)))
+            if places
+        ]
+        if not ways:
+            return ""
+        which = "each question is" if count == self.of else f"{count:,} of the {self.of:,} questions are"
+        times = "three times: with its picture, " if len(ways) > 1 else "twice: with its picture and "
+        return f"{which} asked {times}{' and '.join(ways)} (--no-controls: once)"
+
+
+def asked_again(questions: Sequence[Question], most: int, chat: ChatFormat) -> Again:
+    """At most so many questions, with another picture and without one; in `plain` the picture is all that is asked."""
+    sample = control_sample(questions, most)
+    others = others_of([one.record for one in questions], sample)
+    return Again(others, sample if chat.template != "plain" else (), len(questions))
 
 
 def control_sample(questions: Sequence[Question], most: int) -> list[int]:

@@ -24,7 +24,7 @@ from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.tools.asked import Asked, File, read_asked
-from basic_lite.tools.controls import MOST_ASKED_AGAIN, control_sample, other_images
+from basic_lite.tools.controls import MOST_ASKED_AGAIN, asked_again, other_images
 from basic_lite.tools.interview import Interview, Pictures
 from basic_lite.tools.metrics.named import MetricName, metric_named
 from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
@@ -81,7 +81,7 @@ def evaluate(
     if chat.template != "plain":
         require_questions(asked)
     require_room(loaded, chat, asked)
-    require_answers(questions, chat, metric, rule.least_answers)
+    require_answers(questions, chat, rule)
     pictures: Pictures = lambda at: asked[at].images  # noqa: E731
     if shuffle_images is not None:
         pictures = other_images(asked, shuffle_images)
@@ -206,11 +206,11 @@ def evaluate_run(
         metric=rule.name,
         controls=controls,
     )
-    again = len(control_sample(asked.questions, controls))
-    otherwise = [asked_otherwise(bundle.recipe, chat)] if template is None else []
-    for line in filter(None, (*otherwise, *trained.notes(), *asked.notes(), *_said_of(records, again))):
+    again = asked_again(asked.questions, controls, chat)
+    otherwise = asked_otherwise(bundle.recipe, chat) if template is None else ""
+    for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
         say(line)
-    wanted, total = _place(run, bundle, data, out, settings), len(records) + 2 * again
+    wanted, total = _place(run, bundle, data, out, settings), len(records) + again.answers
     going_on = _going_on(free_place(wanted, settings), settings, total, say)
     with going_on as kept, counting(notes, "answering", total) as count:
         found = evaluate(
@@ -262,15 +262,6 @@ def _place(run: Path, bundle: Bundle, data: Path | None, out: Path | None, setti
         return out
     folder = bundle.folder.parent if run == bundle.folder else run
     return folder / f"predictions_{HELD_OUT if data is None else data.stem}_{bundle.folder.name}.jsonl"
-
-
-def _said_of(records: Sequence[Record], again: int) -> Iterator[str]:
-    if several := several_questions(records):
-        yield several
-    if again:
-        which = "each" if again == len(records) else f"{again:,} of the {len(records):,}"
-        times = "three times: with its picture, with another and without one (--no-controls: once)"
-        yield f"{which} question is asked {times}" if which == "each" else f"{which} questions are asked {times}"
 
 
 @contextmanager

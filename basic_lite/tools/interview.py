@@ -10,7 +10,7 @@ from basic_lite.data.turns import clean
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.answer_file import NONE, OTHER, OWN, Answers, Shown
-from basic_lite.tools.controls import control_sample, others_of
+from basic_lite.tools.controls import asked_again
 from basic_lite.tools.metrics.named import RIGHT, Metric
 from basic_lite.tools.predictions import Prediction
 from basic_lite.tools.questions import Question, question_of, without_picture
@@ -48,11 +48,9 @@ class Interview:
             pictures: those that are shown with a question.
         """
         self._ask(OWN, range(len(asked)), asked.__getitem__, pictures)
-        sample = control_sample(questions, controls)
-        others = others_of(asked, sample)
-        self._ask(OTHER, others, asked.__getitem__, others.__getitem__)
-        if self.chat.template != "plain":  # there the picture is all that is asked
-            self._ask(NONE, sample, lambda at: without_picture(asked[at]), lambda at: ())
+        again = asked_again(questions, controls, self.chat)
+        self._ask(OTHER, again.others, asked.__getitem__, again.others.__getitem__)
+        self._ask(NONE, again.alone, lambda at: without_picture(asked[at]), lambda at: ())
 
     def _ask(self, shown: Shown, places: Iterable[int], record: Callable[[int], Record], pictures: Pictures) -> None:
         wanted = list(places)

@@ -40,7 +40,9 @@ class Controls:
         sample = f" ({self.asked:,} of the {self.of:,} questions, drawn with seed {SEED})"
         yield f"with its own picture {'; '.join(parts)}" + (sample if self.asked < self.of else "")
         yield self._verdict()
-        if self.none_gain and self.asked >= LEAST_SAMPLES and self.none_gain.low <= 0 <= self.none_gain.high:
+        if self.asked < LEAST_SAMPLES or _none_right(self.own, self.none):
+            return
+        if self.none_gain and self.none_gain.low <= 0 <= self.none_gain.high:
             yield f"the questions alone do as well ({points(self.none_gain)}): many may need no picture"
 
     def _verdict(self) -> str:
@@ -49,6 +51,8 @@ class Controls:
             return "all questions have the same picture, so there is no other one to ask with"
         if self.asked < LEAST_SAMPLES:
             return f"{self.asked} questions are too few to say whether it looks at the picture"
+        if _none_right(self.own, self.other):
+            return "no answer is right, so it can't be told whether it looks at the picture"
         if gain.low > 0:
             return f"it looks at the picture: its own one is worth {points(gain)} more than another"
         if gain.high < 0:
@@ -69,6 +73,10 @@ class Controls:
             **{name: estimate_json(one) for name, one in shares.items() if one is not None},
             **{name: one._asdict() for name, one in gains.items() if one is not None},
         }
+
+
+def _none_right(*shares: Estimate | None) -> bool:
+    return not any(one.share for one in shares if one is not None)
 
 
 def points(gain: Interval) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import check_image
-from basic_lite.data.problems import BadRecord, RecordProblem
+from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.load import Loaded
+from basic_lite.tools.metrics.named import Metric
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,28 @@ def require_room(loaded: Loaded, chat: ChatFormat, records: Iterable[Record]) ->
             )
 
 
-def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: str, least: int) -> None:
-    """Refuse questions with too few right answers for a metric; those without any aren't scored.
+def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Metric) -> None:
+    """Refuse questions with too few right answers for a metric, or one that it can't read; those without any pass.
 
     Raises:
         BadRecord: the first such question.
     """
     for one in questions:
-        if 0 < (count := len(one.right_answers(chat))) < least:
+        answers = one.right_answers(chat)
+        if 0 < (count := len(answers)) < metric.least_answers:
             raise BadRecord(
-                f"it has {count} right answer{'s' * (count > 1)}, and the metric {metric} needs {least}: it counts how "
-                "many people agree",
+                f"it has {count} right answer{'s' * (count > 1)}, and the metric {metric.name} needs "
+                f"{metric.least_answers}: it counts how many people agree",
                 "choose another with --metric, or name the benchmark's own file",
                 one.record.place,
             )
+        for answer in answers:
+            if why := metric.unread(answer, question_of(one.record)):
+                raise BadRecord(
+                    f"the metric {metric.name} can't read its right answer {shorten(answer)}: it {why}",
+                    "choose another with --metric, or correct the answer",
+                    one.record.place,
+                )
 
 
 def several_questions(records: Iterable[Record]) -> str | None:

@@ -64,6 +64,11 @@ def test_vqav2(tmp_path: Path) -> None:
         read(tmp_path, "other_name.json", VQA_QUESTIONS)
     test = read(tmp_path, "test_questions.json", {**VQA_QUESTIONS, "data_subtype": "test2015"})
     assert shown(test)[0][0] == "COCO_test2015_000000262148.jpg" and not test.questions[0].is_scored
+    part = read(tmp_path, "test_questions.json", {**VQA_QUESTIONS, "data_subtype": "test-dev2015"})
+    assert shown(part)[0][0] == "COCO_test2015_000000262148.jpg"
+    (tmp_path / "mine.json").write_text(json.dumps(VQA_ANNOTATIONS).replace('"down", "answer_c', '" ", "answer_c'))
+    blank = read(tmp_path, "other_name.json", VQA_QUESTIONS, annotations=tmp_path / "mine.json")
+    assert blank.questions[0].answers == (*["net"] * 9, "")
 
 
 def test_textvqa_and_docvqa(tmp_path: Path) -> None:
@@ -111,6 +116,8 @@ def test_scienceqa(tmp_path: Path) -> None:
         "social science",
         ("with picture", "grades 1-6"),
     )
+    alike = read(tmp_path, "problems.json", {"4": {**SCIENCEQA["4"], "choices": ["x", "y", "x"]}})
+    assert alike.questions[0].answers == ("B",)
     listed = read(tmp_path, "llava_test_CQM-A.json", LLAVA_SCIENCEQA, benchmark="scienceqa")
     assert listed.metric(None).name == "choice"
     assert shown(listed)[0] == (
@@ -135,6 +142,8 @@ def test_mmbench_is_asked_in_every_order(tmp_path: Path) -> None:
     for one in asked.questions:  # the second question's picture is the first one's
         assert open_image(one.record.images[0]).getpixel((0, 0)) == (255, 0, 0)
     assert len(read_asked(File(mmbench(tmp_path), limit=1), None).questions) == 3
+    said_none = read_asked(File(mmbench(tmp_path, C="None"), limit=1), None).questions
+    assert len(said_none) == 3 and "C. None" in said_none[0].record.turns[0].text
     assert csv.field_size_limit() == 131072
 
 
@@ -168,6 +177,7 @@ LOST = {"annotations": Path("no.json")}
         ("c.json", [CHARTQA[0], 3], {}, "c.json, record 2: a record must be an object, this is 3"),
         ("g.json", {**GQA, "x": 1}, {}, "g.json, question x: it is 1, not an object"),
         ("s.json", {"4": BROKEN}, {}, "problem 4: its answer is 2 of"),
+        ("s.json", {"4": {**SCIENCEQA["4"], "choices": ["x", "x"]}}, {}, "problem 4: its answer is 1 of"),
         ("d.json", BROKEN_DOCUMENT, {}, "d.json, data, record 1: its 'answers' is 'x'"),
         ("v.json", {**VQA_QUESTIONS, "questions": 3}, LOST, "no.json: the annotations can't be"),
     ],

@@ -6,13 +6,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, Turn
-from basic_lite.tools.controls import control_sample, other_images, others_of
+from basic_lite.tools.controls import asked_again, control_sample, other_images, others_of
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.looking import Controls, controls_of
 from basic_lite.tools.predictions import Prediction
@@ -68,6 +69,25 @@ def test_the_sample_is_fixed_and_keeps_rotations_together() -> None:
     assert len(sample) == 9 and all(sample[n] // 3 == sample[n // 3 * 3] // 3 for n in range(9))
 
 
+def test_the_note_says_what_is_asked_again() -> None:
+    def again(*questions: Question, template: str = "v1", most: int = 9) -> tuple[int, str]:
+        found = asked_again(questions, most, SimpleNamespace(template=template))  # type: ignore[arg-type]
+        return found.answers, found.note.removesuffix(" (--no-controls: once)")
+
+    two = question(0, "a.png"), question(1, "b.png")
+    assert again(*two) == (4, "each question is asked three times: with its picture, with another and without one")
+    assert again(*two, template="plain") == (2, "each question is asked twice: with its picture and with another")
+    same = question(0, "a.png"), question(1, "a.png"), question(2)
+    assert again(*same) == (2, "2 of the 3 questions are asked twice: with its picture and without one")
+    assert again(*same, template="plain") == again(*two, most=0) == (0, "")
+    pair = question(2, "a.png")
+    pair = replace(pair, record=replace(pair.record, images=pair.record.images * 2))
+    assert again(*two, pair) == (
+        5,
+        "each question is asked three times: with its picture, with another (2 of them) and without one",
+    )
+
+
 def test_a_question_alone_is_as_if_it_never_had_a_picture() -> None:
     turns = (Turn("system", "see <image>"), Turn("human", "<image>\nwhat is it ?"), Turn("gpt", "a <image>"))
     bare = without_picture(Record(1, "", "s", (ImageRef("a.png"),), turns))
@@ -87,6 +107,8 @@ def test_what_is_said() -> None:
     _, blind, alone = said(*[(1, 1, 1)] * 20 + [(0, 1, 0)] * 2 + [(1, 0, 1)] * 3 + [(0, 0, 0)] * 9)
     assert blind.startswith("it may not look at the picture: its own one instead of another changes the score by +3 ")
     assert alone.startswith("the questions alone do as well (+0 points [+0, +0])")
+    none_right = said(*[(0, 0, 0)] * 20)
+    assert none_right[1:] == ["no answer is right, so it can't be told whether it looks at the picture"]
     assert "too few to say" in said(*[(1, 0, 0)] * 15)[1]
     assert "may not belong" in said(*[(0, 1, 0)] * 20)[1]
     assert controls_of([replace(one, score=None) for one in predictions((1, 0, 0))]) is None

@@ -133,12 +133,33 @@ def test_levenshtein() -> None:
         ("B", "B"), ("(B)", "B"), ("b", None), ("B.", "B"), ("B. a square", "B"), ("The answer is B.", "B"),
         ("Answer: (C)", "C"), ("a square", "B"), ("A square.", "B"), ("It is a square", "B"), ("circle", "C"),
         ("a red circle", "A"), ("a circle and a square", None), ("F", None), ("", None), ("A big thing", None),
-        ("I see a square " * 20, None),
+        ("I see a square " * 20, None), ("The answer is a square.", "B"), ("ANSWER: B", "B"),
+        ("I can't answer a question", None),
     ],
 )  # fmt: skip
 def test_choice_letters(text: str, letter: str | None) -> None:
     assert letter_of(text, options_of(QUESTION)) == letter
     assert choice(text, ["C"], QUESTION) == float(letter == "C")
+
+
+def test_an_article_is_no_letter() -> None:
+    options = {"A": "dog", "B": "cat", "C": "a bird"}
+    assert letter_of("The answer is a cat.", options) == "B" and letter_of("Answer: a bird", options) == "C"
+
+
+def test_a_right_answer_must_be_read() -> None:
+    unread = METRICS["choice"].unread
+    assert choice("B", ["b"], QUESTION) == choice("B", ["(b)"], "?") == 1.0 and choice("A", ["b"], QUESTION) == 0.0
+    assert choice("b", ["a"], "Which?\nA. b\nB. a") == 0.0  # a text comes before a letter: "a" is option B
+    assert [unread(text, QUESTION) for text in ("b", "A square.", "The answer is B.")] == [""] * 3
+    assert unread("cat", QUESTION) == "names none of the options A, B, C"
+    assert unread("cat", "Which?") == "is no letter, and the question lists no options" and unread("d", "Which?") == ""
+    unread = METRICS["yes_no"].unread
+    assert yes_no("no", ["NO"], "") == yes_no("Yes", ["YES!"], "") == 1.0 and yes_no("yes", ["No!"], "") == 0.0
+    assert [unread(text, "") for text in ("NO", "yes", "There is not.")] == [""] * 3
+    assert unread("blue", "") == unread("", "") == "says neither yes nor no"
+    assert figures([("no", "NO")]) == figures([("no", "no")])
+    assert METRICS["exact"].unread("blue", "") == ""
 
 
 def test_options_as_lines_or_in_one() -> None:
@@ -147,6 +168,12 @@ def test_options_as_lines_or_in_one() -> None:
         "A": "chiasmus",
         "B": "apostrophe",
     }
+    # A hint is no list of options, whatever its lines begin with.
+    hint = "A: hello\nB: hi\nC: bye\nQ: who?\n"
+    assert options_of(f"{hint}Which?\nA. x\nB. y\nQ. z") == {"A": "x", "B": "y"}
+    assert options_of(f"{hint}Which?\n(A) x (B) y") == options_of("Which?\n(A) x\n(B) y") == {"A": "x", "B": "y"}
+    assert options_of("Q: hi\nB. no") == options_of("A. one") == {}
+    assert options_of("A. two\nlines\nB. one\nA: said\nC. z") == {"A": "two", "B": "one"}
     assert options_of("no options") == {} and letter_of("D", {}) == "D"
     assert choice("B", ["The answer is B."], "(A) one (B) two") == 1.0
 

@@ -117,14 +117,22 @@ def test_eval_says_how_many_answers_were_cut(trained: Path, tmp_path: Path, caps
     assert "p.jsonl (replaced)" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_eval_refuses_a_record_without_a_question(trained: Path, tmp_path: Path) -> None:
+def test_eval_refuses_a_record_without_a_question(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_data(tmp_path, 2)
     turns = [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "it is red"}]
-    (tmp_path / "c.jsonl").write_text(json.dumps({"id": 9, "image": "0.png", "conversations": turns}) + "\n")
+    rows = [{"id": 9 + n, "image": f"{n}.png", "conversations": turns} for n in range(2)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"c.jsonl, line 1 \(id 9\): it has no question.*--template plain"):
         evaluate_run(trained, tmp_path / "c.jsonl", image_dir=tmp_path / "images", console=quiet())
     options: dict[str, Any] = {"image_dir": tmp_path / "images", "out": tmp_path / "c.out.jsonl", "console": quiet()}
-    assert evaluate_run(trained, tmp_path / "c.jsonl", template="plain", **options).counts == {"all": 1}
+    assert evaluate_run(trained, tmp_path / "c.jsonl", template="plain", **options).counts == {"all": 2}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "each question is asked twice: with its picture and with another (--no-controls: once)" in said
+    options["out"] = tmp_path / "d.out.jsonl"
+    with pytest.raises(UserError, match=r"c.jsonl, line 1 \(id 9\): the metric yes_no can't read .* 'it is red'"):
+        evaluate_run(trained, tmp_path / "c.jsonl", template="plain", metric="yes_no", **options)
 
 
 @pytest.mark.parametrize(("one", "other"), [("It is  Red.", "it is red"), ("two\n", "two"), ("3.5", "3.5")])

@@ -16,7 +16,8 @@ from basic_lite.tools.benchmarks.form import LETTER, Benchmark, Published, Row, 
 
 # From here on, a published file's rows are rotations of others, and ours take their place.
 _ROTATED = 1_000_000
-_NOTHING = ("", "nan", "none")
+# What an empty cell is; "None" is a text, as an option's may be.
+_NOTHING = ("", "nan")
 
 
 def _is_its(file: Published) -> bool:

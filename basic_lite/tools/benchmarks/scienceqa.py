@@ -39,7 +39,7 @@ def _of_problems(top: Mapping[str, Any], name: str) -> Iterator[tuple[str, Row]]
 
 def _problem(identity: str, row: Mapping[str, Any]) -> Row:
     options, answer, hint = texts_in(row, "choices"), row.get("answer"), row.get("hint")
-    if not isinstance(answer, int) or not 0 <= answer < len(options) or len(set(options)) < len(options):
+    if not isinstance(answer, int) or not 0 <= answer < len(options) or options.count(options[answer]) > 1:
         raise BadRecord(f"its answer is {shorten(answer)} of {shorten(list(options))}", "fetch the file again")
     image = f"{text_in(row, 'split')}/{identity}/{text_in(row, 'image')}" if row.get("image") else None
     return Row(

@@ -17,7 +17,7 @@ def _is_its(file: Published) -> bool:
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:
     assert file.top is not None
     subset = text_in(file.top, "data_subtype")
-    annotations = _annotations(file, subset)
+    annotations, pictures = _annotations(file, subset), subset.replace("-dev", "")  # test-dev is a part of test
     for place, row in file.listed("questions"):
         with placed(place):
             found = annotations.get(row.get("question_id")) if annotations is not None else {}
@@ -29,7 +29,7 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
             one = Row(
                 id=text_in(row, "question_id"),
                 text=text_in(row, "question"),
-                image=f"COCO_{subset}_{image_id:012d}.jpg",
+                image=f"COCO_{pictures}_{image_id:012d}.jpg",
                 answers=_answers(found),
                 question_type=text_in(found, "answer_type") if found else None,
             )
@@ -40,7 +40,8 @@ def _answers(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     listed = annotation.get("answers", [])
     if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
         raise BadRecord(f"its annotation's answers are {shorten(listed)}", "fetch the file again")
-    return tuple(text_in(one, "answer") for one in listed)
+    # Some people gave a blank answer, which counts as theirs.
+    return tuple("" if not str(one.get("answer")).strip() else text_in(one, "answer") for one in listed)
 
 
 def _annotations(file: Published, subset: str) -> dict[Any, Mapping[str, Any]] | None:

@@ -7,12 +7,12 @@ from typing import Literal
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.tools.metrics.anls import anls
-from basic_lite.tools.metrics.choice import choice
+from basic_lite.tools.metrics.choice import choice, choice_unread
 from basic_lite.tools.metrics.estimate import Estimate
 from basic_lite.tools.metrics.exact import exact
 from basic_lite.tools.metrics.relaxed import relaxed
 from basic_lite.tools.metrics.vqa import LEAST_ANSWERS, textvqa, vqa
-from basic_lite.tools.metrics.yes_no import figures, yes_no
+from basic_lite.tools.metrics.yes_no import figures, yes_no, yes_no_unread
 
 MetricName = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
 # Of a partial score: from here on an answer counts as right where only right and wrong are told apart.
@@ -28,6 +28,7 @@ class Metric:
         meaning: what the score is, for a table's title.
         score: from an answer, the right answers (at least one) and the question, to a score from 0 to 1.
         least_answers: right answers that a question must have.
+        unread: from a right answer and the question, why the answer can't be read; empty: it can.
         figures: what else there is to say of all answers, from pairs of an answer and what is right.
     """
 
@@ -36,6 +37,7 @@ class Metric:
     meaning: str
     score: Callable[[str, Sequence[str], str], float]
     least_answers: int = 1
+    unread: Callable[[str, str], str] = lambda answer, question: ""
     figures: Callable[[Sequence[tuple[str, str]]], dict[str, Estimate]] = lambda pairs: {}
 
 
@@ -46,8 +48,11 @@ METRICS: dict[str, Metric] = {
         Metric("vqa", "VQA accuracy", "the mean agreement with the people asked", vqa, LEAST_ANSWERS),
         Metric("textvqa", "TextVQA accuracy", "the mean agreement with the people asked", textvqa, LEAST_ANSWERS),
         Metric("relaxed", "relaxed accuracy", "the share of right answers; numbers may be 5 % off", relaxed),
-        Metric("yes_no", "accuracy", "the share of answers that say yes or no rightly", yes_no, figures=figures),
-        Metric("choice", "accuracy", "the share of answers that name the right option", choice),
+        Metric(
+            "yes_no", "accuracy", "the share of answers that say yes or no rightly", yes_no,
+            unread=yes_no_unread, figures=figures,
+        ),
+        Metric("choice", "accuracy", "the share of answers that name the right option", choice, unread=choice_unread),
         Metric("anls", "ANLS", "the mean likeness to the right answer, letter by letter", anls),
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Yes or no (POPE): accuracy, and how much a model that always says yes gains by it."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,18 @@ def says_yes(text: str) -> bool:
 
 def yes_no(prediction: str, answers: Sequence[str], question: str) -> float:
     """1 if the answer says what is right, else 0. Whatever doesn't say no counts as yes, as in POPE."""
-    return float(says_yes(prediction) == says_yes(answers[0]))
+    return float(says_yes(prediction) == _is_yes(answers[0]))
+
+
+def yes_no_unread(answer: str, question: str) -> str:
+    """Why a right answer can't be read; empty: it can."""
+    return "says neither yes nor no" if _is_yes(answer) is None else ""
+
+
+def _is_yes(right: str) -> bool | None:
+    """What a right answer says, in small or capital letters; None: neither yes nor no."""
+    words = set(re.findall(r"\w+", right.partition(".")[0].lower()))
+    return False if words & {"no", "not"} else True if "yes" in words else None
 
 
 def figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Estimate]:
@@ -28,7 +40,7 @@ def figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Estimate]:
     Args:
         pairs: of each question the answer and what is right.
     """
-    said = [(says_yes(answer), says_yes(right)) for answer, right in pairs]
+    said = [(says_yes(answer), _is_yes(right)) for answer, right in pairs]
     hits, false, missed = (said.count(pair) for pair in ((True, True), (True, False), (False, True)))
     counted = {
         "precision": (hits, hits + false),
