@@ -120,4 +120,5 @@ def hours_text(seconds: float) -> str:
 
 
 def _energy(seconds: float, watts: float) -> str:
-    return f"at most {seconds * watts / 3.6e6:.2g} kWh"
+    kwh = seconds * watts / 3.6e6
+    return f"about {kwh:,.0f} kWh" if kwh >= 10 else f"about {kwh:.2g} kWh"

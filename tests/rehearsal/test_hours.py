@@ -23,7 +23,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
 from basic_lite.rehearsal import outlook as outlooks
 from basic_lite.rehearsal.cards import CARDS, Card, card_of
-from basic_lite.rehearsal.hours import CardTimes, Work, hours_text
+from basic_lite.rehearsal.hours import CardTimes, Work, hours_text, time_line
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.estimate import estimate, longest_work
@@ -57,7 +57,7 @@ def test_hours_are_one_number_wherever_they_are_said(recipe: Recipe, monkeypatch
     consoles = [Console(file=io.StringIO(), width=160) for _ in range(2)]
     found = estimate(recipe, gpu_gib=24, console=consoles[0])
     dry_run(recipe, consoles[1])
-    rows = [re.search(rf"^{card.name} +24 GB +(\S.*\S) +at most (\S+ kWh)", said(c), re.MULTILINE) for c in consoles]
+    rows = [re.search(rf"^{card.name} +24 GB +(\S.*\S) +about (\S+ kWh)", said(c), re.MULTILINE) for c in consoles]
     assert rows[0] is not None and rows[1] is not None and rows[0].groups() == rows[1].groups()
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
@@ -66,7 +66,7 @@ def test_hours_are_one_number_wherever_they_are_said(recipe: Recipe, monkeypatch
     frontend = load_frontend(recipe.model)
     data, parts = prepare_data(recipe, frontend, say=lambda text: None), planned_parts(recipe, frontend, torch.bfloat16)
     line = next(outlooks.outlook(recipe, frontend, data, parts, torch.device("cuda")))
-    assert line.startswith(f"time for {STEPS:,} steps: {rows[0][1].strip()}, at most {rows[0][2]} (predicted ")
+    assert line.startswith(f"time for {STEPS:,} steps: {rows[0][1].strip()}, about {rows[0][2]} (predicted ")
 
     work = outlooks.work_of(recipe, frontend, data, parts, half=True)
     assert work == longest_work(recipe, frontend, parts, Shape.of(recipe), STEPS, half=True)
@@ -105,6 +105,15 @@ def test_work_is_shared_by_processes() -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert hours_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.123, "0.12"), (9.96, "10"), (99.7, "100"), (219, "219"), (12345, "12,345")]
+)
+def test_energy_is_said_in_full(hours: float, text: str) -> None:
+    """Of a card that takes 1 kW."""
+    card = Card("one", 100, 1000, 25, 24, 1000, measured=True)
+    assert f", about {text} kWh (" in time_line(Work(10, 80), 3600 * hours, card)
 
 
 TIMED = [path for path in shipped_recipes() if "# Time: " in path.read_text(encoding="utf-8")]

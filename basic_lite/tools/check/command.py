@@ -13,7 +13,8 @@ from basic_lite.data.chat import ChatFormat, Encoder
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
-from basic_lite.data.prepare import counter
+from basic_lite.data.prepare import EVAL, TRAIN, counter
+from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
@@ -83,15 +84,17 @@ def check(
     if data.frontend is None:
         say(f"note: lengths in tokens and what the encoder loses aren't known: {data.why}")
     say(f"reading {len(data.train):,} records …")
-    report = read(data, say)
+    sources = [data.train, *([data.held] if data.held is not None else [])]
+    reports = [read(data, records, say) for records in sources]
+    report = reports[0]
     pictures, texts = Pictures(), Texts(_special(data.frontend))
     met = []
-    for source, (records, indices) in enumerate(_parts(data, report)):
-        with counting(Console(stderr=True), "looking at pictures and texts", len(indices)) as count:
-            about, keys = (texts, report.pictures) if source == 0 else (None, None)
-            met.append(survey(records, indices, pictures, about, source, keys, count))
+    for source, (records, one) in enumerate(zip(sources, reports, strict=True)):
+        with counting(Console(stderr=True), "looking at pictures and texts", len(one.kept)) as count:
+            about = texts if source == 0 else None
+            met.append(survey(records, one.kept.tolist(), pictures, about, source, one.pictures, count))
     sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
-    found = sorted(findings(data, report, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
+    found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     if model is not None:
         found.insert(0, without_picture(data, report, model, say))
     facts = [
@@ -100,7 +103,6 @@ def check(
     ]
     say(facts[0])
     show(console, _table(found))
-    sources = [data.train, *([data.held] if data.held is not None else [])]
     write_check(target, data.name, facts, found, sources, pictures)
     console.print(printable(f"page with examples: {target}"), soft_wrap=True, markup=False)
     return found
@@ -127,14 +129,15 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
             if seen.captions and recipe.data.template != "plain":
                 prompted = recipe.data.train.model_copy(update={"prompt": list(seen.prompts)})
                 recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": prompted})})
-    train = load_records(recipe.data.train, root=Path.cwd(), key="data.train")
-    held = recipe.data.eval and load_records(recipe.data.eval, root=Path.cwd(), key="data.eval")
+    train = load_records(recipe.data.train, root=Path.cwd(), key=TRAIN)
+    own_file = recipe.data.eval and with_prompts_of_training(recipe.data.eval, recipe.data)
+    held = own_file and load_records(own_file, root=Path.cwd(), key=EVAL)
     frontend, why = frontend_or_why(recipe)
     return Data(name, recipe, train, held or None, frontend, why)
 
 
-def read(data: Data, say: Say) -> DataReport:
-    """Read and tokenise all records; those with a problem are left out, not refused.
+def read(data: Data, records: Records, say: Say) -> DataReport:
+    """Read and tokenise all records of one side; those with a problem are left out, not refused.
 
     Raises:
         UserError: none can be used.
@@ -144,7 +147,8 @@ def read(data: Data, say: Say) -> DataReport:
     encoder: Encoder = Words()
     if (frontend := data.frontend) is not None:
         encoder = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
-    return check_data(data.train, encoder, section, progress=counter("data"), say=say, pictures=True)
+    name = TRAIN if records is data.train else EVAL
+    return check_data(records, encoder, section, progress=counter(name), say=say, pictures=True)
 
 
 def _special(frontend: Frontend | None) -> Sequence[str]:
@@ -153,22 +157,18 @@ def _special(frontend: Frontend | None) -> Sequence[str]:
     return [str(token) for token in frontend.tokenizer.all_special_tokens if len(str(token)) > 1]
 
 
-def _parts(data: Data, report: DataReport) -> Iterator[tuple[Records, Sequence[int]]]:
-    yield data.train, report.kept.tolist()
-    if data.held is not None:
-        yield data.held, range(len(data.held))
-
-
 def findings(
-    data: Data, report: DataReport, pictures: Pictures, texts: Texts, sides: tuple[set[int], set[int]]
+    data: Data, reports: Sequence[DataReport], pictures: Pictures, texts: Texts, sides: tuple[set[int], set[int]]
 ) -> Iterator[Finding]:
     """All but what a language model says.
 
     Args:
+        reports: of the training data, and of the file for evaluation where there is one.
         sides: numbers of the pictures that are trained on, and of those that are held out.
     """
-    section, frontend = data.recipe.data, data.frontend
-    yield from of_records(report, section)
+    section, frontend, report = data.recipe.data, data.frontend, reports[0]
+    for source, one in enumerate(reports):
+        yield from of_records(one, section, source)
     yield from of_texts(texts, len(report.kept))
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)

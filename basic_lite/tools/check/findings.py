@@ -57,8 +57,13 @@ class Finding:
     examples: Sequence[Example] = field(default_factory=list)
 
 
-def of_records(report: DataReport, section: DataSection) -> Iterator[Finding]:
-    """What can't be used, what is cut, and how long records are."""
+def of_records(report: DataReport, section: DataSection, source: int = 0) -> Iterator[Finding]:
+    """What can't be used, and what is cut.
+
+    Args:
+        source: 1: the records are of the file for evaluation.
+    """
+    of, can_not = ("held-out ", "can't be scored") if source else ("", "can't be trained on")
     groups: dict[str, list[RecordProblem]] = {}
     for one in report.problems:
         groups.setdefault(one.kind, []).append(one)
@@ -68,16 +73,17 @@ def of_records(report: DataReport, section: DataSection) -> Iterator[Finding]:
         if kind == TooLong.kind:
             mend = f"raise data.max_length (now {section.max_length:,}; more memory)"
         yield Finding(
-            "bad", f"records: {kind}", _of(len(problems), report.total), "these can't be trained on",
+            "bad", f"{of}records: {kind}", _of(len(problems), report.total), f"these {can_not}",
             f"{mend}, or leave them out with {key}=drop", [Example(str(one)) for one in problems[:MOST_EXAMPLES]],
         )  # fmt: skip
     cut = np.flatnonzero(report.cut)
     if len(cut):
         yield Finding(
-            "look", "answers cut", _of(len(cut), len(report.kept)),
+            "look", f"{of}answers cut", _of(len(cut), len(report.kept)),
             f"text beyond data.max_length={section.max_length} is cut off their ends, {int(report.cut.sum()):,} tokens",
             "raise data.max_length, which takes more memory, or shorten them",
-            [Example(f"{report.cut[at]:,} tokens are cut", (int(report.kept[at]), 0)) for at in cut[:MOST_EXAMPLES]],
+            [Example(f"{report.cut[at]:,} tokens are cut", (int(report.kept[at]), source))
+             for at in cut[:MOST_EXAMPLES]],
         )  # fmt: skip
 
 
@@ -165,25 +171,39 @@ def of_pictures(
 def _leaks(
     same: NDArray[np.int64], near: NDArray[np.int64], readable: NDArray[np.int64], sides: tuple[set[int], set[int]]
 ) -> Iterator[Finding]:
-    """Held-out pictures that are also trained on."""
+    """Held-out pictures that are also trained on, and those that look like one that is."""
     trained, held = sides
-    leaked: dict[int, int] = {}
-    for labels in (same, near):
-        first: dict[int, int] = {}
-        for number, label in zip(readable.tolist(), labels.tolist(), strict=True):
-            if number in trained:
-                first.setdefault(label, number)
-        for number, label in zip(readable.tolist(), labels.tolist(), strict=True):
-            if number in held and number not in trained and label in first:
-                leaked.setdefault(number, first[label])
-    leaked |= {number: number for number in trained & held}
-    if leaked:
+    copies = {number: number for number in sorted(trained & held)} | _twins(same, readable, sides)
+    looks = {number: twin for number, twin in _twins(near, readable, sides).items() if number not in copies}
+    if copies:
         yield Finding(
-            "bad", "held out, but trained on", _of(len(leaked), len(held)),
-            "these held-out pictures, or ones that look like them, are trained on, so the held-out score is too good",
-            "take the copies out, or name other data for evaluation (data.eval.path)",
-            [Example("", None, tuple(dict.fromkeys(pair))) for pair in list(leaked.items())[:MOST_EXAMPLES]],
+            "bad", "held out, but trained on", _of(len(copies), len(held)),
+            "files equal to these held-out pictures are trained on, so the held-out score is too good",
+            "take the copies out, or name other data for evaluation (data.eval.path)", _pairs(copies),
         )  # fmt: skip
+    if looks:
+        yield Finding(
+            "look", "held out, but alike", _of(len(looks), len(held)),
+            "these held-out pictures look like ones that are trained on, so the held-out score may be too good",
+            "look at them; where they are copies, take them out, or name other data for evaluation (data.eval.path)",
+            _pairs(looks),
+        )  # fmt: skip
+
+
+def _twins(labels: NDArray[np.int64], readable: NDArray[np.int64], sides: tuple[set[int], set[int]]) -> dict[int, int]:
+    """The first trained picture with the same label, of each that is held out alone."""
+    trained, held = sides
+    alone = held - trained
+    known = list(zip(readable.tolist(), labels.tolist(), strict=True))
+    first: dict[int, int] = {}
+    for number, label in known:
+        if number in trained:
+            first.setdefault(label, number)
+    return {number: first[label] for number, label in known if number in alone and label in first}
+
+
+def _pairs(twins: dict[int, int]) -> list[Example]:
+    return [Example("", None, tuple(dict.fromkeys(pair))) for pair in list(twins.items())[:MOST_EXAMPLES]]
 
 
 def of_sizes(pictures: Pictures, side: int, tokens: int, section: DataSection) -> Iterator[Finding]:

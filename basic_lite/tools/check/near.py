@@ -4,12 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Bits of 128 that two pictures which look alike may differ in. Those that differ in 4 or fewer have one of the five
-# bands in common, so they are always compared.
+# bands in common, so they are compared unless more than WINDOW pictures share that band.
 NEAR_BITS = 6
 BANDS = ((0, 3), (3, 6), (6, 9), (9, 12), (12, 16))
 # Mean levels of 255 that their thumbnails may differ by.
 NEAR_LEVELS = 6
-# Pictures with one band are compared with so many of them at most, those with the nearest hashes.
+# Of those that share a band with a picture, it is compared with fewer than so many before it and after it in the order
+# of their hashes.
 WINDOW = 1000
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
 from basic_lite.training.places import DATA, LOG, log_lines, read_json
 
 # Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
@@ -69,9 +70,11 @@ def _series(run: Path, key: str) -> dict[int, float]:
 
 
 def _held_out(run: Path) -> tuple[object, ...] | None:
-    """What tells one run's held-out data from another's: records and tokens."""
+    """What tells one run's held-out data from another's: counts, and of data.held_out which records and pictures."""
     data = read_json(run / DATA)
     counts = data.get("eval") if isinstance(data, dict) else None
     if not isinstance(counts, dict):
         return None
-    return tuple(counts.get(key) for key in ("used", "tokens", "supervised_tokens", "longest"))
+    return tuple(
+        counts.get(key) for key in ("used", "tokens", "supervised_tokens", "longest", HELD_OUT, HELD_OUT_PICTURES)
+    )

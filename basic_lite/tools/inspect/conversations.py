@@ -91,8 +91,7 @@ class Conversations:
 
     def _prompt(self, asked: Turn, picture: Any) -> dict[str, Tensor]:
         if self.opened.family.prefix:
-            text = asked.text.replace(IMAGE, self.opened.processor.image_token)
-            inputs = self._processed(images=[picture], text=text)
+            inputs = self._processed(images=[picture], text=self._with_marks([asked]))
             return {name: tensor for name, tensor in inputs.items() if name != "labels"}
         return self._template([asked], [picture], answered=False)
 
@@ -139,10 +138,13 @@ class Conversations:
 
     def _prefixed(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
         """A prompt with its answer; all that is asked and said before the last answer is the prompt."""
-        token = self.opened.processor.image_token
         *asked, answer = turns
-        prompt = "\n".join(self._plain(turn.text).replace(IMAGE, token) for turn in asked)
-        return self._processed(images=pictures, text=prompt, suffix=answer.text)
+        return self._processed(images=pictures, text=self._with_marks(asked), suffix=answer.text)
+
+    def _with_marks(self, asked: list[Turn]) -> str:
+        """The turns as one prompt with the processor's mark for each picture, and no line break after a picture."""
+        text = "\n".join(self._plain(turn.text) for turn in asked)
+        return text.replace(f"{IMAGE}\n", IMAGE).replace(IMAGE, self.opened.processor.image_token)
 
     def _processed(self, **given: Any) -> dict[str, Tensor]:
         try:

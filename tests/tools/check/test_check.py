@@ -97,7 +97,21 @@ def test_held_out_pictures_that_are_trained_on(made: Callable[..., Path]) -> Non
     other.write_text(json.dumps([one("0.png", "x ?", "y"), one("copy1.png", "x ?", "y"), one("copy2.png", "x ?", "y")]))
     path.write_text(json.dumps([one(f"{n}.png", f"{n} ?", "y") for n in range(20)]))
     apart = [f"data.eval.path={other}", f"data.eval.image_dir={path.parent}", "training.eval_every=1"]
-    assert found_in(path, *apart)["held out, but trained on"].count == "3 (100.0%)"
+    found = found_in(path, *apart)
+    assert found["held out, but trained on"].count == "2 (66.7%)" and found["held out, but alike"].count == "1 (33.3%)"
+    alike = found["held out, but alike"]
+    assert alike.kind == "look" and "may be too good" in alike.text
+
+
+def test_a_bad_record_in_the_file_for_evaluation_is_a_finding(made: Callable[..., Path], tmp_path: Path) -> None:
+    path = made()
+    other = path.with_name("other.json")
+    other.write_text(json.dumps([{"image": "2.png"}, one("0.png", "x ?", "y"), one("none.png", "x ?", "y")]))
+    apart = [f"data.eval.path={other}", f"data.eval.image_dir={path.parent}", "training.eval_every=1"]
+    found = found_in(path, *apart)
+    assert found["held-out records: bad record"].count == found["held-out records: bad image"].count == "1 (33.3%)"
+    assert found["held out, but trained on"].count == "1 (100.0%)" and "records: bad record" not in found
+    assert "other.json" in PageText((tmp_path / "list_check.html").read_text()).text
 
 
 @pytest.mark.soak

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageFilter
 
 from basic_lite.data.images import ImageRef, open_image, open_small
 from basic_lite.tools.check.fingerprint import fingerprint
-from basic_lite.tools.check.near import NEAR_BITS, NEAR_LEVELS, alike
+from basic_lite.tools.check.near import NEAR_BITS, NEAR_LEVELS, WINDOW, alike
 
 
 def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
@@ -74,6 +75,20 @@ def test_bands_find_what_comparing_all_with_all_finds() -> None:
     hashes, thumbs = hashes[order], thumbs[order]
     found = alike(hashes, thumbs).tolist()
     assert found == naive(hashes, thumbs) and len(set(found)) == 40
+
+
+@pytest.mark.parametrize(("sharing", "found"), [(WINDOW, True), (WINDOW + 1, False)])
+def test_only_so_many_pictures_with_one_band_are_compared(sharing: int, found: bool) -> None:
+    """Two hashes 4 bits apart with one band in common, and all others that have it between them."""
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(0, 256, (sharing, 16)).astype(np.uint8)
+    hashes[:, :4] = 1, 2, 3, 64
+    hashes[0, 3], hashes[1] = 0, hashes[0]
+    hashes[1, [3, 6, 9, 12]] ^= 128
+    thumbs = generator.integers(0, 256, (sharing, 192)).astype(np.uint8)
+    thumbs[1] = thumbs[0]
+    labels = alike(hashes, thumbs)
+    assert labels.tolist() == [0, 0 if found else 1, *range(2, sharing)]
 
 
 def test_the_size_is_the_files_and_upright(tmp_path: Path) -> None:

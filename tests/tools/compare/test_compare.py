@@ -39,11 +39,17 @@ def answered(run: Path, right: str, *, name: str = "held-out", words: str = "wha
     return path
 
 
-def logged(run: Path, losses: dict[int, float], held_out: dict[int, float], records: int = 5) -> None:
+def logged(
+    run: Path,
+    losses: dict[int, float],
+    held_out: dict[int, float],
+    records: int = 5,
+    split: dict[str, Any] | None = None,
+) -> None:
     lines = [{"step": step, "lm": value} for step, value in losses.items()]
     lines += [{"step": step, "eval_loss": value} for step, value in held_out.items()]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "data.json").write_text(json.dumps({"eval": {"used": records, "tokens": 9}}))
+    (run / "data.json").write_text(json.dumps({"eval": {"used": records, "tokens": 9, **(split or {})}}))
 
 
 @pytest.fixture
@@ -151,6 +157,17 @@ def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     logged(b, {2: 2}, {3: 3}, records=6)
     assert [one.name for one in losses_of([[a], [b]])] == ["training loss"]
     assert losses_of([[a], [a / "predictions_held-out_final.jsonl"]]) == []
+
+
+def test_held_out_losses_of_other_records_are_not_alike(runs: Callable[..., list[Path]]) -> None:
+    """Two splits may have the same counts."""
+    a, b = runs("r", "r")
+    split = {"held_out": [1, 4], "held_out_pictures": [["1.png"], ["4.png"]]}
+    others = {"held_out": [1, 5]}, {"held_out_pictures": [["1.png"], ["5.png"]]}
+    for other, names in [({}, {"training loss", "held-out loss"}), *[(one, {"training loss"}) for one in others]]:
+        logged(a, {2: 3}, {2: 1}, split=split)
+        logged(b, {2: 2}, {2: 3}, split=split | other)
+        assert {one.name for one in losses_of([[a], [b]])} == names
 
 
 def test_the_page_is_whole_and_needs_nothing(runs: Callable[..., list[Path]], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from basic_lite.supervision.health import HealthMeter
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.premise import nearest_by_place
 from basic_lite.tools.inspect.command import inspect
-from basic_lite.tools.inspect.conversations import Conversations
+from basic_lite.tools.inspect.conversations import QUESTION, Conversations
 from basic_lite.tools.inspect.look import Inspection
 from basic_lite.tools.inspect.of_folder import open_model, read_family
 from tests.support.runs import log_of, run, write_data
@@ -139,6 +140,33 @@ def test_every_family_goes_through_its_own_processor(name: str, tmp_path: Path) 
     assert name in text and f"today? no: {FAMILY[name].not_trained[:20]}" in " ".join(text.split())
     assert found.tokens == ({**PROCESSED, **LACKED}[name].count,) * 2
     assert any(mass is not None and 0 < mass < 1 for mass in found.look.attention)
+
+
+class Heard:
+    """A processor that keeps the texts it is given."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.tokenizer, self.image_token = own, own.tokenizer, own.image_token
+        self.texts: list[str] = []
+
+    def __call__(self, **words: Any) -> Any:
+        self.texts.append(words["text"])
+        return self.own(**words)
+
+
+def test_a_prompt_after_a_picture_starts_without_a_line_break(tmp_path: Path) -> None:
+    """As a PaliGemma was trained: its processor puts pictures and <bos> before whatever it is given."""
+    write_vlm(tmp_path / "vlm", "PaliGemma")
+    write_data(tmp_path, 1)
+    _, family = read_family(str(tmp_path / "vlm"))
+    opened = open_model(str(tmp_path / "vlm"), family, CPU, "auto", "none")
+    processor = Heard(opened.processor)
+    source = SourceSection(path=str(tmp_path / "data.json"), image_dir=str(tmp_path / "images"))
+    record = load_records(source, root=tmp_path)[0]
+    made = Conversations(replace(opened, processor=processor))
+    made.sample(record)
+    made.described(record.images[0])
+    assert processor.texts == ["<image>what colour is it ?", f"<image>{QUESTION}"]
 
 
 @pytest.mark.parametrize("name", list(LACKING))
