@@ -14,7 +14,13 @@ MetricOption = Annotated[
     typer.Option(help="How answers are scored. Default: as the benchmark does it, else exact.", show_default=False),
 ]
 Controls = Annotated[
-    int, typer.Option(min=1, max=1_000_000_000, help="The most questions asked again, without their own picture.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=1_000_000_000,
+        help="The most questions asked again, without their own picture. Default: 500.",
+        show_default=False,
+    ),
 ]
 NoControls = Annotated[
     bool, typer.Option("--no-controls", help="Ask each question once, with its picture; a third of the time.")
@@ -46,6 +52,14 @@ MaxNewTokens = Annotated[
 ]
 
 
+def _asked_again(controls: int | None, no_controls: bool) -> int:
+    from basic_lite.tools.controls import MOST_ASKED_AGAIN
+
+    if no_controls and controls is not None:
+        raise UserError("--controls says how many are asked again, and --no-controls that none is; give one of both")
+    return 0 if no_controls else MOST_ASKED_AGAIN if controls is None else controls
+
+
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
     data: Annotated[
@@ -70,7 +84,7 @@ def evaluate(
     device: Device = "auto",
     template: Annotated[Template | None, typer.Option(help="Format of the questions; default: as trained.")] = None,
     metric: MetricOption = None,
-    controls: Controls = 500,
+    controls: Controls = None,
     no_controls: NoControls = False,
     benchmark: BenchmarkName = None,
     annotations: Annotations = None,
@@ -121,7 +135,7 @@ def evaluate(
         device=device,
         template=template,
         metric=metric,
-        controls=0 if no_controls else controls,
+        controls=_asked_again(controls, no_controls),
         benchmark=benchmark,
         annotations=annotations,
         instruction=instruction,

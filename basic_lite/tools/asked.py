@@ -52,6 +52,7 @@ class Asked:
 
     questions: list[Question]
     benchmark: Benchmark | None = None
+    added: str = ""  # to each of the benchmark's questions
 
     def metric(self, name: str | None) -> Metric:
         """The metric that a person names, else the benchmark's, else exact match.
@@ -71,6 +72,8 @@ class Asked:
             circles = len({one.circle for one in self.questions})
             turned = f", {circles:,} of them, each in every order of its options" if self.benchmark.circular else ""
             yield f"questions of {self.benchmark.name}{turned}"
+            if self.added:
+                yield f'to each question is added: "{self.added}" (--instruction changes it)'
         folders = sorted({i.folder for one in self.questions for i in one.record.images if i.blob is None})
         if len(folders) == 1:
             yield f"pictures: {folders[0]}"
@@ -93,7 +96,8 @@ def read_asked(file: File, recipe: Recipe | None) -> Asked:
         questions = benchmark_questions(
             benchmark, opened, image_dir=image_dir, also=also, instruction=file.instruction, limit=file.limit
         )
-        return Asked(questions, benchmark)
+        added = benchmark.instruction if file.instruction is None else file.instruction
+        return Asked(questions, benchmark, added)
     if file.option is not None:
         raise UserError(f"{file.option} belongs to the file of a benchmark, and {path} is none; leave it out")
     section = source_of(path, image_dir=image_dir, limit=file.limit, also=also)

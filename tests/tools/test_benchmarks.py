@@ -155,7 +155,11 @@ def test_pictures_are_found_around_the_file_and_in_the_recipes_folder(tmp_path: 
     assert read(tmp_path, "coco_pope_random.json", POPE).questions[0].record.images[0].folder == str(here)
     asked = read(tmp_path, "coco_pope_random.json", POPE, image_dir=there)
     assert asked.questions[0].record.images[0].folder == str(there)
-    assert list(asked.notes()) == ["questions of pope", f"pictures: {there}"]
+    assert list(asked.notes()) == [
+        "questions of pope",
+        'to each question is added: "Answer the question using a single word or phrase." (--instruction changes it)',
+        f"pictures: {there}",
+    ]
 
 
 BROKEN = {**SCIENCEQA["4"], "answer": 2}

@@ -22,6 +22,7 @@ from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import rehearse
+from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.planner import ROOM
 from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
 from basic_lite.training.batches import Schedule
@@ -144,12 +145,14 @@ def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
 
 
 def test_a_recipe_for_the_cpu_has_this_machines_memory(tmp_path: Path) -> None:
-    """And where the data isn't here, the line of the time says what it assumes."""
+    """And no time is predicted. For a card, where the data isn't here, the line of the time says what it assumes."""
     one = {"training.max_steps": None, "training.global_batch": 1, "training.micro_batch": 1}
     recipe, own = tiny_recipe(tmp_path, one), psutil.virtual_memory().total / 2**30
-    (tmp_path / "data.json").unlink()
+    (tmp_path / "data.json").write_text("nothing")
     text = run(recipe, None)[1]
     assert f"fits this machine's memory of {own:.4g} GiB" in text
+    assert ON_A_CPU in text
+    text = run(tiny_recipe(tmp_path, one | {"training.device": "auto"}), 8)[1]
     assert "(assumed, since data.train isn't read here; `train --dry-run` reads it)" in text
 
 

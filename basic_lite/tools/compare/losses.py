@@ -39,7 +39,7 @@ class Losses:
 
 
 def losses_of(groups: Sequence[Sequence[Path]]) -> list[Losses]:
-    """Training losses at the steps that all runs have, and held-out losses where the held-out data is alike.
+    """Losses at the steps that all runs have, of training and of held-out data, each where their data is alike.
 
     Args:
         groups: places of runs; a place that is no folder has none.
@@ -47,10 +47,11 @@ def losses_of(groups: Sequence[Sequence[Path]]) -> list[Losses]:
     runs = [run for group in groups for run in group]
     if not all((run / LOG).is_file() for run in runs):
         return []
-    found = [_common("training loss", "lm", groups)]
-    held_out = [_held_out(run) for run in runs]
-    if held_out[0] is not None and all(one == held_out[0] for one in held_out):
-        found.append(_common("held-out loss", "eval_loss", groups))
+    found = []
+    for key, name, loss in (("train", "training loss", "lm"), ("eval", "held-out loss", "eval_loss")):
+        of = [_data_of(run, key) for run in runs]
+        if of[0] is not None and all(one == of[0] for one in of):
+            found.append(_common(name, loss, groups))
     return [one for one in found if one.steps]
 
 
@@ -69,10 +70,10 @@ def _series(run: Path, key: str) -> dict[int, float]:
     }
 
 
-def _held_out(run: Path) -> tuple[object, ...] | None:
-    """What tells one run's held-out data from another's: counts, and of data.held_out which records and pictures."""
+def _data_of(run: Path, part: str) -> tuple[object, ...] | None:
+    """What tells one run's data from another's: counts, and of data.held_out which records and pictures."""
     data = read_json(run / DATA)
-    counts = data.get("eval") if isinstance(data, dict) else None
+    counts = data.get(part) if isinstance(data, dict) else None
     if not isinstance(counts, dict):
         return None
     return tuple(

@@ -95,9 +95,11 @@ def _card(answers: Mapping[str, Answer]) -> Iterator[Finding]:
         )
     why = triton.failure or ("" if triton.facts["runs"] else triton.facts["why"])
     if why:
-        yield Finding("slow", f"plain PyTorch stands in for the kernels: {why}; Triton needs a C compiler and a driver")
+        yield Finding(
+            "slow", f"plain PyTorch stands in for the kernels, since {why}; Triton needs a C compiler and a driver"
+        )
     elif not triton.facts["liger"]:
-        yield Finding("slow", f"the LLM goes without Liger's kernels: {triton.facts['why_no_liger']}")
+        yield Finding("slow", f"the LLM goes without Liger's kernels, since {triton.facts['why_no_liger']}")
     free, total = seen["free_card_bytes"], seen["card_bytes"]
     if free < (1 - _MOST_TAKEN) * total:
         yield Finding(

@@ -44,12 +44,15 @@ def logged(
     losses: dict[int, float],
     held_out: dict[int, float],
     records: int = 5,
+    trained: int = 7,
     split: dict[str, Any] | None = None,
 ) -> None:
     lines = [{"step": step, "lm": value} for step, value in losses.items()]
     lines += [{"step": step, "eval_loss": value} for step, value in held_out.items()]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "data.json").write_text(json.dumps({"eval": {"used": records, "tokens": 9, **(split or {})}}))
+    (run / "data.json").write_text(
+        json.dumps({"train": {"used": trained}, "eval": {"used": records, "tokens": 9, **(split or {})}})
+    )
 
 
 @pytest.fixture
@@ -156,6 +159,8 @@ def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     assert (train.steps, train.values, held.values) == ([2], [[2.5], [1]], [[2], [5]])
     logged(b, {2: 2}, {3: 3}, records=6)
     assert [one.name for one in losses_of([[a], [b]])] == ["training loss"]
+    logged(b, {2: 2}, {3: 3}, trained=8)
+    assert [one.name for one in losses_of([[a], [b]])] == ["held-out loss"]
     assert losses_of([[a], [a / "predictions_held-out_final.jsonl"]]) == []
 
 

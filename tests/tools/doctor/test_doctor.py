@@ -100,7 +100,7 @@ def test_a_good_machine_lacks_nothing() -> None:
         ({"torch": {"free_card_bytes": 20 * GIB}}, "note", "hold 4.00 GiB of the card"),
         ({"torch": {"card_bytes": 4 * GIB, "free_card_bytes": 4 * GIB}}, "note", "my_photos_small"),
         ({"triton": {"runs": False, "why": "no C compiler"}}, "slow", "no C compiler"),
-        ({"triton": {"liger": False, "why_no_liger": "it isn't installed"}}, "slow", "Liger's kernels: it isn't"),
+        ({"triton": {"liger": False, "why_no_liger": "it isn't installed"}}, "slow", "Liger's kernels, since it isn't"),
         ({"machine": {"shared_bytes": 64 * MIB}}, "note", "--shm-size=4g"),
         ({"machine": {"memory_bytes": 4 * GIB}}, "note", "4.00 GiB of memory"),
         ({"machine": {"settings": {"HF_HUB_OFFLINE": "1"}}}, "note", "HF_HUB_OFFLINE"),
