@@ -108,7 +108,8 @@ def test_a_second_signal_stops_also_where_python_drops_exceptions(capsys: pytest
             signal.raise_signal(signal.SIGINT)
             assert interruption.requested
             Finalized()
-            time.sleep(5)
+            for _ in range(100):
+                time.sleep(0.05)
 
     said: list[str] = []
     hook = sys.unraisablehook
