@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from basic_lite.run import train
 from basic_lite.tools.export.command import export
@@ -96,6 +98,8 @@ def require_same(one: Path, other: Path) -> None:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
+    # tqdm's own is shared with forks: one that is killed while it writes keeps it, and the next ones would wait for it.
+    tqdm.set_lock(threading.RLock())
     draw = random.Random(seed)
     write_data(folder, 13)
     data = {"path": str(folder / "data.json"), "image_dir": str(folder / "images")}
@@ -114,11 +118,13 @@ def main(folder: Path, kills: int, seed: int) -> None:
     count = part = 0
     while count < kills:
         name = f"part{part}"
+        exported = folder / f"export_{name}"
         for make, seconds in usual.items():
-            while count < kills and killed(make(name), draw.uniform(0, seconds)):
+            # A kill may come when the export is there already, and it isn't written twice.
+            while count < kills and not exported.exists() and killed(make(name), draw.uniform(0, seconds)):
                 count += 1
                 print(f"kill {count} of {make.__name__} {name}", flush=True)
-            if make is training or not (folder / f"export_{name}").exists():
+            if not exported.exists():
                 assert not killed(make(name), None)
         require_same(runs / "whole", runs / name)
         assert digests(folder / "export_whole").keys() == digests(folder / f"export_{name}").keys()
