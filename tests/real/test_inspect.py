@@ -15,7 +15,8 @@ from bench.world.pictures import RealWorld, real_world
 from bench.world.tower import tower
 from tests.support.runs import log_of, quiet
 
-pytestmark = pytest.mark.real
+# `.ci/run` leaves it out: with it the real tests are too near their limit of time.
+pytestmark = [pytest.mark.real, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
