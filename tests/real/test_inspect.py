@@ -15,8 +15,7 @@ from bench.world.pictures import RealWorld, real_world
 from bench.world.tower import tower
 from tests.support.runs import log_of, quiet
 
-# `.ci/run` leaves it out: with it the real tests are too near their limit of time.
-pytestmark = [pytest.mark.real, pytest.mark.soak]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
