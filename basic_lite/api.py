@@ -254,7 +254,8 @@ class TrainedModel(Model):
             metric=rule.name,
             controls=controls,
         )
-        total = len(found) + asked_again(asked.questions, controls, chat).answers
+        again = asked_again(asked.questions, controls, chat)
+        total = len(found) + again.answers
         with counting(shown, "answering", total) as count:
             result = evaluate(
                 self._run.loaded,
@@ -265,7 +266,7 @@ class TrainedModel(Model):
                 template=template,
                 trained=trained.marks,
                 metric=rule.name,
-                controls=controls,
+                again=again,
                 progress=progress or count,
             )
         return replace(result, settings=settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from basic_lite.console import Say
+from basic_lite.cores import usable_cores
 from basic_lite.sizes import size_text
 from basic_lite.units import dtype_name
 
@@ -56,7 +57,7 @@ def device_text(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{torch.cuda.get_device_name(device)} ({size_text(total)}, {size_text(free)} free)"
-    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = usable_cores()
     return f"CPU ({count} core{'s' * (count != 1)})"
 
 

@@ -11,10 +11,10 @@ from basic_lite.console import Sheet
 from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
 from basic_lite.rehearsal.planner import Planner
 
-# Large products reach .5 to .95 of a data sheet and copies .7 to .95, where .8 and .9 are counted with. LLaVA's authors
-# took 1.3 and 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
+# A guess: what follows if large products reach .5 to .95 of a data sheet in place of the .8 that is counted with.
+# LLaVA's authors took 1.3 and 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
 SHORTEST, LONGEST = 0.85, 1.6
-UNTIMED = f"no card has been timed, so expect {SHORTEST:g} to {LONGEST:g} times that"
+UNTIMED = f"no card has been timed, and {SHORTEST:g} to {LONGEST:g} times that is our guess"
 ON_A_CPU = "time: not predicted for a CPU; the run measures its first steps and says how long all of them will take"
 
 

@@ -3,8 +3,8 @@
 Method: arXiv 2508.06895. Nothing here asserts that it helps: the refinement curve measures whether v̂ is better than v.
 """
 
+from basic_lite.resampling import Interval
 from basic_lite.supervision.health import Health
-from basic_lite.supervision.interval import Interval
 from basic_lite.supervision.losses import SupervisionLosses
 from basic_lite.supervision.premise import RefinementCurve, refinement_curve
 from basic_lite.supervision.supervision import Supervision, choose_kernels

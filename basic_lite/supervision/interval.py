@@ -3,9 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval, Verdict, middle
-
-__all__ = ["LEAST_SAMPLES", "RESAMPLES", "SEED", "Interval", "Verdict", "score_gains"]
+from basic_lite.resampling import RESAMPLES, SEED, Interval, middle
 
 
 def score_gains(matches: NDArray[np.float64]) -> list[Interval]:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from basic_lite.resampling import Interval, Verdict
 from basic_lite.supervision.health import Health, HealthMeter
-from basic_lite.supervision.interval import Interval, Verdict, score_gains
+from basic_lite.supervision.interval import score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import evaluating, watch_layers

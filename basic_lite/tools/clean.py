@@ -65,10 +65,11 @@ def clean(
         UserError: a folder is missing; nobody can be asked and ``yes`` isn't given; a file can't be deleted.
     """
     say = speaker(console or Console(highlight=False))
-    runs = list(dict.fromkeys(run for place in places for run in runs_in(place, links=False)))
+    by_place = {place: runs_in(place, links=False) for place in places}
+    runs = list(dict.fromkeys(run for found in by_place.values() for run in found))
     plans = {run: plan_of(run) for run in runs}
     loose = list(dict.fromkeys(path for place in places for path in _loose_in(place)))
-    notes = [note for place in places for note in _no_run(place)]
+    notes = [_no_run(place) for place, found in by_place.items() if not found]
     for note in [*notes, *(note for plan in plans.values() for note in plan.notes)]:
         say(f"note: {note}")
     items = {path: why for plan in plans.values() for path, why in plan.items.items()}
@@ -127,11 +128,10 @@ def _plan(run: Path) -> Plan:
     return Plan(_own({path: why for path, why in items.items() if path not in peoples} | cut_off), notes)
 
 
-def _no_run(place: Path) -> Iterator[str]:
+def _no_run(place: Path) -> str:
     """What to say of a place that holds no run."""
-    if not runs_in(place):
-        above = next((one for one in place.absolute().parents if is_run(one)), None)
-        yield f"{place} holds no runs" + (f"; it is in one: give {above}" if above is not None else "")
+    above = next((one for one in place.absolute().parents if is_run(one)), None)
+    return f"{place} holds no runs" + (f"; it is in one: give {above}" if above is not None else "")
 
 
 def _own(items: dict[Path, str]) -> dict[Path, str]:

@@ -36,8 +36,14 @@ from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.own_files import not_the_runs_own
-from basic_lite.training.places import KEPT, is_run
-from basic_lite.training.run_folder import look_at_run_folder, missing_folders, remove_empty, require_writable
+from basic_lite.training.places import is_run
+from basic_lite.training.run_folder import (
+    kept_place,
+    look_at_run_folder,
+    missing_folders,
+    remove_empty,
+    require_writable,
+)
 from basic_lite.training.start import Origin, find_origin, resolve_start
 
 SUPERVISED = "bold green"
@@ -106,7 +112,7 @@ def _replaced(run: Path) -> str | None:
     if not is_run(run):
         return None
     names = ", ".join(path.relative_to(run).as_posix() for path in not_the_runs_own(run))
-    kept = f"; what isn't the run's own would be moved to its folder {KEPT}1: {names}" if names else ""
+    kept = f"; what isn't the run's own would be moved to {kept_place(run)}: {names}" if names else ""
     return f"note: --overwrite would replace the run in {run} ({row_of(run).state}){kept}"
 
 

@@ -24,7 +24,7 @@ from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.tools.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.tools.asked import Asked, File, read_asked
-from basic_lite.tools.controls import MOST_ASKED_AGAIN, asked_again, other_images
+from basic_lite.tools.controls import MOST_ASKED_AGAIN, Again, asked_again, other_images
 from basic_lite.tools.interview import Interview, Pictures
 from basic_lite.tools.metrics.named import MetricName, metric_named
 from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
@@ -58,7 +58,7 @@ def evaluate(
     template: Template | None = None,
     trained: Sequence[bool | None] | None = None,
     metric: MetricName = "exact",
-    controls: int = 0,
+    again: Again | None = None,
     kept: Answers | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EvalResult:
@@ -69,7 +69,7 @@ def evaluate(
         template: format of the questions; None: the training's (see ``chat_format``).
         shuffle_images: a seed. Each question is then asked about the images of another record that has as many.
         trained: of each record, whether the run was trained on it; None: it can't be told.
-        controls: so many questions with pictures, at most, are asked again with another picture and without one.
+        again: what is asked again with another picture and without one (``asked_again``); None: nothing.
         kept: answers that are there already; the others are added.
 
     Raises:
@@ -87,7 +87,7 @@ def evaluate(
         pictures = other_images(asked, shuffle_images)
     most = max_new_tokens or answer_length(chat, asked)
     interview = Interview(loaded, recipe, chat, batch_size, most, kept or Answers(), progress)
-    interview.ask_all(questions, asked, pictures, controls)
+    interview.ask_all(asked, pictures, again)
     predictions = [
         replace(
             interview.prediction(at, question, asked[at], pictures(at), rule),
@@ -222,7 +222,7 @@ def evaluate_run(
             template=template,
             trained=trained.marks,
             metric=rule.name,
-            controls=controls,
+            again=again,
             kept=kept,
             progress=count,
         )

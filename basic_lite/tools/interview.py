@@ -10,7 +10,7 @@ from basic_lite.data.turns import clean
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.answer_file import NONE, OTHER, OWN, Answers, Shown
-from basic_lite.tools.controls import asked_again
+from basic_lite.tools.controls import Again
 from basic_lite.tools.metrics.named import RIGHT, Metric
 from basic_lite.tools.predictions import Prediction
 from basic_lite.tools.questions import Question, question_of, without_picture
@@ -38,17 +38,16 @@ class Interview:
     kept: Answers
     progress: Callable[[int], None]
 
-    def ask_all(
-        self, questions: Sequence[Question], asked: Sequence[Record], pictures: Pictures, controls: int
-    ) -> None:
-        """Ask every question, then a sample of at most ``controls`` with another picture and without one.
+    def ask_all(self, asked: Sequence[Record], pictures: Pictures, again: Again | None) -> None:
+        """Ask every question, then some of them again with another picture and without one.
 
         Args:
             asked: the questions' records, as they are asked.
             pictures: those that are shown with a question.
         """
         self._ask(OWN, range(len(asked)), asked.__getitem__, pictures)
-        again = asked_again(questions, controls, self.chat)
+        if again is None:
+            return
         self._ask(OTHER, again.others, asked.__getitem__, again.others.__getitem__)
         self._ask(NONE, again.alone, lambda at: without_picture(asked[at]), lambda at: ())
 

@@ -214,7 +214,7 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
         table = _table_of(summary)
-        yield from _match(summary, f" ({_short(table, tables)})" if table else "")
+        yield from _match(summary, f" ({short_path(table, tables)})" if table else "")
 
 
 def _others(run: Path) -> Iterator[str]:
@@ -270,10 +270,10 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _short(table: str, others: Iterable[str]) -> str:
-    """A table's name, with as many of its folders as tell it from others."""
-    parts = Path(table).parts
-    rest = [Path(other).parts for other in others if other != table]
+def short_path(path: str, others: Iterable[str]) -> str:
+    """A file's or folder's name, with as many of the folders above it as tell it from others."""
+    parts = Path(path).parts
+    rest = [Path(other).parts for other in others if other != path]
     count = next((n for n in range(1, len(parts)) if all(one[-n:] != parts[-n:] for one in rest)), len(parts))
     return Path(*parts[-count:]).as_posix()
 

@@ -140,20 +140,27 @@ def basic_is_on(recipe: Recipe) -> bool:
     return recipe.supervision.enabled and recipe.stage in recipe.supervision.stages
 
 
+def supervision_of(
+    loaded: Loaded, settings: SupervisionSection, operations: Operations, *, seed: int = 0
+) -> Supervision:
+    """BASIC on a loaded model, whatever its recipe's stage."""
+    return Supervision(
+        loaded.parts,
+        settings,
+        vocabulary_ids=loaded.vocabulary_ids,
+        operations=operations,
+        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+        seed=seed,
+    )
+
+
 def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         return None
     operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
-    supervision = Supervision(
-        loaded.parts,
-        recipe.supervision,
-        vocabulary_ids=loaded.vocabulary_ids,
-        operations=watch(operations),
-        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
-        seed=recipe.seed,
-    )
     settings = recipe.supervision
+    supervision = supervision_of(loaded, settings, watch(operations), seed=recipe.seed)
     if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
         say(
             f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}, and that "

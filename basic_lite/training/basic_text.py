@@ -5,8 +5,8 @@ import math
 from basic_lite.data.prepare import Prepared
 from basic_lite.recipe.rules import computes_das, computes_sds
 from basic_lite.recipe.schema import Recipe, SupervisionSection
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision.calibration import scores_decide
-from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 
 

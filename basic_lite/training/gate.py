@@ -22,9 +22,9 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.model.audit import audit
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
-from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, uses_autocast

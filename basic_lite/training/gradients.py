@@ -1,6 +1,8 @@
 """Check in the first step that everything that should learn has a gradient."""
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import lora_parameters, projector_parameters
@@ -15,23 +17,40 @@ def gradient_faults(parts: Parts, *, projector: bool = True) -> list[str]:
     The projector's two layers are parts of their own, and so is LoRA on each linear layer. At step 1 LoRA's A matrices
     have gradient zero by construction (B is zero), so a part needs one non-zero gradient.
     """
-    groups: dict[str, list[nn.Parameter]] = {}
-    if projector:
-        for name, parameter in projector_parameters(parts).items():
-            groups.setdefault(f"projector {name.rsplit('.', 1)[0]}", []).append(parameter)
-    for name, parameter in lora_parameters(parts.model).items():
-        layer = name.split(".lora_")[0].removeprefix("model.language_model.")
-        groups.setdefault(f"LoRA on {layer}", []).append(parameter)
     faults = []
-    for part, parameters in groups.items():
-        gradients = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    for part, gradients in _gradients(parts, projector=projector).items():
         if not gradients:
             faults.append(f"{part}: no gradient (frozen, or not reached by the loss)")
-        elif not all(bool(g.isfinite().all()) for g in gradients):
+        elif not _finite(gradients):
             faults.append(f"{part}: the gradient is not finite")
         elif not any(bool((g != 0).any()) for g in gradients):
             faults.append(f"{part}: the gradient is zero everywhere")
     return faults
+
+
+def broken_gradients(parts: Parts) -> list[str]:
+    """Trainable parts with a gradient that isn't finite."""
+    return [part for part, gradients in _gradients(parts, projector=True).items() if not _finite(gradients)]
+
+
+def _gradients(parts: Parts, *, projector: bool) -> dict[str, list[Tensor]]:
+    """The gradients that each trainable part has."""
+    named = []
+    if projector:
+        named += [(f"projector {name.rsplit('.', 1)[0]}", p) for name, p in projector_parameters(parts).items()]
+    for name, parameter in lora_parameters(parts.model).items():
+        layer = name.split(".lora_")[0].removeprefix("model.language_model.")
+        named.append((f"LoRA on {layer}", parameter))
+    found: dict[str, list[Tensor]] = {}
+    for part, parameter in named:
+        gradients = found.setdefault(part, [])
+        if parameter.requires_grad and parameter.grad is not None:
+            gradients.append(parameter.grad)
+    return found
+
+
+def _finite(gradients: Sequence[Tensor]) -> bool:
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 class GradientCheck:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision.calibration import leaves_open, scores_decide
-from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.supervision.premise import SEARCHED_PATCHES
 from basic_lite.training.assembly import projector_is_fresh
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH

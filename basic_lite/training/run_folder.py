@@ -119,7 +119,7 @@ class RunFolder:
         """Move files that people would miss out of the way, and say so."""
         if not found:
             return []
-        place = next(p for n in itertools.count(1) if not (p := self.path / f"{KEPT}{n}").exists())
+        place = kept_place(self.path)
         names = [path.relative_to(self.path) for path in found]
         for path, name in zip(found, names, strict=True):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +137,11 @@ class RunFolder:
                     remove(moved[-1])
                 old.rename(moved[-1])
         return [*said, *(f"set aside, since its steps are made again: {path}" for path in moved)]
+
+
+def kept_place(run: Path) -> Path:
+    """The folder that the next files of people's own are moved to."""
+    return next(place for n in itertools.count(1) if not (place := run / f"{KEPT}{n}").exists())
 
 
 @contextmanager

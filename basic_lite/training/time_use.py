@@ -1,12 +1,12 @@
 """Where a run's time goes: some steps are measured part by part, and the key that would change most is named."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from basic_lite.console import Say
+from basic_lite.cores import usable_cores
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import DataSection, Recipe
 from basic_lite.training import breakdown as clock
@@ -198,8 +198,3 @@ def _faster_pictures(share: float, data: DataSection, who: str, cores: int) -> t
     if data.jpeg_draft:
         return f"{waits}: make the picture files smaller", "pictures"
     return f"{waits}: set data.jpeg_draft=true for large JPEGs", "data.jpeg_draft"
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,7 @@ from basic_lite.errors import StoppedElsewhere, UserError
 from basic_lite.model.adapt import lora_parameters, projector_parameters
 from basic_lite.model.checks import broken_weights
 from basic_lite.training.batches import Schedule
-from basic_lite.training.gradients import gradient_faults
+from basic_lite.training.gradients import broken_gradients
 from basic_lite.training.log import RunLog
 from basic_lite.training.places import checkpoints_of
 from basic_lite.training.run_folder import RunFolder
@@ -120,7 +120,7 @@ class Watch:
         every = self._processes.gather(broken_weights(self._parts.model))
         weights = list(dict.fromkeys(name for one in every for name in one))
         found = [*terms, *norms, *_some([f"the weight {name}" for name in weights])]
-        detail = [text.partition(":")[0] for text in gradient_faults(self._parts) if "not finite" in text]
+        detail = broken_gradients(self._parts)
         where = f" (gradients of {', '.join(_some(detail))})" if detail else ""
         broken = [
             (process, index)

@@ -15,8 +15,8 @@ from rich.console import Console
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import load_base
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.run import train
-from basic_lite.supervision.interval import LEAST_SAMPLES
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.training.assembly import supervise
 from basic_lite.training.basic_text import basic_text, why_off

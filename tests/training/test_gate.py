@@ -16,10 +16,10 @@ from torch import Tensor
 
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.model.frontend import load_frontend
+from basic_lite.resampling import Interval
 from basic_lite.run import train
 from basic_lite.supervision import calibration
 from basic_lite.supervision.calibration import measured_weights
-from basic_lite.supervision.interval import Interval
 from basic_lite.supervision.premise import RefinementCurve, see_patches
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.files import sha256

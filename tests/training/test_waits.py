@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from basic_lite.supervision import Supervision
 from basic_lite.supervision.layout import Layout
 from basic_lite.training.processes import ALONE
 from basic_lite.training.step import Batch, StepCounts, TrainStep
+from basic_lite.training.watch import Watch
 from tests.support import supervision as kit
 from tests.support.waits import Waits
 
@@ -90,6 +91,26 @@ def test_a_step_waits_for_nothing_but_transformers_masks(rows: str, settings: di
 
 def test_basic_adds_no_wait() -> None:
     assert waits_of_a_step("padding", basic=False)[0] == waits_of_a_step("padding")[0]
+
+
+def test_a_steps_numbers_are_read_by_one_copy() -> None:
+    model = kit.tiny_llava(cls=BasicLlavaForConditionalGeneration)
+    supervision = kit.build(model)
+    optimizer = torch.optim.AdamW(supervision.parts.projector.parameters(), lr=1e-3)
+    step = TrainStep(supervision.parts, supervision, device=torch.device("cpu"), optimizer=optimizer)
+    batch = kit.tiny_batch("full")
+    counts = StepCounts.of([batch, batch], supervision.parts.image_token_id)
+    step([batch, batch], counts, (1.0, 0.01))  # the optimizer has its state now
+    missing = cast(Any, None)
+    watch = Watch(step, missing, missing, missing, missing, missing, losses=[], save=missing)
+    waits = Waits([*model.parameters(), *model.buffers()])
+    with waits:
+        terms = step.gradients([batch, batch], counts, (1.0, 0.01))
+    waits.put([*terms.sums().values(), *terms.lm_parts])
+    before = waits.found.total()
+    with waits:
+        watch.look(1, [batch, batch], terms, counts)
+    assert waits.found.total() == before, "they are read one by one, and not by one copy of all"
 
 
 def test_copies_to_a_device_are_not_waited_for() -> None:

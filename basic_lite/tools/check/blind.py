@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.records import Records
 from basic_lite.model.device import device_text
-from basic_lite.model.frontend import load_tokenizer, unreadable
-from basic_lite.model.load import pick_device, pick_dtype
+from basic_lite.model.frontend import load_tokenizer
+from basic_lite.model.load import pick_device, pick_dtype, read_checkpoint
 
 SAMPLE, SEED = 200, 0
 _MOST_TOKENS = 1024
@@ -50,11 +50,8 @@ def blind(records: Records, indices: Sequence[int], model: str, sample: int = SA
     """
     device = pick_device("auto", "--model")
     tokenizer = load_tokenizer(model, "--model")
-    try:
-        llm = AutoModelForCausalLM.from_pretrained(model, dtype=pick_dtype("auto", device), trust_remote_code=False)
-    except Exception as error:  # whatever a foreign file makes transformers raise
-        raise unreadable(model, "--model", error) from error
-    llm = llm.to(device).eval()
+    options = {"dtype": pick_dtype("auto", device), "device_map": {"": device}}
+    llm = read_checkpoint(AutoModelForCausalLM, model, "--model", **options).eval()
     chosen = sorted(random.Random(SEED).sample(list(indices), min(sample, len(indices))))
     losses, right = [], []
     for index in chosen:

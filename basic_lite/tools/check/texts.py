@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
+from basic_lite.tools.metrics.exact import normalise
 
 # Characters from which an answer is looked at for repetition, and the part that packing leaves of one that repeats.
 _LONG, _REPEATS = 400, 0.12
@@ -95,9 +96,9 @@ class Texts:
             said.append(text)
             blank = blank or not text.strip()
             repeats = repeats or is_repetitive(text)
-            question = plain(asked.replace(IMAGE_PLACEHOLDER, " "))
+            question = normalise(asked.replace(IMAGE_PLACEHOLDER, " "))
             self._questions.append(hash(question))
-            self._replies.append(hash(plain(text)))
+            self._replies.append(hash(normalise(text)))
             self._records.append(index)
         for kind, found_here in ((self.blank, blank), (self.repeating, repeats), (self.with_token, token)):
             if found_here:
@@ -130,11 +131,6 @@ class Texts:
             (int(records[starts[common][at]]), int(sizes[common][at]), float(shares[at])) for at in ranked.tolist()
         ]
         return Prior(int(sizes[common].sum()), int(best[common].sum()), worst)
-
-
-def plain(text: str) -> str:
-    """A text as questions and answers are compared: small letters, single spaces, no full stop at the end."""
-    return " ".join(text.casefold().split()).rstrip(".")
 
 
 def is_repetitive(text: str) -> bool:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from basic_lite.console import Sheet, show, speaker
 from basic_lite.printable import printable
-from basic_lite.supervision.interval import Interval
+from basic_lite.resampling import Interval
 from basic_lite.tools.compare.comparison import Comparison, Side, compared, remarks
 from basic_lite.tools.compare.page import COMMAND, write_comparison
 from basic_lite.tools.report.html import require_own

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basic_lite.errors import UserError
-from basic_lite.supervision.interval import LEAST_SAMPLES, Interval
+from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.tools.compare.answers import in_common, scores_of, trained_on
 from basic_lite.tools.compare.losses import Losses, losses_of
 from basic_lite.tools.compare.statistics import McNemar, difference, mcnemar, mean_interval
+from basic_lite.tools.runs import short_path
 
 # With fewer runs a side, drawing among them shows too little of how runs with other seeds differ.
 FEW_RUNS = 5
@@ -92,7 +93,8 @@ def sides_of(runs: Sequence[Path], groups: Sequence[str]) -> list[Side]:
     Raises:
         UserError: there are fewer than two, or a group isn't written so.
     """
-    sides = [Side(name, (run,)) for name, run in zip(_names(runs), runs, strict=True)]
+    paths = [os.path.abspath(run) for run in runs]
+    sides = [Side(short_path(path, paths), (run,)) for path, run in zip(paths, runs, strict=True)]
     for text in groups:
         name, _, listed = text.partition("=")
         found = [Path(place.strip()) for place in listed.split(",") if place.strip()]
@@ -108,17 +110,6 @@ def sides_of(runs: Sequence[Path], groups: Sequence[str]) -> list[Side]:
     if same := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two sides are called {same!r}; give a group another name")
     return sides
-
-
-def _names(runs: Sequence[Path]) -> list[str]:
-    parts = [Path(os.path.abspath(run)).parts for run in runs]
-    longest = max(map(len, parts), default=1)
-    # The last names alone where they differ, else with as many folders as it takes.
-    for count in range(1, longest + 1):
-        names = [Path(*one[-count:]).as_posix() for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(run) for run in runs]
 
 
 def compared(sides: Sequence[Side]) -> Comparison:

@@ -1,12 +1,12 @@
 """Values with their intervals, one under the other, as SVG. Colours come from the page's style."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from basic_lite.printable import one_line
-from basic_lite.supervision.interval import Interval
+from basic_lite.resampling import Interval
+from basic_lite.tools.report.charts import Scale
 
 WIDTH, ROW, TOP, BOTTOM = 480, 30, 8, 36
 LEFT, RIGHT = 130, 16
@@ -33,14 +33,14 @@ class Forest:
         ends = [end for _, one in self.rows for end in one] + [0.0] * self.zero
         low, high = min(ends), max(ends)
         margin = 0.06 * (high - low) or 0.05
-        low, high = low - margin, high + margin
+        scale = Scale(low - margin, high + margin)
 
         def at(value: float) -> float:
-            return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+            return LEFT + scale.at(value) * (WIDTH - LEFT - RIGHT)
 
         bottom = TOP + ROW * len(self.rows)
         parts = []
-        for value in _round_values(low, high):
+        for value in scale.ticks(5):
             x = at(value)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
             parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:.3g}</text>')
@@ -56,11 +56,3 @@ class Forest:
         parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{bottom + 32}" text-anchor="middle">{escape(self.x)}</text>')
         label = escape(self.says, quote=True)
         return f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    """Some four to eight round numbers between two ends."""
-    rough = (high - low) / 5
-    unit = 10 ** math.floor(math.log10(rough))
-    step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda one: abs(one - rough))
-    return [round(step * n, 9) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]

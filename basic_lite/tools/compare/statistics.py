@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.supervision.interval import RESAMPLES, SEED, Interval
+from basic_lite.resampling import RESAMPLES, SEED, Interval, middle
 
 # With more questions that one side alone has right, McNemar's exact test and the normal distribution agree.
 EXACT = 1000
@@ -79,9 +79,7 @@ def _interval(scores: NDArray[np.float64], base: NDArray[np.float64]) -> Interva
         means = drawn @ kinds.T / total  # [size, runs of both]
         own, other = means[:, : len(scores)], means[:, len(scores) :]
         gains.append(_drawn_runs(own, generator) - _drawn_runs(other, generator))
-    # Rounded, so that draws without any change give 0, not 1e-18 above or below it.
-    low, high = np.quantile(np.concatenate(gains).round(12), [0.025, 0.975])
-    return Interval(float(scores.mean() - base.mean()), float(low), float(high))
+    return Interval(float(scores.mean() - base.mean()), *middle(np.concatenate(gains)))
 
 
 def _drawn_runs(means: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -13,6 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from basic_lite.cores import usable_cores
 from basic_lite.tools.doctor.probe import MARK, without_names
 from basic_lite.training.places import RUNS
 
@@ -33,7 +33,6 @@ def machine() -> dict[str, Any]:
 
     memory = psutil.virtual_memory()
     limit = min(filter(None, map(_limit, _LIMITS)), default=memory.total)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -41,7 +40,7 @@ def machine() -> dict[str, Any]:
         "unmet": _unmet(),
         "memory_bytes": min(memory.total, limit),
         "free_memory_bytes": min(memory.available, limit),
-        "cores": cores,
+        "cores": usable_cores(),
         "shared_bytes": shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else None,
         "settings": {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)},
     }

@@ -25,7 +25,7 @@ from basic_lite.supervision.target import TargetPlan
 from basic_lite.tools.inspect.conversations import DESCRIBED, QUESTION, SAMPLES
 from basic_lite.tools.inspect.facts import Facts, facts_of
 from basic_lite.training.answer import answer, chat_format
-from basic_lite.training.assembly import autocast_of
+from basic_lite.training.assembly import autocast_of, supervision_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start
@@ -73,13 +73,7 @@ class OpenRun:
         """The run's own, with the target that it had at its end; on, whatever the recipe says."""
         settings = self.recipe.supervision.model_copy(update={"enabled": True, "token_weights": 1.0})
         operations, _ = choose_kernels("auto", self.device, say)
-        supervision = Supervision(
-            self.loaded.parts,
-            settings,
-            vocabulary_ids=self.loaded.vocabulary_ids,
-            operations=operations,
-            special_ids=torch.tensor(sorted(set(self.loaded.tokenizer.all_special_ids))),
-        )
+        supervision = supervision_of(self.loaded, settings, operations)
         if chosen := self.bundle.manifest.get("target"):
             supervision.use(TargetPlan.of(chosen))
         return supervision

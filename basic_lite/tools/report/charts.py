@@ -51,8 +51,8 @@ class Chart:
         if not lines:
             return ""
         across, up = (
-            _Scale.of([x for line in lines for x, _ in line.points]),
-            _Scale.of(_heights(lines), log=self.log_y),
+            Scale.of([x for line in lines for x, _ in line.points]),
+            Scale.of(_heights(lines), log=self.log_y),
         )
         parts = [*self._grid(across, up)]
         for number, line in enumerate(lines):
@@ -67,7 +67,7 @@ class Chart:
         drawn = [line for line in self.lines if _drawable(line, log_y=self.log_y).points]
         return [(number, line.name) for number, line in enumerate(drawn)]
 
-    def _grid(self, across: "_Scale", up: "_Scale") -> list[str]:
+    def _grid(self, across: "Scale", up: "Scale") -> list[str]:
         bottom, parts = HEIGHT - BOTTOM, []
         for value in up.ticks(4):
             y = _y(up, value)
@@ -91,7 +91,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Values to 0 … 1."""
 
     low: float
@@ -99,7 +99,7 @@ class _Scale:
     log: bool = False
 
     @classmethod
-    def of(cls, values: Sequence[float], *, log: bool = False) -> "_Scale":
+    def of(cls, values: Sequence[float], *, log: bool = False) -> "Scale":
         low, high = min(values), max(values)
         if log:
             return cls(math.log10(low), max(math.log10(high), math.log10(low) + 1e-6), log=True)
@@ -144,7 +144,7 @@ def _heights(lines: Sequence[Line]) -> list[float]:
     return [y for line in lines for _, y in line.points] + ends
 
 
-def _draw(line: Line, number: int, across: _Scale, up: _Scale) -> list[str]:
+def _draw(line: Line, number: int, across: Scale, up: Scale) -> list[str]:
     places = [(_x(across, x), _y(up, y)) for x, y in line.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline class="line c{number}" points="{path}"/>']
@@ -157,11 +157,11 @@ def _draw(line: Line, number: int, across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
-def _x(scale: _Scale, value: float) -> float:
+def _x(scale: Scale, value: float) -> float:
     return LEFT + scale.at(value) * (WIDTH - LEFT - RIGHT)
 
 
-def _y(scale: _Scale, value: float) -> float:
+def _y(scale: Scale, value: float) -> float:
     return HEIGHT - BOTTOM - scale.at(value) * (HEIGHT - TOP - BOTTOM)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
-from basic_lite.supervision.interval import Interval
 from basic_lite.tools.runs import RunRow, row_of
 from basic_lite.training.places import (
     DATA,

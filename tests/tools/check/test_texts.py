@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from basic_lite.data.record import Record, Turn
-from basic_lite.tools.check.texts import COMMON, Texts, is_repetitive, plain, script_of
+from basic_lite.tools.check.texts import COMMON, Texts, is_repetitive, script_of
+from basic_lite.tools.metrics.exact import normalise
 
 
 def record(*pairs: tuple[str, str]) -> Record:
@@ -32,7 +33,7 @@ def test_the_prior_is_that_of_counting() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for one in records:
         for asked, said in zip(one.turns[::2], one.turns[1::2], strict=True):
-            counts[plain(asked.text.replace("<image>", ""))][plain(said.text)] += 1
+            counts[normalise(asked.text.replace("<image>", ""))][normalise(said.text)] += 1
     common = [one for one in counts.values() if one.total() >= COMMON]
     prior = texts_of(records).prior()
     assert prior.pairs == sum(one.total() for one in common) == 180

@@ -13,8 +13,8 @@ import pytest
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
+from basic_lite.resampling import Interval
 from basic_lite.run import train
-from basic_lite.supervision.interval import Interval
 from basic_lite.supervision.premise import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import read_run
