@@ -52,6 +52,7 @@ def dry_run(out: Path, names: list[str]) -> None:
     assert set(names) <= packed and "suite" in packed
 
 
+@pytest.mark.soak
 def test_quick_steps_run_dry(tmp_path: Path) -> None:
     dry_run(tmp_path / "out", list(QUICK))
 
