@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 
 from basic_lite.data.records import Record
@@ -109,7 +110,10 @@ class EvidenceWorld:
 def demo_world(*, tiny: bool = False) -> EvidenceWorld:
     """The demo's world, models and recipes. The seed changes initial weights and order, never the world."""
     sizes = TINY_WORLD if tiny else {}
-    world = write_world(cache_folder() / ("demo-tiny" if tiny else "demo"), 0, **sizes)
+    folder = cache_folder() / ("demo-tiny" if tiny else "demo")
+    # Of several processes one writes it.
+    with FileLock(f"{folder}.lock"):
+        world = write_world(folder, 0, **sizes)
     place = Place(cache_folder(), ASSETS, world, 0)
     steps = {"training.max_steps": 4, "training.global_batch": 8, "training.micro_batch": 8, "training.log_every": 1}
     return EvidenceWorld(
