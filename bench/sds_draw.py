@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from basic_lite.data.prepare import prepare_data
+from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.draw import draw_tokens
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.patch_weights import patch_weights
@@ -67,7 +68,8 @@ def run_terms(folder: Path) -> list[Tensor]:
     supervision = supervise(bundle.recipe, loaded, print)
     assert supervision is not None, "the run had BASIC off"
     words, terms = supervision.vocabulary, []
-    for batch in prepare_data(bundle.recipe, loaded.frontend, say=print).batches_with_images(4, 4):
+    data = prepare_data(bundle.recipe, loaded.frontend, say=print)
+    for batch in moved(data.batches_with_images(4, 4), supervision.device):
         layout = supervision.layout(batch)
         with supervision.capture(layout) as captured:
             loaded.model.model(**{name: x for name, x in batch.items() if name != "labels"}, use_cache=False)

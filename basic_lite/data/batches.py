@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import pixels
+from basic_lite.data.images import pixel_parts
+from basic_lite.data.pixel_table import TABLE
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
@@ -40,7 +41,7 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.records[int(self.indices[index])]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``input_ids`` and ``labels`` (lists of length T), and ``pixel_values`` [n, 3, h, w] where n > 0.
+        """``input_ids`` and ``labels`` (lists of length T), and what ``pixel_parts`` gives of n images where n > 0.
 
         Raises:
             RecordProblem: the record or one of its images can't be used; names source and record number.
@@ -50,9 +51,7 @@ class SupervisedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
         if record.images:
             try:
-                sample["pixel_values"] = pixels(
-                    record.images, self.image_processor, self.image_fit, draft=self.jpeg_draft
-                )
+                sample |= pixel_parts(record.images, self.image_processor, self.image_fit, draft=self.jpeg_draft)
             except RecordProblem as problem:
                 raise problem.at(record.place) from problem.__cause__
         return sample
@@ -64,7 +63,8 @@ class Collator:
 
     Returns ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64 (labels `IGNORE` at padding; left
     out when no sample has any, as for generation), and ``pixel_values`` [I, 3, h, w] float32 where I > 0: all
-    images of row 0 in the order of their placeholders, then those of row 1, and so on.
+    images of row 0 in the order of their placeholders, then those of row 1, and so on. Bytes [I, h, w, 3] stay bytes,
+    and their ``pixel_table`` comes along: see ``on_device``.
     """
 
     pad_token_id: int
@@ -94,5 +94,9 @@ class Collator:
                     f"preprocessor_config.json of model.vision."
                 )
             # One image needs no other copy.
-            batch["pixel_values"] = (torch.cat(images) if len(images) > 1 else images[0]).to(torch.float32)
+            pictures = torch.cat(images) if len(images) > 1 else images[0]
+            if tables := [sample[TABLE] for sample in samples if TABLE in sample]:
+                batch |= {"pixel_values": pictures, TABLE: tables[0]}  # all samples have one processor
+            else:
+                batch["pixel_values"] = pictures.to(torch.float32)
         return batch

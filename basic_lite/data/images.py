@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import formats, lacking
-from basic_lite.data.pixel_table import processed, table_of
+from basic_lite.data.pixel_table import TABLE, looked_up, processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.printable import quoted
@@ -314,13 +314,31 @@ def pixels(images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit, *,
     Raises:
         BadImage: one of them can't be read.
     """
+    found = pixel_parts(images, image_processor, how, draft=draft)
+    return looked_up(found["pixel_values"], found[TABLE]) if TABLE in found else found["pixel_values"]
+
+
+def pixel_parts(
+    images: tuple[ImageRef, ...], image_processor: Any, how: ImageFit, *, draft: bool = False
+) -> dict[str, torch.Tensor]:
+    """A record's images as a training sample has them.
+
+    ``pixel_values`` [n, h, w, 3] uint8 and ``pixel_table`` [3, 256], from which ``on_device`` makes the values. Of a
+    processor without such a table: ``pixel_values`` [n, 3, h, w] float32.
+
+    Args:
+        draft: as `data.jpeg_draft`.
+
+    Raises:
+        BadImage: one of them can't be read.
+    """
     side = input_side(image_processor) if draft else None
     least = None if side is None else DRAFT_SIDES * side
     fitted = [fit(open_image(image, least=least), how, image_processor) for image in images]
     table = table_of(image_processor)
     if table is None:
-        return torch.stack([processed(image, image_processor) for image in fitted])
-    out = torch.empty(len(fitted), 3, table.side, table.side)
-    for image, place in zip(fitted, out, strict=True):
-        table.fill(image, place)
-    return out
+        return {"pixel_values": torch.stack([processed(image, image_processor) for image in fitted])}
+    out = torch.empty(len(fitted), table.side, table.side, 3, dtype=torch.uint8)
+    for image, place in zip(fitted, out.numpy(), strict=True):
+        place[...] = table.pixel_bytes(image)
+    return {"pixel_values": out, TABLE: table.values}

@@ -2,9 +2,11 @@
 
 A processor of CLIP or SigLIP resizes a square picture, and then each byte becomes a number that depends on the byte and
 its channel alone. In NumPy, as transformers does that, it takes longer than decoding a JPEG of 640 × 480. Here it is
-looked up in a table that the processor itself has filled.
+looked up in a table that the processor itself has filled. In training the bytes travel, a quarter of the numbers' size,
+and the device that trains looks them up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,8 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from basic_lite.model.frontend import input_side, resampling
+
+# What a batch holds beside ``pixel_values`` where those are still bytes.
+TABLE = "pixel_table"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,20 +28,32 @@ class PixelTable:
 
     side: int
     resample: Image.Resampling
-    values: np.ndarray  # [3, 256] float32
+    values: Tensor  # [3, 256] float32
 
-    def fill(self, image: Image.Image, out: torch.Tensor) -> None:
-        """Write a square RGB picture's pixel values into ``out`` [3, side, side] float32."""
+    def pixel_bytes(self, image: Image.Image) -> np.ndarray:
+        """A square RGB picture's bytes [side, side, 3]."""
         size = (self.side, self.side)
-        resized = image if image.size == size else image.resize(size, self.resample)
-        for band, values, place in zip(resized.split(), self.values, out.numpy(), strict=True):
-            # Bytes are never out of range. With another mode NumPy copies the result once more.
-            np.take(values, np.asarray(band), out=place, mode="clip")
+        return np.asarray(image if image.size == size else image.resize(size, self.resample))
 
 
-def processed(image: Image.Image, image_processor: Any) -> torch.Tensor:
+def looked_up(pixel_bytes: Tensor, values: Tensor) -> Tensor:
+    """Pixel values [I, 3, h, w] float32 of bytes [I, h, w, 3]; ``values`` [3, 256] is a table's, on the same device."""
+    bands = pixel_bytes.unbind(-1)
+    found = [row.index_select(0, band.flatten().int()).view_as(band) for row, band in zip(values, bands, strict=True)]
+    return torch.stack(found, dim=1)
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device, *, non_blocking: bool = False) -> dict[str, Tensor]:
+    """A host batch on a device, bytes of pictures as pixel values there."""
+    there = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in batch.items()}
+    if (values := there.pop(TABLE, None)) is not None:
+        there["pixel_values"] = looked_up(there["pixel_values"], values)
+    return there
+
+
+def processed(image: Image.Image, image_processor: Any) -> Tensor:
     """Pixel values [3, h, w] float32 by the processor itself."""
-    values: torch.Tensor = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    values: Tensor = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
     return values.to(torch.float32)
 
 
@@ -52,8 +70,8 @@ def table_of(image_processor: Any) -> PixelTable | None:
         if values.shape != (3, side, side):
             return None
         columns.append(values.flatten(1)[:, : 256 - start])
-    table = PixelTable(side, resampling(image_processor), torch.cat(columns, dim=1).numpy())
+    table = PixelTable(side, resampling(image_processor), torch.cat(columns, dim=1))
     shown = np.random.default_rng(0).integers(0, 256, (2 * side + 1, 2 * side + 1, 3), dtype=np.uint8)
-    probe, out = Image.fromarray(shown), torch.empty(3, side, side)
-    table.fill(probe, out)
-    return table if out.equal(processed(probe, image_processor)) else None
+    probe = Image.fromarray(shown)
+    mine = looked_up(torch.tensor(table.pixel_bytes(probe))[None], table.values)[0]
+    return table if mine.equal(processed(probe, image_processor)) else None

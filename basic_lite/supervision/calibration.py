@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
+from basic_lite.data.pixel_table import on_device
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import measured_keys
 from basic_lite.recipe.schema import SupervisionSection
@@ -34,7 +35,7 @@ def leaves_open(settings: SupervisionSection) -> bool:
 
 def moved(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Host batches on a device, one at a time."""
-    return ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
+    return (on_device(batch, device) for batch in batches)
 
 
 @torch.no_grad()

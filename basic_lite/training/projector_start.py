@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from basic_lite.console import Say
+from basic_lite.data.pixel_table import on_device
 from basic_lite.data.prepare import Prepared
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded
@@ -67,5 +68,5 @@ def _norms(recipe: Recipe, loaded: Loaded, batch: dict[str, Tensor], device: tor
         hooked(loaded.parts.projector, lambda out: found.append(out.float().flatten(0, -2).norm(dim=1))),
         autocast() if autocast is not None else nullcontext(),
     ):
-        loaded.parts.model.model.get_image_features(pixel_values=batch["pixel_values"].to(device))
+        loaded.parts.model.model.get_image_features(pixel_values=on_device(batch, device)["pixel_values"])
     return torch.cat(found)

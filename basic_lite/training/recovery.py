@@ -10,6 +10,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from basic_lite.console import Say
+from basic_lite.data.pixel_table import TABLE
 from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.printable import one_line
 from basic_lite.recipe.schema import TrainingSection
@@ -160,8 +161,8 @@ def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
     """Cut a collated batch into parts of at most ``samples`` samples, each as if it had been collated alone.
 
     Args:
-        batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T]; ``pixel_values`` [I, 3, h, w], images in the order
-            of their placeholders.
+        batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T]; ``pixel_values`` of I images in the order of their
+            placeholders, as ``Collator`` gives them.
         samples: the most samples of a part.
         image_token_id: id of a visual token's placeholder; every image has equally many.
     """
@@ -169,7 +170,8 @@ def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
     if len(ids) <= samples:
         yield batch
         return
-    pixels = batch.get("pixel_values")
+    whole = {name: batch[name] for name in ("pixel_values", TABLE) if name in batch}
+    pixels = whole.get("pixel_values")
     visual = (ids == image_token_id).sum(dim=1)  # [B]
     tokens_per_image = int(visual.sum()) // len(pixels) if pixels is not None else 1
     ends = (visual // max(tokens_per_image, 1)).cumsum(0).tolist()  # [B], images up to and with each sample
@@ -177,11 +179,11 @@ def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
         rows = slice(start, start + samples)
         seen = batch["attention_mask"][rows].any(dim=0).nonzero()
         columns = slice(int(seen[0]), int(seen[-1]) + 1)  # without the padding that only longer samples needed
-        part = {name: x[rows, columns] for name, x in batch.items() if name != "pixel_values"}
+        part = {name: x[rows, columns] for name, x in batch.items() if name not in whole}
         if pixels is not None:
             images = pixels[ends[start - 1] if start else 0 : ends[min(start + samples, len(ids)) - 1]]
             if len(images):
-                part["pixel_values"] = images
+                part |= {**whole, "pixel_values": images}
         yield part
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basic_lite.data.pixel_table import on_device
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.adapt import leave_casts_to_autocast
 from basic_lite.model.llava import labelled_positions
@@ -281,7 +282,7 @@ class TrainStep:
             on_host.pop("labels", None)
         if self.device.type == "cuda":
             on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in on_host.items()}
+        return on_device(on_host, self.device, non_blocking=True)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward under autocast."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from basic_lite.data.prepare import prepare_data
+from basic_lite.supervision.calibration import moved
 from basic_lite.training.assembly import supervise
 from basic_lite.training.bundle import load_trained
 from bench.sds_draw import line, run_terms
@@ -21,7 +22,8 @@ def test_a_runs_terms_add_up_to_its_loss(tmp_path: Path) -> None:
     supervision = supervise(bundle.recipe, loaded, lambda text: None)
     assert supervision is not None
     totals = []
-    for batch in prepare_data(bundle.recipe, loaded.frontend, say=lambda text: None).batches_with_images(4, 4):
+    data = prepare_data(bundle.recipe, loaded.frontend, say=lambda text: None)
+    for batch in moved(data.batches_with_images(4, 4), supervision.device):
         with supervision.capture(supervision.layout(batch)) as captured:
             loaded.model.model(**{name: x for name, x in batch.items() if name != "labels"}, use_cache=False)
         totals.append(float(supervision.losses(captured).sds))

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import check_data
+from basic_lite.data.images import fit, open_image
+from basic_lite.data.pixel_table import TABLE, on_device, processed
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Records
 from basic_lite.data.sampler import GroupedSampler
@@ -157,6 +159,20 @@ def test_dataset_pickles_and_gives_the_same(tmp_path: Path) -> None:
     # Images come in the order of their placeholders: b.png, then a.png, which is sample 0's.
     assert before[2]["pixel_values"].shape[0] == 2
     assert torch.equal(before[2]["pixel_values"][1], before[0]["pixel_values"][0])
+
+
+def test_pictures_travel_as_bytes_and_become_the_processors_values(tmp_path: Path) -> None:
+    """A quarter of the numbers' size on the way, and the same numbers on the device."""
+    records, chat, _ = setup(tmp_path, [ROWS[0], ROWS[1], ROWS[9]])
+    dataset = SupervisedDataset(records, chat, processor(), "square", 200, np.arange(len(records)))
+    batch = Collator(5)([dataset[i] for i in range(3)])
+    assert batch["pixel_values"].dtype == torch.uint8 and batch["pixel_values"].shape[3] == 3
+    there = on_device(batch, torch.device("cpu"))
+    assert set(there) == {"input_ids", "attention_mask", "labels", "pixel_values"}
+    whole = [processed(fit(open_image(image), "square", processor()), processor())
+             for i in (0, 2) for image in dataset.record(i).images]  # fmt: skip
+    assert len(whole) == 3 and there["pixel_values"].equal(torch.stack(whole))
+    assert TABLE not in Collator(5)([dataset[1]])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

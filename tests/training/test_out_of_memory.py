@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from basic_lite.data.batches import Collator
+from basic_lite.data.pixel_table import TABLE
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import Interrupted, UserError, is_out_of_memory
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
@@ -268,14 +269,20 @@ def test_what_counts_as_out_of_memory() -> None:
         assert not is_out_of_memory(other), other
 
 
+@pytest.mark.parametrize("in_bytes", [False, True])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_slices_are_what_the_collator_makes_of_them(padding_side: Any) -> None:
+def test_slices_are_what_the_collator_makes_of_them(padding_side: Any, in_bytes: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    samples = []
+    table = torch.randn(3, 256, generator=generator)
+    samples: list[dict[str, Any]] = []
     for images, words in ((1, 5), (0, 9), (2, 3), (1, 1), (0, 2), (0, 3), (3, 2)):
         ids = [1, *[IMAGE] * (4 * images), *range(10, 10 + words)]
-        pixels = torch.randn(images, 3, 2, 2, generator=generator)
-        samples.append({"input_ids": ids, "labels": [IGNORE, *ids[1:]], "pixel_values": pixels})
+        samples.append({"input_ids": ids, "labels": [IGNORE, *ids[1:]]})
+        if in_bytes and images:
+            pictures = torch.randint(256, (images, 2, 2, 3), dtype=torch.uint8, generator=generator)
+            samples[-1] |= {"pixel_values": pictures, TABLE: table}
+        elif not in_bytes:
+            samples[-1]["pixel_values"] = torch.randn(images, 3, 2, 2, generator=generator)
     collate = Collator(pad_token_id=0, padding_side=padding_side)
     for size in range(1, 9):
         parts = list(slices(collate(samples), size, IMAGE))

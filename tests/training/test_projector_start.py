@@ -14,6 +14,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
+from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.taps import hooked
 from basic_lite.training.assembly import load_for_training
 from basic_lite.training.projector_start import match_projector
@@ -40,7 +41,7 @@ def test_the_output_is_as_long_as_the_words(tmp_path: Path, kind: str, basic: bo
     match_projector(recipe, loaded, data, CPU, said.append)
     found = []
     with torch.no_grad(), hooked(parts.projector, lambda out: found.append(out.flatten(0, 1).norm(dim=1))):
-        for batch in data.batches_with_images(2, 4):
+        for batch in moved(data.batches_with_images(2, 4), CPU):
             parts.model.model(**{k: v for k, v in batch.items() if k != "labels"})
         words = parts.embeddings(loaded.vocabulary_ids).norm(dim=1).mean()
     assert float(torch.cat(found).mean()) == pytest.approx(float(words), rel=1e-5)
