@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,19 @@ from basic_lite.tools.lmms_eval.pictures import references, shown_by
 from basic_lite.training.answer import MAX_NEW_TOKENS
 from tests.support.data import write_image
 
+ROOT = Path(__file__).parents[3]
 # What lmms-eval hands over where nobody gives an option.
 UNSAID = {"batch_size": 1, "max_batch_size": None, "device": None}
+
+
+def test_the_entry_point_leads_to_the_manifest_and_that_to_the_class() -> None:
+    """Read, not imported: lmms-eval need not be there. tests/real/test_lmms_eval.py takes the same way with it."""
+    group = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    module, function = group["lmms_eval.models"]["basic_lite"].split(":")
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    (named,) = re.findall(r'simple_class_path="([\w.]+)\.(\w+)"', source)
+    assert f"def {function}()" in source and 'model_id="basic_lite"' in source
+    assert f"class {named[1]}(lmms)" in (ROOT / f"{named[0].replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
 def test_a_run_is_opened_as_the_command_line_says() -> None:
