@@ -21,6 +21,7 @@ from basic_lite.tools.lmms_eval.likelihood import Likelihood, likelihoods
 from basic_lite.tools.lmms_eval.pictures import references, shown_by
 from basic_lite.tools.questions import require_room
 from basic_lite.training.answer import answer
+from basic_lite.training.bundle_files import find_bundle
 from basic_lite.training.places import MANIFEST
 
 # Stands in a record for a picture that is read only when the question is asked.
@@ -54,6 +55,7 @@ class Asker:
         quiet_libraries()
         place = Path(opening.run).expanduser()
         _require_no_export(place)
+        find_bundle(place, "--model_args run")
         device = pick_device(opening.device, "--device")
         tell_device(device, opening.device, note)
         self._run, self._batch_size = RunSpeaker(place, device), opening.batch_size
@@ -99,6 +101,7 @@ class Asker:
     ) -> int:
         """Answer the chosen questions, which want equally many tokens; returns how many answers were cut."""
         cut_ones: list[int] = []
+        asked = [records[n] for n in chosen]
 
         def made(index: int, text: str, cut: bool) -> None:
             ended = wanted[chosen[index]].ended(text)
@@ -109,7 +112,7 @@ class Asker:
         answer(
             self._run.loaded,
             self._run.chat,
-            asked := [records[n] for n in chosen],
+            asked,
             image_fit=self._run.recipe.data.image_fit,
             batch_size=self._batch_size,
             max_new_tokens=self._room(asked, wanted[chosen[0]].max_new_tokens),
