@@ -24,6 +24,7 @@ DOCUMENTS = (
     "bench/README.md",
     "docs/ARCHITECTURE.md",
     "docs/DATA.md",
+    "docs/EVAL.md",
     "docs/EXPORT.md",
     "docs/INSPECT.md",
     "docs/MEMORY.md",

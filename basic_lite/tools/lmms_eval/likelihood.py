@@ -1,0 +1,81 @@
+"""How likely a run finds a given answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from basic_lite.data.batches import Collator
+from basic_lite.data.chat import IGNORE, ChatFormat
+from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.records import Record
+from basic_lite.model.load import Loaded
+from basic_lite.recipe.schema import ImageFit
+
+# No length is too long here: ``require_room`` has looked.
+_ANY_LENGTH = 2**31
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely an answer is.
+
+    Attributes:
+        loss: −log p of the whole answer, its end included: nats, summed over its tokens.
+        likeliest: whether each of its tokens is the likeliest, so that it is what the model answers.
+    """
+
+    loss: float
+    likeliest: bool
+
+
+@torch.no_grad()
+def likelihoods(
+    loaded: Loaded,
+    chat: ChatFormat,
+    records: Sequence[Record],
+    *,
+    image_fit: ImageFit,
+    batch_size: int,
+    images: Callable[[int], tuple[ImageRef, ...]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Likelihood]:
+    """The likelihood of each record's answer, in the template and with the label mask of training.
+
+    Logits [tokens of an answer, V] are made for one record at a time, never [B, T, V].
+
+    Args:
+        images: index → the images to show.
+        progress: called with the number of answers that were looked at.
+
+    Raises:
+        RecordProblem: a record has no answer, or an image can't be read.
+    """
+    encoded = [chat.encode(record, _ANY_LENGTH) for record in records]
+    order = sorted(range(len(records)), key=lambda i: (len(encoded[i].input_ids), i))
+    found: dict[int, Likelihood] = {}
+    collate, device = Collator(int(loaded.tokenizer.pad_token_id)), loaded.parts.embeddings.weight.device
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        samples: list[dict[str, object]] = []
+        for i in chosen:
+            samples.append({"input_ids": encoded[i].input_ids, "labels": encoded[i].labels})
+            if encoded[i].n_images:
+                samples[-1]["pixel_values"] = pixels(images(i), loaded.frontend.image_processor, image_fit)
+        inputs = {name: tensor.to(device) for name, tensor in collate(samples).items()}
+        labels = inputs.pop("labels")
+        hidden = loaded.model.model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+        for row, i in enumerate(chosen):
+            found[i] = _of_answer(loaded, hidden[row], labels[row])
+        progress(len(chosen))
+    return [found[i] for i in range(len(records))]
+
+
+def _of_answer(loaded: Loaded, hidden: Tensor, labels: Tensor) -> Likelihood:
+    """Of one row: hidden [T, D], labels [T]. Token t is predicted from t − 1."""
+    (before,) = (labels[1:] != IGNORE).nonzero(as_tuple=True)
+    chosen = labels[before + 1]  # [R]
+    logits = loaded.model.lm_head(hidden[before]).float()  # [R, V]
+    own = logits.log_softmax(-1).gather(-1, chosen[:, None])
+    return Likelihood(-float(own.double().sum()), bool((logits.argmax(-1) == chosen).all()))
