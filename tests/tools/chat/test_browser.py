@@ -120,7 +120,7 @@ def test_pictures_conversation_and_a_look_inside(
     wait(lambda: len(browser.said()) == 2, "second answer")
     assert len(browser.all("#talk .user.message img")) == 3
     browser.driver.execute_script("arguments[0].click()", browser.one("#look button"))
-    # Three pictures; attention, v, two layers, v̂; two by two patches; at first those of the first answer are still there.
+    # Three pictures, five panels, two by two patches; at first those of the first answer are still there.
     wait(lambda: len(browser.all(".patches > b")) == 3 * 5 * 4, "patches of the second answer")
     cells = browser.all("details[open] .patches > b")
     assert len(cells) == 5 * 4  # the newest picture alone is unfolded
