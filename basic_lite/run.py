@@ -132,8 +132,7 @@ def train(
             breakdown = Breakdown(Clock(device, time.perf_counter))
             supervision = supervise(recipe, loaded, say, breakdown.operations)
             parts = recipe, loaded, data, supervision, breakdown
-            maps = ReportMaps(recipe, loaded, data, supervision, folder.path, say)
-            page = partial(_write_page, report if processes.is_main else None, maps, say)
+            page = partial(_write_page, report if processes.is_main else None, ReportMaps(*parts[:4], folder.path, say))
             loop = Loop(Run(*parts, folder, started_from, processes, device, console, falls, page))
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
@@ -143,7 +142,7 @@ def train(
         return RunResult(folder.path, folder.final, loop.schedule.steps, loop.train())
 
 
-def _write_page(report: Callable[[Path], object] | None, maps: ReportMaps, say: Say) -> None:
+def _write_page(report: Callable[[Path], object] | None, maps: ReportMaps) -> None:
     """Write a page on the run, with the token maps that it shows. No error of it may end a run of hours."""
     if report is None:
         return
@@ -151,9 +150,9 @@ def _write_page(report: Callable[[Path], object] | None, maps: ReportMaps, say: 
         try:
             write()
         except UserError as error:
-            say(f"warning: no {what}: {error}")
+            maps.say(f"warning: no {what}: {error}")
         except Exception as error:
-            say(f"warning: no {what}, through a fault of basic-lite's own ({type(error).__name__}: {error})")
+            maps.say(f"warning: no {what}, through a fault of basic-lite's own ({type(error).__name__}: {error})")
 
 
 def _say_each(lines: Iterable[str], say: Say) -> None:

@@ -24,7 +24,11 @@ SIDE = 336
 _URI = "data:image/jpeg;base64,"
 # A page shows at most so many tokens of one picture, and so many characters of its text.
 _MOST_TOKENS, _MOST_TEXT = 20_000, 600
-_WHOSE: dict[TextQueries, str] = {"all": "the text after it", "prompt": "the question", "response": "the answer"}
+_WHOSE: dict[TextQueries, str] = {
+    "all": "the text after the picture",
+    "prompt": "the question",
+    "response": "the answer",
+}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ _READING = (
     (
         "Nearest words of v",
         "The projector makes one vector v of each patch. The map names the word whose own vector points most like it.",
-        "words for what is in the patch; a white frame marks words that stand in the text",
+        "words for what is in the patch; a white frame marks words that stand in the text, small words such as “there” "
+        "too",
         "one word everywhere, or pieces of words that say nothing; a new projector begins there",
     ),
     (
@@ -65,7 +66,7 @@ STYLE = (
 .maps .word { display: inline-block; margin-right: .8em; overflow-wrap: anywhere; }
 .maps .word i { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .3em; }
 .maps .patches { position: relative; display: grid; container-type: inline-size; user-select: none; }
-.maps .patches, .maps .patches * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+.maps .patches, .maps .patches *, .maps .word i { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .maps .patches::before { content: ""; position: absolute; inset: 0;
   background: var(--picture) center / 100% 100% no-repeat; }
 .maps .patches.grey::before { filter: grayscale(1) brightness(.75); }
@@ -84,6 +85,8 @@ STYLE = (
   pointer-events: none; }
 .maps .patches > .l:is(:hover, :focus)::after { left: 0; transform: none; }
 .maps .patches > .r:is(:hover, :focus)::after { left: 100%; transform: translateX(-100%); }
+@media print { h2, h3, h2 + p, h3 + p { break-after: avoid; } }
+.trace-of-all { max-width: 31rem; }
 .reading { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .7rem; }
 .reading > div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; font-size: .9rem; }
 .reading dt { font-weight: 600; } .reading dd { margin: .2rem 0 0; }
