@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from basic_lite.training.places import (
 
 _ANSWERED = ("picture", "question", "answer", "reference", "number")
 _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
-# Pictures with token maps, so that a page stays small: one of 24 × 24 patches takes some 300 KB.
-MOST_MAPS = 4
+# Patches with token maps, so that a page stays small: 24 × 24 of them take 0.3 MB.
+MOST_PATCHES = 4000
 # Values of one name: (step, value).
 Series = list[tuple[int, float]]
 
@@ -211,9 +212,11 @@ def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
 def _maps(kept: Any) -> ShownMaps | None:
     """None: there are none, or somebody changed them."""
     with _whole():
-        pictures = [PictureMaps.of(one) for one in kept["pictures"]][:MOST_MAPS]
-        if pictures:
-            return ShownMaps(int(kept["step"]), bool(kept["held_out"]), pictures)
+        pictures = [PictureMaps.of(one) for one in kept["pictures"]]
+        patches = accumulate(one.tokens for one in pictures)
+        shown = [one for one, count in zip(pictures, patches, strict=True) if count <= MOST_PATCHES]
+        if shown:
+            return ShownMaps(int(kept["step"]), bool(kept["held_out"]), shown)
     return None
 
 

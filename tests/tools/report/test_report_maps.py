@@ -22,6 +22,7 @@ from basic_lite.tools.report.page import write_report
 from basic_lite.training import maps as training_maps
 from basic_lite.training.answer import chat_format
 from basic_lite.training.maps import KEPT, run_maps
+from tests.support.maps import drawn_maps
 from tests.support.pages import PageText
 from tests.support.runs import quiet, tiny_recipe, write_data
 
@@ -86,6 +87,15 @@ def test_a_person_may_have_changed_them(made: Path, tmp_path: Path) -> None:
     (run / "maps.json").write_text(json.dumps(found))
     text = write_report(run).read_text(encoding="utf-8")
     assert "http://x" not in text and "What the visual tokens say" not in PageText(text).text
+
+
+def test_a_page_stays_small(made: Path, tmp_path: Path) -> None:
+    """By 3 MB: pictures of 40 × 40 patches, of which two have room."""
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    large = drawn_maps(40, ["dog", "dragonfly"]).to_dict()
+    (run / "maps.json").write_text(json.dumps({"step": 2, "held_out": True, "pictures": [large] * 3}))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert text.count("--picture:url(") == 2 and 500_000 < len(text.encode()) < 3_000_000
 
 
 def test_without_held_out_pictures_and_without_basic(tmp_path: Path) -> None:
