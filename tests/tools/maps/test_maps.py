@@ -76,7 +76,10 @@ def test_words_that_no_font_has_are_numbers() -> None:
     ]
 
 
-def test_inspect_writes_maps_of_pictures(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_writes_maps_of_pictures(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basic_lite.tools.inspect.conversations.DESCRIBED", 3)
     pictures = [str(place / "images" / f"{n}.png") for n in (0, 1)]
     options = ["--device", "cpu", "--maps", str(tmp_path / "out"), "--layers", "1, 4"]
     with pytest.raises(SystemExit) as stopped:

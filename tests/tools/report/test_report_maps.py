@@ -98,6 +98,7 @@ def test_a_page_stays_small(made: Path, tmp_path: Path) -> None:
     assert text.count("--picture:url(") == 2 and 500_000 < len(text.encode()) < 3_000_000
 
 
+@pytest.mark.soak
 def test_without_held_out_pictures_and_without_basic(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     changes = {"training.max_steps": 1, "supervision.enabled": False}
