@@ -30,6 +30,7 @@ from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop, Run
+from basic_lite.training.maps import ReportMaps
 from basic_lite.training.places import is_run
 from basic_lite.training.processes import Processes, connect, take_device
 from basic_lite.training.projector_start import match_projector
@@ -131,7 +132,7 @@ def train(
             breakdown = Breakdown(Clock(device, time.perf_counter))
             supervision = supervise(recipe, loaded, say, breakdown.operations)
             parts = recipe, loaded, data, supervision, breakdown
-            page = partial(_write_page, report if processes.is_main else None, folder.path, say)
+            page = partial(_write_page, report if processes.is_main else None, ReportMaps(*parts[:4], folder.path, say))
             loop = Loop(Run(*parts, folder, started_from, processes, device, console, falls, page))
 
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
@@ -141,15 +142,17 @@ def train(
         return RunResult(folder.path, folder.final, loop.schedule.steps, loop.train())
 
 
-def _write_page(report: Callable[[Path], object] | None, run: Path, say: Say) -> None:
-    """Write a page on the run. No error of it may end a run of hours."""
-    try:
-        if report is not None:
-            report(run)
-    except UserError as error:
-        say(f"warning: no report: {error}")
-    except Exception as error:
-        say(f"warning: no report, through a fault of basic-lite's own ({type(error).__name__}: {error})")
+def _write_page(report: Callable[[Path], object] | None, maps: ReportMaps) -> None:
+    """Write a page on the run, with the token maps that it shows. No error of it may end a run of hours."""
+    if report is None:
+        return
+    for what, write in (("token maps", maps.write), ("report", partial(report, maps.folder))):
+        try:
+            write()
+        except UserError as error:
+            maps.say(f"warning: no {what}: {error}")
+        except Exception as error:
+            maps.say(f"warning: no {what}, through a fault of basic-lite's own ({type(error).__name__}: {error})")
 
 
 def _say_each(lines: Iterable[str], say: Say) -> None:

@@ -36,6 +36,22 @@ def inspect(
     quantization: Annotated[
         Literal["none", "nf4"], typer.Option(help="nf4: the LLM's layers in 4 bit, for a smaller card.")
     ] = "none",
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write token maps there: words, attention and sinks over the first 12 pictures, as a page and as PNG "
+            "files.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers whose words --maps shows, such as 1,6,12. Default: four, from 1 to those that make v̂.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it all as JSON.")] = False,
 ) -> None:
     """Look into a model without training it: does BASIC's premise hold for it?
@@ -57,5 +73,7 @@ def inspect(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        maps=maps,
+        layers=layers,
         as_json=as_json,
     )

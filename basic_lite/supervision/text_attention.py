@@ -14,6 +14,32 @@ from basic_lite.supervision.layout import Layout, TextQueries, find_layout
 from basic_lite_kernels.operations import Operations
 
 
+def layer_mass(
+    module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any], layout: Layout, operations: Operations
+) -> Tensor | None:
+    """What the text of ``layout`` pays to each position, [B, T], summed over text tokens and meaned over heads.
+
+    Args:
+        module, query, key, options: as ``watch_attention`` hands them over.
+
+    Returns:
+        None: the layer has no plain softmax, and can't be read.
+    """
+    try:
+        check_options(module, options)
+    except UserError:
+        return None
+    scaling = options.get("scaling")
+    return operations.attention_mass(
+        query,
+        key,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        tokens=layout.mass_tokens,
+        sliding_window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+    )
+
+
 class TextAttention:
     """Adds up Σ_i a_i of each layer while batches pass through the model.
 
@@ -46,20 +72,11 @@ class TextAttention:
 
     @torch.no_grad()
     def _add(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        try:
-            check_options(module, options)
-        except UserError:  # then the layer is one of those that can't be read
-            return
         assert self._layout is not None, "a forward of no batch"
-        layout, scaling = self._layout, options.get("scaling")
-        mass = self._operations.attention_mass(
-            query,
-            key,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            tokens=layout.mass_tokens,
-            sliding_window=options.get("sliding_window"),
-            softcap=options.get("softcap"),
-        )
+        layout = self._layout
+        mass = layer_mass(module, query, key, options, layout, self._operations)
+        if mass is None:
+            return
         rows = layout.text.sum(dim=1).clamp_min(1)
         shares = (mass.sum(dim=1) / rows).index_select(0, layout.rows_with_image)
         layer = self._layer[module]

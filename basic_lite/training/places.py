@@ -5,7 +5,7 @@
     recipe.yaml  parts.json  data.json     written when the run takes the folder, and
     trained_on.safetensors                 what it is trained on (see ``trained_on.py``)
     log.jsonl  tensorboard/  report.html   written as it goes
-    samples.json                           small copies of the pictures in the report
+    samples.json  maps.json                small copies of the pictures in the report, token maps of some
     checkpoint-N/  final/                  bundles
     set-aside-…/                           bundles that --resume --checkpoint has passed by
     predictions_….jsonl, .summary.json     written by `eval`
@@ -25,8 +25,8 @@ RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
-# The page for people, and small copies of the held-out pictures that it shows.
-REPORT, SAMPLES = "report.html", "samples.json"
+# The page for people, small copies of the held-out pictures that it shows, and token maps of some.
+REPORT, SAMPLES, MAPS = "report.html", "samples.json", "maps.json"
 FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
 # The trained projector; what versions before 0.2 had in a checkpoint.
 PROJECTOR, TRAINER_STATE = "projector.safetensors", "trainer_state.json"
@@ -107,7 +107,8 @@ def remains_of(folder: Path) -> list[Path]:
     """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
     written = ("checkpoint-*", FINAL, LOG, PARTS, DATA)
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
-    named = [folder / name for name in (LOG, TENSORBOARD, REPORT, SAMPLES, DATA, TRAINED_ON, RECIPE_YAML, PARTS)]
+    written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, RECIPE_YAML, PARTS)
+    named = [folder / name for name in written_once]
     return [path for path in [*cut_off, *named] if path.exists()]
 
 

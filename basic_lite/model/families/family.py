@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from basic_lite.errors import UserError
+from basic_lite.model.families.views import Views
 from basic_lite.model.parts import Parts
 
 
@@ -23,6 +24,7 @@ class Family:
     name: str  # as people call it
     model_type: str  # of its configuration
     tokens: Callable[[Any], str]  # visual tokens of a picture in words, from the configuration
+    views: Views  # where the visual tokens of a batch lie
     vision_tower: str = "model.vision_tower"
     projector: str = "model.multi_modal_projector"
     language_model: str = "model.language_model"

@@ -9,6 +9,7 @@ from typing import Any
 
 from basic_lite.model.families.family import Family
 from basic_lite.model.families.pictures_only import SmolVLMPictures
+from basic_lite.model.families.views import Batch, View, tiles
 
 
 def _tokens(config: Any) -> str:
@@ -17,10 +18,17 @@ def _tokens(config: Any) -> str:
     return f"{each} for each tile, and for the whole picture"
 
 
+def _views(config: Any, batch: Batch) -> list[View]:
+    vision, values = config.vision_config, batch["pixel_values"].flatten(0, 1)
+    held = (values != 0).flatten(1).any(dim=1)
+    return tiles(vision.image_size // vision.patch_size // config.scale_factor, values[held])
+
+
 IDEFICS3 = Family(
     name="Idefics3",
     model_type="idefics3",
     tokens=_tokens,
+    views=_views,
     vision_tower="model.vision_model",
     projector="model.connector",
     language_model="model.text_model",

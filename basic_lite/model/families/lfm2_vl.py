@@ -6,6 +6,7 @@ Those have no attention weights; they are skipped where attention is read. Its l
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.views import flat_tiles
 
 
 def _tokens(config: Any) -> str:
@@ -17,6 +18,7 @@ LFM2_VL = Family(
     name="LFM2-VL",
     model_type="lfm2_vl",
     tokens=_tokens,
+    views=flat_tiles,
     norm="embedding_norm",
     not_trained="its projector joins neighbouring patches of tiles of any shape, and most of its LLM's layers have no "
     "attention; basic-lite trains LLaVA's projector",

@@ -7,6 +7,7 @@ are put together as one picture and cropped, so the projector's own output has a
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.views import whole_and_tiles
 
 
 def _tokens(config: Any) -> str:
@@ -18,6 +19,7 @@ LLAVA_NEXT = Family(
     name="LLaVA-NeXT",
     model_type="llava_next",
     tokens=_tokens,
+    views=whole_and_tiles,
     separator="model.image_newline",
     notes=("the rows that end lines of patches are left out",),
     not_trained="it cuts pictures into tiles with a learned row after each line, and basic-lite hands over whole ones",

@@ -7,6 +7,7 @@ from typing import Any
 
 from basic_lite.model.families.family import Family
 from basic_lite.model.families.pictures_only import LlavaOnevisionPictures
+from basic_lite.model.families.views import whole_and_tiles
 
 
 def _tokens(config: Any) -> str:
@@ -19,6 +20,7 @@ LLAVA_ONEVISION = Family(
     name="LLaVA-OneVision",
     model_type="llava_onevision",
     tokens=_tokens,
+    views=whole_and_tiles,
     separator="model.image_newline",
     processor=LlavaOnevisionPictures,
     notes=("the rows that end lines of patches are left out",),

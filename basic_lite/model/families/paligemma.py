@@ -8,6 +8,7 @@ is the picture, a text and a line break.
 from typing import Any
 
 from basic_lite.model.families.family import Family
+from basic_lite.model.families.views import Batch, View, squares
 
 
 def _tokens(config: Any) -> str:
@@ -15,10 +16,16 @@ def _tokens(config: Any) -> str:
     return f"{(vision.image_size // vision.patch_size) ** 2} a picture"
 
 
+def _views(config: Any, batch: Batch) -> list[View]:
+    vision = config.vision_config
+    return squares(vision.image_size // vision.patch_size, batch["pixel_values"])
+
+
 PALIGEMMA = Family(
     name="PaliGemma",
     model_type="paligemma",
     tokens=_tokens,
+    views=_views,
     prefix=True,
     notes=("the prompt attends both ways, so attention is that of the answers' words alone",),
     not_trained="its projector is one linear layer, and its prompt attends both ways; basic-lite trains LLaVA's "

@@ -8,6 +8,7 @@ from typing import Any
 
 from basic_lite.model.families.family import Family
 from basic_lite.model.families.pictures_only import Qwen2_5_VLPictures
+from basic_lite.model.families.views import merged_patches
 
 
 def tokens_by_size(config: Any) -> str:
@@ -20,6 +21,7 @@ QWEN2_5_VL = Family(
     name="Qwen2.5-VL",
     model_type="qwen2_5_vl",
     tokens=tokens_by_size,
+    views=merged_patches,
     vision_tower="model.visual",
     projector="model.visual.merger",
     processor=Qwen2_5_VLPictures,

@@ -14,9 +14,9 @@ from basic_lite.tools.chat.arguments import picture
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.inside import look_inside
 from basic_lite.tools.chat.of_run import RunSpeaker
-from basic_lite.tools.chat.panels import panels
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.maps.panels import panels
 
 # Before gradio is imported, which reads it then: nothing is reported to anyone.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -110,10 +110,9 @@ class Page:
         if not any(message.pictures for message in messages):
             return f"<p>{escape(NO_ANSWER_YET)}</p>"
         try:
-            found, layers = look_inside(self.speaker, messages)
+            return panels(look_inside(self.speaker, messages))
         except UserError as error:
             return f"<p>{escape(str(error))}</p>"
-        return panels(found, layers)
 
     def build(self) -> gr.Blocks:
         """The page itself."""

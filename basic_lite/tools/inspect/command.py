@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,10 +25,12 @@ from basic_lite.tools.chat.arguments import picture
 from basic_lite.tools.inspect.conversations import DESCRIBED, SAMPLES, Conversations
 from basic_lite.tools.inspect.facts import facts_of, training_of
 from basic_lite.tools.inspect.look import Inspection, look
+from basic_lite.tools.inspect.maps import WantedMaps, folder_maps
 from basic_lite.tools.inspect.of_folder import TOO_LITTLE, open_model, planned_parts, read_family
 from basic_lite.tools.inspect.of_run import OpenRun
 from basic_lite.tools.inspect.table import show_inspection
 from basic_lite.tools.model_argument import is_run, require_model
+from basic_lite.training.maps import run_maps
 
 _DESCRIBED = f"each picture's text is the model's own description of it (its likeliest words, {DESCRIBED} at most)"
 
@@ -42,6 +45,8 @@ def inspect(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str = "none",
+    maps: Path | None = None,
+    layers: str | None = None,
     as_json: bool = False,
     console: Console | None = None,
 ) -> Inspection:
@@ -53,9 +58,11 @@ def inspect(
         data: instead of pictures, samples with texts. Neither: a run's own samples; of another model no weight is read.
         samples: how many of the data; None: 64, or as many as the run looks at.
         dtype, quantization: of a model that isn't a run.
+        maps: folder for token maps of the first samples.
+        layers: numbers of the layers whose words these show.
 
     Raises:
-        UserError: no such model, one of an unknown family, or data that can't be read.
+        UserError: no such model, one of an unknown family, data that can't be read, or maps that can't be written.
     """
     quiet_libraries()
     require_model(model, "inspect")
@@ -64,7 +71,8 @@ def inspect(
     if data is None and (image_dir is not None or (pictures and samples is not None)):
         raise UserError("--image-dir and --samples belong to --data; leave them out")
     source = None if data is None else source_of(data, image_dir=image_dir)
-    wanted = _Wanted([picture(name) for name in pictures], data, source, samples)
+    shown = WantedMaps.of(maps, layers, looks=bool(pictures) or data is not None or is_run(model))
+    wanted = _Wanted([picture(name) for name in pictures], data, source, samples, shown)
     if is_run(model):
         if (dtype, quantization) != ("auto", "none"):
             raise UserError(
@@ -90,6 +98,7 @@ class _Wanted:
     data: Path | None
     source: SourceSection | None  # that the data is
     samples: int | None
+    maps: WantedMaps
 
     def text(self, count: int) -> str:
         """What was looked at, in words."""
@@ -98,18 +107,30 @@ class _Wanted:
         whose = "the run's own data" if self.data is None else printable(self.data.name)
         return f"{count} sample{'s' * (count != 1)} of {whose}"
 
+    def names(self, first: int, count: int) -> list[str]:
+        """Of ``count`` samples from number ``first`` on, of a run."""
+        if self.images:
+            return [image.name for image in self.images[first : first + count]]
+        return [f"sample {n}" for n in range(first + 1, first + count + 1)]
+
 
 def _of_run(place: Path, wanted: _Wanted, device: str) -> Inspection:
     where = pick_device(device, "--device")
     tell_device(where, device, note)
     run = OpenRun.of(place, where)
     with run.autocast(), _enough_memory():
-        batches = run.described(wanted.images) if wanted.images else run.batches(wanted.source, wanted.samples, note)
         supervision = run.supervision(note)
+        layers, queries = wanted.maps.chosen(supervision), supervision.settings.text_queries
+        batches = run.described(wanted.images) if wanted.images else run.batches(wanted.source, wanted.samples, note)
         with counting(Console(stderr=True), "looking", len(batches)) as advance:
-            found = look(supervision, _counted(moved(batches, run.device), advance), run.loaded.tokenizer)
-    tokens = float(run.loaded.frontend.tokens_per_image)
-    return Inspection(run.facts(), wanted.text(found.curve.samples), (tokens, tokens), found)
+            kept = wanted.maps.over(moved(batches, run.device), wanted.names)
+            seen = look(supervision, _counted(kept, advance), run.loaded.tokenizer)
+        tokens = float(run.loaded.frontend.tokens_per_image)
+        found = Inspection(run.facts(), wanted.text(seen.curve.samples), (tokens, tokens), seen)
+        wanted.maps.write(
+            lambda batch, names: run_maps(run.loaded, supervision, batch, names, queries, layers), found, note
+        )
+    return found
 
 
 def _of_folder(name: str, wanted: _Wanted, device: str, dtype: str, quantization: str) -> Inspection:
@@ -128,6 +149,7 @@ def _of_folder(name: str, wanted: _Wanted, device: str, dtype: str, quantization
         opened = open_model(name, family, where, dtype, quantization)
         batches: Iterable[dict[str, Tensor]]
         made, supervision = Conversations(opened), opened.supervision(note)
+        layers = wanted.maps.chosen(supervision)
         if records is None:
             said = [made.described(image) for image in wanted.images]
             count, batches = len(said), map(made.sample, said)
@@ -136,8 +158,11 @@ def _of_folder(name: str, wanted: _Wanted, device: str, dtype: str, quantization
             batches = made.samples(records, count, note)
         queries: TextQueries = "response" if family.prefix else "all"
         with counting(Console(stderr=True), "looking", count) as advance:
-            found = look(supervision, _counted(batches, advance), opened.tokenizer, queries)
-    return Inspection(facts, wanted.text(found.curve.samples), (min(made.tokens), max(made.tokens)), found)
+            kept = wanted.maps.over(batches, lambda first, count: made.names)
+            seen = look(supervision, _counted(kept, advance), opened.tokenizer, queries)
+        found = Inspection(facts, wanted.text(seen.curve.samples), (min(made.tokens), max(made.tokens)), seen)
+        wanted.maps.write(partial(folder_maps, opened, supervision, layers, queries), found, note)
+    return found
 
 
 def _counted(batches: Iterable[Mapping[str, Tensor]], advance: Callable[[int], None]) -> Iterator[Mapping[str, Tensor]]:

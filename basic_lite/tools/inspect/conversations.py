@@ -30,10 +30,11 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 @dataclass
 class Conversations:
-    """Makes samples. It counts the visual tokens of each picture."""
+    """Makes samples. It counts the visual tokens of each picture, and knows the names of the last one's."""
 
     opened: OpenModel
     tokens: list[float] = field(default_factory=list)  # a picture's, the mean of its sample
+    names: list[str] = field(default_factory=list)
 
     def samples(self, records: Records, count: int, say: Say) -> Iterator[dict[str, Tensor]]:
         """``count`` samples with pictures, always the same ones. Records that can't be read are left out, and told.
@@ -72,6 +73,7 @@ class Conversations:
         batch = without_separators(parts, batch, separator)
         visual = batch.get("visual", batch["input_ids"] == parts.image_token_id)
         self.tokens.append(int(visual.sum()) / len(pictures))
+        self.names = [image.name for image in record.images]
         return batch
 
     @torch.no_grad()

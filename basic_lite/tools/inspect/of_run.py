@@ -20,16 +20,16 @@ from basic_lite.errors import UserError
 from basic_lite.model.families.llava import LLAVA
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.supervision import Supervision, choose_kernels
-from basic_lite.supervision.target import TargetPlan
+from basic_lite.supervision import Supervision
 from basic_lite.tools.inspect.conversations import DESCRIBED, QUESTION, SAMPLES
 from basic_lite.tools.inspect.facts import Facts, facts_of
 from basic_lite.training.answer import answer, chat_format
-from basic_lite.training.assembly import autocast_of, supervision_of
+from basic_lite.training.assembly import autocast_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
+from basic_lite.training.maps import reading_supervision
 
 # A description costs a generation for each picture.
 _AT_ONCE = 4
@@ -71,12 +71,7 @@ class OpenRun:
 
     def supervision(self, say: Say) -> Supervision:
         """The run's own, with the target that it had at its end; on, whatever the recipe says."""
-        settings = self.recipe.supervision.model_copy(update={"enabled": True, "token_weights": 1.0})
-        operations, _ = choose_kernels("auto", self.device, say)
-        supervision = supervision_of(self.loaded, settings, operations)
-        if chosen := self.bundle.manifest.get("target"):
-            supervision.use(TargetPlan.of(chosen))
-        return supervision
+        return reading_supervision(self.loaded, self.recipe.supervision, self.bundle.manifest.get("target"), say)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What the run's forwards were under."""

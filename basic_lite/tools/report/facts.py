@@ -5,18 +5,21 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
+from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
 from basic_lite.training.places import (
     DATA,
     FINAL,
     LOG,
     MANIFEST,
+    MAPS,
     RECIPE_YAML,
     SAMPLES,
     checkpoints_of,
@@ -28,6 +31,8 @@ from basic_lite.training.places import (
 
 _ANSWERED = ("picture", "question", "answer", "reference", "number")
 _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
+# Patches with token maps, so that a page stays small: 24 × 24 of them take 0.3 MB.
+MOST_PATCHES = 4000
 # Values of one name: (step, value).
 Series = list[tuple[int, float]]
 
@@ -66,6 +71,20 @@ class Look:
 
 
 @dataclass(frozen=True)
+class ShownMaps:
+    """Token maps of a few pictures.
+
+    Attributes:
+        step: steps that were done when they were measured.
+        held_out: the pictures were held out; else the run trains on them.
+    """
+
+    step: int
+    held_out: bool
+    pictures: list[PictureMaps]
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """Everything that a report shows."""
 
@@ -77,6 +96,7 @@ class RunFacts:
     curves: list[tuple[int, RefinementCurve]]
     looks: list[Look]
     answers: list[Shown]
+    maps: ShownMaps | None
     data: dict[str, Any]
 
     def series(self, name: str) -> Series:
@@ -141,6 +161,7 @@ def read_run(run: Path) -> RunFacts:
         _curves(log),
         _looks(log),
         _answers(log, read_json(run / SAMPLES)),
+        _maps(read_json(run / MAPS)),
         data if isinstance(data, dict) else {},
     )
 
@@ -186,6 +207,17 @@ def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
         )
         for one in asked[-1]
     ]
+
+
+def _maps(kept: Any) -> ShownMaps | None:
+    """None: there are none, or somebody changed them."""
+    with _whole():
+        pictures = [PictureMaps.of(one) for one in kept["pictures"]]
+        patches = accumulate(one.tokens for one in pictures)
+        shown = [one for one, count in zip(pictures, patches, strict=True) if count <= MOST_PATCHES]
+        if shown:
+            return ShownMaps(int(kept["step"]), bool(kept["held_out"]), shown)
+    return None
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
+from basic_lite.tools.maps.page import heading
+from basic_lite.tools.maps.panels import STYLE, picture_panels, reading, strongest_of, trace_chart
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
 from basic_lite.tools.report.html import fill, write_page
@@ -59,6 +61,11 @@ def render(facts: RunFacts) -> str:
         premise=_premise(facts),
         health=_health(facts),
         answers=facts.answers,
+        maps=facts.maps,
+        map_style=STYLE,
+        map_panels=list(_map_panels(facts)),
+        map_trace=_map_trace(facts),
+        reading=reading(),
         known=known_before(facts.path),
         time=_time(facts),
         data=list(_data(facts)),
@@ -141,6 +148,20 @@ def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     if lengths:
         says = f"Length of v against word embeddings: {_ends(lengths)}."
         yield "Length of v", Chart(says, "step", "‖v‖ / ‖E‖", [Line("‖v‖ / ‖E‖", lengths)], log_y=True)
+
+
+def _map_panels(facts: RunFacts) -> Iterator[tuple[str, str, str]]:
+    """For each picture with token maps its name, its text, and the panels."""
+    for one in facts.maps.pictures if facts.maps is not None else ():
+        yield heading(one), one.text, picture_panels(one, strongest_of([one]), trace=False)
+
+
+def _map_trace(facts: RunFacts) -> tuple[Chart, tuple[list[str], list[list[str]]]] | None:
+    """cos(v, ṽ_h) of the pictures with token maps, and the same as a table."""
+    if facts.maps is None:
+        return None
+    chart = trace_chart(facts.maps.pictures)
+    return chart, _rows_of(chart)
 
 
 def _curve_chart(curves: list[tuple[int, RefinementCurve]], *, judged: bool) -> Chart:

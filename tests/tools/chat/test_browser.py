@@ -120,10 +120,10 @@ def test_pictures_conversation_and_a_look_inside(
     wait(lambda: len(browser.said()) == 2, "second answer")
     assert len(browser.all("#talk .user.message img")) == 3
     browser.driver.execute_script("arguments[0].click()", browser.one("#look button"))
-    # Three pictures, three panels, two by two patches; at first those of the first answer are still there.
-    wait(lambda: len(browser.all(".patches > b")) == 3 * 3 * 4, "patches of the second answer")
+    # Three pictures, five panels, two by two patches; at first those of the first answer are still there.
+    wait(lambda: len(browser.all(".patches > b")) == 3 * 5 * 4, "patches of the second answer")
     cells = browser.all("details[open] .patches > b")
-    assert len(cells) == 3 * 4  # the newest picture alone is unfolded
+    assert len(cells) == 5 * 4  # the newest picture alone is unfolded
     assert all(cell.get_attribute("data-tip") for cell in cells)
     browser.driver.execute_script("arguments[0].focus()", cells[-1])
     tip = "return getComputedStyle(arguments[0], '::after').content"

@@ -129,7 +129,7 @@ def test_the_look_inside_and_why_there_is_none(
 
     assert NO_ANSWER_YET in page.inside(session)
     asked(page, session, "what colour is it ?", images / "1.png")
-    assert page.inside(session).count('data-tip="') == 3 * 4  # two by two patches
+    assert page.inside(session).count('data-tip="') == 5 * 4  # attention, v, two layers, v̂; two by two patches
     theirs = Page(folder_speaker, Manner(max_new_tokens=8))
     asked(theirs, session, "what colour is it ?", images / "1.png")
     assert "opened by transformers alone" in theirs.inside(session)

@@ -117,8 +117,8 @@ def test_text_of_data_and_recipes_breaks_nothing(place: Path) -> None:
     assert not page.links and not page.images  # only pictures of its own
 
 
-@pytest.mark.parametrize("name", ["data.json", "samples.json", "recipe.yaml", "final/manifest.json"])
-@pytest.mark.parametrize("content", ["", "[1]", '{"train": 3, "machine": 4}', "null"])
+@pytest.mark.parametrize("name", ["data.json", "samples.json", "maps.json", "recipe.yaml", "final/manifest.json"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"train": 3, "machine": 4, "pictures": [{"rows": 1}]}', "null"])
 def test_damaged_files_leave_their_part_out(place: Path, name: str, content: str) -> None:
     (place / name).write_text(content)
     assert not Page(write_report(place).read_text(encoding="utf-8")).open

@@ -1,0 +1,233 @@
+"""Token maps laid over pictures, in words and numbers that any page can show and a JSON file can hold."""
+
+import base64
+import binascii
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from basic_lite.model.families.views import View, first_tokens
+from basic_lite.supervision.layout import TextQueries
+from basic_lite.supervision.supervision import Supervision
+from basic_lite.supervision.token_maps import TokenMaps
+from basic_lite.supervision.words import Words
+
+# Pixels of a picture's longer side.
+SIDE = 336
+_URI = "data:image/jpeg;base64,"
+# A page shows at most so many tokens of one picture, and so many characters of its text.
+_MOST_TOKENS, _MOST_TEXT = 20_000, 600
+_WHOSE: dict[TextQueries, str] = {
+    "all": "the text after the picture",
+    "prompt": "the question",
+    "response": "the answer",
+}
+
+
+@dataclass(frozen=True)
+class PictureMaps:
+    """What BASIC sees in one picture, or in one part of it.
+
+    Attributes:
+        name: the picture's.
+        part: which part of it; empty: all of it.
+        text: what stands around the picture.
+        picture: a data URI of a JPEG, as the vision tower gets it; empty: it isn't known where the tokens lie.
+        rows, columns: of the grid of tokens; 0 rows: it isn't known, and ``columns`` tokens are listed.
+        places: v, layers h…, target.
+        words: [place][token], row by row.
+        in_text: [place], the tokens whose word stands in ``text``.
+        attention: a_i [token]; None: it can't be read.
+        whose: whose attention that is, in words.
+        attended: layers that it is the mean of.
+        sinks: the tokens that are sinks.
+        trace: mean of cos(v, ṽ_h) over tokens, and between what ends eight of ten tokens lie, for h = 1..L and v̂.
+        layers: K, that v̂ is made of.
+    """
+
+    name: str
+    part: str
+    text: str
+    picture: str
+    rows: int
+    columns: int
+    places: list[str]
+    words: list[list[str]]
+    in_text: list[list[int]]
+    attention: list[float] | None
+    whose: str
+    attended: int
+    sinks: list[int]
+    trace: list[tuple[float, float, float]]
+    layers: int
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens."""
+        return max(self.rows, 1) * self.columns
+
+    @property
+    def mass(self) -> float:
+        """Σ a_i."""
+        return sum(self.attention or [])
+
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+        return Image.open(io.BytesIO(base64.b64decode(self.picture.removeprefix(_URI)))).convert("RGB")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "PictureMaps":
+        """What ``to_dict`` gave, perhaps changed by a person.
+
+        Raises:
+            KeyError, TypeError, ValueError: it isn't whole.
+        """
+        tokens = max(int(given["rows"]), 1) * int(given["columns"])
+        if not 0 < tokens <= _MOST_TOKENS or not _is_jpeg(given["picture"]) or (given["rows"] and not given["picture"]):
+            raise ValueError("no picture with a grid")
+        words = [[str(word) for word in words] for words in given["words"]]
+        places, attention = [str(place) for place in given["places"]], given["attention"]
+        attention = None if attention is None else [_finite(a) for a in attention]
+        in_text = [_tokens(own, tokens) for own in given["in_text"]]
+        lengths = {*map(len, words), tokens if attention is None else len(attention)}
+        if lengths != {tokens} or not len(words) == len(places) == len(in_text):
+            raise ValueError("as many words as tokens")
+        named: dict[str, Any] = {key: str(given[key]) for key in ("name", "part", "text", "picture", "whose")}
+        named |= {key: int(given[key]) for key in ("rows", "columns", "attended", "layers")}
+        return cls(
+            **named,
+            places=places,
+            words=words,
+            in_text=in_text,
+            attention=attention,
+            sinks=_tokens(given["sinks"], tokens),
+            trace=[(_finite(mean), _finite(low), _finite(high)) for mean, low, high in given["trace"]],
+        )
+
+
+def _finite(value: Any) -> float:
+    if not isfinite(number := float(value)):
+        raise ValueError("no number")
+    return number
+
+
+def _tokens(values: Any, tokens: int) -> list[int]:
+    found = [int(value) for value in values]
+    if found and not 0 <= min(found) <= max(found) < tokens:
+        raise ValueError("no token")
+    return found
+
+
+def _is_jpeg(uri: str) -> bool:
+    """Whether a data URI is a whole picture, or empty."""
+    if not uri:
+        return True
+    if not uri.startswith(_URI):
+        return False
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(_URI), validate=True)), formats=["JPEG"]) as image:
+            image.load()
+    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def picture_maps(
+    maps: TokenMaps,
+    views: Sequence[View] | None,
+    supervision: Supervision,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    batch: Mapping[str, Tensor],
+    *,
+    names: Sequence[str],
+    text_queries: TextQueries,
+) -> list[PictureMaps]:
+    """The maps of a batch, view by view; sample by sample where the views aren't known.
+
+    Args:
+        views: of the whole batch, as its family gives them.
+        image_processor: for the pixels' mean and range.
+        batch: for the texts.
+        names: of the samples' pictures; of a batch with one sample, of each of its pictures.
+    """
+    layout, tokens = maps.layout, maps.words.shape[1]
+    firsts = None if views is None else first_tokens(views, tokens)
+    words = Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids})
+    rows = layout.rows_with_image.tolist()
+    around = {row: batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]].tolist() for row in rows}
+    several = len(rows) == 1 and firsts is not None and len(names) == len(firsts)
+
+    def of(where: range, name: str, row: int, view: View | None) -> PictureMaps:
+        picture, chosen = "", torch.tensor(where)
+        ids, own = maps.words[:, chosen].tolist(), set(words.of(around[row])) - {""}
+        if view is not None:
+            picture = as_jpeg(view.pixels, image_processor)
+        trace = maps.cos[:, chosen].double()
+        ends = trace.quantile(torch.tensor([0.1, 0.9], dtype=torch.float64), dim=1).T.tolist()
+        return PictureMaps(
+            name=name,
+            part="" if view is None else view.part,
+            text=" ".join(tokenizer.decode(around[row], skip_special_tokens=True).split())[:_MOST_TEXT],
+            picture=picture,
+            rows=0 if view is None else view.rows,
+            columns=len(where) if view is None else view.columns,
+            places=maps.places,
+            words=[[shown_word(tokenizer, i) for i in place] for place in ids],
+            in_text=[[n for n, word in enumerate(words.of(place)) if word in own] for place in ids],
+            attention=None if maps.attention is None else maps.attention[chosen].tolist(),
+            whose=_WHOSE[text_queries],
+            attended=maps.attended,
+            sinks=maps.sinks[chosen].nonzero().flatten().tolist(),
+            trace=[(mean, low, high) for mean, (low, high) in zip(trace.mean(dim=1).tolist(), ends, strict=True)],
+            layers=maps.layers,
+        )
+
+    if firsts is None or views is None:
+        starts = _starts(layout.patches[layout.rows_with_image].tolist())
+        return [of(where, name, row, None) for where, name, row in zip(starts, names, rows, strict=True)]
+    found = []
+    for n, (first, view) in enumerate(zip(firsts, views, strict=True)):
+        row = int(layout.sample[first])
+        name = names[n if several else rows.index(row)]
+        found.append(of(range(first, first + view.rows * view.columns), name, row, view))
+    return found
+
+
+def _starts(counts: Sequence[int]) -> Iterator[range]:
+    at = 0
+    for count in counts:
+        yield range(at, at + count)
+        at += count
+
+
+def as_jpeg(pixels: Tensor, image_processor: Any) -> str:
+    """A data URI of a picture [3, H, W] as a vision tower gets it, brought back to colours and to ``SIDE`` pixels."""
+    values = pixels.detach().float().cpu()
+    if getattr(image_processor, "do_normalize", True):
+        mean, std = (torch.as_tensor(getattr(image_processor, key)).float() for key in ("image_mean", "image_std"))
+        values = values * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    scale = 255.0 if getattr(image_processor, "do_rescale", True) else 1.0
+    bytes_ = (values * scale).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(bytes_)
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    image.resize(size, Image.Resampling.BICUBIC).save(data := io.BytesIO(), "JPEG", quality=85)
+    return _URI + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def shown_word(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """A token as a person reads it; its name in the vocabulary where it has no visible text."""
+    text = str(tokenizer.decode([token_id])).strip()
+    return text if text and text.isprintable() else str(tokenizer.convert_ids_to_tokens(token_id))

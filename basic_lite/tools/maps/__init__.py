@@ -1,0 +1,1 @@
+"""Token maps for people: panels of HTML, a page, and PNG files."""
