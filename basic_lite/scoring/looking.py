@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from basic_lite.resampling import LEAST_SAMPLES, Interval, mean_interval
-from basic_lite.tools.metrics.estimate import Estimate, estimate_json, estimated, percent
-from basic_lite.tools.predictions import Prediction
+from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
+from basic_lite.scoring.prediction import Prediction
 
 # Draws the questions that are asked again, and which other picture each is shown with.
 SEED = 0

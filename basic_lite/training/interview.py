@@ -9,12 +9,12 @@ from basic_lite.data.records import Record
 from basic_lite.data.turns import clean
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.answer_file import NONE, OTHER, OWN, Answers, Shown
-from basic_lite.tools.controls import Again
-from basic_lite.tools.metrics.named import RIGHT, Metric
-from basic_lite.tools.predictions import Prediction
-from basic_lite.tools.questions import Question, question_of, without_picture
+from basic_lite.scoring.controls import Again
+from basic_lite.scoring.metrics.named import RIGHT, Metric
+from basic_lite.scoring.prediction import Prediction
+from basic_lite.scoring.questions import Question, question_of, without_picture
 from basic_lite.training.answer import answer
+from basic_lite.training.answer_file import NONE, OTHER, OWN, Answers, Shown
 
 # Pictures of a question, by its place.
 Pictures = Callable[[int], tuple[ImageRef, ...]]

@@ -8,7 +8,7 @@ from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.load import Loaded
-from basic_lite.tools.metrics.named import Metric
+from basic_lite.scoring.metrics.named import Metric
 
 
 @dataclass(frozen=True)
