@@ -31,7 +31,7 @@ class Best:
         values: value of the best and of the last step; None: the log has none.
         scores: of both, question by question; None: they aren't of one sample, or it goes by the loss.
         looks: how many steps it was chosen from.
-        flattered: how much better than it is the best of so many looks seems to be, on average; None: not known.
+        flattered: how much better than it is the best of so many looks seems to be, at least; None: not known.
     """
 
     place: Path
@@ -88,7 +88,7 @@ class Best:
     def _looked_often(self) -> str:
         text = f"it is the best of {self.looks} looks at the same data, so it seems better than it is"
         flattered = 100 * (self.flattered or 0.0)
-        much = f", here by about {flattered:.1f} points" if flattered >= 0.05 else ""
+        much = f", here by {flattered:.1f} points or more" if flattered >= 0.05 else ""
         return f"{text}{much}; ask other questions for a fair score"
 
 
@@ -147,7 +147,8 @@ def flattered_by(looks: Sequence[Sequence[float]]) -> float:
     """By how much the best of several looks at the same questions seems better than it is.
 
     The bootstrap's estimate of the optimism of a choice (Efron and Tibshirani 1993, chapter 17): questions are drawn
-    anew, the best look on the draw is chosen, and its score there is held against its score on all questions.
+    anew, the best look on the draw is chosen, and its score there is held against its score on all questions. It is on
+    the low side: of five looks that are equally good, at 60 questions, it finds two thirds.
 
     Args:
         looks: of each step, in order, the score of each question.
