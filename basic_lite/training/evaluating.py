@@ -16,6 +16,7 @@ from basic_lite.training.held_out_score import HeldOutScore, Scored
 from basic_lite.training.log import RunLog
 from basic_lite.training.made import Run
 from basic_lite.training.places import log_lines
+from basic_lite.training.progress import clock
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import TrainStep
 from basic_lite.training.time_left import TimeLeft
@@ -53,6 +54,7 @@ class Evaluation:
         self.train_step, self.recovery, self.log, self.say = train_step, recovery, log, say
         self._dropped, self._time, self._left, self._begin_again = dropped, time, left, begin_again
         self.best = BestStep(recipe, run.folder, train_step.processes, write, say)
+        self._told = False
         self.score = None
         if recipe.training.eval_generate and data.eval is not None and data.eval_report is not None:
             longest = int(data.report.lengths.max())
@@ -126,5 +128,13 @@ class Evaluation:
             scored = self.score.ask(step, self.recovery.plan.micro_batch)
         self._left.answered(seconds())
         if scored is not None:
-            self.say(f"step {step}: {scored.text()} ({seconds():.1f} s)")
+            self.say(f"step {step}: {scored.text()} ({seconds():.1f} s{self._still_to_come(step, seconds())})")
         return scored
+
+    def _still_to_come(self, step: int, seconds: float) -> str:
+        """What the answers of all later evaluations will take, once it is measured; said once."""
+        left = sum(self.due(later) for later in range(step + 1, self.schedule.steps + 1))
+        if self._told or not left:
+            return ""
+        self._told = True
+        return f"; so {clock(seconds * left)} for the {left} evaluation{'s' * (left > 1)} left"
