@@ -12,7 +12,7 @@ from basic_lite.scoring.metrics.estimate import estimate_json
 from basic_lite.training.files import written_whole
 from basic_lite.training.held_out_score import Scored
 from basic_lite.training.own_files import foreign_in
-from basic_lite.training.places import best_record
+from basic_lite.training.places import best_between_names, best_record
 from basic_lite.training.processes import Processes
 from basic_lite.training.run_folder import RunFolder
 
@@ -41,7 +41,9 @@ class BestStep:
         self.by = best_by(recipe)
         self._folder, self._processes, self._write, self._say = folder, processes, write, say
         self._metric = recipe.training.eval_metric if self.by == "score" else self.by
-        found = None if folder.overwrite or self.by is None else best_record(folder.best)
+        # The folder is taken later, and only then has it its name again.
+        place = best_between_names(folder.path) or folder.best
+        found = None if folder.overwrite or self.by is None else best_record(place)
         self._so_far: float | None = processes.from_main(None if found is None else float(found["value"]))
 
     def look(self, loss: float, scored: Scored | None) -> None:

@@ -123,7 +123,7 @@ def test_a_resumed_run_goes_on_comparing(made: Path, place: Path, step: int) -> 
 
 def test_a_kill_between_two_names_loses_nothing(made: Path, place: Path) -> None:
     """The moment in which the old one has left its name and the new one hasn't taken it."""
-    unfinish(place, 1)
+    unfinish(place, 3)
     shutil.copytree(place / BEST, place / "best.part")
     os.rename(place / BEST, place / "best.old")
     said = quiet()

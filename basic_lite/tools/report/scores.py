@@ -42,10 +42,19 @@ class Verdict:
 
     def cards(self) -> Iterator[tuple[str, str, str]]:
         """Title, value and note of each fact for the top of the page."""
-        yield "Held-out score", percent(self.score), f"{self.title}, {self.score.n:,} {self.of}, step {self.step:,}"
+        yield (
+            "Held-out score",
+            _unbroken(percent(self.score)),
+            f"{self.title}, {self.score.n:,} {self.of}, step {self.step:,}",
+        )
         if self.controls is not None:
             with_intervals, *found = self.controls.lines()
-            yield "Does it look at the picture?", _short(self.controls), "; ".join([*found, with_intervals])
+            yield "Does it look at the picture?", _unbroken(_short(self.controls)), "; ".join([*found, with_intervals])
+
+
+def _unbroken(text: str) -> str:
+    """Large letters on a narrow card: a figure stays with its sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _short(controls: Controls) -> str:

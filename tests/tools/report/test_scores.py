@@ -43,8 +43,11 @@ def test_the_last_look_with_its_controls_in_the_words_of_eval(tmp_path: Path) ->
     verdict = verdict_of(tmp_path, log)
     assert verdict is not None
     (score, looks) = verdict.cards()
-    assert score == ("Held-out score", "80 % [65, 90]", "exact match, 40 held-out questions, step 20")
-    assert looks[:2] == ("Does it look at the picture?", "80 %; 30 % with another picture; 25 % without one")
+    assert score == ("Held-out score", "80\u00a0% [65, 90]", "exact match, 40 held-out questions, step 20")
+    assert looks[:2] == (
+        "Does it look at the picture?",
+        "80\u00a0%; 30\u00a0% with another picture; 25\u00a0% without one",
+    )
     controls = controls_of(predictions(32, 12, 10))
     assert controls is not None and looks[2] == "; ".join([*list(controls.lines())[1:], next(controls.lines())])
     assert looks[2].startswith("it looks at the picture: its own one is worth +50 points")
