@@ -133,6 +133,7 @@ def test_a_kill_between_two_names_loses_nothing(made: Path, place: Path) -> None
     assert open_bundle(place / BEST).step == 2 and not (place / "best.old").exists()
 
 
+@pytest.mark.soak
 def test_a_full_disk_keeps_the_earlier_one_and_the_look_is_made_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_clean_takes_it_only_if_asked(place: Path) -> None:
     assert not (place / BEST).exists() and (place / "final").is_dir()
 
 
+@pytest.mark.soak
 def test_files_of_people_are_moved_before_a_better_one_comes(made: Path, place: Path) -> None:
     unfinish(place, 1)
     manifest = json.loads((place / BEST / "manifest.json").read_text())
