@@ -156,6 +156,7 @@ def test_a_full_disk_keeps_the_earlier_one_and_the_look_is_made_again(
     assert_same_weights(place / BEST, made / "runs" / "tiny" / BEST)
 
 
+@pytest.mark.soak
 def test_the_best_alone_is_something_saved(made: Path, place: Path) -> None:
     unfinish(place, 0)
     assert find_bundle(place) == place / BEST
