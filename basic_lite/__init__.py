@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from basic_lite.api import Conversation, Model, TrainedModel, open_model, open_run, train
     from basic_lite.recipe import Recipe, load_recipe
     from basic_lite.run import RunResult
-    from basic_lite.tools.predictions import Prediction
+    from basic_lite.scoring.prediction import Prediction
     from basic_lite.tools.score import EvalResult
 
 __all__ = [
@@ -30,7 +30,7 @@ _HOMES = {
     "Conversation": "basic_lite.api",
     "EvalResult": "basic_lite.tools.score",
     "Model": "basic_lite.api",
-    "Prediction": "basic_lite.tools.predictions",
+    "Prediction": "basic_lite.scoring.prediction",
     "Recipe": "basic_lite.recipe",
     "RunResult": "basic_lite.run",
     "TrainedModel": "basic_lite.api",

@@ -25,16 +25,16 @@ from basic_lite.model.load import pick_device
 from basic_lite.recipe.schema import Device, Recipe, SourceSection, Template
 from basic_lite.run import RunResult
 from basic_lite.run import train as train_recipe
+from basic_lite.scoring.controls import MOST_ASKED_AGAIN, asked_again
+from basic_lite.scoring.metrics.named import MetricName
+from basic_lite.scoring.questions import as_questions, check_pictures
 from basic_lite.tools.asked import Asked, File, read_asked
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.controls import MOST_ASKED_AGAIN, asked_again
 from basic_lite.tools.evaluate import evaluate, made_with
-from basic_lite.tools.metrics.named import MetricName
-from basic_lite.tools.questions import as_questions, check_pictures
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.answer import MAX_NEW_TOKENS, chat_format

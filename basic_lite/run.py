@@ -29,7 +29,8 @@ from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
 from basic_lite.training.log import trackers_of
-from basic_lite.training.loop import Loop, Run
+from basic_lite.training.loop import Loop
+from basic_lite.training.made import Run
 from basic_lite.training.maps import ReportMaps
 from basic_lite.training.places import is_run
 from basic_lite.training.processes import Processes, connect, take_device

@@ -45,7 +45,8 @@ from basic_lite.model.audit import audit
 from basic_lite.model.load import pick_device, pick_dtype, quantization_config
 from basic_lite.training.assembly import load_for_training, preflight, uses_autocast
 from basic_lite.training.breakdown import Breakdown, Clock
-from basic_lite.training.loop import Loop, Run
+from basic_lite.training.loop import Loop
+from basic_lite.training.made import Run
 from basic_lite.training.processes import connect
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.trained_on import TrainedOn

@@ -16,6 +16,7 @@ FLOORS = (
     ("run",),
     ("rehearsal",),
     ("training",),
+    ("scoring",),
     ("supervision",),
     ("data",),
     ("model",),

@@ -53,7 +53,7 @@ MaxNewTokens = Annotated[
 
 
 def _asked_again(controls: int | None, no_controls: bool) -> int:
-    from basic_lite.tools.controls import MOST_ASKED_AGAIN
+    from basic_lite.scoring.controls import MOST_ASKED_AGAIN
 
     if no_controls and controls is not None:
         raise UserError("--controls says how many are asked again, and --no-controls that none is; give one of both")

@@ -40,16 +40,17 @@ def clean(
         list[Path] | None, typer.Argument(metavar="[FOLDER|RUN]...", help="Runs, or folders that hold runs.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Also the best steps that finished runs have kept.")] = False,
 ) -> None:
     """Free what runs don't need any more: it is shown first, with sizes; then you are asked.
 
     Goes: all checkpoints of finished runs, all but the newest of stopped ones, bundles that --resume --checkpoint has
-    set aside, what a kill has left half written, starts that saved nothing. Stays: trained models, logs, recipes,
-    predictions, and every run that goes on now.
+    set aside, what a kill has left half written, starts that saved nothing. Stays: trained models, best steps (without
+    --best), logs, recipes, predictions, and every run that goes on now.
     """
     from basic_lite.tools.clean import clean as free
 
     def ask() -> bool:
         return typer.confirm("Delete these?", default=False, err=True)
 
-    free(places or [RUNS], yes=yes, ask=ask if sys.stdin.isatty() else None)
+    free(places or [RUNS], yes=yes, best=best, ask=ask if sys.stdin.isatty() else None)

@@ -72,6 +72,26 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
         "data.held_out=0.05, or remove training.eval_every",
     ),
     (
+        ["training.eval_generate", "data.eval"],
+        lambda v: v["training.eval_generate"] > 0 and v["data.eval"] is None and v["data.held_out"] is None,
+        "there are no held-out questions to answer: data.eval is not given; add data.eval, keep a part of data.train "
+        "for it with data.held_out=0.05, or set training.eval_generate=0",
+    ),
+    (
+        ["training.metric_for_best_model", "training.eval_generate"],
+        lambda v: v["training.metric_for_best_model"] == "score" and v["training.eval_generate"] == 0,
+        "the score is that of generated answers, and eval_generate asks for none; set training.eval_generate=200, or "
+        "training.metric_for_best_model=loss",
+    ),
+    (
+        ["training.metric_for_best_model", "data.eval"],
+        lambda v: (
+            v["training.metric_for_best_model"] == "loss" and v["data.eval"] is None and v["data.held_out"] is None
+        ),
+        "there is no held-out data, so no step has such a loss: data.eval is not given; add data.eval, keep a part of "
+        "data.train for it with data.held_out=0.05, or set training.metric_for_best_model=off",
+    ),
+    (
         ["data.held_out", "data.eval"],
         lambda v: v["data.held_out"] is not None and v["data.eval"] is not None,
         "data.held_out keeps a part of data.train for evaluation, and data.eval names other data for it; remove one",

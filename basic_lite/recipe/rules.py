@@ -5,7 +5,7 @@ Each has one home and one wording here. A function returns a message for what is
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
@@ -52,6 +52,14 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     if total is not None and layers > total:
         return f"K = {layers}, but the LLM has {total} layers; give a count from 1 to {total}, or a fraction like 0.5"
     return None
+
+
+def best_by(recipe: Recipe) -> Literal["score", "loss"] | None:
+    """What the best step is chosen by; None: none is kept."""
+    by = recipe.training.metric_for_best_model
+    if by == "auto":
+        return "score" if recipe.training.eval_generate else None
+    return None if by == "off" else by
 
 
 def computes_das(settings: SupervisionSection) -> bool:

@@ -22,6 +22,8 @@ ImageFit = Literal["square", "pad"]
 ImageCheck = Literal["open", "exists", "none"]
 Grouping = Literal["modality_length", "length", "none"]
 PaddingSide = Literal["right", "left"]
+# Metrics for which a record's own answer is enough; VQA accuracy needs those of several people.
+EvalMetric = Literal["exact", "relaxed", "yes_no", "choice", "anls"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -336,6 +338,23 @@ class TrainingSection(Section):
         le=10_000,
         description="Held-out questions answered on the terminal at each evaluation, a few seconds each; the report "
         "shows 12 answers of the run's start and end. 0: none.",
+    )
+    eval_generate: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Held-out questions, a fixed sample, that the model answers at each evaluation: with their "
+        "picture, with another one and without. Scored by `eval_metric`, on the terminal, in log and report. "
+        "Costs three answers a question: about what `basic-lite eval` takes for as many. 0: none.",
+    )
+    eval_metric: EvalMetric = Field(
+        "exact", description="How the answers of `eval_generate` are scored, as by `basic-lite eval --metric`."
+    )
+    metric_for_best_model: Literal["auto", "off", "score", "loss"] = Field(
+        "auto",
+        description="The step that is best by this, on held-out data, is kept in the run folder as best/. score: of "
+        "`eval_generate`, the highest; loss: held-out, the lowest; of equals the earlier. auto: score where "
+        "`eval_generate` is on, else off. Takes the disk of a second result; final/ stays the last step.",
     )
     log_every: int = Field(1, ge=1, le=MOST, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(

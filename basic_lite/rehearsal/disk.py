@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from basic_lite.model.audit import Part
+from basic_lite.recipe.rules import best_by
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.optimizer import STATE_BLOCK
 from basic_lite.sizes import size_text
@@ -19,11 +20,12 @@ class Disk:
     weights_bytes: int  # projector and adapter: what the final bundle holds
     state_bytes: int  # the optimizer's
     checkpoints: int  # at once: those kept, and one that is being written
+    results: int = 1  # the final bundle; the best step's, and one that replaces it
 
     @property
     def most_bytes(self) -> int:
         """All of it."""
-        return self.checkpoints * (self.weights_bytes + self.state_bytes) + self.weights_bytes
+        return self.checkpoints * (self.weights_bytes + self.state_bytes) + self.results * self.weights_bytes
 
 
 def disk_of(recipe: Recipe, parts: Sequence[Part], steps: int | None) -> Disk:
@@ -37,7 +39,7 @@ def disk_of(recipe: Recipe, parts: Sequence[Part], steps: int | None) -> Disk:
     weights = sum(part.bytes * part.trainable // part.parameters for part in trained)
     saves = training.keep + 1 if steps is None else math.ceil(steps / training.save_every)
     state = sum(state_bytes(part, training.optimizer) for part in trained)
-    return Disk(weights, state, min(saves, training.keep + 1))
+    return Disk(weights, state, min(saves, training.keep + 1), 1 if best_by(recipe) is None else 3)
 
 
 def state_bytes(part: Part, optimizer: str) -> int:
@@ -59,7 +61,10 @@ def disk_lines(disk: Disk, free: int, folder: Path) -> Iterator[str]:
     """What the run writes and what is free, with a warning where that is too little."""
     one, last = size_text(disk.weights_bytes + disk.state_bytes), size_text(disk.weights_bytes)
     many = f"{disk.checkpoints} checkpoint{'s' * (disk.checkpoints != 1)} of {one}"
-    yield f"disk: at most {size_text(disk.most_bytes)} ({many}, the result {last}); {size_text(free)} free"
+    results = f"the result {last}"
+    if disk.results > 1:
+        results += ", the best step as much, and once more while a better one replaces it"
+    yield f"disk: at most {size_text(disk.most_bytes)} ({many}, {results}); {size_text(free)} free"
     if disk.most_bytes > free:
         yield (
             f"warning: the run writes up to {size_text(disk.most_bytes)} to {folder}, where {size_text(free)} are "

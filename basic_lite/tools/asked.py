@@ -10,10 +10,10 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in
 from basic_lite.recipe.schema import Recipe
+from basic_lite.scoring.metrics.named import Metric, metric_named
+from basic_lite.scoring.questions import Question, as_questions
 from basic_lite.tools.benchmarks.form import Benchmark
 from basic_lite.tools.benchmarks.known import benchmark_questions, published
-from basic_lite.tools.metrics.named import Metric, metric_named
-from basic_lite.tools.questions import Question, as_questions
 
 # Tokens that an answer to a benchmark's question may have at least: a model may say more than a letter.
 _LEAST_TOKENS = 32

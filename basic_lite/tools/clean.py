@@ -17,12 +17,14 @@ from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import remove
 from basic_lite.training.own_files import foreign_in, not_the_runs_own
 from basic_lite.training.places import (
+    BEST,
     FINAL,
     LOCK,
     OLD,
     PART,
     UNFINISHED,
     checkpoints_of,
+    has_best,
     is_finished,
     is_run,
     remains_of,
@@ -30,11 +32,13 @@ from basic_lite.training.places import (
 )
 
 FINISHED, EARLIER, SET_ASIDE = "of a finished run", "an earlier step", "set aside when its steps were made again"
+BEST_STEP = "the best step of a finished run"
 # What can't be done any more once such a bundle is gone.
 LOST = {
     FINISHED: "finished runs can't go on from an earlier step (--resume --checkpoint STEP)",
     EARLIER: "stopped runs go on from their newest checkpoint only",
     SET_ASIDE: "steps that were made again are there in their new form only",
+    BEST_STEP: "of these runs only the last step is left",
 }
 # An export that is under way writes into a folder of that name now and then.
 AT_REST_S = 3600.0
@@ -49,13 +53,19 @@ class Plan:
 
 
 def clean(
-    places: Sequence[Path], *, yes: bool = False, ask: Callable[[], bool] | None = None, console: Console | None = None
+    places: Sequence[Path],
+    *,
+    yes: bool = False,
+    best: bool = False,
+    ask: Callable[[], bool] | None = None,
+    console: Console | None = None,
 ) -> int:
     """Show what the runs in some folders don't need, ask, and delete it.
 
     Args:
         places: run folders, or folders that hold some.
         yes: don't ask.
+        best: also the best steps that finished runs have kept.
         ask: asks the user; None: nobody is there to be asked.
 
     Returns:
@@ -67,7 +77,7 @@ def clean(
     say = speaker(console or Console(highlight=False))
     by_place = {place: runs_in(place, links=False) for place in places}
     runs = list(dict.fromkeys(run for found in by_place.values() for run in found))
-    plans = {run: plan_of(run) for run in runs}
+    plans = {run: plan_of(run, best=best) for run in runs}
     loose = list(dict.fromkeys(path for place in places for path in _loose_in(place)))
     notes = [_no_run(place) for place, found in by_place.items() if not found]
     for note in [*notes, *(note for plan in plans.values() for note in plan.notes)]:
@@ -88,7 +98,7 @@ def clean(
     if not yes and ask is not None and not ask():
         say("nothing was deleted")
         return 0
-    gone = [path for run, plan in plans.items() for path in _delete_in(run, plan.items)]
+    gone = [path for run, plan in plans.items() for path in _delete_in(run, plan.items, best=best)]
     for path in loose:
         _delete(path)
     freed = sum(sizes[path] for path in [*gone, *loose])
@@ -96,16 +106,18 @@ def clean(
     return freed
 
 
-def plan_of(run: Path) -> Plan:
+def plan_of(run: Path, *, best: bool = False) -> Plan:
     """What a run doesn't need. Links are never followed, so what lies behind one stays."""
     if is_running(run):
         return Plan(notes=[f"{run}: a process trains there now; it is left alone"])
-    return _plan(run)
+    return _plan(run, best=best)
 
 
-def _plan(run: Path) -> Plan:
+def _plan(run: Path, *, best: bool) -> Plan:
     checkpoints, finished = checkpoints_of(run), is_finished(run)
     cut_off = {path: "never completed" for path in remains_of(run) if path.suffix in (PART, OLD)}
+    if not finished and not checkpoints and has_best(run):
+        return Plan(_own(cut_off), [f"{run} stopped before its first checkpoint; its best step stays"])
     if not finished and not checkpoints:
         others = {path for path in run.iterdir() if path.name != LOCK} - set(remains_of(run))
         names = sorted({path.relative_to(run).as_posix() for path in [*others, *not_the_runs_own(run)]})
@@ -117,6 +129,8 @@ def _plan(run: Path) -> Plan:
     items = dict.fromkeys(checkpoints, FINISHED) if finished else {}
     items |= dict.fromkeys(checkpoints[:-1] if not finished else [], EARLIER)
     items |= dict.fromkeys(set_aside_in(run), SET_ASIDE)
+    if best and finished and has_best(run):
+        items[run / BEST] = BEST_STEP
     if items and (damage := _damage(kept, finished)):
         return Plan(_own(cut_off), [f"{run}: its other bundles stay, since {damage}"])
     peoples = {path: names for path in items if (names := [one.name for one in foreign_in(path)])}
@@ -158,7 +172,7 @@ def _loose_in(place: Path) -> Iterator[Path]:
                 yield path
 
 
-def _delete_in(run: Path, shown: dict[Path, str]) -> list[Path]:
+def _delete_in(run: Path, shown: dict[Path, str], *, best: bool) -> list[Path]:
     """Delete what was shown and still isn't needed, while no training can begin there."""
     if not shown:
         return []
@@ -168,7 +182,7 @@ def _delete_in(run: Path, shown: dict[Path, str]) -> list[Path]:
     except Timeout:  # a training has begun since
         return []
     try:
-        gone = [path for path in _plan(run).items if path in shown]
+        gone = [path for path in _plan(run, best=best).items if path in shown]
         for path in gone:
             for one in remains_of(run) if path == run else [path]:
                 _delete(one)

@@ -22,13 +22,9 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
-from basic_lite.tools.answer_file import FIX, Answers, answers_kept, part_of
-from basic_lite.tools.asked import Asked, File, read_asked
-from basic_lite.tools.controls import MOST_ASKED_AGAIN, Again, asked_again, other_images
-from basic_lite.tools.interview import Interview, Pictures
-from basic_lite.tools.metrics.named import MetricName, metric_named
-from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
-from basic_lite.tools.questions import (
+from basic_lite.scoring.controls import MOST_ASKED_AGAIN, Again, asked_again, other_images
+from basic_lite.scoring.metrics.named import MetricName, metric_named
+from basic_lite.scoring.questions import (
     Question,
     as_questions,
     check_pictures,
@@ -37,11 +33,15 @@ from basic_lite.tools.questions import (
     require_room,
     several_questions,
 )
+from basic_lite.tools.asked import Asked, File, read_asked
+from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, remarks, score_table
 from basic_lite.training.answer import answer_length, asked_otherwise, chat_format
+from basic_lite.training.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import saving, sha256
+from basic_lite.training.interview import Interview, Pictures
 from basic_lite.training.places import HELD_OUT, MANIFEST
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of

@@ -18,10 +18,10 @@ from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
 from basic_lite.training.places import (
     DATA,
-    FINAL,
     HELD_OUT,
     LOCK,
     LOG,
@@ -33,6 +33,7 @@ from basic_lite.training.places import (
     is_finished,
     is_run,
     log_lines,
+    newest_first,
     read_json,
 )
 
@@ -55,13 +56,13 @@ class RunRow:
     matches: tuple[str, ...]  # shares of exact matches, each with what it is of
     others: tuple[str, ...]  # mean scores by other metrics, each with its name
     started_from: str
+    best: str = ""  # the best step, if it is kept
 
     @property
     def score(self) -> str:
-        """Both in a line."""
-        return "; ".join(
-            text for text in (self.held_out, *(f"exact match {one}" for one in self.matches), *self.others) if text
-        )
+        """All of them in a line."""
+        matches = (f"exact match {one}" for one in self.matches)
+        return "; ".join(text for text in (self.held_out, *matches, *self.others, self.best) if text)
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -126,7 +127,7 @@ def is_running(folder: Path) -> bool:
 
 def row_of(run: Path) -> RunRow:
     """What there is to say of a run."""
-    bundles = ([run / FINAL] if is_finished(run) else []) + checkpoints_of(run)[::-1]
+    bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
     log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
@@ -141,6 +142,7 @@ def row_of(run: Path) -> RunRow:
         tuple(_matches(run, recipe)),
         tuple(_others(run)),
         _started_from(model, _keys(manifest.get("started_from"))),
+        best.short if (best := best_of(run, log)) is not None else "",
     )
 
 

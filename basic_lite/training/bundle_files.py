@@ -15,6 +15,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
 from basic_lite.training.manifest import read_manifest
 from basic_lite.training.places import (
+    BEST,
     FINAL,
     MANIFEST,
     PROJECTOR,
@@ -22,6 +23,7 @@ from basic_lite.training.places import (
     RUNS,
     TRAINER_STATE,
     checkpoints_of,
+    has_best,
     holds_bundle,
     is_finished,
 )
@@ -51,7 +53,7 @@ class Bundle:
 
 
 def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path:
-    """The bundle meant by ``place``: itself, a run folder's ``final``, or its newest checkpoint.
+    """The bundle meant by ``place``: itself, a run folder's ``final``, its newest checkpoint, or else its best step.
 
     Args:
         runs: where a run of that name is looked for, to say so. It isn't taken: there may be data of the same name.
@@ -67,6 +69,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
     checkpoints = checkpoints_of(place) if os.path.isdir(place) else []
     if checkpoints:
         return checkpoints[-1]
+    if has_best(place):
+        return place / BEST
     if place.name.startswith("checkpoint-"):
         raise UserError(
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"

@@ -40,6 +40,7 @@ class Progress:
     offloaded: bool = False  # whether their inputs are on the host since then
     projector_seen: bool = False  # a step with an image has been looked at
     last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
+    answered_at_once: int | None = None  # held-out questions, once memory ran out
     gate: dict[str, Any] | None = None  # the gate's state after its last look
     losses: list[float] = field(default_factory=list)  # LM losses of the last steps, which a spike is held against
 

@@ -1,40 +1,34 @@
 """A run's loop, read from top to bottom: steps → micro-batches → counts → ``TrainStep`` → log, evaluate, save."""
 
 import time
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from basic_lite.console import speaker
-from basic_lite.data.prepare import Prepared
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
-from basic_lite.model.load import Loaded
-from basic_lite.recipe.schema import Recipe
-from basic_lite.supervision import Supervision
 from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
-from basic_lite.training.breakdown import Breakdown
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluation import RefinementLog, curve_batches, held_out_loss, held_out_text, overfit_text
+from basic_lite.training.evaluating import Evaluation
+from basic_lite.training.evaluation import RefinementLog, curve_batches, overfit_text
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
+from basic_lite.training.made import Run
 from basic_lite.training.places import LOG
 from basic_lite.training.plan import Plan, carry_on
-from basic_lite.training.processes import Processes
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
-from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.saving import save_checkpoint, save_final
 from basic_lite.training.step import Batch, StepCounts, Terms
@@ -44,24 +38,6 @@ from basic_lite.training.watch import Watch
 from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run's loop works with: all of it made and checked before the first step."""
-
-    recipe: Recipe
-    loaded: Loaded
-    data: Prepared
-    supervision: Supervision | None
-    breakdown: Breakdown  # around BASIC's operations
-    folder: RunFolder
-    started_from: dict[str, Any] | None  # the manifest's record of the run that the weights came from
-    processes: Processes
-    device: torch.device
-    console: Console
-    next_plan: Callable[[Plan], Plan | None] | None = None  # see ``Recovery``
-    report: Callable[[], object] = lambda: None  # writes a page on the run as it is now
 
 
 class Loop:
@@ -102,6 +78,20 @@ class Loop:
             carried=carry_on(own, self.progress.lowered(own), run.loaded, run.device, self.say),
             next_plan=run.next_plan,
         )
+        self.evaluation = Evaluation(
+            run,
+            self.schedule,
+            self.train_step,
+            self.recovery,
+            self.log,
+            self.say,
+            dropped=self.dropped,
+            time=self.time,
+            left=left,
+            begin_again=self._begin_again,
+            write=self._write_bundle,
+        )
+        self.evaluation.restore(self.progress)
         autocast = autocast_of(recipe, run.device)
         self.answers = HeldOutAnswers(recipe, run.loaded, run.data.eval, run.data.eval_report, self.say, autocast)
         count, size = curve_batches(recipe)
@@ -196,6 +186,8 @@ class Loop:
             self.say(overfit)
         if self.gate is not None and (came := self.gate.summary(last)):
             self.say(came)
+        for line in self.evaluation.summary():
+            self.say(line)
         self.run.report()
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
         return self.log.history
@@ -215,8 +207,9 @@ class Loop:
         else:
             self.train_step.skip()
             self.progress.step = step
+        evaluated = self._evaluate(step)
         with self.time.apart(EVALUATING):
-            self._look(step, evaluated=self._evaluate(step))
+            self._look(step, evaluated=evaluated)
         stop = processes.any(interruption.requested) and step < last
         if step % self.recipe.training.save_every == 0 or step == last or stop:
             with self.time.apart(SAVING):
@@ -295,36 +288,16 @@ class Loop:
             self._basic_terms = None
 
     def _evaluate(self, step: int) -> bool:
-        """Evaluate every so many steps, at the end, and what another run has learnt, where there is held-out data.
-
-        Returns:
-            Whether it was due.
-        """
-        data, every = self.run.data, self.recipe.training.eval_every
-        if step:
-            due = step == self.schedule.steps or (every is not None and step % every == 0)
-        else:
-            due = self.recipe.model.start is not None
-        if data.eval is None or not due:
+        """Evaluate where it is due; returns whether it was."""
+        if not self.evaluation.due(step):
             return False
-        what = f"the evaluation after step {step}"
         with self._kept_when_stopped(all_here=True):
-            loss = held_out_loss(
-                self.train_step,
-                data.eval,
-                data.collator,
-                self.recipe,
-                self.recovery,
-                what,
-                self._begin_again,
-                lambda problems: self.dropped.note(step, problems, where=what),
-            )
-        self.say(held_out_text(step, loss, self.log.values("eval_loss")))
-        self.log.write(step, {"eval_loss": loss, "epoch": self.schedule.epochs_after(step)})
-        self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
-        if step and self.processes.is_main:
-            self.answers.ask(step, self.log, every=step == self.schedule.steps)
-        self.run.report()
+            self.evaluation.make(step)
+        with self.time.apart(EVALUATING):
+            self._measure_premise(self.gate.kept if self.gate is not None and step < self.schedule.steps else ())
+            if step and self.processes.is_main:
+                self.answers.ask(step, self.log, every=step == self.schedule.steps)
+            self.run.report()
         return True
 
     def _look(self, step: int, *, evaluated: bool) -> None:
@@ -358,6 +331,7 @@ class Loop:
         self._settle_basic_terms()
         self.progress.remember(self.recovery.plan, self.recovery.carried.own)
         self.progress.projector_seen = self.check.projector_seen
+        self.evaluation.remember(self.progress)
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)
         with self.processes.together():
             if self.processes.is_main:
@@ -376,8 +350,9 @@ class Loop:
             if self.processes.is_main:
                 save_final(self.run.folder, self._write_bundle)
 
-    def _write_bundle(self, folder: Path) -> None:
-        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, self._facts())
+    def _write_bundle(self, folder: Path, more: dict[str, Any] | None = None) -> None:
+        facts = self._facts() | (more or {})
+        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, facts)
 
     def _facts(self) -> dict[str, Any]:
         """Facts about the run for a bundle's manifest."""

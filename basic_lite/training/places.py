@@ -7,6 +7,7 @@
     log.jsonl  tensorboard/  report.html   written as it goes
     samples.json  maps.json                small copies of the pictures in the report, token maps of some
     checkpoint-N/  final/                  bundles
+    best/                                  the bundle of the best step, if one is kept (training.metric_for_best_model)
     set-aside-…/                           bundles that --resume --checkpoint has passed by
     predictions_….jsonl, .summary.json     written by `eval`
     kept-1/ kept-2/ …                      what --overwrite has found in a run that isn't the run's own
@@ -27,7 +28,7 @@ RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json",
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 # The page for people, small copies of the held-out pictures that it shows, and token maps of some.
 REPORT, SAMPLES, MAPS = "report.html", "samples.json", "maps.json"
-FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
+FINAL, BEST, MANIFEST, RECIPE_JSON = "final", "best", "manifest.json", "recipe.json"
 # The trained projector; what versions before 0.2 had in a checkpoint.
 PROJECTOR, TRAINER_STATE = "projector.safetensors", "trainer_state.json"
 SET_ASIDE, KEPT = "set-aside-", "kept-"
@@ -58,8 +59,13 @@ def _is_checkpoint(folder: Path, step: int) -> bool:
 
 
 def holds_bundle(folder: Path) -> bool:
-    """Whether a run's trained model is there, or a checkpoint of it."""
-    return is_finished(folder) or bool(checkpoints_of(folder))
+    """Whether a run's trained model is there, or a checkpoint of it, or its best step."""
+    return is_finished(folder) or bool(checkpoints_of(folder)) or has_best(folder)
+
+
+def newest_first(run: Path) -> list[Path]:
+    """A run's bundles, those that say most of it first: the final one, then checkpoints, then its best step."""
+    return [*[run / FINAL] * is_finished(run), *checkpoints_of(run)[::-1], *[run / BEST] * has_best(run)]
 
 
 def is_finished(folder: Path) -> bool:
@@ -67,9 +73,29 @@ def is_finished(folder: Path) -> bool:
     return os.path.isfile(folder / FINAL / MANIFEST)
 
 
+def has_best(folder: Path) -> bool:
+    """Whether the bundle of a run's best step is there. A folder of that name may be a person's own."""
+    return best_record(folder / BEST) is not None
+
+
+def best_record(bundle: Path) -> dict[str, Any] | None:
+    """What a best step's manifest says of it: ``step``, ``by`` and ``value``; None: it isn't one."""
+    manifest = read_json(bundle / MANIFEST)
+    record = manifest.get("best") if isinstance(manifest, dict) else None
+    if not isinstance(record, dict) or "by" not in record or not isinstance(record.get("value"), int | float):
+        return None
+    return {"step": manifest.get("step"), **record}
+
+
+def best_between_names(folder: Path) -> Path | None:
+    """The best bundle, where a kill came while a better one took its name; None: it has its name, or there is none."""
+    old = folder / (BEST + OLD)
+    return old if not (folder / BEST).exists() and best_record(old) is not None else None
+
+
 def is_run(folder: Path) -> bool:
     """Whether a run has taken this folder. A recipe alone makes none: it may be a person's own."""
-    bundles = [folder / FINAL, *checkpoints_of(folder)]
+    bundles = [folder / FINAL, folder / BEST, *checkpoints_of(folder)]
     return _is_part_table(folder / PARTS) or any(_is_ours(bundle / MANIFEST) for bundle in bundles)
 
 
@@ -105,8 +131,10 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def remains_of(folder: Path) -> list[Path]:
     """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
-    written = ("checkpoint-*", FINAL, LOG, PARTS, DATA)
+    written = ("checkpoint-*", FINAL, BEST, LOG, PARTS, DATA)
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
+    if (best := best_between_names(folder)) is not None:
+        cut_off.remove(best)
     written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, RECIPE_YAML, PARTS)
     named = [folder / name for name in written_once]
     return [path for path in [*cut_off, *named] if path.exists()]
@@ -114,7 +142,8 @@ def remains_of(folder: Path) -> list[Path]:
 
 def bundles_of(folder: Path) -> list[Path]:
     """All that the run in a folder has saved."""
-    return [*checkpoints_of(folder), *([folder / FINAL] if is_finished(folder) else []), *set_aside_in(folder)]
+    named = [folder / FINAL] * is_finished(folder) + [folder / BEST] * has_best(folder)
+    return [*checkpoints_of(folder), *named, *set_aside_in(folder)]
 
 
 def set_aside_in(folder: Path) -> list[Path]:

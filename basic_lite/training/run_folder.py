@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe, flat_values
-from basic_lite.recipe.rules import measured_keys
+from basic_lite.recipe.rules import best_by, measured_keys
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.files import remove, write_json
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
+    BEST,
     DATA,
     FINAL,
     KEPT,
@@ -28,6 +29,8 @@ from basic_lite.training.places import (
     RECIPE_YAML,
     SCRATCH,
     SET_ASIDE,
+    best_between_names,
+    best_record,
     bundles_of,
     checkpoints_of,
     is_finished,
@@ -76,6 +79,11 @@ class RunFolder:
         return self.path / FINAL
 
     @property
+    def best(self) -> Path:
+        """The bundle of the best step, where one is kept."""
+        return self.path / BEST
+
+    @property
     def step(self) -> int:
         """The step that the run continues after; 0: it starts."""
         return 0 if self.checkpoint is None else self.checkpoint.step
@@ -98,6 +106,8 @@ class RunFolder:
         Returns:
             What to say of it: what was moved, and where it is.
         """
+        if (best := best_between_names(self.path)) is not None:
+            best.rename(self.best)
         # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
         write_json(self.path / PARTS, [vars(part) for part in parts])
         moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
@@ -109,13 +119,13 @@ class RunFolder:
 
     def _clear(self) -> list[str]:
         before = "--overwrite replaces the run" if self.overwrite else "this run replaces a start that saved nothing"
-        said = self._keep(not_the_runs_own(self.path), f"{before} in {self.path}; what isn't the run's own")
+        said = self.keep(not_the_runs_own(self.path), f"{before} in {self.path}; what isn't the run's own")
         for old in [*(bundles_of(self.path) if self.overwrite else []), *remains_of(self.path)]:
             if old.name != PARTS:
                 remove(old)
         return said
 
-    def _keep(self, found: Sequence[Path], what: str) -> list[str]:
+    def keep(self, found: Sequence[Path], what: str) -> list[str]:
         """Move files that people would miss out of the way, and say so."""
         if not found:
             return []
@@ -129,7 +139,7 @@ class RunFolder:
     def _set_aside(self, step: int) -> list[str]:
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
         changed = f"{self.path / RECIPE_YAML} was changed, and a run that continues doesn't read it; it"
-        said, moved = self._keep(edited_recipe(self.path), changed), []
+        said, moved = self.keep(edited_recipe(self.path), changed), []
         for old in [*later, self.final]:
             if old.exists():
                 moved.append(old.with_name(SET_ASIDE + old.name))
@@ -217,7 +227,12 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     path = Path(recipe.output) / recipe.name
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; change name or output")
-    final = path / FINAL
+    final, best = path / FINAL, best_between_names(path) or path / BEST
+    if best_by(recipe) and not overwrite and best.exists() and best_record(best) is None:
+        raise UserError(
+            f"{best} is there and isn't this run's, which keeps its best step there; move it away, or set "
+            "training.metric_for_best_model=off"
+        )
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file, and the trained model must go there; move it away, or change name")
     checkpoints = checkpoints_of(path)
@@ -233,7 +248,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
         _require_not_used(recipe, path)
         return RunFolder(path, overwrite=True)
     if not resume:
-        _require_free(recipe, path, checkpoints, final if finished else None)
+        _require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
         return RunFolder(path)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
@@ -241,6 +256,8 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
         _require_same_recipe(path, final, changed)
         return RunFolder(path, None, True)
     if chosen is None:
+        if best_record(best) is not None:  # it will be compared with, so it must be of this recipe
+            _require_same_recipe(path, best, differences(open_bundle(best, "--resume").recipe, recipe))
         return RunFolder(path)
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
@@ -259,16 +276,16 @@ def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | Non
     return by_step[step]
 
 
-def _require_free(recipe: Recipe, path: Path, checkpoints: list[Path], final: Path | None) -> None:
+def _require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | None) -> None:
     """Refuse a folder in which a run saved something."""
-    newest = final or (checkpoints[-1] if checkpoints else None)
+    newest = final or (saved[-1] if saved else None)
     if newest is None:
         return
     try:
         changed = differences(open_bundle(newest).recipe, recipe)
     except UserError:
         changed = ["its newest bundle can't be read"]
-    what = "a finished run" if final else f"a run with {len(checkpoints)} checkpoint(s)"
+    what = "a finished run" if final else f"a run that has saved {', '.join(one.name for one in saved)}"
     whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
     fix = f"{going_on(path)}, " if final else "" if changed else "continue it with --resume, "
     raise UserError(

@@ -17,7 +17,7 @@ from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
 from basic_lite.training.files import sha256
-from basic_lite.training.places import FINAL, MANIFEST, checkpoints_of
+from basic_lite.training.places import BEST, FINAL, MANIFEST, checkpoints_of
 
 START, PROJECTOR = "model.start", "model.projector"
 NAMES = ("base", "vision", "llm")
@@ -94,7 +94,7 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
     own = Path(recipe.output) / recipe.name
     if resume:
-        for bundle in [own / FINAL, *reversed(checkpoints_of(own))]:
+        for bundle in [own / FINAL, *reversed(checkpoints_of(own)), own / BEST]:
             with suppress(UserError):  # which of them is damaged is said where one is chosen
                 begun = look_at_bundle(bundle).recipe
                 return _named_as(begun, recipe)

@@ -1,7 +1,8 @@
 """How long a run will still take: the time so far, shared out by the tokens of its steps and evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from statistics import fmean
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 
 # A token's forward over its forward and backward, and a look's forwards with their search over that.
 FORWARD, LOOK = 1 / 3, 1 / 2
+# A generated token over that: a guess, which counts until the first answers are measured.
+ANSWERED = 10
 
 
 class TimeLeft:
@@ -23,9 +26,13 @@ class TimeLeft:
     Args:
         work: of each step of the run, from the first, and of what comes between it and the next.
         inside: how much of that is the step itself.
+        looks: steps after which held-out questions are answered. That is no part of ``work``: it is measured by itself.
     """
 
-    def __init__(self, work: list[float], inside: list[float]) -> None:
+    def __init__(self, work: list[float], inside: list[float], looks: Sequence[int] = ()) -> None:
+        self._looks, self._expected = sorted(looks), 0.0
+        self._answering_s: list[float] = []
+        self._apart_s = 0.0  # of that, since ``_measured_from``
         self._until = [0.0, *accumulate(work)]  # the work of so many steps, and what follows each
         self._inside = inside
         self._measured_from: tuple[int, float] | None = None
@@ -37,11 +44,25 @@ class TimeLeft:
             now: seconds of any clock that runs on.
         """
         if self._measured_from is None:
-            self._measured_from = step, now
+            self._measured_from, self._apart_s = (step, now), 0.0
             return None
         first, started = self._measured_from
         done = self._done(step) - self._done(first)
-        return (now - started) / done * (self._until[-1] - self._done(step)) if done > 0 else None
+        if done <= 0:
+            return None
+        each_s, looks = (now - started - self._apart_s) / done, sum(look >= step for look in self._looks)
+        look_s = fmean(self._answering_s) if self._answering_s else each_s * self._expected
+        return each_s * (self._until[-1] - self._done(step)) + look_s * looks
+
+    def expect(self, tokens: tuple[int, int]) -> None:
+        """Tokens of the questions and of the answers of one look: what it is taken to cost until one is measured."""
+        asked, answered = tokens
+        self._expected = asked * FORWARD + answered * ANSWERED
+
+    def answered(self, seconds: float) -> None:
+        """Held-out questions were answered, in so many seconds."""
+        self._answering_s.append(seconds)
+        self._apart_s += seconds
 
     def _done(self, step: int) -> float:
         """The work when a step has been made, without what follows it."""
@@ -55,13 +76,14 @@ def time_left_of(recipe: Recipe, data: Prepared, schedule: Schedule, supervision
     look = curve * LOOK if supervision is not None else 0.0
     evaluation = 0.0 if data.eval_report is None else float(data.eval_report.lengths.sum()) * FORWARD + look
     every, last = recipe.training.eval_every, schedule.steps
-    work = [
-        own + (evaluation if data.eval is not None and (step == last or (every and step % every == 0)) else 0.0)
-        for step, own in enumerate(inside, 1)
-    ]
+    due = [step for step in range(1, last + 1) if step == last or (every and step % every == 0)]
+    looks = due if data.eval is not None else []
+    work = list(inside)
+    for step in looks:
+        work[step - 1] += evaluation
     if data.eval is None and work:
         work[-1] += look
-    return TimeLeft(work, inside)
+    return TimeLeft(work, inside, looks if recipe.training.eval_generate else ())
 
 
 def _tokens(schedule: Schedule, lengths: np.ndarray) -> Iterator[float]:

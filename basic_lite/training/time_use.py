@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from basic_lite.console import Say
@@ -18,7 +18,7 @@ from basic_lite.training.progress import MEASURED, SHORT_S, WARM_UP
 STEPS, AGAIN_AFTER = 3, 500
 DATA, TOWER, FORWARD, BACKWARD = "waiting for data", "tower", "LLM forward", "backward"
 BASIC, OPTIMIZER, IDLE = "BASIC", "optimizer", "idle"
-SAVING, EVALUATING = "saving", "evaluating"
+SAVING, EVALUATING, ANSWERING = "saving", "evaluating", "answering"
 # A part of the breakdown → the part that a run logs. Any other is BASIC's.
 PARTS = {
     clock.DATA: DATA,
@@ -34,13 +34,14 @@ PARTS = {
     clock.BETWEEN: IDLE,
     SAVING: SAVING,
     EVALUATING: EVALUATING,
+    ANSWERING: ANSWERING,
 }
 # Shares of a step from which on a part is worth a change.
-WORTH = {DATA: 0.05, SAVING: 0.05, EVALUATING: 0.1, IDLE: 0.1, OPTIMIZER: 0.1, BASIC: 0.1}
+WORTH = {DATA: 0.05, SAVING: 0.05, EVALUATING: 0.1, ANSWERING: 0.1, IDLE: 0.1, OPTIMIZER: 0.1, BASIC: 0.1}
 
 
 class TimeUse:
-    """Measures some of a run's steps, and how long all of its saving and evaluating takes.
+    """Measures some of a run's steps, and how long all of its saving, evaluating and answering takes.
 
     Only steps that are measured mark moments. Nothing in them waits for a GPU: it is waited for once before and once
     after them. No result depends on it.
@@ -59,7 +60,7 @@ class TimeUse:
         self.first, self.last = first, last
         self._watching = ExitStack()
         self._began, self._from = 0.0, 0  # of the steps that are being measured
-        self._apart = dict.fromkeys((SAVING, EVALUATING), 0.0)  # seconds, of the whole run
+        self._apart = dict.fromkeys((SAVING, EVALUATING, ANSWERING), 0.0)  # seconds, of the whole run
         self._said: str | None = None
 
     @contextmanager
@@ -80,15 +81,17 @@ class TimeUse:
             yield
 
     @contextmanager
-    def apart(self, what: str) -> Iterator[None]:
-        """A context around what isn't a step's own: ``SAVING`` or ``EVALUATING``, which not every step has.
+    def apart(self, what: str) -> Iterator[Callable[[], float]]:
+        """A context around what isn't a step's own: ``SAVING``, ``EVALUATING`` or ``ANSWERING``.
 
-        It may run the model, whose parts aren't timed then.
+        It may run the model, whose parts aren't timed then. Given is what tells the seconds since it began, and after
+        it those that it took.
         """
-        started = time.perf_counter()
+        started, taken = time.perf_counter(), list[float]()
         with self._base(what), self.breakdown.paused():
-            yield
-        self._apart[what] += time.perf_counter() - started
+            yield lambda: taken[0] if taken else time.perf_counter() - started
+        taken.append(time.perf_counter() - started)
+        self._apart[what] += taken[0]
 
     def drop(self) -> None:
         """Forget the steps that are being measured: one of them is made again."""
@@ -96,7 +99,7 @@ class TimeUse:
         self.breakdown.stop()
 
     def finish(self, step: int, seconds: float) -> None:
-        """Log what the run spent on saving and evaluating, of all its ``seconds``."""
+        """Log what the run spent on saving, evaluating and answering, of all its ``seconds``."""
         self.log.write(step, {"time": {"whole_s": seconds, **{f"{what}_s": s for what, s in self._apart.items()}}})
         parts_s = {"steps": max(seconds - sum(self._apart.values()), 0.0), **self._apart}
         line, key = time_text(parts_s, self.recipe, steps=self.last, on_gpu=self.breakdown.clock.device.type == "cuda")
@@ -123,7 +126,7 @@ class TimeUse:
         parts_s = dict.fromkeys([*dict.fromkeys(PARTS.values()), BASIC], 0.0)
         for part, ms in taken.items():
             parts_s[PARTS.get(part, BASIC)] += 1e-3 * ms / STEPS
-        step_s = seconds / STEPS - parts_s[SAVING] - parts_s[EVALUATING]
+        step_s = seconds / STEPS - sum(parts_s[what] for what in self._apart)
         # Three steps may have had none of it, or all of it: what a step has of it is the mean so far.
         parts_s |= {what: total / (number - self.first) for what, total in self._apart.items()}
         steps = {"first": self._from, "last": number}
@@ -151,7 +154,8 @@ def time_text(
     text = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
     who = "the GPU" if on_gpu else "the training"
     training = recipe.training
-    seldom = {SAVING: training.save_every >= steps, EVALUATING: (training.eval_every or steps) >= steps}
+    once = (training.eval_every or steps) >= steps
+    seldom = {SAVING: training.save_every >= steps, EVALUATING: once}
     worth = {part: least for part, least in WORTH.items() if not seldom.get(part)}
     over = {part: shares.get(part, 0.0) for part, least in worth.items() if shares.get(part, 0.0) >= least}
     if not over:
@@ -176,6 +180,10 @@ def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, co
         every = 2 * (training.eval_every or 1)
         what = f"evaluating and looking at the premise take {share:.0%}: set training.eval_every={every}"
         return what, "training.eval_every"
+    if part == ANSWERING:
+        fewer = max(1, training.eval_generate // 2)
+        what = f"answering held-out questions takes {share:.0%}: set training.eval_generate={fewer}"
+        return what, "training.eval_generate"
     if part == OPTIMIZER:
         what = f"the optimizer takes {share:.0%}: set training.global_batch higher, for fewer steps"
         return what, "training.global_batch"

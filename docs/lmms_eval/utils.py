@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from basic_lite.tools.metrics.exact import exact
+from basic_lite.scoring.metrics.exact import exact
 
 # The folder of the pictures; here this one, with questions.json.
 PICTURES = Path(__file__).parent

@@ -17,7 +17,7 @@ import pytest
 
 import basic_lite.demo.run as demo_run
 from basic_lite.cli import main
-from basic_lite.tools.metrics.exact import normalise
+from basic_lite.scoring.metrics.exact import normalise
 from tests.support.answers import Prompt
 from tests.support.programs import transformers_answers
 from tests.support.runs import log_of, quiet, steps_of

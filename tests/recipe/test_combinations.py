@@ -59,6 +59,17 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["training.micro_batch=48"], "training.micro_batch", "micro_batch=32, or training.global_batch=144"),
         (["training.betas=[0.9, 1]"], "training.betas", "below 1"),
         (["training.eval_every=5"], "training.eval_every", "add data.eval"),
+        (["training.eval_generate=5"], "training.eval_generate", "set training.eval_generate=0"),
+        (
+            ["training.metric_for_best_model=score"],
+            "training.metric_for_best_model",
+            "training.metric_for_best_model=loss",
+        ),
+        (
+            ["training.metric_for_best_model=loss"],
+            "training.metric_for_best_model",
+            "training.metric_for_best_model=off",
+        ),
         (["training.projector_learning_rate=0", "training.learning_rate=0"], "training.learning_rate", "nothing"),
         (["training.projector_learning_rate=0", "lora.enabled=false"], "training.projector_learning_rate", "LoRA"),
         (["model.attention=flash_attention_2", "training.device=cpu"], "model.attention", "sdpa"),

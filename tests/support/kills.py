@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from basic_lite.run import train
 from basic_lite.tools.export.command import export
-from basic_lite.training.places import is_run
+from basic_lite.training.places import best_record, is_run
 from tests.support.runs import GUARDED, LOUD, log_of, quiet, tiny_recipe, weights_of, write_data
 
 # What is never the same twice.
@@ -34,7 +34,8 @@ CHANGES = {
     "training.max_steps": 6,
     "training.save_every": 2,
     "training.keep": 2,
-    "training.eval_every": 3,
+    "training.eval_every": 1,
+    "training.metric_for_best_model": "loss",
     "supervision.refinement_batches": 1,
 }
 
@@ -85,8 +86,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 def require_same(one: Path, other: Path) -> None:
     """Weights, log, checkpoints and data of two runs, bit for bit."""
-    left, right = weights_of(one / "final"), weights_of(other / "final")
-    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    for bundle in ("final", "best"):
+        left, right = weights_of(one / bundle), weights_of(other / bundle)
+        assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    assert best_record(one / "best") == best_record(other / "best") is not None
     assert steady_lines(one) == steady_lines(other)
     for folder in (one, other):
         names = sorted(path.name for path in folder.iterdir() if path.name != "report.html")

@@ -13,11 +13,11 @@ from PIL import Image
 
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, Turn
-from basic_lite.tools.controls import asked_again, control_sample, other_images, others_of
+from basic_lite.scoring.controls import asked_again, control_sample, other_images, others_of
+from basic_lite.scoring.looking import Controls, controls_of
+from basic_lite.scoring.prediction import Prediction
+from basic_lite.scoring.questions import Question, without_picture
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.tools.looking import Controls, controls_of
-from basic_lite.tools.predictions import Prediction
-from basic_lite.tools.questions import Question, without_picture
 from basic_lite.tools.score import EvalResult, merged, score_table
 from tests.support.benchmarks import POPE, mmbench
 from tests.support.runs import quiet

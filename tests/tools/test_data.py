@@ -217,6 +217,16 @@ def test_a_part_is_held_out_where_there_is_enough() -> None:
     assert "held out, so" not in said
 
 
+def test_a_recipe_that_generates_at_evaluations_does_so_where_a_part_is_held_out() -> None:
+    photos("many", 30)
+    photos("few", 3)
+    text = run("many", "data.eval.path=many/captions.csv", "training.eval_generate=9")[0]
+    run("many", base=str(text), overwrite=True)
+    assert load_recipe("many.yaml").training.eval_generate == 9
+    run("few", base=str(text))
+    assert load_recipe("few.yaml").training.eval_generate == 0
+
+
 def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:
     photos("p")
     rows = [{"image": "p0.png", "question": "what?", "answer": "a dog", "question_type": "kind"}] * 3

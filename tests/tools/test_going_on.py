@@ -11,10 +11,10 @@ import pytest
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
-from basic_lite.tools import answer_file
-from basic_lite.tools.answer_file import OWN, Answers, answers_kept, is_of_another, part_of
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.score import EvalResult
+from basic_lite.training import answer_file
+from basic_lite.training.answer_file import OWN, Answers, answers_kept, is_of_another, part_of
 from tests.support.runs import quiet
 
 SETTINGS = {"model_sha256": "m", "data_sha256": "d", "limit": None}

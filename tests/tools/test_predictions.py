@@ -12,8 +12,8 @@ import pytest
 
 from basic_lite.api import open_run
 from basic_lite.errors import UserError
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.tools.predictions import Prediction
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.places import MANIFEST
 from tests.support.runs import quiet, write_data

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from basic_lite.console import show
-from basic_lite.tools.predictions import Prediction
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.score import EvalResult, Share, remarks, score_table
 
 

@@ -18,11 +18,11 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train
+from basic_lite.scoring.controls import other_images
+from basic_lite.scoring.metrics.exact import normalise
 from basic_lite.tools.chat.command import chat
-from basic_lite.tools.controls import other_images
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.tools.metrics.exact import normalise
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained

@@ -14,7 +14,7 @@ from basic_lite.data.sampler import GroupedSampler
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.batches import Schedule
 from basic_lite.training.processes import ALONE
-from basic_lite.training.time_left import TimeLeft, time_left_of
+from basic_lite.training.time_left import ANSWERED, FORWARD, TimeLeft, time_left_of
 from tests.support.runs import tiny_recipe
 
 STEPS, LOADING_S, TOKEN_S = 100, 600.0, 1e-3
@@ -73,6 +73,18 @@ def test_a_run_that_goes_on_measures_its_own_steps(tmp_path: Path) -> None:
     asleep = 1e6  # between the two programs
     assert left.after(41, ends[40] + asleep) is None
     assert left.after(60, ends[59] + asleep) == pytest.approx(begins[-1] - ends[59], rel=0.1)
+
+
+def test_answers_are_guessed_until_they_are_measured_and_no_part_of_the_steps() -> None:
+    # Four steps of 1 unit, 2 s each; held-out questions are answered after steps 2 and 4, in 30 s and 50 s.
+    left = TimeLeft([1.0] * 4, [1.0] * 4, looks=[2, 4])
+    left.expect((30, 1))  # tokens of the questions, of the answers
+    assert left.after(1, 0.0) is None
+    assert left.after(2, 2.0) == 2 * 2.0 + 2 * 2.0 * (30 * FORWARD + ANSWERED), "two looks, by their tokens"
+    left.answered(30.0)
+    assert left.after(3, 34.0) == 2.0 + 30.0
+    left.answered(50.0)
+    assert left.after(4, 86.0) == 40.0, "the mean of both, for the look after this step"
 
 
 def test_work_that_differs_between_steps_is_weighed() -> None:

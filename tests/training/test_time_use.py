@@ -16,6 +16,7 @@ from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.log import RunLog
 from basic_lite.training.processes import ALONE
 from basic_lite.training.time_use import (
+    ANSWERING,
     BACKWARD,
     BASIC,
     DATA,
@@ -153,8 +154,8 @@ def test_steps_are_measured_again_and_a_step_that_breaks_off_is_forgotten(
             assert not watch.running
     lines = time_lines(tmp_path)
     assert [line["steps"]["first"] for line in lines] == [105, 125]
-    assert lines[0]["parts_s"] | {"saving": 0.0, "evaluating": 0.0} == pytest.approx(
-        dict.fromkeys((TOWER, FORWARD, BACKWARD, BASIC, SAVING, EVALUATING), 0.0)
+    assert lines[0]["parts_s"] | {"saving": 0.0, "evaluating": 0.0, "answering": 0.0} == pytest.approx(
+        dict.fromkeys((TOWER, FORWARD, BACKWARD, BASIC, SAVING, EVALUATING, ANSWERING), 0.0)
         | {DATA: 0.3, OPTIMIZER: 0.6, IDLE: 0.1}
     )
     assert len(said) == 1, "the same key is named once"

@@ -19,8 +19,8 @@ from basic_lite.data.turns import clean, name_of
 from basic_lite.errors import UserError
 from basic_lite.outside import read_json_file
 from basic_lite.recipe.schema import SourceSection
-from basic_lite.tools.metrics.named import MetricName
-from basic_lite.tools.questions import Question
+from basic_lite.scoring.metrics.named import MetricName
+from basic_lite.scoring.questions import Question
 
 # What LLaVA-1.5 adds to the questions of a benchmark, and was trained with.
 SHORT = "Answer the question using a single word or phrase."

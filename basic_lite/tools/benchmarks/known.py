@@ -7,6 +7,7 @@ from pathlib import Path
 from basic_lite.choices import meant
 from basic_lite.data.guess import folder_of
 from basic_lite.errors import UserError
+from basic_lite.scoring.questions import Question
 from basic_lite.tools.benchmarks.chartqa import CHARTQA
 from basic_lite.tools.benchmarks.docvqa import DOCVQA
 from basic_lite.tools.benchmarks.form import Benchmark, Published, questions_of
@@ -16,7 +17,6 @@ from basic_lite.tools.benchmarks.pope import POPE
 from basic_lite.tools.benchmarks.scienceqa import SCIENCEQA
 from basic_lite.tools.benchmarks.textvqa import TEXTVQA
 from basic_lite.tools.benchmarks.vqav2 import VQAV2
-from basic_lite.tools.questions import Question
 
 BENCHMARKS = {one.name: one for one in (VQAV2, TEXTVQA, GQA, POPE, MMBENCH, SCIENCEQA, CHARTQA, DOCVQA)}
 

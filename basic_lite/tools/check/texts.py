@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
-from basic_lite.tools.metrics.exact import normalise
+from basic_lite.scoring.metrics.exact import normalise
 
 # Characters from which an answer is looked at for repetition, and the part that packing leaves of one that repeats.
 _LONG, _REPEATS = 400, 0.12

@@ -74,8 +74,10 @@ def data(
     given = {text.partition("=")[0].strip() for text in overrides}
     changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
     held_out = "data.held_out" in given
+    needing = _needs_held_out(base)
     if not any(key.startswith("data.eval") for key in given):
-        changes |= {"data.eval": None} | ({} if held_out else {"training.eval_every": None})
+        off = {"training.eval_every": None, **{key: _OFF[key] for key in needing}}
+        changes |= {"data.eval": None} | ({} if held_out else off)
     elif not held_out:
         changes["data.held_out"] = None
     recipe = _recipe(base, changes, overrides)
@@ -92,12 +94,28 @@ def data(
     recipe = _changed(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
     fitted = _fitted(recipe, report, given, say)
+    if fitted.get("data.held_out"):
+        fitted |= {key: value for key, value in needing.items() if key not in given}
     recipe = _changed(recipe, fitted)
     changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found)
     target.write_text(text, encoding="utf-8")
     say_next(recipe, found.records, report, target, say, console)
     return target
+
+
+# Keys, beside `training.eval_every`, that need held-out data, and what turns them off.
+_OFF = {"training.eval_generate": 0, "training.metric_for_best_model": "off"}
+
+
+def _needs_held_out(base: str) -> dict[str, Any]:
+    """Those of them that the recipe itself sets, with their values."""
+    training = load_recipe(base).training
+    found = {"training.eval_generate": training.eval_generate}
+    by = training.metric_for_best_model
+    return {key: value for key, value in found.items() if value} | (
+        {"training.metric_for_best_model": by} if by in ("score", "loss") else {}
+    )
 
 
 def _own_prompt(base: str) -> str | list[str] | None:

@@ -18,13 +18,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.conversation import conversation
 from basic_lite.data.images import open_image
-from basic_lite.tools.controls import other_images
+from basic_lite.scoring.controls import other_images
+from basic_lite.scoring.metrics.exact import normalise
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.gguf.notes import gelu_difference, picture_difference
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
 from basic_lite.tools.export.samples import Sample, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
-from basic_lite.tools.metrics.exact import normalise
 from basic_lite.training.answer import answer, answer_length
 from basic_lite.training.bundle import load_trained
 

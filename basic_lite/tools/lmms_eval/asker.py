@@ -15,11 +15,11 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
+from basic_lite.scoring.questions import require_room
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.lmms_eval.arguments import Generation, Opening
 from basic_lite.tools.lmms_eval.likelihood import Likelihood, likelihoods
 from basic_lite.tools.lmms_eval.pictures import references, shown_by
-from basic_lite.tools.questions import require_room
 from basic_lite.training.answer import answer
 from basic_lite.training.bundle_files import find_bundle
 from basic_lite.training.places import MANIFEST

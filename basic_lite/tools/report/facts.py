@@ -16,16 +16,15 @@ from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
 from basic_lite.training.places import (
     DATA,
-    FINAL,
     LOG,
     MANIFEST,
     MAPS,
     RECIPE_YAML,
     SAMPLES,
-    checkpoints_of,
     is_finished,
     is_run,
     log_lines,
+    newest_first,
     read_json,
 )
 
@@ -145,7 +144,7 @@ def read_run(run: Path) -> RunFacts:
     log = [line for line in log_lines(run / LOG) if type(line.get("step")) is int] if (run / LOG).is_file() else []
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
-    bundles = ([run / FINAL] if is_finished(run) else []) + checkpoints_of(run)[::-1]
+    bundles = newest_first(run)
     manifest = read_json(bundles[0] / MANIFEST) if bundles else {}
     data = read_json(run / DATA)
     try:

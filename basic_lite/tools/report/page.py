@@ -13,7 +13,9 @@ from basic_lite.tools.maps.panels import STYLE, picture_panels, reading, stronge
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
 from basic_lite.tools.report.html import fill, write_page
+from basic_lite.tools.report.scores import score_charts, verdict_of
 from basic_lite.tools.runs import known_before
+from basic_lite.training.best_text import best_of
 from basic_lite.training.evaluation import RISE
 from basic_lite.training.places import REPORT
 from basic_lite.training.progress import clock
@@ -78,6 +80,11 @@ def render(facts: RunFacts) -> str:
 
 def cards(facts: RunFacts) -> Iterator[Card]:
     """What came of the run, most important first."""
+    verdict = verdict_of(facts.path, facts.log)
+    for fact in verdict.cards() if verdict is not None else ():
+        yield Card(*fact)
+    if best := best_of(facts.path, facts.log):
+        yield Card("Best step", f"{best.step:,}", "; ".join(best.lines()))
     held, trained = facts.series("eval_loss"), facts.series("lm")
     if held:
         lowest = min(held, key=lambda point: point[1])
@@ -91,7 +98,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         yield Card("Training loss", f"{trained[-1][1]:.3f}", "no data was held out: data.held_out=0.1 keeps a tenth")
     for share, _, rest in (match.partition(" ") for match in facts.row.matches):
         yield Card("Exact match", share, rest)
-    if not facts.row.matches:
+    if verdict is None and not facts.row.matches:
         yield Card("Exact match", "not measured", "basic-lite eval RUN --held-out measures it")
     yield Card("BASIC", *_basic(facts))
     memory = facts.series("peak_memory_gib")
@@ -134,6 +141,7 @@ def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     lines.append(Line("held-out", held, marks=True))
     says = f"LM loss by step: training {_ends(trained)}; held-out {_ends(held)}."
     yield "Loss", Chart(says, "step", "LM loss, nats a token", lines)
+    yield from score_charts(facts.path, facts.log)
     if facts.curves:
         yield "Refinement curve", _curve_chart(facts.curves, judged=not facts.looks)
     basic = [Line(name, facts.series(key)) for key, name in (("das", "DAS"), ("sds", "SDS")) if facts.series(key)]

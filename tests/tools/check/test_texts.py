@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from basic_lite.data.record import Record, Turn
+from basic_lite.scoring.metrics.exact import normalise
 from basic_lite.tools.check.texts import COMMON, Texts, is_repetitive, script_of
-from basic_lite.tools.metrics.exact import normalise
 
 
 def record(*pairs: tuple[str, str]) -> Record:

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.compare.losses import losses_of
-from basic_lite.tools.predictions import Prediction, write_predictions
+from basic_lite.tools.predictions import write_predictions
 from tests.support.pages import PageText
 
 KINDS = ("colour", "count")

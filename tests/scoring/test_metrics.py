@@ -10,15 +10,15 @@ import pytest
 
 from basic_lite.commands.asking import Metric as CommandMetric
 from basic_lite.errors import UserError
-from basic_lite.tools.metrics.anls import anls, levenshtein
-from basic_lite.tools.metrics.choice import choice, letter_of, options_of
-from basic_lite.tools.metrics.estimate import Mean, Share, estimated
-from basic_lite.tools.metrics.exact import exact
-from basic_lite.tools.metrics.named import METRICS, MetricName, metric_named
-from basic_lite.tools.metrics.relaxed import relaxed
-from basic_lite.tools.metrics.vqa import textvqa, vqa
-from basic_lite.tools.metrics.vqa_text import said
-from basic_lite.tools.metrics.yes_no import figures, says_yes, yes_no
+from basic_lite.scoring.metrics.anls import anls, levenshtein
+from basic_lite.scoring.metrics.choice import choice, letter_of, options_of
+from basic_lite.scoring.metrics.estimate import Mean, Share, estimated
+from basic_lite.scoring.metrics.exact import exact
+from basic_lite.scoring.metrics.named import METRICS, MetricName, metric_named
+from basic_lite.scoring.metrics.relaxed import relaxed
+from basic_lite.scoring.metrics.vqa import textvqa, vqa
+from basic_lite.scoring.metrics.vqa_text import said
+from basic_lite.scoring.metrics.yes_no import figures, says_yes, yes_no
 
 QUESTION = "Which is it?\nContext: none\nA. a red circle\nB. a square\nC. circle\nAnswer with the letter."
 

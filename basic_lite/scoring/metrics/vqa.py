@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from basic_lite.tools.metrics.vqa_text import said, textvqa_text, without_punctuation
+from basic_lite.scoring.metrics.vqa_text import said, textvqa_text, without_punctuation
 
 # With fewer answers no prediction could get the full score.
 LEAST_ANSWERS = 4

@@ -8,7 +8,7 @@ from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.load import Loaded
-from basic_lite.tools.metrics.named import Metric
+from basic_lite.scoring.metrics.named import Metric
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,18 @@ def check_pictures(records: Iterable[Record]) -> None:
             opened.add((image.folder, image.name))
 
 
-def require_questions(records: Iterable[Record]) -> None:
-    """Refuse a record that asks nothing.
+def require_questions(
+    records: Iterable[Record],
+    mend: str = "write one; captions are asked for without, in the plain template (--template plain)",
+) -> None:
+    """Refuse a record that asks nothing; ``mend``: what to do about it.
 
     Raises:
         BadRecord: no human turn has text.
     """
     for record in records:
         if not question_of(record).replace(IMAGE_PLACEHOLDER, "").strip():
-            raise BadRecord(
-                "it has no question: no human turn with text",
-                "write one; captions are asked for without, in the plain template (--template plain)",
-                record.place,
-            )
+            raise BadRecord("it has no question: no human turn with text", mend, record.place)
 
 
 def require_room(loaded: Loaded, chat: ChatFormat, records: Iterable[Record]) -> None:
@@ -110,8 +109,11 @@ def require_room(loaded: Loaded, chat: ChatFormat, records: Iterable[Record]) ->
             )
 
 
-def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Metric) -> None:
+def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Metric, key: str = "--metric") -> None:
     """Refuse questions with too few right answers for a metric, or one that it can't read; those without any pass.
+
+    Args:
+        key: what the metric is chosen with.
 
     Raises:
         BadRecord: the first such question.
@@ -122,14 +124,14 @@ def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Met
             raise BadRecord(
                 f"it has {count} right answer{'s' * (count > 1)}, and the metric {metric.name} needs "
                 f"{metric.least_answers}: it counts how many people agree",
-                "choose another with --metric, or name the benchmark's own file",
+                f"choose another with {key}, or name the benchmark's own file",
                 one.record.place,
             )
         for answer in answers:
             if why := metric.unread(answer, question_of(one.record)):
                 raise BadRecord(
                     f"the metric {metric.name} can't read its right answer {shorten(answer)}: it {why}",
-                    "choose another with --metric, or correct the answer",
+                    f"choose another with {key}, or correct the answer",
                     one.record.place,
                 )
 

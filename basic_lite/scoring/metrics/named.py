@@ -6,13 +6,13 @@ from typing import Literal
 
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
-from basic_lite.tools.metrics.anls import anls
-from basic_lite.tools.metrics.choice import choice, choice_unread
-from basic_lite.tools.metrics.estimate import Estimate
-from basic_lite.tools.metrics.exact import exact
-from basic_lite.tools.metrics.relaxed import relaxed
-from basic_lite.tools.metrics.vqa import LEAST_ANSWERS, textvqa, vqa
-from basic_lite.tools.metrics.yes_no import figures, yes_no, yes_no_unread
+from basic_lite.scoring.metrics.anls import anls
+from basic_lite.scoring.metrics.choice import choice, choice_unread
+from basic_lite.scoring.metrics.estimate import Estimate
+from basic_lite.scoring.metrics.exact import exact
+from basic_lite.scoring.metrics.relaxed import relaxed
+from basic_lite.scoring.metrics.vqa import LEAST_ANSWERS, textvqa, vqa
+from basic_lite.scoring.metrics.yes_no import figures, yes_no, yes_no_unread
 
 MetricName = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
 # Of a partial score: from here on an answer counts as right where only right and wrong are told apart.

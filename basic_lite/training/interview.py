@@ -1,6 +1,6 @@
 """A model is asked the questions of an evaluation: with their own picture, with another one, without any."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from basic_lite.data.chat import ChatFormat
@@ -9,15 +9,30 @@ from basic_lite.data.records import Record
 from basic_lite.data.turns import clean
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.answer_file import NONE, OTHER, OWN, Answers, Shown
-from basic_lite.tools.controls import Again
-from basic_lite.tools.metrics.named import RIGHT, Metric
-from basic_lite.tools.predictions import Prediction
-from basic_lite.tools.questions import Question, question_of, without_picture
+from basic_lite.scoring.controls import Again
+from basic_lite.scoring.metrics.named import RIGHT, Metric
+from basic_lite.scoring.prediction import Prediction
+from basic_lite.scoring.questions import Question, question_of, without_picture
 from basic_lite.training.answer import answer
+from basic_lite.training.answer_file import NONE, OTHER, OWN, Answers, Shown
 
 # Pictures of a question, by its place.
 Pictures = Callable[[int], tuple[ImageRef, ...]]
+# What is shown, places of the questions, and by its place a question's record and its pictures.
+Way = tuple[Shown, Iterable[int], Callable[[int], Record], Pictures]
+
+
+def ways(asked: Sequence[Record], pictures: Pictures, again: Again | None) -> Iterator[Way]:
+    """Every question, then some of them again with another picture and without one.
+
+    Args:
+        asked: the questions' records, as they are asked.
+        pictures: those that are shown with a question.
+    """
+    yield OWN, range(len(asked)), asked.__getitem__, pictures
+    if again is not None:
+        yield OTHER, again.others, asked.__getitem__, again.others.__getitem__
+        yield NONE, again.alone, lambda at: without_picture(asked[at]), lambda at: ()
 
 
 @dataclass(frozen=True)
@@ -39,19 +54,12 @@ class Interview:
     progress: Callable[[int], None]
 
     def ask_all(self, asked: Sequence[Record], pictures: Pictures, again: Again | None) -> None:
-        """Ask every question, then some of them again with another picture and without one.
+        """Ask in all ``ways``."""
+        for shown, places, record, shows in ways(asked, pictures, again):
+            self.ask(shown, places, record, shows)
 
-        Args:
-            asked: the questions' records, as they are asked.
-            pictures: those that are shown with a question.
-        """
-        self._ask(OWN, range(len(asked)), asked.__getitem__, pictures)
-        if again is None:
-            return
-        self._ask(OTHER, again.others, asked.__getitem__, again.others.__getitem__)
-        self._ask(NONE, again.alone, lambda at: without_picture(asked[at]), lambda at: ())
-
-    def _ask(self, shown: Shown, places: Iterable[int], record: Callable[[int], Record], pictures: Pictures) -> None:
+    def ask(self, shown: Shown, places: Iterable[int], record: Callable[[int], Record], pictures: Pictures) -> None:
+        """Ask the questions of some places in one of the ways."""
         wanted = list(places)
         left = [at for at in wanted if (shown, at) not in self.kept.found]
         if len(left) < len(wanted):

@@ -62,6 +62,21 @@ def estimate_json(one: Estimate) -> dict[str, Any]:
     return {**right, "n": one.n, "share": one.share, "interval_95": one.interval}
 
 
+def estimate_of(value: Any) -> Estimate | None:
+    """What ``estimate_json`` gave; None stays None.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    if value is None:
+        return None
+    n, share = int(value["n"]), float(value["share"])
+    low, high = map(float, value["interval_95"])
+    if n < 1 or not all(map(math.isfinite, (share, low, high))):
+        raise ValueError("no estimate")
+    return Share(int(value["right"]), n) if "right" in value else Mean(share, n, (low, high))
+
+
 def percent(one: Estimate) -> str:
     """In words, with its interval: ``62 % [55, 69]``."""
     low, high = one.interval

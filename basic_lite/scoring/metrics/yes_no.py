@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from basic_lite.resampling import draws_of, middle
-from basic_lite.tools.metrics.estimate import Estimate, Mean, Share
+from basic_lite.scoring.metrics.estimate import Estimate, Mean, Share
 
 _NO = {"No", "no", "not"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from basic_lite.resampling import LEAST_SAMPLES, Interval, mean_interval
-from basic_lite.tools.metrics.estimate import Estimate, estimate_json, estimated, percent
-from basic_lite.tools.predictions import Prediction
+from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimate_of, estimated, percent
+from basic_lite.scoring.prediction import Prediction
 
 # Draws the questions that are asked again, and which other picture each is shown with.
 SEED = 0
@@ -39,13 +39,14 @@ class Controls:
         parts += [f"{percent(self.none)} without one"] if self.none else []
         sample = f" ({self.asked:,} of the {self.of:,} questions, drawn with seed {SEED})"
         yield f"with its own picture {'; '.join(parts)}" + (sample if self.asked < self.of else "")
-        yield self._verdict()
+        yield self.verdict()
         if self.asked < LEAST_SAMPLES or _none_right(self.own, self.none):
             return
         if self.none_gain and self.none_gain.low <= 0 <= self.none_gain.high:
             yield f"the questions alone do as well ({points(self.none_gain)}): many may need no picture"
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Whether it looks at the picture, in a sentence."""
         gain = self.other_gain
         if gain is None:
             return "all questions have the same picture, so there is no other one to ask with"
@@ -61,6 +62,22 @@ class Controls:
                 "questions"
             )
         return f"it may not look at the picture: its own one instead of another changes the score by {points(gain)}"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Controls":
+        """What ``to_json`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        own, other, none = (estimate_of(value.get(name)) for name in ("own_picture", "other_picture", "no_picture"))
+        if own is None:
+            raise ValueError("no score with the own picture")
+        gains = (value.get(f"gain_over_{name}") for name in ("other_picture", "no_picture"))
+        over_other, over_none = (
+            None if one is None else Interval(*(float(one[key]) for key in Interval._fields)) for one in gains
+        )
+        return cls(int(value["questions"]), int(value["of"]), own, other, none, over_other, over_none)
 
     def to_json(self) -> dict[str, Any]:
         """As summaries have it."""

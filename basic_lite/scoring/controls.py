@@ -10,8 +10,8 @@ from basic_lite.data.digests import picture_digest
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
-from basic_lite.tools.looking import SEED
-from basic_lite.tools.questions import Question
+from basic_lite.scoring.looking import SEED
+from basic_lite.scoring.questions import Question
 
 # Questions that are asked again, of larger sets a sample: some 4 points to both sides, for twice as many answers.
 MOST_ASKED_AGAIN = 500

@@ -1,0 +1,126 @@
+"""The report's verdict on answers: the held-out score, and the same with another picture and without one."""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from basic_lite.scoring.looking import Controls
+from basic_lite.scoring.metrics.estimate import Estimate, estimate_of, percent
+from basic_lite.scoring.metrics.named import METRICS
+from basic_lite.tools.report.charts import Chart, Line
+from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
+from basic_lite.training.best_text import GENERATED, best_of
+from basic_lite.training.places import HELD_OUT, SUMMARIES, read_json
+
+OWN, OTHER, NONE = "own picture", "another picture", "no picture"
+_HELD_OUT = "held-out questions"
+# The score to go by is the first of these that a summary has (see ``tools/score.py``), and what to add of it.
+_KINDS = {NOT_TRAINED_ON: "", NOT_KNOWN: ", not known if trained on", TRAINED_ON: ", trained on"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one evaluation found.
+
+    Attributes:
+        of: what it is of, in words.
+    """
+
+    step: int
+    metric: str
+    score: Estimate
+    controls: Controls | None
+    of: str
+
+    @property
+    def title(self) -> str:
+        """The metric's name for people."""
+        return METRICS[self.metric].title if self.metric in METRICS else self.metric
+
+    def cards(self) -> Iterator[tuple[str, str, str]]:
+        """Title, value and note of each fact for the top of the page."""
+        yield (
+            "Held-out score",
+            _unbroken(percent(self.score)),
+            f"{self.title}, {self.score.n:,} {self.of}, step {self.step:,}",
+        )
+        if self.controls is not None:
+            with_intervals, *found = self.controls.lines()
+            yield "Does it look at the picture?", _unbroken(_short(self.controls)), "; ".join([*found, with_intervals])
+
+
+def _unbroken(text: str) -> str:
+    """Large letters on a narrow card: a figure stays with its sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _short(controls: Controls) -> str:
+    """The three scores without their intervals, which stand in the note below."""
+    ways = ((controls.own, ""), (controls.other, " with another picture"), (controls.none, " without one"))
+    return "; ".join(f"{100 * one.share:.0f} %{how}" for one, how in ways if one is not None)
+
+
+def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
+    """The evaluation that says most: of held-out questions, of the latest weights, of the most questions.
+
+    Args:
+        log: lines of the run's log.
+
+    Returns:
+        None: nobody has asked.
+    """
+    found = [*_logged(log), *_evaluated(run)]
+    return max(found, key=lambda one: (one.of == _HELD_OUT, one.step, one.score.n), default=None)
+
+
+def _logged(log: list[dict[str, Any]]) -> Iterator[Verdict]:
+    """Those of ``training.eval_generate``. A line that somebody changed is passed over."""
+    for line in log:
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            made_of = line[GENERATED]
+            score = estimate_of(made_of["score"])
+            controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
+            if score is not None:
+                yield Verdict(int(line["step"]), str(made_of["metric"]), score, controls, _HELD_OUT)
+
+
+def _evaluated(run: Path) -> Iterator[Verdict]:
+    """Those of `basic-lite eval`. A summary that somebody changed is passed over."""
+    for path in run.glob(SUMMARIES):
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            summary = read_json(path)
+            settings = summary["settings"]
+            kind = next(key for key in _KINDS if key in summary)
+            score = estimate_of(summary[kind])
+            controls = Controls.from_json(summary["controls"]) if "controls" in summary else None
+            named = f"questions of {Path(settings['data']).name}{_KINDS[kind]}"
+            of = _HELD_OUT if settings["data"] == HELD_OUT else named
+            if score is not None:
+                yield Verdict(int(settings["step"]), str(summary["metric"]), score, controls, of)
+
+
+def score_charts(run: Path, log: list[dict[str, Any]]) -> Iterator[tuple[str, Chart]]:
+    """The scores at each evaluation, with their intervals; nothing where no questions were asked."""
+    found = {one.step: one for one in _logged(log)}
+    if not found:
+        return
+    looks = [found[step] for step in sorted(found)]
+    lines = [_line(OWN, [(one.step, one.score) for one in looks])]
+    for name, part in ((OTHER, "other"), (NONE, "none")):
+        values = [(one.step, getattr(one.controls, part)) for one in looks if one.controls is not None]
+        lines.append(_line(name, [(step, value) for step, value in values if value is not None]))
+    last = looks[-1]
+    says = f"{last.title} on {last.score.n:,} held-out questions; at step {last.step:,} {percent(last.score)}"
+    if last.controls is not None:
+        says += f". {last.controls.verdict()[:1].upper()}{last.controls.verdict()[1:]}"
+    best = best_of(run, log)
+    says += f". Best at step {best.step:,}." if best is not None and best.by != "loss" else "."
+    yield "Held-out score", Chart(says, "step", last.title, lines)
+
+
+def _line(name: str, values: list[tuple[int, Estimate]]) -> Line:
+    points = [(float(step), one.share) for step, one in values if math.isfinite(one.share)]
+    return Line(name, points, [one.interval for _, one in values], marks=True)

@@ -1,0 +1,160 @@
+"""What there is to say of a run's best step, from its bundle's manifest and the log. No torch is needed here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basic_lite.resampling import LEAST_SAMPLES, Interval, draws_of, mean_interval
+from basic_lite.scoring.looking import points
+from basic_lite.scoring.metrics.estimate import Estimate, estimated, percent
+from basic_lite.scoring.metrics.named import METRICS
+from basic_lite.training.places import BEST, best_record
+
+# In the log: the scores of generated answers, and what they are made of.
+SCORE, OTHER_SCORE, NO_SCORE = "eval_score", "eval_score_other_picture", "eval_score_no_picture"
+GENERATED = "generated"
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best step beside the last one.
+
+    Attributes:
+        place: its bundle.
+        by: the metric's name, or ``LOSS``.
+        last: the last step that was looked at.
+        values: value of the best and of the last step; None: the log has none.
+        scores: of both, question by question; None: they aren't of one sample, or it goes by the loss.
+        looks: how many steps it was chosen from.
+        flattered: how much better than it is the best of so many looks seems to be, at least; None: not known.
+    """
+
+    place: Path
+    step: int
+    by: str
+    last: int
+    values: tuple[float, float | None]
+    scores: tuple[Estimate, Estimate, Interval] | None
+    looks: int
+    flattered: float | None
+
+    @property
+    def short(self) -> str:
+        """For a list: the step, and what it is best by."""
+        value = f"{self.values[0]:.3f}" if self.by == LOSS else f"{self.values[0]:.1%}"
+        return f"best at step {self.step}: {self._metric} {value}"
+
+    def lines(self) -> Iterator[str]:
+        """For the terminal and the page: which step is best, by how much, and how far to trust that."""
+        own = percent(self.scores[0]) if self.scores is not None else self._in_figures(self.values[0])
+        if self.step == self.last:
+            yield f"best step by {self._metric}: the last, {self.step:,}, with {own}{self._of}; also in {self.place}"
+        else:
+            yield f"best step by {self._metric}: {self.step:,}, with {own}{self._of}; its weights are in {self.place}"
+            yield f"the last step, {self.last:,}, has {self._last_value()}"
+        if self.looks > 1:
+            yield self._looked_often()
+
+    @property
+    def _metric(self) -> str:
+        return "held-out loss" if self.by == LOSS else METRICS[self.by].title if self.by in METRICS else self.by
+
+    @property
+    def _of(self) -> str:
+        return f" of {self.scores[0].n:,} held-out questions" if self.scores is not None else ""
+
+    def _in_figures(self, value: float) -> str:
+        return f"{value:.3f}" if self.by == LOSS else f"{100 * value:.0f} %"
+
+    def _last_value(self) -> str:
+        if self.scores is None:
+            last = self.values[1]
+            if last is None:
+                return "no such value"
+            return f"{self._in_figures(last)}; how sure that difference is, isn't measured"
+        best, last_one, gain = self.scores
+        if best.share == last_one.share:
+            return f"as much, {percent(last_one)}, and of equals the earlier is kept"
+        says = f"{percent(last_one)}: the best has {points(gain)} more"
+        if best.n < LEAST_SAMPLES:
+            return f"{says}, of too few questions to tell"
+        return says if gain.low > 0 else f"{says}, which may be chance"
+
+    def _looked_often(self) -> str:
+        text = f"it is the best of {self.looks} looks at the same data, so it seems better than it is"
+        flattered = 100 * (self.flattered or 0.0)
+        much = f", here by {flattered:.1f} points or more" if flattered >= 0.05 else ""
+        return f"{text}{much}; ask other questions for a fair score"
+
+
+def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
+    """What a run's best bundle and its log say; None where none is kept, or they don't fit.
+
+    Args:
+        log: its lines.
+    """
+    record = best_record(run / BEST)
+    if record is None or type(record["step"]) is not int:
+        return None
+    by, value, step = str(record["by"]), float(record["value"]), record["step"]
+    found = values_of(log, "eval_loss") if by == LOSS else values_of(log, SCORE)
+    last = max(found, default=step)
+    scores = {at: one for at, one in scores_of(log).items() if at in found} if by != LOSS else {}
+    alike = {at: one for at, one in scores.items() if len(one) == len(scores[max(scores)])}
+    both = step in alike and last in alike
+    return Best(
+        place=run / BEST,
+        step=step,
+        by=by,
+        last=max(last, step),
+        values=(value, found.get(max(last, step))),
+        scores=_compared(alike[step], alike[last]) if both else None,
+        looks=len(found),
+        flattered=flattered_by(list(alike.values())) if both and len(alike) > 1 else None,
+    )
+
+
+def values_of(log: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """The steps that have a number of that name; of two lines of a step the later counts."""
+    return {
+        line["step"]: line[name]
+        for line in log
+        if type(line.get("step")) is int and isinstance(line.get(name), int | float)
+    }
+
+
+def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
+    """Of each step with generated answers, the score of each question. A line that somebody changed is passed over."""
+    found = {}
+    for line in log:
+        with suppress(KeyError, TypeError, ValueError):
+            scores = [float(one) for one in line[GENERATED]["scores"]]
+            if scores and all(0 <= one <= 1 for one in scores) and type(line["step"]) is int:
+                found[line["step"]] = scores
+    return found
+
+
+def _compared(best: Sequence[float], last: Sequence[float]) -> tuple[Estimate, Estimate, Interval]:
+    return estimated(best), estimated(last), mean_interval(np.array(best) - np.array(last))
+
+
+def flattered_by(looks: Sequence[Sequence[float]]) -> float:
+    """By how much the best of several looks at the same questions seems better than it is.
+
+    The bootstrap's estimate of the optimism of a choice (Efron and Tibshirani 1993, chapter 17): questions are drawn
+    anew, the best look on the draw is chosen, and its score there is held against its score on all questions. It is on
+    the low side: of five looks that are equally good, at 60 questions, it finds two thirds.
+
+    Args:
+        looks: of each step, in order, the score of each question.
+    """
+    kinds, counts = np.unique(np.array(looks).T, axis=0, return_counts=True)  # [kinds, looks]
+    drawn = draws_of(counts) @ kinds / counts.sum()  # [draws, looks]
+    whole = counts @ kinds / counts.sum()
+    chosen = drawn.argmax(axis=1)
+    return float((drawn[np.arange(len(drawn)), chosen] - whole[chosen]).mean())
