@@ -1,4 +1,4 @@
-"""``log.jsonl`` as the loop uses it: what it knows of its lines without reading them again, and what it doesn't keep."""
+"""``log.jsonl`` as the loop uses it: what it knows of its lines without reading them again, and what it keeps."""
 
 from __future__ import annotations
 
