@@ -46,6 +46,18 @@ def test_readme_is_short_and_has_its_two_commands() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
+def test_cards_are_those_that_the_recipes_name() -> None:
+    """Whose memory is rehearsed in ``test_shipped_recipes_fit_the_card_that_they_name``."""
+    rows = re.findall(r"^\| (`[^|]*) \| (\d+) GB", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 4
+    for names, card in rows:
+        heads = [
+            (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8") for name in re.findall(r"`(\w+)`", names)
+        ]
+        own = [int(found[1]) for head in heads if (found := re.search(r"^# Card: (\d+) GB", head, re.MULTILINE))]
+        assert len(own) == len(heads) and max(own) == int(card), names
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the pages name, small."""

@@ -125,12 +125,17 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def row_of(run: Path) -> RunRow:
-    """What there is to say of a run."""
+def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
+    """What there is to say of a run.
+
+    Args:
+        log: the lines of its log; None: they are read.
+    """
     bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
-    log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
+    if log is None:
+        log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
     size_bytes, changed = size_and_time(run)
     model = _keys(recipe.get("model"))
     return RunRow(

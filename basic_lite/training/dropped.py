@@ -6,7 +6,7 @@ from typing import Any
 from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.training.files import saving, write_json
-from basic_lite.training.log import RunLog
+from basic_lite.training.log import FIX, RunLog
 from basic_lite.training.places import DATA, log_lines
 from basic_lite.training.processes import Processes
 
@@ -80,5 +80,5 @@ class DroppedRecords:
             lines = log_lines(self._log.path) if self._log.path.exists() else ()
             found = [line for line in lines if "dropped" in line]
             self._dropped = [{"step": line.get("step"), "records": line["dropped"]} for line in found]
-        with saving(path, "Make room, and continue with --resume"):
+        with saving(path, FIX):
             write_json(path, self._summary | ({"dropped_while_training": self._dropped} if self._dropped else {}))

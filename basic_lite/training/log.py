@@ -12,7 +12,8 @@ from basic_lite.training.files import saving
 from basic_lite.training.places import PART, TENSORBOARD, log_lines
 from basic_lite.training.processes import Processes
 
-FIX = "Make room, and continue from the last checkpoint with --resume"
+HELD_OUT_LOSS = "eval_loss"
+FIX = "Make room or allow writing there, and continue from the last checkpoint with --resume"
 
 
 def trackers_of(recipe: Recipe) -> list[Any]:
@@ -27,32 +28,46 @@ def trackers_of(recipe: Recipe) -> list[Any]:
 class RunLog:
     """``log.jsonl``, one JSON object a line, each with its step; numbers also go to the trackers.
 
-    Only the main process writes. ``history`` holds the lines of this process's part of the run.
+    Only the main process writes. What is asked at each evaluation is remembered: a long run's log isn't read again.
     """
 
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path = path
-        self.history: list[dict[str, Any]] = []
+        self._begins = 0  # bytes of the file that an earlier part of the run has written
+        self._newest: tuple[float, set[str]] = (-1, set())  # the last step that has lines, and the names in them
+        self._held_out: list[tuple[int, float]] = []  # evaluations' losses
         self._processes = processes
         self._accelerator = processes.accelerator if processes.is_main else None
 
     def keep_until(self, step: int) -> None:
         """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's."""
         if self._processes.is_main and self.path.exists():
-            kept = [json.dumps(line) for line in log_lines(self.path) if _step(line) <= step]
             scratch = self.path.with_name(self.path.name + PART)
-            scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            with scratch.open("w", encoding="utf-8") as stream:
+                for line in log_lines(self.path):
+                    if _step(line) <= step:
+                        self._remember(line)
+                        stream.write(json.dumps(line) + "\n")
             os.replace(scratch, self.path)
+            self._begins = self.path.stat().st_size
 
     def has(self, step: int, name: str) -> bool:
-        """Whether there is a line of a step with something of that name."""
-        return self.path.exists() and any(_step(line) == step and name in line for line in log_lines(self.path))
+        """Whether a step, after which there are no lines yet, has a line with something of that name."""
+        newest, names = self._newest
+        return step == newest and name in names
 
     def values(self, name: str) -> list[tuple[int, float]]:
         """The steps that have a number of that name, with it, in order."""
+        if name == HELD_OUT_LOSS:
+            return list(self._held_out)
         lines = log_lines(self.path) if self.path.exists() else iter(())
-        found = ((int(_step(line)), line.get(name)) for line in lines)
-        return [(step, value) for step, value in found if isinstance(value, int | float)]
+        return [found for line in lines for found in _number(line, name)]
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of this process's part of the run."""
+        if not self._processes.is_main or not self.path.exists():
+            return []
+        return list(log_lines(self.path, after=self._begins))
 
     def start_trackers(self, recipe: Recipe) -> None:
         """Open the trackers that the processes were connected with."""
@@ -64,12 +79,18 @@ class RunLog:
         """Append a line."""
         if not self._processes.is_main:
             return
-        self.history.append({"step": step, **values})
+        self._remember({"step": step, **values})
         with saving(self.path, FIX), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._accelerator is not None and numbers:
             self._accelerator.log(numbers, step=step)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        step, (newest, names) = _step(line), self._newest
+        if step >= newest:  # a person may have added others
+            self._newest = step, names | line.keys() if step == newest else set(line)
+        self._held_out += _number(line, HELD_OUT_LOSS)
 
     def close(self) -> None:
         """Let the trackers write what they hold."""
@@ -77,6 +98,12 @@ class RunLog:
             # Not accelerate's end_training: it also closes the connection to the other processes, here in one alone.
             for tracker in self._accelerator.trackers:
                 tracker.finish()
+
+
+def _number(line: dict[str, Any], name: str) -> list[tuple[int, float]]:
+    """A line's step with its number of that name; nothing where it has none."""
+    value = line.get(name)
+    return [(int(_step(line)), value)] if isinstance(value, int | float) else []
 
 
 def _step(line: dict[str, Any]) -> float:

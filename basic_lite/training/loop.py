@@ -190,7 +190,7 @@ class Loop:
             self.say(line)
         self.run.report()
         self.say(finished_text(self.first, last, seconds, self.log.values, folder.path, folder.final))
-        return self.log.history
+        return self.log.history()
 
     def _turn(self, step: int, source: Generator[StepBatches], interruption: Interruption) -> None:
         """One step, and what follows it where it is due: a look, an evaluation, a checkpoint."""

@@ -118,15 +118,21 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def log_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The whole lines that are ours; one was cut off when a process died, others a person may have added.
+
+    Args:
+        after: bytes of the file that are passed over.
+    """
+    with path.open("rb") as stream:
+        stream.seek(after)
+        for line in stream:
+            try:
+                value = parse_json(line.decode("utf-8", "replace"))
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
 
 
 def remains_of(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ def save_checkpoint(
     """
     good = checkpoints_of(folder.path)
     last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
-    fix = f"{last}; make room, and continue with --resume"
+    fix = f"{last}; make room or allow writing there, and continue with --resume"
     with written_whole(folder.checkpoint_at(progress.step), fix) as scratch:
         write_training_state(scratch, progress, step.optimizer, step.scheduler, generators)
         write(scratch)
@@ -54,6 +54,6 @@ def save_final(folder: RunFolder, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: it can't be written.
     """
-    fix = "Make room, and write it with --resume, which trains nothing anew"
+    fix = "Make room or allow writing there, and write it with --resume, which trains nothing anew"
     with written_whole(folder.final, fix) as scratch:
         write(scratch)

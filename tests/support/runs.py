@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -63,8 +65,9 @@ def write_data(folder: Path, count: int = 12, *, text_only: int = 0, captions: b
 def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama") -> Recipe:
     """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once."""
     if not (folder / "llm").exists():
-        write_llm(folder / "llm", kind)
-        write_vision(folder / "vision")
+        made, generator = _models(kind)
+        shutil.copytree(made.name, folder, dirs_exist_ok=True)
+        torch.set_rng_state(generator)
     if not (folder / "data.json").exists():
         write_data(folder)
     tree: dict[str, Any] = {
@@ -98,6 +101,15 @@ def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: st
             node = node.setdefault(part, {})
         node[last] = value
     return Recipe.model_validate(tree)
+
+
+@cache
+def _models(kind: str) -> tuple[TemporaryDirectory[str], torch.Tensor]:
+    """The checkpoints of all tiny runs, written once a process, and the generator's state after that."""
+    made = TemporaryDirectory(prefix="tiny-models-")
+    write_llm(Path(made.name) / "llm", kind)
+    write_vision(Path(made.name) / "vision")
+    return made, torch.get_rng_state()
 
 
 def quiet() -> Console:

@@ -268,10 +268,10 @@ def test_one_verdict_a_step(tmp_path: Path) -> None:
 
 
 def test_what_was_chosen_survives_a_resume_bit_for_bit(tmp_path: Path) -> None:
-    whole = train(tiny_recipe(tmp_path, ALL_ON | {"name": "whole"}), console=quiet())
-    recipe = tiny_recipe(tmp_path, ALL_ON | {"name": "parts", "training.save_every": 3})
-    train(recipe, console=quiet())
-    run = tmp_path / "runs" / "parts"
+    changes = ALL_ON | {"training.save_every": 3}
+    whole = train(tiny_recipe(tmp_path, changes | {"name": "whole"}), console=quiet())
+    recipe, run = tiny_recipe(tmp_path, changes | {"name": "parts"}), tmp_path / "runs" / "parts"
+    shutil.copytree(whole.folder, run)
     chosen = [line["gate"]["plan"] for line in log_of(run) if "gate" in line]
     assert len(chosen) == 2 and sum(chosen[-1]["layer_weights"]) == pytest.approx(1)
     state = json.loads((run / "checkpoint-3" / "training.json").read_text())

@@ -22,14 +22,21 @@ from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log
 LONG = {"training.max_steps": 5000, "training.save_every": 5000, "training.micro_batch": 4}
 
 
+# One micro-batch a step: a second signal would stop at once.
+INTERRUPTED = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupted."""
+    return run(tmp_path_factory.mktemp("whole"), INTERRUPTED)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_saves_and_goes_on_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: int
 ) -> None:
-    # One micro-batch a step: a second signal would stop at once.
-    changes = {**LOUD, "training.max_steps": 5, "lora.dropout": 0.2, "training.micro_batch": 4}
-    before = signal.getsignal(signal_number)
-    whole = run(tmp_path, {**changes, "name": "whole"})
+    before, place, changes = signal.getsignal(signal_number), whole.parents[1], {**INTERRUPTED, "output": str(tmp_path)}
     real, steps = TrainStep.gradients, 0
 
     def interrupting(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
@@ -42,10 +49,10 @@ def test_interrupted_run_saves_and_goes_on_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "gradients", interrupting)
         with pytest.raises(Interrupted) as stopped:
-            run(tmp_path, {**changes, "name": "part"})
+            run(place, changes)
     assert stopped.value.checkpoint is not None and stopped.value.checkpoint.name == "checkpoint-3"
     assert (stopped.value.checkpoint / "optimizer.safetensors").exists()
-    part = run(tmp_path, {**changes, "name": "part"}, resume=True)
+    part = run(place, changes, resume=True)
     assert_same_terms(whole, part, rel=0)
     assert_same_weights(whole / "final", part / "final")
     assert signal.getsignal(signal_number) is before

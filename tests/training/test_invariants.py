@@ -1,11 +1,11 @@
 """What must not change a run's result, in one table: how a step is cut, kept, read, padded, resumed.
 
-Two processes against one are in ``test_processes``, a chosen plan in ``test_plan``, layer inputs on the host in
-``tests/model/test_offload_run.py``, kernels in ``tests/supervision/test_supervision_kernels.py``.
+``ELSEWHERE`` names the tests of what takes more than a run: a launch, a card, Triton's interpreter.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -33,6 +33,28 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
     "padding on the left": ({}, {"data.padding_side": "left"}, CLOSE),
     "logged and saved seldom": (DROPOUT, {"training.log_every": 3, "training.save_every": 99}, EXACT),
 }
+TESTS = Path(__file__).parents[1]
+# Where each of the others is held: file and test, of a plain run.
+ELSEWHERE = {
+    "two processes": ("training/test_processes.py", "test_two_processes_make_the_steps_of_one"),
+    "a plan that is chosen": ("training/test_plan.py", "test_the_result_is_the_recipes_own"),
+    "a plan that is fallen to": ("training/test_plan.py", "test_out_of_memory_falls_to_the_next_plan"),
+    "kernels": ("supervision/test_supervision_kernels.py", "test_kernels_in_place_of_the_reference"),
+    "each number of layers recomputed": ("model/test_recompute.py", "test_the_same_bits_whatever_the_number"),
+    "layer inputs and tower on the host": ("model/test_offload_run.py", "test_a_run_with_both_is_the_same_run"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_others_are_held_where_the_table_says(name: str) -> None:
+    path, test = ELSEWHERE[name]
+    tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
+    (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == test)
+    marks = [ast.unparse(mark) for mark in found.decorator_list]
+    assert not [
+        mark for mark in marks if mark.startswith(("pytest.mark.soak", "pytest.mark.skip", "pytest.mark.xfail"))
+    ]
+    assert "assert" in ast.unparse(found)
 
 
 @pytest.fixture(scope="module")

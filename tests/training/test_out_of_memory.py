@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,18 +78,31 @@ def recipe(folder: Path, changes: dict[str, Any], count: int = 22) -> Any:
     return tiny_recipe(folder, {**common, **changes})
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path, dict[str, Any]]]:
+    """Runs with smaller micro-batches, each made once: their place, the run, and what it has besides."""
+    place = tmp_path_factory.mktemp("small")
+
+    @cache
+    def of(most: int) -> tuple[Path, Path, dict[str, Any]]:
+        changes = {"data.padding_side": "left" if most == 1 else "right", **(GUARDED if most == 1 else {})}
+        made = train(recipe(place, {**changes, "training.micro_batch": most, "name": f"small{most}"}), console=quiet())
+        return place, made.folder, changes
+
+    return of
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("most", [1, 2])
 def test_the_run_is_the_one_with_the_smaller_micro_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, most: int
+    small: Callable[[int], tuple[Path, Path, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, where: str, most: int
 ) -> None:
-    changes = {"data.padding_side": "left" if most == 1 else "right", **(GUARDED if most == 1 else {})}
-    small = train(recipe(tmp_path, {**changes, "training.micro_batch": most, "name": "small"}), console=quiet()).folder
+    place, expected, changes = small(most)
     tried = little_memory(monkeypatch, lambda call: most, where)
     console = quiet()
-    halved = train(recipe(tmp_path, {**changes, "name": "halved"}), console=console).folder
-    assert_same_weights(small / "final", halved / "final")
-    assert_same_terms(small, halved, rel=1e-6)
+    halved = train(recipe(place, {**changes, "name": f"halved{most}-{where}"}), console=console).folder
+    assert_same_weights(expected / "final", halved / "final")
+    assert_same_terms(expected, halved, rel=1e-6)
     sizes = [4, 2, 1][: 3 if most == 1 else 2]
     assert tried[: len(sizes)] == sizes and max(tried[len(sizes) :]) == most
     records = [line["out_of_memory"] for line in log_of(halved) if "out_of_memory" in line]

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 # A longer line is thinned: more points than pixels show nothing.
@@ -121,10 +124,11 @@ class Scale:
 
 def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[float, float]]:
     """The mean of each point and the up to ``over`` − 1 before it."""
-    return [
-        (x, sum(y for _, y in points[max(0, i + 1 - over) : i + 1]) / min(over, i + 1))
-        for i, (x, _) in enumerate(points)
-    ]
+    values = np.array([y for _, y in points])
+    means = [float(values[:end].mean()) for end in range(1, min(over, len(values) + 1))]
+    if len(values) >= over:
+        means += sliding_window_view(values, over).mean(axis=1).tolist()
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def _drawable(line: Line, *, log_y: bool) -> Line:

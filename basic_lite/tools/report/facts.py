@@ -116,7 +116,7 @@ class RunFacts:
     def time_parts(self) -> list[tuple[str, float]]:
         """Parts of a step's time and their seconds, the longest first, as they were last measured."""
         found: dict[str, float] = {}
-        for line in self.log:
+        for line in _with(self.log, "time"):
             with _whole():
                 found = {str(name): float(seconds) for name, seconds in line["time"]["parts_s"].items()}
         return sorted(found.items(), key=lambda part: -part[1])
@@ -141,7 +141,8 @@ def read_run(run: Path) -> RunFacts:
     """
     if not is_run(run):
         raise UserError(f"{run} is no run folder; give the folder that `basic-lite train` wrote, such as runs/NAME")
-    log = [line for line in log_lines(run / LOG) if type(line.get("step")) is int] if (run / LOG).is_file() else []
+    lines = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
+    log = [line for line in lines if type(line.get("step")) is int]
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
     bundles = newest_first(run)
@@ -153,7 +154,7 @@ def read_run(run: Path) -> RunFacts:
         recipe = ""
     return RunFacts(
         run,
-        row_of(run),
+        row_of(run, lines),
         manifest if isinstance(manifest, dict) else {},
         recipe,
         log,
@@ -168,7 +169,7 @@ def read_run(run: Path) -> RunFacts:
 def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:
     """Curves that have scores, the later of two at one step."""
     found = {}
-    for line in log:
+    for line in _with(log, "refinement"):
         with _whole():
             found[line["step"]] = RefinementCurve.from_dict(line["refinement"])
     return [(step, curve) for step, curve in found.items() if curve.score is not None]
@@ -176,7 +177,7 @@ def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:
 
 def _looks(log: Sequence[dict[str, Any]]) -> list[Look]:
     looks = []
-    for line in log:
+    for line in _with(log, "gate"):
         with _whole():
             look = line["gate"]
             gain = None if look["gain"] is None else Interval(*map(float, look["gain"]))
@@ -187,7 +188,7 @@ def _looks(log: Sequence[dict[str, Any]]) -> list[Look]:
 def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
     """The last answers, each with the first that was given to the same question."""
     asked: list[list[dict[str, str]]] = []
-    for line in log:
+    for line in _with(log, "answers"):
         with _whole():
             asked.append([{key: str(one.get(key, "")) for key in _ANSWERED} for one in line["answers"]])
     if not asked:
@@ -217,6 +218,11 @@ def _maps(kept: Any) -> ShownMaps | None:
         if shown:
             return ShownMaps(int(kept["step"]), bool(kept["held_out"]), shown)
     return None
+
+
+def _with(log: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """The lines that have something of that name: few of a long run's."""
+    return (line for line in log if name in line)
 
 
 @contextmanager

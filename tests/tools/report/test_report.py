@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from basic_lite.errors import UserError
 from basic_lite.resampling import Interval
 from basic_lite.run import train
 from basic_lite.supervision.premise import RefinementCurve
+from basic_lite.tools import runs
+from basic_lite.tools.report import facts
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import read_run
 from basic_lite.tools.report.page import cards, charts, render, write_report
-from basic_lite.training import samples
+from basic_lite.training import places, samples
 from basic_lite.training.places import REPORT
 from tests.support.runs import log_of, quiet, tiny_recipe, write_data
 
@@ -136,6 +140,36 @@ def test_damaged_log_lines_are_passed_over(place: Path) -> None:
     with (place / "log.jsonl").open("a") as stream:
         stream.write("\n".join(odd) + "\n")
     assert not Page(write_report(place).read_text(encoding="utf-8")).open
+
+
+def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 steps with 400 evaluations. The page is written at each of them: it reads the log once."""
+    log = log_of(place)
+    at_end = [line for line in log if line["step"] == log[-1]["step"] and "loss" not in line and "time" not in line]
+    step = next(line for line in log if "loss" in line)
+    with (place / "log.jsonl").open("w") as stream:
+        for number in range(1, 20_001):
+            lines = [step, *(at_end if number % 50 == 0 else [])]
+            stream.writelines(json.dumps(line | {"step": number}) + "\n" for line in lines)
+    read, real = list[Path](), places.log_lines
+
+    def reading(path: Path) -> Iterator[dict[str, Any]]:
+        read.append(path)
+        return real(path)
+
+    for module in (facts, runs):
+        monkeypatch.setattr(module, "log_lines", reading)
+    text = render(found := read_run(place))
+    assert len(read) == 1 and len(found.curves) == 400 and len(found.series("lm")) == 20_000
+    assert len(text.encode()) < 200_000 and "mean of 400" in text
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 50, 1000])
+def test_means_are_those_of_the_points_so_far(count: int) -> None:
+    values = [(step, math.sin(step) * 10 ** (step % 7)) for step in range(count)]
+    for over in (1, 2, 50):
+        means = [sum(y for _, y in values[max(0, i + 1 - over) : i + 1]) / min(over, i + 1) for i in range(count)]
+        assert [mean for _, mean in smoothed(values, over)] == pytest.approx(means, abs=1e-6)
 
 
 def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
