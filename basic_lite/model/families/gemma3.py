@@ -17,6 +17,7 @@ GEMMA3 = Family(
     name="Gemma 3",
     model_type="gemma3",
     tokens=_tokens,
+    mark="<start_of_image>",
     not_trained="its projector pools and norms patches, and its visual tokens attend to one another both ways; "
     "basic-lite trains LLaVA's projector before a causal LLM",
 )
