@@ -70,7 +70,7 @@ def write_records(path: Path, count: int, llm: Path) -> None:
     vocabulary = AutoTokenizer.from_pretrained(llm).get_vocab()
     whole = sorted((number, text[1:]) for text, number in vocabulary.items() if text[:1] == "Ġ" and text[1:].islower())
     known = [text for _, text in whole if text.isascii() and text.isalpha()][:5000]
-    own = dict(zip(loader.words(), random.Random(0).sample(known, len(known)), strict=True))
+    own = dict(zip(loader.words(), random.Random(0).sample(known, len(known)), strict=False))
 
     def in_english(turn: dict[str, str]) -> dict[str, str]:
         words = turn["value"].removeprefix("<image>\n").split(" ")
@@ -112,8 +112,8 @@ class _Memory:
         self._thread.join()
 
     def _look(self) -> None:
-        own = psutil.Process()
-        while not self._stop.wait(2.0):
+        own, ended = psutil.Process(), False
+        while not ended:
             held = 0
             for one in (own, *own.children(recursive=True)):
                 try:
@@ -121,6 +121,7 @@ class _Memory:
                 except psutil.Error:  # it has just ended
                     continue
             self.most = max(self.most, held)
+            ended = self._stop.wait(2.0)
 
 
 def _cpu_s() -> float:

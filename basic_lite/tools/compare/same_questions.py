@@ -1,7 +1,7 @@
 """Whether runs answered the same questions, scored by the same rule; if not, what differs and what to do."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,7 +78,7 @@ def _others(one: Answers, other: Answers) -> str:
     )
 
 
-def _by_place(answers: Answers) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+def _by_place(answers: Answers) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Rows by what a question is but for its words. A question in several orders has several."""
     seen: Counter[tuple[Any, ...]] = Counter()
     found = {}
