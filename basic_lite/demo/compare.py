@@ -34,10 +34,12 @@ def compare_on_and_off(place: Place, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     say = speaker(console)
     if acted(place.out / stage for stage in ("stage1", "stage2")):
-        own, other, changes = ON, OFF, {"supervision__enabled": False}
+        own, other = ON, OFF
+        changes: dict[str, Any] = {"supervision__enabled": False}
         say("BASIC was on in the demo's run, so both stages are trained again without it")
     else:
-        own, other, changes = OFF, ON, {"supervision__preset": "paper"}
+        own, other = OFF, ON
+        changes = {"supervision__preset": "paper"}
         say(
             "BASIC stayed off in the demo's run, as its premise wasn't measured to hold; both stages are trained again "
             "with BASIC on from the start (supervision.preset=paper)"
