@@ -1,10 +1,9 @@
-"""Intervals by bootstrap: the samples at hand are drawn anew, with replacement, many times. No torch is needed here.
+"""Intervals by resampling: the samples at hand are drawn or weighed anew, many times. No torch is needed here.
 
 Each draw gives a score, or a difference of two, and the interval holds the middle 95 % of them. The draws have a
 generator of their own with a fixed seed.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,26 +36,8 @@ class Interval(NamedTuple):
         return "holds" if self.low > 0 else "fails"
 
 
-def draws_of(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """[RESAMPLES, kinds] of each draw, how often it has each kind of sample; ``counts``: how many there are of each."""
-    total = int(np.sum(counts))
-    return np.random.default_rng(SEED).multinomial(total, np.asarray(counts) / total, size=RESAMPLES)
-
-
 def middle(values: NDArray[np.float64]) -> tuple[float, float]:
     """The ends of the middle 95 % of some draws' values."""
     # Rounded, so that draws without any change give 0, not 1e-18 above or below it.
     low, high = np.quantile(values.round(12), [0.025, 0.975])
     return float(low), float(high)
-
-
-def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """The mean of a value of each sample. Of the differences of two scores it is the paired interval.
-
-    Samples of one value are drawn together, so it takes memory for the different values alone.
-
-    Args:
-        values: [n], at least one.
-    """
-    kinds, counts = np.unique(values, return_counts=True)
-    return Interval(float(np.mean(values)), *middle(draws_of(counts) @ kinds / len(values)))

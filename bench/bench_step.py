@@ -104,17 +104,17 @@ class ThreeWays:
 
     def run(self, way: str) -> dict[str, float]:
         """One step: where its time went. It drops its gradients, so that each finds what the one before found."""
-        clock = self.breakdown
-        clock.start()
-        with clock.watching(self.parts, basic=way == ON):
+        breakdown = self.breakdown
+        breakdown.start()
+        with breakdown.watching(self.parts, basic=way == ON):
             loss = self.loss(way)
-            clock.base(LOSS_BACKWARD)
+            breakdown.base(LOSS_BACKWARD)
             loss.backward()
             del loss
-            clock.base(OPTIMIZER)
+            breakdown.base(OPTIMIZER)
             self.steps[way].update()
-            clock.base(OTHER)
-        return clock.take()
+            breakdown.base(OTHER)
+        return breakdown.take()
 
     def gradient(self, way: str) -> tuple[Tensor, Tensor]:
         """Loss, and the projector's gradient as one vector; weights stay as they are."""

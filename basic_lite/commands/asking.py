@@ -146,7 +146,8 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            help="Run folder, bundle, exported folder, or llava-hf model (folder or hub name).", show_default=False
+            help="Run folder, bundle, exported folder, or a vision-language model (folder or hub name).",
+            show_default=False,
         ),
     ],
     words: Annotated[

@@ -29,7 +29,8 @@ def compare(
     runs; runs that answered different questions, or were scored by different rules, are refused. Questions whose
     pictures one of the runs was trained on are left out.
 
-    Each difference has its 95 % interval (a paired bootstrap over questions, and over runs where a side has several).
+    Each difference has its 95 % interval, from questions that are weighed anew at random, the same for all, and from
+    runs that are drawn anew where a side has several. Scores have the intervals that `eval` shows.
     Two single runs also have McNemar's test: of the questions that one alone has right, is the split uneven beyond
     chance? Beside that stand the losses of the runs at the same steps.
     """

@@ -20,7 +20,7 @@ def demo(
     ] = False,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Then train without BASIC too, and compare both (as long again): compare.html."),
+        typer.Option("--compare", help="Then train with BASIC the other way, on or off (as long again): compare.html."),
     ] = False,
     photos: Annotated[
         Path | None,

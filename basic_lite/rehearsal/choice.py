@@ -45,11 +45,11 @@ def plan_of_run(
     """How a run carries out its steps: as the recipe says, or the fastest way that fits; and what it falls to.
 
     Returns:
-        The recipe with the plan, and what finds the next plan when memory runs out (see ``falls_to``).
+        The recipe with the plan, and what finds the next plan when memory runs out (see ``next_plan_finder``).
     """
     earlier = folder.checkpoint.recipe if folder.checkpoint is not None else None
     settled = settle_plan(recipe, frontend, report, device, say, earlier=earlier, processes=processes)
-    return settled, falls_to(settled, frontend, report, device)
+    return settled, next_plan_finder(settled, frontend, report, device)
 
 
 def settle_plan(
@@ -121,7 +121,7 @@ def planner_here(
     )
 
 
-def falls_to(
+def next_plan_finder(
     recipe: Recipe, frontend: Frontend, report: DataReport, device: torch.device
 ) -> Callable[[Plan], Plan | None] | None:
     """What finds the next plan when a run is out of memory; None on a CPU, whose memory nobody limits.

@@ -11,6 +11,7 @@ from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
 from basic_lite.scoring.looking import SEED
+from basic_lite.scoring.metrics.circular import as_one
 from basic_lite.scoring.questions import Question
 
 # Questions that are asked again, of larger sets a sample: some 4 points to both sides, for twice as many answers.
@@ -64,11 +65,8 @@ def control_sample(questions: Sequence[Question], most: int) -> list[int]:
 
     Rotations of one question stay together.
     """
-    units: dict[str, list[int]] = {}
-    for at, one in enumerate(questions):
-        if one.record.images and one.is_scored:
-            units.setdefault(one.circle or f"{at} alone", []).append(at)
-    chosen = list(units.values())
+    places = [at for at, one in enumerate(questions) if one.record.images and one.is_scored]
+    chosen = [[places[n] for n in unit] for unit in as_one([questions[at].circle for at in places])]
     if sum(map(len, chosen)) > most:
         chosen = random.Random(SEED).sample(chosen, len(chosen))
         while len(chosen) > 1 and sum(map(len, chosen)) > most:

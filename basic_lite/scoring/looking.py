@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from basic_lite.resampling import LEAST_SAMPLES, Interval, mean_interval
+from basic_lite.intervals import difference
+from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimate_of, estimated, percent
 from basic_lite.scoring.prediction import Prediction
 
@@ -118,4 +119,5 @@ def _compared(pairs: Sequence[tuple[float | None, float | None]]) -> tuple[Estim
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not known:
         return None, None
-    return estimated([other for _, other in known]), mean_interval(np.array([one - other for one, other in known]))
+    own, others = np.array(known, dtype=np.float64).T
+    return estimated(others.tolist()), difference(own[None], others[None])

@@ -135,6 +135,7 @@ def made_with(
         "image_dir": None if image_dir is None else os.path.abspath(image_dir),
         "limit": limit,
         "benchmark": asked.benchmark.name if asked.benchmark is not None else None,
+        "instruction": asked.added if asked.benchmark is not None else None,
         "metric": metric,
         "controls": controls,
         "template": chat.template,

@@ -59,7 +59,7 @@ def is_run(model: str) -> bool:
     if (folder / "config.json").is_file() and not (folder / MANIFEST).is_file():
         return False
     if not folder.exists():
-        if _may_be_on_the_hub(model):
+        if may_be_on_the_hub(model):
             return False
         raise UserError(f"there is no folder {model}; {meant_run(folder, fits=_can_speak) or _MODELS}")
     find_bundle(folder, "MODEL")
@@ -70,5 +70,8 @@ def _can_speak(folder: Path) -> bool:
     return _holds_model(folder) or holds_bundle(folder)
 
 
-def _may_be_on_the_hub(name: str) -> bool:
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether a name could be a model's on the hub: it is written so, and there is no such folder."""
+    if Path(name).expanduser().exists():
+        return False
     return name.count("/") == 1 and not name.startswith((".", "~", "/", "runs/")) and not name.endswith("/")

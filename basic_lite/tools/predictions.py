@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.printable import quoted
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.training.answer_file import is_of_another, part_of
 from basic_lite.training.files import sha256, write_json
@@ -16,6 +17,9 @@ from basic_lite.training.places import read_json
 SUMMARY = ".summary.json"
 # In the summary: the digest of the predictions as they were written.
 SHA256 = "predictions_sha256"
+# Settings that say which of the data's questions are asked, and in which words; and those that follow from the data.
+_ASKED = {"benchmark", "image_dir", "instruction", "limit"}
+_DIGESTS = {"data_sha256", "not_known"}
 
 
 def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
@@ -45,17 +49,19 @@ def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
     old = summary["settings"]
     if not settings or old.get("model_sha256") != settings.get("model_sha256"):
         return f"{path} has the answers of another model"
-    if old.get("data_sha256") != settings.get("data_sha256"):
-        return f"{path} has the answers to other data"
     other = [key for key in sorted(old.keys() | settings.keys()) if old.get(key) != settings.get(key)]
     if not other:
         return None
+    # Another limit or instruction makes other questions of the same data, and is named as such.
+    if "data_sha256" in other and ("data" in other or not _ASKED & set(other)):
+        return f"{path} has the answers to other data"
+    other = [key for key in other if key not in _DIGESTS] or other
     changes = ", ".join(f"{key} {_shown(old.get(key))}, now {_shown(settings.get(key))}" for key in other)
     return f"{path} has answers of other settings ({changes})"
 
 
 def _shown(value: object) -> str:
-    return "not given" if value is None else str(value)
+    return "not given" if value is None else quoted(value) if isinstance(value, str) and not value else str(value)
 
 
 def free_place(wanted: Path, settings: Mapping[str, Any]) -> Path:

@@ -11,6 +11,7 @@ from basic_lite.console import Sheet
 from basic_lite.data.problems import shorten
 from basic_lite.errors import UserError
 from basic_lite.scoring.looking import Controls, controls_of
+from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.scoring.metrics.estimate import Estimate, Share, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, MetricName
 from basic_lite.scoring.prediction import Prediction
@@ -130,25 +131,19 @@ class EvalResult:
 
 
 def merged(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions with those of one circle as one, which is as right as its worst."""
-    circles: dict[str, list[Prediction]] = defaultdict(list)
-    for at, one in enumerate(predictions):
-        circles[one.circle or f"{at} alone"].append(one)
-    return [_worst(group) if len(group) > 1 else group[0] for group in circles.values()]
+    """The predictions, those that count as one (``circular.py``) merged."""
+    groups = as_one([one.circle for one in predictions])
+    return [_as_one([predictions[at] for at in group]) if len(group) > 1 else predictions[group[0]] for group in groups]
 
 
-def _worst(circle: Sequence[Prediction]) -> Prediction:
-    def least(scores: Sequence[float | None]) -> float | None:
-        known = [score for score in scores if score is not None]
-        return min(known) if len(known) == len(scores) else None
-
-    score = least([one.score for one in circle])
+def _as_one(circle: Sequence[Prediction]) -> Prediction:
+    score = worst([one.score for one in circle])
     return replace(
         circle[0],
         score=score,
         correct=None if score is None else all(one.correct for one in circle),
-        score_other_picture=least([one.score_other_picture for one in circle]),
-        score_no_picture=least([one.score_no_picture for one in circle]),
+        score_other_picture=worst([one.score_other_picture for one in circle]),
+        score_no_picture=worst([one.score_no_picture for one in circle]),
     )
 
 

@@ -181,11 +181,11 @@ class Breakdown:
 class TimedStream:
     """A target stream under a clock. The pass over layer K is counted as capture, whose bytes it moves."""
 
-    def __init__(self, stream: TargetStream, clock: Breakdown) -> None:
+    def __init__(self, stream: TargetStream, breakdown: Breakdown) -> None:
         self._stream = stream
-        self.add = clock.wrap(CAPTURE, stream.add)
-        self.finish = clock.wrap(CAPTURE, stream.finish)
-        self.loss = clock.wrap(DAS, stream.loss, backward=True)
+        self.add = breakdown.wrap(CAPTURE, stream.add)
+        self.finish = breakdown.wrap(CAPTURE, stream.finish)
+        self.loss = breakdown.wrap(DAS, stream.loss, backward=True)
 
     @property
     def target(self) -> Tensor | None:

@@ -16,7 +16,7 @@ from basic_lite.training.held_out_score import HeldOutScore, Scored
 from basic_lite.training.log import RunLog
 from basic_lite.training.made import Run
 from basic_lite.training.places import log_lines
-from basic_lite.training.progress import clock
+from basic_lite.training.progress import duration_text
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import TrainStep
 from basic_lite.training.time_left import TimeLeft
@@ -137,4 +137,4 @@ class Evaluation:
         if self._told or not left:
             return ""
         self._told = True
-        return f"; so {clock(seconds * left)} for the {left} evaluation{'s' * (left > 1)} left"
+        return f"; so {duration_text(seconds * left)} for the {left} evaluation{'s' * (left > 1)} left"

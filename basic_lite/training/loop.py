@@ -26,7 +26,7 @@ from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
 from basic_lite.training.made import Run
 from basic_lite.training.places import LOG
-from basic_lite.training.plan import Plan, carry_on
+from basic_lite.training.plan import Plan, start_plan
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.samples import HeldOutAnswers
@@ -75,7 +75,7 @@ class Loop:
             run.loaded.parts.image_token_id,
             self.say,
             alone=run.processes.count == 1,
-            carried=carry_on(own, self.progress.lowered(own), run.loaded, run.device, self.say),
+            active=start_plan(own, self.progress.lowered(own), run.loaded, run.device, self.say),
             next_plan=run.next_plan,
         )
         self.evaluation = Evaluation(
@@ -329,7 +329,7 @@ class Loop:
         """Save a checkpoint."""
         generators = self.processes.gather(random_state(self.device))
         self._settle_basic_terms()
-        self.progress.remember(self.recovery.plan, self.recovery.carried.own)
+        self.progress.remember(self.recovery.plan, self.recovery.active.own)
         self.progress.projector_seen = self.check.projector_seen
         self.evaluation.remember(self.progress)
         self.progress.gate = None if self.gate is None else asdict(self.gate.state)

@@ -77,7 +77,7 @@ class Plan:
         return ", ".join(parts)
 
 
-class CarriedOut:
+class ActivePlan:
     """The plan that a loaded model is run by, and the change to another one between two attempts at a step."""
 
     def __init__(self, plan: Plan, loaded: Loaded, device: torch.device) -> None:
@@ -96,15 +96,15 @@ class CarriedOut:
         self.plan = plan
 
 
-def carry_on(own: Plan, lowered: Plan, loaded: Loaded, device: torch.device, say: Say) -> CarriedOut:
+def start_plan(own: Plan, lowered: Plan, loaded: Loaded, device: torch.device, say: Say) -> ActivePlan:
     """Start with the recipe's plan, or with what the run fell to when it ran out of memory before."""
-    carried = CarriedOut(own, loaded, device)
+    active = ActivePlan(own, loaded, device)
     if lowered != own:
         fewer = replace(own, micro_batch=lowered.micro_batch) == lowered
         how = f"a micro-batch of {lowered.micro_batch}" if fewer else str(lowered)
         say(f"the run ran out of memory before: it continues with {how}")
-        carried.change(lowered)
-    return carried
+        active.change(lowered)
+    return active
 
 
 def given_keys(recipe: Recipe) -> frozenset[str]:

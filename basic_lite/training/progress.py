@@ -35,7 +35,7 @@ WARM_UP, MEASURED = 1, 3
 SHORT_S = 10.0
 
 
-def clock(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -65,7 +65,7 @@ class ProgressLine:
 
     def line(self, step: int, total: int) -> Text:
         """The line as it stands; on a narrow terminal several, rather than one whose end is cut off."""
-        left = "?" if self._seconds_left is None else clock(self._seconds_left)
+        left = "?" if self._seconds_left is None else duration_text(self._seconds_left)
         items = [Text(f"{self.label} {step}/{total}", style="bold")]
         if self.console.is_terminal and self.console.width >= BAR_FROM:
             filled = round(12 * step / max(total, 1))
@@ -154,7 +154,7 @@ class Pace:
         each = self._seconds / MEASURED
         if step == self._until and each * self._left >= SHORT_S:
             steps = f"all {self.total:,} steps" if self._left == self.total else f"the {self._left:,} steps left"
-            whole = f"{clock(each * self._left)} for {steps}"
+            whole = f"{duration_text(each * self._left)} for {steps}"
             self.say(
                 f"measured over steps {self._from + 1} to {step}: {each:.2g} s a step, so {whole}; "
                 "evaluations and saving come on top"
@@ -183,6 +183,6 @@ def finished_text(
     loss = f", loss {fell}{losses[-1][1]:.3f}" if losses else ""
     score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""
     return (
-        f"finished: {steps} in {clock(seconds)}{loss}{score}; the trained model is {final}; "
+        f"finished: {steps} in {duration_text(seconds)}{loss}{score}; the trained model is {final}; "
         f"ask it: {command_line(['basic-lite', 'chat', str(run), 'PICTURE'])}"
     )

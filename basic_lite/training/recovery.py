@@ -14,7 +14,7 @@ from basic_lite.data.pixel_table import TABLE
 from basic_lite.errors import OutOfMemory, is_out_of_memory
 from basic_lite.printable import one_line
 from basic_lite.recipe.schema import TrainingSection
-from basic_lite.training.plan import CarriedOut, Plan
+from basic_lite.training.plan import ActivePlan, Plan
 from basic_lite.training.step import Batch
 
 
@@ -52,25 +52,25 @@ class Recovery:
         say: Say,
         *,
         alone: bool,
-        carried: CarriedOut,
+        active: ActivePlan,
         next_plan: Callable[[Plan], Plan | None] | None = None,
     ) -> None:
         """
         Args:
             alone: whether this is the only process. Several can't begin a step again: the others wait for this one.
-            carried: the plan that the run has now.
+            active: the plan that the run has now.
             next_plan: finds the fastest plan that needs less than the one that failed. Where it is None, or fails,
                 micro-batches are halved, and when there is a single sample left all layers are recomputed.
         """
         self.whole, self.global_batch = training.micro_batch, training.global_batch
         self.device, self.image_token_id = device, image_token_id
-        self.alone, self.carried = alone, carried
+        self.alone, self.active = alone, active
         self._say, self._next = say, next_plan
 
     @property
     def plan(self) -> Plan:
         """The run's plan now: its first one, or one that needs less once memory ran out."""
-        return self.carried.plan
+        return self.active.plan
 
     def attempts(
         self,
@@ -112,7 +112,7 @@ class Recovery:
         if new is None:
             others = "" if self.alone else ", in one of several processes: --resume continues from the last checkpoint"
             raise OutOfMemory(f"in {what} with a micro-batch of {samples}{others}", found)
-        self.carried.change(new)
+        self.active.change(new)
         record: dict[str, Any] = {"micro_batch": samples, "now": new.micro_batch}
         if replace(new, micro_batch=old.micro_batch) == old:
             how = (

@@ -9,7 +9,7 @@ from basic_lite.console import Say
 from basic_lite.cores import usable_cores
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import DataSection, Recipe
-from basic_lite.training import breakdown as clock
+from basic_lite.training import breakdown as step_part
 from basic_lite.training.breakdown import Breakdown
 from basic_lite.training.log import RunLog
 from basic_lite.training.progress import MEASURED, SHORT_S, WARM_UP
@@ -21,17 +21,17 @@ BASIC, OPTIMIZER, IDLE = "BASIC", "optimizer", "idle"
 SAVING, EVALUATING, ANSWERING = "saving", "evaluating", "answering"
 # A part of the breakdown → the part that a run logs. Any other is BASIC's.
 PARTS = {
-    clock.DATA: DATA,
-    clock.VISION: TOWER,
-    clock.OTHER: FORWARD,
-    clock.PROJECTOR: FORWARD,
-    clock.LLM: FORWARD,
-    clock.LM_LOSS: FORWARD,
-    clock.LOSS_BACKWARD: BACKWARD,
-    clock.LLM_BACKWARD: BACKWARD,
-    clock.PROJECTOR_BACKWARD: BACKWARD,
-    clock.OPTIMIZER: OPTIMIZER,
-    clock.BETWEEN: IDLE,
+    step_part.DATA: DATA,
+    step_part.VISION: TOWER,
+    step_part.OTHER: FORWARD,
+    step_part.PROJECTOR: FORWARD,
+    step_part.LLM: FORWARD,
+    step_part.LM_LOSS: FORWARD,
+    step_part.LOSS_BACKWARD: BACKWARD,
+    step_part.LLM_BACKWARD: BACKWARD,
+    step_part.PROJECTOR_BACKWARD: BACKWARD,
+    step_part.OPTIMIZER: OPTIMIZER,
+    step_part.BETWEEN: IDLE,
     SAVING: SAVING,
     EVALUATING: EVALUATING,
     ANSWERING: ANSWERING,
@@ -69,7 +69,7 @@ class TimeUse:
         place = number - self.first - WARM_UP - MEASURED - 1
         if place >= 0 and place % AGAIN_AFTER == 0 and number + STEPS - 1 <= self.last:
             self._start(number)
-        self.breakdown.base(clock.BETWEEN)
+        self.breakdown.base(step_part.BETWEEN)
         yield
         if self.breakdown.running and number == self._from + STEPS - 1:
             self._finish(number)
@@ -77,7 +77,7 @@ class TimeUse:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A context around the wait for the next step's data."""
-        with self._base(clock.DATA):
+        with self._base(step_part.DATA):
             yield
 
     @contextmanager
@@ -110,14 +110,14 @@ class TimeUse:
     def _base(self, name: str) -> Iterator[None]:
         self.breakdown.base(name)
         yield
-        self.breakdown.base(clock.BETWEEN)
+        self.breakdown.base(step_part.BETWEEN)
 
     def _start(self, number: int) -> None:
         self._from = number
         self.breakdown.clock.wait()
         self._watching.enter_context(self.breakdown.watching(self.parts, basic=True))
         self._began = time.perf_counter()
-        self.breakdown.start(clock.BETWEEN)
+        self.breakdown.start(step_part.BETWEEN)
 
     def _finish(self, number: int) -> None:
         taken = self.breakdown.take()

@@ -17,6 +17,7 @@ import pytest
 
 import basic_lite.demo.run as demo_run
 from basic_lite.cli import main
+from basic_lite.demo.compare import acted
 from basic_lite.scoring.metrics.exact import normalise
 from tests.support.answers import Prompt
 from tests.support.programs import transformers_answers
@@ -63,9 +64,17 @@ def test_basic_on_and_off_are_compared(tmp_path: Path, capsys: pytest.CaptureFix
         main(["demo", "--out", str(tmp_path / "demo"), "--compare"])
     out = capsys.readouterr().out
     assert not stopped.value.code and "12 questions" in out and "minus BASIC off" in out
-    off = tmp_path / "demo" / "off" / "stage2"
-    assert all("das" not in line for line in steps_of(off))
+    assert "BASIC stayed off in the demo's run" in out and not acted([tmp_path / "demo" / "stage2"])
+    assert all("das" in line for line in steps_of(tmp_path / "demo" / "on" / "stage2"))
     assert "BASIC on against BASIC off" in (tmp_path / "demo" / "compare.html").read_text()
+
+
+def test_whether_basic_acted_is_read_from_the_losses(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "gate": {"open": false}}\n{"step": 1, "lm": 2.0}\n')
+    assert not acted([tmp_path])
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "lm": 2.0, "das": 0.5}\n')
+    assert acted([tmp_path])
 
 
 @pytest.mark.soak

@@ -81,7 +81,7 @@ def test_plans_and_advice_are_for_the_card_that_is_there(tmp_path: Path, monkeyp
     monkeypatch.setattr(choice, "measured_card", lambda device, dtype: CARDS[0])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 << 30))
     assert choice.planner_here(recipe, frontend, data.report, CARD).machine == here
-    falls = choice.falls_to(recipe, frontend, data.report, CARD)
+    falls = choice.next_plan_finder(recipe, frontend, data.report, CARD)
     assert falls is not None and falls(Plan.of(recipe, frontend.layer_count)) is None
     assert [planner.machine for planner in made] == [here]
     advised: list[Machine] = []

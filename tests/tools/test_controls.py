@@ -106,7 +106,7 @@ def test_what_is_said() -> None:
     assert looks.startswith("it looks at the picture: its own one is worth +50 points [+3")
     _, blind, alone = said(*[(1, 1, 1)] * 20 + [(0, 1, 0)] * 2 + [(1, 0, 1)] * 3 + [(0, 0, 0)] * 9)
     assert blind.startswith("it may not look at the picture: its own one instead of another changes the score by +3 ")
-    assert alone.startswith("the questions alone do as well (+0 points [+0, +0])")
+    assert alone.startswith("the questions alone do as well (+0 points [-8, +8])")
     none_right = said(*[(0, 0, 0)] * 20)
     assert none_right[1:] == ["no answer is right, so it can't be told whether it looks at the picture"]
     assert "too few to say" in said(*[(1, 0, 0)] * 15)[1]

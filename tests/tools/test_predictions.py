@@ -126,7 +126,7 @@ def test_a_program_saves_only_where_nothing_is_lost(own: Path, trained: Path) ->
     assert captions.read_text().startswith("image,caption")
     for _ in range(2):  # a notebook's cell may run again
         scores.save(file)
-    with pytest.raises(UserError, match=r"p\.jsonl has the answers to other data"):
+    with pytest.raises(UserError, match=r"p\.jsonl has answers of other settings \(limit not given, now 1"):
         model.evaluate(data, image_dir=own.parent / "images", limit=1).save(file)
     asked(own, out=own.parent / "eval.jsonl", controls=500)
     scores.save(own.parent / "eval.jsonl")  # the same evaluation

@@ -139,7 +139,7 @@ def test_out_of_memory_falls_to_the_next_plan(tmp_path: Path, monkeypatch: pytes
         asked.append(failed)
         return plans[len(asked) - 1]
 
-    monkeypatch.setattr(choice, "falls_to", lambda *rest: next_plan)
+    monkeypatch.setattr(choice, "next_plan_finder", lambda *rest: next_plan)
     console = quiet()
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "loss", little)
@@ -193,7 +193,7 @@ def test_a_planner_that_fails_leaves_the_recovery_without_one(tmp_path: Path, mo
         raise RuntimeError("no such operation\nof fake tensors")
 
     monkeypatch.setattr(TrainStep, "loss", little)
-    monkeypatch.setattr(choice, "falls_to", lambda *rest: fails)
+    monkeypatch.setattr(choice, "next_plan_finder", lambda *rest: fails)
     console = quiet()
     train(tiny_recipe(tmp_path, {"training.gradient_checkpointing": 2, "training.max_steps": 1}), console=console)
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]

@@ -37,6 +37,11 @@ FAMILIES = (
 )
 
 
+def known_family(config: PreTrainedConfig) -> Family | None:
+    """The family of a model, if it is one that is known here."""
+    return next((one for one in FAMILIES if one.fits(config)), None)
+
+
 def family_of(config: PreTrainedConfig, name: str) -> Family:
     """The family of a model.
 
@@ -46,7 +51,7 @@ def family_of(config: PreTrainedConfig, name: str) -> Family:
     Raises:
         UserError: it is of none that is known here; says what was found in its configuration, and what is missing.
     """
-    family = next((one for one in FAMILIES if one.fits(config)), None)
+    family = known_family(config)
     if family is not None:
         return family
     found = [

@@ -32,6 +32,7 @@ class Family:
     separator: str | None = None  # a learned row that fills placeholders between lines of patches
     vision_type: str | None = None  # model type of the vision tower, where two families share ``model_type``
     processor: Any = AutoProcessor  # the class whose ``from_pretrained`` makes inputs of texts and pictures
+    mark: str = ""  # what a text has where a picture goes; empty: the processor's ``image_token``
     prefix: bool = False  # the prompt's tokens attend to one another both ways; only the answer's rows are causal
     notes: tuple[str, ...] = ()  # what the figures mean here
     not_trained: str = ""  # why basic-lite can't train it; empty: it can

@@ -24,6 +24,7 @@ GEMMA3 = Family(
     model_type="gemma3",
     tokens=_tokens,
     views=_views,
+    mark="<start_of_image>",
     not_trained="its projector pools and norms patches, and its visual tokens attend to one another both ways; "
     "basic-lite trains LLaVA's projector before a causal LLM",
 )

@@ -25,6 +25,7 @@ QWEN2_5_VL = Family(
     vision_tower="model.visual",
     projector="model.visual.merger",
     processor=Qwen2_5_VLPictures,
+    mark="<|vision_start|><|image_pad|><|vision_end|>",
     not_trained="its projector is a part of the vision tower, and the number of visual tokens follows the picture's "
     "size; basic-lite trains LLaVA's projector on pictures of one size",
 )

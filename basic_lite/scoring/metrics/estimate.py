@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from basic_lite.resampling import mean_interval
-
-# The 97.5 % point of the normal distribution.
-_Z = 1.959964
+from basic_lite.intervals import mean_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,8 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: what the share among very many such questions may well be."""
-        centre = (self.right + _Z**2 / 2) / (self.n + _Z**2)
-        half = _Z / (self.n + _Z**2) * math.sqrt(self.right * (self.n - self.right) / self.n + _Z**2 / 4)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """95 %, Wilson's (``intervals.py``): what the share among very many such questions may well be."""
+        return wilson(self.right, self.n)
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Mean:
     """The mean score of ``n`` answers, where an answer may be right in part.
 
     Attributes:
-        interval: 95 %, from a bootstrap over the answers.
+        interval: 95 %, as ``intervals.py`` has it.
     """
 
     share: float
@@ -52,7 +47,7 @@ def estimated(scores: Sequence[float]) -> Estimate:
     """The mean of at least one score: a share where each is 0 or 1."""
     if all(score in (0.0, 1.0) for score in scores):
         return Share(int(sum(scores)), len(scores))
-    found = mean_interval(np.asarray(scores))
+    found = mean_interval(np.asarray([scores]))
     return Mean(found.value, len(scores), (found.low, found.high))
 
 

@@ -3,9 +3,7 @@
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
-from basic_lite.resampling import draws_of, middle
+from basic_lite.intervals import f1_interval
 from basic_lite.scoring.metrics.estimate import Estimate, Mean, Share
 
 _NO = {"No", "no", "not"}
@@ -54,7 +52,4 @@ def figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Estimate]:
 
 
 def _f1(hits: int, wrong: int, n: int) -> Mean:
-    draws = draws_of([hits, wrong, n - hits - wrong])
-    some = draws[draws[:, 0] + draws[:, 1] > 0]
-    values = 2 * some[:, 0] / np.maximum(2 * some[:, 0] + some[:, 1], 1)
-    return Mean(2 * hits / (2 * hits + wrong), n, middle(values))
+    return Mean(2 * hits / (2 * hits + wrong), n, f1_interval(hits, wrong))

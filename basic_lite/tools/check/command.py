@@ -24,8 +24,9 @@ from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.check.findings import Example, Finding, lengths, of_pictures, of_records, of_sizes, of_texts
 from basic_lite.tools.check.page import COMMAND, write_check
+from basic_lite.tools.check.places import first_places
 from basic_lite.tools.check.survey import Pictures, survey
-from basic_lite.tools.check.texts import USUAL_TOKENS, Texts
+from basic_lite.tools.check.texts import Texts
 from basic_lite.tools.data.command import Words, frontend_or_why
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
@@ -102,7 +103,7 @@ def check(
         f"looked at as the recipe {data.recipe.name} would train on it",
     ]
     say(facts[0])
-    show(console, _table(found))
+    show(console, _table(found, sources, pictures))
     write_check(target, data.name, facts, found, sources, pictures)
     console.print(printable(f"page with examples: {target}"), soft_wrap=True, markup=False)
     return found
@@ -152,10 +153,13 @@ def read(data: Data, records: Records, say: Say) -> DataReport:
     return check_data(records, encoder, section, progress=counter(name), say=say, pictures=True)
 
 
-def _special(frontend: Frontend | None) -> Sequence[str]:
+def _special(frontend: Frontend | None) -> set[str]:
+    """The model's special tokens; a single letter is none that a text could hold by mistake."""
     if frontend is None:
-        return USUAL_TOKENS
-    return [str(token) for token in frontend.tokenizer.all_special_tokens if len(str(token)) > 1]
+        return set()
+    added = frontend.tokenizer.added_tokens_decoder.values()
+    tokens = {*map(str, frontend.tokenizer.all_special_tokens), *(str(one) for one in added if one.special)}
+    return {token for token in tokens if len(token) > 1}
 
 
 def findings(
@@ -219,11 +223,13 @@ def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Fin
     )  # fmt: skip
 
 
-def _table(found: Sequence[Finding]) -> Sheet:
+def _table(found: Sequence[Finding], sources: Sequence[Records], pictures: Pictures) -> Sheet:
     table = Sheet(("finding", "how much", ""), text=("how much",))
     for before, one in zip([None, *found], found, strict=False):
         if before is not None and before.kind != one.kind:
             table.end_section()
         text = f"{one.text}; {one.mend}" if one.mend else one.text
+        if one.kind != "fact" and (first := first_places(one, sources, pictures)):
+            text = f"{text}. First: {first}"
         table.add(one.name, one.count, text, style="bold" if one.kind == "bad" else "")
     return table

@@ -30,11 +30,13 @@ class Example:
     Attributes:
         record: its index, and 1 for the file for evaluation.
         pictures: numbers of pictures that are shown.
+        place: of a record that can't be read, with its id.
     """
 
     text: str = ""
     record: tuple[int, int] | None = None
     pictures: tuple[int, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def of_records(report: DataReport, section: DataSection, source: int = 0) -> Ite
             mend = f"raise data.max_length (now {section.max_length:,}; more memory)"
         yield Finding(
             "bad", f"{of}records: {kind}", _of(len(problems), report.total), f"these {can_not}",
-            f"{mend}, or leave them out with {key}=drop", [Example(str(one)) for one in problems[:MOST_EXAMPLES]],
+            f"{mend}, or leave them out with {key}=drop", [_broken(one) for one in problems[:MOST_EXAMPLES]],
         )  # fmt: skip
     cut = np.flatnonzero(report.cut)
     if len(cut):
@@ -85,6 +87,11 @@ def of_records(report: DataReport, section: DataSection, source: int = 0) -> Ite
             [Example(f"{report.cut[at]:,} tokens are cut", (int(report.kept[at]), source))
              for at in cut[:MOST_EXAMPLES]],
         )  # fmt: skip
+
+
+def _broken(problem: RecordProblem) -> Example:
+    text = f"{problem.what}; {problem.mend}" if problem.mend else problem.what
+    return Example(text, place=problem.place)
 
 
 def lengths(report: DataReport, tokens_per_image: int) -> Finding:
@@ -103,8 +110,10 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
         (texts.blank, "blank answers", "an answer of these has no text", "write it, or take the turn out"),
         (texts.repeating, "endless answers", "a long answer says the same again and again, and so will the model",
          "take them out, or cut them where they begin to repeat"),
-        (texts.with_token, "special tokens in text", f"the model reads these as its own marks: {_tokens(texts)}",
-         "take them out of the texts; a format's marks belong to data.template"),
+        (texts.with_token, "special tokens in text",
+         f"marks of a model or of a chat format are written in questions or answers: {_tokens(texts)}. They are read "
+         "as plain letters, and the model learns to write them",
+         "take them out of the texts; marks come from data.template, and <image> belongs in questions alone"),
     ):  # fmt: skip
         if kind.count:
             examples = [Example("", (place, 0)) for place in kind.places[:MOST_EXAMPLES]]

@@ -11,6 +11,7 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.printable import one_line
 from basic_lite.tools.check.findings import Example, Finding
+from basic_lite.tools.check.places import place_of
 from basic_lite.tools.check.survey import Pictures
 from basic_lite.tools.report.html import fill, mark_of, write_page
 
@@ -45,10 +46,10 @@ def write_check(
 
 
 def _shown(example: Example, sources: Sequence[Records], seen: Pictures) -> Shown:
-    place, turns, pictures = "", [], []
+    place, turns, pictures = example.place, [], []
     if example.record is not None:
         index, source = example.record
-        place = sources[source].place(index)
+        place = place_of(sources[source], index)
         try:
             record = sources[source][index]
         except RecordProblem:

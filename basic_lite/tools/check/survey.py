@@ -1,5 +1,6 @@
 """One pass over the records: their texts, and each of their pictures once."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from basic_lite.data.digests import DIGEST_BYTES
 from basic_lite.data.images import ImageRef, picture_key
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Records
@@ -40,16 +42,23 @@ class Pictures:
     places: list[Place] = field(default_factory=list)
     problems: dict[int, BadImage] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
-    _found: list[Fingerprint] = field(default_factory=list)
-    _of: list[int] = field(default_factory=list)
+    # Of the readable ones in a row, 232 bytes each: digests, hashes, thumbnails, sizes.
+    _digests: bytearray = field(default_factory=bytearray)
+    _hashes: bytearray = field(default_factory=bytearray)
+    _thumbs: bytearray = field(default_factory=bytearray)
+    _sizes: "array[int]" = field(default_factory=lambda: array("i"))
+    _of: "array[int]" = field(default_factory=lambda: array("q"))
 
     def keep(self, number: int, one: Fingerprint | BadImage) -> None:
         """What was found of a picture."""
         if isinstance(one, BadImage):
             self.problems[number] = one
-        else:
-            self._found.append(one)
-            self._of.append(number)
+            return
+        self._digests += one.digest
+        self._hashes += one.hash.tobytes()
+        self._thumbs += one.thumb.tobytes()
+        self._sizes.extend((one.width, one.height))
+        self._of.append(number)
 
     @property
     def readable(self) -> NDArray[np.int64]:
@@ -59,15 +68,16 @@ class Pictures:
     @property
     def sizes(self) -> NDArray[np.int64]:
         """[m, 2], width and height of the readable ones."""
-        return np.array([(one.width, one.height) for one in self._found], dtype=np.int64).reshape(-1, 2)
+        return np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
 
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Two labels [m] of the readable ones: equal for equal files, and equal for pictures that look alike."""
-        first: dict[bytes, int] = {}
-        same = np.array([first.setdefault(one.digest, at) for at, one in enumerate(self._found)], dtype=np.int64)
-        chosen = np.unique(same)
-        hashes = np.array([self._found[at].hash for at in chosen], dtype=np.uint8).reshape(-1, HASH_BYTES)
-        thumbs = np.array([self._found[at].thumb for at in chosen], dtype=np.uint8).reshape(-1, 3 * THUMB_SIDE**2)
+        digests = np.frombuffer(self._digests, dtype=f"V{DIGEST_BYTES}")
+        _, chosen, kind = np.unique(digests, return_index=True, return_inverse=True)
+        same = chosen[kind]
+        chosen = np.sort(chosen)
+        hashes = np.frombuffer(self._hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)[chosen]
+        thumbs = np.frombuffer(self._thumbs, dtype=np.uint8).reshape(-1, 3 * THUMB_SIDE**2)[chosen]
         labels = chosen[alike(hashes, thumbs)] if len(chosen) else chosen
         return same, labels[np.searchsorted(chosen, same)]
 

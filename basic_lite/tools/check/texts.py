@@ -20,17 +20,16 @@ _LONG, _REPEATS = 400, 0.12
 _KEPT = 60
 # A question is common from so many times on.
 COMMON = 5
-# Special tokens of the usual models, where the model's own tokenizer isn't here.
+# Special tokens of common chat formats. They are looked for beside those of the model's own tokenizer: data is often
+# made with another model.
 USUAL_TOKENS = (
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "</s>",
-    "<s>",
-    "[INST]",
-    "[/INST]",
-    "<|eot_id|>",
-    "<pad>",
+    *("<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>"),
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|endofprompt|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<end_of_utterance>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|image|>", "<|image_1|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<video>", "<IMG_CONTEXT>"),
 )
 
 
@@ -67,12 +66,14 @@ class Texts:
     """Facts of texts, record by record.
 
     Args:
-        special: texts that stand for special tokens of the model.
+        special: further texts that stand for special tokens: those of the model.
     """
 
-    def __init__(self, special: Collection[str] = USUAL_TOKENS) -> None:
-        longest_first = sorted(set(special) - {IMAGE_PLACEHOLDER}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    def __init__(self, special: Collection[str] = ()) -> None:
+        tokens = {*USUAL_TOKENS, *special, IMAGE_PLACEHOLDER}
+        self._in_answers = _any_of(tokens)
+        # In a question it stands where a picture goes.
+        self._in_questions = _any_of(tokens - {IMAGE_PLACEHOLDER})
         self.blank, self.repeating, self.with_token = Counted(), Counted(), Counted()
         self.tokens: Counter[str] = Counter()
         self.scripts: Counter[str] = Counter()
@@ -86,9 +87,10 @@ class Texts:
         said: list[str] = []
         for turn in record.turns:
             text = turn.text
-            if found := self._special.search(text):
+            special = self._in_questions if turn.role == "human" else self._in_answers
+            if found := special.findall(text):
                 token = True
-                self.tokens[found[0]] += 1
+                self.tokens.update(found)
             if turn.role != "gpt":
                 asked = text
                 continue
@@ -131,6 +133,10 @@ class Texts:
             (int(records[starts[common][at]]), int(sizes[common][at]), float(shares[at])) for at in ranked.tolist()
         ]
         return Prior(int(sizes[common].sum()), int(best[common].sum()), worst)
+
+
+def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
 def is_repetitive(text: str) -> bool:

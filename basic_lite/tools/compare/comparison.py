@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basic_lite.errors import UserError
+from basic_lite.intervals import difference, mean_interval
 from basic_lite.resampling import LEAST_SAMPLES, Interval
-from basic_lite.tools.compare.answers import in_common, scores_of, trained_on
+from basic_lite.tools.compare.answers import Answers, scores_of, trained_on
 from basic_lite.tools.compare.losses import Losses, losses_of
-from basic_lite.tools.compare.statistics import McNemar, difference, mcnemar, mean_interval
+from basic_lite.tools.compare.mcnemar import McNemar, mcnemar
+from basic_lite.tools.compare.same_questions import in_common
 from basic_lite.tools.runs import short_path
 
 # With fewer runs a side, drawing among them shows too little of how runs with other seeds differ.
@@ -129,8 +131,7 @@ def compared(sides: Sequence[Side]) -> Comparison:
     elif seen:
         notes.append("the pictures of all questions were trained on, so this says nothing of new ones")
         kept = list(range(len(digests)))
-    if len({one.data_sha256 for one in flat}) > 1:
-        notes.append("the questions are the same word for word; their pictures' files lie elsewhere or are newer")
+    notes += _asked_otherwise(flat)
     digests, scores = [digests[at] for at in kept], scores[:, kept]
     stacks = _grouped(scores, sides)
     several = sum(len(stack) > 1 for stack in stacks)
@@ -149,6 +150,16 @@ def compared(sides: Sequence[Side]) -> Comparison:
         right=np.stack([stack.mean(axis=0) for stack in stacks]),
         notes=list(dict.fromkeys(notes)),
     )
+
+
+def _asked_otherwise(answers: Sequence[Answers]) -> Iterator[str]:
+    """What differs in how the same questions were asked."""
+    for key in ("template", "max_new_tokens"):
+        values = list(dict.fromkeys(str(one.settings.get(key)) for one in answers))
+        if len(values) > 1:
+            yield f"they were asked with different {key} ({', '.join(values)}), which changes answers"
+    if len({one.settings.get("data_sha256") for one in answers}) > 1:
+        yield "the questions are the same word for word; their pictures' files lie elsewhere or are newer"
 
 
 def _grouped(values: Any, sides: Sequence[Side]) -> list[Any]:

@@ -15,8 +15,10 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
+from basic_lite.tools.model_argument import may_be_on_the_hub
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.bundle_files import Bundle, open_bundle
+from basic_lite.training.places import MANIFEST
 
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -69,6 +71,7 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
 
 
 def _finished_bundle(run: Path) -> Bundle:
+    _require_run(run)
     bundle = open_bundle(run)
     total = int(bundle.manifest["total_steps"])
     if bundle.folder != run and bundle.step < total:
@@ -77,6 +80,17 @@ def _finished_bundle(run: Path) -> Bundle:
             f"`basic-lite train … --resume`, or name the checkpoint: {bundle.folder}"
         )
     return bundle
+
+
+def _require_run(run: Path) -> None:
+    """Refuse a model of transformers, on disk or on the hub: there is nothing in it to merge."""
+    known = (run / "config.json").is_file() and not (run / MANIFEST).is_file()
+    if known or may_be_on_the_hub(run.as_posix()):
+        here = "is a model as transformers reads it" if known else "is no folder here, but may be a name on the hub"
+        raise UserError(
+            f"{run} {here}: export takes a run of basic-lite and writes it as such a model; give a run folder "
+            "(runs/NAME), or ask the model as it is with `basic-lite chat`"
+        )
 
 
 def write_settings(folder: Path, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import ImageRef, open_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records, Turn
-from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.errors import UserError
 from basic_lite.supervision.separators import without_separators
 from basic_lite.tools.inspect.of_folder import OpenModel
+from basic_lite.tools.written import Writer
 
 # As many as a run looks at.
 SAMPLES = 64
@@ -23,8 +24,6 @@ SAMPLES = 64
 QUESTION = "Describe this picture in one sentence."
 # Tokens of a description at most.
 DESCRIBED = 64
-# A template may loop. Pictures of many tiles take some seconds.
-_MOST_SECONDS = 60
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -35,6 +34,12 @@ class Conversations:
     opened: OpenModel
     tokens: list[float] = field(default_factory=list)  # a picture's, the mean of its sample
     names: list[str] = field(default_factory=list)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """What writes them."""
+        placeholder = self.opened.tokenizer.convert_ids_to_tokens(self.opened.parts.image_token_id)
+        return Writer(self.opened.processor, self.opened.name, self.opened.family, [str(placeholder)])
 
     def samples(self, records: Records, count: int, say: Say) -> Iterator[dict[str, Tensor]]:
         """``count`` samples with pictures, always the same ones. Records that can't be read are left out, and told.
@@ -102,41 +107,19 @@ class Conversations:
 
     def _template(self, turns: list[Turn], pictures: list[Any], *, answered: bool) -> dict[str, Tensor]:
         """What the chat template makes of a conversation."""
-        processor, name, left = self.opened.processor, self.opened.name, iter(pictures)
-        if not getattr(processor, "chat_template", None):
-            raise UserError(
-                f"{name} has no chat template for pictures (chat_template.jinja, or processor_config.json), so "
-                "conversations can't be written as it knows them; add the template of its authors"
-            )
+        left = iter(pictures)
         messages = [{"role": _ROLES[turn.role], "content": list(self._content(turn.text, left))} for turn in turns]
-        try:
-            with at_most(_MOST_SECONDS):
-                made = processor.apply_chat_template(
-                    messages, add_generation_prompt=not answered, tokenize=True, return_dict=True, return_tensors="pt"
-                )
-        except TookTooLong as error:
-            raise UserError(f"the chat template of {name} comes to no end with a conversation; take another") from error
-        except Exception as error:  # a template is a program: it raises whatever it calls raises
-            reason = " ".join(str(error).split())
-            raise UserError(f"the chat template of {name} refuses a conversation: {reason}") from error
-        return self._moved(made)
+        return self._moved(self.writer.inputs(messages, answered=answered))
 
     def _content(self, text: str, pictures: Iterator[Any]) -> Iterator[dict[str, Any]]:
         """A turn's texts and pictures."""
         first, *rest = text.split(IMAGE)
         if first.strip():
-            yield {"type": "text", "text": self._plain(first)}
+            yield {"type": "text", "text": self.writer.plain(first)}
         for part in rest:
             yield {"type": "image", "image": next(pictures)}
             if part.strip():
-                yield {"type": "text", "text": self._plain(part.removeprefix("\n"))}
-
-    def _plain(self, text: str) -> str:
-        # Written out in a text, they would be counted as pictures.
-        own = str(getattr(self.opened.processor, "image_token", "<image>"))
-        for token in (own, self.opened.tokenizer.convert_ids_to_tokens(self.opened.parts.image_token_id)):
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+                yield {"type": "text", "text": self.writer.plain(part.removeprefix("\n"))}
 
     def _prefixed(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
         """A prompt with its answer; all that is asked and said before the last answer is the prompt."""
@@ -145,16 +128,11 @@ class Conversations:
 
     def _with_marks(self, asked: list[Turn]) -> str:
         """The turns as one prompt with the processor's mark for each picture, and no line break after a picture."""
-        text = "\n".join(self._plain(turn.text) for turn in asked)
+        text = "\n".join(self.writer.plain(turn.text) for turn in asked)
         return text.replace(f"{IMAGE}\n", IMAGE).replace(IMAGE, self.opened.processor.image_token)
 
     def _processed(self, **given: Any) -> dict[str, Tensor]:
-        try:
-            made = self.opened.processor(**given, return_tensors="pt")
-        except Exception as error:  # the model's own, with its own reasons
-            reason = " ".join(str(error).split())
-            raise UserError(f"the processor of {self.opened.name} refuses a conversation: {reason}") from error
-        return self._moved(made)
+        return self._moved(self.writer.processed(**given))
 
     def _moved(self, made: Any) -> dict[str, Tensor]:
         # Only numbers with a fraction change their type.

@@ -18,6 +18,7 @@ from basic_lite.model.load import pick_dtype, quantization_config, read_checkpoi
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import QuantizationSection, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
+from basic_lite.tools.written import read_processor
 
 KEY = "MODEL"
 TOO_LITTLE = "out of memory; take --quantization nf4, --dtype bfloat16, or --device cpu"
@@ -95,7 +96,7 @@ def open_model(name: str, family: Family, device: torch.device, dtype: str, quan
     Raises:
         UserError: its files can't be read, or there is too little memory.
     """
-    processor = _read_processor(name, family)
+    processor = read_processor(name, family)
     chosen = pick_dtype(dtype, device)
     mode = QuantizationSection.model_validate({"mode": quantization})
     skip = [family.vision_tower, family.projector, "lm_head"]
@@ -122,24 +123,3 @@ def _require_whole_ends(model: Any, family: Family) -> None:
                 f"{place} of {type(model).__name__} came out in 4 bit, and only the LLM's layers may: v would be "
                 "another one; leave --quantization out"
             )
-
-
-def _read_processor(name: str, family: Family) -> Any:
-    try:
-        # torchvision is no dependency, and resizes in another way.
-        processor = family.processor.from_pretrained(name, backend="pil", trust_remote_code=False)
-    except Exception as error:  # files of others may be wrong in any way
-        if "num2words" in str(error):
-            raise UserError(f'the processor of {name} needs num2words: pip install -e ".[inspect]"') from error
-        if "torchvision" in str(error).lower():
-            raise UserError(
-                f"transformers has no processor for {family.name} without torchvision, which isn't installed here; "
-                "install it from the index that your torch is from: another build of it breaks both"
-            ) from error
-        raise unreadable(name, KEY, error, what="processor") from error
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise UserError(
-            f"{name} has no processor for texts and pictures (a {type(processor).__name__} was found); fetch its "
-            "preprocessor_config.json and tokenizer as its authors publish them"
-        )
-    return processor

@@ -53,11 +53,11 @@ class Chart:
         lines = [line for line in lines if line.points]
         if not lines:
             return ""
-        across, up = (
-            Scale.of([x for line in lines for x, _ in line.points]),
-            Scale.of(_heights(lines), log=self.log_y),
-        )
-        parts = [*self._grid(across, up)]
+        places = {x for line in lines for x, _ in line.points}
+        across, up = Scale.of(list(places)), Scale.of(_heights(lines), log=self.log_y)
+        if len(places) == 1:  # nothing leads to the points, so they don't stand on the edge
+            up = up.with_margin()
+        parts = [*self._grid(across, up, places)]
         for number, line in enumerate(lines):
             parts += _draw(line, number, across, up)
         body = "".join(parts)
@@ -70,14 +70,15 @@ class Chart:
         drawn = [line for line in self.lines if _drawable(line, log_y=self.log_y).points]
         return [(number, line.name) for number, line in enumerate(drawn)]
 
-    def _grid(self, across: "Scale", up: "Scale") -> list[str]:
+    def _grid(self, across: "Scale", up: "Scale", places: set[float]) -> list[str]:
         bottom, parts = HEIGHT - BOTTOM, []
         for value in up.ticks(4):
             y = _y(up, value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
         named: list[tuple[float, str]] = [(value, name) for value, name in enumerate(self.x_names)]
-        named = named or [(value, _short(value)) for value in across.ticks(5)]
+        # Where all points are at one place, that is all there is to say of the axis.
+        named = named or [(value, _short(value)) for value in (across.ticks(5) if len(places) > 1 else places)]
         few = max(1, math.ceil(len(named) / 12))
         for number, (value, name) in enumerate(named):
             if number % few == 0 or number == len(named) - 1:
@@ -106,7 +107,14 @@ class Scale:
         low, high = min(values), max(values)
         if log:
             return cls(math.log10(low), max(math.log10(high), math.log10(low) + 1e-6), log=True)
-        return cls(low, high if high > low else low + (abs(low) or 1))
+        if low == high:  # in the middle
+            return cls(low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1))
+        return cls(low, high)
+
+    def with_margin(self) -> "Scale":
+        """The same with room below and above."""
+        room = 0.15 * (self.high - self.low)
+        return Scale(self.low - room, self.high + room, self.log)
 
     def at(self, value: float) -> float:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)

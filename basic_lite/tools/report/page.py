@@ -18,7 +18,7 @@ from basic_lite.tools.runs import known_before
 from basic_lite.training.best_text import best_of
 from basic_lite.training.evaluation import RISE
 from basic_lite.training.places import REPORT
-from basic_lite.training.progress import clock
+from basic_lite.training.progress import duration_text
 
 # Dropped records that are shown; all of them are in the run's data.json.
 MOST_DROPPED = 50
@@ -107,7 +107,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     if (seconds := facts.train_seconds) is not None:
         speed = facts.series("tokens_per_s")
         note = f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second" if speed else ""
-        yield Card("Time of the steps", clock(seconds) if seconds >= 60 else f"{seconds:.1f} s", note)
+        yield Card("Time of the steps", duration_text(seconds) if seconds >= 60 else f"{seconds:.1f} s", note)
 
 
 def _basic(facts: RunFacts) -> tuple[str, str]:

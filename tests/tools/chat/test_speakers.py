@@ -183,7 +183,7 @@ def test_an_unfinished_run_says_so(run_speaker: RunSpeaker, trained: Path, tmp_p
         ("some/model", "auto", "can't read the model some/model"),
         ("{empty}", "auto", "holds no bundle"),
         ("{run}", "float32", "--dtype is for exported"),
-        ("{llm}", "auto", "can't read the model"),
+        ("{llm}", "auto", "is a llama model, and transformers knows none of these that sees pictures"),
     ],
 )
 def test_models_that_cannot_be_opened(trained: Path, tmp_path: Path, name: str, dtype: str, says: str) -> None:

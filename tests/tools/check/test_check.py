@@ -83,6 +83,30 @@ def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None
     assert "small.jpg" in page.text and "asked 8 times" in page.text and "<script" not in text
 
 
+def test_the_terminal_names_the_records(
+    made: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By file, number and id, of all kinds of findings: a broken record, a text, a picture, a pair of pictures."""
+    more = [one("none.png", "x ?", "y"), one("copy.png", "x ?", "in the <image>"), one("broken.png", "x ?", "y")]
+    more += [one(f"{n}.png", "x ?", "a </s> b") for n in range(4)]
+    path = made(*[{**record, "id": f"no{n}"} for n, record in enumerate(more)])
+    shutil.copy(path.parent / "0.png", path.parent / "copy.png")
+    (path.parent / "broken.png").write_bytes((path.parent / "2.png").read_bytes()[:200])
+    check(Path("data/list.json"), base=DEMO, console=Console())
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["records: bad image"].endswith("First: data/list.json, record 21 (id no0)")
+    tokens = lines["special tokens in text"]
+    assert "</s> (4), <image> (1)" in tokens and tokens.endswith(
+        "First: data/list.json, record 22 (id no1); data/list.json, record 24 (id no3); "
+        "data/list.json, record 25 (id no4); …"
+    )
+    assert lines["unreadable pictures"].endswith("First: data/list.json, record 23 (id no2)")
+    pair = "0.png (data/list.json, record 1) and copy.png (data/list.json, record 22 (id no1))"
+    assert lines["pictures twice"].endswith(f"First: {pair}") and "First" not in lines["scripts"]
+    text = PageText((tmp_path / "list_check.html").read_text()).text
+    assert "record 21 (id no0)" in text and "record 22 (id no1)" in text
+
+
 def test_held_out_pictures_that_are_trained_on(made: Callable[..., Path]) -> None:
     """All pictures have a copy under another name, so what is held out is trained on, or its copy is held out too."""
     path = made(*[one(f"copy{n}.png", "x ?", "y") for n in range(20)])

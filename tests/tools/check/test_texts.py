@@ -9,7 +9,7 @@ import pytest
 
 from basic_lite.data.record import Record, Turn
 from basic_lite.scoring.metrics.exact import normalise
-from basic_lite.tools.check.texts import COMMON, Texts, is_repetitive, script_of
+from basic_lite.tools.check.texts import COMMON, USUAL_TOKENS, Texts, is_repetitive, script_of
 
 
 def record(*pairs: tuple[str, str]) -> Record:
@@ -49,13 +49,27 @@ def test_blank_endless_and_marked() -> None:
         record(("a", "b"), ("c", " \n")),
         record(("a", "and so on, " * 60)),
         record(("a </s> b", "c")),
-        record(("a", "<image> is fine, <|im_end|> isn't")),
+        record(("a", "so <|im_end|> and <|eot_id|>, <|eot_id|>")),
     ]
     texts = texts_of(records)
     assert (texts.blank.places, texts.repeating.places, texts.with_token.places) == ([1], [2], [3, 4])
-    assert texts.tokens == {"</s>": 1, "<|im_end|>": 1} and texts.answers == 6
-    assert texts_of(records, special=["<image>"]).with_token.count == 0
-    assert texts_of(records, special=["so on"]).with_token.places == [2]
+    assert texts.tokens == {"</s>": 1, "<|im_end|>": 1, "<|eot_id|>": 2} and texts.answers == 6
+    assert texts_of(records, special=["so on"]).with_token.places == [2, 3, 4]
+
+
+def test_a_picture_belongs_into_a_question_alone() -> None:
+    """<image> there stands for a picture; in an answer, or what the system says, it is only letters."""
+    system = Record(1, "", "x", (), (Turn("system", "look at <image>"), Turn("human", "a"), Turn("gpt", "b")))
+    records = [record(("<image>\nwhat?", "a cat")), record(("what?", "in the <image> is a cat")), system]
+    texts = texts_of(records, special=["<image>"])
+    assert texts.with_token.places == [1, 2] and texts.tokens == {"<image>": 2}
+
+
+@pytest.mark.parametrize("token", USUAL_TOKENS)
+def test_marks_of_other_models_are_known(token: str) -> None:
+    """Where the tokenizer is another one's too: data is made with many models."""
+    for one in (record((f"a {token} b", "c")), record(("a", f"b{token}"))):
+        assert texts_of([one], special=["<own>"]).tokens == {token: 1}
 
 
 def test_what_repeats_and_what_does_not() -> None:

@@ -19,6 +19,7 @@ from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.compare.losses import losses_of
 from basic_lite.tools.predictions import write_predictions
+from basic_lite.tools.report.charts import Chart, Line
 from tests.support.pages import PageText
 
 KINDS = ("colour", "count")
@@ -27,15 +28,16 @@ KINDS = ("colour", "count")
 def answered(run: Path, right: str, *, name: str = "held-out", words: str = "what", **changed: Any) -> Path:
     """A run's predictions: one question for each letter of ``right``, r or w."""
     trained, metric = changed.pop("trained_on", ""), changed.pop("metric", "exact")
+    added, digest = changed.pop("added", ""), changed.pop("data_sha256", "d")
     rows = [
         Prediction(
-            n + 1, str(n), KINDS[n % 2], [f"{n}.png"], f"{words} {n}?", "red", "red" if mark == "r" else "<b>blue",
-            mark == "r", trained_on=str(n) in trained,
+            n + 1, str(n), KINDS[n % 2], [f"{n}.png"], f"{words} {n}?{added}", "red",
+            "red" if mark == "r" else "<b>blue", mark == "r", trained_on=str(n) in trained,
         )
         for n, mark in enumerate(right)
     ]  # fmt: skip
     path = run / f"predictions_{name}_final.jsonl"
-    settings = {"data": name, "data_sha256": changed.pop("data_sha256", "d")}
+    settings = {"data": name, "data_sha256": digest, **changed}
     write_predictions(rows, {"settings": settings, "metric": metric}, path)
     return path
 
@@ -148,6 +150,45 @@ def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.Capture
     assert "no run folder" in refused(one, third, capsys=capsys)
 
 
+def test_what_differs_is_said(runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Another limit or instruction isn't other data, and other data is named."""
+    one, other = runs("rwrw", "rrrr")
+    answered(other, "rr", limit=2)
+    text = refused(one, other, capsys=capsys)
+    assert "all questions, and" in text and "2 questions (--limit 2), of the same data" in text
+    assert "evaluate both with one --limit" in text and "different questions" not in text
+    answered(other, "rrrr", added="\nAnswer with one word.")
+    text = refused(one, other, capsys=capsys)
+    assert "the first adds nothing, the second ends each question with 'Answer with one word.'" in text
+    assert "--instruction" in text
+    answered(one, "rwrw", added="\nAnswer shortly.")
+    assert "the first ends each question with 'Answer shortly.', the second" in refused(one, other, capsys=capsys)
+    answered(one, "rwrw", name="mine", data="/home/me/mine.json")
+    (next(one.glob("*held*.jsonl"))).unlink()
+    answered(other, "rrrr", name="yours", words="who", data="/srv/yours.json")
+    path = next(other.glob("*yours*.jsonl"))
+    path.write_text(path.read_text().replace(".png", ".jpg"))
+    text = refused(next(one.glob("*mine*.jsonl")), path, capsys=capsys)
+    assert "answer different questions (mine.json and yours.json): 4 of 4" in text
+
+
+def test_what_was_asked_otherwise_is_noted(runs: Callable[..., list[Path]]) -> None:
+    one, other = runs("rwrw", "rrrr")
+    answered(other, "rrrr", max_new_tokens=64)
+    (note,) = compared(sides_of([one, other], [])).notes
+    assert note == "they were asked with different max_new_tokens (None, 64), which changes answers"
+
+
+def test_one_place_on_an_axis_is_in_its_middle(runs: Callable[..., list[Path]]) -> None:
+    """As where the held-out loss was measured once: one tick below it, and none beside it."""
+    chart = Chart("says", "step", "nats", [Line("a", [(100, 2.0)]), Line("b", [(100, 1.0)])]).svg()
+    ticks = re.findall(r'<text x="([\d.]+)" y="206" text-anchor="middle">([^<]*)<', chart)
+    assert [name for _, name in ticks] == ["100"]
+    assert {float(x) for x in re.findall(r'cx="([\d.]+)"', chart)} == {float(ticks[0][0])} == {(52 + 468) / 2}
+    alone = Chart("says", "step", "nats", [Line("a", [(100, 2.0)])]).svg()
+    assert re.findall(r'cy="([\d.]+)"', alone) == ["101.0"]
+
+
 def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     a, b, c = runs("r", "r", "r")
     logged(a, {1: 4, 2: 3, 3: 2}, {3: 1})
@@ -177,7 +218,7 @@ def test_held_out_losses_of_other_records_are_not_alike(runs: Callable[..., list
 
 
 def test_the_page_is_whole_and_needs_nothing(runs: Callable[..., list[Path]], tmp_path: Path) -> None:
-    places = runs("rw" * 20, "rr" * 20, "ww" * 20)
+    places = runs("rw" * 20, "rr" * 20, "ww" * 20, data="/home/somebody/secret/questions.json")
     for n, place in enumerate(places):
         logged(place, {step: 3 / step + n for step in range(1, 200)}, {100: 1.0})
     out = tmp_path / "compare.html"
@@ -186,6 +227,7 @@ def test_the_page_is_whole_and_needs_nothing(runs: Callable[..., list[Path]], tm
         compare(sides_of(places, []), out, Console(file=nowhere))  # its own page is replaced
     text = out.read_text()
     page = PageText(text)
+    assert "of questions.json" in page.text and "somebody" not in text and "secret" not in text
     assert page.links == [] and "<script" not in text and "<b>blue" not in text and "&lt;b&gt;blue" in text
     for words in ("run1 right, run0 wrong: 20", "run2 against run0", "worse", "better"):
         assert words in page.text

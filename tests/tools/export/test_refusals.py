@@ -61,6 +61,13 @@ def test_no_run(tmp_path: Path) -> None:
     assert "there is no folder" in refused(tmp_path / "nothing", tmp_path / "out")
 
 
+def test_a_model_of_transformers_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for place, says in ((tmp_path, "is a model as transformers reads it"), (Path("some/vlm"), "is no folder here")):
+        message = refused(place, tmp_path / "out")
+        assert says in message and "export takes a run of basic-lite" in message
+
+
 def test_a_base_that_cannot_be_found(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "llm")
     message = refused(run, tmp_path / "out")

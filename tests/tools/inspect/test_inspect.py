@@ -223,6 +223,22 @@ def test_a_model_without_a_template_is_refused(place: Path, tmp_path: Path) -> N
         looked(tmp_path / "llava", data=place / "data.json", image_dir=place / "images")
 
 
+def test_a_template_for_texts_alone(place: Path, tmp_path: Path) -> None:
+    """It gives what a template with pictures gives, on pictures and on data."""
+    write_llava_with_template(tmp_path / "llava")
+    template = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+    )
+    (tmp_path / "llava" / "chat_template.jinja").write_text(template)
+    found, _ = looked(tmp_path / "llava", place / "images" / "0.png")
+    assert found.look is not None and found.look.curve.samples == 1
+    options: dict[str, Any] = {"data": place / "data.json", "image_dir": place / "images", "samples": 3}
+    found, _ = looked(tmp_path / "llava", **options)
+    assert found.look is not None and found.look.curve.samples == 3 and found.tokens == (4, 4)
+
+
 def test_records_that_break_are_left_out_and_told(
     tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

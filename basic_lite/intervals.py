@@ -1,0 +1,109 @@
+"""95 % intervals of scores: one method for each kind of number, for `eval`, `compare`, reports and lists of runs alike.
+
+- A share of right answers, and what follows from one (F1): **Wilson's** score interval, which Brown, Cai and DasGupta
+  (2001, Statistical Science 16) recommend for few answers and for shares near 0 and 1.
+- A mean of scores from 0 to 1, and a difference of two on the same questions: a **Bayesian bootstrap** (Rubin 1981,
+  Annals of Statistics 9). Each draw weighs the questions anew at random, and beside them one more question of either
+  end of the scale. Without these two a draw could only hold what was seen: where all questions agree, the interval
+  would have no width. For right and wrong on the same questions they are the pseudo-counts of Bonett and Price (2012),
+  one of the methods that Fagerland, Lydersen and Laake (2014, Statistics in Medicine 33) recommend.
+
+How often an interval of 95 % holds the true value (exact for shares, F1 and differences, else 1,500 draws):
+
+| | n = 20 | n = 100 |
+|---|---|---|
+| share of .5; .9; 1 | .96; .96; 1 | .94; .94; 1 |
+| F1 of .5; .9; 1, half of the questions to be answered no | .95; .96; 1 | .95; .95; 1 |
+| mean of partial scores, .58; .95; .98 | .96; .95; .94 | .94; .95; .95 |
+| difference, the one alone right in .25; .1; .02 of the questions, the other as often | .96; .98; 1 | .95; .95; .98 |
+| difference, the one alone right in .2; .1; .05, the other in .05; 0; 0 | .98; 1; 1 | .96; .97; .96 |
+
+The plain bootstrap that stood here before held a mean of .98 of 20 partial scores in .40 of the cases, and the
+difference of .05 against 0 in .64. With few runs a side the drawing among runs is too narrow still; callers say so.
+The table is made by `pytest -m soak -s tests/test_intervals.py`.
+
+No torch is needed here.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basic_lite.resampling import RESAMPLES, SEED, Interval, middle
+
+# The 97.5 % point of the normal distribution.
+_Z = 1.959964
+# Draws at a time: of 100,000 questions that all differ they take 80 MB.
+_CHUNK = 100
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share: what it may well be among very many such questions."""
+    centre = (right + _Z**2 / 2) / (n + _Z**2)
+    half = _Z / (n + _Z**2) * math.sqrt(right * (n - right) / n + _Z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def f1_interval(hits: int, wrong: int) -> tuple[float, float]:
+    """The interval of F1 = 2 hits / (2 hits + wrong).
+
+    F1 = 2 J / (1 + J) with J = hits / (hits + wrong), which is a share: the ends of its interval, put in, are F1's.
+
+    Args:
+        wrong: "yes" where it isn't, and where "yes" is missing, together; with ``hits`` at least one.
+    """
+    low, high = (2 * end / (1 + end) for end in wilson(hits, hits + wrong))
+    return low, high
+
+
+def mean_interval(scores: NDArray[Any]) -> Interval:
+    """The mean of scores from 0 to 1; of right and wrong answers of one run it is Wilson's.
+
+    Args:
+        scores: [runs, n], at least one of each.
+    """
+    if len(scores) == 1 and bool(np.isin(scores, (0, 1)).all()):
+        right, n = int(scores.sum()), scores.shape[1]
+        return Interval(right / n, *wilson(right, n))
+    return _drawn(scores, np.zeros((0, scores.shape[1])))
+
+
+def difference(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
+    """Mean of ``scores`` minus mean of ``base``, of the same questions.
+
+    A draw weighs the questions alike on both sides, and takes of each side as many runs as it has, with replacement.
+
+    Args:
+        scores: [runs, n], from 0 to 1.
+        base: [other runs, n].
+    """
+    return _drawn(scores, base)
+
+
+def _drawn(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
+    both = np.concatenate([scores, base]).astype(np.float64)  # [runs of both, n]
+    # One more question of either end: all of one side right and all of the other wrong, and the other way round.
+    ends = np.repeat([[1.0, 0.0], [0.0, 1.0]], [len(scores), len(base)], axis=0)
+    # Questions with the same scores in all runs are of one kind, and drawn together.
+    kinds, counts = np.unique(np.concatenate([both, ends], axis=1), axis=1, return_counts=True)
+    generator, gains = np.random.default_rng(SEED), []
+    for start in range(0, RESAMPLES, _CHUNK):
+        drawn = generator.gamma(counts, size=(min(_CHUNK, RESAMPLES - start), len(counts)))  # [draws, kinds]
+        means = drawn @ kinds.T / drawn.sum(axis=1, keepdims=True)  # [draws, runs of both]
+        own, other = means[:, : len(scores)], means[:, len(scores) :]
+        gains.append(_of_runs(own, generator) - _of_runs(other, generator))
+    low, high = middle(np.concatenate(gains))
+    value = float(scores.mean() - (base.mean() if len(base) else 0.0))
+    return Interval(value, min(low, value), max(high, value))
+
+
+def _of_runs(means: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """[draws, runs] → [draws]: the mean of as many runs, drawn with replacement; 0 where there is none."""
+    runs = means.shape[1]
+    if runs < 2:
+        return means.sum(axis=1)
+    weights = generator.multinomial(runs, np.full(runs, 1 / runs), size=len(means))
+    mean: NDArray[np.float64] = (means * weights).sum(axis=1) / runs
+    return mean
