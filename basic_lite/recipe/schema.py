@@ -337,6 +337,11 @@ class TrainingSection(Section):
         description="Held-out questions answered on the terminal at each evaluation, a few seconds each; the report "
         "shows 12 answers of the run's start and end. 0: none.",
     )
+    text_probe: bool = Field(
+        True,
+        description="With LoRA, at the end: how much of its own ability with text the LLM has lost. It reads 43 texts "
+        "and 342 questions without and with the LoRA: seconds on a card. `basic-lite text-probe` does it later.",
+    )
     log_every: int = Field(1, ge=1, le=MOST, description="Optimizer steps between log lines.")
     trackers: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](("tensorboard",)), description="Where curves go, besides log.jsonl."

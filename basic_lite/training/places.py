@@ -9,6 +9,7 @@
     checkpoint-N/  final/                  bundles
     set-aside-…/                           bundles that --resume --checkpoint has passed by
     predictions_….jsonl, .summary.json     written by `eval`
+    text_probe_….json                      written by `text-probe`, of a bundle
     kept-1/ kept-2/ …                      what --overwrite has found in a run that isn't the run's own
 """
 
@@ -32,6 +33,7 @@ FINAL, MANIFEST, RECIPE_JSON = "final", "manifest.json", "recipe.json"
 PROJECTOR, TRAINER_STATE = "projector.safetensors", "trainer_state.json"
 SET_ASIDE, KEPT = "set-aside-", "kept-"
 PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
+TEXT_PROBE = "text_probe_{}.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
 HELD_OUT = "held-out"
 PART, OLD = ".part", ".old"

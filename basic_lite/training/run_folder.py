@@ -47,6 +47,7 @@ FREE = {
     "training.keep",
     "training.log_every",
     "training.eval_answers",
+    "training.text_probe",
     "training.trackers",
     "training.plan",
     "training.micro_batch",

@@ -11,6 +11,7 @@ from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
 from basic_lite.tools.report.html import fill, write_page
+from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.tools.runs import known_before
 from basic_lite.training.evaluation import RISE
 from basic_lite.training.places import REPORT
@@ -60,6 +61,7 @@ def render(facts: RunFacts) -> str:
         health=_health(facts),
         answers=facts.answers,
         known=known_before(facts.path),
+        text_probe=text_probe_section(facts),
         time=_time(facts),
         data=list(_data(facts)),
         dropped=_dropped(facts),
