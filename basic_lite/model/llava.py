@@ -146,7 +146,8 @@ def _rows_at_once(head: nn.Module) -> int:
 def token_nats(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     """−log p of each label, [R] float32; ``lm_loss`` without a gradient, and without the sum.
 
-    Peak extra bytes: 2 × min(CHUNK_BYTES, 4 · R · V).
+    Peak extra bytes: 2 × min(CHUNK_BYTES, 4 · R · V) (logits, their log-softmax; half a chunk more under a head of
+    16 bit).
 
     Args:
         hidden: [R, D], as in ``lm_loss``.
