@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,32 +45,51 @@ def adapted(folder: Path, llm: str = "reader", *, on_card: bool = False) -> Load
     return loaded
 
 
-def spoil(loaded: Loaded) -> None:
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Loaded:
+    return load_base(tiny_recipe(folder, {"model.llm": str(folder / "reader")}), CPU)
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Loaded:
+    return adapted(folder)
+
+
+@pytest.fixture
+def loaded(shared: Loaded) -> Loaded:
+    """An untouched LoRA, in training."""
+    set_up_to(shared, 0.0)
+    for parameter in lora_parameters(shared.model).values():
+        parameter.requires_grad_(True)
+    shared.model.train()
+    return shared
+
+
+def set_up_to(loaded: Loaded, most: float) -> None:
+    """Set each B of the LoRA to numbers of about that size, which may be infinite."""
     torch.manual_seed(1)
     for name, parameter in lora_parameters(loaded.model).items():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=1.0)
+            with torch.no_grad():
+                parameter.copy_(torch.randn_like(parameter) * most if most else torch.zeros_like(parameter))
 
 
 @pytest.mark.parametrize("on_card", [False, True])
-def test_off_is_the_llm_as_it_was_loaded(folder: Path, on_card: bool) -> None:
-    base = load_base(tiny_recipe(folder, {"model.llm": str(folder / "reader")}), CPU)
+def test_off_is_the_llm_as_it_was_loaded(folder: Path, base: Loaded, loaded: Loaded, on_card: bool) -> None:
     samples = encoded(Tokens(base.tokenizer, base.parts.image_token_id, 4), few_passages()[:5], []).samples
     want = nats_of(base.parts, samples, 500)
-    loaded = adapted(folder, on_card=on_card)
+    loaded = adapted(folder, on_card=True) if on_card else loaded
     assert any(isinstance(one, AddmmLinear) for one in loaded.parts.layers.modules()) is on_card
     loaded.model.eval()
     assert nats_of(loaded.parts, samples, 500) == want, "an untouched LoRA adds nothing"
-    spoil(loaded)
+    set_up_to(loaded, 1.0)
     with adapter_off(loaded.parts):
         assert nats_of(loaded.parts, samples, 500) == want
     assert all(one != other for one, other in zip(nats_of(loaded.parts, samples, 500), want, strict=True))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_nothing_but_the_mode_changes(folder: Path, frozen: bool) -> None:
-    loaded = adapted(folder)
-    loaded.model.train()
+def test_nothing_but_the_mode_changes(loaded: Loaded, frozen: bool) -> None:
     if frozen:  # as a bundle is loaded
         loaded.model.requires_grad_(False)
     before = {name: (one.clone(), one.requires_grad) for name, one in loaded.model.named_parameters()}
@@ -85,27 +103,22 @@ def test_nothing_but_the_mode_changes(folder: Path, frozen: bool) -> None:
         assert one.grad is None
 
 
-def test_a_spoilt_lora_has_lost(folder: Path) -> None:
-    loaded = adapted(folder)
-    spoil(loaded)
+def test_a_spoilt_lora_has_lost(loaded: Loaded) -> None:
+    set_up_to(loaded, 1.0)
     found = measure(loaded)
     assert isinstance(found, Outcome) and found.bits.direction == 1 and found.verdict == "fell"
-    assert found == measure(loaded, tokens_at_once=2048), "dropout is off"
+    assert found == measure(loaded), "dropout is off"
     assert found.bits.n == len(few_passages()) and found.right.n == len(few_questions()) and found.left_out == 0
 
 
-def test_where_there_is_nothing_to_measure(folder: Path) -> None:
+def test_where_there_is_nothing_to_measure(folder: Path, base: Loaded, loaded: Loaded) -> None:
+    assert measure(base) == NoOutcome(FROZEN)
     write_reader(folder / "random", steps=0)
-    loaded = adapted(folder, "random")
-    found = measure(loaded)
-    assert isinstance(found, NoOutcome) and "doesn't know the language of the text probe" in found.why
+    random = measure(adapted(folder, "random"))
+    assert isinstance(random, NoOutcome) and "doesn't know the language of the text probe" in random.why
     words = measure(adapted(folder, "llm"))  # 44 words, of which the probe has some
     assert isinstance(words, NoOutcome) and "its tokenizer can write 0 of the probe's" in words.why
-    assert measure(replace(loaded, model=load_base(tiny_recipe(folder), CPU).model)) == NoOutcome(FROZEN)
-    spoil(loaded := adapted(folder))
-    for name, parameter in lora_parameters(loaded.model).items():
-        if "lora_B" in name:
-            parameter.data.fill_(float("inf"))
+    set_up_to(loaded, float("inf"))
     broken = measure(loaded)
     assert isinstance(broken, NoOutcome) and "not finite" in broken.why
 
