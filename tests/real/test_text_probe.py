@@ -20,7 +20,7 @@ from bench.world.packages import Unavailable
 
 pytestmark = pytest.mark.real
 
-STEPS, RATE = 8, 1e-3
+STEPS, RATE = 6, 1e-3
 LEARNT = [
     f"Question: What colour is the {thing}? Answer: {colour}"
     for thing in ("cup", "hat", "car", "fish")
@@ -31,8 +31,8 @@ LEARNT = [
 @pytest.fixture(autouse=True)
 def _fewer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A part of the probe, so that it takes less than a minute."""
-    monkeypatch.setattr(measuring, "passages", lambda: passages()[:20])
-    monkeypatch.setattr(measuring, "questions", lambda: questions()[::8])
+    monkeypatch.setattr(measuring, "passages", lambda: passages()[:16])
+    monkeypatch.setattr(measuring, "questions", lambda: questions()[::16])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
