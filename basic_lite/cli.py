@@ -29,6 +29,7 @@ from basic_lite.commands.export import export
 from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
+from basic_lite.commands.text_probe import text_probe
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
 from basic_lite.errors import StoppedElsewhere, UserError
@@ -71,6 +72,7 @@ commands = (demo, data, check, train, estimate, run, chat, inspect, report, expo
 for command in commands:
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("text-probe")(text_probe)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:

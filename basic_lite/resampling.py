@@ -36,6 +36,12 @@ class Interval(NamedTuple):
         return "holds" if self.low > 0 else "fails"
 
 
+def draws_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[RESAMPLES, kinds] of each draw, how often it has each kind of sample; ``counts``: how many there are of each."""
+    total = int(counts.sum())
+    return np.random.default_rng(SEED).multinomial(total, counts / total, size=RESAMPLES)
+
+
 def middle(values: NDArray[np.float64]) -> tuple[float, float]:
     """The ends of the middle 95 % of some draws' values."""
     # Rounded, so that draws without any change give 0, not 1e-18 above or below it.

@@ -64,7 +64,7 @@ def misplaced(prose: str) -> Iterator[str]:
 
 
 def command_fault(line: str) -> str | None:
-    for name in re.findall(r"basic-lite ([a-z]+)", line):
+    for name in re.findall(r"basic-lite ([a-z][a-z-]*)", line):
         flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts} if name in COMMANDS else set()
         if name not in COMMANDS or not set(re.findall(r" (--[\w-]+)", line)) <= flags:
             return f"no such command: {line}"

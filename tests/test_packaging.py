@@ -87,6 +87,8 @@ def test_wheel_holds_code_recipes_and_licence(tmp_path: Path) -> None:
         assert source <= set(names)
     assets = ROOT / "basic_lite" / "demo" / "assets"
     assert {str(p.relative_to(ROOT).as_posix()) for p in assets.rglob("*") if p.is_file()} <= set(names)
+    texts = [*(ROOT / "basic_lite" / "training" / "text_probe").glob("*.json")]
+    assert len(texts) == 2 and {p.relative_to(ROOT).as_posix() for p in texts} <= set(names)
     recipes = {p.name for p in (ROOT / "recipes").glob("*.yaml")}
     assert {Path(name).name for name in names if "share/basic-lite/recipes/" in name} == recipes
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -1,6 +1,8 @@
 """What is trained: LoRA on the LLM by PEFT, the projector in float32 outside PEFT."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -51,6 +53,25 @@ def lora_parameters(model: LlavaForConditionalGeneration) -> dict[str, nn.Parame
 def projector_parameters(parts: Parts) -> dict[str, nn.Parameter]:
     """The projector's parameters by name within it."""
     return dict(parts.projector.named_parameters())
+
+
+@contextmanager
+def adapter_off(parts: Parts) -> Iterator[None]:
+    """A context in which LoRA layers give what their base layers give: the LLM as it was loaded.
+
+    PEFT switches gradients with the layers; afterwards they are required where they were.
+    """
+    layers = [module for module in parts.layers.modules() if isinstance(module, BaseTunerLayer)]
+    required = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, wanted in required.items():
+            parameter.requires_grad_(wanted)
 
 
 def leave_casts_to_autocast(parts: Parts) -> None:

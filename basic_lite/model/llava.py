@@ -131,11 +131,31 @@ def lm_loss(hidden: Tensor, head: nn.Module, labels: Tensor, num_items: Tensor |
     divisor = rows if num_items is None else num_items
     if rows == 0:
         return hidden.sum() * 0.0
-    chunk = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    chunk = _rows_at_once(head)
     if rows <= chunk:
         return _chunk_loss(hidden, head, labels) / divisor
     loss: Tensor = _ChunkedLoss.apply(hidden, head, labels, divisor, chunk)
     return loss
+
+
+def _rows_at_once(head: nn.Module) -> int:
+    return max(1, CHUNK_BYTES // (4 * int(head.weight.shape[0])))
+
+
+@torch.no_grad()
+def token_nats(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """−log p of each label, [R] float32; ``lm_loss`` without a gradient, and without the sum.
+
+    Peak extra bytes: 2 × min(CHUNK_BYTES, 4 · R · V) (logits, their log-softmax; half a chunk more under a head of
+    16 bit).
+
+    Args:
+        hidden: [R, D], as in ``lm_loss``.
+        labels: [R], token ids.
+    """
+    chunk = _rows_at_once(head)
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return torch.cat([functional.cross_entropy(head(rows).float(), wanted, reduction="none") for rows, wanted in parts])
 
 
 def labelled_positions(labels: Tensor) -> Tensor:

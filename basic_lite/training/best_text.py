@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from basic_lite.intervals import difference
-from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval
+from basic_lite.resampling import LEAST_SAMPLES, Interval, draws_of
 from basic_lite.scoring.looking import points
 from basic_lite.scoring.metrics.estimate import Estimate, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS
@@ -155,9 +155,7 @@ def flattered_by(looks: Sequence[Sequence[float]]) -> float:
         looks: of each step, in order, the score of each question.
     """
     kinds, counts = np.unique(np.array(looks).T, axis=0, return_counts=True)  # [kinds, looks]
-    total = int(counts.sum())
-    draws = np.random.default_rng(SEED).multinomial(total, counts / total, size=RESAMPLES)  # [draws, kinds]
-    drawn = draws @ kinds / total  # [draws, looks]
-    whole = counts @ kinds / total
+    drawn = draws_of(counts) @ kinds / counts.sum()  # [draws, looks]
+    whole = counts @ kinds / counts.sum()
     chosen = drawn.argmax(axis=1)
     return float((drawn[np.arange(len(drawn)), chosen] - whole[chosen]).mean())

@@ -32,6 +32,7 @@ from basic_lite.training.recovery import Recovery, memory_needed, random_state
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.saving import save_checkpoint, save_final
 from basic_lite.training.step import Batch, StepCounts, Terms
+from basic_lite.training.text_probe.at_end import probe_at_end
 from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
 from basic_lite.training.watch import Watch
@@ -176,6 +177,7 @@ class Loop:
                 self._measure_premise()
                 self._save_final()
                 self.time.finish(last, time.perf_counter() - began)
+                probe_at_end(self.recipe, self.run.loaded, processes, self.log, last, self.say, interruption)
         finally:
             self.time.drop()
             self.line.close()

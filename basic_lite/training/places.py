@@ -10,6 +10,7 @@
     best/                                  the bundle of the best step, if one is kept (training.metric_for_best_model)
     set-aside-…/                           bundles that --resume --checkpoint has passed by
     predictions_….jsonl, .summary.json     written by `eval`
+    text_probe_….json                      written by `text-probe`, of a bundle
     kept-1/ kept-2/ …                      what --overwrite has found in a run that isn't the run's own
 """
 
@@ -33,6 +34,7 @@ FINAL, BEST, MANIFEST, RECIPE_JSON = "final", "best", "manifest.json", "recipe.j
 PROJECTOR, TRAINER_STATE = "projector.safetensors", "trainer_state.json"
 SET_ASIDE, KEPT = "set-aside-", "kept-"
 PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
+TEXT_PROBE = "text_probe_{}.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
 HELD_OUT = "held-out"
 PART, OLD = ".part", ".old"

@@ -50,6 +50,7 @@ FREE = {
     "training.keep",
     "training.log_every",
     "training.eval_answers",
+    "training.text_probe",
     "training.trackers",
     "training.plan",
     "training.micro_batch",

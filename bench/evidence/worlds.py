@@ -72,6 +72,7 @@ class EvidenceWorld:
             # Of 4 samples, for the curve on the way.
             "supervision.refinement_batches": self.sizes["batches"],
             "training.eval_answers": 0,
+            "training.text_probe": False,
             "training.trackers": [],
         }
         # Stage 2 opens stage 1's projector, which nothing may scale.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basic_lite.model import llava
-from basic_lite.model.llava import lm_loss
+from basic_lite.model.llava import lm_loss, token_nats
 from tests.support.kernels import peak_bytes
 
 R, D, V = 300, 64, 4096
@@ -69,3 +69,16 @@ def test_what_it_takes_is_the_chunks(head: Head, monkeypatch: pytest.MonkeyPatch
     hidden, labels = drawn()
     peak = peak_bytes(lambda: lm_loss(hidden, head, labels, None).backward(), torch.device("cpu"))
     assert peak < 3.2 * llava.CHUNK_BYTES + 3 * hidden.nbytes < R * V * 4
+
+
+def test_log_probabilities_without_a_gradient(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, labels = drawn()
+    exact = torch.log_softmax(hidden.detach().double() @ head.weight.double().T, -1)
+    want = -exact.gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(token_nats(hidden, head, labels).double(), want, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(llava, "CHUNK_BYTES", 4 * V * 30)
+    head.calls = 0
+    torch.testing.assert_close(token_nats(hidden, head, labels).double(), want, rtol=1e-5, atol=1e-5)
+    assert head.calls == R // 30
+    peak = peak_bytes(lambda: token_nats(hidden, head, labels), torch.device("cpu"))
+    assert peak < 2.2 * llava.CHUNK_BYTES < R * V * 4

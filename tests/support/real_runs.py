@@ -73,6 +73,7 @@ def real_recipe(tower: Tower) -> Recipe:
                 "device": "cpu",
                 "threads": 1,
                 "trackers": [],
+                "text_probe": False,
             },
         }
     )

@@ -92,6 +92,7 @@ def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: st
             "device": "cpu",
             "trackers": [],
             "eval_answers": 0,  # generation costs more than these runs
+            "text_probe": False,  # its own tests have it
         },
     }
     for key, value in (changes or {}).items():

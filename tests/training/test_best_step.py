@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from basic_lite.errors import UserError
-from basic_lite.resampling import mean_interval
+from basic_lite.intervals import difference
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.clean import clean
@@ -94,7 +94,7 @@ def test_what_is_said_of_it(place: Path) -> None:
     best = best_of(place, list(log_lines(place / "log.jsonl")))
     assert best is not None
     # The oracle: the paired interval of step 2 minus step 4, question by question.
-    gain = mean_interval(np.array([0.0, 0.0, 1.0, 0.0]))
+    gain = difference(np.array([[1.0, 1.0, 1.0, 0.0]]), np.array([[1.0, 1.0, 0.0, 0.0]]))
     told = list(best.lines())
     assert told[0].startswith(
         "best step by exact match: 2, with 75 % [30, 95] of 4 held-out questions; its weights are"

@@ -14,6 +14,7 @@ from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import RunFacts, Series, read_run
 from basic_lite.tools.report.html import fill, write_page
 from basic_lite.tools.report.scores import score_charts, verdict_of
+from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.tools.runs import known_before
 from basic_lite.training.best_text import best_of
 from basic_lite.training.evaluation import RISE
@@ -69,6 +70,7 @@ def render(facts: RunFacts) -> str:
         map_trace=_map_trace(facts),
         reading=reading(),
         known=known_before(facts.path),
+        text_probe=text_probe_section(facts),
         time=_time(facts),
         data=list(_data(facts)),
         dropped=_dropped(facts),

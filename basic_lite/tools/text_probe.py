@@ -1,0 +1,80 @@
+"""``basic-lite text-probe``: what a finished run has cost its LLM of its own ability with text."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
+from basic_lite.errors import UserError
+from basic_lite.model.device import tell_device
+from basic_lite.model.load import pick_device
+from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import Bundle, look_at_bundle
+from basic_lite.training.files import saving, sha256, write_json
+from basic_lite.training.places import MANIFEST, TEXT_PROBE
+from basic_lite.training.text_probe.at_end import measured
+from basic_lite.training.text_probe.measure import FROZEN
+from basic_lite.training.text_probe.outcome import KEY, TEXTS, Kind, NoOutcome, Outcome
+from basic_lite.training.text_probe.texts import passages, questions
+
+_FIX = "Make room, or allow writing there"
+
+
+def probe_run(run: Path, *, device: str = "auto", console: Console | None = None) -> Outcome | NoOutcome:
+    """Measure, print, and keep the result in the run's folder; an older one of the same bundle is replaced.
+
+    Raises:
+        UserError: no usable bundle, no memory for a single text, or the result can't be written.
+    """
+    quiet_libraries()
+    bundle = look_at_bundle(run)
+    found = _measured(run, device) if bundle.has_adapter else NoOutcome(FROZEN)
+    console = console or Console(highlight=False)
+    if isinstance(found, Outcome):
+        show(console, kinds_table(found))
+    speaker(console)(found.text)
+    place = place_of(run, bundle)
+    with saving(place, _FIX):
+        write_json(place, {"step": bundle.step, "model_sha256": _digest(bundle), KEY: found.to_dict()})
+    return found
+
+
+def kinds_table(found: Outcome) -> Sheet:
+    """The kinds of texts and questions, one a row."""
+    sheet = Sheet(("kind", "n", "without LoRA", "with LoRA", "unit"), text=("unit",))
+    for kind in found.kinds:
+        sheet.add(kind.name, str(kind.n), figure(kind, kind.before), figure(kind, kind.after), unit(kind))
+    return sheet
+
+
+def unit(kind: Kind) -> str:
+    """What a kind is measured in."""
+    return "bits a byte" if kind.of == TEXTS else "questions right"
+
+
+def figure(kind: Kind, value: float) -> str:
+    """One of its values."""
+    return f"{value:.3f}" if kind.of == TEXTS else f"{value:.1%}"
+
+
+def place_of(run: Path, bundle: Bundle) -> Path:
+    """Where a bundle's result is kept: beside it."""
+    folder = bundle.folder.parent if run == bundle.folder else run
+    return folder / TEXT_PROBE.format(bundle.folder.name)
+
+
+def _digest(bundle: Bundle) -> str:
+    return sha256(bundle.folder / MANIFEST)
+
+
+def _measured(run: Path, device: str) -> Outcome | NoOutcome:
+    notes = Console(stderr=True, highlight=False)
+    place = pick_device(device, "--device")
+    tell_device(place, device, speaker(notes))
+    loaded, _ = load_trained(run, place)
+    total = 2 * (len(passages()) + sum(len(one.continuations) for one in questions()))
+    with counting(notes, "reading", total) as count:
+        found = measured(loaded, None, progress=count)
+    if found is None:
+        raise UserError("there is no memory to read a single text; free some, or give --device cpu")
+    return found
