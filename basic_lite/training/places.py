@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.outside import parse_json, read_json_file
+from basic_lite.outside import parse_json, read_json_file, read_text
 
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
 
 def log_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines that are ours; one was cut off when a process died, others a person may have added."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(path, errors="replace").splitlines():
         try:
             value = parse_json(line)
         except ValueError:

@@ -10,6 +10,7 @@ from basic_lite.data.images import open_image
 from basic_lite.data.records import IMAGE_PLACEHOLDER
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.hub import local_only
 from basic_lite.model.load import pick_dtype
 from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.reply import Reply
@@ -33,11 +34,17 @@ class FolderSpeaker:
         self.name = name
         try:
             # torchvision is no dependency, and resizes in another way.
-            self.processor: Any = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                name, backend="pil", trust_remote_code=False, local_files_only=local_only(name)
+            )
             # What has no room on a card goes to the host.
             place: Any = "auto" if device.type == "cuda" else {"": device}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=pick_dtype(dtype, device), device_map=place, trust_remote_code=False
+                name,
+                dtype=pick_dtype(dtype, device),
+                device_map=place,
+                trust_remote_code=False,
+                local_files_only=local_only(name),
             ).eval()
         except Exception as error:  # files of others may be wrong in any way
             raise unreadable(name, "MODEL", error, what="model") from error
