@@ -2,8 +2,8 @@
 
 Symbols: B batch · T sequence · M packed visual tokens · D hidden size · K supervised layers. One step is the capture of
 K layers, the loss and its gradient. Counted per M·D, with e bytes a hidden element: layer 1 reads e and writes 4 bytes,
-layers 2 to K − 1 read e + 4 and write 4, layer K reads e + 8 and writes 8 (v̂, gradient), and the backward reads and writes
-4 (the gradient, times a_i): 172 bytes at K 16 in bf16.
+layers 2 to K − 1 read e + 4 and write 4, layer K reads e + 8 and writes 8 (v̂, gradient), and the backward reads and
+writes 4 (the gradient, times a_i): 172 bytes at K 16 in bf16.
 
 Here the K captures run back to back, so v̂ may stay in a card's L2 cache, as it never does between the layers of an LLM.
 Where it fits, only what must be read once is counted, K·e + 4 bytes: a floor that nothing can beat.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ READERS: dict[str, dict[str, str]] = {
     },
     "load": {
         "tools/export/card.py": "inside a try", "tools/export/tensors.py": "weights_only",
-        "tools/data/write.py": "YAML of a recipe that was read before", "demo/place.py": "a function that makes a model",
+        "tools/data/write.py": "YAML of a recipe that was read before",
+        "demo/place.py": "a function that makes a model",
     },
     "load_file": {"training/tensor_files.py": "tensors of a bundle"},
     "safe_open": {
@@ -40,7 +42,8 @@ READERS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # Modules whose ``load`` or ``open`` reads no file of others.
 NOT_FILES = {
-    "Image", "np", "os", "stack", "self", "held", "_file", "file", "chat", "before", "raw", "webbrowser", "world", "opened",
+    "Image", "np", "os", "stack", "self", "held", "_file", "file", "chat", "before", "raw", "webbrowser", "world",
+    "opened",
 }  # fmt: skip
 
 # Functions that print what no stranger has written, or text that is made fit before.
@@ -57,7 +60,8 @@ PRINTERS = {
 PLAIN_CONFIGURATIONS = {"GenerationConfig", "LlavaConfig"}
 
 
-def calls(source: str) -> Iterator[tuple[str, str, ast.Call, str]]:
+@cache
+def calls(source: str) -> list[tuple[str, str, ast.Call, str]]:
     """Each call: what is called, on what, the call, and the function that it stands in."""
 
     def inside(node: ast.AST, function: str) -> Iterator[tuple[str, str, ast.Call, str]]:
@@ -71,9 +75,10 @@ def calls(source: str) -> Iterator[tuple[str, str, ast.Call, str]]:
             name = child.name if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) else function
             yield from inside(child, name)
 
-    yield from inside(ast.parse(source), "")
+    return list(inside(ast.parse(source), ""))
 
 
+@cache
 def ours() -> list[tuple[str, str]]:
     return [
         (path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))

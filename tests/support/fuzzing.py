@@ -21,11 +21,11 @@ from basic_lite.errors import UserError
 PARTS = [pytest.param(n, id=f"part{n}-", marks=pytest.mark.soak if n else ()) for n in range(21)]
 SECONDS, BYTES, CHARACTERS = 5.0, 2**30, 2000
 UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# Every error says what mends it: an order, or what is wanted.
+# Every error says what mends it: an order, a command, or what is wanted.
 MENDS = re.compile(
-    r"\b(add|ask|choose|close|connect|copy|correct|count|delete|download|expected|fetch|fix|give|indent|install|keep|"
-    r"leave|list|make|mean|move|must|name|nearest|put|remove|rename|repeat|restore|save|say|set|shorten|start|take|"
-    r"train|unpack|use|want|write|only)\b",
+    r"\b(add|ask|choose|close|connect|copy|correct|count|delete|download|evaluate|expected|fetch|fix|give|indent|"
+    r"install|keep|leave|list|make|mean|move|must|name|nearest|put|remove|rename|repeat|restore|save|say|set|shorten|start|take|"
+    r"train|unpack|use|want|write|only|see|basic-lite)\b",
     re.IGNORECASE,
 )
 
