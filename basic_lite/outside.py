@@ -7,8 +7,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 TOO_DEEP, TOO_LONG_A_NUMBER = "values are nested too deeply", "a number has too many digits"
 
@@ -23,7 +24,7 @@ def at_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """A file opened to be read.
 
     Raises:
