@@ -39,7 +39,7 @@ from tests.support.fuzzing import ANY, EDIT, ODD, PARTS, UNFIT, edited, json_byt
 from tests.support.models import write_llava
 from tests.support.runs import quiet, run, tiny_recipe
 
-# The shares of 700 inputs.
+# The shares of some 700 inputs.
 BENCHMARKS, WORDS, SEQUENCES, MODELS, COMPARED, RUNS, CHECKED, CHECKPOINTS, ANSWERS, DOCTOR = (
     200, 100, 60, 60, 40, 60, 30, 60, 40, 50,
 )  # fmt: skip
