@@ -39,7 +39,7 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
         wrong.append(f"rescale_factor is {scale!r}")
     if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
         wrong.append("do_normalize is set without image_mean and image_std")
-    if processor.resample is not None and processor.resample not in set(Image.Resampling):
+    if processor.resample is not None and processor.resample not in list(Image.Resampling):
         wrong.append(f"resample is {processor.resample!r}")
     for one in ("size", "crop_size"):
         sides = [side for side in dict(getattr(processor, one, None) or {}).values() if side is not None]

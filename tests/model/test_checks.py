@@ -171,6 +171,7 @@ def test_a_weight_that_is_not_finite(
         {"size": "[" * 5000},
         {"image_std": None},
         {"resample": 99},
+        {"resample": []},
     ],
     ids=str,
 )
