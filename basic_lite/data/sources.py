@@ -172,8 +172,8 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if section.hub and hub_is_away():
             raise UserError(
-                f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the network, or "
-                "download it where there is one and name it in `parquet` or `saved` of this data source."
+                f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the "
+                "network, or download it where there is one and name it in `parquet` or `saved` of this data source."
             ) from error
         raise UserError(
             f"{where}: the data set can't be read ({reason}). Correct hub, config, split, parquet or saved "
