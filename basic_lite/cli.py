@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 
 from basic_lite.commands.asking import chat, evaluate
 from basic_lite.commands.check import check
-from basic_lite.commands.common import note
+from basic_lite.commands.common import note, with_home
 from basic_lite.commands.compare import compare
 from basic_lite.commands.data import data
 from basic_lite.commands.demo import demo
@@ -70,9 +70,9 @@ def _options(
 # In the order in which help lists them.
 commands = (demo, data, check, train, estimate, run, chat, inspect, report, export, runs, compare, clean, keys, doctor)
 for command in commands:
-    app.command()(command)
-app.command("eval")(evaluate)
-app.command("text-probe")(text_probe)
+    app.command()(with_home(command))
+app.command("eval")(with_home(evaluate))
+app.command("text-probe")(with_home(text_probe))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:

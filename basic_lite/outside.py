@@ -1,7 +1,13 @@
-"""JSON from outside. Whatever is wrong with it is one kind of error, and files that have no end aren't begun."""
+"""Files from outside, and JSON in them. Whatever is wrong is one kind of error; what has no end isn't begun.
 
+Every file that a person or a stranger may have made is opened here: data, recipes, bundles, logs, configurations.
+"""
+
+import errno
 import json
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,48 @@ TOO_DEEP, TOO_LONG_A_NUMBER = "values are nested too deeply", "a number has too 
 
 def place_in(root: Path, text: str) -> Path:
     """The path that a text means: relative to ``root``, with `~` for the home folder."""
-    return root / os.path.expanduser(text)
+    return root / at_home(text)
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` at its start as the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A file opened to be read.
+
+    Raises:
+        OSError: it can't be read, or is no file: a pipe or a device may have no end.
+    """
+    # A pipe that nobody writes to would be waited for; this asks for nothing on a file.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, f"it is not a file but a {'folder' if stat.S_ISDIR(mode) else 'device or a pipe'}")
+    return os.fdopen(handle, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: as ``open_file``.
+    """
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a file; its line breaks as one sign.
+
+    Raises:
+        OSError: as ``open_file``.
+        UnicodeDecodeError: it is in another encoding.
+    """
+    text = read_file(path).decode(encoding, errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str) -> Any:
@@ -34,8 +81,6 @@ def read_json_file(path: Path) -> Any:
 
     Raises:
         ValueError: it isn't UTF-8, or no JSON.
-        OSError: it can't be read, or is no file: a pipe or a device may have no end.
+        OSError: as ``open_file``.
     """
-    if not os.path.isfile(path):
-        raise OSError("there is no such file" if not os.path.exists(path) else "it is no file")
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(read_text(path))

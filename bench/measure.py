@@ -186,6 +186,11 @@ def measure_rates(device: torch.device, *, tiny: bool = False) -> Rates:
     )
 
 
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of a card's L2 cache; 0 on a CPU, whose caches aren't asked for."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
+
+
 def relative(value: Tensor, truth: Tensor) -> float:
     """Error relative to the size of the whole tensor; NaN counts as infinite."""
     error = float((value.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300))

@@ -3,10 +3,14 @@
 import shutil
 import sys
 import textwrap
-from typing import Annotated, Literal
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
+from basic_lite.outside import at_home
 from basic_lite.printable import printable
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
@@ -16,6 +20,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Keys to change: key.path=value, as in training.micro_batch=2.", show_default=False),
 ]
+
+
+def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command for which `~` at the start of a path is the home folder. Shells leave it in `--out=~/x`."""
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{name: _expanded(value) for name, value in given.items()})
+
+    return run
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    return at_home(value) if isinstance(value, Path) else value
 
 
 def note(text: str) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from basic_lite.commands.common import note
 from basic_lite.errors import Interrupted
+from basic_lite.printable import printable
 
 
 def demo(
@@ -35,7 +36,11 @@ def demo(
         from basic_lite.demo.photos import write_photos
 
         write_photos(photos, seed)
-        print(f"50 pictures and captions.csv are in {photos}; next: basic-lite data {photos} --recipe demo_photos")
+        print(
+            printable(
+                f"50 pictures and captions.csv are in {photos}; next: basic-lite data {photos} --recipe demo_photos"
+            )
+        )
         return
     from basic_lite.demo.run import demo as run_demo
 

@@ -8,6 +8,7 @@ import typer
 
 from basic_lite.commands.common import Overrides, RecipeName, note
 from basic_lite.errors import Interrupted, UserError
+from basic_lite.outside import at_home
 
 DRY_RUN = (
     "Check recipe, model configs and data, show the plan, and stop. The exit status is 2 if `train` would refuse to "
@@ -40,7 +41,7 @@ def train(
     if checkpoint is not None and not resume:
         raise UserError("--checkpoint chooses the checkpoint for --resume; add --resume")
     loaded = load_recipe(recipe, overrides)
-    if not Path(recipe).is_file():
+    if not os.path.isfile(at_home(recipe)):
         note(f"using the shipped recipe {find_recipe(recipe)}")
     if dry_run:
         if resume:

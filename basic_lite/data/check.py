@@ -32,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 
 # Problems listed in a refusal; the rest is counted.
 _SHOWN = 20
+# Pictures with the same fault that are listed one by one: more of them have one cause, such as a wrong folder.
+_ALONE = 5
 # What differs between problems that are alike: names in quotes, those of texts, and numbers.
 _NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[^/\"']*?\.txt|\d[\d,]*")
 _CHUNK_RECORDS = 500
@@ -198,18 +200,21 @@ def key_of(problem: RecordProblem) -> str:
 
 
 def listing(problems: list[RecordProblem], shown: int = _SHOWN) -> list[str]:
-    """Lines that name problems. Those that are alike but for names and numbers share two; each picture has its own."""
+    """Lines that name problems. Those alike but for names and numbers share two; a few pictures have own ones."""
     groups: dict[str, list[RecordProblem]] = {}
     for one in problems:
-        alike = one.what if isinstance(one, BadImage) else _NAMES.sub("…", one.what)
-        groups.setdefault(f"{one.kind}: {alike}", []).append(one)
+        groups.setdefault(f"{one.kind}: {_NAMES.sub('…', one.what)}", []).append(one)
+    told: list[list[RecordProblem]] = []
+    for group in groups.values():
+        alone = isinstance(group[0], BadImage) and len(group) <= _ALONE
+        told += [[one] for one in group] if alone else [group]
     lines = []
-    for first, *more in list(groups.values())[:shown]:
+    for first, *more in told[:shown]:
         lines.append(f"  {first}")
         if more:
             places = ", ".join(one.place for one in more[:2]) + ", …" * (len(more) > 2)
             lines.append(f"    and {len(more):,} more like it: {places}")
-    rest = sum(map(len, list(groups.values())[shown:]))
+    rest = sum(map(len, told[shown:]))
     return lines + ([f"  … and {rest:,} more"] if rest else [])
 
 

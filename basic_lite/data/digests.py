@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.record import Record
+from basic_lite.outside import open_file
 
 DIGEST_BYTES = 16
 # What is read of a large file: so many bytes at its start, in its middle and at its end.
@@ -25,7 +27,7 @@ def picture_digest(image: ImageRef) -> bytes:
     if image.blob is not None:
         data = memoryview(image.blob.as_buffer() if hasattr(image.blob, "as_buffer") else image.blob)
         return _of_pieces(data.nbytes, lambda start, count: bytes(data[start : start + count]))
-    with open(locate(image), "rb", buffering=0) as stream:
+    with open_file(Path(locate(image))) as stream:
 
         def read(start: int, count: int) -> bytes:
             stream.seek(start)

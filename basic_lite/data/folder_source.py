@@ -3,7 +3,6 @@
 import codecs
 import itertools
 import os
-import stat
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError
-from basic_lite.outside import place_in
+from basic_lite.outside import place_in, read_file
 from basic_lite.recipe.schema import SourceSection
 
 # How the `datasets` library calls the file that describes a folder of pictures.
@@ -145,9 +144,7 @@ def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str
 
 def _read(path: str, name: str) -> str:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait forever
-            raise BadRecord(f"{name} beside it is not a file", "put a text file in its place")
-        data = Path(path).read_bytes()
+        data = read_file(Path(path))
     except OSError as error:
         raise BadRecord(f"{name} beside it can't be read ({error.strerror})", "put a text file in its place") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from basic_lite.errors import UserError
+from basic_lite.outside import open_file, read_file
 
 # Bytes. A file up to this size is read once and kept, so that it may be edited while a run goes on.
 _KEPT = 64 << 20
@@ -23,7 +24,14 @@ class HeldFile:
         self.path, self.name = path, name
         self._state = self._now()
         self.size = self._state[0]
-        self._bytes = path.read_bytes() if self.size <= _KEPT else None
+        try:
+            self._bytes = read_file(path) if self.size <= _KEPT else None
+            open_file(path).close()
+        except OSError as error:
+            raise UserError(
+                f"{name}: the file can't be read ({error.strerror or error}); give one that can be, or change its "
+                "permissions"
+            ) from error
         if self._bytes is not None:
             self.size = len(self._bytes)
         self._map: mmap.mmap | None = None
@@ -33,7 +41,7 @@ class HeldFile:
 
     def open(self) -> BinaryIO:
         """The file from its start, to read on."""
-        return io.BytesIO(self._bytes) if self._bytes is not None else open(self.path, "rb")
+        return io.BytesIO(self._bytes) if self._bytes is not None else open_file(self.path)
 
     def bytes(self, start: int, end: int) -> bytes:
         """The bytes from one position up to another."""
@@ -41,7 +49,7 @@ class HeldFile:
             return self._bytes[start:end]
         self.require_same()
         if self._map is None:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map[start:end]
 

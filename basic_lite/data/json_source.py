@@ -143,7 +143,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
     """Byte range of each record of a list. Returns whether it is no list, but may hold lines."""
     first = reader.skip_space()
     if not first:
-        raise UserError(f"{name}: the file is empty; it should be a list of records, or have one record a line.")
+        raise UserError(f"{name}: the file is empty; write a list of records into it, or one record a line.")
     if first == "[":
         reader.at += 1
         if reader.skip_space() == "]":

@@ -23,6 +23,7 @@ from basic_lite.console import Say
 from basic_lite.data.images import ImageRef, require_whole
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
+from basic_lite.outside import read_file
 
 # Opening that took less is simply done again: no file is kept for it.
 _WORTH_KEEPING_S = 3.0
@@ -142,7 +143,7 @@ def _seal(keys: bytes) -> bytes:
 def _read(path: Path | None) -> np.ndarray:
     """Keys in a file [n] uint64; none where it is missing, damaged, or of another version."""
     try:
-        data = path.read_bytes() if path is not None else b""
+        data = read_file(path) if path is not None else b""
     except OSError:
         data = b""
     seal, keys = data[:16], data[16:]

@@ -19,6 +19,7 @@ from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
 from basic_lite.errors import UserError
+from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
 from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.schema import SourceSection
@@ -132,6 +133,9 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     """The data set, its name in messages, and the folder its image paths are relative to by default."""
     # Read once, when the library is: it would tell its makers' server of each load, and wait for it without a network.
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    if section.hub and hub_is_away():
+        # Read then too: what was fetched before is taken at once, and the rest refused.
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     import datasets
 
     try:
@@ -166,6 +170,11 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     except Exception as error:
         where = section.hub or section.parquet or section.saved
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if section.hub and hub_is_away():
+            raise UserError(
+                f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the "
+                "network, or download it where there is one and name it in `parquet` or `saved` of this data source."
+            ) from error
         raise UserError(
             f"{where}: the data set can't be read ({reason}). Correct hub, config, split, parquet or saved "
             f"of this data source."

@@ -51,7 +51,7 @@ class TableSource:
         self.delimiter = _delimiter(texts, self.path.suffix.lower())
         first = next(_rows(texts, self.delimiter), None)
         if not first:
-            raise UserError(f"{self.name}: the file is empty; a table has a header line and a row for each picture.")
+            raise UserError(f"{self.name}: the file is empty; write a header line into it, and a row for each picture.")
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
         self.present = tuple(name for name in self.header if name)

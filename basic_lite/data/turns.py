@@ -244,7 +244,7 @@ def _text(value: Any, number: int, role: Role, row: _Row) -> str:
             gap = "\n" if out.endswith(IMAGE_PLACEHOLDER) and not text.startswith("\n") else ""
             out += gap + _noted(text, role, row)
         else:
-            raise BadRecord(f"turn {number} has a part {shorten(part)}", "parts are of type text or image")
+            raise BadRecord(f"turn {number} has a part {shorten(part)}", "write parts of type text or image")
     return out
 
 

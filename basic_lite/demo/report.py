@@ -13,6 +13,7 @@ from rich.console import Console
 from basic_lite.console import Sheet, command_line, show
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
+from basic_lite.printable import printable
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
@@ -75,7 +76,7 @@ def show_report(
         )
     show(console, phases.table())
     run = place.out / "stage2"
-    console.print(f"\nrun folder: {run}", soft_wrap=True)
+    console.print(printable(f"\nrun folder: {run}"), soft_wrap=True, markup=False)
     picture, question = example_of(place, instruct)
     out = place.out / "exported"
     lines = {
@@ -84,7 +85,7 @@ def show_report(
         "open the export in plain transformers": ["python", "-c", plain_script(out, picture, question)],
     }
     for what, words in lines.items():
-        console.print(f"{what}:\n  {command_line(words)}", soft_wrap=True, markup=False)
+        console.print(printable(f"{what}:\n  {command_line(words)}"), soft_wrap=True, markup=False)
 
 
 VERDICTS = {

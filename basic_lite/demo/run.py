@@ -9,7 +9,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from basic_lite.console import quiet_libraries
+from basic_lite.console import quiet_libraries, speaker
 from basic_lite.demo import ASSETS
 from basic_lite.demo.place import CPU, Place, Scores, scores_of
 from basic_lite.demo.rebuild import rebuild as rebuild_models
@@ -58,18 +58,18 @@ def _prepare(out: Path, seed: int, rebuild: bool, phases: Phases) -> Place:
                 phases.reused.add("models")
             else:
                 marker.unlink(missing_ok=True)
-                rebuild_models(models, seed, progress=lambda line: console.print(line, markup=False))
+                rebuild_models(models, seed, progress=speaker(console))
                 write_json(marker, {"seed": seed})
     with phases.phase("world"):
         marker = out / "world" / "world.json"
         before = marker.stat().st_mtime_ns if marker.is_file() else None
         try:
-            world = write_world(marker.parent, seed, progress=lambda line: console.print(line, markup=False))
+            world = write_world(marker.parent, seed, progress=speaker(console))
         except FileExistsError as error:
             raise UserError(f"{error}; or choose another folder with --out") from error
         if marker.stat().st_mtime_ns == before:
             phases.reused.add("world")
-        console.print(f"pictures and LLaVA JSON files in {world.folder}", soft_wrap=True)
+        speaker(console)(f"pictures and LLaVA JSON files in {world.folder}")
     return Place(out, models, world, seed)
 
 

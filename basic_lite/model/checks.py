@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_json_file
 
 # Pixels of an encoder's side. The largest that is published has 1,024.
 _MOST_PIXELS = 8192
@@ -37,7 +39,7 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
         wrong.append(f"rescale_factor is {scale!r}")
     if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
         wrong.append("do_normalize is set without image_mean and image_std")
-    if processor.resample is not None and processor.resample not in set(Image.Resampling):
+    if processor.resample is not None and processor.resample not in list(Image.Resampling):
         wrong.append(f"resample is {processor.resample!r}")
     for one in ("size", "crop_size"):
         sides = [side for side in dict(getattr(processor, one, None) or {}).values() if side is not None]
@@ -62,17 +64,63 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def require_plain_logits(config: PreTrainedConfig, name: str) -> None:
-    """Refuse an LLM that caps its logits: LLaVA's class has no such cap.
+def read_weight_map(index: Path, name: str, key: str) -> dict[str, str]:
+    """Which file of a checkpoint has which weight, as its index says.
+
+    Raises:
+        UserError: the index can't be read, or names a file elsewhere.
+    """
+    try:
+        found = read_json_file(index)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {index} can't be read ({error}); fetch {name} again") from error
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(one, str) and _is_name(one) for one in places.values()):
+        raise UserError(
+            f"{key}: {index} doesn't say which of its own files has which weight (`weight_map`); fetch {name} again"
+        )
+    return places
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text names a file of the same folder."""
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0:")
+
+
+# What a configuration calls a factor on the logits, and one on the embeddings of tokens.
+_LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+_EMBEDDING_SCALE = "embedding_multiplier"
+
+
+def require_plain_logits(config: PreTrainedConfig, name: str, key: str = "model.llm") -> None:
+    """Refuse an LLM that caps or scales its logits, or scales embeddings between their table and its first layer.
+
+    LLaVA's class has neither. E and v lie before such a scale, hidden states behind it, so v̂ couldn't be compared.
 
     Raises:
         UserError: it does.
     """
+    told = f"{key}: {name} ({config.model_type})"
     if cap := getattr(config, "final_logit_softcapping", None):
         raise UserError(
-            f"model.llm: {name} ({config.model_type}) has a soft cap of {cap:g} on its logits, as Gemma 2 has, and "
-            "LLaVA can't hold one: it would be trained against other logits than its own. Choose another LLM"
+            f"{told} has a soft cap of {cap:g} on its logits, as Gemma 2 has, and LLaVA can't hold one: it would be "
+            "trained against other logits than its own. Choose another LLM"
         )
+    for one in _LOGIT_SCALES:
+        if _scales(config, one):
+            raise UserError(
+                f"{told} scales its logits ({one} is {getattr(config, one)!r}), as Granite and Cohere do, and LLaVA "
+                "can't hold a scale: it would be trained against other logits than its own. Choose another LLM"
+            )
+    if _scales(config, _EMBEDDING_SCALE):
+        raise UserError(
+            f"{told} scales embeddings inside ({_EMBEDDING_SCALE} is {getattr(config, _EMBEDDING_SCALE)!r}), as "
+            "Granite does, so words, visual tokens and hidden states can't be compared. Choose another LLM"
+        )
+
+
+def _scales(config: PreTrainedConfig, name: str) -> bool:
+    return getattr(config, name, None) not in (None, 1, 1.0)
 
 
 def require_sizes(config: PreTrainedConfig, name: str, key: str) -> None:

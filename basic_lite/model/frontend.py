@@ -20,6 +20,7 @@ from basic_lite.model.checks import (
     require_usable_processor,
     without_dropout,
 )
+from basic_lite.model.hub import hub_is_away, local_only
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
@@ -117,7 +118,9 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
             f"{key}: {name} can't have model.attention=sdpa: transformers has no such attention for it. Set "
             "model.attention=eager, or choose another LLM"
         )
-    where = "the folder holds no readable one" if os.path.isdir(folder) else "no such folder, and not found on the hub"
+    where = "the folder holds no readable one"
+    if not os.path.isdir(folder):
+        where = f"no such folder, and {'the hub can’t be reached' if hub_is_away() else 'not found on the hub'}"
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
         f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}"
@@ -127,7 +130,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
 def read_config(name: str, key: str) -> PreTrainedConfig:
     """The configuration of a checkpoint, without its weights."""
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
     except Exception as error:  # a config.json may be wrong in any way
         if (kind := kind_in_name(name)) is not None:
             raise wrong_kind(name, key, kind, "by its name; its configuration can't be read here") from error
@@ -180,6 +183,7 @@ def llava_config_of(name: str) -> LlavaConfig:
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
     for part in (config.text_config, config.vision_config):
         require_sizes(part, name, "model.base")
+    require_plain_logits(config.text_config, name, "model.base")
     without_dropout(config.text_config)
     return config
 
@@ -225,7 +229,7 @@ def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrain
 def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, with a padding token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
     except Exception as error:  # a tokenizer file may be wrong in any way
         raise unreadable(name, key, error, what="tokenizer") from error
     if tokenizer.pad_token_id is None:
@@ -275,7 +279,9 @@ def load_image_processor(name: str | Path, key: str = "model.vision") -> Any:
         UserError: there is none at that place, or it has no PIL version.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(str(name), backend="pil", trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(
+            str(name), backend="pil", trust_remote_code=False, local_files_only=local_only(name)
+        )
     except Exception as error:  # its file may be wrong in any way
         raise unreadable(str(name), key, error, what="image processor (preprocessor_config.json)") from error
     if getattr(processor, "backend", "pil") != "pil":

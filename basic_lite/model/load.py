@@ -5,7 +5,6 @@ quantised. Weights are read once and quantised as they are read.
 """
 
 import copy
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
-from basic_lite.model.checks import require_finite_weights
+from basic_lite.model.checks import read_weight_map, require_finite_weights
 from basic_lite.model.frontend import Frontend, llava_config_of, llm_config_of, load_frontend, unreadable
+from basic_lite.model.hub import local_only
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.offload import ActivationOffload
 from basic_lite.model.parts import Parts, find_parts
@@ -36,6 +36,8 @@ from basic_lite.recipe.schema import Device, QuantizationSection, Recipe
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# For ``cached_file``: None where there is no such file.
+_OR_NONE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 # Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
 TABLE_MULTIPLE = 64
 
@@ -146,8 +148,13 @@ def quantization_config(
 
 
 def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
+    index = Path(name, SAFE_WEIGHTS_INDEX_NAME)
+    if os.path.isfile(index):  # transformers opens whatever file it names
+        read_weight_map(index, name, key)
     try:
-        model, info = cls.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **kwargs)
+        model, info = cls.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, local_files_only=local_only(name), **kwargs
+        )
     except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
         raise unreadable(name, key, error) from error
     if info["missing_keys"]:
@@ -186,7 +193,7 @@ def _compose(
             f"model.llm: {section.llm} ({type(llm).__name__}) isn't built as a decoder below a head; choose another LLM"
         )
     with torch.device("meta"):
-        tower = type(AutoModel.from_config(config.vision_config))
+        tower = type(AutoModel.from_config(config.vision_config, trust_remote_code=False))
     options = {"config": config.vision_config, "dtype": dtype, "device_map": {"": device}}
     vision = read_checkpoint(tower, section.vision, "model.vision", **options)
     before = _probe_logits(llm, device)
@@ -233,15 +240,15 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
     Taken from the loaded model they would have been rounded to ``model.dtype`` on the way.
     """
     marker = "multi_modal_projector."
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, local_files_only=local_only(name), **_OR_NONE)
     if index is None:
         shards = [SAFE_WEIGHTS_NAME]
     else:
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_weight_map(Path(index), name, "model.base")
         shards = sorted({shard for key, shard in weight_map.items() if marker in key})
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
-        path = cached_file(name, shard, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(name, shard, local_files_only=local_only(name), **_OR_NONE)
         if path is None:
             raise UserError(
                 f"model.base: {name} has no {shard}: its weights are not in safetensors, "

@@ -67,7 +67,7 @@ class Checker:
             elif field.is_required():
                 what = field.description or f"give {wanted(field.annotation)}"
                 place = self.document.place_of(path, key=True)
-                checked[key] = self.document.report(place, here, f"this key is required and missing: {what}")
+                checked[key] = self.document.report(place, here, f"this key is required and missing; add it: {what}")
             else:
                 default = field.get_default(call_default_factory=True)
                 checked[key] = default.model_dump() if isinstance(default, Section) else default

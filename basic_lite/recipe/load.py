@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.outside import at_home, read_text
 from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
 from basic_lite.recipe.presets import with_preset
@@ -75,9 +76,9 @@ def _with_packaged_models(recipe: Recipe) -> Recipe:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"the recipe {path} is not a text file in UTF-8 (line {line}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"the recipe {path} can't be read: {error.strerror or error}") from None
@@ -209,7 +210,7 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is neither; names the nearest recipe there is.
     """
-    path = Path(path)
+    path = at_home(path)
     if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in shipped_recipes()}

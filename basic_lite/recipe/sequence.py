@@ -1,16 +1,18 @@
 """Several recipes that are run one after another; each takes the projector of the one before it."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError
+from basic_lite.outside import at_home
 from basic_lite.recipe.load import find_recipe, load_recipe
 from basic_lite.recipe.schema import Recipe
 
-_OF_ONE = re.compile(r"(\d+):(.+)", re.DOTALL)
+_OF_ONE = re.compile(r"(\d{1,9}):(.+)", re.DOTALL)
 _PROJECTOR = "model.projector"
 
 
@@ -34,7 +36,7 @@ def load_sequence(words: Sequence[str], say: Say) -> list[Recipe]:
         except UserError as error:
             problems.append(str(error))
             continue
-        if not Path(name).is_file():
+        if not os.path.isfile(at_home(name)):
             say(f"using the shipped recipe {find_recipe(name)}")
         recipes.append(recipe)
     if problems:
@@ -44,7 +46,7 @@ def load_sequence(words: Sequence[str], say: Say) -> list[Recipe]:
 
 def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The recipes' names, and the overrides of each."""
-    given = [word for word in words if "=" in word and not Path(word).is_file()]
+    given = [word for word in words if "=" in word and not os.path.isfile(at_home(word))]
     names = [word for word in words if word not in given]
     if not names:
         raise UserError(

@@ -91,7 +91,7 @@ def read_document(text: str, source: str) -> Document:
         document.report(top, (), f"it has more than {_MOST_VALUES:,} values, with those that aliases stand for")
     except YAMLError as error:
         line, column, reason = _not_yaml(error, text)
-        document.report(Place.in_file(source, line, column), (), f"not valid YAML{reason}")
+        document.report(Place.in_file(source, line, column), (), f"not valid YAML{reason}; correct it there")
     else:
         if root is None:
             document.report(top, (), "the file holds no keys; copy a shipped recipe to start from")

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from basic_lite.data.images import ImageRef, open_image
+from basic_lite.data.problems import BadImage
 from basic_lite.model.families.views import View, first_tokens
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.supervision.supervision import Supervision
@@ -80,7 +82,7 @@ class PictureMaps:
 
     def image(self) -> Image.Image:
         """The picture, RGB."""
-        return Image.open(io.BytesIO(base64.b64decode(self.picture.removeprefix(_URI)))).convert("RGB")
+        return _opened(self.picture)
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -136,11 +138,14 @@ def _is_jpeg(uri: str) -> bool:
     if not uri.startswith(_URI):
         return False
     try:
-        with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(_URI), validate=True)), formats=["JPEG"]) as image:
-            image.load()
-    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError):
+        _opened(uri)
+    except (binascii.Error, BadImage):
         return False
     return True
+
+
+def _opened(uri: str) -> Image.Image:
+    return open_image(ImageRef("a picture of the maps", blob=base64.b64decode(uri.removeprefix(_URI), validate=True)))
 
 
 def picture_maps(

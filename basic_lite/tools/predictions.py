@@ -1,7 +1,6 @@
 """The predictions of an evaluation on disk: one JSON object a line, and a summary beside them."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from basic_lite.errors import UserError
 from basic_lite.printable import quoted
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.training.answer_file import is_of_another, part_of
-from basic_lite.training.files import sha256, write_json
+from basic_lite.training.files import json_text, sha256, write_json
 from basic_lite.training.places import read_json
 
 SUMMARY = ".summary.json"
@@ -97,6 +96,8 @@ def require_writable(path: Path, key: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
+        if not new and not path.is_file():  # a pipe that nobody reads would be waited for
+            raise OSError("it is not a file")
         with path.open("ab"):
             pass
         if new:
@@ -108,6 +109,5 @@ def require_writable(path: Path, key: str) -> None:
 def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any], path: Path) -> None:
     """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in predictions]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json_text(asdict(one)) + "\n" for one in predictions), encoding="utf-8")
     write_json(path.with_suffix(SUMMARY), {**summary, SHA256: sha256(path)})

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_text
 from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
 from basic_lite.sizes import size_text
@@ -180,7 +181,7 @@ def _recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
     if bundles and (recipe := _keys(read_json(bundles[0] / RECIPE_JSON))):
         return recipe
     try:
-        return _keys(read_document((run / RECIPE_YAML).read_text(encoding="utf-8"), RECIPE_YAML).values)
+        return _keys(read_document(read_text(run / RECIPE_YAML), RECIPE_YAML).values)
     except (OSError, UnicodeDecodeError):
         return {}
 

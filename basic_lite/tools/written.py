@@ -10,6 +10,7 @@ from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.errors import UserError
 from basic_lite.model.families.family import Family
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.hub import local_only
 
 # A message of a conversation: a role, and a list of texts and pictures.
 Message = dict[str, Any]
@@ -31,7 +32,9 @@ def read_processor(name: str, family: Family | None) -> Any:
     kind = AutoProcessor if family is None else family.processor
     try:
         # torchvision is no dependency, and resizes in another way.
-        processor = kind.from_pretrained(name, backend="pil", trust_remote_code=False)
+        processor = kind.from_pretrained(
+            name, backend="pil", trust_remote_code=False, local_files_only=local_only(name)
+        )
     except Exception as error:  # files of others may be wrong in any way
         if "num2words" in str(error):
             raise UserError(f'the processor of {name} needs num2words: pip install -e ".[inspect]"') from error

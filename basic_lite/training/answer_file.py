@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from basic_lite.outside import parse_json
+from basic_lite.outside import parse_json, read_file
 from basic_lite.training.files import saving
 from basic_lite.training.places import PART
 
@@ -99,7 +99,7 @@ def _write_line(file: BinaryIO, value: Mapping[str, Any]) -> None:
 
 def _read(part: Path, settings: Mapping[str, Any]) -> tuple[dict[tuple[str, int], tuple[str, bool]], int] | None:
     """The answers in a file and the bytes of its whole lines; None: it is no file of these settings."""
-    lines = part.read_bytes().splitlines(keepends=True) if part.is_file() else []
+    lines = read_file(part).splitlines(keepends=True) if part.is_file() else []
     first = _parsed(lines[0]) if lines else None
     if first is None or first.get("settings") != json.loads(json.dumps(settings)):
         return None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from basic_lite.choices import meant_beside
 from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
+from basic_lite.outside import read_text
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256
 from basic_lite.training.manifest import read_manifest
@@ -172,7 +173,7 @@ def _not_as_listed(folder: Path, files: dict[str, Any], names: Iterable[str]) ->
 
 def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
     try:
-        recipe = Recipe.model_validate_json((folder / RECIPE_JSON).read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate_json(read_text(folder / RECIPE_JSON))
         models = [recipe.model.base is not None, recipe.model.vision is not None, recipe.model.llm is not None]
     except ValidationError as error:
         raise UserError(

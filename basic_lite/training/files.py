@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from basic_lite.errors import UserError
+from basic_lite.outside import open_file
 from basic_lite.training.places import OLD, PART, UNFINISHED
 
 # Libraries in Rust put the number of the system's error into their text: Linux's and macOS's, Windows'.
@@ -108,14 +109,18 @@ def remove(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with a newline at the end. What was there stays until the new file is whole."""
     scratch = path.with_name(path.name + PART)
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    # A name of a file that isn't UTF-8 has halves of characters in it, which JSON can write and UTF-8 can't.
-    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
-    scratch.write_text(text + "\n", encoding="utf-8")
+    scratch.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch, path)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that UTF-8 can hold, with letters of all languages as they are."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # A name of a file that isn't UTF-8 has halves of characters in it, which JSON can write and UTF-8 can't.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

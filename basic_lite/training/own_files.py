@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_text
 from basic_lite.recipe.load import dump_recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.files import sha256
@@ -43,7 +44,7 @@ def edited_recipe(run: Path) -> list[Path]:
         own = dump_recipe(look_at_bundle(run).recipe)
     except UserError:  # there is none, or it is of another version
         own = ""
-    return [path] * (path.read_text(encoding="utf-8", errors="replace") != own)
+    return [path] * (read_text(path, errors="replace") != own)
 
 
 def foreign_in(bundle: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.outside import parse_json, read_json_file
+from basic_lite.outside import open_file, parse_json, read_json_file
 
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
@@ -126,7 +126,7 @@ def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
     Args:
         after: bytes of the file that are passed over.
     """
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         stream.seek(after)
         for line in stream:
             try:

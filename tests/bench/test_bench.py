@@ -156,3 +156,15 @@ def test_everyone_who_takes_part_on_a_gpu_computes_the_same() -> None:
         assert f"right {who}\n" in done.stdout
     for who in ("Liger fused_linear_kl_div", "Liger fused_linear_jsd"):
         assert f"right {who}\n" in done.stdout or f"absent {who}" in done.stdout
+
+
+def test_counted_bytes_of_the_direction_loss() -> None:
+    """All of a step, the backward too; where v̂ stays in a card's L2 cache, only what must be read once."""
+    from bench.bench_direction_loss import Shape, moved_bytes
+
+    shape = Shape(1, 576, 4096, 16, torch.bfloat16)
+    assert moved_bytes(shape, 0) == 172 * shape.M * shape.D
+    assert moved_bytes(Shape(1, 576, 4096, 16, torch.float32), 0) == 204 * shape.M * shape.D
+    needed = 6 * shape.M * shape.D
+    assert moved_bytes(shape, needed - 1) == 172 * shape.M * shape.D
+    assert moved_bytes(shape, needed) == 36 * shape.M * shape.D

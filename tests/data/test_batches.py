@@ -118,6 +118,20 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     assert not whole.exists()  # nothing is refused any more
 
 
+def test_a_wrong_folder_of_pictures_is_one_problem(tmp_path: Path) -> None:
+    rows = [{"id": n, "image": f"photo {n}.png", "conversations": talk()} for n in range(40)]
+    records, chat, section = setup(tmp_path, rows)
+    with pytest.raises(UserError) as caught:
+        check_data(records, chat, section)
+    head, first, more, mend = str(caught.value).split("\n")
+    assert head == "40 of 40 records can't be used (40 bad image):" and "correct image_dir" in first
+    assert more.startswith("    and 39 more like it: data.json, record 2 (id 1), ") and "bad_records=drop" in mend
+    records, chat, section = setup(tmp_path, rows[:5])
+    with pytest.raises(UserError) as caught:
+        check_data(records, chat, section)
+    assert str(caught.value).count("does not exist") == 5  # a few are named one by one
+
+
 def test_nothing_left(tmp_path: Path) -> None:
     records, chat, section = setup(tmp_path, ROWS[2:4], bad_records="drop")
     with pytest.raises(UserError, match=r"none of the 2 records can be used:\n.*record 1 \(id gone\)"):

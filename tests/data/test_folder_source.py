@@ -93,8 +93,8 @@ def test_a_text_that_cannot_be_read_is_a_bad_record(tmp_path: Path) -> None:
     (folder / "c.txt").write_text("a cat")
     records = load(tmp_path)
     (folder / "c.txt").unlink()
-    for index, reason in enumerate(["can't be read (No such file", "is not a file", "can't be read (No such file"]):
-        with pytest.raises(BadRecord, match=re.escape(f"{'abc'[index]}.txt beside it {reason}")):
+    for index, reason in enumerate(["No such file", "it is not a file", "No such file"]):
+        with pytest.raises(BadRecord, match=re.escape(f"{'abc'[index]}.txt beside it can't be read ({reason}")):
             records[index]
 
 

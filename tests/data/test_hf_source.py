@@ -122,7 +122,7 @@ def test_what_can_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"saved": "cache"}, "can't be read"),
         ({"parquet": "*.parquet"}, "no file matches"),
         ({"parquet": "broken.pq"}, "can't be read"),
-        ({"hub": "org/data"}, r"org/data: the data set can't be read \(no network\)"),
+        ({"hub": "org/data"}, r"org/data: the data set isn't here, and the hub can't be reached \(no network\)"),
     ]  # fmt: skip
     (tmp_path / "cache").mkdir(exist_ok=True)
     (tmp_path / "broken.pq").write_bytes(b"PAR1 this is not")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     DiffLlamaConfig,
     Gemma2Config,
     GptOssConfig,
+    GraniteConfig,
     Llama4TextConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,12 +28,13 @@ from transformers import (
 )
 
 from basic_lite.errors import UserError
+from basic_lite.model import hub
 from basic_lite.model.frontend import load_frontend, load_image_processor, read_config, tokens_per_image
 from basic_lite.model.load import load_base
 from basic_lite.recipe.schema import ModelSection
 from basic_lite.run import train
 from basic_lite.training.assembly import check_machine
-from tests.support.models import text_config, tiny_tokenizer, write_llm, write_vision
+from tests.support.models import text_config, tiny_tokenizer, write_llava, write_llm, write_vision
 from tests.support.runs import quiet, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -168,6 +171,7 @@ def test_a_weight_that_is_not_finite(
         {"size": "[" * 5000},
         {"image_std": None},
         {"resample": 99},
+        {"resample": []},
     ],
     ids=str,
 )
@@ -217,14 +221,66 @@ def test_a_models_own_program_is_never_run(models_: Path, tmp_path: Path, monkey
     assert not (tmp_path / "ran").exists()
 
 
-def test_every_load_says_that_no_program_is_run() -> None:
-    root = Path(__file__).resolve().parents[2] / "basic_lite"
-    for file in root.rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        for place in (n for n in range(len(text)) if text.startswith(".from_pretrained(", n)):
-            name = text[:place].split()[-1].split("(")[-1]
-            if name.startswith("Auto") or name == "cls":
-                assert "trust_remote_code=False" in text[place : place + 200], f"{file.name}: {name}"
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"embedding_multiplier": 12.0}, "scales embeddings inside"),
+        ({"logits_scaling": 8.0}, "scales its logits"),
+        ({"embedding_multiplier": 1.0, "logits_scaling": 1.0}, ""),
+    ],
+)
+def test_scales_inside_an_llm_are_refused_by_its_configuration(
+    own: Any, said: str, models_: Path, tmp_path: Path
+) -> None:
+    """Before its weights are read; E, v and v̂ would lie on two sides of the scale of embeddings."""
+    shutil.copytree(models_ / "llm", tmp_path / "llm")
+    plain = text_config("llama", len(tiny_tokenizer()))
+    size = {key: getattr(plain, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "pad_token_id")}
+    size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    GraniteConfig(**size, **own).save_pretrained(tmp_path / "llm")
+    there = section(models_, llm=str(tmp_path / "llm"))
+    if not said:
+        load_frontend(there)
+        return
+    told = refused(lambda: load_frontend(there))
+    assert told.startswith("model.llm: ") and said in told and "Choose another LLM" in told
+
+
+def test_the_llm_of_a_llava_checkpoint_is_looked_at_too(tmp_path: Path) -> None:
+    write_llava(tmp_path / "llava")
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    config["text_config"] = Gemma2Config(**COMMON, vocab_size=64, num_key_value_heads=2).to_dict()
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(config))
+    told = refused(lambda: load_frontend(ModelSection(base=str(tmp_path / "llava"))))
+    assert told.startswith("model.base: ") and "soft cap of 30" in told
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "{}", '{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": "/x"}}',
+                                  '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "b\\\\c"}}', "\xff"])  # fmt: skip
+def test_an_index_of_weights_that_leads_elsewhere(text: str, models_: Path, tmp_path: Path) -> None:
+    shutil.copytree(models_ / "llm", tmp_path / "llm")
+    (tmp_path / "llm" / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
+    recipe = tiny_recipe(tmp_path, {"model.llm": str(tmp_path / "llm"), "model.vision": str(models_ / "vision")})
+    told = refused(lambda: load_base(recipe, CPU))
+    assert told.startswith("model.llm: ") and "model.safetensors.index.json" in told and "fetch" in told
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client tries six times for each file, which takes half a minute."""
+    monkeypatch.setattr(hub, "getproxies", dict)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.listen()
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        hub.hub_is_away.cache_clear()
+        assert not hub.hub_is_away() and not hub.local_only("a/b") and hub.local_only(".")
+    assert not hub.hub_is_away()  # it was asked
+    hub.hub_is_away.cache_clear()
+    assert hub.hub_is_away() and hub.local_only("a/b")
+    told = refused(lambda: read_config("a/b", "model.llm"))
+    assert "the hub can’t be reached" in told and "hf download a/b" in told
+    hub.hub_is_away.cache_clear()
 
 
 def test_a_switch_that_would_make_float32_coarse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

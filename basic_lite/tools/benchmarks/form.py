@@ -1,6 +1,7 @@
 """What all benchmarks share: a published file, one question of it, and the question as it is asked."""
 
 import csv
+import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
 from basic_lite.data.turns import clean, name_of
 from basic_lite.errors import UserError
-from basic_lite.outside import read_json_file
+from basic_lite.outside import open_file, read_json_file
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.scoring.metrics.named import MetricName
 from basic_lite.scoring.questions import Question
@@ -69,7 +70,7 @@ class Published:
 
     def _header(self) -> Sequence[str]:
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
+            with _text_of(self.path) as file, _long_cells():
                 return next(csv.reader(file, delimiter="\t"), [])
         except (OSError, UnicodeDecodeError, csv.Error):
             return []
@@ -103,7 +104,7 @@ class Published:
         Raises:
             UserError: it is no such table.
         """
-        with self.path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
+        with _text_of(self.path) as file, _long_cells():
             reader = csv.DictReader(file, delimiter="\t")
             try:
                 yield from ((f"{self.name}, line {reader.line_num}", row) for row in reader)
@@ -165,21 +166,22 @@ def _question(
     lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
     answers = tuple(ascii_uppercase[options.index(one)] for one in row.answers) if options else row.answers
     text = "\n".join(filter(None, [row.text.replace(IMAGE_PLACEHOLDER, "").strip(), *lines, instruction]))
+    identity = name_of(row.id) or ""
     images: tuple[ImageRef, ...] = ()
     if row.image is not None:
         with placed(place):
             images = (image_at(row.image, ""),)
     record = Record(
         number=number,
-        id=f"{row.id}, options turned by {turned}" if turned else row.id,
+        id=f"{identity}, options turned by {turned}" if turned else identity,
         source=source,
         images=images,
         turns=(Turn("human", clean(text)),),
-        question_type=row.question_type,
+        question_type=name_of(row.question_type),
         answer=clean(max(answers, key=len)) if answers else None,
         at=place,
     )
-    return Question(record, tuple(map(clean, answers)), row.groups, row.id if circular else "")
+    return Question(record, tuple(map(clean, answers)), tuple(map(clean, row.groups)), identity if circular else "")
 
 
 def numbered_records(top: Mapping[str, Any], key: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -231,6 +233,10 @@ def placed(place: str) -> Iterator[None]:
         yield
     except RecordProblem as problem:
         raise problem.at(place) from None
+
+
+def _text_of(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")
 
 
 @contextmanager

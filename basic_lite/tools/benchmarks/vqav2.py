@@ -20,7 +20,7 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
     annotations, pictures = _annotations(file, subset), subset.replace("-dev", "")  # test-dev is a part of test
     for place, row in file.listed("questions"):
         with placed(place):
-            found = annotations.get(row.get("question_id")) if annotations is not None else {}
+            found = annotations.get(text_in(row, "question_id")) if annotations is not None else {}
             if found is None:
                 raise BadRecord("the file of annotations has no answer to it", "name its own with --annotations")
             image_id = row.get("image_id")
@@ -44,7 +44,7 @@ def _answers(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple("" if not str(one.get("answer")).strip() else text_in(one, "answer") for one in listed)
 
 
-def _annotations(file: Published, subset: str) -> dict[Any, Mapping[str, Any]] | None:
+def _annotations(file: Published, subset: str) -> dict[str, Mapping[str, Any]] | None:
     """Annotations by the question's id; None for a test set, whose answers aren't public."""
     path = file.answers or _beside(file.path)
     if path is None:
@@ -61,7 +61,11 @@ def _annotations(file: Published, subset: str) -> dict[Any, Mapping[str, Any]] |
         raise UserError(f"{path}: the annotations can't be read ({error}); fetch the file again") from error
     if not isinstance(top, Mapping):
         raise UserError(f"{path}: this isn't VQA's file of annotations; name it with --annotations FILE")
-    return {row.get("question_id"): row for _, row in numbered_records(top, "annotations", str(path))}
+    found = {}
+    for place, row in numbered_records(top, "annotations", str(path)):
+        with placed(place):
+            found[text_in(row, "question_id")] = row
+    return found
 
 
 def _beside(path: Path) -> Path | None:

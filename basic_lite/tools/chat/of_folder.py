@@ -12,6 +12,7 @@ from basic_lite.data.records import IMAGE_PLACEHOLDER
 from basic_lite.errors import UserError
 from basic_lite.model.families import known_family
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.hub import local_only
 from basic_lite.model.load import pick_dtype
 from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.reply import Reply
@@ -36,7 +37,7 @@ class FolderSpeaker:
         """
         self.name = name
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
         except Exception as error:  # files of others may be wrong in any way
             raise unreadable(name, "MODEL", error, what="model") from error
         if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -56,7 +57,11 @@ class FolderSpeaker:
             # What has no room on a card goes to the host.
             place: Any = "auto" if device.type == "cuda" else {"": device}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=pick_dtype(dtype, device), device_map=place, trust_remote_code=False
+                name,
+                dtype=pick_dtype(dtype, device),
+                device_map=place,
+                trust_remote_code=False,
+                local_files_only=local_only(name),
             ).eval()
         except Exception as error:
             raise unreadable(name, "MODEL", error, what="model") from error

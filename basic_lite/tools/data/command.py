@@ -24,6 +24,7 @@ from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
+from basic_lite.outside import read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
@@ -339,7 +340,7 @@ def _text(
     assert not isinstance(recipe.data.train, list)
     changed |= {"data.train": _plain(recipe.data.train), "name": recipe.name}
     file = find_recipe(base)
-    text = file.read_text(encoding="utf-8-sig")
+    text = read_text(file, encoding="utf-8-sig")
     head = [
         f"basic-lite train {command_line([target.as_posix()])}",
         f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",

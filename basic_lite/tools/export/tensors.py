@@ -1,6 +1,5 @@
 """Tensors of checkpoints, read one at a time, and written shard by shard: no model is ever whole in memory."""
 
-import json
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from basic_lite.errors import UserError
+from basic_lite.model.checks import read_weight_map
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.hub import local_only
 from basic_lite.training.files import write_json
 from basic_lite.training.tensor_files import save_tensors
 from basic_lite.units import GIB
@@ -58,7 +59,8 @@ class Checkpoint:
 
     def _file(self, name: str) -> Path | None:
         try:
-            path = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False)
+            alone = local_only(self.name)
+            path = cached_file(self.name, name, local_files_only=alone, _raise_exceptions_for_missing_entries=False)
         except OSError as error:  # no such folder, and the hub can't be reached
             raise unreadable(self.name, self.key, error) from error
         return None if path is None else Path(path)
@@ -69,7 +71,7 @@ class Checkpoint:
             if (path := self._file(whole)) is not None:
                 return dict.fromkeys(self._names(path), path)
             if (path := self._file(index)) is not None:
-                places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+                places = read_weight_map(path, self.name, self.key)
                 files = {place: self._shard(place) for place in sorted(set(places.values()))}
                 return {name: files[place] for name, place in places.items()}
         raise UserError(f"{self.key}: {self.name} has no weights (no {SAFE_WEIGHTS_NAME}); fetch it: hf download NAME")

@@ -14,6 +14,7 @@ from basic_lite.model.checks import require_sizes
 from basic_lite.model.families import family_of
 from basic_lite.model.families.family import Family
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.hub import local_only
 from basic_lite.model.load import pick_dtype, quantization_config, read_checkpoint
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import QuantizationSection, SupervisionSection
@@ -72,7 +73,7 @@ def read_family(name: str) -> tuple[PreTrainedConfig, Family]:
         UserError: there is none, or it is of no family that is known.
     """
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
     except Exception as error:  # a config.json may be wrong in any way
         raise unreadable(name, KEY, error, what="configuration") from error
     family = family_of(config, name)

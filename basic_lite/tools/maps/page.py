@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_text
 from basic_lite.printable import printable
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.maps.panels import STYLE, picture_panels, reading, strongest_of
@@ -26,7 +27,7 @@ def require_place(folder: Path) -> None:
         raise UserError(f"--maps: {folder} is a file; name a folder for the page and its pictures")
     page = folder / PAGE
     try:
-        ours = page.is_file() and mark_of(COMMAND) in page.read_text(encoding="utf-8", errors="replace")[:2000]
+        ours = page.is_file() and mark_of(COMMAND) in read_text(page, errors="replace")[:2000]
         if folder.is_dir() and any(folder.iterdir()) and not ours:
             raise UserError(f"--maps: {folder} isn't empty, and its files are no token maps; choose another folder")
     except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_text
 from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
@@ -149,7 +150,7 @@ def read_run(run: Path) -> RunFacts:
     manifest = read_json(bundles[0] / MANIFEST) if bundles else {}
     data = read_json(run / DATA)
     try:
-        recipe = (run / RECIPE_YAML).read_text(encoding="utf-8")
+        recipe = read_text(run / RECIPE_YAML)
     except (OSError, UnicodeDecodeError):
         recipe = ""
     return RunFacts(

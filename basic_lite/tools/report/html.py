@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from basic_lite.errors import UserError
+from basic_lite.outside import read_text
 from basic_lite.training.places import PART
 
 
@@ -38,7 +39,7 @@ def require_own(path: Path, command: str) -> None:
     if path.is_dir():
         raise UserError(f"--out: {path} is a folder; name a file, as in {(path / f'{command}.html').as_posix()}")
     try:
-        if path.exists() and mark_of(command) not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        if path.exists() and mark_of(command) not in read_text(path, errors="replace")[:2000]:
             raise UserError(f"--out: {path} is there already and is no page of `{command}`; choose another name")
     except OSError as error:
         raise UserError(f"--out: {path} can't be read ({error.strerror or error}); choose another name") from error

@@ -1,0 +1,32 @@
+"""Whether models can be fetched from the hub: asked once, so that nobody waits for each file of it in vain."""
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+_SECONDS = 3.0
+
+
+def local_only(name: str | Path) -> bool:
+    """Whether only what is on this machine can be read of a model: it is a folder, or the hub doesn't answer.
+
+    The hub's own client tries each file six times, for half a minute.
+    """
+    return os.path.isdir(name) or hub_is_away()
+
+
+@cache
+def hub_is_away() -> bool:
+    """Whether no connection to the hub can be made. Through a proxy that can't be told: the answer is no."""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if getproxies() or not address.hostname:
+        return False
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname, port), timeout=_SECONDS).close()
+    except (OSError, ValueError):
+        return True
+    return False
