@@ -101,13 +101,11 @@ def small(words: list[str], place: Path) -> list[str]:
     return [*models, f"data.train={json.dumps(data)}", *own, *batch]
 
 
-# The longest page beside README.
-LONG = {"TRAINING"}
+# The longest pages.
+SLOW = {"TRAINING": [pytest.mark.soak], "README": [pytest.mark.long]}
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.soak] * (page.stem in LONG), id=page.stem) for page in PAGES]
-)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page.stem, []), id=page.stem) for page in PAGES])
 def test_every_command_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the page's order and in one folder, as a reader would."""
     before = STAGES if page.stem in AFTER_STAGES else ()

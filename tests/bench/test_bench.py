@@ -26,6 +26,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_tiny_bench_prints_a_table_and_writes_results(tmp_path: Path) -> None:
     # With the workers that pyproject.toml asks for: the bench itself must see to it that it has one process.
     done = run("pytest", "bench/", "--tiny", "-p", "no:cacheprovider", "--results-dir", str(tmp_path))

@@ -23,6 +23,7 @@ def kernel_files() -> list[Path]:
     ]
 
 
+@pytest.mark.long
 def test_through_the_interpreter() -> None:
     files = kernel_files()
     assert len(files) >= 8

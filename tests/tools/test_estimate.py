@@ -43,6 +43,7 @@ def run(recipe: Recipe, gpu_gib: float | None, **options: Any) -> tuple[Estimate
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_a_recipe_that_fits(shapes: Path) -> None:
     found, text = run(shape_recipe(shapes, "tiny", micro_batch=2), 8)
     assert found.fits and not found.advice
@@ -58,6 +59,7 @@ def test_a_recipe_that_fits(shapes: Path) -> None:
     assert "the fastest plan: " in text and "training.gradient_checkpointing=false" in text
 
 
+@pytest.mark.long
 def test_a_recipe_whose_plan_is_chosen(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "tiny", micro_batch=2, training={"plan": "auto"})
     found, text = run(recipe, 8)
@@ -144,6 +146,7 @@ def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
     assert given[0] == "training.optimizer=adamw_8bit" and not any("host" in g or "offload" in g for g in given)
 
 
+@pytest.mark.long
 def test_a_recipe_for_the_cpu_has_this_machines_memory(tmp_path: Path) -> None:
     """And no time is predicted. For a card, where the data isn't here, the line of the time says what it assumes."""
     one = {"training.max_steps": None, "training.global_batch": 1, "training.micro_batch": 1}
@@ -205,6 +208,7 @@ def test_no_room_for_an_image_is_refused(shapes: Path) -> None:
         run(shape_recipe(shapes, "tiny", max_length=512), 8)
 
 
+@pytest.mark.long
 def test_the_command(shapes: Path) -> None:
     overrides = [f"model.vision={shapes / 'tower-336'}", f"model.llm={shapes / 'tiny'}"]
     overrides.append("training.micro_batch=2")  # fewer plans to look at

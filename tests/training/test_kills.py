@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that a kill costs no import")
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.long), pytest.param(50, marks=pytest.mark.soak)])
 def test_what_a_kill_leaves_is_gone_on_with_bit_for_bit(kills: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.kills", str(tmp_path), str(kills), "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=ROOT)

@@ -41,6 +41,7 @@ def plan_of(run: Path) -> Plan:
     return Plan.of(load_recipe(run / "recipe.yaml"), 4)
 
 
+@pytest.mark.long
 def test_the_result_is_the_recipes_own(tmp_path: Path) -> None:
     changes = {"training.global_batch": 8, "training.micro_batch": 2}
     manual = train(tiny_recipe(tmp_path, {**changes, "name": "manual"}), console=quiet()).folder
@@ -58,6 +59,7 @@ def test_the_result_is_the_recipes_own(tmp_path: Path) -> None:
     assert_same_weights(manual / "final", free / "final", rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = auto(tmp_path, {"training.save_every": 1}, free=False)
     update = TrainStep.update
@@ -96,6 +98,7 @@ def test_a_kept_micro_batch_divides_over_the_processes_there_are(
     assert (lowered in said[0]) == (now != had) and ("as the run had it" in said[0]) == (now == had)
 
 
+@pytest.mark.long
 def test_where_nothing_fits_the_leanest_plan_is_taken_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

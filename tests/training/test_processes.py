@@ -138,6 +138,7 @@ def test_the_runs_have_steps_with_text_alone_and_with_nothing(tmp_path: Path) ->
     assert kinds == [("images", "images"), ("text", "images"), ("images", "nothing"), ("images", "images")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in SOAK])
 def test_two_processes_make_the_steps_of_one(runs: Path, name: str) -> None:
     assert_two_are_as_one(runs, name)
@@ -164,6 +165,7 @@ def assert_two_are_as_one(runs: Path, name: str) -> None:
     assert scores[0] == scores[1] and len(scores[0]) == 2 * (name == "asked")
 
 
+@pytest.mark.long
 def test_what_was_dropped_is_written_once(runs: Path) -> None:
     said = [[line for line in log_of(runs / f"{n}-dropped") if "dropped" in line] for n in ("one", "two")]
     assert said[0] == said[1] and said[0][0]["step"] == 1 and len(said[0][0]["dropped"]) == 2
@@ -171,6 +173,7 @@ def test_what_was_dropped_is_written_once(runs: Path) -> None:
     assert data[0] == data[1] and len(data[0]["dropped_while_training"]) == len(said[0])
 
 
+@pytest.mark.long
 def test_evaluation_and_curve_are_those_of_one_process(runs: Path) -> None:
     one, two = ([line for line in log_of(runs / name) if "loss" not in line] for name in ("one-saved", "two-saved"))
     assert [line["step"] for line in one] == [line["step"] for line in two]
@@ -195,17 +198,20 @@ def test_records_are_counted_where_it_is_asked_for(
     assert (f"checked {WITH_IMAGE} of {WITH_IMAGE} records" in capsys.readouterr().err) == shown
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_the_unbroken_one(runs: Path) -> None:
     assert_same_terms(runs / "dropout", runs / "dropout-again", rel=0)
     assert_same_weights(runs / "dropout" / "final", runs / "dropout-again" / "final")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["one-then-two", "two-then-one"])
 def test_another_number_of_processes_goes_on(runs: Path, name: str) -> None:
     assert_same_terms(runs / "one-saved", runs / name, rel=2e-5)
     assert_same_weights(runs / "one-saved" / "final", runs / name / "final", rtol=0, atol=5e-5)
 
 
+@pytest.mark.long
 def test_only_the_main_process_writes(runs: Path) -> None:
     first, second = (json.loads((runs.parent / f"plan.json.rank{rank}").read_text()) for rank in range(2))
     assert any("manifest.json" in change for change in first) and any("log.jsonl" in change for change in first)

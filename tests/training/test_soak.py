@@ -75,6 +75,7 @@ class Leaking:
                 one.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("leak", "seen"),
     [

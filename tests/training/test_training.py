@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from basic_lite.data.pixel_table import on_device
 from basic_lite.data.prepare import prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
@@ -130,7 +131,10 @@ def test_lm_loss_of_every_step_is_transformers_own(
     def compare(self: TrainStep, batch: Any, counts: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             theirs = LlavaForConditionalGeneration.forward(
-                self.parts.model, **batch, num_items_in_batch=counts.labelled_tokens, use_cache=False
+                self.parts.model,
+                **on_device(batch, self.device),
+                num_items_in_batch=counts.labelled_tokens,
+                use_cache=False,
             ).loss
         expected[len(expected)] += float(theirs)
         return real_loss(self, batch, counts, *args, **kwargs)
