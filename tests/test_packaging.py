@@ -63,7 +63,7 @@ def test_readme_commands_and_recipes_exist(capsys: pytest.CaptureFixture[str]) -
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"`?recipes/(\w+)\.yaml|`(\w+)\.yaml`", text)):
         assert (ROOT / "recipes" / f"{name[0] or name[1]}.yaml").is_file(), name
-    for command in set(re.findall(r"^basic-lite (\w+)", text, re.M)):
+    for command in set(re.findall(r"^basic-lite ([\w-]+)", text, re.M)):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert not stopped.value.code, command
