@@ -77,7 +77,7 @@ def test_smollm2_forgets_what_it_is_made_to_forget(capsys: pytest.CaptureFixture
     loaded = adapted()
     untouched = measure(loaded)
     assert isinstance(untouched, Outcome) and untouched.left_out == 0
-    assert tuple(untouched.bits.difference) == tuple(untouched.right.difference) == (0.0, 0.0, 0.0)
+    assert tuple(untouched.bits.difference) == (0, 0, 0) and untouched.right.difference.value == 0
     assert 0.5 < untouched.bits.before < 1.5, "it reads English, if not every language"
     assert untouched.right.before > 0.5, "chance is a third"
     learn(loaded)

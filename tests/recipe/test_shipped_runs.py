@@ -56,6 +56,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
 def test_two_steps(path: Path, material: Path) -> None:
     overrides = tiny_overrides(material, path.read_text())

@@ -51,6 +51,7 @@ def said(console: Console) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_hours_are_one_number_wherever_they_are_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """`estimate` and the dry run by their tables, `train` by its line, the planner by its time for a sample."""
     card = card_of(24)

@@ -106,6 +106,7 @@ def test_the_tower_on_the_host_saves_what_it_weighs(folder: Path, monkeypatch: p
     assert measured_peak(here) - measured_peak(there) == pytest.approx(weights, rel=0.05)
 
 
+@pytest.mark.long
 def test_what_is_on_the_host_is_in_the_books(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
     changes = {"training.offload_activations": True, "model.dtype": "bfloat16", "training.micro_batch": 5}
@@ -135,7 +136,9 @@ def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest
     assert kept.peak_bytes - moved.peak_bytes == 5 * layer_input
 
 
-@pytest.mark.parametrize("attention", [pytest.param("sdpa", marks=pytest.mark.soak), "eager"])
+@pytest.mark.parametrize(
+    "attention", [pytest.param("sdpa", marks=pytest.mark.soak), pytest.param("eager", marks=pytest.mark.long)]
+)
 def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attention: str) -> None:
     """Eager attention's map is half of what this forward takes, and its mask is another one without dropout."""
     recipe = recipe_of(folder, {"supervision.token_weights": "uniform", "model.attention": attention})
@@ -178,6 +181,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size, micro_batch, tokens, rank, most_gib", TARGETS)
 def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, rank: int, most_gib: float) -> None:
     # By PyTorch alone, which needs more. BASIC takes the same either way, so its share is of this.
@@ -199,6 +203,7 @@ def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     assert added <= min(150 * MIB, 0.01 * on.peak_bytes)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels")
 def test_kernels_take_more_only_where_the_step_is_not_at_its_peak(
     shapes: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +40,18 @@ def launch(plan: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[st
     """Run a plan in two processes and wait for its end."""
     command = launch_command(str(Path(__file__)), str(plan))
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+
+
+def started(command: list[str], log: Path, lines: int) -> subprocess.Popen[str]:
+    """A launch that has written so many lines of its log."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= lines:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
 
 
 def planned(

@@ -217,10 +217,10 @@ def test_the_command(shapes: Path) -> None:
     assert "fits a card of 24 GiB" in result.output and "micro-batch" in result.output
 
 
-# In a plain run; the others are soak tests.
-PLAIN = {"7b_8gb", "7b_qlora", "small_pretrain"}
+# In each CI; the others are soak tests.
+IN_CI = {"7b_8gb", "7b_qlora", "small_pretrain"}
 ON_A_CARD = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.soak] * (path.stem not in PLAIN))
+    pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem in IN_CI else pytest.mark.soak)
     for path in shipped_recipes()
     if not path.stem.startswith("demo_")
 ]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from basic_lite.training.batches import Schedule
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.processes import SHARDING, Processes
 from basic_lite.training.trained_on import read_record
-from tests.support.launched import TWO, launch, launch_command, planned
+from tests.support.launched import TWO, launch, launch_command, planned, started
 from tests.support.runs import (
     GUARDED,
     TERMS,
@@ -250,18 +249,6 @@ def test_a_picture_that_one_process_cannot_read_stops_both(tmp_path: Path) -> No
     picture.write_bytes(good)
     train(recipe, resume=True, console=quiet())
     assert [line["step"] for line in steps_of(folder)] == [1, 2, 3, 4, 5, 6]
-
-
-def started(command: list[str], log: Path, lines: int) -> subprocess.Popen[str]:
-    """A launch that has written so many lines of its log."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= lines:
-            return process
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(process.communicate()[1])
 
 
 @pytest.mark.soak
