@@ -11,6 +11,7 @@ from rich.text import Text
 from basic_lite.console import Sheet, quiet_libraries, show, shows_colours, speaker
 from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
+from basic_lite.data.pixel_table import on_device
 from basic_lite.data.prepare import Prepared
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
@@ -207,8 +208,8 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     index = int(with_image[0]) if len(with_image) else 0
     record = data.train.record(index)
     encoded = data.train.chat.encode(record, recipe.data.max_length)
-    sample = data.train[index]
-    shape = tuple(sample["pixel_values"].shape) if "pixel_values" in sample else None
+    batch = on_device(data.collator([data.train[index]]), torch.device("cpu"))
+    shape = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else None
     console.print()
     pictures = f"images {shape}" if shape else "no image"
     head = Text(f"one sample as the model gets it ({record.place}; {len(encoded.input_ids)} tokens, {pictures})")
