@@ -38,7 +38,7 @@ LOST = {
     FINISHED: "finished runs can't go on from an earlier step (--resume --checkpoint STEP)",
     EARLIER: "stopped runs go on from their newest checkpoint only",
     SET_ASIDE: "steps that were made again are there in their new form only",
-    BEST_STEP: "of these runs only the last step is left",
+    BEST_STEP: "of these runs only the last step is left, and RUN/best is gone for chat, eval and export",
 }
 # An export that is under way writes into a folder of that name now and then.
 AT_REST_S = 3600.0

@@ -42,7 +42,7 @@ from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import saving, sha256
 from basic_lite.training.interview import Interview, Pictures
-from basic_lite.training.places import HELD_OUT, MANIFEST
+from basic_lite.training.places import HELD_OUT, MANIFEST, best_record
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of
 
@@ -208,6 +208,11 @@ def evaluate_run(
         controls=controls,
     )
     again = asked_again(asked.questions, controls, chat)
+    if data is None and best_record(bundle.folder) is not None:
+        say(
+            "note: such questions chose this step among others, so its score seems better than it is; ask others with "
+            "--data for a fair one"
+        )
     otherwise = asked_otherwise(bundle.recipe, chat) if template is None else ""
     for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
         say(line)

@@ -85,8 +85,13 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
             )
         hint = meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
+    if place.is_file():
+        raise UserError(f"{key}: {place} is a file; give the folder of a run (runs/NAME) or of a bundle inside one")
     if (place / "config.json").is_file():
-        raise UserError(f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` opens it")
+        raise UserError(
+            f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` and `inspect` open it, "
+            "all else takes the run that it was exported from"
+        )
     if inside := sorted(path.name for path in place.glob("*/") if holds_bundle(path)):
         raise UserError(f"{key}: {place} holds runs and is none: {', '.join(inside)}; give one of them")
     raise UserError(

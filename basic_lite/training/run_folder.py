@@ -1,6 +1,7 @@
 """The run folder: who owns it, and whether a run in it can continue."""
 
 import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -350,10 +351,17 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys that differ and matter, each as ``key: old → new``."""
     flat_old, flat_new = _matters(old), _matters(new)
     return [
-        f"{key}: {flat_old.get(key)!r} → {flat_new.get(key)!r}"
+        f"{key}: {_as_written(flat_old.get(key))} → {_as_written(flat_new.get(key))}"
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key) != flat_new.get(key)
     ]
+
+
+def _as_written(value: Any) -> str:
+    """A value as a recipe has it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return repr(value)
 
 
 def _matters(recipe: Recipe) -> dict[str, Any]:

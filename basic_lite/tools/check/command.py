@@ -98,8 +98,9 @@ def check(
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     if model is not None:
         found.insert(0, without_picture(data, report, model, say))
+    broken = f", less those of {len(pictures.problems):,} pictures that don't open" if pictures.problems else ""
     facts = [
-        f"{len(report.kept):,} of {report.total:,} records can be used; {len(pictures.places):,} pictures",
+        f"{len(report.kept):,} of {report.total:,} records can be used{broken}; {len(pictures.places):,} pictures",
         f"looked at as the recipe {data.recipe.name} would train on it",
     ]
     say(facts[0])

@@ -24,7 +24,8 @@ class Change:
         n: texts, or questions.
         before: without the LoRA: bits per byte, or the share that is right.
         after: with it.
-        difference: after − before, with its 95 % interval, drawn in pairs: a bootstrap over texts, ``difference`` over questions.
+        difference: after − before, with its 95 % interval, drawn in pairs: a bootstrap over texts, ``difference`` over
+            questions.
     """
 
     n: int
