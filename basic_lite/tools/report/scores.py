@@ -54,7 +54,10 @@ class Verdict:
         )
         if self.controls is not None:
             with_intervals, *found = self.controls.lines()
-            yield "Does it look at the picture?", _unbroken(_short(self.controls)), "; ".join([*found, with_intervals])
+            # The score may be of those alone that weren't trained on.
+            of = [f"of all {self.controls.own.n:,} questions"] if self.controls.own.n > self.score.n else []
+            note = "; ".join([*found, with_intervals, *of])
+            yield "Does it look at the picture?", _unbroken(_short(self.controls)), note
 
 
 def _unbroken(text: str) -> str:

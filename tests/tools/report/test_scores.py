@@ -94,7 +94,8 @@ def test_questions_that_were_trained_on_are_told_and_others_are_preferred(tmp_pa
     evaluated(tmp_path, 5, 40, 20, data="/data/new.json", known=20)
     verdict = verdict_of(tmp_path, log)
     assert verdict is not None and verdict.new and verdict.score.share == 0.5
-    assert next(verdict.cards())[2] == "exact match, 40 questions of new.json, step 5"
+    score, looks = verdict.cards()
+    assert score[2] == "exact match, 40 questions of new.json, step 5" and looks[2].endswith("; of all 60 questions")
 
 
 def test_an_evaluation_without_reference_answers_is_passed_over(tmp_path: Path) -> None:
