@@ -82,6 +82,40 @@ def difference(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
     return _drawn(scores, base)
 
 
+def difference_of_chosen(looks: NDArray[Any], chosen: int, base: int) -> Interval:
+    """Mean of one of several looks at the same questions minus mean of another, whichever was chosen for its score.
+
+    Each draw moves every look against the base away from its value; the farthest move is kept. The interval is as wide
+    on either side as the 95 % least of these. So it holds for all looks at once, and thus for the chosen one (the
+    single-step method of Westfall and Young 1993).
+
+    2,000 worlds each of 3 or 10 looks of equal truth at 60 questions: it said that the best is better than the last in
+    .027 and .023 of them where the answers were drawn apart, in .016 and .010 where two looks agreed in .82 of the
+    questions. ``difference``, which doesn't know of the choice, said so in .058 and .140, and in .039 and .122.
+
+    Args:
+        looks: [looks, n], from 0 to 1.
+        chosen: index of the one.
+        base: index of the other; it wasn't chosen for its score.
+    """
+    # One more question of either end, as above: all others right and the base wrong, and the other way round.
+    ends = np.repeat([[1.0, 0.0]], len(looks), axis=0)
+    ends[base] = 0.0, 1.0
+    kinds, counts = np.unique(np.concatenate([looks, ends], axis=1), axis=1, return_counts=True)
+    means = counts @ kinds.T / counts.sum()  # [looks]
+    centre = means - means[base]
+    generator, farthest = np.random.default_rng(SEED), []
+    for start in range(0, RESAMPLES, _CHUNK):
+        drawn = generator.gamma(counts, size=(min(_CHUNK, RESAMPLES - start), len(counts)))  # [draws, kinds]
+        means = drawn @ kinds.T / drawn.sum(axis=1, keepdims=True)  # [draws, looks]
+        farthest.append(np.abs(means - means[:, [base]] - centre).max(axis=1))
+    # Rounded, so that looks without any difference give 0.
+    half = float(np.quantile(np.concatenate(farthest).round(12), 0.95))
+    value = float(looks[chosen].mean() - looks[base].mean())
+    low, high = (float((centre[chosen] + way * half).round(12)) for way in (-1, 1))
+    return Interval(value, min(low, value), max(high, value))
+
+
 def _drawn(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
     both = np.concatenate([scores, base]).astype(np.float64)  # [runs of both, n]
     # One more question of either end: all of one side right and all of the other wrong, and the other way round.

@@ -7,7 +7,7 @@ from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
-from basic_lite.model.load import Loaded
+from basic_lite.model.frontend import Frontend
 from basic_lite.scoring.metrics.named import Metric
 
 
@@ -91,13 +91,13 @@ def require_questions(
             raise BadRecord("it has no question: no human turn with text", mend, record.place)
 
 
-def require_room(loaded: Loaded, chat: ChatFormat, records: Iterable[Record]) -> None:
+def require_room(frontend: Frontend, chat: ChatFormat, records: Iterable[Record]) -> None:
     """Refuse a question that is longer than what the model reads: the answer would be noise.
 
     Raises:
         BadRecord: it is.
     """
-    limit = getattr(loaded.frontend.config.text_config, "max_position_embeddings", None)
+    limit = getattr(frontend.config.text_config, "max_position_embeddings", None)
     if limit is None:
         return
     for record in records:

@@ -80,7 +80,7 @@ def evaluate(
     asked = asked_as_trained([one.record for one in questions], recipe.data)
     if chat.template != "plain":
         require_questions(asked)
-    require_room(loaded, chat, asked)
+    require_room(loaded.frontend, chat, asked)
     require_answers(questions, chat, rule)
     pictures: Pictures = lambda at: asked[at].images  # noqa: E731
     if shuffle_images is not None:

@@ -21,8 +21,8 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
+from basic_lite.training.known_before import UNKNOWN, known_before
 from basic_lite.training.places import (
-    DATA,
     HELD_OUT,
     LOCK,
     LOG,
@@ -41,8 +41,6 @@ from basic_lite.training.places import (
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
 EXACT = "exact"  # the metric that summaries of older versions don't name
-# Said of a score.
-UNKNOWN = "not known if trained on"
 
 
 @dataclass(frozen=True)
@@ -251,20 +249,6 @@ def _table_of(summary: dict[str, Any]) -> str:
     """The file that was evaluated, ``HELD_OUT``, or nothing where neither is known."""
     data = _keys(summary.get("settings")).get("data")
     return data if isinstance(data, str) else ""
-
-
-def known_before(run: Path) -> str:
-    """What the run's ``data.json`` says of the pictures that the held-out loss is of; nothing where all are new."""
-    told = _keys(_keys(_keys(read_json(run / DATA)).get("eval")).get("trained_on"))
-    parts = [(name, counts) for name, counts in _keys(told.get("of")).items() if _is_counts(counts)]
-    met = [f"{counts[0]} of {counts[1]} {name} trained on" for name, counts in parts if counts[0]]
-    if told.get("known") is not True and any(counts[0] < counts[1] for _, counts in parts or [("", (0, 1))]):
-        met.append(UNKNOWN)
-    return ", ".join(met)
-
-
-def _is_counts(counts: Any) -> bool:
-    return isinstance(counts, list) and len(counts) == 2 and all(isinstance(one, int) for one in counts)
 
 
 def _tables_of(recipe: dict[str, Any]) -> set[str]:

@@ -9,6 +9,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import Record
+from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
 
@@ -22,13 +23,15 @@ def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None
     `plain`, the format of caption training, has no question. A model trained with it is asked in its tokenizer's own
     format, or in `v1` where the tokenizer has none.
     """
+    return format_before_weights(recipe, loaded.frontend, template)
+
+
+def format_before_weights(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:
+    """As ``chat_format``, of a model whose weights aren't loaded."""
     if template is None and recipe.data.template == "plain":
-        template = "tokenizer" if loaded.tokenizer.chat_template else "v1"
+        template = "tokenizer" if frontend.tokenizer.chat_template else "v1"
     return ChatFormat(
-        template or recipe.data.template,
-        loaded.tokenizer,
-        loaded.parts.image_token_id,
-        loaded.frontend.tokens_per_image,
+        template or recipe.data.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image
     )
 
 

@@ -29,6 +29,7 @@ from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
+from basic_lite.training.held_out_score import Sample
 from basic_lite.training.optimizer import make_optimizer
 from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
@@ -103,6 +104,8 @@ def preflight(
             "no record of data.train has an image, so the projector would learn nothing; "
             "add records with images (a text-only LLM is better trained elsewhere)"
         )
+    if recipe.training.eval_generate and data.eval is not None and data.eval_report is not None:
+        Sample.of(recipe, frontend, data.eval, data.eval_report)  # what each evaluation will ask
     return frontend, data
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from basic_lite.intervals import difference
+from basic_lite.intervals import difference_of_chosen
 from basic_lite.resampling import LEAST_SAMPLES, Interval, draws_of
 from basic_lite.scoring.looking import points
 from basic_lite.scoring.metrics.estimate import Estimate, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS
+from basic_lite.training.known_before import met_before
 from basic_lite.training.places import BEST, best_record
 
 # In the log: the scores of generated answers, and what they are made of.
@@ -30,9 +31,11 @@ class Best:
         by: the metric's name, or ``LOSS``.
         last: the last step that was looked at.
         values: value of the best and of the last step; None: the log has none.
-        scores: of both, question by question; None: they aren't of one sample, or it goes by the loss.
+        scores: of both, with their difference, whose interval knows that the best was chosen; None: they aren't of one
+            sample, or it goes by the loss.
         looks: how many steps it was chosen from.
-        flattered: how much better than it is the best of so many looks seems to be, at least; None: not known.
+        flattered: about how much better than it is the best of so many looks seems to be; None: not known.
+        known: how much of the data is known to be trained on, in words; nothing: none of it.
     """
 
     place: Path
@@ -43,6 +46,7 @@ class Best:
     scores: tuple[Estimate, Estimate, Interval] | None
     looks: int
     flattered: float | None
+    known: str
 
     @property
     def short(self) -> str:
@@ -60,6 +64,8 @@ class Best:
             yield f"the last step, {self.last:,}, has {self._last_value()}"
         if self.looks > 1:
             yield self._looked_often()
+        if self.known:
+            yield f"not all of that data is new to it: {self.known}"
 
     @property
     def _metric(self) -> str:
@@ -89,7 +95,7 @@ class Best:
     def _looked_often(self) -> str:
         text = f"it is the best of {self.looks} looks at the same data, so it seems better than it is"
         flattered = 100 * (self.flattered or 0.0)
-        much = f", here by {flattered:.1f} points or more" if flattered >= 0.05 else ""
+        much = f", here by about {flattered:.1f} points" if flattered >= 0.05 else ""
         return f"{text}{much}; ask other questions for a fair score"
 
 
@@ -114,9 +120,10 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
         by=by,
         last=max(last, step),
         values=(value, found.get(max(last, step))),
-        scores=_compared(alike[step], alike[last]) if both else None,
+        scores=_compared(alike, step, last) if both else None,
         looks=len(found),
         flattered=flattered_by(list(alike.values())) if both and len(alike) > 1 else None,
+        known=met_before(run),
     )
 
 
@@ -140,16 +147,20 @@ def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
     return found
 
 
-def _compared(best: Sequence[float], last: Sequence[float]) -> tuple[Estimate, Estimate, Interval]:
-    return estimated(best), estimated(last), difference(np.array([best]), np.array([last]))
+def _compared(looks: Mapping[int, Sequence[float]], best: int, last: int) -> tuple[Estimate, Estimate, Interval]:
+    steps = list(looks)
+    gain = difference_of_chosen(np.array(list(looks.values())), steps.index(best), steps.index(last))
+    return estimated(looks[best]), estimated(looks[last]), gain
 
 
 def flattered_by(looks: Sequence[Sequence[float]]) -> float:
     """By how much the best of several looks at the same questions seems better than it is.
 
     The bootstrap's estimate of the optimism of a choice (Efron and Tibshirani 1993, chapter 17): questions are drawn
-    anew, the best look on the draw is chosen, and its score there is held against its score on all questions. It is on
-    the low side: of five looks that are equally good, at 60 questions, it finds two thirds.
+    anew, the best look on the draw is chosen, and its score there is held against its score on all questions. It is an
+    expected value, no bound. Of five looks at 60 questions, in 400 worlds each: 5.2 points where the five were equally
+    good and the best was flattered by 7.4; 3.7 beside 4.3 where they rose from .5 to .7; 2.1 beside 1.3 where one was
+    better than the others by .2.
 
     Args:
         looks: of each step, in order, the score of each question.

@@ -15,11 +15,13 @@ from accelerate.utils.memory import clear_device_cache
 
 from basic_lite.console import Say
 from basic_lite.data.batches import SupervisedDataset
+from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.errors import is_out_of_memory
+from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.scoring.controls import asked_again
@@ -28,7 +30,7 @@ from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimat
 from basic_lite.scoring.metrics.named import METRICS, Metric
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.scoring.questions import Question, require_answers, require_questions, require_room
-from basic_lite.training.answer import answer_length, asked_otherwise, chat_format
+from basic_lite.training.answer import answer_length, asked_otherwise, format_before_weights
 from basic_lite.training.answer_file import Answers
 from basic_lite.training.best_text import GENERATED, NO_SCORE, OTHER_SCORE, SCORE
 from basic_lite.training.interview import Interview, ways
@@ -83,6 +85,39 @@ class Scored:
         return {name: one.share for name, one in shares.items()} | {GENERATED: made_of}
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What is asked at each evaluation. No weights are needed to know it, so bad questions show before they load.
+
+    Attributes:
+        asked: the questions' records as the model is asked them.
+    """
+
+    chat: ChatFormat
+    metric: Metric
+    questions: list[Question]
+    asked: Sequence[Record]
+
+    @classmethod
+    def of(cls, recipe: Recipe, frontend: Frontend, data: SupervisedDataset, report: DataReport) -> "Sample":
+        """Draw the sample from held-out data, and look at it.
+
+        Args:
+            report: on the data.
+
+        Raises:
+            BadRecord: a question can't be asked, or its answer can't be read by the metric.
+        """
+        chat, metric = format_before_weights(recipe, frontend), METRICS[recipe.training.eval_metric]
+        questions = sample_of(data, report, recipe.training.eval_generate)
+        asked = asked_as_trained([one.record for one in questions], recipe.data)
+        if chat.template != "plain":
+            require_questions(asked, "write one, or set training.eval_generate=0")
+        require_room(frontend, chat, asked)
+        require_answers(questions, chat, metric, "training.eval_metric")
+        return cls(chat, metric, questions, asked)
+
+
 class HeldOutScore:
     """Asks the sample at each evaluation. Every process answers its share, and all of them get all answers.
 
@@ -109,20 +144,16 @@ class HeldOutScore:
             longest: tokens of the longest sample that is trained on.
 
         Raises:
-            BadRecord: a question can't be asked, or its answer can't be read by the metric.
+            BadRecord: see ``Sample.of``.
         """
         self.recipe, self.loaded, self.processes, self.say = recipe, loaded, processes, say
-        self.chat, self.metric = chat_format(recipe, loaded), METRICS[recipe.training.eval_metric]
-        self.questions = sample_of(data, report, recipe.training.eval_generate)
-        self.asked = asked_as_trained([one.record for one in self.questions], recipe.data)
+        sample = Sample.of(recipe, loaded.frontend, data, report)
+        self.chat, self.metric = sample.chat, sample.metric
+        self.questions, self.asked = sample.questions, sample.asked
         self.again = asked_again(self.questions, len(self.questions), self.chat)
         self.most = answer_length(self.chat, self.asked)
         self.lowered: int | None = None  # questions at once, since memory ran out
         self._autocast, self._longest = autocast, longest
-        if self.chat.template != "plain":
-            require_questions(self.asked, "write one, or set training.eval_generate=0")
-        require_room(loaded, self.chat, self.asked)
-        require_answers(self.questions, self.chat, self.metric, "training.eval_metric")
 
     def outlook(self) -> list[str]:
         """What to say before the first step."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from basic_lite.errors import UserError
-from basic_lite.intervals import difference
+from basic_lite.intervals import difference, difference_of_chosen
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.clean import clean
@@ -93,8 +93,8 @@ def test_the_best_step_is_kept_whole_and_of_equals_the_earlier(place: Path) -> N
 def test_what_is_said_of_it(place: Path) -> None:
     best = best_of(place, list(log_lines(place / "log.jsonl")))
     assert best is not None
-    # The oracle: the paired interval of step 2 minus step 4, question by question.
-    gain = difference(np.array([[1.0, 1.0, 1.0, 0.0]]), np.array([[1.0, 1.0, 0.0, 0.0]]))
+    # Question by question, and of step 2 as the best of four.
+    gain = difference_of_chosen(np.array(list(RIGHT.values()), dtype=float), 1, 3)
     told = list(best.lines())
     assert told[0].startswith(
         "best step by exact match: 2, with 75 % [30, 95] of 4 held-out questions; its weights are"
@@ -103,8 +103,9 @@ def test_what_is_said_of_it(place: Path) -> None:
         f"the last step, 4, has 50 % [15, 85]: the best has +25 points [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}] "
         "more, of too few questions to tell"
     )
-    often = "it is the best of 4 looks at the same data, so it seems better than it is, here by "
-    assert told[2].startswith(often) and "points or more; ask other questions" in told[2]
+    often = "it is the best of 4 looks at the same data, so it seems better than it is, here by about "
+    assert told[2].startswith(often) and "points; ask other questions" in told[2]
+    assert told[3:] == ["not all of that data is new to it: 12 of 12 pictures trained on"]
     assert "best at step 2: exact match 75.0%" in row_of(place).score
 
 
@@ -215,3 +216,18 @@ def test_how_much_the_best_of_several_looks_is_flattered() -> None:
     real = [looks.mean(axis=1).max() - 0.6 for looks in worlds]
     assert np.mean(said) / np.mean(real) == pytest.approx(2 / 3, abs=0.1)
     assert flattered_by([[1.0, 0.0, 1.0]]) == pytest.approx(0, abs=0.02), "one look was not chosen"
+
+
+def test_the_best_of_equal_looks_is_seldom_called_better_than_the_last() -> None:
+    """Ten looks of equal truth, half of whose answers differ: one interval knows of the choice, the plain one not."""
+    draw = np.random.default_rng(7)
+    false, plain, worlds = 0, 0, 100
+    for _ in range(worlds):
+        looks = (draw.random((10, 60)) < 0.5).astype(float)
+        best = int(looks.mean(axis=1).argmax())
+        false += difference_of_chosen(looks, best, 9).low > 0
+        plain += difference(looks[[best]], looks[[9]]).low > 0
+    assert false <= 5 and plain >= 8
+    better = np.repeat([[0.0] * 60 + [1.0] * 40], 3, axis=0)
+    better[1, :30] = 1
+    assert difference_of_chosen(better, 1, 2).low > 0.1, "one that is really better is seen"

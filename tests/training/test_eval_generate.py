@@ -13,13 +13,16 @@ import torch
 
 from basic_lite.data.prepare import prepare_data
 from basic_lite.data.problems import BadImage, BadRecord
+from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import EvalMetric, Recipe
 from basic_lite.run import train
 from basic_lite.scoring.controls import asked_again
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.named import METRICS
+from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.evaluate import evaluate
+from basic_lite.tools.stages import look_ahead
 from basic_lite.training import interview
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.held_out_score import HeldOutScore, sample_of
@@ -184,6 +187,15 @@ def test_answers_that_the_metric_cant_read_are_refused(trained: tuple[Loaded, Re
         BadRecord, match=r"yes_no can't read its right answer.*choose another with training.eval_metric"
     ):
         asking((loaded, recipe.model_copy(update={"training": training})))
+
+
+def test_the_dry_run_and_the_look_ahead_refuse_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And training before it loads weights."""
+    recipe = tiny_recipe(tmp_path, held_out(tmp_path, **{"training.eval_metric": "yes_no"}))
+    monkeypatch.setattr("basic_lite.run.load_for_training", lambda *_, **__: pytest.fail("weights are loaded"))
+    for start in (dry_run, train, lambda one, console: look_ahead([one], None, console=console)):
+        with pytest.raises(UserError, match=r"yes_no can't read its right answer.*training\.eval_metric"):
+            start(recipe, console=quiet())
 
 
 def test_every_metric_of_the_key_needs_the_records_answer_alone() -> None:

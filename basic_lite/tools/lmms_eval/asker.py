@@ -78,7 +78,7 @@ class Asker:
             UserError: a question can't be asked, or memory runs out.
         """
         records = [self._record(one) for one in questions]
-        require_room(self._run.loaded, self._run.chat, records)
+        require_room(self._run.loaded.frontend, self._run.chat, records)
         for text in dict.fromkeys(one.note for one in wanted):
             note(text)
         texts, cut = [""] * len(questions), 0
@@ -129,7 +129,7 @@ class Asker:
             UserError: a question can't be asked, an answer is empty, or memory runs out.
         """
         records = [self._record(one, Turn("gpt", text.strip())) for one, text in zip(questions, answers, strict=True)]
-        require_room(self._run.loaded, self._run.chat, records)
+        require_room(self._run.loaded.frontend, self._run.chat, records)
         with self._working("weighing answers", len(questions)) as progress:
             return likelihoods(
                 self._run.loaded,

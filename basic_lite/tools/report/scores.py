@@ -13,12 +13,13 @@ from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.tools.report.charts import Chart, Line
 from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.training.best_text import GENERATED, best_of
+from basic_lite.training.known_before import UNKNOWN, known_before, met_before
 from basic_lite.training.places import HELD_OUT, SUMMARIES, read_json
 
 OWN, OTHER, NONE = "own picture", "another picture", "no picture"
 _HELD_OUT = "held-out questions"
 # The score to go by is the first of these that a summary has (see ``tools/score.py``), and what to add of it.
-_KINDS = {NOT_TRAINED_ON: "", NOT_KNOWN: ", not known if trained on", TRAINED_ON: ", trained on"}
+_KINDS = {NOT_TRAINED_ON: "", NOT_KNOWN: f", {UNKNOWN}", TRAINED_ON: ", trained on"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Verdict:
     """What one evaluation found.
 
     Attributes:
-        of: what it is of, in words.
+        of: what it is of, in words; also what of it was trained on.
+        held_out: it is of the run's own held-out questions.
+        new: none of its questions is known to be trained on.
     """
 
     step: int
@@ -34,6 +37,8 @@ class Verdict:
     score: Estimate
     controls: Controls | None
     of: str
+    held_out: bool
+    new: bool
 
     @property
     def title(self) -> str:
@@ -49,7 +54,10 @@ class Verdict:
         )
         if self.controls is not None:
             with_intervals, *found = self.controls.lines()
-            yield "Does it look at the picture?", _unbroken(_short(self.controls)), "; ".join([*found, with_intervals])
+            # The score may be of those alone that weren't trained on.
+            of = [f"of all {self.controls.own.n:,} questions"] if self.controls.own.n > self.score.n else []
+            note = "; ".join([*found, with_intervals, *of])
+            yield "Does it look at the picture?", _unbroken(_short(self.controls)), note
 
 
 def _unbroken(text: str) -> str:
@@ -64,7 +72,7 @@ def _short(controls: Controls) -> str:
 
 
 def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
-    """The evaluation that says most: of held-out questions, of the latest weights, of the most questions.
+    """The evaluation that says most: not of what was trained on, of held-out questions, of the latest weights, of most.
 
     Args:
         log: lines of the run's log.
@@ -72,19 +80,21 @@ def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
     Returns:
         None: nobody has asked.
     """
-    found = [*_logged(log), *_evaluated(run)]
-    return max(found, key=lambda one: (one.of == _HELD_OUT, one.step, one.score.n), default=None)
+    found = [*_logged(run, log), *_evaluated(run)]
+    return max(found, key=lambda one: (one.new, one.held_out, one.step, one.score.n), default=None)
 
 
-def _logged(log: list[dict[str, Any]]) -> Iterator[Verdict]:
+def _logged(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
     """Those of ``training.eval_generate``. A line that somebody changed is passed over."""
+    of = f"{_HELD_OUT} ({known})" if (known := known_before(run)) else _HELD_OUT
+    new = not met_before(run)
     for line in log:
         with suppress(KeyError, TypeError, ValueError, AttributeError):
             made_of = line[GENERATED]
             score = estimate_of(made_of["score"])
             controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
             if score is not None:
-                yield Verdict(int(line["step"]), str(made_of["metric"]), score, controls, _HELD_OUT)
+                yield Verdict(int(line["step"]), str(made_of["metric"]), score, controls, of, True, new)
 
 
 def _evaluated(run: Path) -> Iterator[Verdict]:
@@ -93,18 +103,20 @@ def _evaluated(run: Path) -> Iterator[Verdict]:
         with suppress(KeyError, TypeError, ValueError, AttributeError):
             summary = read_json(path)
             settings = summary["settings"]
-            kind = next(key for key in _KINDS if key in summary)
-            score = estimate_of(summary[kind])
+            # Data without reference answers has no score.
+            kind = next((key for key in _KINDS if key in summary), None)
+            if kind is None or (score := estimate_of(summary[kind])) is None:
+                continue
             controls = Controls.from_json(summary["controls"]) if "controls" in summary else None
-            named = f"questions of {Path(settings['data']).name}{_KINDS[kind]}"
-            of = _HELD_OUT if settings["data"] == HELD_OUT else named
-            if score is not None:
-                yield Verdict(int(settings["step"]), str(summary["metric"]), score, controls, of)
+            held_out, metric = settings["data"] == HELD_OUT, str(summary["metric"])
+            named = _HELD_OUT if held_out else f"questions of {Path(settings['data']).name}"
+            new = kind != TRAINED_ON
+            yield Verdict(int(settings["step"]), metric, score, controls, f"{named}{_KINDS[kind]}", held_out, new)
 
 
 def score_charts(run: Path, log: list[dict[str, Any]]) -> Iterator[tuple[str, Chart]]:
     """The scores at each evaluation, with their intervals; nothing where no questions were asked."""
-    found = {one.step: one for one in _logged(log)}
+    found = {one.step: one for one in _logged(run, log)}
     if not found:
         return
     looks = [found[step] for step in sorted(found)]
@@ -113,7 +125,7 @@ def score_charts(run: Path, log: list[dict[str, Any]]) -> Iterator[tuple[str, Ch
         values = [(one.step, getattr(one.controls, part)) for one in looks if one.controls is not None]
         lines.append(_line(name, [(step, value) for step, value in values if value is not None]))
     last = looks[-1]
-    says = f"{last.title} on {last.score.n:,} held-out questions; at step {last.step:,} {percent(last.score)}"
+    says = f"{last.title} on {last.score.n:,} {last.of}; at step {last.step:,} {percent(last.score)}"
     if last.controls is not None:
         says += f". {last.controls.verdict()[:1].upper()}{last.controls.verdict()[1:]}"
     best = best_of(run, log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,24 @@ def look(step: int, right: int, other: int, none: int) -> dict[str, Any]:
     return dict(json.loads(json.dumps(line)))
 
 
-def evaluated(run: Path, step: int, right: int, other: int, *, data: str = "held-out", of: int = 60) -> None:
-    made = predictions(right, other, 20, of)
+def evaluated(
+    run: Path, step: int, right: int, other: int, *, data: str = "held-out", of: int = 60, known: int = 0
+) -> None:
+    """``known``: so many of the questions, from the first, are trained on."""
+    made = [replace(one, trained_on=at < known) for at, one in enumerate(predictions(right, other, 20, of))]
     settings = {"data": data, "step": step, "model_sha256": str(step)}
     EvalResult(made, 8, settings, "exact").save(run / f"predictions_{Path(data).stem}_{step}.jsonl")
 
 
+def write_known(run: Path, met: int) -> None:
+    """What a run notes of the 20 pictures of its held-out data."""
+    told = {"of": {"pictures": [met, 20]}, "known": True}
+    (run / "data.json").write_text(json.dumps({"eval": {"trained_on": told}}))
+
+
 def test_the_last_look_with_its_controls_in_the_words_of_eval(tmp_path: Path) -> None:
     log = [look(10, 10, 10, 9), {"step": 11, "lm": 2.0}, look(20, 32, 12, 10)]
+    write_known(tmp_path, 0)
     verdict = verdict_of(tmp_path, log)
     assert verdict is not None
     (score, looks) = verdict.cards()
@@ -66,6 +77,33 @@ def test_eval_counts_where_it_is_of_the_same_weights_or_later_ones(tmp_path: Pat
     assert verdict_of(tmp_path, log).step == 10  # type: ignore[union-attr]
     alone = verdict_of(tmp_path, [])
     assert alone is not None and alone.of == "held-out questions"
+
+
+def test_questions_that_were_trained_on_are_told_and_others_are_preferred(tmp_path: Path) -> None:
+    log = [look(10, 40, 20, 20)]
+    write_known(tmp_path, 20)
+    verdict = verdict_of(tmp_path, log)
+    told = "exact match, 40 held-out questions (20 of 20 pictures trained on), step 10"
+    assert verdict is not None and next(verdict.cards())[2] == told
+    ((_, chart),) = score_charts(tmp_path, log)
+    assert "held-out questions (20 of 20 pictures trained on); at step 10" in chart.says
+    # All of it trained on: as little worth. Of the first 20 trained on: the other 40 count.
+    evaluated(tmp_path, 20, 60, 20, known=60)
+    verdict = verdict_of(tmp_path, log)
+    assert verdict is not None and next(verdict.cards())[2] == "exact match, 60 held-out questions, trained on, step 20"
+    evaluated(tmp_path, 5, 40, 20, data="/data/new.json", known=20)
+    verdict = verdict_of(tmp_path, log)
+    assert verdict is not None and verdict.new and verdict.score.share == 0.5
+    score, looks = verdict.cards()
+    assert score[2] == "exact match, 40 questions of new.json, step 5" and looks[2].endswith("; of all 60 questions")
+
+
+def test_an_evaluation_without_reference_answers_is_passed_over(tmp_path: Path) -> None:
+    made = [replace(one, score=None, correct=None) for one in predictions(1, 1, 1)]
+    EvalResult(made, 8, {"data": "/data/asked.json", "step": 20}).save(tmp_path / "predictions_asked_20.jsonl")
+    assert verdict_of(tmp_path, []) is None
+    evaluated(tmp_path, 10, 30, 29)
+    assert verdict_of(tmp_path, []).step == 10  # type: ignore[union-attr]
 
 
 def test_other_questions_are_named_where_there_are_no_held_out_ones(tmp_path: Path) -> None:
