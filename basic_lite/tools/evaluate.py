@@ -208,13 +208,18 @@ def evaluate_run(
         controls=controls,
     )
     again = asked_again(asked.questions, controls, chat)
-    if data is None and best_record(bundle.folder) is not None:
-        say(
-            "note: such questions chose this step among others, so its score seems better than it is; ask others with "
-            "--data for a fair one"
-        )
     otherwise = asked_otherwise(bundle.recipe, chat) if template is None else ""
-    for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
+    for line in filter(
+        None,
+        (
+            otherwise,
+            _chosen_note(bundle, data),
+            *trained.notes(),
+            *asked.notes(),
+            several_questions(records),
+            again.note,
+        ),
+    ):
         say(line)
     wanted, total = _place(run, bundle, data, out, settings), len(records) + again.answers
     going_on = _going_on(free_place(wanted, settings), settings, total, say)
@@ -251,6 +256,15 @@ def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
     if file.option is not None:
         raise UserError(f"{file.option} belongs to a benchmark's file; name it with --data instead of --held-out")
     return Asked(as_questions(held_out_records(bundle)[: file.limit]))
+
+
+def _chosen_note(bundle: Bundle, data: Path | None) -> str:
+    if data is not None or best_record(bundle.folder) is None:
+        return ""
+    return (
+        "note: such questions chose this step among others, so its score seems better than it is; ask others with "
+        "--data for a fair one"
+    )
 
 
 def _loaded(run: Path, device: str, say: Say) -> tuple[Loaded, Bundle]:
