@@ -52,6 +52,7 @@ class PictureMaps:
         sinks: the tokens that are sinks.
         trace: mean of cos(v, ṽ_h) over tokens, and between what ends eight of ten tokens lie, for h = 1..L and v̂.
         layers: K, that v̂ is made of.
+        number: of the picture among those that are shown with it, from 0; its parts have the same one.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PictureMaps:
     sinks: list[int]
     trace: list[tuple[float, float, float]]
     layers: int
+    number: int = 0
 
     @property
     def tokens(self) -> int:
@@ -107,6 +109,7 @@ class PictureMaps:
             raise ValueError("as many words as tokens")
         named: dict[str, Any] = {key: str(given[key]) for key in ("name", "part", "text", "picture", "whose")}
         named |= {key: int(given[key]) for key in ("rows", "columns", "attended", "layers")}
+        named["number"] = int(given.get("number", 0))  # older files have none
         return cls(
             **named,
             places=places,
@@ -165,17 +168,22 @@ def picture_maps(
         views: of the whole batch, as its family gives them.
         image_processor: for the pixels' mean and range.
         batch: for the texts.
-        names: of the samples' pictures; of a batch with one sample, of each of its pictures.
+        names: one of each sample; of a batch with one sample, of each of its pictures. Where they can't be told apart,
+            the maps have all the sample's names.
     """
     layout, tokens = maps.layout, maps.words.shape[1]
     firsts = None if views is None else first_tokens(views, tokens)
     words = Words(tokenizer, {*supervision.special_ids.tolist(), *tokenizer.all_special_ids})
     rows = layout.rows_with_image.tolist()
     around = {row: batch["input_ids"][row].cpu()[layout.valid[row] & ~layout.visual[row]].tolist() for row in rows}
-    several = len(rows) == 1 and firsts is not None and len(names) == len(firsts)
+    of_pictures = len(rows) == 1 and views is not None and len({view.picture for view in views}) == len(names)
 
-    def of(where: range, name: str, row: int, view: View | None) -> PictureMaps:
+    def of(where: range, number: int, row: int, view: View | None) -> PictureMaps:
         picture, chosen = "", torch.tensor(where)
+        if len(rows) > 1:
+            name = names[rows.index(row)]
+        else:
+            name = names[number] if view is not None and of_pictures else ", ".join(names)
         ids, own = maps.words[:, chosen].tolist(), set(words.of(around[row])) - {""}
         if view is not None:
             picture = as_jpeg(view.pixels, image_processor)
@@ -197,16 +205,16 @@ def picture_maps(
             sinks=maps.sinks[chosen].nonzero().flatten().tolist(),
             trace=[(mean, low, high) for mean, (low, high) in zip(trace.mean(dim=1).tolist(), ends, strict=True)],
             layers=maps.layers,
+            number=number,
         )
 
     if firsts is None or views is None:
         starts = _starts(layout.patches[layout.rows_with_image].tolist())
-        return [of(where, name, row, None) for where, name, row in zip(starts, names, rows, strict=True)]
+        return [of(where, n, row, None) for n, (where, row) in enumerate(zip(starts, rows, strict=True))]
     found = []
-    for n, (first, view) in enumerate(zip(firsts, views, strict=True)):
-        row = int(layout.sample[first])
-        name = names[n if several else rows.index(row)]
-        found.append(of(range(first, first + view.rows * view.columns), name, row, view))
+    for first, view in zip(firsts, views, strict=True):
+        where = range(first, first + view.rows * view.columns)
+        found.append(of(where, view.picture, int(layout.sample[first]), view))
     return found
 
 

@@ -213,9 +213,10 @@ def test_maps_of_two_pictures_are_json_and_back() -> None:
 def test_a_grid_that_is_not_known_gives_a_list() -> None:
     tiny = TINY["LLaVA-1.5"]
     batch = tiny.batch(random_pictures(tiny, 2))
-    wrong = [View(torch.zeros(3, 8, 8), 3, 1)] * 2
+    wrong = [View(torch.zeros(3, 8, 8), 3, 1, 0)] * 2
     for views in (None, wrong, [replace(wrong[0], before=-1)]):
-        (one,) = made("LLaVA-1.5", batch, views, ["a.png, b.png"])
+        (one,) = made("LLaVA-1.5", batch, views, ["a.png", "b.png"])  # as callers name one sample's pictures
+        assert one.name == "a.png, b.png"
         assert (one.rows, one.columns, one.tokens, one.picture) == (0, 8, 8, "") and len(one.words[0]) == 8
         assert PictureMaps.of(one.to_dict()) == one
     assert len(placeholders(batch)) == 8

@@ -9,7 +9,7 @@ from typing import Any
 
 from basic_lite.model.families.family import Family
 from basic_lite.model.families.pictures_only import SmolVLMPictures
-from basic_lite.model.families.views import Batch, View, tiles
+from basic_lite.model.families.views import Batch, View, runs, tiles
 
 
 def _tokens(config: Any) -> str:
@@ -21,7 +21,10 @@ def _tokens(config: Any) -> str:
 def _views(config: Any, batch: Batch) -> list[View]:
     vision, values = config.vision_config, batch["pixel_values"].flatten(0, 1)
     held = (values != 0).flatten(1).any(dim=1)
-    return tiles(vision.image_size // vision.patch_size // config.scale_factor, values[held])
+    found = runs(config, batch)
+    # A picture's last tile is the whole picture, behind a token of its own, ``<global-img>``.
+    last = [run.before == found[-1].before for run in found]
+    return tiles(vision.image_size // vision.patch_size // config.scale_factor, values[held], found, last)
 
 
 IDEFICS3 = Family(

@@ -5,7 +5,7 @@ from typing import Any
 
 from basic_lite.model.families.family import Family
 from basic_lite.model.families.pictures_only import InternVLPictures
-from basic_lite.model.families.views import Batch, View, tiles
+from basic_lite.model.families.views import Batch, View, runs, tiles
 
 
 def _tokens(config: Any) -> str:
@@ -13,7 +13,8 @@ def _tokens(config: Any) -> str:
 
 
 def _views(config: Any, batch: Batch) -> list[View]:
-    return tiles(math.isqrt(config.image_seq_length), batch["pixel_values"])
+    found = runs(config, batch)  # nothing stands between a picture's tiles
+    return tiles(math.isqrt(config.image_seq_length), batch["pixel_values"], found, [True] * len(found))
 
 
 INTERNVL = Family(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -87,7 +87,10 @@ class WantedMaps:
         """
         if self.folder is None:
             return
-        maps = [one for batch, names in self._batches for one in measure(batch, names)]
+        maps: list[PictureMaps] = []
+        for batch, names in self._batches:
+            before = maps[-1].number + 1 if maps else 0
+            maps += [replace(one, number=before + one.number) for one in measure(batch, names)]
         facts = [found.facts.family, found.samples]
         if found.look is not None:
             facts += [f"v̂ is made of layers 1 to {found.look.supervised}", found.look.curve.summary()]

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
+from basic_lite.outside import open_file
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.maps.panels import (
     COLOURS,
@@ -27,6 +30,8 @@ PANEL, GAP, LINE = 336, 24, 20
 ACROSS = 3
 _INK, _SOFT, _PAPER = (29, 36, 51), (86, 96, 116), (255, 255, 255)
 _LETTERS = 44  # in a line below a panel
+# What tells our files from others, in a text that Pillow writes near a file's beginning.
+_MARK = "basic-lite inspect --maps"
 
 # Fonts of systems, most letters first for the most common ones; names are looked for where a system has its fonts.
 FONTS = (
@@ -38,6 +43,29 @@ FONTS = (
     "msyh.ttc",
     "PingFang.ttc",
 )
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG file with our mark.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    info = PngInfo()
+    info.add_text("Software", _MARK)
+    image.save(path, pnginfo=info)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a path is a file that ``save`` wrote.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open_file(path) as file:
+        return _MARK.encode() in file.read(200)
 
 
 def sheet(one: PictureMaps, strongest: float) -> Image.Image:

@@ -154,3 +154,43 @@ def test_a_folder_of_maps_may_be_taken_again(tmp_path: Path) -> None:
     (tmp_path / PAGE).write_text("my own")
     with pytest.raises(UserError, match="are no token maps"):
         require_place(tmp_path)
+
+
+def test_a_persons_own_files_stay(tmp_path: Path) -> None:
+    """Those beside the page, one in the place of a PNG file of ours, one that has the new one's name, and a link."""
+    write_folder(tmp_path, "x", [], [drawn_maps(2, ["dog"], name=f"{name}.png") for name in "abcd"])
+    mine = ["2024-holiday.png", "2_b.png", "1_new.png", "3.png"]
+    for name in mine:
+        Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / name)
+    (tmp_path / "4_d.png").rename(tmp_path / "5_renamed.png")
+    (tmp_path / "4_d.png").symlink_to("5_renamed.png")
+    kept = {name: (tmp_path / name).read_bytes() for name in [*mine, "4_d.png", "5_renamed.png"]}
+    page = write_folder(tmp_path, "x", [], [drawn_maps(2, ["dog"], name="new.png")])
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, PAGE, "1_new-2.png"}
+    assert "as one picture: 1_new-2.png" in PageText(page.read_text(encoding="utf-8")).text
+    write_folder(tmp_path, "x", [], [])
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, PAGE}
+
+
+@pytest.mark.parametrize("listed", ["../a.png", "/etc/a.png", "1_a.png/../../a.png"])
+def test_a_page_that_somebody_changed_deletes_nothing_elsewhere(listed: str, tmp_path: Path) -> None:
+    page = write_folder(tmp_path / "out", "x", [], [drawn_maps(2, ["dog"])])
+    (tmp_path / "a.png").write_bytes((tmp_path / "out" / "1_a.png").read_bytes())
+    text = page.read_text(encoding="utf-8")
+    assert text.count('content="1_a.png"') == 1
+    page.write_text(text.replace('content="1_a.png"', f'content="{listed}"'), encoding="utf-8")
+    write_folder(tmp_path / "out", "x", [], [drawn_maps(2, ["dog"])])
+    assert (tmp_path / "a.png").exists() and (tmp_path / "out" / "1_a.png").exists()
+
+
+def test_parts_of_one_picture_have_one_scale_of_heat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one name in one text are still two."""
+    given = [(0, 0.1), (0, 0.4), (1, 0.2)]
+    parts = [replace(drawn_maps(1, ["dog"]), number=number, attention=[a]) for number, a in given]
+    seen: list[float] = []
+    monkeypatch.setattr(
+        "basic_lite.tools.maps.page.sheet", lambda one, strongest: seen.append(strongest) or Image.new("RGB", (1, 1))
+    )
+    write_folder(tmp_path, "x", [], parts)
+    assert seen == [0.4, 0.4, 0.2]

@@ -98,6 +98,18 @@ def test_a_page_stays_small(made: Path, tmp_path: Path) -> None:
     assert text.count("--picture:url(") == 2 and 500_000 < len(text.encode()) < 3_000_000
 
 
+def test_two_pictures_whose_grid_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(tmp_path, 4)
+    turns = [{"from": "human", "value": "<image>\n<image>\nwhat ?"}, {"from": "gpt", "value": "red"}]
+    records = [{"image": [f"{n}.png", f"{n + 1}.png"], "conversations": turns} for n in range(3)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    monkeypatch.setattr(training_maps, "picture_views", lambda *given: None)
+    run = train(tiny_recipe(tmp_path, {"training.max_steps": 1}), console=quiet(), report=write_report).folder
+    found = [PictureMaps.of(one) for one in kept(run)["pictures"]]
+    assert {(one.name, one.rows, one.tokens) for one in found} == {(f"{n}.png, {n + 1}.png", 0, 8) for n in range(3)}
+    assert "0.png, 1.png" in PageText((run / "report.html").read_text(encoding="utf-8")).text
+
+
 @pytest.mark.soak
 def test_without_held_out_pictures_and_without_basic(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
