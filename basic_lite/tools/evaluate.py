@@ -193,6 +193,7 @@ def evaluate_run(
         require_free(out, None, "--out")
         require_writable(out, "--out")
     loaded, bundle = _loaded(run, device, say)
+    _tell_chosen(bundle, data, say)
     chat = chat_format(bundle.recipe, loaded, template)
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
     settings = made_with(
@@ -209,17 +210,7 @@ def evaluate_run(
     )
     again = asked_again(asked.questions, controls, chat)
     otherwise = asked_otherwise(bundle.recipe, chat) if template is None else ""
-    for line in filter(
-        None,
-        (
-            otherwise,
-            _chosen_note(bundle, data),
-            *trained.notes(),
-            *asked.notes(),
-            several_questions(records),
-            again.note,
-        ),
-    ):
+    for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
         say(line)
     wanted, total = _place(run, bundle, data, out, settings), len(records) + again.answers
     going_on = _going_on(free_place(wanted, settings), settings, total, say)
@@ -258,13 +249,12 @@ def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
     return Asked(as_questions(held_out_records(bundle)[: file.limit]))
 
 
-def _chosen_note(bundle: Bundle, data: Path | None) -> str:
-    if data is not None or best_record(bundle.folder) is None:
-        return ""
-    return (
-        "note: such questions chose this step among others, so its score seems better than it is; ask others with "
-        "--data for a fair one"
-    )
+def _tell_chosen(bundle: Bundle, data: Path | None, say: Say) -> None:
+    if data is None and best_record(bundle.folder) is not None:
+        say(
+            "note: such questions chose this step among others, so its score seems better than it is; ask others with "
+            "--data for a fair one"
+        )
 
 
 def _loaded(run: Path, device: str, say: Say) -> tuple[Loaded, Bundle]:
