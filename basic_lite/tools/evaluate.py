@@ -192,8 +192,7 @@ def evaluate_run(
     if out is not None:
         require_free(out, None, "--out")
         require_writable(out, "--out")
-    loaded, bundle = _loaded(run, device, say)
-    _tell_chosen(bundle, data, say)
+    loaded, bundle = _loaded(run, device, say, named=data is not None)
     chat = chat_format(bundle.recipe, loaded, template)
     trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
     settings = made_with(
@@ -249,19 +248,16 @@ def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
     return Asked(as_questions(held_out_records(bundle)[: file.limit]))
 
 
-def _tell_chosen(bundle: Bundle, data: Path | None, say: Say) -> None:
-    if data is None and best_record(bundle.folder) is not None:
-        say(
-            "note: such questions chose this step among others, so its score seems better than it is; ask others with "
-            "--data for a fair one"
-        )
-
-
-def _loaded(run: Path, device: str, say: Say) -> tuple[Loaded, Bundle]:
+def _loaded(run: Path, device: str, say: Say, *, named: bool) -> tuple[Loaded, Bundle]:
     place = pick_device(device, "--device")
     tell_device(place, device, say)
     loaded, bundle = load_trained(run, place)
     say(f"evaluating {bundle.folder} (step {bundle.step} of {bundle.manifest['total_steps']})")
+    if not named and best_record(bundle.folder) is not None:
+        say(
+            "note: such questions chose this step among others, so its score seems better than it is; ask others with "
+            "--data for a fair one"
+        )
     return loaded, bundle
 
 
