@@ -34,7 +34,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
     "logged and saved seldom": (DROPOUT, {"training.log_every": 3, "training.save_every": 99}, EXACT),
 }
 TESTS = Path(__file__).parents[1]
-# Where each of the others is held: file and test, of a plain run.
+# Where each of the others is held: file and test, one that CI runs.
 ELSEWHERE = {
     "two processes": ("training/test_processes.py", "test_two_processes_make_the_steps_of_one"),
     "a plan that is chosen": ("training/test_plan.py", "test_the_result_is_the_recipes_own"),

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.drift import Meter, growth, medians
+from tests.support.drift import Meter, between_ends, growth, medians
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 24
+# Of a made run: looks, and steps; about what 2,000 steps give.
+LOOKS, STEPS = 76, 1900
 
 
 def test_noise_is_no_growth_and_a_tenth_is_seen_through_it() -> None:
@@ -36,6 +38,103 @@ def test_growth_by_hand() -> None:
     found = growth([10.0, 11.0, 12.0, 13.0, 40.0])
     assert found.share == pytest.approx(4 * 1.0 / 12), "the median of the slopes is 1, whatever the last value is"
     assert found.low <= found.share <= found.high and growth([5.0] * 9).high == 0
+
+
+def test_ends_by_hand() -> None:
+    found = between_ends([10.0, 10.0, 10.0, 10.0, 40.0, 7.0, 20.0, 20.0, 20.0, 20.0, 30.0])
+    assert (found.share, found.low, found.high) == (1.0, -0.5, 2.0)
+    assert between_ends([5.0] * 9) == between_ends([5.0] * 900), "nothing grows"
+
+
+def made(seed: int) -> tuple[Meter, np.random.Generator]:
+    """What a run has in which nothing grows, with the noise that such runs have."""
+    draw, meter = np.random.default_rng(seed), Meter(Path())
+    meter.levels["RSS"] = list(6e8 * (1 + 1e-3 * draw.standard_normal(LOOKS)))
+    meter.counts["handles"] = [int(count) for count in draw.choice([21, 23], LOOKS, p=[0.2, 0.8])]
+    for name, times in (("a step", STEPS), ("an evaluation", LOOKS), ("a checkpoint", LOOKS // 2)):
+        meter.seconds[name] = list(1 + 0.1 * draw.standard_t(3, times).clip(-5, 20))
+    return meter, draw
+
+
+def rises(values: list[Any], start: float, factor: float) -> None:
+    """From this share of the series on, all is so many times as much."""
+    begin = round(start * len(values))
+    values[begin:] = [type(value)(value * factor) for value in values[begin:]]
+
+
+def memory_that_doubles(meter: Meter) -> None:
+    rises(meter.levels["RSS"], 0.6, 2)
+
+
+def memory_late(meter: Meter) -> None:
+    rises(meter.levels["RSS"], 0.75, 4.8)
+
+
+def memory_bit_by_bit(meter: Meter) -> None:
+    level = meter.levels["RSS"]
+    begin = round(0.72 * LOOKS)
+    level[begin:] = [value * 1.01 ** (1 + turn) for turn, value in enumerate(level[begin:])]
+
+
+def steps_late(meter: Meter) -> None:
+    rises(meter.seconds["a step"], 0.75, 3)
+
+
+def steps_that_double(meter: Meter) -> None:
+    rises(meter.seconds["a step"], 0.6, 2)
+
+
+def checkpoints_late(meter: Meter) -> None:
+    rises(meter.seconds["a checkpoint"], 0.75, 3)
+
+
+def handles_that_fall_last(meter: Meter) -> None:
+    meter.counts["handles"] = [*np.linspace(10, 65, LOOKS - 1).astype(int).tolist(), 10]
+
+
+def handles_after_a_peak(meter: Meter) -> None:
+    meter.counts["handles"] = [10, 70, *np.linspace(10, 65, LOOKS - 2).astype(int).tolist()]
+
+
+def handles_after_a_broad_peak(meter: Meter) -> None:
+    meter.counts["handles"] = [70, 70, 70, *np.linspace(10, 65, LOOKS - 3).astype(int).tolist()]
+
+
+def handles_late(meter: Meter) -> None:
+    meter.counts["handles"][-8:] = [24] * 8
+
+
+@pytest.mark.parametrize(
+    ("grow", "seen"),
+    [
+        (memory_that_doubles, "RSS: "),
+        (memory_late, "RSS: "),
+        (memory_bit_by_bit, "RSS: "),
+        (steps_late, "time of a step: "),
+        (steps_that_double, "time of a step: "),
+        (checkpoints_late, "time of a checkpoint: "),
+        (handles_that_fall_last, "handles: "),
+        (handles_after_a_peak, "handles: "),
+        (handles_after_a_broad_peak, "handles: "),
+        (handles_late, "handles: "),
+    ],
+)
+def test_growth_that_begins_late_or_hides_is_found(grow: Callable[[Meter], None], seen: str) -> None:
+    for seed in range(3):
+        meter, _ = made(seed)
+        grow(meter)
+        found = meter.findings()
+        assert found and all(one.startswith(seen) for one in found), (seed, found)
+
+
+def test_noise_and_a_spike_are_not_found() -> None:
+    """A spike of each series, wherever it is: in the first tenth, the last, or between."""
+    for seed in range(20):
+        meter, draw = made(seed)
+        if seed % 2:
+            for one in (*meter.levels.values(), *meter.counts.values(), *meter.seconds.values()):
+                one[draw.integers(len(one))] *= 10
+        assert meter.findings() == [], seed
 
 
 class Leaking:
