@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +27,10 @@ from basic_lite.data.sources import load_records
 from basic_lite.recipe import describe_keys, dump_recipe, load_recipe
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.training.bundle_files import open_bundle
+from tests.support import fuzzing
 from tests.support.bundles import write_random_bundle
 from tests.support.data import N, image_id, processor, tokenizer
-from tests.support.fuzzing import ANY, PARTS, require_good, tried
+from tests.support.fuzzing import ANY, PARTS, Endless, require_good, soon_or_one_error, tried
 from tests.support.recipes import GOOD
 from tests.support.runs import tiny_recipe
 
@@ -188,3 +195,69 @@ def test_bundles(part: int, tmp_path: Path) -> None:
     tried(
         st.tuples(keys, ANY, st.integers(0, 5000), st.binary(max_size=6)), BUNDLES, act, tmp_path, part, [str(bundle)]
     )
+
+
+def _a_fork() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _a_datagram() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"a", ("127.0.0.1", 9))
+
+
+def test_what_is_touched_is_noticed(tmp_path: Path) -> None:
+    own, other = tmp_path / "run", tmp_path / "run2"
+    own.mkdir()
+    other.mkdir()
+    (own / "link").symlink_to(other)
+    with soon_or_one_error(own):
+        (own / "a").write_text("a")
+    acts: list[Callable[[], Any]] = [
+        lambda: (other / "a").write_text("a"),  # its name begins alike
+        lambda: (own / "link" / "a").write_text("a"),
+        lambda: (own / "a").rename(other / "b"),
+        lambda: socket.getaddrinfo("127.0.0.1", 9),
+        _a_datagram,
+        *[_a_fork] * hasattr(os, "fork"),
+    ]
+    for act in acts:
+        with pytest.raises(AssertionError, match=r"open|os\.|socket\."), soon_or_one_error(own):
+            act()
+
+
+def _endless() -> None:
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:  # what is tried may take every error of the common kind
+            continue
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the system has no alarm")
+def test_what_has_no_end_is_broken_off_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "CLOCK", 0.1)
+    with pytest.raises(Endless, match="the input"), soon_or_one_error(tmp_path, (), "the input"):
+        _endless()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the most memory can't be forgotten")
+def test_each_input_has_its_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one input took isn't another's allowance."""
+    monkeypatch.setattr(fuzzing, "BYTES", 2**25)
+    with soon_or_one_error(tmp_path):
+        bytearray(b"a") * (24 << 20)
+    with pytest.raises(AssertionError), soon_or_one_error(tmp_path):
+        bytearray(b"a") * (48 << 20)  # twice as much, and less than that above the first
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["recipe.yaml is bad, and only that", "a list of names must fail", "the name can't mean that", "to start failed"],
+)
+def test_a_message_without_a_way_out_is_noticed(text: str) -> None:
+    with pytest.raises(AssertionError, match="says nothing to do"):
+        require_good(text)

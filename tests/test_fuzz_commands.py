@@ -22,6 +22,7 @@ from basic_lite.cli import app, main
 from basic_lite.commands.common import with_home
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
+from basic_lite.model.hub import hub_is_away
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.sequence import load_sequence
 from basic_lite.scoring.questions import check_pictures
@@ -36,6 +37,7 @@ from basic_lite.training.files import sha256
 from basic_lite.training.processes import ALONE
 from tests.support import benchmarks
 from tests.support.fuzzing import ANY, EDIT, ODD, PARTS, UNFIT, edited, json_bytes, require_good, tried
+from tests.support.maps import drawn_maps
 from tests.support.models import write_llava
 from tests.support.runs import quiet, run, tiny_recipe
 
@@ -136,13 +138,15 @@ def test_benchmark_files(part: int, tmp_path: Path) -> None:
 @parts
 def test_words_of_command_lines(part: int, tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is there, and `clean` is left out: with --yes it would do what it is told, wherever that is."""
+    hub_is_away()  # a model's name may ask the hub; that is done once
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text('[{"question": "q", "answer": "a"}]')
     names = st.sampled_from(["data", "check", "keys", "runs", "report", "compare", "inspect", "chat", "eval",
-                             "export", "train", "estimate", "run", "nothing"])  # fmt: skip
+                             "export", "train", "estimate", "run", "text-probe", "nothing"])  # fmt: skip
     options = ["--out", "--data", "--group", "--limit", "--gpu", "--dry-run", "--overwrite", "--port", "--web",
                "--benchmark", "--metric", "--recipe", "--resume", "--checkpoint", "--export", "--samples", "-q", "--",
-               "--controls", "--annotations", "--image-dir", "--json", "--device", "--temperature"]  # fmt: skip
+               "--controls", "--annotations", "--image-dir", "--json", "--device", "--temperature", "--maps",
+               "--layers"]  # fmt: skip
     odd = ["nan", "1e999", "-1", "0", "9" * 4400, "\0", "\ud800", "\x1b[31m", "a" * 5000, "~", "..", "", "a.json",
            "x=y", "training.epochs=nan", "1:seed=2", "9" * 5000 + ":seed=2", "a=b,c",
            "http://a/b", "A/B", "[/b]"]  # fmt: skip
@@ -216,7 +220,22 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     folder = tmp_path / "runs" / "a"
     shutil.copytree(made / "runs" / "a", folder)
     log = (folder / "log.jsonl").read_bytes().splitlines()
-    names = ["data.json", "parts.json", "final/manifest.json", "final/recipe.json"]
+    shutil.copytree(folder / "final", folder / "best")
+    manifest = json.loads((folder / "final" / "manifest.json").read_text())
+    best = manifest | {"best": {"by": "loss", "value": 0.5}}
+    (folder / "best" / "manifest.json").write_text(json.dumps(best))
+    maps = {"step": 2, "held_out": True, "pictures": [drawn_maps(2, ["dog", "sky"]).to_dict()]}
+    (folder / "maps.json").write_text(json.dumps(maps))
+    change = {"n": 2, "before": 0.5, "after": 0.6, "difference": [0.1, -0.1, 0.3]}
+    kinds = [{"of": "texts", "name": "prose", "n": 2, "before": 0.5, "after": 0.6}]
+    outcome = {"bits": change, "right": change, "kinds": kinds, "left_out": 0}
+    probed = {"model_sha256": sha256(folder / "final" / "manifest.json"), "text_probe": outcome}
+    (folder / "text_probe_final.json").write_text(json.dumps(probed))
+    command("report", str(folder))
+    page = (folder / "report.html").read_text()
+    assert "What the visual tokens say" in page and "Best step" in page and "own ability with text" in page
+    names = ["data.json", "parts.json", "final/manifest.json", "final/recipe.json", "maps.json", "best/manifest.json",
+             "text_probe_final.json"]  # fmt: skip
     wholes = {name: (folder / name).read_bytes() for name in ["log.jsonl", "recipe.yaml", *names]}
 
     def act(given: tuple[str, Any, bool, tuple[int, int, bytes]]) -> None:

@@ -25,6 +25,7 @@ from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
+from basic_lite.outside import parse_json
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, TRAINED_ON
@@ -125,7 +126,7 @@ def read_record(run: Path) -> TrainedOn | None:
     """What a run's folder says that it was trained on; None: an older version made the run, or it can't be read."""
     try:
         with safe_open(str(run / TRAINED_ON), "numpy") as file:
-            rows, unknown = file.get_tensor(_DIGESTS), json.loads(file.metadata()[_UNKNOWN])
+            rows, unknown = file.get_tensor(_DIGESTS), parse_json(file.metadata()[_UNKNOWN])
         data = rows.tobytes()
         found = frozenset(data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES))
         return TrainedOn(found, tuple(map(str, unknown)))

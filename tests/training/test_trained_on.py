@@ -9,7 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, Turn
@@ -232,3 +234,12 @@ def test_texts_without_pictures(place: Path) -> None:
     told = asked(found, records)
     assert told.marks == [True, False]
     assert list(told.notes()) == ["note: 1 of these 2 records without a picture were trained on"]
+
+
+def test_a_record_nested_too_deeply_is_none(tmp_path: Path) -> None:
+    """As any other that somebody changed."""
+    digests = {"digests": np.zeros((1, 16), np.uint8)}
+    save_file(digests, tmp_path / TRAINED_ON, {"unknown": '["why"]'})
+    assert read_record(tmp_path) is not None
+    save_file(digests, tmp_path / TRAINED_ON, {"unknown": "[" * 100_000})
+    assert read_record(tmp_path) is None

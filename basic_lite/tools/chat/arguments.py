@@ -125,5 +125,5 @@ def picture(name: str | Path) -> ImageRef:
     try:
         check_image(image, "open")
     except RecordProblem as problem:
-        raise UserError(f"{name} can't be used as a picture: {problem.what}") from problem
+        raise UserError(f"{name} can't be used as a picture: {problem.what}; name another file") from problem
     return image
