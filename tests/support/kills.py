@@ -178,12 +178,13 @@ def require_same(one: Path, other: Path) -> None:
     """All files of two runs and of their exports, byte for byte; of logs and model cards all but times and memory."""
     for part, but in (("run", "log.jsonl"), ("export", "README.md")):
         left, right = digests(one / part, but), digests(other / part, but)
-        assert [name for name in left.keys() | right.keys() if left.get(name) != right.get(name)] == []
+        unlike = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+        assert not unlike, f"{other.name}/{part}: {unlike}"
     assert best_record(one / "run" / "best") is not None and checkpoints_of(one / "run"), "nothing was compared"
-    assert steady_lines(one / "run") == steady_lines(other / "run")
+    assert steady_lines(one / "run") == steady_lines(other / "run"), f"{other.name}: the logs differ"
     cards = [(folder / "export" / "README.md").read_text(encoding="utf-8").splitlines() for folder in (one, other)]
     steady = [[line for line in card if not line.startswith(MEASURED)] for card in cards]
-    assert steady[0] == steady[1]
+    assert steady[0] == steady[1], f"{other.name}: {set(steady[0]) ^ set(steady[1])}"
 
 
 class Killer:
