@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 _SECONDS = 3.0
+# What the hub's client and transformers read, and what they take for yes.
+_OFFLINE, _YES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), {"1", "ON", "YES", "TRUE"}
 
 
 def local_only(name: str | Path) -> bool:
@@ -20,7 +22,9 @@ def local_only(name: str | Path) -> bool:
 
 @cache
 def hub_is_away() -> bool:
-    """Whether no connection to the hub can be made. Through a proxy that can't be told: the answer is no."""
+    """Whether no connection to the hub can be made, or none is wanted. Through a proxy that can't be told: no."""
+    if any(os.environ.get(name, "").upper() in _YES for name in _OFFLINE):
+        return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if getproxies() or not address.hostname:
         return False

@@ -268,6 +268,8 @@ def test_an_index_of_weights_that_leads_elsewhere(text: str, models_: Path, tmp_
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own client tries six times for each file, which takes half a minute."""
     monkeypatch.setattr(hub, "getproxies", dict)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -280,6 +282,18 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     assert hub.hub_is_away() and hub.local_only("a/b")
     told = refused(lambda: read_config("a/b", "model.llm"))
     assert "the hub can’t be reached" in told and "hf download a/b" in told
+    hub.hub_is_away.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_hub_that_nobody_wants_is_not_asked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("it was asked")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setenv(name, "1")
+    hub.hub_is_away.cache_clear()
+    assert hub.hub_is_away() and hub.local_only("a/b")
     hub.hub_is_away.cache_clear()
 
 
