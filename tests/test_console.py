@@ -123,6 +123,7 @@ def test_wide_letters_are_counted_as_they_are_shown() -> None:
     assert len({cell_len(line) for line in said(console)}) == 1
 
 
+@pytest.mark.long
 def test_dry_run_and_estimate_at_40_columns(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     recipe = tiny_recipe(tmp_path, {"training.micro_batch": 1})

@@ -12,6 +12,7 @@ from bench.gate_cost import AT_EVALUATION, BY_ITSELF, FIRST, STEP, Cost
 from bench.gate_errors import LAYERS, PATCHES, made_look, opens, with_target
 
 
+@pytest.mark.long
 def test_the_bench_of_the_cost_still_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,10 @@ def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(case, id=name, marks=[pytest.mark.soak] * ("autocast" not in name)) for name, case in CASES.items()],
+    [
+        pytest.param(case, id=name, marks=pytest.mark.long if "autocast" in name else pytest.mark.soak)
+        for name, case in CASES.items()
+    ],
 )
 def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, Any]) -> None:
     common = {"data.max_length": 256, "supervision.refinement_batches": 8}

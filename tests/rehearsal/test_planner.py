@@ -67,7 +67,7 @@ GRID = [
 @pytest.mark.parametrize(
     "changes, some",
     [
-        (BF16, [Plan(2, 1, LAYERS), Plan(8, 4, LAYERS), Plan(8, 4, LAYERS, True)]),
+        pytest.param(BF16, [Plan(2, 1, LAYERS), Plan(8, 4, LAYERS), Plan(8, 4, LAYERS, True)], marks=pytest.mark.long),
         pytest.param(BF16, [*GRID, Plan(8, 4, LAYERS, False, True)], marks=pytest.mark.soak),
         pytest.param({}, GRID, marks=pytest.mark.soak),
     ],
@@ -130,7 +130,11 @@ def test_the_plan_after_one_that_failed_needs_clearly_less(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "budget_share", [0.5, *(pytest.param(share, marks=pytest.mark.soak) for share in (0.05, 0.2, 0.9))]
+    "budget_share",
+    [
+        pytest.param(0.5, marks=pytest.mark.long),
+        *(pytest.param(share, marks=pytest.mark.soak) for share in (0.05, 0.2, 0.9)),
+    ],
 )
 def test_the_chosen_plans_peak_is_the_real_one(folder: Path, budget_share: float) -> None:
     planner = planner_of(folder, {**BF16, "supervision.refinement_batches": 0})

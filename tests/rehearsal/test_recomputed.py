@@ -40,12 +40,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-PLAIN = "four on the host, bf16 autocast"
+IN_CI = "four on the host, bf16 autocast"
 
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(changes, id=name, marks=[pytest.mark.soak] * (name != PLAIN)) for name, changes in CASES.items()],
+    [
+        pytest.param(changes, id=name, marks=pytest.mark.long if name == IN_CI else pytest.mark.soak)
+        for name, changes in CASES.items()
+    ],
 )
 def test_rehearsed_peak_is_the_measured_one(
     folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
