@@ -41,6 +41,7 @@ def gemma() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.mark.soak  # six minutes
 def test_the_evidences_real_recipes_still_run(world: RealWorld, tmp_path: Path) -> None:
     """Both stages of real_stage1.yaml and real_stage2.yaml, two steps each, and all that is measured after them."""
     assert main(["real", "--tiny", "--seeds", "1", "--variants", "measured", "--out", str(tmp_path)]) == 0

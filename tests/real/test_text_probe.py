@@ -20,7 +20,7 @@ from bench.world.packages import Unavailable
 
 pytestmark = pytest.mark.real
 
-STEPS, RATE = 6, 1e-3
+STEPS, RATE = 30, 1e-3
 LEARNT = [
     f"Question: What colour is the {thing}? Answer: {colour}"
     for thing in ("cup", "hat", "car", "fish")
