@@ -37,7 +37,7 @@ from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import evaluate, made_with
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import MAX_NEW_TOKENS, chat_format
+from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, chat_format
 from basic_lite.training.trained_on import compare, record_of
 
 Pictures = Picture | Sequence[Picture] | None
@@ -198,7 +198,7 @@ class TrainedModel(Model):
         records: Rows,
         *,
         image_dir: str | os.PathLike[str] | None = None,
-        batch_size: int = 16,
+        batch_size: int = AT_ONCE,
         max_new_tokens: int | None = None,
         limit: int | None = None,
         template: Template | None = None,

@@ -18,7 +18,7 @@ How often an interval of 95 % holds the true value (exact for shares, F1 and dif
 | difference, the one alone right in .25; .1; .02 of the questions, the other as often | .96; .98; 1 | .95; .95; .98 |
 | difference, the one alone right in .2; .1; .05, the other in .05; 0; 0 | .98; 1; 1 | .96; .97; .96 |
 
-The plain bootstrap that stood here before held a mean of .98 of 20 partial scores in .40 of the cases, and the
+A plain bootstrap holds a mean of .98 of 20 partial scores in .40 of the cases, and the
 difference of .05 against 0 in .64. With few runs a side the drawing among runs is too narrow still; callers say so.
 The table is made by `pytest -m soak -s tests/test_intervals.py`.
 

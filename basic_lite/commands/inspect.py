@@ -40,9 +40,8 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write token maps there: words, attention and sinks over the first pictures (12, or a "
-            "batch more), as a page and as PNG "
-            "files.",
+            help="Write token maps there: words, attention and sinks over the first pictures "
+            "(12, or a batch more), as a page and as PNG files.",
             show_default=False,
         ),
     ] = None,

@@ -1,13 +1,15 @@
 """Questions that are asked in an evaluation, and what their answers are compared with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
+from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.frontend import Frontend
+from basic_lite.recipe.schema import DataSection
 from basic_lite.scoring.metrics.named import Metric
 
 
@@ -77,10 +79,35 @@ def check_pictures(records: Iterable[Record]) -> None:
             opened.add((image.folder, image.name))
 
 
-def require_questions(
-    records: Iterable[Record],
-    mend: str = "write one; captions are asked for without, in the plain template (--template plain)",
-) -> None:
+def ready_to_ask(
+    questions: Sequence[Question],
+    section: DataSection,
+    frontend: Frontend,
+    chat: ChatFormat,
+    metric: Metric,
+    *,
+    no_question: str = "write one; captions are asked for without, in the plain template (--template plain)",
+    key: str = "--metric",
+) -> Sequence[Record]:
+    """The questions' records as the model is asked them, each one looked at.
+
+    Args:
+        section: the training's data, whose prompts a picture without a question has.
+        no_question: what to do about a record that asks nothing.
+        key: what the metric is chosen with.
+
+    Raises:
+        BadRecord: one has no question, is longer than the model reads, or has an answer that the metric can't read.
+    """
+    asked = asked_as_trained([one.record for one in questions], section)
+    if chat.template != "plain":
+        _require_questions(asked, no_question)
+    require_room(frontend, asked, lambda record: len(chat.prompt(record)))
+    _require_answers(questions, chat, metric, key)
+    return asked
+
+
+def _require_questions(records: Iterable[Record], mend: str) -> None:
     """Refuse a record that asks nothing; ``mend``: what to do about it.
 
     Raises:
@@ -91,29 +118,38 @@ def require_questions(
             raise BadRecord("it has no question: no human turn with text", mend, record.place)
 
 
-def require_room(frontend: Frontend, chat: ChatFormat, records: Iterable[Record]) -> None:
-    """Refuse a question that is longer than what the model reads: the answer would be noise.
+def most_tokens(frontend: Frontend) -> int | None:
+    """The most tokens that a model reads; None: its configuration doesn't say."""
+    limit: int | None = getattr(frontend.config.text_config, "max_position_embeddings", None)
+    return limit
+
+
+def require_room(
+    frontend: Frontend, records: Iterable[Record], length_of: Callable[[Record], int], what: str = "question"
+) -> None:
+    """Refuse what is as long as all that the model reads: the answer would be noise.
+
+    Args:
+        length_of: a record's tokens.
+        what: they are of.
 
     Raises:
         BadRecord: it is.
     """
-    limit = getattr(frontend.config.text_config, "max_position_embeddings", None)
+    limit = most_tokens(frontend)
     if limit is None:
         return
     for record in records:
-        if (length := len(chat.prompt(record))) >= limit:
+        if (length := length_of(record)) >= limit:
             raise BadRecord(
-                f"its question has {length:,} tokens, pictures included, and this model reads {limit:,} at most",
+                f"its {what} has {length:,} tokens, pictures included, and this model reads {limit:,} at most",
                 "shorten it, or take the record out",
                 record.place,
             )
 
 
-def require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Metric, key: str = "--metric") -> None:
+def _require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Metric, key: str) -> None:
     """Refuse questions with too few right answers for a metric, or one that it can't read; those without any pass.
-
-    Args:
-        key: what the metric is chosen with.
 
     Raises:
         BadRecord: the first such question.

@@ -16,6 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.errors import UserError
+from basic_lite.supervision.layout import Layout
+from basic_lite_kernels.operations import Operations
 
 Watcher = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
 
@@ -116,6 +118,37 @@ def check_options(module: nn.Module, options: dict[str, Any]) -> None:
     odd = [name for name in ("s_aux", "sinks", "position_bias") if options.get(name) is not None]
     if odd:
         raise UserError(f"{type(module).__name__} adds {', '.join(odd)} to its attention, which can't be read; {_MEND}")
+
+
+def attention_mass(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    options: dict[str, Any],
+    layout: Layout,
+    operations: Operations,
+    out: Tensor | None = None,
+) -> Tensor:
+    """What the text of ``layout`` pays to each position, [B, T], summed over text tokens and meaned over heads.
+
+    Args:
+        module, query, key, options: as ``watch_attention`` hands them over.
+        out: it is added to this, in place.
+
+    Raises:
+        UserError: see ``check_options``.
+    """
+    check_options(module, options)
+    scaling = options.get("scaling")
+    return operations.attention_mass(
+        query,
+        key,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        tokens=layout.mass_tokens,
+        sliding_window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        out=out,
+    )
 
 
 def _attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.resampling import RESAMPLES, SEED, Interval, middle
+from basic_lite.resampling import Interval, draws_of, middle
 
 
 def score_gains(matches: NDArray[np.float64]) -> list[Interval]:
@@ -18,7 +18,7 @@ def score_gains(matches: NDArray[np.float64]) -> list[Interval]:
     count = matches.shape[1]
     if count < 2:
         return []
-    draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    draws = draws_of(np.ones(count, np.int64))
     pairs = count**2 - np.square(draws).sum(axis=1)
     draws, pairs = draws[pairs > 0].astype(np.float64), pairs[pairs > 0]  # without pairs there is no control
     return [_gain(place - matches[0], draws, pairs) for place in matches[1:]]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.supervision.attention import check_options, watch_attention
+from basic_lite.supervision.attention import attention_mass, watch_attention
 from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.layout import Layout
 from basic_lite.supervision.target import TargetPlan, visual_rows
@@ -244,7 +244,6 @@ class _Taps:
         return capture.v
 
     def keep_mass(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        check_options(module, options)
         capture, layout = self.capture, self.capture.layout
         queries, keys, tokens = query.shape[2], key.shape[2], layout.valid.shape[1]
         if queries != tokens or keys != tokens:
@@ -252,17 +251,8 @@ class _Taps:
                 f"the taps saw {queries} queries and {keys} keys for a batch of {tokens} tokens: they watch whole "
                 "sequences, not generation with a cache"
             )
-        scaling = options.get("scaling")
         with torch.no_grad():
-            capture.mass = self.operations.attention_mass(
-                query,
-                key,
-                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                tokens=layout.mass_tokens,
-                sliding_window=options.get("sliding_window"),
-                softcap=options.get("softcap"),
-                out=capture.mass,
-            )
+            capture.mass = attention_mass(module, query, key, options, layout, self.operations, out=capture.mass)
         capture.attended += 1
 
     def finish(self) -> None:

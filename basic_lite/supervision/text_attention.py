@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.supervision.attention import check_options, watch_attention
+from basic_lite.supervision.attention import attention_mass, watch_attention
 from basic_lite.supervision.layout import Layout, TextQueries, find_layout
 from basic_lite_kernels.operations import Operations
 
@@ -26,18 +26,9 @@ def layer_mass(
         None: the layer has no plain softmax, and can't be read.
     """
     try:
-        check_options(module, options)
+        return attention_mass(module, query, key, options, layout, operations)
     except UserError:
         return None
-    scaling = options.get("scaling")
-    return operations.attention_mass(
-        query,
-        key,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        tokens=layout.mass_tokens,
-        sliding_window=options.get("sliding_window"),
-        softcap=options.get("softcap"),
-    )
 
 
 class TextAttention:

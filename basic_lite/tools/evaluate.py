@@ -15,7 +15,6 @@ from rich.console import Console
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import picture_key
-from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
@@ -24,19 +23,11 @@ from basic_lite.printable import printable
 from basic_lite.recipe.schema import Recipe, Template
 from basic_lite.scoring.controls import MOST_ASKED_AGAIN, Again, asked_again, other_images
 from basic_lite.scoring.metrics.named import MetricName, metric_named
-from basic_lite.scoring.questions import (
-    Question,
-    as_questions,
-    check_pictures,
-    require_answers,
-    require_questions,
-    require_room,
-    several_questions,
-)
+from basic_lite.scoring.questions import Question, as_questions, check_pictures, ready_to_ask, several_questions
 from basic_lite.tools.asked import Asked, File, read_asked
 from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, remarks, score_table
-from basic_lite.training.answer import answer_length, asked_otherwise, chat_format
+from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, chat_format
 from basic_lite.training.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
@@ -52,7 +43,7 @@ def evaluate(
     recipe: Recipe,
     records: Sequence[Record | Question],
     *,
-    batch_size: int = 16,
+    batch_size: int = AT_ONCE,
     max_new_tokens: int | None = None,
     shuffle_images: int | None = None,
     template: Template | None = None,
@@ -77,11 +68,7 @@ def evaluate(
     """
     chat, rule = chat_format(recipe, loaded, template), metric_named(metric)
     questions = as_questions(records)
-    asked = asked_as_trained([one.record for one in questions], recipe.data)
-    if chat.template != "plain":
-        require_questions(asked)
-    require_room(loaded.frontend, chat, asked)
-    require_answers(questions, chat, rule)
+    asked = ready_to_ask(questions, recipe.data, loaded.frontend, chat, rule)
     pictures: Pictures = lambda at: asked[at].images  # noqa: E731
     if shuffle_images is not None:
         pictures = other_images(asked, shuffle_images)
@@ -157,7 +144,7 @@ def evaluate_run(
     *,
     held_out: bool = False,
     image_dir: Path | None = None,
-    batch_size: int = 16,
+    batch_size: int = AT_ONCE,
     max_new_tokens: int | None = None,
     out: Path | None = None,
     limit: int | None = None,

@@ -13,6 +13,8 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
 
+# Questions that are answered at once, if nobody says otherwise.
+AT_ONCE = 16
 # The most tokens of an answer in a conversation.
 MAX_NEW_TOKENS = 256
 

@@ -11,7 +11,7 @@ from basic_lite.training.best import BestStep
 from basic_lite.training.best_text import best_of
 from basic_lite.training.checkpoint import Progress
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluation import held_out_loss, held_out_text
+from basic_lite.training.evaluation import evaluates, held_out_loss, held_out_text
 from basic_lite.training.held_out_score import HeldOutScore, Scored
 from basic_lite.training.log import RunLog
 from basic_lite.training.made import Run
@@ -77,11 +77,7 @@ class Evaluation:
 
     def due(self, step: int) -> bool:
         """Every so many steps, at the end, and before the first of a run that goes on from another one's weights."""
-        every = self.recipe.training.eval_every
-        if step:
-            due = step == self.schedule.steps or (every is not None and step % every == 0)
-        else:
-            due = self.recipe.model.start is not None
+        due = evaluates(self.recipe, step, self.schedule.steps) if step else self.recipe.model.start is not None
         return self.data.eval is not None and due
 
     def make(self, step: int) -> None:
@@ -133,8 +129,9 @@ class Evaluation:
 
     def _still_to_come(self, step: int, seconds: float) -> str:
         """What the answers of all later evaluations will take, once it is measured; said once."""
-        left = sum(self.due(later) for later in range(step + 1, self.schedule.steps + 1))
-        if self._told or not left:
+        if self._told:
             return ""
         self._told = True
+        if not (left := sum(self.due(later) for later in range(step + 1, self.schedule.steps + 1))):
+            return ""
         return f"; so {duration_text(seconds * left)} for the {left} evaluation{'s' * (left > 1)} left"

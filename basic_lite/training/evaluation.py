@@ -81,6 +81,12 @@ def held_out_loss(
     return total / count
 
 
+def evaluates(recipe: Recipe, step: int, last: int) -> bool:
+    """Whether held-out data is looked at after a step, from 1: every so many, and after the last."""
+    every = recipe.training.eval_every
+    return step == last or (every is not None and step % every == 0)
+
+
 def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) -> str:
     """The loss in a line; ``earlier``: steps and losses of the run's evaluations before."""
     before = f" (was {earlier[-1][1]:.3f} at step {earlier[-1][0]})" if earlier else ""

@@ -18,7 +18,6 @@ from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport
 from basic_lite.data.problems import RecordProblem
-from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import Record
 from basic_lite.errors import is_out_of_memory
 from basic_lite.model.frontend import Frontend
@@ -29,15 +28,12 @@ from basic_lite.scoring.looking import SEED, Controls, controls_of
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, Metric
 from basic_lite.scoring.prediction import Prediction
-from basic_lite.scoring.questions import Question, require_answers, require_questions, require_room
-from basic_lite.training.answer import answer_length, asked_otherwise, format_before_weights
+from basic_lite.scoring.questions import Question, ready_to_ask
+from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, format_before_weights
 from basic_lite.training.answer_file import Answers
 from basic_lite.training.best_text import GENERATED, NO_SCORE, OTHER_SCORE, SCORE
 from basic_lite.training.interview import Interview, ways
 from basic_lite.training.processes import Processes
-
-# Questions that are answered at once, at most: as many as `basic-lite eval` takes if nobody says otherwise.
-AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -110,11 +106,15 @@ class Sample:
         """
         chat, metric = format_before_weights(recipe, frontend), METRICS[recipe.training.eval_metric]
         questions = sample_of(data, report, recipe.training.eval_generate)
-        asked = asked_as_trained([one.record for one in questions], recipe.data)
-        if chat.template != "plain":
-            require_questions(asked, "write one, or set training.eval_generate=0")
-        require_room(frontend, chat, asked)
-        require_answers(questions, chat, metric, "training.eval_metric")
+        asked = ready_to_ask(
+            questions,
+            recipe.data,
+            frontend,
+            chat,
+            metric,
+            no_question="write one, or set training.eval_generate=0",
+            key="training.eval_metric",
+        )
         return cls(chat, metric, questions, asked)
 
 

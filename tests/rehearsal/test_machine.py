@@ -66,6 +66,7 @@ def test_types_and_kernels_are_the_devices(
     assert not Machine.here(off, CARD).liger
 
 
+@pytest.mark.long
 def test_plans_and_advice_are_for_the_card_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, bf16=False, liger=False)
     recipe, frontend, data = prepared(tmp_path)

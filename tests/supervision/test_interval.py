@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from basic_lite.resampling import RESAMPLES, SEED
 from basic_lite.supervision import Interval
-from basic_lite.supervision.interval import RESAMPLES, SEED, score_gains
+from basic_lite.supervision.interval import score_gains
 
 
 def score(matches: NDArray[np.float64], drawn: list[int]) -> float | None:

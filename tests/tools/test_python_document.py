@@ -16,6 +16,7 @@ from tests.support.runs import tiny_recipe, write_data
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "PYTHON.md"
 
 
+@pytest.mark.long
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     data = json.loads(write_data(tmp_path).read_text())

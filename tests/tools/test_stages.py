@@ -166,6 +166,7 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(here: Path,
     assert sorted(path.name for path in Path("runs").iterdir()) == ["taken"]
 
 
+@pytest.mark.long
 def test_a_dry_run_shows_all_and_leaves_nothing(here: Path, command: Command) -> None:
     code, out, err = command("--dry-run", "--export", "mine", "training.device=auto")
     assert code == 0, err
@@ -189,6 +190,7 @@ def test_after_a_lora_comes_no_other_recipe(here: Path, capsys: pytest.CaptureFi
     assert "recipe 1 (second) trains a LoRA" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_memory_decides_before_the_first_step(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = load_sequence(["two.yaml", "training.micro_batch=4"], print)
     needed: list[int] = []

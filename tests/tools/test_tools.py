@@ -232,6 +232,7 @@ def test_eval_refuses_an_output_that_cannot_be_written(trained: Path, tmp_path: 
         evaluate_run(trained, folder / "data.json", image_dir=folder / "images", out=tmp_path, console=quiet())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU, so nothing is missing")
 def test_dry_run_says_what_needs_a_gpu(tmp_path: Path) -> None:
     write_data(tmp_path, 6)

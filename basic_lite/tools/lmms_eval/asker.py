@@ -15,7 +15,7 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.errors import UserError, is_out_of_memory
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
-from basic_lite.scoring.questions import require_room
+from basic_lite.scoring.questions import most_tokens, require_room
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.lmms_eval.arguments import Generation, Opening
 from basic_lite.tools.lmms_eval.likelihood import Likelihood, likelihoods
@@ -78,7 +78,7 @@ class Asker:
             UserError: a question can't be asked, or memory runs out.
         """
         records = [self._record(one) for one in questions]
-        require_room(self._run.loaded.frontend, self._run.chat, records)
+        self._require_room(records)
         for text in dict.fromkeys(one.note for one in wanted):
             note(text)
         texts, cut = [""] * len(questions), 0
@@ -129,7 +129,7 @@ class Asker:
             UserError: a question can't be asked, an answer is empty, or memory runs out.
         """
         records = [self._record(one, Turn("gpt", text.strip())) for one, text in zip(questions, answers, strict=True)]
-        require_room(self._run.loaded.frontend, self._run.chat, records)
+        self._require_room(records)
         with self._working("weighing answers", len(questions)) as progress:
             return likelihoods(
                 self._run.loaded,
@@ -145,9 +145,12 @@ class Asker:
         count = len(shown_by(one.visuals(), one.place))
         return Record(0, "", "", (_LATER,) * count, (Turn("human", one.text), *more), at=one.place)
 
+    def _require_room(self, records: Sequence[Record]) -> None:
+        require_room(self._run.loaded.frontend, records, lambda record: len(self._run.chat.prompt(record)))
+
     def _room(self, records: Sequence[Record], most: int) -> int:
         """As many tokens as are wanted, or as many as the model reads beyond the longest question."""
-        limit = getattr(self._run.loaded.frontend.config.text_config, "max_position_embeddings", None)
+        limit = most_tokens(self._run.loaded.frontend)
         if limit is None:
             return most
         room: int = limit - max(len(self._run.chat.prompt(record)) for record in records)

@@ -12,8 +12,9 @@ from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import Record
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit
+from basic_lite.scoring.questions import require_room
 
-# No length is too long here: ``require_room`` has looked.
+# Nothing is cut: what the model has no room for is refused.
 _ANY_LENGTH = 2**31
 
 
@@ -50,9 +51,11 @@ def likelihoods(
         progress: called with the number of answers that were looked at.
 
     Raises:
-        RecordProblem: a record has no answer, or an image can't be read.
+        RecordProblem: a record has no answer, is longer than the model reads, or an image can't be read.
     """
     encoded = [chat.encode(record, _ANY_LENGTH) for record in records]
+    lengths = iter(encoded)
+    require_room(loaded.frontend, records, lambda _: len(next(lengths).input_ids), "question with the answer")
     order = sorted(range(len(records)), key=lambda i: (len(encoded[i].input_ids), i))
     found: dict[int, Likelihood] = {}
     collate, device = Collator(int(loaded.tokenizer.pad_token_id)), loaded.parts.embeddings.weight.device

@@ -13,8 +13,10 @@ MOST_LISTED = 8
 # Colours of the most frequent words, apart from one another for most colour-blind people too (Okabe and Ito).
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 HEAT, SINK = (255, 90, 0), (0, 229, 255)
-# How much of the picture the hottest patch hides.
-HOTTEST = 0.85
+# How much of the picture the hottest patch hides, a coloured word, and a word without a colour.
+HOTTEST, COLOURED, PLAIN = 0.85, 0.55, 0.4
+# Below the heat the picture is grey, so bright. A sink's ring is so far from its patch's border.
+GREY, RING = 0.75, 0.12
 
 # What a map is called, what it shows, what is good, what is bad.
 _READING = (
@@ -69,14 +71,14 @@ STYLE = (
 .maps .patches, .maps .patches *, .maps .word i { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .maps .patches::before { content: ""; position: absolute; inset: 0;
   background: var(--picture) center / 100% 100% no-repeat; }
-.maps .patches.grey::before { filter: grayscale(1) brightness(.75); }
+.maps .patches.grey::before { filter: grayscale(1) brightness(GREY); }
 .maps .patches > b { position: relative; display: grid; place-items: center; min-width: 0; min-height: 0;
   font: 600 calc(140cqw / var(--letters, 7) / var(--columns)) / 1 system-ui, sans-serif; color: #fff;
   text-shadow: 0 0 3px #000, 0 0 2px #000; outline: 1px solid rgba(255, 255, 255, .15); outline-offset: -1px;
-  background: rgba(0, 0, 0, var(--dark, .4)); cursor: default; overflow-wrap: normal; white-space: nowrap; }
+  background: rgba(0, 0, 0, PLAIN); cursor: default; overflow-wrap: normal; white-space: nowrap; }
 .maps .patches > .t { --frame: min(2px, 8cqw / var(--columns));
   outline: var(--frame) solid rgba(255, 255, 255, .95); outline-offset: calc(-1 * var(--frame)); }
-.maps .patches > .s::before { content: ""; position: absolute; inset: 12%; border-radius: 50%;
+.maps .patches > .s::before { content: ""; position: absolute; inset: RING; border-radius: 50%;
   border: max(2px, 1cqw) solid SINK; }
 .maps .patches > b:is(:hover, :focus) { outline: 2px solid #fff; z-index: 2; }
 .maps .patches > b:is(:hover, :focus)::after { content: attr(data-tip); position: absolute; z-index: 3;
@@ -93,7 +95,12 @@ STYLE = (
 .maps .trace text { fill: currentColor; font-size: 12px; } .maps .trace .grid { stroke: currentColor; opacity: .2; }
 .maps .trace .line { stroke: currentColor; } .maps .trace .dot { fill: currentColor; }
 """.replace("SINK", f"rgb{SINK}")
-    + "".join(f".maps .patches > .k{n} {{ background: rgba{(*colour, 0.55)}; }}\n" for n, colour in enumerate(COLOURS))
+    .replace("GREY", str(GREY))
+    .replace("RING", f"{RING:.0%}")
+    .replace("PLAIN", str(PLAIN))
+    + "".join(
+        f".maps .patches > .k{n} {{ background: rgba{(*colour, COLOURED)}; }}\n" for n, colour in enumerate(COLOURS)
+    )
 )
 
 
@@ -146,9 +153,11 @@ def colours_of(one: PictureMaps) -> dict[str, int]:
     return {word: n for n, (word, _) in enumerate(common)}
 
 
-def counted(one: PictureMaps, place: int) -> list[tuple[str, int]]:
-    """The words of a place, the most frequent first, with how many tokens they name."""
-    return Counter(one.words[place]).most_common()
+def listed(one: PictureMaps, place: int) -> tuple[list[tuple[str, int]], str]:
+    """The most frequent words of a place, with how many tokens they name, and how many others there are, in words."""
+    words = Counter(one.words[place]).most_common()
+    rest = len(words) - MOST_LISTED
+    return words[:MOST_LISTED], f"and {rest} other{'s' * (rest != 1)}" if rest > 0 else ""
 
 
 def title_of(one: PictureMaps, place: int) -> tuple[str, str]:
@@ -235,11 +244,9 @@ def in_text_text(one: PictureMaps, place: int) -> str:
 
 
 def _legend(one: PictureMaps, place: int, colours: Mapping[str, int]) -> str:
-    words = counted(one, place)
-    keys = [_key(f"{word} × {count}", colours.get(word)) for word, count in words[:MOST_LISTED]]
-    if (rest := len(words) - MOST_LISTED) > 0:
-        keys.append(_key(f"and {rest} other{'s' * (rest != 1)}", None))
-    return "".join(keys)
+    words, rest = listed(one, place)
+    keys = [_key(f"{word} × {count}", colours.get(word)) for word, count in words]
+    return "".join([*keys, *([_key(rest, None)] if rest else [])])
 
 
 def _key(text: str, colour: int | None) -> str:

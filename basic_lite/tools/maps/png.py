@@ -13,14 +13,17 @@ from PIL.PngImagePlugin import PngInfo
 from basic_lite.outside import open_file
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.maps.panels import (
+    COLOURED,
     COLOURS,
+    GREY,
     HEAT,
-    MOST_LISTED,
+    PLAIN,
+    RING,
     SINK,
     colours_of,
-    counted,
     heat_of,
     in_text_text,
+    listed,
     title_of,
     words_fit,
 )
@@ -119,10 +122,8 @@ def _write(
 
 
 def _legend(one: PictureMaps, place: int) -> list[str]:
-    words = counted(one, place)
-    said = [f"{word}: {count}" for word, count in words[:MOST_LISTED]]
-    if (rest := len(words) - MOST_LISTED) > 0:
-        said.append(f"and {rest} other{'s' * (rest != 1)}")
+    words, rest = listed(one, place)
+    said = [*(f"{word}: {count}" for word, count in words), *([rest] if rest else [])]
     return wrap(drawable(", ".join(said), 15)[0], _LETTERS)[:4]
 
 
@@ -150,12 +151,12 @@ def _rings(image: Image.Image, one: PictureMaps) -> None:
     pen = ImageDraw.Draw(image)
     for n in one.sinks:
         left, top, right, bottom = _box(one, image.size, n)
-        inset = (right - left) * 0.12
+        inset = (right - left) * RING
         pen.ellipse((left + inset, top + inset, right - inset, bottom - inset), outline=SINK, width=2)
 
 
 def _attention(one: PictureMaps, strongest: float) -> Image.Image:
-    grey = ImageOps.grayscale(_canvas(one)).point(lambda value: round(value * 0.75)).convert("RGB")
+    grey = ImageOps.grayscale(_canvas(one)).point(lambda value: round(value * GREY)).convert("RGB")
     image = _laid(grey, one, [(*HEAT, heat) for heat in heat_of(one, strongest)])
     _rings(image, one)
     return image
@@ -163,7 +164,7 @@ def _attention(one: PictureMaps, strongest: float) -> Image.Image:
 
 def _words(one: PictureMaps, place: int) -> Image.Image:
     colours, fits = {} if words_fit(one) else colours_of(one), words_fit(one)
-    shades = [(*COLOURS[colours[word]], 0.55) if word in colours else (0, 0, 0, 0.4) for word in one.words[place]]
+    shades = [(*COLOURS[colours[word]], COLOURED) if word in colours else (0, 0, 0, PLAIN) for word in one.words[place]]
     image = _laid(_canvas(one), one, shades)
     _rings(image, one)
     pen = ImageDraw.Draw(image)

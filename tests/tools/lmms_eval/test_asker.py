@@ -119,6 +119,7 @@ def test_pictures_are_read_again_only_when_their_question_is_asked(asker: Asker,
         ("what <image> is it ?", "red", "task t, question 1: its questions have 1 <image> but it has no image"),
         ("what is it ?", " ", "task t, question 1: it has no answer"),
         ("red " * 600, "red", r"task t, question 1: its question has 6\d\d tokens.*this model reads 512"),
+        ("red", "red " * 600, r"question 1: its question with the answer has 6\d\d tokens.*this model reads 512"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_named(asker: Asker, text: str, option: str, says: str) -> None:
