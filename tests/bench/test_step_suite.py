@@ -150,6 +150,7 @@ def measured(folder: Path) -> tuple[StepResult, int, dict[str, Any]]:
     return result, code, json.loads((folder / "step.json").read_text())
 
 
+@pytest.mark.long
 def test_suite_measures_a_step(measured: tuple[StepResult, int, dict[str, Any]]) -> None:
     result, code, written = measured
     assert code == 0 and not result.problems

@@ -87,6 +87,7 @@ def test_the_audit_sees_the_same_parts(folder: Path) -> None:
     assert tables[0] == tables[1]
 
 
+@pytest.mark.long
 def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, evaluation, uniform weights' extra forward, checkpoints, resume, and the tools afterwards."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -121,7 +121,11 @@ TIMED = [path for path in shipped_recipes() if "# Time: " in path.read_text(enco
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.soak] * (p.stem != "small_pretrain")) for p in TIMED]
+    "path",
+    [
+        pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem == "small_pretrain" else pytest.mark.soak)
+        for p in TIMED
+    ],
 )
 def test_the_hours_that_a_recipe_names_are_the_estimates(path: Path) -> None:
     """The header gives the tokens of a sample and the steps; a recipe with its own plan is reckoned with that."""

@@ -71,6 +71,7 @@ def test_the_same_memory(name: str) -> None:
         assert behaviour(FAKE, name) == behaviour(liger, name)
 
 
+@pytest.mark.long
 def test_a_card_has_them_unless_the_recipe_has_not(tmp_path: Path) -> None:
     """Without them a layer keeps several float32 copies for a norm."""
     found = {}

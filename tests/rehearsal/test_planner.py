@@ -103,6 +103,7 @@ def test_the_fastest_of_all_plans_is_taken(folder: Path) -> None:
     assert planner.leanest().needed_bytes == least
 
 
+@pytest.mark.long
 def test_what_the_recipe_gives_is_not_chosen(folder: Path) -> None:
     planner = planner_of(folder, given=frozenset({"training.micro_batch", "model.tower_on_host"}), machine=Machine.card)
     assert {plan.micro_batch for plan in planner.plans} == {4}

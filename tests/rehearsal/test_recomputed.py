@@ -66,7 +66,12 @@ def test_rehearsed_peak_is_the_measured_one(
 @pytest.mark.parametrize(
     "changes, counts",
     [
-        pytest.param({**BF16, "supervision.detach": False}, (3, 0), id="bf16 autocast, target with a graph"),
+        pytest.param(
+            {**BF16, "supervision.detach": False},
+            (3, 0),
+            id="bf16 autocast, target with a graph",
+            marks=pytest.mark.long,
+        ),
         pytest.param({}, (3, 0, 6, 1, 5), id="float32", marks=pytest.mark.soak),
         pytest.param(
             {**BF16, "training.offload_activations": True, "training.micro_batch": 8},

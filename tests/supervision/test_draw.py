@@ -83,6 +83,7 @@ def sds_and_gradient(model: Any, batch: dict[str, Tensor], sds_tokens: int | Non
     return torch.stack(found).double()
 
 
+@pytest.mark.long
 def test_the_loss_and_its_gradient_are_unbiased() -> None:
     """The mean of many draws against the value over all tokens, by its standard error."""
     model, batch = kit.tiny_llava(), kit.tiny_batch()

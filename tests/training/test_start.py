@@ -129,6 +129,7 @@ def test_resume_is_exact_without_the_start(place: Path, tmp_path: Path, monkeypa
         run(place, {**changes, "name": "another"})
 
 
+@pytest.mark.long
 def test_tools_need_no_start_either(place: Path, tmp_path: Path) -> None:
     """eval, chat and export open a bundle with ``load_trained``, or its recipe's models."""
     shutil.copytree(place / "runs" / "two", tmp_path / "start")

@@ -78,6 +78,7 @@ def test_the_parts_are_the_step(measured: tuple[Path, Path]) -> None:
     assert 0 < whole["saving_s"] < whole["whole_s"]
 
 
+@pytest.mark.long
 def test_an_evaluation_after_each_step_is_no_part_of_the_steps(tmp_path: Path) -> None:
     data = {"path": str(tmp_path / "data.json"), "image_dir": str(tmp_path / "images")}
     changes = {"data.eval": data, "training.eval_every": 1, "supervision.refinement_batches": 1}

@@ -206,6 +206,7 @@ def test_half_precision_keeps_the_projector(tmp_path: Path, name: str) -> None:
     assert kinds == {getattr(torch, name)}
 
 
+@pytest.mark.long
 def test_a_stranger_opens_it(tmp_path: Path) -> None:
     """In a process that can't import basic_lite, by transformers' own classes and its pipeline."""
     write_data(tmp_path)
