@@ -21,7 +21,9 @@ def demo(
     ] = False,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Then train with BASIC the other way, on or off (as long again): compare.html."),
+        typer.Option(
+            "--compare", help="Train with BASIC on from the start as well, beside it on a second core: compare.html."
+        ),
     ] = False,
     photos: Annotated[
         Path | None,
@@ -45,11 +47,7 @@ def demo(
     from basic_lite.demo.run import demo as run_demo
 
     try:
-        place = run_demo(out, seed=seed, rebuild=rebuild)
-        if compare:
-            from basic_lite.demo.compare import compare_on_and_off
-
-            compare_on_and_off(place)
+        run_demo(out, seed=seed, rebuild=rebuild, compare=compare)
     except Interrupted:
         note("stopped; run the same command to continue")
         raise typer.Exit(130) from None

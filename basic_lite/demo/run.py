@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from basic_lite.console import quiet_libraries, speaker
 from basic_lite.demo import ASSETS
+from basic_lite.demo.compare import beside, compare_on_and_off
 from basic_lite.demo.place import CPU, Place, Scores, scores_of
 from basic_lite.demo.rebuild import rebuild as rebuild_models
 from basic_lite.demo.report import Phases, refinement_of, show_report
@@ -23,10 +25,15 @@ from basic_lite.training.bundle import load_trained
 from basic_lite.training.files import write_json
 
 
-def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | None = None) -> Place:
+def demo(
+    out: Path, *, seed: int = 0, rebuild: bool = False, compare: bool = False, console: Console | None = None
+) -> Place:
     """Make the world, train both stages, evaluate on held-out images, print the table.
 
     Everything lies below ``out`` and is reused by the next call with the same settings.
+
+    Args:
+        compare: train both stages with BASIC on from the start as well, and compare the two runs.
 
     Returns:
         Where it lies.
@@ -41,8 +48,11 @@ def demo(out: Path, *, seed: int = 0, rebuild: bool = False, console: Console | 
     torch.set_num_threads(1)
     phases = Phases(console)
     place = _prepare(out, seed, rebuild, phases)
-    columns, captions = _train_and_score(place, phases, console)
-    show_report(place, columns, captions, phases, console)
+    with beside(place, console) if compare else nullcontext() as other:
+        columns, captions = _train_and_score(place, phases, console)
+        show_report(place, columns, captions, phases, console)
+        if other is not None:
+            compare_on_and_off(place, other, console)
     return place
 
 

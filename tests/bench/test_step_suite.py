@@ -165,6 +165,7 @@ def test_suite_measures_a_step(measured: tuple[StepResult, int, dict[str, Any]])
     assert written["on"]["tokens_per_s"] == result.times(result.on)["tokens_per_s"]
 
 
+@pytest.mark.long
 def test_operations_have_their_share_of_a_step(measured: tuple[StepResult, int, dict[str, Any]]) -> None:
     result, _, written = measured
     shares = written["shares"]

@@ -17,7 +17,8 @@ import pytest
 
 import basic_lite.demo.run as demo_run
 from basic_lite.cli import main
-from basic_lite.demo.compare import acted
+from basic_lite.demo.compare import Beside, acted
+from basic_lite.errors import UserError
 from basic_lite.scoring.metrics.exact import normalise
 from tests.support.answers import Prompt
 from tests.support.programs import transformers_answers
@@ -59,7 +60,11 @@ def table_in(report: str) -> str:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("small")
-def test_basic_on_and_off_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("cores", [1, 2])
+def test_basic_on_and_off_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr("basic_lite.demo.compare.usable_cores", lambda: cores)
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "--out", str(tmp_path / "demo"), "--compare"])
     out = capsys.readouterr().out
@@ -67,6 +72,53 @@ def test_basic_on_and_off_are_compared(tmp_path: Path, capsys: pytest.CaptureFix
     assert "BASIC stayed off in the demo's run" in out and not acted([tmp_path / "demo" / "stage2"])
     assert all("das" in line for line in steps_of(tmp_path / "demo" / "on" / "stage2"))
     assert "BASIC on against BASIC off" in (tmp_path / "demo" / "compare.html").read_text()
+    # On a second core the output of the other training goes to a file.
+    output = tmp_path / "demo" / "on" / "output.txt"
+    assert output.exists() == (cores == 2) and ("held-out questions, BASIC on" in out) == (cores == 1)
+    assert cores == 1 or "held-out questions, BASIC on" in output.read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("small")
+def test_a_training_beside_that_fails_goes_on_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Beside.start
+
+    def killed(self: Beside) -> None:
+        started(self)
+        assert self.process is not None
+        self.process.kill()
+
+    monkeypatch.setattr("basic_lite.demo.compare.usable_cores", lambda: 2)
+    monkeypatch.setattr(Beside, "start", killed)
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--out", str(tmp_path / "demo"), "--compare"])
+    out = capsys.readouterr().out
+    assert not stopped.value.code and "so they go on here" in out
+    assert (tmp_path / "demo" / "compare.html").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_what_was_trained_beside_ends_with_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends it: nothing goes on training unseen."""
+    seen: list[Beside] = []
+
+    def fails(*_: Any) -> None:
+        raise UserError("no room")
+
+    def started(self: Beside) -> None:
+        seen.append(self)
+        start(self)
+
+    start = Beside.start
+    monkeypatch.setattr("basic_lite.demo.compare.usable_cores", lambda: 2)
+    monkeypatch.setattr(Beside, "start", started)
+    monkeypatch.setattr(demo_run, "_train_and_score", fails)
+    with pytest.raises(UserError, match="no room"):
+        demo_run.demo(tmp_path / "demo", compare=True, console=quiet())
+    (other,) = seen
+    assert other.process is not None and not other.process.is_alive()
 
 
 def test_whether_basic_acted_is_read_from_the_losses(tmp_path: Path) -> None:
