@@ -237,9 +237,26 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     names = ["data.json", "parts.json", "final/manifest.json", "final/recipe.json", "maps.json", "best/manifest.json",
              "text_probe_final.json"]  # fmt: skip
     wholes = {name: (folder / name).read_bytes() for name in ["log.jsonl", "recipe.yaml", *names]}
+    # Outside what may be written to.
+    victim = tmp_path.parent / f"{tmp_path.name}-victim"
+    victim.write_text("precious")
+    links = ["report.html", "report.html.part", "log.jsonl.part", "parts.json.part", ".lock", "kept-1", "final.part",
+             "tensorboard", "checkpoint-9", "best.old", "predictions_x.jsonl",
+             "predictions_x.summary.json"]  # fmt: skip
 
     def act(given: tuple[str, Any, bool, tuple[int, int, bytes]]) -> None:
         name, value, cut, edit = given
+        if name in links:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(victim if cut else victim.with_name("nothing"))
+            try:
+                command("runs", str(folder.parent))
+                command("report", str(folder))
+                command("clean", str(folder))
+            finally:
+                (folder / name).unlink(missing_ok=True)
+            assert victim.read_text() == "precious" and not victim.with_name("nothing").exists()
+            return
         new = b"\n".join([json_bytes(value), *log, b""]) if name == "log.jsonl" else json_bytes(value)
         (folder / name).write_bytes(edited(wholes[name], edit) if cut else new)
         try:
@@ -252,6 +269,7 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     forms = [st.tuples(st.just(name), odd_forms(json.loads(wholes[name])), st.booleans(), EDIT) for name in names]
     forms += [st.tuples(st.just("log.jsonl"), odd_forms(*map(json.loads, log)), st.booleans(), EDIT)]
     forms += [st.tuples(st.just("recipe.yaml"), ANY, st.just(True), EDIT)]
+    forms += [st.tuples(st.sampled_from(links), st.none(), st.booleans(), EDIT)] * 2
     tried(st.one_of(*forms), RUNS, act, tmp_path, part)
 
 

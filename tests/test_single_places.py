@@ -235,6 +235,37 @@ def test_every_load_of_a_model_runs_no_program() -> None:
     assert {one for file, source in ours() for one in believed(file, source)} == set()
 
 
+# Who may write a file by its name; all else goes through ``whole_file.py``, which follows no link.
+WRITERS = {
+    "whole_file.py: whole_file: open",
+    # Into a folder or under a name that is new, or that is looked at before.
+    "demo/photos.py: write_photos: draft / 'captions.csv'.open", "demo/world.py: _write: path.write_text",
+    "demo/world.py: _write: world.folder / 'world.json'.write_text", "demo/compare.py: _train_and_ask: output.open",
+    "tools/export/command.py: export: scratch / CARD.write_text",
+    "tools/export/files.py: write_files: folder / 'chat_template.jinja'.write_text",
+    "tools/export/gguf/converter.py: _run: Path(scratch) / 'chat_template.jinja'.write_text",
+    "tools/export/gguf/write.py: write_gguf: scratch / 'Modelfile'.write_text",
+    "tools/predictions.py: require_writable: path.open", "training/run_folder.py: require_writable: scratch.touch",
+    "training/answer_file.py: answers_kept: part.open",
+    # Its file is made anew when a run begins or goes on (``RunLog.keep_until``).
+    "training/log.py: write: self.path.open",
+}  # fmt: skip
+
+
+def written(file: str, source: str) -> set[str]:
+    """What writes a file past ``whole_file.py``."""
+    return {
+        f"{file}: {function}: {on}.{name}" if on else f"{file}: {function}: {name}"
+        for name, on, call, function in calls(source, {"open", "write_text", "write_bytes", "touch"})
+        if name != "open" or writes(on, call) or (on, function) == ("part", "answers_kept")
+    }
+
+
+def test_a_file_is_written_in_one_place() -> None:
+    assert {one for file, source in ours() for one in written(file, source)} == WRITERS
+    assert written("a.py", "p.write_text(x)") and written("a.py", "with p.open('a') as f: pass")
+
+
 @pytest.mark.parametrize(
     "text",
     ["open(p).read()", "open('a')", "open(p, 'r+')", "p.read_text()", "json.loads(x)", "file.open()", "p.open('r')",

@@ -26,6 +26,7 @@ from basic_lite.data.problems import BadImage, RecordProblem, TooLong
 from basic_lite.data.records import Record, Records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, ImageCheck
+from basic_lite.whole_file import write_whole
 
 # What is counted (records, pictures), how many are done, and of how many.
 Progress = Callable[[str, int, int], None]
@@ -179,7 +180,7 @@ def _require_usable(
         where = ""
         if len(refused) > _SHOWN and whole_list is not None:
             whole_list.parent.mkdir(parents=True, exist_ok=True)
-            whole_list.write_text("".join(f"{one}\n" for one in refused), encoding="utf-8")
+            write_whole(whole_list, "".join(f"{one}\n" for one in refused))
             where = f" The whole list is in {whole_list}."
         raise UserError(_refusal(refused, total) + where)
     if whole_list is not None:

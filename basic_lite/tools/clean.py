@@ -21,7 +21,6 @@ from basic_lite.training.places import (
     FINAL,
     LOCK,
     OLD,
-    PART,
     UNFINISHED,
     checkpoints_of,
     has_best,
@@ -30,6 +29,7 @@ from basic_lite.training.places import (
     remains_of,
     set_aside_in,
 )
+from basic_lite.whole_file import PART
 
 FINISHED, EARLIER, SET_ASIDE = "of a finished run", "an earlier step", "set aside when its steps were made again"
 BEST_STEP = "the best step of a finished run"
@@ -181,6 +181,10 @@ def _delete_in(run: Path, shown: dict[Path, str], *, best: bool) -> list[Path]:
         lock.acquire(timeout=0)
     except Timeout:  # a training has begun since
         return []
+    except OSError as error:
+        raise UserError(
+            f"{run / LOCK} can't be locked ({error.strerror or error}), so nothing there is deleted; remove that file"
+        ) from error
     try:
         gone = [path for path in _plan(run, best=best).items if path in shown]
         for path in gone:

@@ -12,6 +12,7 @@ from basic_lite.scoring.prediction import Prediction
 from basic_lite.training.answer_file import is_of_another, part_of
 from basic_lite.training.files import json_text, sha256, write_json
 from basic_lite.training.places import read_json
+from basic_lite.whole_file import write_whole
 
 SUMMARY = ".summary.json"
 # In the summary: the digest of the predictions as they were written.
@@ -31,6 +32,8 @@ def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
         settings: of the new predictions (``evaluate.made_with``); None: they aren't known yet.
     """
     beside = path.with_suffix(SUMMARY)
+    if linked := next((one for one in (path, beside) if one.is_symlink()), None):
+        return f"{linked} is a link, and nothing is written through one"
     there = path.is_file() and path.stat().st_size > 0
     if not there and not beside.exists():
         return None
@@ -109,5 +112,6 @@ def require_writable(path: Path, key: str) -> None:
 def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any], path: Path) -> None:
     """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json_text(asdict(one)) + "\n" for one in predictions), encoding="utf-8")
+    # The answers as they came are in a file with the usual ending.
+    write_whole(path, "".join(json_text(asdict(one)) + "\n" for one in predictions), ".new")
     write_json(path.with_suffix(SUMMARY), {**summary, SHA256: sha256(path)})

@@ -214,7 +214,7 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
 
     One is of the run's own data, another of other files, since pictures of these that were resized look new.
     """
-    paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
+    paths = sorted(run.glob(SUMMARIES), key=lambda path: path.lstat().st_mtime)
     summaries = [one for one in (_keys(read_json(path)) for path in paths) if one.get("metric", EXACT) == EXACT]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
@@ -226,7 +226,7 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
 def _others(run: Path) -> Iterator[str]:
     """The latest score by each metric but exact match."""
     latest = {}
-    for path in sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime):
+    for path in sorted(run.glob(SUMMARIES), key=lambda path: path.lstat().st_mtime):
         summary = _keys(read_json(path))
         latest[str(summary.get("metric", EXACT))] = summary
     for metric, summary in latest.items():

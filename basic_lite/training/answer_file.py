@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from basic_lite.outside import parse_json, read_file
 from basic_lite.training.files import saving
-from basic_lite.training.places import PART
+from basic_lite.whole_file import PART
 
 FIX = "Make room, or name another file with --out"
 
@@ -58,7 +58,8 @@ def part_of(predictions: Path) -> Path:
 def is_of_another(predictions: Path, settings: Mapping[str, Any]) -> bool:
     """Whether answers of another evaluation lie there, which somebody may still want to go on with."""
     part = part_of(predictions)
-    return part.exists() and part.stat().st_size > 0 and _read(part, settings) is None
+    # A link may lead to a file that isn't an evaluation's, and lines would be written into it.
+    return part.is_symlink() or (part.exists() and part.stat().st_size > 0 and _read(part, settings) is None)
 
 
 @contextmanager
@@ -72,7 +73,9 @@ def answers_kept(predictions: Path, settings: Mapping[str, Any]) -> Iterator[Ans
     with saving(part, FIX):
         part.parent.mkdir(parents=True, exist_ok=True)
         found, whole = _read(part, settings) or ({}, 0)
-        file = part.open("r+b" if whole else "wb")
+        if not whole:
+            part.unlink(missing_ok=True)
+        file = part.open("r+b" if whole else "xb")
     with file:
         answers, done = Answers(part, file), False
         answers.found = found

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file
-from basic_lite.training.places import OLD, PART, UNFINISHED
+from basic_lite.training.places import OLD, UNFINISHED
+from basic_lite.whole_file import PART, write_whole
 
 # Libraries in Rust put the number of the system's error into their text: Linux's and macOS's, Windows'.
 _FULL = re.compile(r"os error (28|112)\b")
@@ -37,13 +38,13 @@ def written_whole(folder: Path, fix: str) -> Iterator[Path]:
     with saving(folder, fix):
         try:
             for left in (scratch, old):
-                shutil.rmtree(left, ignore_errors=True)
+                discard(left)
             scratch.mkdir(parents=True)
             yield scratch
-            if folder.exists():
+            if os.path.lexists(folder):
                 os.replace(folder, old)
             os.replace(scratch, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 
@@ -106,11 +107,15 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def discard(path: Path) -> None:
+    """As ``remove``, where it may be that nothing is there, or that it stays."""
+    with suppress(OSError):
+        remove(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with a newline at the end. What was there stays until the new file is whole."""
-    scratch = path.with_name(path.name + PART)
-    scratch.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, json_text(value, indent=1) + "\n")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -1,7 +1,6 @@
 """What a run writes as it goes: ``log.jsonl``, and the trackers that the recipe names."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ from accelerate.tracking import TensorBoardTracker
 
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.files import saving
-from basic_lite.training.places import PART, TENSORBOARD, log_lines
+from basic_lite.training.places import TENSORBOARD, log_lines
 from basic_lite.training.processes import Processes
+from basic_lite.whole_file import whole_file
 
 HELD_OUT_LOSS = "eval_loss"
 FIX = "Make room or allow writing there, and continue from the last checkpoint with --resume"
@@ -42,14 +42,14 @@ class RunLog:
     def keep_until(self, step: int) -> None:
         """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's."""
         if self._processes.is_main and self.path.exists():
-            scratch = self.path.with_name(self.path.name + PART)
-            with scratch.open("w", encoding="utf-8") as stream:
+            with saving(self.path, FIX), whole_file(self.path) as stream:
                 for line in log_lines(self.path):
                     if _step(line) <= step:
                         self._remember(line)
-                        stream.write(json.dumps(line) + "\n")
-            os.replace(scratch, self.path)
+                        stream.write(json.dumps(line).encode() + b"\n")
             self._begins = self.path.stat().st_size
+        elif self._processes.is_main:
+            self.path.unlink(missing_ok=True)  # a link to where nothing is: lines would begin a file there
 
     def has(self, step: int, name: str) -> bool:
         """Whether a step, after which there are no lines yet, has a line with something of that name."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.outside import open_file, parse_json, read_json_file
+from basic_lite.whole_file import PART
 
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
@@ -37,7 +38,7 @@ PREDICTIONS, SUMMARIES = "predictions_*.jsonl", "predictions_*.summary.json"
 TEXT_PROBE = "text_probe_{}.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
 HELD_OUT = "held-out"
-PART, OLD = ".part", ".old"
+OLD = ".old"
 # Where folders that aren't whole yet begin, beside the place they will have.
 UNFINISHED = ".basic-lite-"
 
@@ -145,7 +146,7 @@ def remains_of(folder: Path) -> list[Path]:
         cut_off.remove(best)
     written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, RECIPE_YAML, PARTS)
     named = [folder / name for name in written_once]
-    return [path for path in [*cut_off, *named] if path.exists()]
+    return [path for path in [*cut_off, *named] if os.path.lexists(path)]
 
 
 def bundles_of(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from basic_lite.recipe import Recipe, dump_recipe, flat_values
 from basic_lite.recipe.rules import best_by, measured_keys
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
-from basic_lite.training.files import remove, write_json
+from basic_lite.training.files import remove, saving, write_json
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
@@ -25,11 +25,11 @@ from basic_lite.training.places import (
     FINAL,
     KEPT,
     LOCK,
-    PART,
     PARTS,
     RECIPE_YAML,
     SCRATCH,
     SET_ASIDE,
+    TENSORBOARD,
     best_between_names,
     best_record,
     bundles_of,
@@ -39,6 +39,7 @@ from basic_lite.training.places import (
     remains_of,
 )
 from basic_lite.training.trained_on import TrainedOn
+from basic_lite.whole_file import PART, write_whole
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
@@ -108,15 +109,16 @@ class RunFolder:
         Returns:
             What to say of it: what was moved, and where it is.
         """
-        if (best := best_between_names(self.path)) is not None:
-            best.rename(self.best)
-        # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
-        write_json(self.path / PARTS, [vars(part) for part in parts])
-        moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
-        # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
-        (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
-        write_json(self.path / DATA, data)
-        trained_on.write(self.path)
+        with saving(self.path, "Make room, or change name or output"):
+            if (best := best_between_names(self.path)) is not None:
+                best.rename(self.best)
+            # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
+            write_json(self.path / PARTS, [vars(part) for part in parts])
+            moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
+            # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
+            write_whole(self.path / RECIPE_YAML, dump_recipe(recipe))
+            write_json(self.path / DATA, data)
+            trained_on.write(self.path)
         return moved
 
     def _clear(self) -> list[str]:
@@ -143,9 +145,9 @@ class RunFolder:
         changed = f"{self.path / RECIPE_YAML} was changed, and a run that continues doesn't read it; it"
         said, moved = self.keep(edited_recipe(self.path), changed), []
         for old in [*later, self.final]:
-            if old.exists():
+            if os.path.lexists(old):
                 moved.append(old.with_name(SET_ASIDE + old.name))
-                if moved[-1].exists():
+                if os.path.lexists(moved[-1]):
                     remove(moved[-1])
                 old.rename(moved[-1])
         return [*said, *(f"set aside, since its steps are made again: {path}" for path in moved)]
@@ -153,7 +155,7 @@ class RunFolder:
 
 def kept_place(run: Path) -> Path:
     """The folder that the next files of people's own are moved to."""
-    return next(place for n in itertools.count(1) if not (place := run / f"{KEPT}{n}").exists())
+    return next(place for n in itertools.count(1) if not os.path.lexists(place := run / f"{KEPT}{n}"))
 
 
 @contextmanager
@@ -205,7 +207,8 @@ def require_writable(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         scratch = path / SCRATCH
-        scratch.touch()
+        scratch.unlink(missing_ok=True)
+        scratch.touch(exist_ok=False)  # follows no link
         scratch.unlink()
     except OSError as error:
         raise UserError(
@@ -252,6 +255,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     if not resume:
         _require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
         return RunFolder(path)
+    _require_no_links(path / TENSORBOARD)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
         changed = differences(open_bundle(final).recipe, recipe)
@@ -266,6 +270,15 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
     broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
     return RunFolder(path, bundle, broken=broken)
+
+
+def _require_no_links(curves: Path) -> None:
+    """Refuse curves that lie elsewhere: TensorBoard's writer goes on in the files and folders that it finds."""
+    if found := next((one for one in (curves, *curves.rglob("*")) if one.is_symlink()), None):
+        raise UserError(
+            f"--resume: {found} is a link, and a run writes nothing outside its folder; remove the link, or put what "
+            "it leads to in its place"
+        )
 
 
 def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | None:

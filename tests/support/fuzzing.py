@@ -80,7 +80,9 @@ class Watch:
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
             self._look(event, args[0])
         elif event in _CHANGES:
-            for name in args[:2] if event in ("os.rename", "os.link", "os.symlink") else args[:1]:
+            # What a link leads to isn't touched when it is made.
+            both = {"os.rename": args[:2], "os.link": args[:2], "os.symlink": args[1:2]}
+            for name in both.get(event, args[:1]):
                 self._look(event, name)
 
     def _look(self, event: str, name: Any) -> None:

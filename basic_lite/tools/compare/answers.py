@@ -94,7 +94,7 @@ def candidates(place: Path) -> list[Answers]:
         return [read_answers(place)]
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
-    paths = sorted(place.glob(PREDICTIONS), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = sorted(place.glob(PREDICTIONS), key=lambda path: path.lstat().st_mtime, reverse=True)
     if not paths:
         raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
     return [read_answers(path) for path in paths]

@@ -35,6 +35,7 @@ from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_t
 from basic_lite.tools.dry_run import render_sample
 from basic_lite.training.batches import steps_an_epoch
 from basic_lite.training.sanity import MANY_EPOCHS
+from basic_lite.whole_file import write_whole
 
 # Optimizer steps that small data should get, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
@@ -100,7 +101,7 @@ def data(
     recipe = _changed(recipe, fitted)
     changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found)
-    target.write_text(text, encoding="utf-8")
+    write_whole(target, text)
     say_next(recipe, found.records, report, target, say, console)
     return target
 

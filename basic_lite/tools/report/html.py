@@ -1,6 +1,5 @@
 """Pages of one look: a template filled in, and written as one file that needs no network."""
 
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from basic_lite.errors import UserError
 from basic_lite.outside import read_text
-from basic_lite.training.places import PART
+from basic_lite.whole_file import write_whole
 
 
 def fill(package: str, template: str, **values: Any) -> str:
@@ -53,9 +52,7 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         UserError: it can't be written.
     """
-    scratch = path.with_name(path.name + PART)
     try:
-        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
-        os.replace(scratch, path)
+        write_whole(path, text.encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
     except OSError as error:
         raise UserError(f"can't write {path} ({error.strerror or error}); make room, or allow writing there") from error

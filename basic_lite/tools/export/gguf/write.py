@@ -22,7 +22,7 @@ from basic_lite.tools.export.gguf.text import architecture_of, text_entries, tex
 from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
 from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
 from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, GgufType, Weights, write_file
-from basic_lite.training.files import saving
+from basic_lite.training.files import discard, saving
 
 _SCRATCH = "gguf.part"
 _FIX = "Give the files another place, or make room there."
@@ -192,7 +192,7 @@ def _together(out: Path) -> Iterator[Path]:
     scratch = out / _SCRATCH
     with saving(out, _FIX):
         try:
-            shutil.rmtree(scratch, ignore_errors=True)  # of an export that was broken off
+            discard(scratch)  # of an export that was broken off
             scratch.mkdir(parents=True)
             yield scratch
             for file in sorted(scratch.iterdir()):
