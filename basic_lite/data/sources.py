@@ -13,10 +13,11 @@ from typing import Any
 from basic_lite.data.columns import require_columns
 from basic_lite.data.folder_source import FolderSource, metadata_of
 from basic_lite.data.json_source import JsonSource
-from basic_lite.data.problems import nearest
+from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
+from basic_lite.data.saved_folder import sound_folder
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
 from basic_lite.errors import UserError
 from basic_lite.model.hub import hub_is_away
@@ -94,18 +95,28 @@ class DatasetsSource:
         return numbered(self.name, index + 1)
 
     def row(self, index: int) -> dict[str, Any]:
-        """One row: text columns as Python values, the image column as references to its bytes."""
+        """One row: text columns as Python values, the image column as references to its bytes.
+
+        Raises:
+            BadRecord: Python has no such value: text that isn't UTF-8, a date after the year 9999, …
+        """
         table = self.dataset[index]
         image = self.columns.get("image")
-        row = {
-            name: _lazy(table.column(name)[0]) if name == image else table.column(name)[0].as_py()
-            for name in table.column_names
-        }
+        row = {name: _value(table.column(name)[0], name, lazy=name == image) for name in table.column_names}
         for name in self._classes.keys() & row.keys():
             number, names = row[name], self._classes[name]
             # −1 is how the library writes that there is none.
             row[name] = names[number] if number is not None and 0 <= number < len(names) else None
         return row
+
+
+def _value(scalar: Any, name: str, *, lazy: bool) -> Any:
+    try:
+        return _lazy(scalar) if lazy else scalar.as_py()
+    # What Arrow raises are these, too.
+    except (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError) as error:
+        why = shorten(" ".join(str(error).split()), 120)
+        raise BadRecord(f"the value of {shorten(name)} can't be read ({why})", "correct it in the data set") from error
 
 
 def _lazy(scalar: Any) -> Any:
@@ -155,21 +166,15 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
         path = place_in(root, section.saved)
         if not os.path.isdir(path):
             raise UserError(f"{section.saved}: there is no such folder; correct `saved` of this data source.")
-        dataset = datasets.load_from_disk(str(path))
-        if isinstance(dataset, Mapping):
-            if section.split not in dataset:
-                raise UserError(
-                    f"{section.saved}: there is no split {section.split!r}{nearest(section.split, dataset)}; "
-                    f"it has {', '.join(dataset)}. Set `split` of this data source."
-                )
-            dataset = dataset[section.split]
+        dataset = datasets.load_from_disk(str(sound_folder(path, section.saved, section.split)))
         return dataset, section.saved, path
     except UserError:
         raise
     # The library raises its own errors, the hub client's, fsspec's and Arrow's, with no common base.
     except Exception as error:
         where = section.hub or section.parquet or section.saved
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = error.__cause__ or error  # the library says of some errors only that there was one
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         if section.hub and hub_is_away():
             raise UserError(
                 f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the "

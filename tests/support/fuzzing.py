@@ -83,17 +83,19 @@ class Watch:
             # What a link leads to isn't touched when it is made.
             both = {"os.rename": args[:2], "os.link": args[:2], "os.symlink": args[1:2]}
             for name in both.get(event, args[:1]):
-                self._look(event, name)
+                self._look(event, name, args[1] if event in ("os.remove", "os.rmdir") else -1)
 
-    def _look(self, event: str, name: Any) -> None:
+    def _look(self, event: str, name: Any, folder: int = -1) -> None:
         if isinstance(name, int):  # it is open already
             return
         path = os.path.abspath(os.fsdecode(name))
+        if folder >= 0:  # named relative to an open folder
+            path = os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), os.fsdecode(name))
         # A link itself is made, renamed or removed; all else happens where it leads to.
         above, last = os.path.split(path)
         real = os.path.join(os.path.realpath(above), last) if event in _NAMES else os.path.realpath(path)
-        folder = os.path.realpath(str(self.inside))
-        own = real == folder or real.startswith(folder + os.sep)
+        inside = os.path.realpath(str(self.inside))
+        own = real == inside or real.startswith(inside + os.sep)
         if not own and path != os.devnull and "__pycache__" not in path.split(os.sep):
             self.found.append(f"{event} {path}")
 
