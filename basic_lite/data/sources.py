@@ -140,15 +140,29 @@ def _lazy(scalar: Any) -> Any:
     return scalar.as_py()
 
 
-def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
-    """The data set, its name in messages, and the folder its image paths are relative to by default."""
-    # Read once, when the library is: it would tell its makers' server of each load, and wait for it without a network.
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-    if section.hub and hub_is_away():
-        # Read then too: what was fetched before is taken at once, and the rest refused.
-        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+def _library(*, away: bool) -> Any:
+    """The `datasets` library, which tells nobody what it loads, unless the person's own settings say otherwise.
+
+    It reads these settings when it is imported. In a notebook that may have been before.
+
+    Args:
+        away: the hub can't be reached: what was fetched before is taken at once, and the rest refused.
+    """
+    # It would tell its makers' server of each load, and wait for it without a network.
+    quiet = os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0") == "0"
+    offline = away and os.environ.setdefault("HF_DATASETS_OFFLINE", "1") == "1"
     import datasets
 
+    if quiet:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = True
+    return datasets
+
+
+def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
+    """The data set, its name in messages, and the folder its image paths are relative to by default."""
+    datasets = _library(away=bool(section.hub) and hub_is_away())
     try:
         if section.hub:
             dataset = datasets.load_dataset(section.hub, section.config, split=section.split)

@@ -137,3 +137,28 @@ def test_what_can_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for keys, expected in cases:
         with pytest.raises(UserError, match=expected):
             load(tmp_path, **keys)
+
+
+@pytest.mark.parametrize("own", [None, "1"])
+def test_nobody_is_told_of_a_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None) -> None:
+    """Also where the library was imported before, as in a notebook; a person's own setting stays."""
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_UPDATE_DOWNLOAD_COUNTS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", own)
+    asked: list[str] = []
+
+    class Session:
+        def head(self, address: str, **_: Any) -> None:
+            asked.append(address)
+
+    monkeypatch.setattr("datasets.load.get_session", Session)
+    datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]}).to_parquet(str(tmp_path / "a.parquet"))
+    assert len(load(tmp_path, parquet="a.parquet")) == 1
+    assert bool(asked) == (own == "1")
+    monkeypatch.setattr("basic_lite.data.sources.hub_is_away", lambda: True)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    with pytest.raises(UserError, match="the hub can't be reached"):
+        load(tmp_path, hub="org/data")
+    assert datasets.config.HF_HUB_OFFLINE
