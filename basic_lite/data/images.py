@@ -15,13 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import formats, lacking
 from basic_lite.data.pixel_table import TABLE, looked_up, processed, table_of
 from basic_lite.data.problems import BadImage
+from basic_lite.data.room import require_room, require_room_to_turn, to_rgb
 from basic_lite.model.frontend import input_side, mean_colour, resampling
 from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck, ImageFit
@@ -33,7 +33,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
 DRAFT_SIDES = 2
 
 # Pixels of the square around a picture up to which it is made whole; of one that is longer than 4 times its breadth.
-_MOST_PIXELS, _MOST_PIXELS_OF_STRIP = 200_000_000, 16_000_000
+_MOST_PIXELS, _MOST_PIXELS_OF_STRIP = 100_000_000, 16_000_000
 
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -178,9 +178,11 @@ def require_whole(image: ImageRef) -> None:
         BadImage: as ``open_image``.
     """
     with _reading(image) as opened:
+        size = opened.size
         if opened.format == "JPEG":
             opened.draft("RGB", (max(opened.width // 8, 1), max(opened.height // 8, 1)))
         opened.load()
+        require_room_to_turn(opened, size)
         to_rgb(opened)
 
 
@@ -212,9 +214,12 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         source = io.BytesIO(blob)
     try:
         with Image.open(source, formats=formats()) as opened:
+            require_room(opened)
             yield opened
     except MemoryError:
         raise
+    except BadImage as problem:
+        raise BadImage(f"image {quoted(image.name)}: {problem.what}", problem.mend) from None
     # PIL's decoders raise whatever their format parser trips over (OSError, SyntaxError, struct.error, …).
     except Exception as error:
         if getattr(error, "errno", None) in _OF_THE_MACHINE:
@@ -239,26 +244,10 @@ def check_image(image: ImageRef, how: ImageCheck) -> None:
 
 
 def _turn_upright(image: Image.Image) -> None:
+    require_room_to_turn(image, image.size)
     # Damaged EXIF says nothing about the orientation; the pixels are fine.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB. Transparency is dropped, as in LLaVA; 16-bit and float greys are scaled."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = grey.max(initial=0.0)
-        # Which range was meant is not stored: unit floats, bytes, or 16 bit.
-        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0 if top <= 255 else 255.0 / 65535
-        return Image.fromarray((grey * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def fit(image: Image.Image, how: ImageFit, image_processor: Any) -> Image.Image:
