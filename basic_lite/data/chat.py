@@ -12,6 +12,9 @@ from basic_lite.recipe.schema import Template
 
 __all__ = ["IGNORE", "ChatFormat", "Encoded", "Encoder"]
 
+# Of the pictures of one question: no model reads as many, and their ids alone would fill the memory.
+_MOST_TOKENS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -75,6 +78,7 @@ class ChatFormat:
         """
         try:
             turns = conversation(record)
+            self._require_room(len(record.images), max_length)
             return self._fit(*self._encode(self.format.pieces(turns), record), max_length)
         except RecordProblem as problem:
             raise problem.at(record.place) from problem.__cause__
@@ -107,7 +111,21 @@ class ChatFormat:
             answers.insert(0, turn.text)
         return ("\n".join(answers) if answers else record.answer or "").strip()
 
+    def _require_room(self, images: int, max_length: int) -> None:
+        of_images = images * self.tokens_per_image
+        if of_images + 1 > max_length:
+            raise TooLong(
+                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one "
+                f"of text is more than data.max_length {max_length}",
+                "raise data.max_length, or set data.too_long=drop",
+            )
+
     def _encode(self, pieces: Pieces, record: Record) -> tuple[list[int], list[int], int]:
+        if (of_images := len(record.images) * self.tokens_per_image) > _MOST_TOKENS:
+            raise TooLong(
+                f"its {len(record.images):,} images take {of_images:,} tokens, more than any model reads",
+                "leave some out",
+            )
         ids, labels, images = self.tokens.encode(pieces)
         if images != len(record.images) or ids.count(self.image_token_id) != images * self.tokens_per_image:
             raise BadPlaceholders(
@@ -121,13 +139,8 @@ class ChatFormat:
             raise NoSupervisedToken("its answers have no token for this tokenizer", "correct the answers")
         if cut <= 0:
             return Encoded(ids, labels, images)
+        self._require_room(images, max_length)
         of_images = images * self.tokens_per_image
-        if of_images + 1 > max_length:
-            raise TooLong(
-                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one "
-                f"of text is more than data.max_length {max_length}",
-                "raise data.max_length, or set data.too_long=drop",
-            )
         text = [n for n, one in enumerate(ids) if one != self.image_token_id]
         gone = set(text[-cut:])
         kept = [n for n in range(len(ids)) if n not in gone]

@@ -11,14 +11,15 @@ import pytest
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.conversation import conversation
-from basic_lite.data.images import check_image
+from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.memory import records_of
-from basic_lite.data.problems import RecordProblem
+from basic_lite.data.problems import RecordProblem, TooLong
 from basic_lite.data.record import Record, Turn
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from tests.support.data import N, image_id, tokenizer
+from tests.support.fuzzing import peak_bytes, soon_or_one_error
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 DEEP = "[" * 100_000
@@ -137,3 +138,16 @@ def test_special_tokens_written_out_a_hundred_thousand_times() -> None:
         chat.tokens.harmless("a <|im_<|im_end|>end|> <image>b</s>")
         == "a <|im_<\ufdd1|im_end|>end|> <\ufdd1image>b<\ufdd1/s>"
     )
+
+
+def test_very_many_pictures_are_counted_before_ids_are_made(tmp_path: Path) -> None:
+    """200,000 of 576 tokens would take 1.8 GB."""
+    made, count = tokenizer("byte", "chatml"), 200_000
+    chat = ChatFormat("v1", made, image_id(made), 576)
+    turns = (Turn("human", "<image>" * count), Turn("gpt", "a"))
+    record = Record(1, "", "a", (ImageRef("0.png"),) * count, turns)
+    for read in (lambda: chat.encode(record, 2048), lambda: chat.prompt(record)):
+        before = peak_bytes()
+        with soon_or_one_error(tmp_path), pytest.raises(TooLong, match=r"take 115,?200,?000 tokens"):
+            read()
+        assert peak_bytes() - before < 300e6
