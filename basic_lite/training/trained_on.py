@@ -173,7 +173,13 @@ def _inherited(started_from: dict[str, Any] | None, bar: Bar) -> TrainedOn:
 
 
 def _told_by_data(bundle: Bundle, bar: Bar) -> TrainedOn:
-    run, found = bundle.folder.parent, trained_records(bundle)
+    run, section = bundle.folder.parent, bundle.recipe.data.train
+    hubs = [one.hub for one in (section if isinstance(section, list) else [section]) if one.hub]
+    if hubs:
+        # The run may be a stranger's, and nobody has named a data set of the hub here.
+        why = f"it has no record of it, and the hub isn't asked for its data ({', '.join(hubs)})"
+        return TrainedOn(unknown=(f"what {run} was trained on is not known: {why}",))
+    found = trained_records(bundle)
     if found is None:
         why = "an older version made it, and its data isn't where or as it was"
         return TrainedOn(unknown=(f"what {run} was trained on is not known: {why}",))

@@ -18,6 +18,7 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.run import train
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.data_json import held_out_of
+from basic_lite.training.files import sha256
 from basic_lite.training.places import TRAINED_ON
 from basic_lite.training.trained_on import Compared, compare, read_record, record_of
 from tests.support.data import write_image
@@ -243,3 +244,24 @@ def test_a_record_nested_too_deeply_is_none(tmp_path: Path) -> None:
     assert read_record(tmp_path) is not None
     save_file(digests, tmp_path / TRAINED_ON, {"unknown": "[" * 100_000})
     assert read_record(tmp_path) is None
+
+
+def test_the_hub_is_not_asked_for_a_strangers_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = place / "runs" / "one"
+    (found / TRAINED_ON).unlink()
+    recipe, manifest = found / "final" / "recipe.json", found / "final" / "manifest.json"
+    tree = json.loads(recipe.read_text())
+    tree["data"]["train"] = {"hub": "evil/data"}
+    recipe.write_text(json.dumps(tree))
+    facts = json.loads(manifest.read_text())
+    facts["files"]["recipe.json"] = {"sha256": sha256(recipe), "bytes": recipe.stat().st_size}
+    manifest.write_text(json.dumps(facts))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("basic_lite.data.sources.hub_is_away", refuse)
+    told = look(found, *of(place / "images", *range(COUNT)))
+    assert told.marks == [None] * COUNT
+    assert "the hub isn't asked for its data (evil/data)" in list(told.notes())[1]
