@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -149,6 +150,20 @@ def test_paths_are_written_from_here(tmp_path: Path) -> None:
     assert load_recipe("x.yaml").data.train.path == "a/photos/captions.csv"  # type: ignore[union-attr]
     (tmp_path / "b").mkdir()
     assert load_recipe("x.yaml").name == "captions"
+
+
+def test_the_folder_of_the_pictures_is_said(tmp_path: Path) -> None:
+    """Whole paths in a list are read where they lead, so a person sees where that is; a recipe has the folder then."""
+    far = photos(tmp_path / "elsewhere")
+    rows = [{"image": str(far / f"p{n}.png"), "question": "q", "answer": "a"} for n in range(3)]
+    Path("lists/a").mkdir(parents=True)
+    Path("lists/a/list.json").write_text(json.dumps(rows))
+    written, said = run("lists/a/list.json", width=300)
+    assert f"\npictures: {far}\n" in said
+    section = load_recipe(written).data.train
+    assert not isinstance(section, list) and section.image_dir is not None
+    assert os.path.abspath(section.image_dir) == str(far)
+    assert "pictures: " not in run(photos("beside", texts=True), width=300)[1]
 
 
 def test_columns_with_other_names() -> None:

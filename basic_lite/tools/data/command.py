@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
-from basic_lite.outside import read_text
+from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
@@ -227,6 +228,8 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     say(f"found: {found.form}")
     for line in _meaning(found):
         say(line)
+    if section.train.image_dir is not None:
+        say(f"pictures: {os.path.abspath(at_home(section.train.image_dir))}")
     for note in records.notes:
         say(f"note: {note}")
     say(f"reading {len(records):,} records, opening their pictures …")
