@@ -126,6 +126,11 @@ def _status(arguments: list[str]) -> int:
         return 130
     except OSError as error:
         # Of any path: no program looks at its length before it is used.
+        if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+            note(
+                f"error: {message(str(error.filename))} can't be read or written here; allow it, or name another place"
+            )
+            return 2
         if error.errno != errno.ENAMETOOLONG:
             raise
         note(f"error: {message(str(error.filename))}: the name is longer than file systems take; shorten it")

@@ -312,6 +312,14 @@ def test_a_training_that_is_stopped_at_once_says_what_is_left(
     assert "checkpoint-3; continue with: basic-lite train " in run("train", *where)[2]
 
 
+def test_a_place_without_rights_is_one_error(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(PermissionError(13, "Permission denied", "a/b")))
+    status, _, err = run("demo")
+    assert status == 2 and err.startswith("error: a/b can't be read or written here; allow it")
+
+
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):

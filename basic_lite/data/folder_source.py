@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from basic_lite.data.images import in_other_case
 from basic_lite.data.pictures import PICTURE_ENDINGS
@@ -18,6 +18,8 @@ from basic_lite.recipe.schema import SourceSection
 
 # How the `datasets` library calls the file that describes a folder of pictures.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# Folders that systems make on a disk, and let nobody read.
+_OF_SYSTEMS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 
 
 def metadata_of(folder: Path, split: str) -> str | None:
@@ -79,17 +81,20 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     """Pictures below a folder, the texts by their path without the ending, and links to folders that are read already.
 
     Paths have forward slashes. Each folder is read once, so links that lead back to one end.
+
+    Raises:
+        UserError: a folder among them can't be read, so what is in it would be missing.
     """
     pictures: list[str] = []
     texts: dict[str, str] = {}
     again: list[str] = []
     seen = {_identity(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         inside = Path(place).relative_to(folder)
         new = []
         # A folder itself comes before links to it.
         for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
-            if name.startswith((".", "__")):
+            if is_aside(name):
                 continue
             identity = _identity(Path(place, name))
             if identity in seen:
@@ -109,6 +114,23 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     for stem in list(texts):
         texts.setdefault(unicodedata.normalize("NFC", stem), texts[stem])
     return sorted(pictures), texts, again
+
+
+def is_aside(name: str) -> bool:
+    """Whether a folder of this name is passed over: hidden, or a system's own."""
+    return name.startswith((".", "__")) or name in _OF_SYSTEMS
+
+
+def unreadable(error: OSError) -> NoReturn:
+    """For ``os.walk``, which passes over folders that can't be read.
+
+    Raises:
+        UserError: names the folder.
+    """
+    raise UserError(
+        f"the folder {error.filename} can't be read ({error.strerror or error}), so what is in it would be missing; "
+        "allow reading it (chmod), or move it elsewhere"
+    ) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | Path:

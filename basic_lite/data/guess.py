@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def _images(records: Records) -> Iterator[ImageRef]:
 
 def _candidates(beside: Path, names: Sequence[str]) -> Iterator[Path]:
     yield beside
-    yield from sorted(one for one in beside.iterdir() if one.is_dir() and not one.name.startswith("."))
+    with suppress(PermissionError):  # one may read a file in a folder that one may not list
+        yield from sorted(one for one in beside.iterdir() if one.is_dir() and not one.name.startswith("."))
     yield Path(os.path.normpath(beside / ".."))
     absolute = [name for name in names if os.path.isabs(name)]
     if absolute:

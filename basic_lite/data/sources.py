@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.data.columns import require_columns
-from basic_lite.data.folder_source import FolderSource, metadata_of
+from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -160,6 +160,21 @@ def _library(*, away: bool) -> Any:
     return datasets
 
 
+def _matching(pattern: Path) -> list[str]:
+    """The files of a pattern.
+
+    Raises:
+        UserError: a folder that is looked through can't be read.
+    """
+    fixed = next((place for place in pattern.parents if not glob.has_magic(str(place))), pattern.parent)
+    deep = None if "**" in pattern.parts else len(pattern.parts) - len(fixed.parts) - 1
+    # The library for patterns passes over folders that can't be read.
+    for place, folders, _ in os.walk(fixed, onerror=unreadable) if os.path.isdir(fixed) else ():
+        at_end = deep is not None and len(Path(place).parts) - len(fixed.parts) >= deep
+        folders[:] = [] if at_end else [name for name in folders if not is_aside(name)]
+    return sorted(glob.glob(str(pattern), recursive=True))
+
+
 def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     """The data set, its name in messages, and the folder its image paths are relative to by default."""
     datasets = _library(away=bool(section.hub) and hub_is_away())
@@ -169,7 +184,7 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             return dataset, f"{section.hub} [{section.split}]", root
         if section.parquet:
             path = place_in(root, section.parquet)
-            files = [str(path)] if os.path.isfile(path) else sorted(glob.glob(str(path), recursive=True))
+            files = [str(path)] if os.path.isfile(path) else _matching(path)
             if not files:
                 raise UserError(f"{section.parquet}: no file matches; correct `parquet` of this data source.")
             # The library takes names for patterns, too.

@@ -129,3 +129,27 @@ def test_what_is_refused(tmp_path: Path, photos: Path) -> None:
     for keys, expected in cases:
         with pytest.raises(UserError, match=expected):
             load_records(SourceSection(**keys), root=tmp_path)
+
+
+@pytest.mark.parametrize("keys", [{"folder": "photos"}, {"parquet": "photos/**/*.parquet"}, {"parquet": "photos/*/a*"}])
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+) -> None:
+    """What is in it would be missing. The program that runs the tests may read all, so the system's answer is made."""
+    for place in ("a", "shut", "lost+found", ".hidden"):
+        write_image(tmp_path / "photos" / place / "0.png").with_suffix(".txt").write_text("a text")
+        data = datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]})
+        data.to_parquet(str(tmp_path / "photos" / place / "a.parquet"))
+    scandir, shut = os.scandir, ["lost+found", ".hidden"]
+
+    def some(path: Any = ".") -> Any:
+        if os.path.basename(os.fspath(path)) in shut:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", some)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert len(load_records(SourceSection(**keys), root=tmp_path)) == 2
+    shut.append("shut")
+    with pytest.raises(UserError, match=r"photos.shut can't be read \(Permission denied\)"):
+        load_records(SourceSection(**keys), root=tmp_path)
