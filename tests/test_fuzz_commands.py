@@ -31,6 +31,7 @@ from basic_lite.tools.doctor.probe import without_names
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.inspect.command import inspect
 from basic_lite.tools.predictions import Prediction, free_place, write_predictions
+from basic_lite.training.answer_file import answers_kept, part_of
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.checkpoint import read_progress, restore_training_state
 from basic_lite.training.files import sha256
@@ -330,8 +331,21 @@ def test_answers_that_are_there_already(part: int, tmp_path: Path) -> None:
         found = free_place(wanted, {"model_sha256": "m"})
         assert found.parent == tmp_path and (found != wanted or name.endswith(".part"))
 
+    def go_on(lines: list[Any]) -> None:
+        """Answers of the same settings, so that their lines are read."""
+        place = part_of(wanted)
+        place.write_bytes(b"\n".join(map(json_bytes, [{"settings": {}}, good, *lines])) + b"\n")
+        with answers_kept(wanted, {}) as kept:
+            assert kept.text("own picture", 0) == "a"
+            assert {type(value) for key in kept.found for value in key} == {str, int}
+
+    def either(given: Any) -> None:
+        go_on(given) if isinstance(given, list) else act(given)
+
+    good = {"shown": "own picture", "at": 0, "answer": "a", "cut": False}
     names = st.sampled_from(["p.jsonl", "p.summary.json", "p.jsonl.part"])
-    tried(st.tuples(names, ANY, st.binary(max_size=5)), ANSWERS, act, tmp_path, part)
+    lines = st.lists(odd_forms(good | {"at": 1}), min_size=1, max_size=3)
+    tried(st.tuples(names, ANY, st.binary(max_size=5)) | lines, ANSWERS, either, tmp_path, part)
 
 
 @parts

@@ -20,7 +20,7 @@ Shown = Literal["own picture", "other picture", "no picture"]
 OWN: Shown = "own picture"
 OTHER: Shown = "other picture"
 NONE: Shown = "no picture"
-_KEYS = {"shown", "at", "answer", "cut"}
+_KEYS = ("shown", "at", "answer", "cut")
 
 
 class Answers:
@@ -108,10 +108,12 @@ def _read(part: Path, settings: Mapping[str, Any]) -> tuple[dict[tuple[str, int]
         return None
     found, whole = {}, len(lines[0])
     for line in lines[1:]:
-        one = _parsed(line)
-        if one is None or not one.keys() >= _KEYS:
+        one = _parsed(line) or {}
+        shown, at, answer, cut = (one.get(key) for key in _KEYS)
+        usable = shown in (OWN, OTHER, NONE) and type(at) is int and isinstance(answer, str) and isinstance(cut, bool)
+        if not usable:  # this line and those below it are made anew
             break
-        found[str(one["shown"]), int(one["at"])] = (str(one["answer"]), bool(one["cut"]))
+        found[str(shown), int(at)] = (answer, cut)
         whole += len(line)
     return found, whole
 
