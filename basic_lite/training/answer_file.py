@@ -110,10 +110,11 @@ def _read(part: Path, settings: Mapping[str, Any]) -> tuple[dict[tuple[str, int]
     for line in lines[1:]:
         one = _parsed(line) or {}
         shown, at, answer, cut = (one.get(key) for key in _KEYS)
-        usable = shown in (OWN, OTHER, NONE) and type(at) is int and isinstance(answer, str) and isinstance(cut, bool)
-        if not usable:  # this line and those below it are made anew
+        if shown not in (OWN, OTHER, NONE) or type(at) is not int:
+            break  # this line and those below it are made anew
+        if not isinstance(answer, str) or not isinstance(cut, bool):
             break
-        found[str(shown), int(at)] = (answer, cut)
+        found[str(shown), at] = (answer, cut)
         whole += len(line)
     return found, whole
 

@@ -51,6 +51,20 @@ def test_what_is_kept_is_there_again(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("at", '"x"'), ("at", "null"), ("at", "1e400"), ("at", "true"), ("shown", "[]"), ("shown", '"other"'),
+     ("answer", "null"), ("cut", "1")],
+)  # fmt: skip
+def test_answers_of_odd_types_are_asked_again(tmp_path: Path, key: str, value: str) -> None:
+    place = tmp_path / "p.jsonl"
+    broken_off(place, (OWN, 0, "red", False))
+    line = {"shown": '"own picture"', "at": "1", "answer": '"a"', "cut": "false"} | {key: value}
+    with part_of(place).open("a") as file:
+        file.write("{" + ", ".join(f'"{name}": {text}' for name, text in line.items()) + "}\n")
+    assert broken_off(place) == {(OWN, 0): ("red", False)}
+
+
 @pytest.mark.parametrize("text", ["", "[]\n", '{"settings": {}}\n', "\n", '{"settings": {"limit": 3}}'])
 def test_a_file_that_is_not_ours_is_of_another(tmp_path: Path, text: str) -> None:
     part_of(tmp_path / "p.jsonl").write_text(text)
