@@ -49,7 +49,8 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
         device: None if the run is for another machine, as in a dry run.
 
     Raises:
-        UserError: a tracker isn't installed, or a paged optimizer or offloading has no GPU.
+        UserError: a tracker isn't installed, a paged optimizer or offloading has no GPU, or float32 products aren't
+            computed in float32.
     """
     for name in recipe.training.trackers:
         if importlib.util.find_spec(name) is None:
@@ -61,6 +62,13 @@ def check_machine(recipe: Recipe, device: torch.device | None) -> None:
             f"{_TF32} is set, so the projector, which trains in float32, would be computed with 10 bits after the "
             f"point; unset it: unset {_TF32}"
         )
+    if device is not None:
+        matmul = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+        if matmul.fp32_precision in ("tf32", "bf16"):
+            raise UserError(
+                f"this program has set float32 products to {matmul.fp32_precision}, so the projector, which trains in "
+                'float32, would be computed more coarsely; set them back: torch.set_float32_matmul_precision("highest")'
+            )
     if device is not None and device.type != "cuda":
         check_without_gpu(recipe, f"the run is on the {device}")
 

@@ -304,3 +304,34 @@ def test_a_switch_that_would_make_float32_coarse(monkeypatch: pytest.MonkeyPatch
     check_machine(recipe, CPU)
     monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0")
     check_machine(recipe, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("how", ["precision", "legacy", "each", "all"])
+def test_a_program_that_has_made_float32_coarse(device: str, how: str, tmp_path: Path) -> None:
+    """Each of torch's ways to say it, in a notebook or a program that calls ours."""
+    recipe, matmul = (
+        tiny_recipe(tmp_path),
+        torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul,
+    )
+    place = torch.device(device)
+    try:
+        if how == "precision":
+            torch.set_float32_matmul_precision("medium")
+        elif how == "legacy":
+            torch.backends.cuda.matmul.allow_tf32 = True
+        elif how == "each":
+            matmul.fp32_precision = "tf32"
+        else:
+            torch.backends.fp32_precision = "tf32"
+        if (how, device) == ("legacy", "cpu"):  # it is about cards alone
+            check_machine(recipe, place)
+        else:
+            assert 'torch.set_float32_matmul_precision("highest")' in refused(lambda: check_machine(recipe, place))
+        torch.set_float32_matmul_precision("highest")
+        check_machine(recipe, place)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for one in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            one.fp32_precision = "none"
+        assert torch.get_float32_matmul_precision() == "highest"
