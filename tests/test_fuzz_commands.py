@@ -32,10 +32,9 @@ from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.inspect.command import inspect
 from basic_lite.tools.predictions import Prediction, free_place, write_predictions
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
-from basic_lite.training.checkpoint import read_progress, restore_training_state
 from basic_lite.training.files import sha256
-from basic_lite.training.processes import ALONE
 from tests.support import benchmarks
+from tests.support.checkpoints import Restoring
 from tests.support.fuzzing import ANY, EDIT, ODD, PARTS, UNFIT, edited, json_bytes, require_good, tried
 from tests.support.maps import drawn_maps
 from tests.support.models import write_llava
@@ -271,13 +270,15 @@ def test_data_that_is_checked(part: int, tmp_path: Path, monkeypatch: pytest.Mon
 
 @parts
 def test_checkpoints(part: int, tmp_path: Path, made: Path) -> None:
-    """Training states of others with the right hashes: refused as a whole, or restored."""
+    """Training states of others with the right hashes: refused as a whole, or a step follows at the recipe's rates."""
     checkpoint = sorted((made / "runs" / "a").glob("checkpoint-*"))[-1]
     folder = Path(shutil.copytree(checkpoint, tmp_path / checkpoint.name))
     manifest = json.loads((folder / "manifest.json").read_text())
     names = ["training.json", "optimizer.safetensors", "generators.safetensors"]
     wholes = {name: (folder / name).read_bytes() for name in names}
     state = json.loads(wholes["training.json"])
+    restoring = Restoring(made, {"training.max_steps": 2})
+    rates = restoring(folder).rates()
 
     def act(given: tuple[str, Any, bool, tuple[int, int, bytes]]) -> None:
         name, value, cut, edit = given
@@ -287,13 +288,13 @@ def test_checkpoints(part: int, tmp_path: Path, made: Path) -> None:
         (folder / name).write_bytes(changed_bytes if cut or name != "training.json" else json_bytes(value))
         manifest["files"][name] = {"sha256": sha256(folder / name), "bytes": 0}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        bundle = open_bundle(folder)
-        require_checkpoint(bundle)
-        read_progress(bundle)
-        weights = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(weights.parameters())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        restore_training_state(bundle, optimizer, scheduler, torch.device("cpu"), ALONE)
+        require_checkpoint(open_bundle(folder))
+        step = restoring(folder)
+        assert step.rates() == rates
+        for parameter in step.trainable:
+            parameter.grad = torch.ones_like(parameter)
+        step.update()
+        assert all(bool(torch.isfinite(parameter).all()) for parameter in step.trainable)
 
     forms = st.tuples(st.sampled_from(["training.json", *names]), odd_forms(state), st.booleans(), EDIT)
     tried(forms, CHECKPOINTS, act, tmp_path, part, [str(folder)])
