@@ -97,14 +97,10 @@ def answer(
 def generation_options(loaded: Loaded, chat: ChatFormat) -> dict[str, Any]:
     """What every generation needs: what ends an answer, and that there is no image token in it."""
     return {
-        "num_beams": 1,
         "use_cache": True,
         "pad_token_id": int(loaded.tokenizer.pad_token_id),
         "eos_token_id": chat.stop_token_ids,
         "suppress_tokens": [loaded.parts.image_token_id],
-        # Some LLMs ask for these in their generation_config.json; an answer is what the model finds likeliest.
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
     }
 
 
