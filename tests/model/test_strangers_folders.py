@@ -18,6 +18,7 @@ from transformers import LlavaProcessor
 
 from basic_lite.cli import main
 from basic_lite.data.sources import load_records
+from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_image_processor
 from basic_lite.model.load import load_base
 from basic_lite.recipe import dump_recipe, load_recipe
@@ -26,6 +27,7 @@ from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.speaker import Manner
 from basic_lite.training.answer import answer, chat_format
+from basic_lite.training.assembly import preflight
 from tests.support.bundles import write_random_bundle
 from tests.support.fuzzing import require_good
 from tests.support.models import tiny_tokenizer, write_llava
@@ -123,6 +125,20 @@ def _ends(value: Any) -> Callable[[Path], None]:
     return edit
 
 
+def _tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        whole = json.loads((folder / "tokenizer.json").read_text())
+        change(whole)
+        (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+    return edit
+
+
+def _bomb(whole: dict[str, Any]) -> None:
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 50}
+    whole["normalizer"] = {"type": "Sequence", "normalizers": [rule] * 5}
+
+
 # What is done to a folder, and what is said of it.
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights elsewhere": (_index, INDEX),
@@ -130,9 +146,15 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN": (weight("NaN", _spoil), "aren't finite"),
     "a weight less": (weight("less", lambda state, name: state.pop(name)), "lacks 1 of the weights|has no tensor"),
     "an adapter": (_adapter, "has an adapter in it"),
+    "ids without an embedding": (
+        _tokenizer(lambda whole: whole["model"]["vocab"].update(red=100_000)),
+        r"ids up to 100,000 \('red'\), .* 0 to \d+;",
+    ),
+    "a tokenizer that fills the memory": (_tokenizer(_bomb), "up to 312,500,000 times as long"),
     "end tokens of text": (_ends("x"), "'x' for an end token"),
     "an end token beyond": (_ends([2, 10**6]), "1000000 for an end token"),
 }  # fmt: skip
+UNWEIGHED = ("an adapter", "ids without an embedding", "a tokenizer that fills the memory")
 OF_WEIGHTS = ("weights elsewhere", "pickles elsewhere", "NaN", "a weight less")
 # Each command that takes a model's folder: the folder, the words, what it is called there, and the faults tried.
 COMMANDS: dict[str, tuple[str, list[str], str, Sequence[str]]] = {
@@ -141,15 +163,15 @@ COMMANDS: dict[str, tuple[str, list[str], str, Sequence[str]]] = {
     "train, base": ("llava", ["train", "{w}/base.yaml"], "model.base", tuple(FAULTS)),
     "train, llm": ("llm", ["train", "{w}/composed.yaml"], "model.llm", tuple(FAULTS)),
     "train, vision": ("vision", ["train", "{w}/composed.yaml"], "model.vision", (*OF_WEIGHTS, "an adapter")),
-    "dry run": ("llm", ["train", "{w}/composed.yaml", "--dry-run"], "model.llm", ("an adapter",)),
-    "estimate": ("llm", ["estimate", "{w}/composed.yaml"], "model.llm", ("an adapter",)),
+    "dry run": ("llm", ["train", "{w}/composed.yaml", "--dry-run"], "model.llm", UNWEIGHED),
+    "estimate": ("llm", ["estimate", "{w}/composed.yaml"], "model.llm", UNWEIGHED),
     "export": ("llm", ["export", "{w}/runs/tiny", "{w}/out"], "model.llm", tuple(FAULTS)),
     "eval": (
         "llm", ["eval", "{w}/runs/tiny", "--data", "{w}/data.json", "--image-dir", "{w}/images"], "model.llm",
         ("NaN", "an adapter"),
     ),
     "check": ("llm", ["check", "{w}/composed.yaml", "--model", "{w}/llm", "--out", "{w}/page.html"], "--model",
-              ("weights elsewhere", "NaN", "an adapter")),
+              ("weights elsewhere", "NaN", *UNWEIGHED)),
 }  # fmt: skip
 
 
@@ -169,6 +191,18 @@ def test_it_is_refused(place: Path, command: str, fault: str) -> None:
     require_good(message, [str(place / kind)])
     assert message.startswith(f"{key}: ") and re.search(told, message), message
     assert not (place / "out").exists()
+
+
+def test_samples_that_are_longer_than_the_llm_reads(place: Path) -> None:
+    """As ``eval`` and ``chat`` refuse a question that is; here cutting helps."""
+    config = json.loads((place / "llm" / "config.json").read_text())
+    recipe = load_recipe(str(place / "composed.yaml"))
+    for positions in (8, 16):
+        (place / "llm" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+        with pytest.raises(UserError, match=rf"data.train: the longest sample has \d+ .* reads {positions} at most"):
+            preflight(recipe, CPU, lambda text: None, shown=False)
+    cut = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 16})})
+    preflight(cut, CPU, lambda text: None, shown=False)
 
 
 # Each changes an answer, its form, or whether there is one.
