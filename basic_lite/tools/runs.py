@@ -22,10 +22,10 @@ from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
 from basic_lite.training.known_before import UNKNOWN, known_before
+from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import (
     HELD_OUT,
     LOCK,
-    LOG,
     MANIFEST,
     RECIPE_JSON,
     RECIPE_YAML,
@@ -33,7 +33,6 @@ from basic_lite.training.places import (
     checkpoints_of,
     is_finished,
     is_run,
-    log_lines,
     newest_first,
     read_json,
 )
@@ -128,13 +127,13 @@ def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
     """What there is to say of a run.
 
     Args:
-        log: the lines of its log; None: they are read.
+        log: the whole lines of its log; None: they are read.
     """
     bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
     if log is None:
-        log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
+        log = read_log(run).lines
     size_bytes, changed = size_and_time(run)
     model = _keys(recipe.get("model"))
     return RunRow(
@@ -191,7 +190,7 @@ def _keys(value: Any) -> dict[str, Any]:
 def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
     step, total = manifest.get("step"), manifest.get("total_steps")
     if is_running(run):
-        now = max((line["step"] for line in log if isinstance(line.get("step"), int)), default=0)
+        now = max((line["step"] for line in log), default=0)
         total = total or _keys(recipe.get("training")).get("max_steps")
         return f"running, step {now}" + (f" of {total}" if total else "")
     if step is None and (is_finished(run) or checkpoints_of(run)):
@@ -204,7 +203,7 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
 
 
 def _held_out(run: Path, log: list[dict[str, Any]]) -> str:
-    losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
+    losses = [line["eval_loss"] for line in log if "eval_loss" in line]
     known = f" ({known})" if (known := known_before(run)) else ""
     return f"held-out loss {_number(losses[-1])}{known}" if losses else ""
 

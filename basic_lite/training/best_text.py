@@ -1,7 +1,6 @@
 """What there is to say of a run's best step, from its bundle's manifest and the log. No torch is needed here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
     """What a run's best bundle and its log say; None where none is kept, or they don't fit.
 
     Args:
-        log: its lines.
+        log: its whole lines.
     """
     record = best_record(run / BEST)
     if record is None or type(record["step"]) is not int:
@@ -129,21 +128,15 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
 
 def values_of(log: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
     """The steps that have a number of that name; of two lines of a step the later counts."""
-    return {
-        line["step"]: line[name]
-        for line in log
-        if type(line.get("step")) is int and isinstance(line.get(name), int | float)
-    }
+    return {line["step"]: line[name] for line in log if line.get(name) is not None}
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
-    """Of each step with generated answers, the score of each question. A line that somebody changed is passed over."""
+    """Of each step with generated answers, the score of each question."""
     found = {}
     for line in log:
-        with suppress(KeyError, TypeError, ValueError):
-            scores = [float(one) for one in line[GENERATED]["scores"]]
-            if scores and all(0 <= one <= 1 for one in scores) and type(line["step"]) is int:
-                found[line["step"]] = scores
+        if scores := (line.get(GENERATED) or {}).get("scores"):
+            found[line["step"]] = [float(one) for one in scores]
     return found
 
 

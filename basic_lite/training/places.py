@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.outside import open_file, parse_json, read_json_file
+from basic_lite.outside import is_finite, open_file, parse_json, read_json_file
 
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
@@ -84,7 +84,7 @@ def best_record(bundle: Path) -> dict[str, Any] | None:
     """What a best step's manifest says of it: ``step``, ``by`` and ``value``; None: it isn't one."""
     manifest = read_json(bundle / MANIFEST)
     record = manifest.get("best") if isinstance(manifest, dict) else None
-    if not isinstance(record, dict) or "by" not in record or not isinstance(record.get("value"), int | float):
+    if not isinstance(record, dict) or "by" not in record or not is_finite(record.get("value")):
         return None
     return {"step": manifest.get("step"), **record}
 
@@ -120,8 +120,8 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The whole lines that are ours; one was cut off when a process died, others a person may have added.
+def json_lines(path: Path, *, after: int = 0) -> Iterator[Any]:
+    """What each line of a file holds; None: it is no JSON. An empty line, and a last one that was cut off, is no line.
 
     Args:
         after: bytes of the file that are passed over.
@@ -129,12 +129,13 @@ def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
     with open_file(path) as stream:
         stream.seek(after)
         for line in stream:
-            try:
-                value = parse_json(line.decode("utf-8", "replace"))
-            except ValueError:
+            if not line.strip():
                 continue
-            if isinstance(value, dict):
-                yield value
+            try:
+                yield parse_json(line.decode("utf-8", "replace"))
+            except ValueError:
+                if line.endswith(b"\n"):
+                    yield None
 
 
 def remains_of(folder: Path) -> list[Path]:

@@ -159,7 +159,7 @@ def test_runs_reads_what_is_damaged(place: Path) -> None:
     (done / "final" / "manifest.json").write_text("{")
     (done / "final" / "recipe.json").write_text("[1]")
     (done / "recipe.yaml").write_bytes(b"\xff{")
-    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"eval_loss": "x"}\n{"eval_loss": NaN}\n')
+    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"step": 1, "eval_loss": "x"}\n{"step": 2, "eval_loss": NaN}\n')
     (done / "predictions_data_final.summary.json").write_text("[]")
     rows, _ = shown(place / "runs")
     assert [row.state for row in rows if row.path == done] == ["damaged: its manifest.json can't be read"]

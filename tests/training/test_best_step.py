@@ -24,7 +24,8 @@ from basic_lite.training.best_text import best_of, flattered_by
 from basic_lite.training.bundle_files import find_bundle, open_bundle
 from basic_lite.training.files import write_json
 from basic_lite.training.held_out_score import HeldOutScore, Scored
-from basic_lite.training.places import BEST, best_record, log_lines
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.places import BEST, best_record
 from tests.support.runs import assert_same_weights, log_of, quiet, run, write_data
 
 # Of four questions at each step; step 2 and step 3 have as many right.
@@ -91,7 +92,7 @@ def test_the_best_step_is_kept_whole_and_of_equals_the_earlier(place: Path) -> N
 
 
 def test_what_is_said_of_it(place: Path) -> None:
-    best = best_of(place, list(log_lines(place / "log.jsonl")))
+    best = best_of(place, read_log(place).lines)
     assert best is not None
     # Question by question, and of step 2 as the best of four.
     gain = difference_of_chosen(np.array(list(RIGHT.values()), dtype=float), 1, 3)
@@ -176,7 +177,7 @@ def test_by_loss_the_lowest_that_is_a_number(made: Path, tmp_path: Path, monkeyp
     more = {"output": str(tmp_path), "training.metric_for_best_model": "loss", "training.eval_generate": 0}
     place = run(made, changes(made, **more))
     assert best_record(place / BEST) == {"step": 4, "by": "loss", "value": 1.5}
-    best = best_of(place, list(log_lines(place / "log.jsonl")))
+    best = best_of(place, read_log(place).lines)
     assert best is not None and next(best.lines()).startswith("best step by held-out loss: the last, 4, with 1.500;")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basic_lite.outside import CHANGED
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_of, percent
 from basic_lite.scoring.metrics.named import METRICS
@@ -85,22 +86,20 @@ def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
 
 
 def _logged(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
-    """Those of ``training.eval_generate``. A line that somebody changed is passed over."""
+    """Those of ``training.eval_generate``."""
     of = f"{_HELD_OUT} ({known})" if (known := known_before(run)) else _HELD_OUT
     new = not met_before(run)
     for line in log:
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
-            made_of = line[GENERATED]
-            score = estimate_of(made_of["score"])
-            controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
-            if score is not None:
-                yield Verdict(int(line["step"]), str(made_of["metric"]), score, controls, of, True, new)
+        if (made_of := line.get(GENERATED)) is None or (score := estimate_of(made_of["score"])) is None:
+            continue
+        controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
+        yield Verdict(line["step"], made_of["metric"], score, controls, of, True, new)
 
 
 def _evaluated(run: Path) -> Iterator[Verdict]:
     """Those of `basic-lite eval`. A summary that somebody changed is passed over."""
     for path in run.glob(SUMMARIES):
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
+        with suppress(*CHANGED):
             summary = read_json(path)
             settings = summary["settings"]
             # Data without reference answers has no score.

@@ -18,12 +18,11 @@ from basic_lite.errors import UserError
 from basic_lite.resampling import Interval
 from basic_lite.run import train
 from basic_lite.supervision.premise import RefinementCurve
-from basic_lite.tools import runs
-from basic_lite.tools.report import facts
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import read_run
 from basic_lite.tools.report.page import cards, charts, render, write_report
-from basic_lite.training import places, samples
+from basic_lite.training import log_lines, samples
+from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import REPORT
 from tests.support.runs import log_of, quiet, tiny_recipe, write_data
 
@@ -129,17 +128,62 @@ def test_damaged_files_leave_their_part_out(place: Path, name: str, content: str
 
 
 def test_damaged_log_lines_are_passed_over(place: Path) -> None:
-    odd = [
-        '{"step": 2, "refinement": {}}',
-        '{"step": 2, "gate": {"verdict": 1}}',
-        '{"step": "x", "lm": 1}',
-        '{"step": 3, "lm": NaN}',
-        '{"step": 3, "answers": [{"picture": 1}, 2]}',
-        '{"step": true}',
+    """They are counted, and the page says nothing else than it did before."""
+    before = Page(write_report(place).read_text(encoding="utf-8"))
+    curve = next(line["refinement"] for line in log_of(place) if "refinement" in line)
+    odd: list[Any] = [
+        {"step": 4, "refinement": {}},
+        {"step": 4, "refinement": curve | {"own": curve["own"][1:]}},
+        {"step": 4, "refinement": curve | {"control": curve["control"][1:]}},
+        {"step": 4, "refinement": curve | {"gains": [[0.1, 0.2]] * len(curve["own"])}},
+        {"step": 4, "refinement": curve | {"gains": curve["gains"][1:]}},
+        {"step": 4, "refinement": curve | {"health": {"first_norm": [1.0]}}},
+        {"step": 4, "refinement": shorter(curve)},
+        {"step": 4, "gate": {"verdict": 1}},
+        {"step": 4, "gate": {"open": True}},
+        {"step": "x", "lm": 1},
+        {"step": 10**400, "lm": 1},
+        {"step": True},
+        {"lm": 1.0},
+        {"step": 4, "lm": "1"},
+        {"step": 4, "eval_loss": 1e308},
+        {"step": 4, "eval_loss": -(10**400)},
+        {"step": 4, "step_s": 1e300},
+        {"step": 4, "peak_memory_gib": -1},
+        {"step": 4, "answers": [{"picture": 1}, 2]},
+        {"step": 4, "time": {"parts_s": {"tower": -1.0, "backward": 1.0}}},
+        {"step": 4, "text_probe": {"bits": {"n": 2, "before": 0, "after": 1, "difference": [1, 1, 1]}}},
+        [4],
     ]
-    with (place / "log.jsonl").open("a") as stream:
-        stream.write("\n".join(odd) + "\n")
-    assert not Page(write_report(place).read_text(encoding="utf-8")).open
+    with (place / "log.jsonl").open("ab") as stream:
+        stream.write(b"".join(json.dumps(one).encode() + b"\n" for one in odd))
+        stream.write(b'\xff\n{"step": 4, "lm": 1\n\n{"step": 5, "l')  # the last isn't written to its end yet
+    after = Page(write_report(place).read_text(encoding="utf-8"))
+    told = f"; {len(odd) + 2} lines of log.jsonl are damaged and left out"
+    assert not after.open and told in after.text
+    assert after.text.replace(told, "") == before.text
+    assert read_log(place).damaged == len(odd) + 2
+
+
+def shorter(curve: dict[str, Any]) -> dict[str, Any]:
+    """A curve that is whole in itself, of a model with a layer less."""
+    cut = {key: [*curve[key][:-2], curve[key][-1]] for key in ("places", "own", "control", "gains")}
+    return {**curve, **cut, "health": None}
+
+
+def test_a_run_writes_whole_lines_alone(made: Path) -> None:
+    read = read_log(made)
+    assert read.damaged == 0 and read.lines == log_of(made)
+    assert {"lm", "eval_loss", "refinement", "answers", "time"} <= {name for line in read.lines for name in line}
+
+
+@pytest.mark.parametrize("odd", [1e308, -1e308, 1e100, math.inf, math.nan, 5e-324])
+def test_odd_numbers_end_no_chart(odd: float) -> None:
+    bars = [(-odd, odd), None, (0.0, 1.0)]
+    for log_y in (False, True):
+        points = [(0, 1.0), (1, odd), (2, 2.0)]
+        drawing = Chart("", "x", "y", [Line("a", points, bars), Line("b", [(1, odd)])], log_y=log_y).svg()
+        assert "nan" not in drawing and "inf" not in drawing and "<polyline" in drawing
 
 
 def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +195,13 @@ def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatc
         for number in range(1, 20_001):
             lines = [step, *(at_end if number % 50 == 0 else [])]
             stream.writelines(json.dumps(line | {"step": number}) + "\n" for line in lines)
-    read, real = list[Path](), places.log_lines
+    read, real = list[Path](), log_lines.json_lines
 
-    def reading(path: Path) -> Iterator[dict[str, Any]]:
+    def reading(path: Path, *, after: int) -> Iterator[Any]:
         read.append(path)
-        return real(path)
+        return real(path, after=after)
 
-    for module in (facts, runs):
-        monkeypatch.setattr(module, "log_lines", reading)
+    monkeypatch.setattr(log_lines, "json_lines", reading)
     text = render(found := read_run(place))
     assert len(read) == 1 and len(found.curves) == 400 and len(found.series("lm")) == 20_000
     assert len(text.encode()) < 200_000 and "mean of 400" in text
