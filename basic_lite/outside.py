@@ -10,7 +10,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 # What reading raises where a person has changed what a program wrote.
 CHANGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
@@ -27,7 +27,7 @@ def at_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether a value of JSON is a number that arithmetic can be done with."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

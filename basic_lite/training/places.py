@@ -157,5 +157,5 @@ def bundles_of(folder: Path) -> list[Path]:
 
 def set_aside_in(folder: Path) -> list[Path]:
     """Bundles of steps that were made again."""
-    names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}")
+    names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}", f"{SET_ASIDE}{BEST}")
     return [path for name in names for path in sorted(folder.glob(name)) if path.is_dir()]

@@ -13,9 +13,10 @@ from basic_lite.scoring.metrics.estimate import Estimate, estimate_of, percent
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.tools.report.charts import Chart, Line
 from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
+from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import GENERATED, best_of
 from basic_lite.training.known_before import UNKNOWN, known_before, met_before
-from basic_lite.training.places import HELD_OUT, SUMMARIES, read_json
+from basic_lite.training.places import HELD_OUT
 
 OWN, OTHER, NONE = "own picture", "another picture", "no picture"
 _HELD_OUT = "held-out questions"
@@ -81,7 +82,7 @@ def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
     Returns:
         None: nobody has asked.
     """
-    found = [*_logged(run, log), *_evaluated(run)]
+    found = [*_logged(run, log), *_evaluated(run, log)]
     return max(found, key=lambda one: (one.new, one.held_out, one.step, one.score.n), default=None)
 
 
@@ -96,11 +97,10 @@ def _logged(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
         yield Verdict(line["step"], made_of["metric"], score, controls, of, True, new)
 
 
-def _evaluated(run: Path) -> Iterator[Verdict]:
+def _evaluated(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
     """Those of `basic-lite eval`. A summary that somebody changed is passed over."""
-    for path in run.glob(SUMMARIES):
+    for _, summary in summaries_of(run, log):
         with suppress(*CHANGED):
-            summary = read_json(path)
             settings = summary["settings"]
             # Data without reference answers has no score.
             kind = next((key for key in _KINDS if key in summary), None)

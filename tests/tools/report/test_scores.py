@@ -81,7 +81,7 @@ def test_eval_counts_where_it_is_of_the_same_weights_or_later_ones(tmp_path: Pat
 
 
 def test_questions_that_were_trained_on_are_told_and_others_are_preferred(tmp_path: Path) -> None:
-    log = [look(10, 40, 20, 20)]
+    log = [look(10, 40, 20, 20), {"step": 20, "lm": 2.0}]
     write_known(tmp_path, 20)
     verdict = verdict_of(tmp_path, log)
     told = "exact match, 40 held-out questions (20 of 20 pictures trained on), step 10"
