@@ -117,6 +117,7 @@ class _Answer(_Part):
 
 
 class _Time(_Part):
+    first: Count = 0
     whole_s: Amount = 0.0
     step_s: Amount = 0.0
     parts_s: dict[str, Amount] = {}

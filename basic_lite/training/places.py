@@ -3,6 +3,7 @@
 ::
 
     recipe.yaml  parts.json  data.json     written when the run takes the folder, and
+    software.json                          what it is made with (see ``software.py``)
     trained_on.safetensors                 what it is trained on (see ``trained_on.py``)
     log.jsonl  tensorboard/  report.html   written as it goes
     samples.json  maps.json                small copies of the pictures in the report, token maps of some
@@ -27,6 +28,7 @@ RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+SOFTWARE = "software.json"
 # The page for people, small copies of the held-out pictures that it shows, and token maps of some.
 REPORT, SAMPLES, MAPS = "report.html", "samples.json", "maps.json"
 FINAL, BEST, MANIFEST, RECIPE_JSON = "final", "best", "manifest.json", "recipe.json"
@@ -144,7 +146,7 @@ def remains_of(folder: Path) -> list[Path]:
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
     if (best := best_between_names(folder)) is not None:
         cut_off.remove(best)
-    written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, RECIPE_YAML, PARTS)
+    written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, SOFTWARE, RECIPE_YAML, PARTS)
     named = [folder / name for name in written_once]
     return [path for path in [*cut_off, *named] if path.exists()]
 

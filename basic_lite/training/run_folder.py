@@ -38,6 +38,7 @@ from basic_lite.training.places import (
     is_run,
     remains_of,
 )
+from basic_lite.training.software import write_software
 from basic_lite.training.trained_on import TrainedOn
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
@@ -110,7 +111,14 @@ class RunFolder:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
 
-    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any], trained_on: TrainedOn) -> list[str]:
+    def begin(
+        self,
+        recipe: Recipe,
+        parts: Sequence[Any],
+        data: dict[str, Any],
+        trained_on: TrainedOn,
+        versions: dict[str, str],
+    ) -> list[str]:
         """Take the folder: write the resolved recipe, the part table, the data's summary and what is trained on.
 
         A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there; what
@@ -127,6 +135,7 @@ class RunFolder:
         # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
         (self.path / RECIPE_YAML).write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(self.path / DATA, data)
+        write_software(self.path, self.step, versions)
         trained_on.write(self.path)
         return moved
 

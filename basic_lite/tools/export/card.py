@@ -13,6 +13,7 @@ from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.log_lines import read_log
+from basic_lite.training.loss_text import loss_text
 from basic_lite.units import dtype_name
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
@@ -154,7 +155,7 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
             rows += [(f"exact match, {where}", f"{checked.exact:.3f}"), (control, f"{checked.exact_other_image:.3f}")]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     if losses:
-        rows.append((f"LM loss on `data.eval`, at step {step}", f"{losses[-1]:.4f}"))
+        rows.append((f"LM loss on `data.eval`, at step {step}", loss_text(losses[-1], 4)))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
     if curves:
         rows.append(

@@ -27,6 +27,8 @@ from basic_lite.training.places import (
     newest_first,
     read_json,
 )
+from basic_lite.training.software import read_software
+from basic_lite.training.time_use import ANSWERING, EVALUATING, SAVING
 
 _ANSWERED = ("picture", "question", "answer", "reference", "number")
 _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
@@ -70,6 +72,21 @@ class Look:
 
 
 @dataclass(frozen=True)
+class WholeTime:
+    """How long a run took.
+
+    Attributes:
+        seconds: of all of it; where it was continued, of what came before the steps alone.
+        steps_s: of its steps, without saving, evaluating and answering.
+        first: steps done before it was continued for the last time; 0: it never was.
+    """
+
+    seconds: float
+    steps_s: float
+    first: int
+
+
+@dataclass(frozen=True)
 class ShownMaps:
     """Token maps of a few pictures.
 
@@ -103,6 +120,7 @@ class RunFacts:
     answers: list[Shown]
     maps: ShownMaps | None
     data: dict[str, Any]
+    software: list[dict[str, Any]]
 
     def series(self, name: str) -> Series:
         """The steps that have a number of that name, with it."""
@@ -125,6 +143,27 @@ class RunFacts:
         for line in _with(self.log, "time"):
             found = line["time"].get("parts_s", found)
         return sorted(found.items(), key=lambda part: -part[1])
+
+    @property
+    def held_out(self) -> Series:
+        """Steps that were evaluated, with their held-out loss; one may be no number."""
+        return [(line["step"], float(line["eval_loss"])) for line in self.log if "eval_loss" in line]
+
+    @property
+    def whole_time(self) -> WholeTime | None:
+        """How long the run took; None: no part of it has ended yet, or an older version made it."""
+        ends = [line["time"] for line in _with(self.log, "time") if "whole_s" in line["time"]]
+        if not ends or self.train_seconds is None:
+            return None
+        own, first = ends[-1]["whole_s"], ends[-1].get("first", 0)
+        apart = sum(ends[-1].get(f"{what}_s", 0.0) for what in (SAVING, EVALUATING, ANSWERING))
+        before = self._seconds_until(first)
+        return WholeTime(own + before, max(own - apart, 0.0) + before, first)
+
+    def _seconds_until(self, step: int) -> float:
+        """Of the steps up to one, from those of them that are logged."""
+        timed = [seconds for at, seconds in self.series("step_s") if at <= step]
+        return sum(timed) / len(timed) * step if timed else 0.0
 
     @property
     def steps_with_basic(self) -> int | None:
@@ -169,6 +208,7 @@ def read_run(run: Path) -> RunFacts:
         _answers(log, read_json(run / SAMPLES)),
         _maps(read_json(run / MAPS)),
         data if isinstance(data, dict) else {},
+        read_software(run),
     )
 
 

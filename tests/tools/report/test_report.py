@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
@@ -20,10 +21,13 @@ from basic_lite.run import train
 from basic_lite.supervision.premise import RefinementCurve
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import read_run
-from basic_lite.tools.report.page import cards, charts, render, write_report
+from basic_lite.tools.report.page import Card, cards, charts, render, write_report
+from basic_lite.tools.runs import row_of
 from basic_lite.training import log_lines, samples
+from basic_lite.training.assembly import software_of
 from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import REPORT
+from basic_lite.training.software import read_software, write_software
 from tests.support.runs import log_of, quiet, tiny_recipe, write_data
 
 
@@ -252,9 +256,76 @@ def test_the_score_and_a_rise_are_on_top(place: Path) -> None:
         stream.write(
             '{"step": 5, "time": {"steps": 3, "step_s": 4, "parts_s": {"tower": 1.0, "backward": 3.0, "idle": 0}}}\n'
         )
+    assert "Time of the run" in shown and "Time of the steps" not in shown
     page = Page(render(read_run(place)))
     assert "part of a step time share backward 3 s 75% tower 1 s 25%" in page.text and "idle" not in page.text
     assert "75.0%" in render(read_run(place))
+
+
+def test_a_loss_that_is_no_number_is_said(place: Path) -> None:
+    with (place / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "eval_loss": 2.0}\n{"step": 4, "eval_loss": NaN}\n')
+    (card,) = (card for card in cards(read_run(place)) if card.title == "Held-out loss")
+    assert card.value.endswith("→ is no number") and card.note.endswith("and is no number now")
+    assert "held-out loss is no number" in row_of(place).score
+    assert "is no number at step 4" in dict(charts(read_run(place)))["Loss"].says
+
+
+def test_the_premise_is_on_top(place: Path) -> None:
+    """Of the last curve; of the gate's last look where there is one; else that it wasn't measured."""
+
+    def premise() -> Card | None:
+        return next((card for card in cards(read_run(place)) if card.title == "BASIC's premise"), None)
+
+    curve = read_run(place).curves[-1][1]
+    assert premise() == Card("BASIC's premise", curve.verdict, f"{curve.comparison(judged=False)}, step 4")
+    lines = log_of(place)
+    gate = {"step": 2, "gate": {"open": True, "verdict": "holds", "gain": [0.2, 0.1, 0.3], "samples": 40}}
+    write_log(place, [*lines, gate])
+    told = "gain of v̂ over v +0.200 [+0.100, +0.300] over 40 samples, step 2"
+    assert premise() == Card("BASIC's premise", "holds", told)
+    write_log(place, [line for line in lines if "refinement" not in line])
+    without = premise()
+    assert without is not None and without.value == "not measured"
+    write_log(place, [{"step": line["step"], "lm": line["lm"]} for line in lines if "lm" in line])
+    assert premise() is None
+
+
+def test_the_time_of_the_run_is_on_top(place: Path) -> None:
+    steps = [{"step": step, "lm": 2.0, "step_s": 1.0} for step in range(1, 5)]
+    ended = {"first": 0, "whole_s": 36.8, "saving_s": 2.0, "evaluating_s": 20.0, "answering_s": 10.3}
+
+    def card() -> Card:
+        return next(card for card in cards(read_run(place)) if card.title.startswith("Time of the"))
+
+    write_log(place, steps)
+    assert card() == Card("Time of the steps", "4.0 s")
+    write_log(place, [*steps, {"step": 4, "time": ended}])
+    assert card() == Card("Time of the run", "36.8 s", "12% of it steps (4.5 s), the rest evaluating and saving")
+    write_log(place, [*steps, {"step": 4, "time": ended | {"first": 2}}])
+    assert card().value == "38.8 s" and card().note.endswith("of what came before step 3 only the steps are known")
+
+
+def write_log(run: Path, lines: list[dict[str, Any]]) -> None:
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_versions_are_on_the_page(place: Path) -> None:
+    versions = software_of(torch.device("cpu"))
+    assert {"Python", "torch", "transformers", "peft", "bitsandbytes", "torch's build", "device"} <= versions.keys()
+    assert json.loads((place / "final" / "manifest.json").read_text())["software"] == versions
+    shown = "; ".join(f"{name} {version}" for name, version in versions.items())
+    assert shown in Page(render(read_run(place))).text
+    write_software(place, 2, versions)
+    assert read_software(place) == [{"step": 0, "versions": versions}], "nothing is new"
+    write_software(place, 2, versions | {"torch": "9.9"})
+    assert "from step 3: " in (text := Page(render(read_run(place))).text) and "torch 9.9; " in text and shown in text
+    write_software(place, 1, versions)
+    assert read_software(place) == [{"step": 0, "versions": versions}], "step 2 is made again"
+    for damaged in ("[1]", "{}", '[{"step": "x", "versions": {}}]', '[{"step": 1, "versions": {"torch": 2}}]'):
+        (place / "software.json").write_text(damaged)
+        text = Page(render(read_run(place))).text
+        assert "torch 2" not in text and f"Versions basic-lite {versions['basic-lite']} models: " in text
 
 
 def test_charts_draw_what_there_is(made: Path) -> None:
