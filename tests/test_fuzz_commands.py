@@ -47,6 +47,23 @@ BENCHMARKS, WORDS, SEQUENCES, MODELS, COMPARED, RUNS, CHECKED, CHECKPOINTS, ANSW
 parts = pytest.mark.parametrize("part", PARTS)
 
 
+SHARE = {"n": 4, "right": 2, "share": 0.5, "interval_95": [0.15, 0.85]}
+GAIN = [0.1, 0.05, 0.15]
+# What a run of two steps without held-out data doesn't log.
+LOGGED = [
+    {"step": 2, "refinement": {"places": ["v", "h1", "target"], "own": [0.1, 0.2, 0.3], "control": [0.1, 0.1, 0.1],
+                               "samples": 16, "patches": 64, "gains": [GAIN, GAIN], "health": None}},
+    {"step": 2, "gate": {"open": True, "verdict": "holds", "gain": GAIN, "samples": 16, "plan": None}},
+    {"step": 2, "answers": [{"picture": "0.png", "question": "q", "answer": "a", "reference": "a", "number": 1}]},
+    {"step": 2, "eval_loss": 2.0, "eval_score": 0.5, "generated": {
+        "metric": "exact", "score": SHARE, "scores": [1.0, 0.0, 1.0, 0.0],
+        "controls": {"questions": 4, "of": 4, "own_picture": SHARE, "other_picture": SHARE,
+                     "gain_over_other_picture": {"value": 0.0, "low": -0.1, "high": 0.1}}}},
+    {"step": 2, "time": {"step_s": 1.0, "parts_s": {"tower": 0.25, "backward": 0.75}}},
+    {"step": 2, "time": {"whole_s": 4.0, "saving_s": 1.0}},
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, models, and a finished run with its checkpoint."""
@@ -218,7 +235,8 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     """A folder whose files were changed is listed, reported and cleaned."""
     folder = tmp_path / "runs" / "a"
     shutil.copytree(made / "runs" / "a", folder)
-    log = (folder / "log.jsonl").read_bytes().splitlines()
+    log = [*(folder / "log.jsonl").read_bytes().splitlines(), *map(json_bytes, LOGGED)]
+    (folder / "log.jsonl").write_bytes(b"\n".join([*log, b""]))
     shutil.copytree(folder / "final", folder / "best")
     manifest = json.loads((folder / "final" / "manifest.json").read_text())
     best = manifest | {"best": {"by": "loss", "value": 0.5}}
@@ -232,6 +250,7 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     (folder / "text_probe_final.json").write_text(json.dumps(probed))
     command("report", str(folder))
     page = (folder / "report.html").read_text()
+    assert "damaged and left out" not in page and "BASIC's premise" in page and "Held-out score" in page
     assert "What the visual tokens say" in page and "Best step" in page and "own ability with text" in page
     names = ["data.json", "parts.json", "final/manifest.json", "final/recipe.json", "maps.json", "best/manifest.json",
              "text_probe_final.json"]  # fmt: skip

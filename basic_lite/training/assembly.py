@@ -34,6 +34,7 @@ from basic_lite.training.held_out_score import Sample
 from basic_lite.training.optimizer import make_optimizer
 from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
+from basic_lite.training.software import versions_of
 from basic_lite.training.start import Origin, notes_on
 from basic_lite.training.step import Mark, TrainStep
 from basic_lite_kernels.operations import Operations
@@ -204,6 +205,14 @@ def machine_of(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """What a recipe leaves to the machine."""
     dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
     return {"device": device.type, "dtype": str(dtype), "autocast": str(autocast)}
+
+
+def software_of(device: torch.device) -> dict[str, str]:
+    """Versions of what a run is computed with, and the device's name."""
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPU"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return versions_of(build, name)
 
 
 def autocast_of(

@@ -12,7 +12,7 @@ import torch
 from basic_lite.console import speaker
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.supervision.premise import SeenPatches
-from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh
+from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh, software_of
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
@@ -159,6 +159,7 @@ class Loop:
             ):
                 self.log.start_trackers(self.recipe)
                 self.dropped.write()
+                self.evaluation.begin()
                 if self.progress.step == 0:
                     self._look(0, evaluated=False)
                     self._measure_premise()
@@ -367,6 +368,7 @@ class Loop:
                 "fingerprint": self.run.data.report.fingerprint,
             },
             "machine": machine_of(self.recipe, self.device),
+            "software": software_of(self.device),
             "processes": self.processes.count,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,

@@ -54,13 +54,13 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
         evaluate_run(split, place / "data.json", image_dir=tmp_path / images, max_new_tokens=1, console=quiet())
         assert "note: 9 of these 12 pictures were trained on (one that" in capsys.readouterr().err
     loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
-    first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 not recognised as trained on (held-out), few: 0% to 56%"
+    first = f"held-out loss {loss:.3f}; exact match 0.0% [0%, 56%] of 3 not recognised as trained on (held-out)"
     assert row_of(split).score == first  # whatever was measured later
     for path in split.glob("predictions_held-out*"):
         path.unlink()
     assert (
         row_of(split).score
-        == f"held-out loss {loss:.3f}; exact match 0.0% of 3 not recognised as trained on (data.json), few: 0% to 56%"
+        == f"held-out loss {loss:.3f}; exact match 0.0% [0%, 56%] of 3 not recognised as trained on (data.json)"
     )
 
 
@@ -83,7 +83,7 @@ def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
     finally:
         data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)
-    assert row_of(split).score.endswith(" of 3 not recognised as trained on (held-out), few: 0% to 56%")
+    assert row_of(split).score.endswith(" 0.0% [0%, 56%] of 3 not recognised as trained on (held-out)")
     assert row_of(split).state == "finished, 1 step"
 
 

@@ -14,7 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.tools.predictions import SHA256, SUMMARY
 from basic_lite.training.files import sha256
-from basic_lite.training.places import PREDICTIONS, is_run, log_lines, read_json
+from basic_lite.training.places import PREDICTIONS, is_run, json_lines, read_json
 
 EVAL = "basic-lite eval RUN --data FILE answers the same file with each"
 # What a question is: with any of these changed it is another one.
@@ -62,7 +62,7 @@ def read_answers(path: Path) -> Answers:
             f"was scored; {EVAL}"
         )
     try:
-        rows = [row for row in log_lines(path) if isinstance(row.get("question"), str)]
+        rows = [row for row in json_lines(path) if isinstance(row, dict) and isinstance(row.get("question"), str)]
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror or error}); {EVAL}") from error
     found = {_digest(row): row for row in rows if _score(row) is not None}

@@ -43,10 +43,13 @@ class Change:
         """What ``dataclasses.asdict`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: somebody changed it.
+            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
         """
-        numbers = float(values["before"]), float(values["after"])
-        return cls(int(values["n"]), *numbers, Interval(*map(float, values["difference"])))
+        before, after = float(values["before"]), float(values["after"])
+        found = cls(int(values["n"]), before, after, Interval(*map(float, values["difference"])))
+        if not all(map(math.isfinite, (before, after, *found.difference))):
+            raise ValueError("no numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,15 @@ class Outcome:
         """What ``to_dict`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: somebody changed it.
+            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
         """
         kinds = [
             Kind(str(one["of"]), str(one["name"]), int(one["n"]), float(one["before"]), float(one["after"]))
             for one in values["kinds"]
         ]
         changes = Change.from_dict(values["bits"]), Change.from_dict(values["right"])
+        if changes[0].before <= 0:
+            raise ValueError("no text has no bits")
         return cls(*changes, kinds, int(values["left_out"]))
 
 
@@ -148,7 +153,7 @@ def outcome_from(values: Any) -> Outcome | NoOutcome:
     """What either ``to_dict`` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: somebody changed it.
+        KeyError, TypeError, ValueError, OverflowError: somebody changed it.
     """
     return NoOutcome(str(values["why"])) if "why" in values else Outcome.from_dict(values)
 
