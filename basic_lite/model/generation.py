@@ -1,4 +1,4 @@
-"""How a model's answers are made is ours to say: of a generation_config.json only the end tokens are taken."""
+"""How a model's answers are made is ours to say: of a generation_config.json only the marks of a text are taken."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ from transformers import GenerationConfig
 from basic_lite.errors import UserError
 
 _FILE = "generation_config.json"
+# What a text begins and ends with, and for models of two halves what the second begins with.
+_MARKS = ("eos_token_id", "bos_token_id", "decoder_start_token_id")
 
 
 def require_own_generation(model: Any, name: str, key: str) -> None:
@@ -19,18 +21,28 @@ def require_own_generation(model: Any, name: str, key: str) -> None:
         model: as transformers has loaded it.
 
     Raises:
-        UserError: what it says of its end tokens isn't ids of its own.
+        UserError: a mark of its texts isn't one of its tokens.
     """
     theirs = getattr(model, "generation_config", None)
     if theirs is None:  # it is no language model
         return
-    ends = theirs.eos_token_id
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     rows = int(model.get_input_embeddings().weight.shape[0])
-    odd = [one for one in listed if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < rows]
-    if odd:
-        raise UserError(
-            f"{key}: the {_FILE} of {name} has {odd[0]!r:.80} for an end token (eos_token_id), and its tokens are "
-            f"whole numbers from 0 to {rows - 1:,}; fetch it again, or correct it there"
-        )
-    model.generation_config = GenerationConfig(eos_token_id=listed or None)
+    taken = {}
+    for mark in _MARKS:
+        value = getattr(theirs, mark)
+        ids = value if isinstance(value, list) and mark == "eos_token_id" else [] if value is None else [value]
+        if odd := [one for one in ids if not _is_token(one, rows)]:
+            raise UserError(
+                f"{key}: the {_FILE} of {name} has {odd[0]!r:.80} for a token ({mark}), and its tokens are whole "
+                f"numbers from 0 to {rows - 1:,}; fetch it again, or correct it there"
+            )
+        if ids:
+            taken[mark] = ids if mark == "eos_token_id" else ids[0]
+    # Padding is masked, so any token does.
+    pads = [theirs.pad_token_id, *taken.get("eos_token_id", [])]
+    pad = next((one for one in pads if _is_token(one, rows)), None)
+    model.generation_config = GenerationConfig(pad_token_id=pad, **taken)
+
+
+def _is_token(value: Any, rows: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows

@@ -1,15 +1,18 @@
 """How much longer a tokenizer's own rules make a text: a rule of 50 letters for one, five times, fills any memory.
 
-Only the rules are read, so nothing is tried that may have no end. Each kind of rule has the most characters that it
-makes of one, and rules that follow each other multiply.
+The rules are read, and no text is given to all of them: that may have no end. Each kind of rule has the most characters
+that it makes of one, and rules that follow each other multiply.
 """
 
 import base64
 import binascii
 import math
 import re
+import string
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from tokenizers import Regex, normalizers
 
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
@@ -20,15 +23,20 @@ _MOST_CHOSEN = 8
 _MOST = 500
 # Characters that are put before, around or in place of something, once each.
 _MOST_ADDED = 64
+_MOST_RULES = 1000
 # Characters of one token. Published ones have runs of some hundred spaces.
 _LONGEST_TOKEN = 4096
 _UNICODE = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4}
+# What a sequence calls the rules in it.
+_INSIDE = ("normalizers", "pretokenizers", "decoders", "processors")
+# Every character of a keyboard; and one that no text has.
+_EACH, _MARK = string.printable, "\0"
 # A regular expression without these matches one character at least.
 _MAY_BE_EMPTY = re.compile(r"[*?|^$(]|\\[bBAzZGK]|\{0|\{,")
 
 
 def require_bounded_growth(tokenizer: Any, name: str, key: str) -> None:
-    """Refuse a tokenizer that makes a long text of a short one.
+    """Refuse a tokenizer that makes a long text of a short one, or that breaks off the library that runs its rules.
 
     Args:
         tokenizer: as transformers has loaded it; one without a `tokenizer.json` has no rules to look at.
@@ -44,14 +52,20 @@ def require_bounded_growth(tokenizer: Any, name: str, key: str) -> None:
     found = _too_much(backend)
     if found is not None:
         raise UserError(
-            f"{key}: the tokenizer of {name} would fill the memory: {found}; take the tokenizer.json that its authors "
-            "publish"
+            f"{key}: the tokenizer of {name} can't be used: {found}; take the tokenizer.json that its authors publish"
         )
 
 
 def _too_much(backend: Any) -> str | None:
     before = [*_rules(backend.normalizer), *_rules(backend.pre_tokenizer)]
-    for what, rules in (("a text", before), ("an answer", list(_rules(backend.decoder)))):
+    after = list(_rules(backend.decoder))
+    if (most := max(len(before), len(after))) > _MOST_RULES:
+        return f"it has {most:,} rules for each text, and {_MOST_RULES:,} is the most"
+    if (pattern := _puts_something_where_nothing_is([*before, *after])) is not None:
+        return f"its rule {pattern!r:.80} matches nothing and puts something there"
+    if any(rule["type"] == "Prepend" and not rule["prepend"] for rule in before):
+        return "its rule Prepend puts nothing before a text, and the library breaks off at the next rule"
+    for what, rules in (("a text", before), ("an answer", after)):
         chosen, whole = _product(rules, _chosen), _product(rules, _factor)
         if chosen > _MOST_CHOSEN:
             return f"its rules make {what} up to {chosen:,.0f} times as long, and {_MOST_CHOSEN} is the most"
@@ -83,9 +97,10 @@ def _rules(part: Any) -> Iterator[dict[str, Any]]:
     left = [parse_json(bytes(part.__getstate__()).decode())]
     while left:
         rule = left.pop(0)
-        inner = [rule.get(one) for one in ("normalizers", "pretokenizers", "decoders", "processors")]
-        left[:0] = [one for some in inner if some is not None for one in some]
-        yield rule
+        if rule["type"] == "Sequence":
+            left[:0] = next(rule[one] for one in _INSIDE if one in rule)
+        else:
+            yield rule
 
 
 def _factor(rule: dict[str, Any]) -> float:
@@ -113,6 +128,22 @@ def _longest_of_charsmap(rule: dict[str, Any]) -> float:
         return math.inf
     made = table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")
     return max(1.0, *(len(one.decode("utf-8", "replace")) for one in made))
+
+
+def _puts_something_where_nothing_is(rules: list[dict[str, Any]]) -> str | None:
+    """The first pattern of a replacement that matches no character. It may also break off the library, with a panic."""
+    replacements = [rule for rule in rules if rule["type"] == "Replace" and rule["content"]]
+    for kind, pattern in dict.fromkeys(next(iter(rule["pattern"].items())) for rule in replacements):
+        if not pattern:
+            return ""
+        if kind == "Regex":
+            marking = normalizers.Replace(Regex(pattern), _MARK)
+            for text in ("", _EACH):
+                made = marking.normalize_str(text)
+                marks = made.count(_MARK)
+                if marks > len(text) - (len(made) - marks):
+                    return str(pattern)
+    return None
 
 
 def _copies(rule: dict[str, Any]) -> float:

@@ -39,6 +39,10 @@ _Some = Annotated[int, Field(ge=1, le=MOST)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+# What a log line has besides a step's terms; these would be written over.
+_LOGS_OWN = {"step", "eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "generated", "text_probe"}
+
+
 class _Target(BaseModel):
     """``TargetPlan`` as JSON has it."""
 
@@ -58,6 +62,12 @@ class _Gate(BaseModel):
     verdict: str
 
 
+def _terms(given: dict[str, float]) -> dict[str, float]:
+    if taken := _LOGS_OWN & given.keys():
+        raise ValueError(f"{min(taken)} is no term of a loss")
+    return given
+
+
 def _gate(given: dict[str, Any]) -> dict[str, Any]:
     _Gate.model_validate(given)
     return given
@@ -72,7 +82,8 @@ class Progress:
     recomputed: _Count | None = None  # decoder layers since then; None: the recipe's
     offloaded: bool = False  # whether their inputs are on the host since then
     projector_seen: bool = False  # a step with an image has been looked at
-    last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
+    # Of the last step that had each.
+    last_terms: Annotated[dict[str, float], AfterValidator(_terms)] = field(default_factory=dict)
     answered_at_once: _Some | None = None  # held-out questions, once memory ran out
     gate: Annotated[dict[str, Any], AfterValidator(_gate)] | None = None  # the gate's state after its last look
     losses: list[_Finite] = field(default_factory=list)  # LM losses of the last steps, which a spike is held against
