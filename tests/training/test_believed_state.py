@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from basic_lite.errors import UserError
+from basic_lite.training import optimizer_state
 from basic_lite.training.bundle_files import OPTIMIZER, TRAINING
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
@@ -157,3 +158,25 @@ def test_the_schedule_is_where_the_steps_have_brought_it(restoring: Restoring, c
         stepped.scheduler.step()
     assert restored.rates() == stepped.rates() and len(set(restored.rates().values()) - {0.0}) >= 1
     assert restored.scheduler.state_dict() == stepped.scheduler.state_dict()
+
+
+def test_a_state_in_8_bit_goes_there_and_back(tmp_path: Path) -> None:
+    """LoRA's large matrices are in blocks with factors, the projector in 32 bit."""
+    kit = Restoring(tmp_path, {"training.max_steps": 4, "training.optimizer": "adamw_8bit", "lora.rank": 64})
+    first, second = kit.new_step().optimizer, kit.new_step().optimizer
+    assert first is not None and second is not None
+    for group in first.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    first.step()
+    tensors, numbers = optimizer_state.flatten(first.state_dict()["state"])
+    assert any(one.dtype == torch.uint8 for one in tensors.values())
+    optimizer_state.restore(second, tensors, numbers, steps=1)
+    again, counts = optimizer_state.flatten(second.state_dict()["state"])
+    assert counts == numbers and again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], one) and again[name].dtype == one.dtype for name, one in tensors.items())
+    codes = next(name for name in tensors if name.endswith("qmap1"))
+    factors = next(name for name in tensors if name.endswith("absmax2"))
+    for name, value, told in ((codes, tensors[codes] * 2, "another qmap1"), (factors, -tensors[factors], "below 0")):
+        with pytest.raises(ValueError, match=told):
+            optimizer_state.restore(second, tensors | {name: value}, numbers, steps=1)
