@@ -28,13 +28,16 @@ def given(tmp_path: Path) -> tuple[Any, Any, Any]:
 def test_the_memory_is_what_a_rehearsal_finds(given: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, frontend, report = given
     rehearser = Rehearser(recipe, frontend, Machine.here(recipe, CPU))
-    needs = size_text(rehearser.rehearse(Shape.longest(recipe, frontend, report)).needed_bytes)
+    found = rehearser.rehearse(Shape.longest(recipe, frontend, report))
+    needs = size_text(found.needed_bytes)
     monkeypatch.setattr(choice, "memory_of", lambda device: (24 * GIB, 0))
     text = choice.memory_text(*given, CPU)
-    assert text == f"memory: a step needs {needs} (rehearsed) of the device's 24.0 GiB"
+    assert text == f"memory: a step needs {needs} (rehearsed) of the device's 24.00 GiB"
+    # It was rehearsed above; once more it would only take time.
+    monkeypatch.setattr(Rehearser, "rehearse", lambda *_: found)
     monkeypatch.setattr(choice, "memory_of", lambda device: (24 * GIB, 24 * GIB - 1000))
     full = choice.memory_text(*given, CPU)
-    assert full.startswith(f"warning: {text}, of which other programs hold 24.0 GiB; training.plan=auto takes")
+    assert full.startswith(f"warning: {text}, of which other programs hold 24.00 GiB; training.plan=auto takes")
 
     def broken(*_: Any) -> Any:
         raise ValueError("a fault")

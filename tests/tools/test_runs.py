@@ -111,12 +111,8 @@ def test_runs_says_when_what_a_run_started_from_is_gone_or_another(place: Path, 
 
 def test_runs_shows_scores_by_other_metrics(place: Path) -> None:
     done = place / "runs" / "done"
-    summary = {
-        "metric": "relaxed",
-        "score": {"all": 0.5},
-        "counts": {"all": 12},
-        "settings": {"data": "/x/charts.json"},
-    }
+    settings = {"data": "/x/charts.json"}
+    summary = {"metric": "relaxed", "score": {"all": 0.5}, "counts": {"all": 12}, "settings": settings}
     (done / "predictions_charts_final.summary.json").write_text(json.dumps(summary))
     assert row_of(done).score.endswith("exact match 25.0% not known if trained on; relaxed 50.0% of 12 (charts.json)")
 

@@ -37,7 +37,7 @@ def write_summary(run: Path, **summary: Any) -> None:
 def test_scores_of_weights_that_are_no_more_are_not_shown(run: Path, changed: dict[str, Any], shown: bool) -> None:
     """A run that went back has later steps' answers beside it, and those of a step that was made again."""
     settings = {"step": 3, "data": "a", "bundle": "final", "model_sha256": sha256(run / "final" / MANIFEST)}
-    write_summary(run, not_trained_on=SHARE, settings=settings | changed)
+    write_summary(run, metric="exact", not_trained_on=SHARE, settings=settings | changed)
     assert ("exact match 75.0% [60%, 86%] of 40 not" in row_of(run).score) is shown
     assert (verdict_of(run, read_log(run).lines) is not None) is shown
 

@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-WIDTH, HEIGHT = 480, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+WIDTH, HEIGHT = 480, 236
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
 # Beyond it differences and powers of numbers would be infinite. Nothing that is measured is so large.
 FAR = 1e100
 # A longer line is thinned: more points than pixels show nothing.
@@ -85,7 +85,7 @@ class Chart:
         for number, (value, name) in enumerate(named):
             if number % few == 0 or number == len(named) - 1:
                 x = _x(across, value)
-                parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(str(name))}</text>')
+                parts.append(f'<text x="{x:.1f}" y="{bottom + 21}" text-anchor="middle">{escape(str(name))}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x)}</text>')
         across_y = (TOP + bottom) / 2

@@ -339,7 +339,7 @@ def test_charts_draw_what_there_is(made: Path) -> None:
 
 
 def test_a_point_lies_where_its_value_is() -> None:
-    """By hand: the drawing is 480 × 230, with margins 52, 12, 12, 40."""
+    """By hand: the drawing is 480 × 236, with margins 52, 12, 12, 46."""
     chart = Chart("", "x", "y", [Line("a", [(0, 0.0), (5, 5.0), (10, 10.0)], marks=True)])
     assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in chart.svg()
     log = Chart("", "x", "y", [Line("a", [(0, 1.0), (1, 0.0), (2, 10.0), (4, 100.0)])], log_y=True)
