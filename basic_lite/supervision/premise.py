@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from basic_lite.intervals import refinement_gains
 from basic_lite.resampling import Interval, Verdict
 from basic_lite.supervision.health import Health, HealthMeter
-from basic_lite.supervision.interval import score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import evaluating, watch_layers
@@ -138,8 +138,8 @@ class SeenPatches:
         matches = _matches([self.texts[i] for i in chosen], nearest, len(self.places))
         own, control = _shares(matches)
         patches = sum(len(sample[0]) for sample in nearest)
-        health = self.health if samples is None else None
-        return RefinementCurve(self.places, own, control, len(nearest), patches, score_gains(matches), health)
+        health, gains = self.health if samples is None else None, refinement_gains(matches)
+        return RefinementCurve(self.places, own, control, len(nearest), patches, gains, health)
 
     @torch.no_grad()
     def with_target(self, supervision: Supervision, samples: Sequence[int]) -> RefinementCurve:
