@@ -7,8 +7,8 @@
   end of the scale. Without these two a draw could only hold what was seen: where all questions agree, the interval
   would have no width. For right and wrong on the same questions they are the pseudo-counts of Bonett and Price (2012),
   one of the methods that Fagerland, Lydersen and Laake (2014, Statistics in Medicine 33) recommend.
-- The gain of the refinement curve, and the text probe's bits a byte: a **bootstrap** over samples or texts. Their values
-  are of any sign, and have no ends to add.
+- The gain of the refinement curve, and the text probe's bits a byte: a **bootstrap** over samples or texts, as these
+  values have no ends to add. Of fewer than 16 samples the gain has none.
 
 How often an interval of 95 % holds the true value (exact for shares, F1 and differences, else 1,500 draws):
 
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.resampling import RESAMPLES, SEED, Interval, draws_of, middle
+from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval, draws_of, middle
 
 # The 97.5 % point of the normal distribution.
 _Z = 1.959964
@@ -129,7 +129,7 @@ def ratio_interval(values: NDArray[np.float64], sizes: NDArray[np.float64]) -> I
 
 
 def refinement_gains(matches: NDArray[np.float64]) -> list[Interval]:
-    """Of the refinement curve score(place) − score(v), for each place after v; none for fewer than two samples.
+    """Of the refinement curve score(place) − score(v), for each place after v; none for too few samples.
 
     Score: own share (mean of the diagonal) minus control (mean over pairs of two samples). In a draw with counts c,
     sample i counts c_i times and the pair i ≠ j c_i c_j times. A sample is never its own control.
@@ -138,7 +138,7 @@ def refinement_gains(matches: NDArray[np.float64]) -> list[Interval]:
         matches: [P, n, n]; at each place, v first, the share of sample i's patches whose nearest word is in text j.
     """
     count = matches.shape[1]
-    if count < 2:
+    if count < LEAST_SAMPLES:
         return []
     draws = draws_of(np.ones(count, np.int64))
     pairs = count**2 - np.square(draws).sum(axis=1)
