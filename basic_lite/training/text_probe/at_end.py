@@ -61,7 +61,7 @@ def measured(
 
     Args:
         autocast: the context that the training's forwards run in; None: none.
-        counted: opens a bar and gives its ``progress``. Each size opens its own, as it begins with the first text again.
+        counted: opens a bar and gives its ``progress``; each size has its own, as it begins with the first text again.
         stopped: see ``nats_of``.
 
     Raises:
