@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.cells import cell_len
 from rich.console import Console
 
 from basic_lite.errors import UserError
@@ -33,6 +34,7 @@ from basic_lite.training.places import (
     checkpoints_of,
     is_finished,
     is_run,
+    later,
     log_lines,
     newest_first,
     read_json,
@@ -58,10 +60,15 @@ class RunRow:
     best: str = ""  # the best step, if it is kept
 
     @property
-    def score(self) -> str:
-        """All of them in a line."""
+    def scores(self) -> tuple[str, ...]:
+        """All of them in words."""
         matches = (f"exact match {one}" for one in self.matches)
-        return "; ".join(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+        return tuple(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+
+    @property
+    def score(self) -> str:
+        """The same in a line."""
+        return "; ".join(self.scores)
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -72,10 +79,7 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
     """
     console = console or Console(highlight=False)
     rows = [row_of(run) for run in runs_in(folder)]
-    # On a narrow terminal a block for each run; elsewhere a line, whatever its length.
-    lines = _as_table(rows)
-    if console.is_terminal and max(map(len, lines), default=0) > console.width:
-        lines = [line for row in rows for line in _as_block(row, console.width)]
+    lines = _lines(rows, console.width if console.is_terminal else None)
     for line in lines if rows else [f"no runs in {folder}"]:
         console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
     return rows
@@ -214,8 +218,7 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
 
     One is of the run's own data, another of other files, since pictures of these that were resized look new.
     """
-    paths = sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime)
-    summaries = [one for one in (_keys(read_json(path)) for path in paths) if one.get("metric", EXACT) == EXACT]
+    summaries = [one for one in _summaries(run) if one.get("metric", EXACT) == EXACT]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
@@ -223,11 +226,16 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
         yield from _match(summary, f" ({short_path(table, tables)})" if table else "")
 
 
+def _summaries(run: Path) -> list[dict[str, Any]]:
+    """Those of its evaluations, the latest at the end."""
+    found = [(path, _keys(read_json(path))) for path in run.glob(SUMMARIES)]
+    return [summary for _, summary in sorted(found, key=lambda one: later(one[0], one[1].get("settings")))]
+
+
 def _others(run: Path) -> Iterator[str]:
     """The latest score by each metric but exact match."""
     latest = {}
-    for path in sorted(run.glob(SUMMARIES), key=lambda path: path.stat().st_mtime):
-        summary = _keys(read_json(path))
+    for summary in _summaries(run):
         latest[str(summary.get("metric", EXACT))] = summary
     for metric, summary in latest.items():
         score, count = (_keys(summary.get(name)).get(ALL) for name in ("score", "counts"))
@@ -299,26 +307,44 @@ def _number(loss: float) -> str:
     return f"{loss:.3f}" if math.isfinite(loss) else "is no number"
 
 
-HEAD = ("run", "state", "changed", "size", "score", "started from")
+HEAD = ("run", "state", "changed", "size", "started from", "scores")
+# A terminal's column of scores isn't narrower than this, unless each of them fits.
+_SCORE_WIDTH = 40
 
 
-def _cells(row: RunRow) -> list[str]:
-    return [str(row.path), row.state, row.changed, row.size, row.score or "-", row.started_from or "-"]
+def _lines(rows: Sequence[RunRow], width: int | None) -> list[str]:
+    """A table, the scores at its end so that long ones pad nothing; on a terminal with too little room, blocks.
+
+    Args:
+        width: of the terminal; None: there is none, and each run has one line, whatever its length.
+    """
+    cells = [HEAD[:-1], *((str(row.path), row.state, row.changed, row.size, row.started_from or "-") for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    starts = [
+        "".join(cell + " " * (size - cell_len(cell) + 2) for cell, size in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    scores = [HEAD[-1:], *(row.scores or ("-",) for row in rows)]
+    if width is None:
+        return [start + "; ".join(each) for start, each in zip(starts, scores, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    if width - indent < min(_SCORE_WIDTH, max(cell_len(one) for each in scores for one in each)):
+        return [line for row in rows for line in _block(row, width)]
+    beside = [[line for one in each for line in _wrapped(one, width - indent)] for each in scores]
+    return [line for start, each in zip(starts, beside, strict=True) for line in _hanging(start, each)]
 
 
-def _as_table(rows: Sequence[RunRow]) -> list[str]:
-    """A line for the head and for each row, columns under one another."""
-    table = [list(HEAD), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+def _hanging(start: str, lines: Sequence[str]) -> list[str]:
+    return [start + lines[0], *(" " * cell_len(start) + line for line in lines[1:])]
 
 
-def _as_block(row: RunRow, width: int) -> list[str]:
-    facts = [row.state, f"{row.size}, {row.changed}", row.score]
-    facts.append(row.started_from and f"from {row.started_from}")
-    lines = [line for fact in facts if fact for line in _wrapped(fact, width - 2)]
+def _block(row: RunRow, width: int) -> list[str]:
+    facts = [row.state, f"{row.size}, {row.changed}", *row.scores]
+    facts += [f"from {row.started_from}"] * bool(row.started_from)
+    lines = [line for fact in facts for line in _wrapped(fact, width - 2)]
     return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
+    """Lines of a terminal; what is below the first one stands in by two."""
+    return textwrap.wrap(text, max(width, 10), subsequent_indent="  ", break_on_hyphens=False)

@@ -14,6 +14,7 @@ from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
 from basic_lite.data.prepare import EVAL, TRAIN, counter
+from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
@@ -98,7 +99,8 @@ def check(
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     if model is not None:
         found.insert(0, without_picture(data, report, model, say))
-    broken = f", less those of {len(pictures.problems):,} pictures that don't open" if pictures.problems else ""
+    unread = len(pictures.problems)
+    broken = f", less those of {unread:,} unreadable picture{'s' * (unread > 1)}" if unread else ""
     facts = [
         f"{len(report.kept):,} of {report.total:,} records can be used{broken}; {len(pictures.places):,} pictures",
         f"looked at as the recipe {data.recipe.name} would train on it",
@@ -174,7 +176,7 @@ def findings(
     """
     section, frontend, report = data.recipe.data, data.frontend, reports[0]
     for source, one in enumerate(reports):
-        yield from of_records(one, section, source)
+        yield from of_records(one, section, broken_of(one, pictures), source)
     yield from of_texts(texts, len(report.kept))
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)
@@ -199,11 +201,23 @@ def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[i
 def _readable(report: DataReport, pictures: Pictures) -> DataReport:
     """Without the records whose pictures can't be read: a run leaves them out before it holds out."""
     assert report.pictures is not None
-    good = [not any(pictures.numbers[key] in pictures.problems for key in keys) for keys in report.pictures]
+    broken = broken_of(report, pictures)
+    good = [index not in broken for index in report.kept.tolist()]
     chosen = np.array(good, dtype=bool)
     columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
     kept = [keys for keys, whole in zip(report.pictures, good, strict=True) if whole]
     return replace(report, **columns, pictures=kept)
+
+
+def broken_of(report: DataReport, pictures: Pictures) -> dict[int, BadImage]:
+    """The kept records with a picture that can't be read, each with what is wrong with the first such one."""
+    assert report.pictures is not None
+    found = {}
+    for index, keys in zip(report.kept.tolist(), report.pictures, strict=True):
+        wrong = [pictures.problems[number] for key in keys if (number := pictures.numbers[key]) in pictures.problems]
+        if wrong:
+            found[index] = wrong[0]
+    return found
 
 
 def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Finding:
@@ -231,6 +245,6 @@ def _table(found: Sequence[Finding], sources: Sequence[Records], pictures: Pictu
             table.end_section()
         text = f"{one.text}; {one.mend}" if one.mend else one.text
         if one.kind != "fact" and (first := first_places(one, sources, pictures)):
-            text = f"{text}. First: {first}"
+            text = f"{text}. {one.order}: {first}"
         table.add(one.name, one.count, text, style="bold" if one.kind == "bad" else "")
     return table

@@ -14,7 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.tools.predictions import SHA256, SUMMARY
 from basic_lite.training.files import sha256
-from basic_lite.training.places import PREDICTIONS, is_run, log_lines, read_json
+from basic_lite.training.places import PREDICTIONS, is_run, later, log_lines, read_json
 
 EVAL = "basic-lite eval RUN --data FILE answers the same file with each"
 # What a question is: with any of these changed it is another one.
@@ -85,7 +85,7 @@ def _score(row: Mapping[str, Any]) -> float | None:
 
 
 def candidates(place: Path) -> list[Answers]:
-    """The files of predictions that a run has, the newest first; of a file itself.
+    """The files of predictions that a run has, the latest first (``later``); of a file itself.
 
     Raises:
         UserError: neither, or the run has none.
@@ -94,10 +94,10 @@ def candidates(place: Path) -> list[Answers]:
         return [read_answers(place)]
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
-    paths = sorted(place.glob(PREDICTIONS), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = list(place.glob(PREDICTIONS))
     if not paths:
         raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
-    return [read_answers(path) for path in paths]
+    return sorted((read_answers(path) for path in paths), key=lambda one: later(one.path, one.settings), reverse=True)
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:

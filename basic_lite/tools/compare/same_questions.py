@@ -14,7 +14,7 @@ Mark = TypeVar("Mark")
 
 
 def in_common(places: Sequence[Path]) -> list[Answers]:
-    """For each place the newest of its files that answers the same questions by the same rule as one of every other.
+    """For each place the latest of its files that answers the same questions by the same rule as one of every other.
 
     Raises:
         UserError: there are no such questions, or they were scored by different rules.

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
 from basic_lite.scoring.prediction import Prediction
+from basic_lite.tools.compare.answers import candidates
 from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.compare.losses import losses_of
@@ -109,14 +111,28 @@ def test_rotations_of_a_question_count_once(runs: Callable[..., list[Path]]) -> 
     assert any("was changed since" in note for note in found.notes)
 
 
-def test_the_newest_file_that_all_have(runs: Callable[..., list[Path]]) -> None:
+def test_the_latest_file_that_all_have(runs: Callable[..., list[Path]]) -> None:
     one, other = runs("rw", "rr")
-    newer = answered(one, "rrr", name="mine")
-    os.utime(newer, (2e9, 2e9))
+    answered(one, "rrr", name="mine")
     assert compared(sides_of([one, other], [])).n == 2
     answered(other, "rww", name="mine")
     assert compared(sides_of([one, other], [])).n == 3
     assert compared(sides_of([next(one.glob("*held*.jsonl")), other], [])).n == 2
+
+
+def test_the_latest_is_of_the_last_step_and_name_whatever_a_files_time(
+    runs: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Copying a folder changes times, and may reverse them."""
+    one, other = runs("rw", "rr", step=5)
+    for name, right, step in (("zz", "ww", 4), ("a_2", "wr", 7), ("a_10", "rr", 7), ("a_9", "ww", 7)):
+        answered(one, right, name=name, step=step)
+    for back, times in ((1, [2e9, 1e9]), (-1, [1e9, 2e9])):
+        paths = sorted(one.glob("*.jsonl"))[::back]
+        for path, time in zip(paths, np.linspace(*times, len(paths)), strict=True):
+            os.utime(path, (time, time))
+        assert candidates(one)[0].path.name == "predictions_a_10_final.jsonl"
+        assert [score.value for score in compared(sides_of([one, other], [])).scores] == [1.0, 1.0]
 
 
 def refused(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
