@@ -51,6 +51,12 @@ def shown(asked: Asked) -> list[tuple[Any, ...]]:
     ]
 
 
+def test_the_document_counts_them() -> None:
+    numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    text = (Path(__file__).parents[2] / "docs/EVAL.md").read_text()
+    assert f"the published files of {numbers[len(BENCHMARKS) - 1]} benchmarks" in text
+
+
 def test_vqav2(tmp_path: Path) -> None:
     (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(VQA_ANNOTATIONS))
     asked = read(tmp_path, "v2_OpenEnded_mscoco_val2014_questions.json", VQA_QUESTIONS)
