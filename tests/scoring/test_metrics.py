@@ -164,9 +164,37 @@ def test_choice_letters(text: str, letter: str | None) -> None:
     assert choice(text, ["C"], QUESTION) == float(letter == "C")
 
 
+# By hand through `can_infer` of VLMEvalKit (2cf2a36c), which has the same result in each.
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Option B", "B"), ("B is correct", "B"), ("It's B", "B"), ("I think it is B.", "B"), ("**B**", "B"),
+        ("[B]", "B"),
+        ("The correct answer is **B**. Here's why: it is red and big", "B"), ("B because it is", "B"),
+        ("Option A", "A"), ("A is correct", "A"), ("It's A", "A"), ("I think it is A.", "A"), ("**A**", "A"),
+        ("[A]", "A"),
+        (r"\boxed{C}", "C"), ("C or B", None), ("Not A but B", None), ("A and B", None), ("A big red thing runs", None),
+        ("I choose B here as it is", None),  # more than three words behind it
+        ("Cannot determine the answer, perhaps B", None), ("'B'", None), ("Option F", None),
+    ],
+)  # fmt: skip
+def test_the_only_letter_among_the_words(text: str, letter: str | None) -> None:
+    assert letter_of(text, options_of(QUESTION)) == letter
+
+
+def test_a_letter_or_a_list_of_letters() -> None:
+    options = {"A": "vitamin D", "B": "vitamin C", "C": "iron"}
+    assert letter_of("Vitamin C", options) == letter_of("B. vitamin C", options) == "B"
+    assert letter_of("B, because the fruit has a lot of it", options) == "B" and letter_of("B, C", options) is None
+    # Options that are in the picture, not in the question.
+    assert letter_of("Option D", {}) == letter_of("I think it is D", {}) == "D" and letter_of("I think so", {}) is None
+
+
 def test_an_article_is_no_letter() -> None:
     options = {"A": "dog", "B": "cat", "C": "a bird"}
     assert letter_of("The answer is a cat.", options) == "B" and letter_of("Answer: a bird", options) == "C"
+    assert letter_of("A cat.", options) == letter_of("It barks. A cat, then.", options) == "B"
+    assert letter_of("A thing", options) is None and letter_of("It is A. A dog is there", options) == "A"
 
 
 def test_a_right_answer_must_be_read() -> None:
