@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Answers:
         rows: the predictions that have a score, as the file has them, by their question's digest.
         metric: the name of the rule that they are scored by.
         settings: that they were made with.
+        notes: what to know of the file.
+        passed: other files of its folder that can't be used, each with why.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Answers:
     metric: str
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,17 +90,30 @@ def _score(row: Mapping[str, Any]) -> float | None:
 def candidates(place: Path) -> list[Answers]:
     """The files of predictions that a run has, the latest first (``later``); of a file itself.
 
+    Of a run's files those that can't be used are passed over; the others name them.
+
     Raises:
-        UserError: neither, or the run has none.
+        UserError: neither, or the run has none that can be used.
     """
     if place.is_file():
         return [read_answers(place)]
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
-    paths = list(place.glob(PREDICTIONS))
+    paths = sorted(place.glob(PREDICTIONS))
     if not paths:
         raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
-    return sorted((read_answers(path) for path in paths), key=lambda one: later(one.path, one.settings), reverse=True)
+    found, faults = [], []
+    for path in paths:
+        try:
+            found.append(read_answers(path))
+        except UserError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    # The last part of a message says what to do.
+    passed = tuple(str(error).rpartition("; ")[0] for error in faults)
+    found = [replace(one, passed=passed) for one in found]
+    return sorted(found, key=lambda one: later(one.path, one.settings), reverse=True)
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:

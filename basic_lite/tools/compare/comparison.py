@@ -125,7 +125,8 @@ def compared(sides: Sequence[Side]) -> Comparison:
     digests, scores = scores_of(flat)  # [files, n]
     seen = trained_on(flat)
     kept = [at for at, digest in enumerate(digests) if digest not in seen]
-    notes = [note for one in flat for note in one.notes]
+    notes = [f"passed over: {why}" for one in flat for why in one.passed]
+    notes += [note for one in flat for note in one.notes]
     if seen and kept:
         notes.append(f"{len(digests) - len(kept):,} questions whose pictures a run was trained on are left out")
     elif seen:

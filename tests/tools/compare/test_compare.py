@@ -166,6 +166,28 @@ def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.Capture
     assert "no run folder" in refused(one, third, capsys=capsys)
 
 
+def test_a_file_that_cannot_be_used_is_passed_over(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = runs("rw", "rr")
+    answered(one, "rw", name="z").with_suffix(".summary.json").unlink()
+    for name, text in (("y", ""), ("x", "no json\n"), ("w", '{"question": "what 0?"}\n')):
+        answered(one, "rw", name=name).write_text(text)
+    found = compared(sides_of([one, other], []))
+    assert found.n == 2 and [score.value for score in found.scores] == [0.5, 1.0]
+    path = one / "predictions_z_final.jsonl"
+    assert f"passed over: {path} has no predictions_z_final.summary.json beside it, so it isn't known what" in str(
+        found.notes
+    )
+    assert sum("passed over" in note and "has no scored answers" in note for note in found.notes) == 3
+    answered(one, "rw", words="why")  # none is left that fits
+    text = refused(one, other, capsys=capsys)
+    assert "different questions: 2 of 2" in text and f"(passed over: {one / 'predictions_w_final.jsonl'} has no" in text
+    assert "has no predictions_z_final.summary.json beside it" in refused(path, other, capsys=capsys)
+    next(one.glob("*held-out*.jsonl")).unlink()
+    assert "has no scored answers" in refused(one, other, capsys=capsys)
+
+
 def test_what_differs_is_said(runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
     """Another limit or instruction isn't other data, and other data is named."""
     one, other = runs("rwrw", "rrrr")
