@@ -14,6 +14,7 @@ from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
+from basic_lite.data.digests import digests_of
 from basic_lite.data.images import picture_key
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
@@ -79,6 +80,7 @@ def evaluate(
         replace(
             interview.prediction(at, question, asked[at], pictures(at), rule),
             trained_on=None if trained is None else trained[at],
+            image_digests=digests_of(pictures(at)),
         )
         for at, question in enumerate(questions)
     ]

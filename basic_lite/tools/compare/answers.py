@@ -125,6 +125,22 @@ def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64
     return [unit[0] for unit in units], np.array(scores, dtype=np.float64)
 
 
+def other_pictures(one: Answers, other: Answers) -> list[str]:
+    """Digests of the questions that both have, with pictures of the same names and other contents."""
+    pairs = [(digest, _pictures(row), _pictures(other.rows.get(digest, {}))) for digest, row in one.rows.items()]
+    return [digest for digest, mine, theirs in pairs if mine and theirs and mine != theirs]
+
+
+def pictures_known(answers: Answers) -> bool:
+    """Whether the contents of all pictures are known; files of earlier versions don't say."""
+    return all(_pictures(row) for row in answers.rows.values() if row.get("images"))
+
+
+def _pictures(row: Mapping[str, Any]) -> list[Any]:
+    found = row.get("image_digests")
+    return found if isinstance(found, list) else []
+
+
 def trained_on(answers: Sequence[Answers]) -> set[str]:
     """Digests of the questions with a picture that one of the runs was trained on."""
     return {digest for one in answers for digest, row in one.rows.items() if row.get("trained_on") is True}

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.printable import quoted
-from basic_lite.tools.compare.answers import EVAL, Answers, candidates
+from basic_lite.tools.compare.answers import EVAL, Answers, candidates, other_pictures
 from basic_lite.training.places import HELD_OUT
 
 
@@ -15,10 +16,10 @@ def in_common(places: Sequence[Path]) -> list[Answers]:
     """For each place the latest of its files that answers the same questions by the same rule as one of every other.
 
     Raises:
-        UserError: there are no such questions, or they were scored by different rules.
+        UserError: there are no such questions, they were scored by different rules, or their pictures differ.
     """
     found = [candidates(place) for place in places]
-    if picked := _picked(found, lambda one, other: _same_questions(one, other) and one.metric == other.metric):
+    if picked := _picked(found, _comparable):
         return picked
     passed = dict.fromkeys(why for files in found for why in files[0].passed)
     also = f" (passed over: {'; '.join(passed)})" if passed else ""
@@ -36,6 +37,10 @@ def _picked(found: Sequence[Sequence[Answers]], fit: Callable[[Answers, Answers]
     return None
 
 
+def _comparable(one: Answers, other: Answers) -> bool:
+    return _same_questions(one, other) and one.metric == other.metric and not other_pictures(one, other)
+
+
 def _same_questions(one: Answers, other: Answers) -> bool:
     return one.rows.keys() == other.rows.keys()
 
@@ -46,8 +51,14 @@ def _why_none(found: Sequence[Sequence[Answers]]) -> str:
     if asked is None:
         others = [files[0] for files in found[1:] if not _same_questions(files[0], found[0][0])]
         return why_other_questions(found[0][0], others[0])
-    one, *rest = asked
-    other = next(other for other in rest if other.metric != one.metric)
+    one, other = next(pair for pair in combinations(asked, 2) if not _comparable(*pair))
+    if changed := other_pictures(one, other):
+        row = one.rows[changed[0]]
+        return (
+            f"{one.path} and {other.path} answer the same questions about other pictures: {len(changed):,} of "
+            f"{len(one.rows):,} have pictures of the same names with other contents, as number {row.get('number')} "
+            f"({quoted(str(row.get('images')), 60)}); evaluate both with the same files"
+        )
     return (
         f"{one.path} was scored by {one.metric}, and {other.path} by {other.metric}: these scores "
         "can't be compared; evaluate both by the same rule"

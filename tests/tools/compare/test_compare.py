@@ -31,10 +31,12 @@ def answered(run: Path, right: str, *, name: str = "held-out", words: str = "wha
     """A run's predictions: one question for each letter of ``right``, r or w."""
     trained, metric = changed.pop("trained_on", ""), changed.pop("metric", "exact")
     added, digest = changed.pop("added", ""), changed.pop("data_sha256", "d")
+    pictures = changed.pop("pictures", "")
     rows = [
         Prediction(
             n + 1, str(n), KINDS[n % 2], [f"{n}.png"], f"{words} {n}?{added}", "red",
             "red" if mark == "r" else "<b>blue", mark == "r", trained_on=str(n) in trained,
+            image_digests=[pictures[n]] if pictures else [],
         )
         for n, mark in enumerate(right)
     ]  # fmt: skip
@@ -215,6 +217,23 @@ def test_what_was_asked_otherwise_is_noted(runs: Callable[..., list[Path]]) -> N
     answered(other, "rrrr", max_new_tokens=64)
     (note,) = compared(sides_of([one, other], [])).notes
     assert note == "they were asked with different max_new_tokens (None, 64), which changes answers"
+
+
+def test_other_pictures_of_the_same_names_are_refused(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, third = runs("rwrw", "rrrr", "rrrr", pictures="abcd")
+    answered(other, "rrrr", pictures="abce", data_sha256="e")
+    text = refused(third, one, other, capsys=capsys)
+    assert "the same questions about other pictures: 1 of 4 have pictures of the same names" in text
+    assert "as number 4 (\"['3.png']\"); evaluate both with the same files" in text
+    answered(other, "rrrr", pictures="abcd", data_sha256="e")  # the files lie elsewhere, and are the same
+    assert compared(sides_of([third, one, other], [])).notes == []
+    answered(one, "rwrw", name="a", pictures="xyzv")  # of several files that one is taken which fits
+    assert compared(sides_of([one, other], [])).notes == []
+    answered(other, "rrrr", data_sha256="e")  # an older version didn't write it down
+    (note,) = compared(sides_of([third, other], [])).notes
+    assert note == "the questions are the same word for word; their pictures' files lie elsewhere or are newer"
 
 
 def test_one_place_on_an_axis_is_in_its_middle(runs: Callable[..., list[Path]]) -> None:
