@@ -18,7 +18,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
@@ -89,6 +89,8 @@ def check(
     sources = [data.train, *([data.held] if data.held is not None else [])]
     reports = [read(data, records, say) for records in sources]
     report = reports[0]
+    # Before the pictures, which take longer: a model that doesn't load, or has no memory, is told at once.
+    blind = [] if model is None else [without_picture(data, report, model, say)]
     pictures, texts = Pictures(), Texts(_special(data.frontend))
     met = []
     for source, (records, one) in enumerate(zip(sources, reports, strict=True)):
@@ -97,8 +99,7 @@ def check(
             met.append(survey(records, one.kept.tolist(), pictures, about, source, one.pictures, count))
     sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
-    if model is not None:
-        found.insert(0, without_picture(data, report, model, say))
+    found = [*blind, *found]
     unread = len(pictures.problems)
     broken = f", less those of {unread:,} unreadable picture{'s' * (unread > 1)}" if unread else ""
     facts = [
@@ -224,7 +225,8 @@ def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Fin
     """What a language model makes of the answers without the pictures."""
     from basic_lite.tools.check.blind import blind  # loads a model's code, for this option alone
 
-    seen = blind(data.train, report.kept[report.n_images > 0].tolist(), model)
+    with enough_memory("name a smaller model with --model, or leave the option out", f"with {model}"):
+        seen = blind(data.train, report.kept[report.n_images > 0].tolist(), model)
     if not seen.answers:
         raise UserError("--model: no record has a picture, a question and an answer; leave the option out")
     say(f"{model} read {seen.answers} answers without their pictures, on {seen.on}")

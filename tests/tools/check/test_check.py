@@ -171,6 +171,21 @@ def test_a_language_model_that_knows_the_answers(made: Callable[..., Path], monk
     assert found.count == "50%" and "0.50 nats" in found.text and found.kind == "look" and len(found.examples) == 10
 
 
+def test_a_language_model_too_large_is_said_before_the_pictures(
+    made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(blind, "blind", full)
+    monkeypatch.setattr("basic_lite.tools.check.command.survey", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(made()), "--recipe", DEMO, "--model", "some/llm"])
+    text = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and "Traceback" not in text
+    assert "error: out of memory with some/llm; name a smaller model with --model, or leave the option out" in text
+
+
 def test_what_is_refused(made: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = made()
     (tmp_path / "mine.html").write_text("my page")
