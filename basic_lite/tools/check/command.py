@@ -100,10 +100,10 @@ def check(
     sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     found = [*blind, *found]
-    unread = len(pictures.problems)
-    broken = f", less those of {unread:,} unreadable picture{'s' * (unread > 1)}" if unread else ""
+    unread, left = len(pictures.problems), len(report.kept) - len(broken_of(report, pictures))
+    of_them = f", {unread:,} of them unreadable" if unread else ""
     facts = [
-        f"{len(report.kept):,} of {report.total:,} records can be used{broken}; {len(pictures.places):,} pictures",
+        f"{left:,} of {report.total:,} records can be used; {len(pictures.places):,} pictures{of_them}",
         f"looked at as the recipe {data.recipe.name} would train on it",
     ]
     say(facts[0])

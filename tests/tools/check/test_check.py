@@ -85,6 +85,18 @@ def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None
     assert "small.jpg" in page.text and "asked 8 times" in page.text and "<script" not in text
 
 
+@pytest.mark.parametrize("broken", [0, 1, 20])
+def test_the_records_that_are_left_are_counted(
+    made: Callable[..., Path], capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    path = made(one("0.png", "x ?", "y"))  # two records have this picture
+    for n in range(broken):
+        (path.parent / f"{n}.png").write_bytes(b"no picture")
+    check(path, base=DEMO, console=Console())
+    left, unread = 21 - (broken + 1 if broken else 0), f", {broken} of them unreadable" if broken else ""
+    assert f"\n{left} of 21 records can be used; 20 pictures{unread}\n" in capsys.readouterr().out
+
+
 def test_the_terminal_names_the_records(
     made: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
