@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from basic_lite.data.check import DataReport
 from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
 from basic_lite.recipe.schema import DataSection
+from basic_lite.tools.check.languages import MISSING, UNSURE, languages_of
 from basic_lite.tools.check.survey import Pictures
 from basic_lite.tools.check.texts import COMMON, Texts
 
@@ -17,6 +18,8 @@ from basic_lite.tools.check.texts import COMMON, Texts
 MOST_EXAMPLES = 12
 # From this share on that the commonest answer to a question is right, the picture is hardly needed.
 _MUCH = 0.5
+# Languages that are named, beside the others together.
+_MOST_LANGUAGES = 5
 # Pictures that lose so much of their length, and the share of them from which it is a finding.
 _SHRUNK, _MANY = 4.0, 0.2
 # Share of a padded picture that is padding.
@@ -150,9 +153,29 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
     scripts = ", ".join(f"{name} {_of(count, total)}" for name, count in texts.scripts.most_common(5))
     yield Finding(
         "fact", "scripts", str(len(texts.scripts)),
-        f"the answers' letters: {scripts}; languages of one script aren't told apart, and a model must know them all",
+        f"the answers' letters: {scripts}; a model must know them all",
         examples=[Example(name, (place, 0)) for name, place in list(texts.examples.items())[:MOST_EXAMPLES]],
     )  # fmt: skip
+    yield _languages(texts)
+
+
+def _languages(texts: Texts) -> Finding:
+    """The languages of a sample of answers, and of questions."""
+    parts, known = [], set()
+    for name, sample in (("answers", texts.said), ("questions", texts.asked)):
+        found = languages_of(sample.texts)
+        if found is None:
+            return Finding("fact", "languages", "?", "not looked at", MISSING)
+        known |= found.keys() - {UNSURE}
+        unsure = found.pop(UNSURE, 0)
+        shown = found.most_common(_MOST_LANGUAGES)
+        rest = found.total() - sum(count for _, count in shown)
+        named = [*shown, *[("others", rest)] * bool(rest), *[(UNSURE, unsure)] * bool(unsure)]
+        shares = ", ".join(f"{language} {count / len(sample.texts):.1%}" for language, count in named)
+        of = f" (of {len(sample.texts):,} of {sample.met:,})" if sample.met > len(sample.texts) else ""
+        parts.append(f"{name}{of}: {shares or 'no letters'}")
+    text = "; ".join(parts) + ("; of a word or three it can't be told" if UNSURE in "".join(parts) else "")
+    return Finding("fact", "languages", str(len(known)), text)
 
 
 def _tokens(texts: Texts) -> str:
