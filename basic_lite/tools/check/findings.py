@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from basic_lite.data.check import DataReport
 from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
 from basic_lite.recipe.schema import DataSection
-from basic_lite.tools.check.languages import MISSING, UNSURE, languages_of
+from basic_lite.tools.check.languages import UNSURE, languages_of
 from basic_lite.tools.check.survey import Pictures
 from basic_lite.tools.check.texts import COMMON, Texts
 
@@ -164,8 +164,8 @@ def _languages(texts: Texts) -> Finding:
     parts, known = [], set()
     for name, sample in (("answers", texts.said), ("questions", texts.asked)):
         found = languages_of(sample.texts)
-        if found is None:
-            return Finding("fact", "languages", "?", "not looked at", MISSING)
+        if isinstance(found, str):
+            return Finding("fact", "languages", "?", "not looked at", found)
         known |= found.keys() - {UNSURE}
         unsure = found.pop(UNSURE, 0)
         shown = found.most_common(_MOST_LANGUAGES)

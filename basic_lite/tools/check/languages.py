@@ -57,11 +57,11 @@ class Sampled:
             self.texts[place] = text
 
 
-def languages_of(texts: Sequence[str]) -> Counter[str] | None:
-    """How many texts are of each language, and of how many it can't be told; None: py3langid isn't installed."""
+def languages_of(texts: Sequence[str]) -> Counter[str] | str:
+    """How many texts are of each language, and of how many that can't be told; a text: what to do first."""
     model = _model()
-    if model is None:
-        return None
+    if isinstance(model, str):
+        return model
     found: Counter[str] = Counter()
     for text in texts:
         code, sure = model.classify(text)
@@ -71,8 +71,13 @@ def languages_of(texts: Sequence[str]) -> Counter[str] | None:
 
 @cache
 def _model() -> Any:
+    """py3langid's model; a text: what to do so that there is one."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        # It is unpacked into a temporary file without a name.
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     except ImportError:
-        return None
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        return MISSING
+    except OSError as error:
+        return f"py3langid can't unpack its model ({error.strerror or error}); make room for temporary files (TMPDIR)"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,13 @@ def test_without_the_package_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(languages, "_model", languages._model.__wrapped__)  # it isn't kept
     found = _languages(Texts())
     assert (found.text, found.mend) == ("not looked at", MISSING) and "basic-lite[languages]" in MISSING
+
+
+def test_no_room_for_the_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(languages, "_model", languages._model.__wrapped__)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    found = _languages(Texts())
+    assert found.text == "not looked at" and "can't unpack its model (No such file" in found.mend
 
 
 def test_the_sample_is_even() -> None:
