@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from basic_lite import __version__, cli
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted, NoMemory, UserError
 from basic_lite.tools.report.page import write_report
 
 GOOD = "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
@@ -310,6 +310,21 @@ def test_a_training_that_is_stopped_at_once_says_what_is_left(
     for name in ("manifest.json", "training_state.safetensors"):
         (tmp_path / "one" / "checkpoint-3" / name).write_text("{}")
     assert "checkpoint-3; continue with: basic-lite train " in run("train", *where)[2]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_too_little_memory_is_no_traceback(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    """Where no command knows better; also where a checkpoint couldn't be read for it."""
+    error: Exception = RuntimeError("CUDA out of memory")
+    if wrapped:
+        error, error.__cause__ = UserError("it can't be read"), error
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(error))
+    code, _, err = run("demo")
+    assert code == 2 and err.startswith("error: out of memory; close other programs that use it, or give --device cpu")
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(NoMemory("out of memory; lower --batch")))
+    assert run("demo")[2] == "error: out of memory; lower --batch\n"
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

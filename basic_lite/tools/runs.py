@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.cells import cell_len
 from rich.console import Console
 
 from basic_lite.errors import UserError
@@ -34,6 +35,7 @@ from basic_lite.training.places import (
     checkpoints_of,
     is_finished,
     is_run,
+    later,
     newest_first,
     read_json,
 )
@@ -60,10 +62,15 @@ class RunRow:
     best: str = ""  # the best step, if it is kept
 
     @property
-    def score(self) -> str:
-        """All of them in a line."""
+    def scores(self) -> tuple[str, ...]:
+        """All of them in words."""
         matches = (f"exact match {one}" for one in self.matches)
-        return "; ".join(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+        return tuple(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+
+    @property
+    def score(self) -> str:
+        """The same in a line."""
+        return "; ".join(self.scores)
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -74,10 +81,7 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
     """
     console = console or Console(highlight=False)
     rows = [row_of(run) for run in runs_in(folder)]
-    # On a narrow terminal a block for each run; elsewhere a line, whatever its length.
-    lines = _as_table(rows)
-    if console.is_terminal and max(map(len, lines), default=0) > console.width:
-        lines = [line for row in rows for line in _as_block(row, console.width)]
+    lines = _lines(rows, console.width if console.is_terminal else None)
     for line in lines if rows else [f"no runs in {folder}"]:
         console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
     return rows
@@ -214,7 +218,9 @@ def _held_out(run: Path, log: list[dict[str, Any]]) -> str:
 
 def _summaries(run: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of its evaluations, the latest at the end."""
-    return [summary for _, summary in sorted(summaries_of(run, log), key=lambda one: one[0].stat().st_mtime)]
+    return [
+        summary for _, summary in sorted(summaries_of(run, log), key=lambda one: later(one[0], one[1].get("settings")))
+    ]
 
 
 def _matches(every: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> Iterator[str]:
@@ -317,26 +323,44 @@ def _match(summary: dict[str, Any], named: str) -> list[str]:
     return [f"{_with_interval(Share(round(match * count), count))} of {count} {UNKNOWN}{named}"]
 
 
-HEAD = ("run", "state", "changed", "size", "score", "started from")
+HEAD = ("run", "state", "changed", "size", "started from", "scores")
+# A terminal's column of scores isn't narrower than this, unless each of them fits.
+_SCORE_WIDTH = 40
 
 
-def _cells(row: RunRow) -> list[str]:
-    return [str(row.path), row.state, row.changed, row.size, row.score or "-", row.started_from or "-"]
+def _lines(rows: Sequence[RunRow], width: int | None) -> list[str]:
+    """A table, the scores at its end so that long ones pad nothing; on a terminal with too little room, blocks.
+
+    Args:
+        width: of the terminal; None: there is none, and each run has one line, whatever its length.
+    """
+    cells = [HEAD[:-1], *((str(row.path), row.state, row.changed, row.size, row.started_from or "-") for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    starts = [
+        "".join(cell + " " * (size - cell_len(cell) + 2) for cell, size in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    scores = [HEAD[-1:], *(row.scores or ("-",) for row in rows)]
+    if width is None:
+        return [start + "; ".join(each) for start, each in zip(starts, scores, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    if width - indent < min(_SCORE_WIDTH, max(cell_len(one) for each in scores for one in each)):
+        return [line for row in rows for line in _block(row, width)]
+    beside = [[line for one in each for line in _wrapped(one, width - indent)] for each in scores]
+    return [line for start, each in zip(starts, beside, strict=True) for line in _hanging(start, each)]
 
 
-def _as_table(rows: Sequence[RunRow]) -> list[str]:
-    """A line for the head and for each row, columns under one another."""
-    table = [list(HEAD), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+def _hanging(start: str, lines: Sequence[str]) -> list[str]:
+    return [start + lines[0], *(" " * cell_len(start) + line for line in lines[1:])]
 
 
-def _as_block(row: RunRow, width: int) -> list[str]:
-    facts = [row.state, f"{row.size}, {row.changed}", row.score]
-    facts.append(row.started_from and f"from {row.started_from}")
-    lines = [line for fact in facts if fact for line in _wrapped(fact, width - 2)]
+def _block(row: RunRow, width: int) -> list[str]:
+    facts = [row.state, f"{row.size}, {row.changed}", *row.scores]
+    facts += [f"from {row.started_from}"] * bool(row.started_from)
+    lines = [line for fact in facts for line in _wrapped(fact, width - 2)]
     return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
+    """Lines of a terminal; what is below the first one stands in by two."""
+    return textwrap.wrap(text, max(width, 10), subsequent_indent="  ", break_on_hyphens=False)

@@ -140,6 +140,19 @@ def json_lines(path: Path, *, after: int = 0) -> Iterator[Any]:
                     yield None
 
 
+def later(path: Path, settings: Any) -> tuple[int, list[tuple[int, str]], str]:
+    """By what files of an evaluation are put in order: the step of the weights, then the name, with 10 after 2.
+
+    Copying a folder changes neither. ``eval`` gives a further file of the same data the next number.
+
+    Args:
+        settings: that the summary has; of a file that somebody changed, anything.
+    """
+    step = settings.get("step") if isinstance(settings, dict) else None
+    parts = [(int(part), "") if part.isdecimal() else (0, part) for part in re.findall("[0-9]+|[^0-9]+", path.name)]
+    return step if type(step) is int else 0, parts, path.name
+
+
 def remains_of(folder: Path) -> list[Path]:
     """What a start has left that saved nothing, and what a kill has cut off; no bundle."""
     written = ("checkpoint-*", FINAL, BEST, LOG, PARTS, DATA)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from basic_lite.data.digests import picture_digest
+from basic_lite.data.images import ImageRef
 from basic_lite.errors import UserError
+from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.samples import choose_samples
@@ -62,6 +65,21 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
         row_of(split).score
         == f"held-out loss {loss:.3f}; exact match 0.0% [0%, 56%] of 3 not recognised as trained on (data.json)"
     )
+
+
+def test_predictions_tell_a_picture_from_another_of_its_name(split: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("same", "other"):
+        shutil.copytree(split.parent.parent / "images", tmp_path / name)
+        if name == "other":
+            write_image(tmp_path / name / "1.png", seed=99)
+        found.append(tmp_path / f"{name}.jsonl")
+        how = {"image_dir": tmp_path / name, "limit": 3, "max_new_tokens": 1, "controls": 0}
+        evaluate_run(split, split.parent.parent / "data.json", out=found[-1], console=quiet(), device="cpu", **how)
+    first = json.loads(found[0].read_text().splitlines()[0])
+    assert first["image_digests"] == [picture_digest(ImageRef(first["images"][0], str(tmp_path / "same"))).hex()]
+    with pytest.raises(UserError, match=r"other pictures: 1 of 3 have .* as number 2 \(.*1\.png"):
+        compared(sides_of(found, []))
 
 
 def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:

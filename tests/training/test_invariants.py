@@ -87,13 +87,15 @@ def test_wherever_it_is_resumed(folder: Path, step: int) -> None:
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
 
 
-def test_however_its_records_are_cut_into_files(folder: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_however_its_records_are_cut_into_files(folder: Path, order: int) -> None:
+    """And in whatever order the files are named."""
     records = json.loads((folder / "data.json").read_text())
     parts = {"a.json": records[:5], "b.jsonl": records[5:]}
     (folder / "a.json").write_text(json.dumps(parts["a.json"]))
     (folder / "b.jsonl").write_text("\n".join(map(json.dumps, parts["b.jsonl"])))
-    sources = [{"path": str(folder / name), "image_dir": str(folder / "images")} for name in parts]
-    other = run(folder, {**BASE, **DROPOUT, "name": "cut", "data.train": sources})
+    sources = [{"path": str(folder / name), "image_dir": str(folder / "images")} for name in parts][::order]
+    other = run(folder, {**BASE, **DROPOUT, "name": f"cut{order}", "data.train": sources})
     assert_same_terms(folder / "runs" / "dropout", other, rel=0)
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
 

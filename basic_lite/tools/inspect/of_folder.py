@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from basic_lite.console import Say
-from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.checks import require_rows_for_tokens, require_sizes
 from basic_lite.model.families import family_of
 from basic_lite.model.families.family import Family
@@ -21,7 +21,7 @@ from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.tools.written import read_processor
 
 KEY = "MODEL"
-TOO_LITTLE = "out of memory; take --quantization nf4, --dtype bfloat16, or --device cpu"
+MEND = "take --quantization nf4, --dtype bfloat16, or --device cpu"
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,8 @@ def open_model(name: str, family: Family, device: torch.device, dtype: str, quan
     options: dict[str, Any] = {"dtype": chosen, "device_map": {"": device}, "use_safetensors": True}
     if quantization != "none":
         options["quantization_config"] = quantization_config(mode, chosen, device, skip)
-    try:
+    with enough_memory(MEND, f"in loading {name}"):
         model = read_checkpoint(AutoModelForImageTextToText, name, KEY, **options)
-    except UserError as error:
-        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
-            raise UserError(f"{name}: {TOO_LITTLE}") from error
-        raise
     model.requires_grad_(False).eval()
     _require_whole_ends(model, family)
     parts = family.parts(model)

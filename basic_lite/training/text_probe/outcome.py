@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.intervals import difference
-from basic_lite.resampling import Interval, draws_of, middle
+from basic_lite.intervals import difference, ratio_interval
+from basic_lite.resampling import Interval
 
 # The key of its line in a run's log.
 KEY = "text_probe"
@@ -221,9 +221,7 @@ def _bits_per_byte(before: NDArray[np.float64], after: NDArray[np.float64], byte
     """All bits over all bytes, as lm-evaluation-harness has ``bits_per_byte``; a draw has its own bytes."""
     total = bytes_of.sum()
     ends = float(before.sum() / total), float(after.sum() / total)
-    draws = draws_of(np.ones(len(bytes_of), np.int64))  # [draws, texts]
-    differences = (draws @ (after - before)) / (draws @ bytes_of)
-    return Change(len(bytes_of), *ends, Interval(float((after - before).sum() / total), *middle(differences)))
+    return Change(len(bytes_of), *ends, ratio_interval(after - before, bytes_of))
 
 
 def _moved(change: Change, up: str, down: str) -> str:
