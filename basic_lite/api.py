@@ -37,7 +37,7 @@ from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.evaluate import evaluate, made_with
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, chat_format
+from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, chat_format, enough_for
 from basic_lite.training.trained_on import compare, record_of
 
 Pictures = Picture | Sequence[Picture] | None
@@ -226,7 +226,7 @@ class TrainedModel(Model):
             progress: called with the number of answers that were just made; None: a bar on a terminal.
 
         Raises:
-            UserError: a record has no question, or a picture can't be read.
+            UserError: a record has no question, a picture can't be read, or memory runs out.
         """
         for name, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}.items():
             if value is not None or name == "batch_size":
@@ -256,7 +256,8 @@ class TrainedModel(Model):
         )
         again = asked_again(asked.questions, controls, chat)
         total = len(found) + again.answers
-        with counting(shown, "answering", total) as count:
+        enough = enough_for(batch_size, "batch_size", 'lower max_new_tokens, or open the run with device="cpu"')
+        with enough, counting(shown, "answering", total) as count:
             result = evaluate(
                 self._run.loaded,
                 self.recipe,

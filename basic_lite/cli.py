@@ -32,7 +32,7 @@ from basic_lite.commands.runs import clean, report, runs
 from basic_lite.commands.text_probe import text_probe
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
-from basic_lite.errors import StoppedElsewhere, UserError
+from basic_lite.errors import StoppedElsewhere, UserError, enough_memory
 from basic_lite.printable import message
 from basic_lite.signals import STOPPING
 from basic_lite.version import __version__
@@ -110,7 +110,8 @@ def _status(arguments: list[str]) -> int:
     if os.environ.get("BASIC_LITE_DEBUG", "") not in ("", "0"):
         return _run(arguments)
     try:
-        return _run(arguments)
+        with enough_memory("close other programs that use it, or give --device cpu where the command has it"):
+            return _run(arguments)
     except UserError as error:
         if not isinstance(error, StoppedElsewhere):
             note(f"error: {error}")

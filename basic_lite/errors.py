@@ -1,5 +1,7 @@
 """The exceptions that are meant for the user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from basic_lite.printable import message
@@ -45,6 +47,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+class NoMemory(UserError):
+    """Memory ran out, and the text says which option mends it."""
+
+
+@contextmanager
+def enough_memory(mend: str, when: str = "") -> Iterator[None]:
+    """Around work that may run out of memory: whoever does is told what mends it.
+
+    Args:
+        mend: which option, as in "lower --batch".
+        when: what was done, as in "with 16 questions at once".
+
+    Raises:
+        NoMemory: memory ran out, also where a checkpoint was read and that is told as an error of its own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, UserError) as error:
+        found = error.__cause__ if isinstance(error, UserError) else error
+        if isinstance(error, NoMemory) or found is None or not is_out_of_memory(found):
+            raise
+        raise NoMemory(" ".join(filter(None, ["out of memory", when])) + f"; {mend}") from error
 
 
 class Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""95 % intervals of scores: one method for each kind of number, for `eval`, `compare`, reports and lists of runs alike.
+"""All 95 % intervals: one method for each kind of number, wherever it is shown. What they draw with is `resampling.py`.
 
 - A share of right answers, and what follows from one (F1): **Wilson's** score interval, which Brown, Cai and DasGupta
   (2001, Statistical Science 16) recommend for few answers and for shares near 0 and 1.
@@ -7,6 +7,8 @@
   end of the scale. Without these two a draw could only hold what was seen: where all questions agree, the interval
   would have no width. For right and wrong on the same questions they are the pseudo-counts of Bonett and Price (2012),
   one of the methods that Fagerland, Lydersen and Laake (2014, Statistics in Medicine 33) recommend.
+- The gain of the refinement curve, and the text probe's bits a byte: a **bootstrap** over samples or texts, as these
+  values have no ends to add. Of fewer than 16 samples the gain has none.
 
 How often an interval of 95 % holds the true value (exact for shares, F1 and differences, else 1,500 draws):
 
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.resampling import RESAMPLES, SEED, Interval, middle
+from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval, draws_of, middle
 
 # The 97.5 % point of the normal distribution.
 _Z = 1.959964
@@ -114,6 +116,49 @@ def difference_of_chosen(looks: NDArray[Any], chosen: int, base: int) -> Interva
     value = float(looks[chosen].mean() - looks[base].mean())
     low, high = (float((centre[chosen] + way * half).round(12)) for way in (-1, 1))
     return Interval(value, min(low, value), max(high, value))
+
+
+def ratio_interval(values: NDArray[np.float64], sizes: NDArray[np.float64]) -> Interval:
+    """Sum of ``values`` over the sum of ``sizes``; a draw has its own of both.
+
+    Args:
+        values, sizes: [n], of the same texts.
+    """
+    draws = draws_of(np.ones(len(sizes), np.int64))  # [draws, n]
+    return Interval(float(values.sum() / sizes.sum()), *middle((draws @ values) / (draws @ sizes)))
+
+
+def refinement_gains(matches: NDArray[np.float64]) -> list[Interval]:
+    """Of the refinement curve score(place) − score(v), for each place after v; none for too few samples.
+
+    Score: own share (mean of the diagonal) minus control (mean over pairs of two samples). In a draw with counts c,
+    sample i counts c_i times and the pair i ≠ j c_i c_j times. A sample is never its own control.
+
+    Args:
+        matches: [P, n, n]; at each place, v first, the share of sample i's patches whose nearest word is in text j.
+    """
+    count = matches.shape[1]
+    if count < LEAST_SAMPLES:
+        return []
+    draws = draws_of(np.ones(count, np.int64))
+    pairs = count**2 - np.square(draws).sum(axis=1)
+    draws, pairs = draws[pairs > 0].astype(np.float64), pairs[pairs > 0]  # without pairs there is no control
+    return [_gain(place - matches[0], draws, pairs) for place in matches[1:]]
+
+
+def _gain(change: NDArray[np.float64], draws: NDArray[np.float64], pairs: NDArray[np.int64]) -> Interval:
+    """The gain of one place.
+
+    Args:
+        change: [n, n], the place's matches minus v's.
+        draws: [R, n], how often each draw has each sample.
+        pairs: [R], ordered pairs of two different samples in each draw.
+    """
+    count = len(change)
+    own = np.diagonal(change)
+    others = change - np.diag(own)
+    gains = draws @ own / count - ((draws @ others) * draws).sum(axis=1) / pairs
+    return Interval(float(own.mean() - others.sum() / (count * (count - 1))), *middle(gains))
 
 
 def _drawn(scores: NDArray[Any], base: NDArray[Any]) -> Interval:

@@ -5,12 +5,15 @@ Every file that a person or a stranger may have made is opened here: data, recip
 
 import errno
 import json
+import math
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+# What reading raises where a person has changed what a program wrote.
+CHANGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 TOO_DEEP, TOO_LONG_A_NUMBER = "values are nested too deeply", "a number has too many digits"
 
 
@@ -22,6 +25,16 @@ def place_in(root: Path, text: str) -> Path:
 def at_home(path: str | os.PathLike[str]) -> Path:
     """A path with `~` at its start as the home folder."""
     return Path(os.path.expanduser(path))
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a number that arithmetic can be done with."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def open_file(path: Path) -> BufferedReader:

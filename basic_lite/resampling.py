@@ -1,4 +1,4 @@
-"""Intervals by resampling: the samples at hand are drawn or weighed anew, many times. No torch is needed here.
+"""What intervals have in common: their type, and the random draws of the samples at hand. No torch is needed here.
 
 Each draw gives a score, or a difference of two, and the interval holds the middle 95 % of them. The draws have a
 generator of their own with a fixed seed.

@@ -24,7 +24,7 @@ from basic_lite.rehearsal.advice import memory_advice
 from basic_lite.rehearsal.choice import plan_of_run
 from basic_lite.rehearsal.outlook import outlook
 from basic_lite.supervision.supervision import kernels_refused
-from basic_lite.training.assembly import doubts, load_for_training, preflight, supervise, uses_autocast
+from basic_lite.training.assembly import doubts, load_for_training, preflight, software_of, supervise, uses_autocast
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
@@ -139,7 +139,7 @@ def train(
         # Nothing is left to refuse: the folder becomes this run's, and what it replaces goes.
         with processes.together(), saving(folder.path, "Make room, or change output"):
             if processes.is_main:
-                _say_each(folder.begin(recipe, table, data.summary(), trained), say)
+                _say_each(folder.begin(recipe, table, data.summary(), trained, software_of(device)), say)
         return RunResult(folder.path, folder.final, loop.schedule.steps, loop.train())
 
 

@@ -13,9 +13,9 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from basic_lite.intervals import refinement_gains
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.calibration import target_by_gains
-from basic_lite.supervision.interval import score_gains
 
 TRIALS, LAYERS, PATCHES = 300, 30, 36
 MEASURED = SupervisionSection(preset="measured")
@@ -31,12 +31,12 @@ def made_look(rng: np.random.Generator, samples: int, layers: int) -> Matches:
 
 def opens(look: Matches) -> bool:
     """Whether the gate opens on the matches of v, at place 0, and of v̂, at the last one."""
-    return score_gains(look[[0, -1]])[-1].verdict(look.shape[1]) == "holds"
+    return refinement_gains(look[[0, -1]])[-1].verdict(look.shape[1]) == "holds"
 
 
 def with_target(look: Matches, choosing: slice, deciding: slice) -> Matches:
     """v and v̂ of the samples that decide. The choice is the gate's; v̂'s matches are those of its layers, weighted."""
-    gains = [gain.value for gain in score_gains(look[:, choosing, choosing])]
+    gains = [gain.value for gain in refinement_gains(look[:, choosing, choosing])]
     weights = target_by_gains(MEASURED, gains, None).layer_weights
     tested = look[:, deciding, deciding]
     return np.stack([tested[0], np.tensordot(weights, tested[1 : 1 + len(weights)], axes=1)])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from basic_lite import __version__, cli
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted, NoMemory, UserError
 from basic_lite.tools.report.page import write_report
 
 GOOD = "name: run\nstage: 2\nmodel: {vision: v, llm: l}\nlora: {enabled: true}\ndata: {train: {path: d.json}}\n"
@@ -318,6 +318,21 @@ def test_a_place_without_rights_is_one_error(
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(PermissionError(13, "Permission denied", "a/b")))
     status, _, err = run("demo")
     assert status == 2 and err.startswith("error: a/b can't be read or written here; allow it")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_too_little_memory_is_no_traceback(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    """Where no command knows better; also where a checkpoint couldn't be read for it."""
+    error: Exception = RuntimeError("CUDA out of memory")
+    if wrapped:
+        error, error.__cause__ = UserError("it can't be read"), error
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(error))
+    code, _, err = run("demo")
+    assert code == 2 and err.startswith("error: out of memory; close other programs that use it, or give --device cpu")
+    stand_in(monkeypatch, "basic_lite.demo.run", "demo", raising(NoMemory("out of memory; lower --batch")))
+    assert run("demo")[2] == "error: out of memory; lower --batch\n"
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,10 +33,9 @@ from basic_lite.tools.inspect.command import inspect
 from basic_lite.tools.predictions import Prediction, free_place, write_predictions
 from basic_lite.training.answer_file import answers_kept, part_of
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
-from basic_lite.training.checkpoint import read_progress, restore_training_state
 from basic_lite.training.files import sha256
-from basic_lite.training.processes import ALONE
 from tests.support import benchmarks
+from tests.support.checkpoints import Restoring
 from tests.support.fuzzing import ANY, EDIT, ODD, PARTS, UNFIT, edited, json_bytes, require_good, tried
 from tests.support.maps import drawn_maps
 from tests.support.models import write_llava
@@ -47,6 +46,23 @@ BENCHMARKS, WORDS, SEQUENCES, MODELS, COMPARED, RUNS, CHECKED, CHECKPOINTS, ANSW
     200, 100, 60, 60, 40, 50, 30, 60, 40, 50,
 )  # fmt: skip
 parts = pytest.mark.parametrize("part", PARTS)
+
+
+SHARE = {"n": 4, "right": 2, "share": 0.5, "interval_95": [0.15, 0.85]}
+GAIN = [0.1, 0.05, 0.15]
+# What a run of two steps without held-out data doesn't log.
+LOGGED = [
+    {"step": 2, "refinement": {"places": ["v", "h1", "target"], "own": [0.1, 0.2, 0.3], "control": [0.1, 0.1, 0.1],
+                               "samples": 16, "patches": 64, "gains": [GAIN, GAIN], "health": None}},
+    {"step": 2, "gate": {"open": True, "verdict": "holds", "gain": GAIN, "samples": 16, "plan": None}},
+    {"step": 2, "answers": [{"picture": "0.png", "question": "q", "answer": "a", "reference": "a", "number": 1}]},
+    {"step": 2, "eval_loss": 2.0, "eval_score": 0.5, "generated": {
+        "metric": "exact", "score": SHARE, "scores": [1.0, 0.0, 1.0, 0.0],
+        "controls": {"questions": 4, "of": 4, "own_picture": SHARE, "other_picture": SHARE,
+                     "gain_over_other_picture": {"value": 0.0, "low": -0.1, "high": 0.1}}}},
+    {"step": 2, "time": {"step_s": 1.0, "parts_s": {"tower": 0.25, "backward": 0.75}}},
+    {"step": 2, "time": {"whole_s": 4.0, "saving_s": 1.0}},
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +236,8 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     """A folder whose files were changed is listed, reported and cleaned."""
     folder = tmp_path / "runs" / "a"
     shutil.copytree(made / "runs" / "a", folder)
-    log = (folder / "log.jsonl").read_bytes().splitlines()
+    log = [*(folder / "log.jsonl").read_bytes().splitlines(), *map(json_bytes, LOGGED)]
+    (folder / "log.jsonl").write_bytes(b"\n".join([*log, b""]))
     shutil.copytree(folder / "final", folder / "best")
     manifest = json.loads((folder / "final" / "manifest.json").read_text())
     best = manifest | {"best": {"by": "loss", "value": 0.5}}
@@ -234,6 +251,7 @@ def test_run_folders(part: int, tmp_path: Path, made: Path) -> None:
     (folder / "text_probe_final.json").write_text(json.dumps(probed))
     command("report", str(folder))
     page = (folder / "report.html").read_text()
+    assert "damaged and left out" not in page and "BASIC's premise" in page and "Held-out score" in page
     assert "What the visual tokens say" in page and "Best step" in page and "own ability with text" in page
     names = ["data.json", "parts.json", "final/manifest.json", "final/recipe.json", "maps.json", "best/manifest.json",
              "text_probe_final.json"]  # fmt: skip
@@ -290,13 +308,15 @@ def test_data_that_is_checked(part: int, tmp_path: Path, monkeypatch: pytest.Mon
 
 @parts
 def test_checkpoints(part: int, tmp_path: Path, made: Path) -> None:
-    """Training states of others with the right hashes: refused as a whole, or restored."""
+    """Training states of others with the right hashes: refused as a whole, or a step follows at the recipe's rates."""
     checkpoint = sorted((made / "runs" / "a").glob("checkpoint-*"))[-1]
     folder = Path(shutil.copytree(checkpoint, tmp_path / checkpoint.name))
     manifest = json.loads((folder / "manifest.json").read_text())
     names = ["training.json", "optimizer.safetensors", "generators.safetensors"]
     wholes = {name: (folder / name).read_bytes() for name in names}
     state = json.loads(wholes["training.json"])
+    restoring = Restoring(made, {"training.max_steps": 2})
+    rates = restoring(folder).rates()
 
     def act(given: tuple[str, Any, bool, tuple[int, int, bytes]]) -> None:
         name, value, cut, edit = given
@@ -306,13 +326,13 @@ def test_checkpoints(part: int, tmp_path: Path, made: Path) -> None:
         (folder / name).write_bytes(changed_bytes if cut or name != "training.json" else json_bytes(value))
         manifest["files"][name] = {"sha256": sha256(folder / name), "bytes": 0}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        bundle = open_bundle(folder)
-        require_checkpoint(bundle)
-        read_progress(bundle)
-        weights = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(weights.parameters())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        restore_training_state(bundle, optimizer, scheduler, torch.device("cpu"), ALONE)
+        require_checkpoint(open_bundle(folder))
+        step = restoring(folder)
+        assert step.rates() == rates
+        for parameter in step.trainable:
+            parameter.grad = torch.ones_like(parameter)
+        step.update()
+        assert all(bool(torch.isfinite(parameter).all()) for parameter in step.trainable)
 
     forms = st.tuples(st.sampled_from(["training.json", *names]), odd_forms(state), st.booleans(), EDIT)
     tried(forms, CHECKPOINTS, act, tmp_path, part, [str(folder)])

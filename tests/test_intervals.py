@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from basic_lite.intervals import difference, f1_interval, mean_interval, wilson
+from basic_lite import intervals
+from basic_lite.intervals import difference, f1_interval, mean_interval, refinement_gains, wilson
+from basic_lite.resampling import LEAST_SAMPLES, RESAMPLES, SEED, Interval
 
 PARTIAL = np.array([0, 0.3, 0.6, 0.9, 1])
 # How likely each of these scores is: in the middle, high, and near the border.
@@ -150,3 +152,90 @@ def test_runs_that_differ_widen_it() -> None:
     alike, apart = mean_interval(one), mean_interval(other)
     assert alike.high - alike.low < 0.1
     assert apart.low == pytest.approx(0.22, abs=0.03) and apart.high == pytest.approx(0.78, abs=0.03)
+
+
+def score_of(matches: NDArray[np.float64], drawn: list[int]) -> float | None:
+    """Own share minus control of the samples that were drawn, one pair at a time; None without a pair."""
+    own = [matches[i, i] for i in drawn]
+    others = [matches[i, j] for i in drawn for j in drawn if i != j]
+    return sum(own) / len(own) - sum(others) / len(others) if others else None
+
+
+@pytest.mark.parametrize("samples", [16])
+def test_intervals_match_a_loop_over_the_same_draws(samples: int) -> None:
+    matches = np.random.default_rng(samples).random((3, samples, samples)).round(1)
+    found = refinement_gains(matches)
+    draws = np.random.default_rng(SEED).multinomial(samples, [1 / samples] * samples, size=RESAMPLES)
+    lists = [[i for i in range(samples) for _ in range(counts[i])] for counts in draws]
+    for place, gain in enumerate(found, start=1):
+        gains = []
+        for drawn in lists:
+            first, here = score_of(matches[0], drawn), score_of(matches[place], drawn)
+            if first is not None and here is not None:
+                gains.append(here - first)
+        everyone = list(range(samples))
+        first, here = score_of(matches[0], everyone), score_of(matches[place], everyone)
+        assert first is not None and here is not None
+        assert gain.value == pytest.approx(here - first, abs=1e-12)
+        assert (gain.low, gain.high) == pytest.approx(tuple(np.quantile(gains, [0.025, 0.975])), abs=1e-11)
+        assert gain.low < gain.high
+    assert len(found) == 2
+
+
+def test_about_95_of_100_intervals_hold_the_true_gain() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        matches = generator.normal(0, 0.1, (2, 40, 40))
+        matches[1] += np.diag(generator.normal(0.05, 0.1, 40))
+        ((_, low, high),) = refinement_gains(matches)
+        held += low <= 0.05 <= high
+    assert 88 <= held <= 99
+
+
+def made_matches(draw: np.random.Generator, samples: int, gain: float, share: float) -> NDArray[np.float64]:
+    """v and v̂ as `bench.gate_errors` makes them: chances of each sample and pair, 36 patches; some samples gain."""
+    chance = draw.beta(0.5, 10, size=(samples, samples))
+    own = draw.beta(1, 10, size=samples)
+    gained = own + gain * (draw.random(samples) < share)
+    looks = [np.where(np.eye(samples, dtype=bool), one[:, None], chance) for one in (own, np.minimum(gained, 1))]
+    found: NDArray[np.float64] = draw.binomial(36, np.stack(looks)) / 36
+    return found
+
+
+@pytest.mark.soak
+def test_how_many_samples_a_gain_needs_for_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/METHOD.md says: how often the interval holds the true gain, and how often it is off 0 without one."""
+    monkeypatch.setattr(intervals, "LEAST_SAMPLES", 2)
+    worlds = {"none": (0.0, 1.0), "all .05": (0.05, 1.0), "one in five .25": (0.25, 0.2)}
+    rows: dict[int, dict[str, float]] = {}
+    for samples in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
+        draw, rows[samples] = np.random.default_rng(samples), {}
+        for name, (gain, share) in worlds.items():
+            found = [refinement_gains(made_matches(draw, samples, gain, share))[0] for _ in range(1000)]
+            rows[samples][name] = sum(one.low <= gain * share <= one.high for one in found) / len(found)
+        print(samples, rows[samples])
+    assert max(rows[3].values()) < 0.8 and min(rows[8].values()) < 0.88 < 0.9 < min(rows[LEAST_SAMPLES].values())
+
+
+def test_no_change_is_exactly_no_gain() -> None:
+    """The draws that miss the one sample that changed give 0, not a rounding error above it."""
+    matches = np.random.default_rng(1).random((2, 20, 20))
+    matches[1] = matches[0]
+    assert refinement_gains(matches) == [Interval(0.0, 0.0, 0.0)]
+    matches[1, 3, 3] += 0.5
+    ((value, low, high),) = refinement_gains(matches)
+    assert low == 0 < value < high
+
+
+def test_a_verdict_needs_samples_and_an_interval_off_zero() -> None:
+    assert Interval(0.02, 0.01, 0.03).verdict(16) == "holds"
+    assert Interval(-0.02, -0.03, -0.01).verdict(16) == "fails"
+    assert Interval(0.02, 0.0, 0.03).verdict(64) == Interval(-0.02, -0.03, 0.0).verdict(64) == "can't tell"
+    assert Interval(0.02, 0.01, 0.03).verdict(15) == Interval(-0.02, -0.03, -0.01).verdict(15) == "can't tell"
+    assert Interval(0.0041, -0.01, 0.018).text == "+0.004 [-0.010, +0.018]"
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3, 15])
+def test_too_few_samples_have_no_interval(samples: int) -> None:
+    assert refinement_gains(np.random.default_rng(0).random((3, samples, samples))) == []

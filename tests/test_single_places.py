@@ -31,8 +31,6 @@ outside.py: open_file: os.open
 outside.py: parse_json: json.loads
 """,
     "the package's own file, or one that this command has just written": """
-demo/place.py: logged: json.loads, handed on
-demo/place.py: logged: run / 'log.jsonl'.read_text
 demo/place.py: scores_of: json.loads
 demo/place.py: scores_of: path.read_text
 demo/report.py: show_report: json.loads

@@ -35,7 +35,7 @@ def check(
 
     Pictures that can't be read, that are there twice, that look alike, that are held out and trained on, that are made
     very small; answers that are blank, endless or cut, or that the question alone tells; special tokens in texts,
-    scripts, lengths. Each with what to do. Every picture is opened, once.
+    scripts, languages, lengths. Each with what to do. Every picture is opened, once.
 
     With --model, a language model reads a sample of 200 answers without their pictures: those that it has right word
     for word teach nothing about pictures.

@@ -25,9 +25,9 @@ def compare(
 ) -> None:
     """Say whether one run answered the same questions better than another, or whether that may be chance.
 
-    Takes what `eval` wrote into the runs. Of several files the newest is taken that answers the same questions in all
-    runs; runs that answered different questions, or were scored by different rules, are refused. Questions whose
-    pictures one of the runs was trained on are left out.
+    Takes what `eval` wrote into the runs. Of several files that answer the same questions in all runs it takes that of
+    the latest step, and then the last by name. Runs that answered different questions, or were scored by different
+    rules, are refused. Questions whose pictures one of the runs was trained on are left out.
 
     Each difference has its 95 % interval, from questions that are weighed anew at random, the same for all, and from
     runs that are drawn anew where a side has several. Scores have the intervals that `eval` shows.

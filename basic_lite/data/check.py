@@ -221,7 +221,7 @@ def listing(problems: list[RecordProblem], shown: int = _SHOWN) -> list[str]:
 
 def _refusal(problems: list[RecordProblem], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
-    counts = ", ".join(f"{sum(one.kind == kind for one in problems):,} {kind}" for kind in kinds)
+    counts = ", ".join(f"{kind}: {sum(one.kind == kind for one in problems):,}" for kind in kinds)
     keys = sorted({key_of(problem) for problem in problems})
     s = "s" * (total != 1)
     return "\n".join(

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from basic_lite.data.images import ImageRef, locate
+from basic_lite.data.problems import BadImage
 from basic_lite.data.record import Record
 from basic_lite.outside import open_file
 
@@ -34,6 +35,16 @@ def picture_digest(image: ImageRef) -> bytes:
             return stream.read(count)
 
         return _of_pieces(os.fstat(stream.fileno()).st_size, read)
+
+
+def digests_of(images: Sequence[ImageRef]) -> list[str]:
+    """The digests of some pictures in hexadecimal digits; nothing where that of one can't be known."""
+    if any(image.encoded_here for image in images):
+        return []
+    try:
+        return [picture_digest(image).hex() for image in images]
+    except (BadImage, OSError):
+        return []
 
 
 def _of_pieces(size_bytes: int, read: Callable[[int, int], bytes]) -> bytes:

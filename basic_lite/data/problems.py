@@ -52,7 +52,7 @@ class BadRecord(RecordProblem):
 class BadImage(RecordProblem):
     """An image that is missing, broken, or outside the image folder."""
 
-    kind = "bad image"
+    kind = "unreadable picture"
 
 
 class BadPlaceholders(RecordProblem):

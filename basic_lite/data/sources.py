@@ -29,13 +29,16 @@ from basic_lite.recipe.schema import SourceSection
 def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path, key: str = "") -> Records:
     """The records of `data.train` or `data.eval`. Relative paths are relative to ``root``.
 
+    Of several sources the order is that of what they say (path, columns, …), so the order in the recipe's list changes
+    nothing in a run.
+
     Args:
         key: the recipe's key that has the sections; for messages.
 
     Raises:
         UserError: a source can't be read: missing file, broken JSON (with line and column), unknown column, …
     """
-    sections = [section] if isinstance(section, SourceSection) else list(section)
+    sections = [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
     records = Records([_open_source(one, root, key) for one in sections])
     if not len(records):
         names = ", ".join(source.name for source in records.sources) or "data.train"

@@ -179,6 +179,29 @@ def _is_finite(values: Tensor) -> bool:
     return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
+def require_rows_for_tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: int, name: str, key: str, *, added: bool = True
+) -> None:
+    """Refuse a tokenizer with ids that a model has no embedding for.
+
+    Args:
+        rows: of the model's table of embeddings, E.
+        added: also those that were added to the vocabulary: no text becomes one, but a chat template may write it.
+
+    Raises:
+        UserError: names the highest.
+    """
+    own = tokenizer.get_vocab()
+    if not added:
+        own = {word: one for word, one in own.items() if one not in tokenizer.added_tokens_decoder}
+    highest, word = max(((one, word) for word, one in own.items()), default=(-1, ""))
+    if highest >= rows:
+        raise UserError(
+            f"{key}: the tokenizer of {name} has ids up to {highest:,} ({word!r:.60}), and its model has {rows:,} "
+            f"embeddings, for 0 to {rows - 1:,}; take tokenizer and weights of one checkpoint"
+        )
+
+
 def add_image_token(tokenizer: PreTrainedTokenizerBase, token: str, name: str) -> int:
     """The id of an LLM's image token; one that its tokenizer lacks is added.
 

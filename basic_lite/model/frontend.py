@@ -11,15 +11,18 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 
 # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import cached_file
 
 from basic_lite.errors import UserError
 from basic_lite.model.checks import (
     add_image_token,
     require_plain_logits,
+    require_rows_for_tokens,
     require_sizes,
     require_usable_processor,
     without_dropout,
 )
+from basic_lite.model.growth import require_bounded_growth
 from basic_lite.model.hub import hub_is_away, local_only
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
@@ -33,6 +36,15 @@ VISION_TYPES = {
     "siglip_vision_model": None,
 }
 
+# Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
+TABLE_MULTIPLE = 64
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+# For ``cached_file``: None where there is no such file.
+_OR_NONE: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
 # How transformers says that a class has no such attention.
 _SDPA = "torch.nn.functional.scaled_dot_product_attention"
 
@@ -69,7 +81,8 @@ def load_frontend(section: ModelSection) -> Frontend:
     """Read all but the weights of the model a recipe names.
 
     Raises:
-        UserError: a checkpoint is missing, of a wrong kind, or its tokenizer lacks the image token.
+        UserError: a checkpoint is missing, of a wrong kind, or its tokenizer lacks the image token or has more tokens
+            than the model.
     """
     if section.base is not None:
         config = llava_config_of(section.base)
@@ -90,6 +103,9 @@ def load_frontend(section: ModelSection) -> Frontend:
         config.image_token_id = add_image_token(tokenizer, section.image_token, section.llm)
         select = config.vision_feature_select_strategy
         images = load_image_processor(section.vision, "model.vision")
+    key, name = ("model.llm", section.llm) if section.base is None else ("model.base", section.base)
+    rows = table_rows(config.text_config.vocab_size, config.image_token_id)
+    require_rows_for_tokens(tokenizer, rows, str(name), key)
     return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
 
 
@@ -127,12 +143,41 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     )
 
 
+def require_no_adapter(name: str, key: str) -> None:
+    """Refuse a checkpoint with PEFT's adapter in it: transformers adds that to the weights and says nothing.
+
+    Where only the adapter is there, it would even open the model that the adapter names.
+
+    Args:
+        name: folder or hub name.
+        key: recipe key or argument that names it.
+
+    Raises:
+        UserError: there is one.
+    """
+    try:
+        found = cached_file(name, ADAPTER_CONFIG_NAME, local_files_only=local_only(name), **_OR_NONE)
+    except (OSError, ValueError):  # no folder, and no name on the hub: whoever reads the model says so
+        return
+    if found is not None:
+        raise UserError(
+            f"{key}: {name} has an adapter in it ({ADAPTER_CONFIG_NAME}), which transformers would add to the weights "
+            "without a word, and which an export would lack; merge it into the model first (merge_and_unload in PEFT), "
+            "move its files elsewhere, or take the model that it was trained on"
+        )
+
+
 def read_config(name: str, key: str) -> PreTrainedConfig:
-    """The configuration of a checkpoint, without its weights."""
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        UserError: there is none, or an adapter lies beside it.
+    """
+    require_no_adapter(name, key)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
     except Exception as error:  # a config.json may be wrong in any way
-        if (kind := kind_in_name(name)) is not None:
+        if key in _WANTED and (kind := kind_in_name(name)) is not None:
             raise wrong_kind(name, key, kind, "by its name; its configuration can't be read here") from error
         raise unreadable(name, key, error, what="configuration") from error
 
@@ -226,12 +271,22 @@ def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrain
     )
 
 
+def table_rows(rows: int, image_token_id: int) -> int:
+    """Rows of the embedding table once the image token has one."""
+    return rows if image_token_id < rows else -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
+
+
 def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a padding token."""
+    """The tokenizer of a checkpoint, with a padding token.
+
+    Raises:
+        UserError: there is none, it makes long texts of short ones, or no token can pad.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
     except Exception as error:  # a tokenizer file may be wrong in any way
         raise unreadable(name, key, error, what="tokenizer") from error
+    require_bounded_growth(tokenizer, name, key)
     if tokenizer.pad_token_id is None:
         # Padding is masked and never supervised, so any token does; unk keeps eos meaningful in listings.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

@@ -4,7 +4,7 @@ Module names are those of ``transformers.LlavaForConditionalGeneration``, so its
 merged exports fit without renaming.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -142,20 +142,43 @@ def _rows_at_once(head: nn.Module) -> int:
     return max(1, CHUNK_BYTES // (4 * int(head.weight.shape[0])))
 
 
-@torch.no_grad()
-def token_nats(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """−log p of each label, [R] float32; ``lm_loss`` without a gradient, and without the sum.
+class Likelihoods(NamedTuple):
+    """How likely given texts are.
 
-    Peak extra bytes: 2 × min(CHUNK_BYTES, 4 · R · V) (logits, their log-softmax; half a chunk more under a head of
-    16 bit).
+    Attributes:
+        nats: [B] float64, −log p of a row's labelled tokens, summed.
+        likeliest: [B] bool, whether each of them is the likeliest token there.
+    """
+
+    nats: Tensor
+    likeliest: Tensor
+
+
+@torch.no_grad()
+def likelihoods_of(hidden: Tensor, head: nn.Module, labels: Tensor) -> Likelihoods:
+    """How likely the labelled tokens of each row are, on the host; ``lm_loss`` without a gradient, row by row.
+
+    Peak extra bytes: the labelled rows of ``hidden``, and 2 × min(CHUNK_BYTES, 4 · R · V) (logits, their log-softmax;
+    half a chunk more under a head of 16 bit).
 
     Args:
-        hidden: [R, D], as in ``lm_loss``.
-        labels: [R], token ids.
+        hidden: [B, T, D], the final hidden states. Token t is predicted from t − 1.
+        head: the LLM's output layer, D → V.
+        labels: [B, T] on any device, token ids or −100.
     """
+    places = labelled_positions(labels)  # [R]
+    predicting = hidden.flatten(0, 1).index_select(0, places.to(hidden.device))  # [R, D]
+    wanted = labels.flatten().index_select(0, places + 1).to(hidden.device)
     chunk = _rows_at_once(head)
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    return torch.cat([functional.cross_entropy(head(rows).float(), wanted, reduction="none") for rows, wanted in parts])
+    nats, others = [], []
+    for part, tokens in zip(predicting.split(chunk), wanted.split(chunk), strict=True):
+        logits = head(part).float()  # [chunk, V]
+        nats.append(functional.cross_entropy(logits, tokens, reduction="none").cpu())
+        others.append((logits.argmax(-1) != tokens).cpu())
+    rows, zeros = (places // labels.shape[1]).cpu(), torch.zeros(len(labels), dtype=torch.float64)
+    # On the host, as some devices have no float64.
+    sums, wrong = (zeros.index_add(0, rows, torch.cat(one).double()) for one in (nats, others))
+    return Likelihoods(sums, wrong == 0)
 
 
 def labelled_positions(labels: Tensor) -> Tensor:

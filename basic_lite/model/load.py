@@ -21,12 +21,27 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_flash_attn_2_available
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    cached_file,
+    is_flash_attn_2_available,
+)
 
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.model.checks import read_weight_map, require_finite_weights
-from basic_lite.model.frontend import Frontend, llava_config_of, llm_config_of, load_frontend, unreadable
+from basic_lite.model.frontend import (
+    Frontend,
+    llava_config_of,
+    llm_config_of,
+    load_frontend,
+    require_no_adapter,
+    table_rows,
+    unreadable,
+)
+from basic_lite.model.generation import require_own_generation
 from basic_lite.model.hub import local_only
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.offload import ActivationOffload
@@ -38,8 +53,6 @@ log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # For ``cached_file``: None where there is no such file.
 _OR_NONE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-# Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
-TABLE_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,7 @@ class Loaded:
     @property
     def vocabulary_ids(self) -> torch.Tensor:
         """Ids [V'] that some token has, without the image token: the rows of E that mean something."""
-        rows = self.parts.embeddings.weight.shape[0]
-        ids = {i for i in self.tokenizer.get_vocab().values() if i < rows}
-        return torch.tensor(sorted(ids - {self.parts.image_token_id}))
+        return torch.tensor(sorted({*self.tokenizer.get_vocab().values()} - {self.parts.image_token_id}))
 
 
 def pick_device(name: str, key: str = "training.device") -> torch.device:
@@ -148,9 +159,23 @@ def quantization_config(
 
 
 def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
-    index = Path(name, SAFE_WEIGHTS_INDEX_NAME)
-    if os.path.isfile(index):  # transformers opens whatever file it names
-        read_weight_map(index, name, key)
+    """The model of a checkpoint, all of it its own: every way to open weights goes through here.
+
+    Answers are made by settings of ours, whatever the checkpoint's own say.
+
+    Args:
+        cls: a class with transformers' ``from_pretrained``, which gets ``kwargs``.
+        name: folder or hub name.
+        key: recipe key or argument that names it.
+
+    Raises:
+        UserError: it can't be read, its index names a file elsewhere, an adapter lies in it, a weight is missing or not
+            finite, or its end tokens are none.
+    """
+    require_no_adapter(name, key)
+    for index in (Path(name, one) for one in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)):
+        if os.path.isfile(index):  # transformers opens whatever file it names
+            read_weight_map(index, name, key)
     try:
         model, info = cls.from_pretrained(
             name, output_loading_info=True, trust_remote_code=False, local_files_only=local_only(name), **kwargs
@@ -165,6 +190,7 @@ def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
             "fetch it again"
         )
     require_finite_weights(model, name, key)
+    require_own_generation(model, name, key)
     keep_weights_unpacked(model)
     return model
 
@@ -261,11 +287,6 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise unreadable(name, "model.base", error) from error
     return state
-
-
-def table_rows(rows: int, image_token_id: int) -> int:
-    """Rows of the embedding table once the image token has one."""
-    return rows if image_token_id < rows else -(-(image_token_id + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
 
 
 def planned_model(frontend: Frontend, dtype: torch.dtype) -> BasicLlavaForConditionalGeneration:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.errors import NoMemory, is_out_of_memory
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
@@ -137,7 +137,7 @@ class RestOnHost:
 
     Raises:
         ValueError: a parameter is trained.
-        UserError: the host has too little memory that can be pinned.
+        NoMemory: the host has too little memory that can be pinned.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -148,7 +148,7 @@ class RestOnHost:
         try:
             self.host = [empty_host(p, pinned=device.type == "cuda").copy_(p) for p in self.parameters]
         except MemoryError as error:
-            raise UserError(f"{error}; set model.tower_on_host to false") from error
+            raise NoMemory(f"{error}; set model.tower_on_host to false") from error
         self.leave()
         module.register_forward_pre_hook(lambda *_: self.enter())
         module.register_forward_hook(lambda *_: self.leave(), always_call=True)

@@ -70,6 +70,8 @@ def settle_plan(
             doesn't divide over the processes that there are now.
     """
     if recipe.training.plan != "auto":
+        if device.type == "cuda" and processes.is_main:
+            say(memory_text(recipe, frontend, report, device))
         return recipe
     given = given_keys(recipe)
     if earlier is not None:
@@ -93,6 +95,25 @@ def settle_plan(
                 say(line)
     plan: Plan = processes.from_main(chosen and chosen.plan)
     return plan.applied(recipe)
+
+
+def memory_text(recipe: Recipe, frontend: Frontend, report: DataReport, device: torch.device) -> str:
+    """What the recipe's own plan needs, rehearsed in some 5 s for 7B, of what the device has.
+
+    It is a forecast, so no fault in it ends a run.
+    """
+    try:
+        needed = Rehearser(recipe, frontend, Machine.here(recipe, device)).rehearse(
+            Shape.longest(recipe, frontend, report)
+        )
+    except Exception as error:
+        return f"note: the memory of a step can't be rehearsed here ({type(error).__name__}: {error})"
+    total, others = memory_of(device)
+    text = f"memory: a step needs {size_text(needed.needed_bytes)} (rehearsed) of the device's {size_text(total)}"
+    text += f", of which other programs hold {size_text(others)}" if others else ""
+    if needed.needed_bytes <= total - others:
+        return text
+    return f"warning: {text}; training.plan=auto takes the fastest plan that fits, `basic-lite estimate` says what else"
 
 
 def _divided(plan: Plan, whole: int, processes: int) -> Plan:

@@ -20,6 +20,8 @@ class Prediction:
         references: all answers that count, where there are several.
         groups: rows of the table that it counts in, besides that of its type.
         circle: of a multiple choice that is asked in several orders of its options: what they have in common.
+        image_digests: of each of ``images`` what stands for its file's bytes (``picture_digest``, in hexadecimal
+            digits); empty: that isn't known of one of them.
     """
 
     number: int
@@ -40,3 +42,4 @@ class Prediction:
     references: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     circle: str = ""
+    image_digests: list[str] = field(default_factory=list)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from basic_lite.resampling import Interval, Verdict
+from basic_lite.intervals import refinement_gains
+from basic_lite.resampling import LEAST_SAMPLES, Interval, Verdict
 from basic_lite.supervision.health import Health, HealthMeter
-from basic_lite.supervision.interval import score_gains
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.supervision.taps import evaluating, watch_layers
@@ -38,7 +38,7 @@ class RefinementCurve:
     control: list[float] | None  # … in another sample's text, mean over all others; None with fewer than two samples
     samples: int
     patches: int  # that were looked up
-    gains: list[Interval]  # score − v's score, at h1..hL and the target; empty with fewer than two samples
+    gains: list[Interval]  # score − v's score, at h1..hL and the target; empty with too few samples for an interval
     health: Health | None  # None: nothing was measured
 
     @property
@@ -54,9 +54,23 @@ class RefinementCurve:
         return self.gains[-1] if self.gains else None
 
     @property
+    def gain_values(self) -> list[float]:
+        """Score at h1..hL and the target minus score at v, of any number of samples; 0 where there is no score."""
+        # Rounded, so that equal shares give 0, not 1e-18.
+        return [round(one - self.score[0], 12) for one in self.score[1:]] if self.score else [0.0] * len(self.own[1:])
+
+    @property
     def layer_gains(self) -> list[float]:
-        """Score after each layer h1..hL minus score at v; 0 where it wasn't measured."""
-        return [gain.value for gain in self.gains[:-1]] or [0.0] * (len(self.places) - 2)
+        """Those of the layers."""
+        return self.gain_values[:-1]
+
+    def gain_text(self, number: int) -> str:
+        """The gain at a place, counted from h1, with its interval where there is one."""
+        value, gain = f"{self.gain_values[number]:+.3f}", self.gains[number] if self.gains else None
+        if gain is None:
+            return value
+        # An interval without width would say that it is known exactly.
+        return gain.text if gain.low < gain.high else f"{value} (in every sample)"
 
     @property
     def verdict(self) -> Verdict:
@@ -69,15 +83,15 @@ class RefinementCurve:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "RefinementCurve":
-        """What ``to_dict`` gave. Logs of older versions have neither intervals nor health."""
-        health = record.get("health")
+        """What ``to_dict`` gave. Older logs have no intervals, no health, or intervals of too few samples."""
+        health, enough = record.get("health"), record["samples"] >= LEAST_SAMPLES
         return cls(
             places=record["places"],
             own=record["own"],
             control=record["control"],
             samples=record["samples"],
             patches=record["patches"],
-            gains=[Interval(*gain) for gain in record.get("gains", [])],
+            gains=[Interval(*gain) for gain in record.get("gains", []) if enough],
             health=None if health is None else Health(**health),
         )
 
@@ -90,9 +104,14 @@ class RefinementCurve:
         """
         if self.score is None:
             return "no refinement curve: it needs two samples with a picture"
-        gain = "without an interval" if self.gain is None else f"gain {self.gain.text}"
+        without = ", without an interval" if self.gain is None else ""
+        if self.samples < LEAST_SAMPLES:
+            without = f", too few pictures for an interval, {LEAST_SAMPLES} at least"
         verdict = f": {self.verdict}" if judged else ""
-        return f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, {gain} over {self.samples} {which}{verdict}"
+        return (
+            f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, gain {self.gain_text(-1)} over {self.samples} {which}"
+            f"{without}{verdict}"
+        )
 
     def summary(self, *, judged: bool = True) -> str:
         """The curve in a line, with its verdict or without."""
@@ -138,8 +157,8 @@ class SeenPatches:
         matches = _matches([self.texts[i] for i in chosen], nearest, len(self.places))
         own, control = _shares(matches)
         patches = sum(len(sample[0]) for sample in nearest)
-        health = self.health if samples is None else None
-        return RefinementCurve(self.places, own, control, len(nearest), patches, score_gains(matches), health)
+        health, gains = self.health if samples is None else None, refinement_gains(matches)
+        return RefinementCurve(self.places, own, control, len(nearest), patches, gains, health)
 
     @torch.no_grad()
     def with_target(self, supervision: Supervision, samples: Sequence[int]) -> RefinementCurve:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,11 +104,13 @@ class Supervision:
 
         Raises:
             UserError: the attention of its layers can't be read.
-            ValueError: it is for an LLM with more layers.
+            ValueError: it is for an LLM with more layers or dimensions.
         """
-        layers, settings = len(plan.layer_weights), self.settings
+        layers, settings, width = len(plan.layer_weights), self.settings, self.parts.embeddings.weight.shape[1]
         if layers > len(self.parts.layers):
             raise ValueError(f"a target of {layers} layers for an LLM that has {len(self.parts.layers)}")
+        if odd := [one for layer in plan.massive or () for one in layer if not 0 <= one < width]:
+            raise ValueError(f"a target without dimension {odd[0]} for an LLM that has {width}")
         if self.active and self.reads_attention:
             check_attention(self.parts.language_model, layers)
         self.target_plan = plan
@@ -115,7 +118,7 @@ class Supervision:
         self.plan = TapPlan(
             parts=self.parts,
             target=plan,
-            massive=plan.masks(self.parts.embeddings.weight.shape[1], self.device),
+            massive=plan.masks(width, self.device),
             detach=settings.detach,
             target_norm=settings.target_norm,
             drop_sinks=settings.sinks == "drop",
@@ -123,6 +126,24 @@ class Supervision:
             direction=self._direction,
             guard=settings.guard,
         )
+
+    def use_saved(self, given: Mapping[str, Any], where: str) -> None:
+        """``use`` of what a run has saved.
+
+        Args:
+            given: a plan as JSON has it.
+            where: the folder that it is from.
+
+        Raises:
+            UserError: it doesn't fit this model, or as ``use``.
+        """
+        try:
+            self.use(TargetPlan.of(given))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{where} has a target of BASIC that doesn't fit its model ({error}): its files were changed; restore "
+                "them, or take another checkpoint"
+            ) from error
 
     @property
     def device(self) -> torch.device:

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
+from basic_lite.data.digests import digests_of
 from basic_lite.data.images import picture_key
 from basic_lite.data.records import Record
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import Loaded, pick_device
 from basic_lite.printable import printable
@@ -27,7 +28,7 @@ from basic_lite.scoring.questions import Question, as_questions, check_pictures,
 from basic_lite.tools.asked import Asked, File, read_asked
 from basic_lite.tools.predictions import free_place, require_free, require_writable, why_kept
 from basic_lite.tools.score import EvalResult, remarks, score_table
-from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, chat_format
+from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, chat_format, enough_for
 from basic_lite.training.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
@@ -79,6 +80,7 @@ def evaluate(
         replace(
             interview.prediction(at, question, asked[at], pictures(at), rule),
             trained_on=None if trained is None else trained[at],
+            image_digests=digests_of(pictures(at)),
         )
         for at, question in enumerate(questions)
     ]
@@ -168,7 +170,7 @@ def evaluate_run(
 
     Raises:
         UserError: no usable bundle, or bad data.
-        KeyboardInterrupt: it was stopped; its answers are kept, and the same call goes on.
+        KeyboardInterrupt, NoMemory: it was stopped; its answers are kept, and the same call goes on, with any batch.
     """
     file = File(data or Path(), image_dir, limit, benchmark, annotations, instruction)
     asked = _asked(run, file, held_out=held_out, named=data is not None)
@@ -199,8 +201,8 @@ def evaluate_run(
     for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
         say(line)
     wanted, total = _place(run, bundle, data, out, settings), len(records) + again.answers
-    going_on = _going_on(free_place(wanted, settings), settings, total, say)
-    with going_on as kept, counting(notes, "answering", total) as count:
+    enough = enough_for(batch_size, "--batch", "lower --max-new-tokens, or give --device cpu")
+    with _going_on(wanted, settings, total, say) as kept, enough, counting(notes, "answering", total) as count:
         found = evaluate(
             loaded,
             bundle.recipe,
@@ -258,15 +260,16 @@ def _place(run: Path, bundle: Bundle, data: Path | None, out: Path | None, setti
 
 
 @contextmanager
-def _going_on(target: Path, settings: dict[str, Any], total: int, say: Say) -> Iterator[Answers]:
+def _going_on(wanted: Path, settings: dict[str, Any], total: int, say: Say) -> Iterator[Answers]:
     """The answers of this evaluation that are there already; those that come are kept, whatever happens."""
+    target = free_place(wanted, settings)
     part = part_of(target)
     with answers_kept(target, settings) as kept:
         if kept.found:
             say(f"going on: {len(kept.found):,} of {total:,} answers are in {part.name} already")
         try:
             yield kept
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, NoMemory):
             say(f"{len(kept.found):,} of {total:,} answers are kept in {part}; the same command goes on from there")
             raise
 

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import Say, Sheet, show, speaker
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, UserError, is_out_of_memory
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
@@ -120,8 +120,10 @@ def measure(recipe: Recipe, frontend: Frontend, shape: Shape, console: Console) 
     try:
         step()
         return measure_step(step)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NoMemory(
             f"--measure ran out of memory at {size_text(torch.cuda.max_memory_allocated(device))} of tensors; "
             "lower training.micro_batch, or see what the estimate advises"
         ) from error

@@ -1,6 +1,5 @@
 """``basic-lite runs``: the runs in a folder, one row each. Files are read, no torch is needed."""
 
-import math
 import os
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -11,35 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.cells import cell_len
 from rich.console import Console
 
 from basic_lite.errors import UserError
-from basic_lite.outside import read_text
+from basic_lite.outside import CHANGED, is_finite, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
+from basic_lite.scoring.metrics.estimate import Estimate, estimate_of
 from basic_lite.sizes import size_text
-from basic_lite.tools.score import ALL, FEW, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
 from basic_lite.training.known_before import UNKNOWN, known_before
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
     HELD_OUT,
     LOCK,
-    LOG,
     MANIFEST,
     RECIPE_JSON,
     RECIPE_YAML,
-    SUMMARIES,
     checkpoints_of,
     is_finished,
     is_run,
-    log_lines,
+    later,
     newest_first,
     read_json,
 )
 
 # Runs lie in the folder, or one further down as in runs/demo/stage1.
 DEPTH = 2
+# The score to go by is the first of these that a summary has.
+_KINDS = {NOT_TRAINED_ON: "not recognised as trained on", NOT_KNOWN: UNKNOWN, TRAINED_ON: "all trained on"}
 EXACT = "exact"  # the metric that summaries of older versions don't name
 
 
@@ -58,10 +62,15 @@ class RunRow:
     best: str = ""  # the best step, if it is kept
 
     @property
-    def score(self) -> str:
-        """All of them in a line."""
+    def scores(self) -> tuple[str, ...]:
+        """All of them in words."""
         matches = (f"exact match {one}" for one in self.matches)
-        return "; ".join(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+        return tuple(text for text in (self.held_out, *matches, *self.others, self.best) if text)
+
+    @property
+    def score(self) -> str:
+        """The same in a line."""
+        return "; ".join(self.scores)
 
 
 def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
@@ -72,10 +81,7 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
     """
     console = console or Console(highlight=False)
     rows = [row_of(run) for run in runs_in(folder)]
-    # On a narrow terminal a block for each run; elsewhere a line, whatever its length.
-    lines = _as_table(rows)
-    if console.is_terminal and max(map(len, lines), default=0) > console.width:
-        lines = [line for row in rows for line in _as_block(row, console.width)]
+    lines = _lines(rows, console.width if console.is_terminal else None)
     for line in lines if rows else [f"no runs in {folder}"]:
         console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
     return rows
@@ -128,13 +134,14 @@ def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
     """What there is to say of a run.
 
     Args:
-        log: the lines of its log; None: they are read.
+        log: the whole lines of its log; None: they are read.
     """
     bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
     if log is None:
-        log = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
+        log = read_log(run).lines
+    summaries = _summaries(run, log)
     size_bytes, changed = size_and_time(run)
     model = _keys(recipe.get("model"))
     return RunRow(
@@ -143,8 +150,8 @@ def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
         datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
         size_text(size_bytes),
         _held_out(run, log),
-        tuple(_matches(run, recipe)),
-        tuple(_others(run)),
+        tuple(_matches(summaries, recipe)),
+        tuple(_others(summaries)),
         _started_from(model, _keys(manifest.get("started_from"))),
         best.short if (best := best_of(run, log)) is not None else "",
     )
@@ -191,7 +198,7 @@ def _keys(value: Any) -> dict[str, Any]:
 def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
     step, total = manifest.get("step"), manifest.get("total_steps")
     if is_running(run):
-        now = max((line["step"] for line in log if isinstance(line.get("step"), int)), default=0)
+        now = max((line["step"] for line in log), default=0)
         total = total or _keys(recipe.get("training")).get("max_steps")
         return f"running, step {now}" + (f" of {total}" if total else "")
     if step is None and (is_finished(run) or checkpoints_of(run)):
@@ -204,18 +211,24 @@ def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: lis
 
 
 def _held_out(run: Path, log: list[dict[str, Any]]) -> str:
-    losses = [line["eval_loss"] for line in log if isinstance(line.get("eval_loss"), float)]
+    losses = [line["eval_loss"] for line in log if "eval_loss" in line]
     known = f" ({known})" if (known := known_before(run)) else ""
-    return f"held-out loss {_number(losses[-1])}{known}" if losses else ""
+    return f"held-out loss {loss_text(losses[-1])}{known}" if losses else ""
 
 
-def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
+def _summaries(run: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of its evaluations, the latest at the end."""
+    return [
+        summary for _, summary in sorted(summaries_of(run, log), key=lambda one: later(one[0], one[1].get("settings")))
+    ]
+
+
+def _matches(every: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> Iterator[str]:
     """Shares of exact matches, of answers that weren't trained on if there are any.
 
     One is of the run's own data, another of other files, since pictures of these that were resized look new.
     """
-    paths = sorted(run.glob(SUMMARIES), key=lambda path: path.lstat().st_mtime)
-    summaries = [one for one in (_keys(read_json(path)) for path in paths) if one.get("metric", EXACT) == EXACT]
+    summaries = [one for one in every if one.get("metric", EXACT) == EXACT]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
@@ -223,16 +236,16 @@ def _matches(run: Path, recipe: dict[str, Any]) -> Iterator[str]:
         yield from _match(summary, f" ({short_path(table, tables)})" if table else "")
 
 
-def _others(run: Path) -> Iterator[str]:
+def _others(every: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The latest score by each metric but exact match."""
-    latest = {}
-    for path in sorted(run.glob(SUMMARIES), key=lambda path: path.lstat().st_mtime):
-        summary = _keys(read_json(path))
-        latest[str(summary.get("metric", EXACT))] = summary
+    latest = {str(summary.get("metric", EXACT)): summary for summary in every}
     for metric, summary in latest.items():
+        named = f" ({Path(_table_of(summary)).name})"
         score, count = (_keys(summary.get(name)).get(ALL) for name in ("score", "counts"))
-        if metric != EXACT and isinstance(score, int | float) and isinstance(count, int):
-            yield f"{metric} {score:.1%} of {count} ({Path(_table_of(summary)).name})"
+        if metric != EXACT and (told := _told(summary, named)):
+            yield f"{metric} {told}"
+        elif metric != EXACT and is_finite(score) and isinstance(count, int):  # an older version's
+            yield f"{metric} {score:.1%} of {count}{named}"
 
 
 def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[str, Any]]:
@@ -283,42 +296,71 @@ def _share(summary: dict[str, Any], name: str) -> Share | None:
     return Share(right, n) if isinstance(right, int) and isinstance(n, int) and 0 <= right <= n and n else None
 
 
+def _told(summary: dict[str, Any], named: str) -> str:
+    """A score with its 95 % interval, and what it is of; nothing where the data had no answers, or it is old."""
+    for key, kind in _KINDS.items():
+        one: Estimate | None = _share(summary, key)
+        with suppress(*CHANGED):
+            one = one or estimate_of(summary.get(key))
+        if one is not None:
+            return f"{_with_interval(one)} of {one.n} {kind}{named}"
+    return ""
+
+
+def _with_interval(one: Estimate) -> str:
+    return "{:.1%} [{:.0%}, {:.0%}]".format(one.share, *one.interval)
+
+
 def _match(summary: dict[str, Any], named: str) -> list[str]:
-    """The share of exact matches in words, with what it is of; nothing where the data had no answers."""
-    kinds = {NOT_TRAINED_ON: "not recognised as trained on", NOT_KNOWN: UNKNOWN, TRAINED_ON: "all trained on"}
-    for key, kind in kinds.items():
-        if one := _share(summary, key):
-            few = ", few: {:.0%} to {:.0%}".format(*one.interval) if one.n < FEW else ""
-            return [f"{one.share:.1%} of {one.n} {kind}{named}{few}"]
+    """The share of exact matches in words; nothing where the data had no answers."""
+    if told := _told(summary, named):
+        return [told]
     match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
-    number = f" of {count}" if isinstance(count, int) else ""
-    return [f"{match:.1%}{number} {UNKNOWN}{named}"] if isinstance(match, int | float) else []
+    if not is_finite(match) or not 0 <= match <= 1:
+        return []
+    if type(count) is not int or count < 1:
+        return [f"{match:.1%} {UNKNOWN}{named}"]
+    return [f"{_with_interval(Share(round(match * count), count))} of {count} {UNKNOWN}{named}"]
 
 
-def _number(loss: float) -> str:
-    return f"{loss:.3f}" if math.isfinite(loss) else "is no number"
+HEAD = ("run", "state", "changed", "size", "started from", "scores")
+# A terminal's column of scores isn't narrower than this, unless each of them fits.
+_SCORE_WIDTH = 40
 
 
-HEAD = ("run", "state", "changed", "size", "score", "started from")
+def _lines(rows: Sequence[RunRow], width: int | None) -> list[str]:
+    """A table, the scores at its end so that long ones pad nothing; on a terminal with too little room, blocks.
+
+    Args:
+        width: of the terminal; None: there is none, and each run has one line, whatever its length.
+    """
+    cells = [HEAD[:-1], *((str(row.path), row.state, row.changed, row.size, row.started_from or "-") for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    starts = [
+        "".join(cell + " " * (size - cell_len(cell) + 2) for cell, size in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    scores = [HEAD[-1:], *(row.scores or ("-",) for row in rows)]
+    if width is None:
+        return [start + "; ".join(each) for start, each in zip(starts, scores, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    if width - indent < min(_SCORE_WIDTH, max(cell_len(one) for each in scores for one in each)):
+        return [line for row in rows for line in _block(row, width)]
+    beside = [[line for one in each for line in _wrapped(one, width - indent)] for each in scores]
+    return [line for start, each in zip(starts, beside, strict=True) for line in _hanging(start, each)]
 
 
-def _cells(row: RunRow) -> list[str]:
-    return [str(row.path), row.state, row.changed, row.size, row.score or "-", row.started_from or "-"]
+def _hanging(start: str, lines: Sequence[str]) -> list[str]:
+    return [start + lines[0], *(" " * cell_len(start) + line for line in lines[1:])]
 
 
-def _as_table(rows: Sequence[RunRow]) -> list[str]:
-    """A line for the head and for each row, columns under one another."""
-    table = [list(HEAD), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
-def _as_block(row: RunRow, width: int) -> list[str]:
-    facts = [row.state, f"{row.size}, {row.changed}", row.score]
-    facts.append(row.started_from and f"from {row.started_from}")
-    lines = [line for fact in facts if fact for line in _wrapped(fact, width - 2)]
+def _block(row: RunRow, width: int) -> list[str]:
+    facts = [row.state, f"{row.size}, {row.changed}", *row.scores]
+    facts += [f"from {row.started_from}"] * bool(row.started_from)
+    lines = [line for fact in facts for line in _wrapped(fact, width - 2)]
     return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
+    """Lines of a terminal; what is below the first one stands in by two."""
+    return textwrap.wrap(text, max(width, 10), subsequent_indent="  ", break_on_hyphens=False)

@@ -1,5 +1,6 @@
 """``basic-lite text-probe``: what a finished run has cost its LLM of its own ability with text."""
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -73,8 +74,7 @@ def _measured(run: Path, device: str) -> Outcome | NoOutcome:
     tell_device(place, device, speaker(notes))
     loaded, _ = load_trained(run, place)
     total = 2 * (len(passages()) + sum(len(one.continuations) for one in questions()))
-    with counting(notes, "reading", total) as count:
-        found = measured(loaded, None, progress=count)
+    found = measured(loaded, None, partial(counting, notes, "reading", total))
     if found is None:
         raise UserError("there is no memory to read a single text; free some, or give --device cpu")
     return found

@@ -10,6 +10,7 @@ from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.errors import UserError
 from basic_lite.model.families.family import Family
 from basic_lite.model.frontend import unreadable
+from basic_lite.model.growth import require_bounded_growth
 from basic_lite.model.hub import local_only
 
 # A message of a conversation: a role, and a list of texts and pictures.
@@ -27,7 +28,7 @@ def read_processor(name: str, family: Family | None) -> Any:
         family: None: it is of none that is known here.
 
     Raises:
-        UserError: it can't be read, or needs a package that isn't here.
+        UserError: it can't be read, needs a package that isn't here, or its tokenizer makes long texts of short ones.
     """
     kind = AutoProcessor if family is None else family.processor
     try:
@@ -49,6 +50,7 @@ def read_processor(name: str, family: Family | None) -> Any:
             f"{name} has no processor for texts and pictures (a {type(processor).__name__} was found); fetch its "
             "preprocessor_config.json and tokenizer as its authors publish them"
         )
+    require_bounded_growth(processor.tokenizer, name, "MODEL")
     return processor
 
 

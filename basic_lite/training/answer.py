@@ -1,6 +1,7 @@
 """Greedy answers of a trained model, in batches."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import Record
+from basic_lite.errors import enough_memory
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
@@ -17,6 +19,17 @@ from basic_lite.recipe.schema import ImageFit, Recipe, Template
 AT_ONCE = 16
 # The most tokens of an answer in a conversation.
 MAX_NEW_TOKENS = 256
+
+
+def enough_for(batch_size: int, option: str, of_one: str) -> AbstractContextManager[None]:
+    """``enough_memory`` around answering so many questions at once.
+
+    Args:
+        option: that says how many.
+        of_one: what mends it where it is one question already.
+    """
+    mend = f"lower {option}" if batch_size > 1 else of_one
+    return enough_memory(mend, f"with {batch_size} question{'s' * (batch_size > 1)} at once")
 
 
 def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None) -> ChatFormat:
@@ -97,14 +110,10 @@ def answer(
 def generation_options(loaded: Loaded, chat: ChatFormat) -> dict[str, Any]:
     """What every generation needs: what ends an answer, and that there is no image token in it."""
     return {
-        "num_beams": 1,
         "use_cache": True,
         "pad_token_id": int(loaded.tokenizer.pad_token_id),
         "eos_token_id": chat.stop_token_ids,
         "suppress_tokens": [loaded.parts.image_token_id],
-        # Some LLMs ask for these in their generation_config.json; an answer is what the model finds likeliest.
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
     }
 
 

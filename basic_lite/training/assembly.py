@@ -14,7 +14,7 @@ from accelerate.utils import AutocastKwargs
 from transformers import get_scheduler
 
 from basic_lite.console import Say
-from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.data.prepare import EVAL, TRAIN, Prepared, prepare_data
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -25,6 +25,7 @@ from basic_lite.model.offload import offload
 from basic_lite.recipe.presets import MEASURED, differences
 from basic_lite.recipe.rules import check_without_gpu, recomputed_layers
 from basic_lite.recipe.schema import Recipe, SupervisionSection
+from basic_lite.scoring.questions import most_tokens
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.batches import Schedule
@@ -33,6 +34,7 @@ from basic_lite.training.held_out_score import Sample
 from basic_lite.training.optimizer import make_optimizer
 from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
+from basic_lite.training.software import versions_of
 from basic_lite.training.start import Origin, notes_on
 from basic_lite.training.step import Mark, TrainStep
 from basic_lite_kernels.operations import Operations
@@ -112,9 +114,22 @@ def preflight(
             "no record of data.train has an image, so the projector would learn nothing; "
             "add records with images (a text-only LLM is better trained elsewhere)"
         )
+    _require_positions(frontend, data)
     if recipe.training.eval_generate and data.eval is not None and data.eval_report is not None:
         Sample.of(recipe, frontend, data.eval, data.eval_report)  # what each evaluation will ask
     return frontend, data
+
+
+def _require_positions(frontend: Frontend, data: Prepared) -> None:
+    """Refuse samples that are longer than the LLM reads, as evaluations and chats do."""
+    limit = most_tokens(frontend)
+    for key, report in ((TRAIN, data.report), (EVAL, data.eval_report)):
+        longest = 0 if report is None else int(report.lengths.max(initial=0))
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"{key}: the longest sample has {longest:,} tokens, pictures included, and the LLM reads {limit:,} at "
+                f"most (max_position_embeddings); cut them with data.max_length={limit}, or choose another LLM"
+            )
 
 
 def load_for_training(
@@ -198,6 +213,14 @@ def machine_of(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """What a recipe leaves to the machine."""
     dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
     return {"device": device.type, "dtype": str(dtype), "autocast": str(autocast)}
+
+
+def software_of(device: torch.device) -> dict[str, str]:
+    """Versions of what a run is computed with, and the device's name."""
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPU"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return versions_of(build, name)
 
 
 def autocast_of(

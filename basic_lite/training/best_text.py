@@ -1,7 +1,7 @@
 """What there is to say of a run's best step, from its bundle's manifest and the log. No torch is needed here."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from basic_lite.scoring.looking import points
 from basic_lite.scoring.metrics.estimate import Estimate, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.training.known_before import met_before
+from basic_lite.training.loss_text import NO_NUMBER
 from basic_lite.training.places import BEST, best_record
 
 # In the log: the scores of generated answers, and what they are made of.
@@ -33,6 +34,7 @@ class Best:
         values: value of the best and of the last step; None: the log has none.
         scores: of both, with their difference, whose interval knows that the best was chosen; None: they aren't of one
             sample, or it goes by the loss.
+        own: the score of the best step, with its interval; None: it goes by the loss, or the log has none.
         looks: how many steps it was chosen from.
         flattered: about how much better than it is the best of so many looks seems to be; None: not known.
         known: how much of the data is known to be trained on, in words; nothing: none of it.
@@ -44,6 +46,7 @@ class Best:
     last: int
     values: tuple[float, float | None]
     scores: tuple[Estimate, Estimate, Interval] | None
+    own: Estimate | None
     looks: int
     flattered: float | None
     known: str
@@ -52,6 +55,7 @@ class Best:
     def short(self) -> str:
         """For a list: the step, and what it is best by."""
         value = f"{self.values[0]:.3f}" if self.by == LOSS else f"{self.values[0]:.1%}"
+        value += " [{:.0%}, {:.0%}]".format(*self.own.interval) if self.own is not None else ""
         return f"best at step {self.step}: {self._metric} {value}"
 
     def lines(self) -> Iterator[str]:
@@ -83,6 +87,8 @@ class Best:
             last = self.values[1]
             if last is None:
                 return "no such value"
+            if not math.isfinite(last):
+                return f"a value that {NO_NUMBER}"
             return f"{self._in_figures(last)}; how sure that difference is, isn't measured"
         best, last_one, gain = self.scores
         if best.share == last_one.share:
@@ -103,10 +109,10 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
     """What a run's best bundle and its log say; None where none is kept, or they don't fit.
 
     Args:
-        log: its lines.
+        log: its whole lines.
     """
     record = best_record(run / BEST)
-    if record is None or type(record["step"]) is not int:
+    if record is None or type(record["step"]) is not int or not has_step(log, record["step"]):
         return None
     by, value, step = str(record["by"]), float(record["value"]), record["step"]
     found = values_of(log, "eval_loss") if by == LOSS else values_of(log, SCORE)
@@ -121,29 +127,32 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
         last=max(last, step),
         values=(value, found.get(max(last, step))),
         scores=_compared(alike, step, last) if both else None,
+        own=estimated(scores[step]) if step in scores else None,
         looks=len(found),
         flattered=flattered_by(list(alike.values())) if both and len(alike) > 1 else None,
         known=met_before(run),
     )
 
 
+def has_step(log: Sequence[Mapping[str, Any]], step: int) -> bool:
+    """Whether a run has made a step, by its log; an empty one doesn't say.
+
+    It hasn't, where it went back to an earlier checkpoint since.
+    """
+    return not log or step <= max(line["step"] for line in log)
+
+
 def values_of(log: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
     """The steps that have a number of that name; of two lines of a step the later counts."""
-    return {
-        line["step"]: line[name]
-        for line in log
-        if type(line.get("step")) is int and isinstance(line.get(name), int | float)
-    }
+    return {line["step"]: line[name] for line in log if line.get(name) is not None}
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
-    """Of each step with generated answers, the score of each question. A line that somebody changed is passed over."""
+    """Of each step with generated answers, the score of each question."""
     found = {}
     for line in log:
-        with suppress(KeyError, TypeError, ValueError):
-            scores = [float(one) for one in line[GENERATED]["scores"]]
-            if scores and all(0 <= one <= 1 for one in scores) and type(line["step"]) is int:
-                found[line["step"]] = scores
+        if scores := (line.get(GENERATED) or {}).get("scores"):
+            found[line["step"]] = [float(one) for one in scores]
     return found
 
 

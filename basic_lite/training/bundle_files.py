@@ -1,6 +1,7 @@
 """A bundle's files, found and verified. No weight is loaded, so no torch is needed; ``bundle`` says what is in it."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.outside import read_text
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.files import sha256
+from basic_lite.training.files import sha256, write_json
 from basic_lite.training.manifest import read_manifest
 from basic_lite.training.places import (
     BEST,
@@ -215,3 +216,17 @@ def require_checkpoint(bundle: Bundle) -> None:
             else "holds no training state; take another checkpoint with --checkpoint, or start a new run with name=…"
         )
         raise UserError(f"--resume: {bundle.folder} {why}")
+
+
+def copy_model(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
+    """Copy a checkpoint's model into a scratch folder, without what is needed to continue.
+
+    Args:
+        facts: more facts for the manifest.
+    """
+    left_out = {OPTIMIZER, GENERATORS, TRAINING}
+    files = {name: about for name, about in bundle.manifest["files"].items() if name not in left_out}
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, folder / name)
+    write_json(folder / MANIFEST, {**bundle.manifest, **facts, "files": files})

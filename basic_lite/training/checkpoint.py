@@ -5,20 +5,26 @@
     … the bundle's files
     optimizer.safetensors     state tensors, by parameter and name
     generators.safetensors    each process's random generators
-    training.json             step, scheduler, optimizer's numbers, what the loop remembers
+    training.json             step, optimizer's numbers, what the loop remembers
+
+Of the optimizer only what it has gathered for each parameter is kept. Rates, betas and decay are the recipe's, and the
+schedule's place follows from the step, so no file can set them.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from basic_lite.errors import UserError
 from basic_lite.outside import read_json_file
+from basic_lite.recipe.schema import MOST
+from basic_lite.training import optimizer_state
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
 from basic_lite.training.files import write_json
 from basic_lite.training.plan import Plan
@@ -26,23 +32,61 @@ from basic_lite.training.processes import Processes
 from basic_lite.training.recovery import set_random_state
 from basic_lite.training.tensor_files import read_tensors, save_tensors
 
-# What torch and bitsandbytes call the two moments of a parameter; both have its shape.
-MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
+# A file's values are believed only where they are of these types and within these bounds. The loop sets its own.
+_BELIEVED = ConfigDict(strict=True, extra="forbid")
+_Count = Annotated[int, Field(ge=0, le=MOST)]
+_Some = Annotated[int, Field(ge=1, le=MOST)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass
+# What a log line has besides a step's terms; these would be written over.
+_LOGS_OWN = {"step", "eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "generated", "text_probe"}
+
+
+class _Target(BaseModel):
+    """``TargetPlan`` as JSON has it."""
+
+    model_config = _BELIEVED
+    layer_weights: Annotated[list[Annotated[_Finite, Field(ge=0)]], Field(min_length=1)]
+    massive: list[list[_Count]] | None
+
+
+class _Gate(BaseModel):
+    """``GateState`` as JSON has it."""
+
+    model_config = _BELIEVED
+    open: bool
+    plan: _Target | None
+    chosen: bool
+    steps_on: _Count
+    verdict: str
+
+
+def _terms(given: dict[str, float]) -> dict[str, float]:
+    if taken := _LOGS_OWN & given.keys():
+        raise ValueError(f"{min(taken)} is no term of a loss")
+    return given
+
+
+def _gate(given: dict[str, Any]) -> dict[str, Any]:
+    _Gate.model_validate(given)
+    return given
+
+
+@dataclass(config=_BELIEVED)
 class Progress:
     """What a run's loop remembers from step to step, besides weights and optimizer."""
 
-    step: int = 0  # steps done
-    lowered_to: int | None = None  # samples of a micro-batch, once memory ran out
-    recomputed: int | None = None  # decoder layers since then; None: the recipe's
+    step: _Count = 0  # steps done
+    lowered_to: _Some | None = None  # samples of a micro-batch, once memory ran out
+    recomputed: _Count | None = None  # decoder layers since then; None: the recipe's
     offloaded: bool = False  # whether their inputs are on the host since then
     projector_seen: bool = False  # a step with an image has been looked at
-    last_terms: dict[str, float] = field(default_factory=dict)  # of the last step that had each
-    answered_at_once: int | None = None  # held-out questions, once memory ran out
-    gate: dict[str, Any] | None = None  # the gate's state after its last look
-    losses: list[float] = field(default_factory=list)  # LM losses of the last steps, which a spike is held against
+    # Of the last step that had each.
+    last_terms: Annotated[dict[str, float], AfterValidator(_terms)] = field(default_factory=dict)
+    answered_at_once: _Some | None = None  # held-out questions, once memory ran out
+    gate: Annotated[dict[str, Any], AfterValidator(_gate)] | None = None  # the gate's state after its last look
+    losses: list[_Finite] = field(default_factory=list)  # LM losses of the last steps, which a spike is held against
 
     def remember(self, plan: Plan, own: Plan) -> None:
         """Remember the plan that memory was enough for, where it isn't the recipe's own."""
@@ -55,20 +99,20 @@ class Progress:
         return replace(
             plan,
             micro_batch=min(plan.micro_batch, self.lowered_to or plan.micro_batch),
-            recomputed=max(plan.recomputed, self.recomputed or 0),
+            recomputed=min(max(plan.recomputed, self.recomputed or 0), plan.layers),
             offload_activations=plan.offload_activations or self.offloaded,
         )
 
 
 def write_training_state(
-    folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, scheduler: Any, generators: list[list[Tensor]]
+    folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, generators: list[list[Tensor]]
 ) -> None:
     """Write the files beside the bundle.
 
     Args:
         generators: each process's ``random_state``.
     """
-    tensors, numbers = _flatten(optimizer.state_dict()["state"])
+    tensors, numbers = optimizer_state.flatten(optimizer.state_dict()["state"])
     save_tensors(tensors, folder / OPTIMIZER)
     save_tensors(
         {
@@ -78,52 +122,78 @@ def write_training_state(
         },
         folder / GENERATORS,
     )
-    state = {
-        "progress": asdict(progress),
-        "optimizer": {"groups": optimizer.state_dict()["param_groups"], "numbers": numbers},
-        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
-    }
+    groups = optimizer_state.groups_of(optimizer)
+    state = {"progress": asdict(progress), "optimizer": {"groups": groups, "numbers": numbers}}
     write_json(folder / TRAINING, state)
 
 
-def read_progress(bundle: Bundle) -> Progress:
+def read_progress(bundle: Bundle, steps: int) -> Progress:
     """Read what the loop remembered.
 
+    Args:
+        steps: the whole run's.
+
     Raises:
-        UserError: the file isn't one of ours.
+        UserError: the file isn't one of ours, or of another step than the manifest says.
     """
     try:
-        # From a dict, since an instance is taken as it is.
-        return TypeAdapter(Progress).validate_python(vars(Progress(**_training(bundle)["progress"])))
+        progress = Progress(**_training(bundle)["progress"])
+        if progress.step != bundle.step:
+            raise ValueError(f"it is of step {progress.step}, and its manifest of step {bundle.step}")
+        if progress.step > steps:
+            raise ValueError(f"it is of step {progress.step}, and the run has {steps}")
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(bundle, error) from error
+    return progress
 
 
 def restore_training_state(
-    bundle: Bundle, optimizer: torch.optim.Optimizer, scheduler: Any, device: torch.device, processes: Processes
+    bundle: Bundle,
+    progress: Progress,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    device: torch.device,
+    processes: Processes,
 ) -> None:
-    """Restore optimizer, scheduler and this process's generators.
+    """Restore optimizer and this process's generators, and put the schedule where the step says.
 
     Generators stay as they are where the run continues with more processes than before.
+
+    Args:
+        progress: what ``read_progress`` has read.
+        optimizer, scheduler: as the recipe makes them, at step 0.
 
     Raises:
         UserError: the state is of another optimizer or model.
     """
     state = _training(bundle)
-    generators = read_tensors(bundle.folder / GENERATORS)
+    generators, tensors = read_tensors(bundle.folder / GENERATORS), read_tensors(bundle.folder / OPTIMIZER)
     try:
-        numbers = state["optimizer"]["numbers"]
-        saved = {"state": _unflatten(read_tensors(bundle.folder / OPTIMIZER), numbers)}
-        saved["param_groups"] = state["optimizer"]["groups"]
-        _require_same_sizes(saved, optimizer)
-        optimizer.load_state_dict(saved)
-        # The schedule's functions are made from the recipe, not read.
-        scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(optimizer.param_groups)})
+        groups, numbers = state["optimizer"]["groups"], state["optimizer"]["numbers"]
+        if [(one["name"], one["params"]) for one in groups] != [
+            (one["name"], one["params"]) for one in optimizer_state.groups_of(optimizer)
+        ]:
+            raise ValueError("its parameter groups are others")
+        # A run of which every record was dropped so far has updated nothing.
+        if tensors or numbers or progress.losses:
+            optimizer_state.restore(optimizer, tensors, numbers, steps=progress.step)
         own = [generators[name] for name in sorted(generators) if name.split(".")[0] == str(processes.index)]
         if own:
             set_random_state(own, device)
+        elif processes.index < bundle.manifest.get("processes", 1):
+            raise ValueError(f"it has no generators of process {processes.index}")
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise _foreign(bundle, error) from error
+    _move(scheduler, progress.step)
+
+
+def _move(scheduler: LambdaLR, step: int) -> None:
+    """Put a schedule where so many steps would have brought it."""
+    rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    scheduler.load_state_dict(place | {"lr_lambdas": [None] * len(rates)})
 
 
 def _training(bundle: Bundle) -> dict[str, Any]:
@@ -137,51 +207,13 @@ def _training(bundle: Bundle) -> dict[str, Any]:
 
 
 def _foreign(bundle: Bundle, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
         f"--resume: the training state in {bundle.folder} doesn't fit this run's optimizer and model ({reason}). "
         "Use the recipe of the run that wrote it, take another checkpoint with --checkpoint, "
         "or start a new run with name=…"
     )
-
-
-def _require_same_sizes(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse states of another size: torch takes them and fails in the next step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if [len(group["params"]) for group in saved["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
-        raise ValueError("its parameter groups have other sizes")
-    if any(index >= len(parameters) for index in saved["state"]):
-        raise ValueError("it has more parameters")
-    for index, entries in saved["state"].items():
-        for path, tensor in _flatten(entries)[0].items():
-            if path.split("/")[-1] in MOMENTS and tensor.shape != parameters[index].shape:
-                raise ValueError(f"parameter {index} has another shape")
-
-
-def _flatten(state: Mapping[Any, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Nested optimizer state as tensors and plain values, by path: ``3/exp_avg``."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for key, value in state.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            inner_tensors, inner_numbers = _flatten(value, f"{path}/")
-            tensors |= inner_tensors
-            numbers |= inner_numbers
-        elif isinstance(value, Tensor):
-            tensors[path] = value
-        else:
-            numbers[path] = value
-    return tensors, numbers
-
-
-def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The reverse of ``_flatten``; the first part of a path is a parameter's number."""
-    state: dict[int, dict[str, Any]] = {}
-    for path, value in {**tensors, **numbers}.items():
-        index, *parts, last = path.split("/")
-        node = state.setdefault(int(index), {})
-        for part in parts:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return state

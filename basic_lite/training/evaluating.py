@@ -14,8 +14,8 @@ from basic_lite.training.dropped import DroppedRecords
 from basic_lite.training.evaluation import evaluates, held_out_loss, held_out_text
 from basic_lite.training.held_out_score import HeldOutScore, Scored
 from basic_lite.training.log import RunLog
+from basic_lite.training.log_lines import read_log
 from basic_lite.training.made import Run
-from basic_lite.training.places import log_lines
 from basic_lite.training.progress import duration_text
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import TrainStep
@@ -66,6 +66,10 @@ class Evaluation:
             for line in self.score.outlook():
                 say(line)
 
+    def begin(self) -> None:
+        """Once the folder is the run's, before the first step."""
+        self.best.begin(self.log)
+
     def restore(self, progress: Progress) -> None:
         """Go on as a run that was never stopped."""
         if self.score is not None:
@@ -100,7 +104,7 @@ class Evaluation:
         """What to say of the best step at the run's end; nothing where none is kept."""
         if self.best.by is None or not self.train_step.processes.is_main:
             return []
-        best = best_of(self.log.path.parent, list(log_lines(self.log.path)))
+        best = best_of(self.log.path.parent, read_log(self.log.path.parent).lines)
         return [] if best is None else list(best.lines())
 
     def _loss(self, step: int) -> float:

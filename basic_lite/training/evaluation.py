@@ -18,6 +18,7 @@ from basic_lite.supervision import RefinementCurve, Supervision
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import SeenPatches, see_patches
 from basic_lite.training.batches import loading
+from basic_lite.training.loss_text import NO_NUMBER, loss_text
 from basic_lite.training.recovery import Recovery
 from basic_lite.training.step import StepCounts, TrainStep
 
@@ -89,8 +90,8 @@ def evaluates(recipe: Recipe, step: int, last: int) -> bool:
 
 def held_out_text(step: int, loss: float, earlier: Sequence[tuple[int, float]]) -> str:
     """The loss in a line; ``earlier``: steps and losses of the run's evaluations before."""
-    before = f" (was {earlier[-1][1]:.3f} at step {earlier[-1][0]})" if earlier else ""
-    return f"step {step}: held-out loss {loss:.3f}{before}"
+    before = f" (was {loss_text(earlier[-1][1])} at step {earlier[-1][0]})" if earlier else ""
+    return f"step {step}: held-out loss {loss_text(loss)}{before}"
 
 
 def overfit_text(
@@ -107,6 +108,11 @@ def overfit_text(
         return None
     lowest, step = min(finite)
     shorter = f"max_steps={step}" if recipe.training.max_steps is not None else f"epochs={epochs_after(step):.3g}"
+    if not math.isfinite(losses[-1][1]):
+        return (
+            f"held-out loss was lowest at step {step} ({lowest:.3f}) and {NO_NUMBER} now: the last weights are "
+            "damaged; try a lower training.projector_learning_rate or training.learning_rate"
+        )
     rise = f"held-out loss was lowest at step {step} ({lowest:.3f}) and is {losses[-1][1]:.3f} now"
     if not new:
         known = "some or all of that data was trained on before"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from basic_lite.console import Say
 from basic_lite.data.prepare import Prepared
+from basic_lite.errors import UserError
 from basic_lite.model.audit import audit
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
@@ -26,9 +27,9 @@ from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
 from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
-from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
+from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.looks import COST, Looks, looks_of
 from basic_lite.training.processes import Processes
@@ -73,12 +74,22 @@ class Gate:
         """The recipe's section."""
         return self.supervision.settings
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on as a checkpoint, or another process, says; None: the run starts now."""
+    def restore(self, state: dict[str, Any] | None, checkpoint: Bundle | None = None) -> None:
+        """Go on as a checkpoint, or another process, says; None without a checkpoint: the run starts now.
+
+        Raises:
+            UserError: the checkpoint has no state of a gate, or a target of another model.
+        """
         if state is not None:
             self.state = GateState(**state)
             if self.state.plan is not None:
-                self.supervision.use(TargetPlan.of(self.state.plan))
+                where = "this run" if checkpoint is None else str(checkpoint.folder)
+                self.supervision.use_saved(self.state.plan, where)
+        elif checkpoint is not None:
+            raise UserError(
+                f"--resume: {checkpoint.folder} doesn't say whether BASIC was on, and this recipe leaves that to "
+                "measurement; take another checkpoint with --checkpoint, or start a new run with name=…"
+            )
 
     def outlook(self) -> list[str]:
         """What will be looked at, for the run's start."""

@@ -8,7 +8,8 @@ from accelerate.tracking import TensorBoardTracker
 
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.files import saving
-from basic_lite.training.places import TENSORBOARD, log_lines
+from basic_lite.training.log_lines import is_whole, whole_lines
+from basic_lite.training.places import TENSORBOARD, json_lines
 from basic_lite.training.processes import Processes
 from basic_lite.whole_file import whole_file
 
@@ -40,12 +41,16 @@ class RunLog:
         self._accelerator = processes.accelerator if processes.is_main else None
 
     def keep_until(self, step: int) -> None:
-        """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's."""
+        """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's.
+
+        A line that isn't whole stays where its step is no later: it may be a person's own.
+        """
         if self._processes.is_main and self.path.exists():
             with saving(self.path, FIX), whole_file(self.path) as stream:
-                for line in log_lines(self.path):
-                    if _step(line) <= step:
-                        self._remember(line)
+                for line in json_lines(self.path):
+                    if isinstance(line, dict) and _step(line) <= step:
+                        if is_whole(line):
+                            self._remember(line)
                         stream.write(json.dumps(line).encode() + b"\n")
             self._begins = self.path.stat().st_size
         elif self._processes.is_main:
@@ -60,14 +65,14 @@ class RunLog:
         """The steps that have a number of that name, with it, in order."""
         if name == HELD_OUT_LOSS:
             return list(self._held_out)
-        lines = log_lines(self.path) if self.path.exists() else iter(())
+        lines = whole_lines(self.path) if self.path.exists() else iter(())
         return [found for line in lines for found in _number(line, name)]
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of this process's part of the run."""
         if not self._processes.is_main or not self.path.exists():
             return []
-        return list(log_lines(self.path, after=self._begins))
+        return list(whole_lines(self.path, after=self._begins))
 
     def start_trackers(self, recipe: Recipe) -> None:
         """Open the trackers that the processes were connected with."""

@@ -12,7 +12,7 @@ import torch
 from basic_lite.console import speaker
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
 from basic_lite.supervision.premise import SeenPatches
-from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh
+from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh, software_of
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
@@ -107,7 +107,7 @@ class Loop:
         self._seen: SeenPatches | None = None  # what the last curve was made of, until the gate has seen it
         self.gate = make_gate(recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say)
         if self.gate is not None:
-            self.gate.restore(self.progress.gate)
+            self.gate.restore(self.progress.gate, run.folder.checkpoint)
         shown = self.gate is not None and self.gate.state.open
         self.say(basic_text(recipe, run.data, shown=shown))
         for line in self.gate.outlook() if self.gate is not None and run.processes.is_main else ():
@@ -125,10 +125,9 @@ class Loop:
         restore_projector(bundle, parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, parts)
-        restore_training_state(
-            bundle, self.train_step.optimizer, self.train_step.scheduler, self.device, self.processes
-        )
-        if (before := bundle.manifest["processes"]) != self.processes.count:
+        progress, step = read_progress(bundle, self.schedule.steps), self.train_step
+        restore_training_state(bundle, progress, step.optimizer, step.scheduler, self.device, self.processes)
+        if (before := bundle.manifest.get("processes", 1)) != self.processes.count:
             self.say(
                 f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
@@ -136,7 +135,6 @@ class Loop:
         was, now = bundle.manifest["machine"], machine_of(self.recipe, self.device)
         if was != now:
             self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
-        progress = read_progress(bundle)
         self.log.keep_until(progress.step)
         self.say(f"continuing from {bundle.folder} (step {progress.step})")
         return progress
@@ -161,6 +159,7 @@ class Loop:
             ):
                 self.log.start_trackers(self.recipe)
                 self.dropped.write()
+                self.evaluation.begin()
                 if self.progress.step == 0:
                     self._look(0, evaluated=False)
                     self._measure_premise()
@@ -369,6 +368,7 @@ class Loop:
                 "fingerprint": self.run.data.report.fingerprint,
             },
             "machine": machine_of(self.recipe, self.device),
+            "software": software_of(self.device),
             "processes": self.processes.count,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,

@@ -19,13 +19,13 @@ from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.supervision.picture_maps import PictureMaps, picture_maps
-from basic_lite.supervision.target import TargetPlan
 from basic_lite.supervision.token_maps import measure_maps, shown_layers
 from basic_lite.training.assembly import autocast_of, supervision_of
 from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX
-from basic_lite.training.places import LOG, MAPS, log_lines, read_json
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.places import MAPS, read_json
 
 # Pictures of a run whose maps are kept, and records that are looked through for as many different ones.
 KEPT, SEARCHED = 3, 60
@@ -41,14 +41,14 @@ def reading_supervision(
         target: what the run had chosen of the target, as its manifest has it; None: nothing.
 
     Raises:
-        UserError: the vocabulary table can't be used.
+        UserError: the vocabulary table can't be used, or the target is of another model.
     """
     operations, _ = choose_kernels("auto", loaded.parts.embeddings.weight.device, say)
     # A number: attention is read apart, where it can be.
     settings = settings.model_copy(update={"enabled": True, "token_weights": 1.0})
     supervision = supervision_of(loaded, settings, operations)
     if target:
-        supervision.use(TargetPlan.of(target))
+        supervision.use_saved(target, "the run's manifest.json")
     return supervision
 
 
@@ -100,7 +100,7 @@ class ReportMaps:
         Raises:
             UserError: the vocabulary table can't be used, or the file can't be written.
         """
-        step = max((line["step"] for line in log_lines(self.folder / LOG) if type(line.get("step")) is int), default=0)
+        step = max((line["step"] for line in read_log(self.folder).lines), default=0)
         before, path = read_json(self.folder / MAPS), self.folder / MAPS
         if isinstance(before, dict) and before.get("step") == step:
             return

@@ -3,6 +3,7 @@
 ::
 
     recipe.yaml  parts.json  data.json     written when the run takes the folder, and
+    software.json                          what it is made with (see ``software.py``)
     trained_on.safetensors                 what it is trained on (see ``trained_on.py``)
     log.jsonl  tensorboard/  report.html   written as it goes
     samples.json  maps.json                small copies of the pictures in the report, token maps of some
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.outside import open_file, parse_json, read_json_file
+from basic_lite.outside import is_finite, open_file, parse_json, read_json_file
 from basic_lite.whole_file import PART
 
 # Where runs are, if a recipe's `output` names no other folder.
@@ -28,6 +29,7 @@ RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+SOFTWARE = "software.json"
 # The page for people, small copies of the held-out pictures that it shows, and token maps of some.
 REPORT, SAMPLES, MAPS = "report.html", "samples.json", "maps.json"
 FINAL, BEST, MANIFEST, RECIPE_JSON = "final", "best", "manifest.json", "recipe.json"
@@ -85,7 +87,7 @@ def best_record(bundle: Path) -> dict[str, Any] | None:
     """What a best step's manifest says of it: ``step``, ``by`` and ``value``; None: it isn't one."""
     manifest = read_json(bundle / MANIFEST)
     record = manifest.get("best") if isinstance(manifest, dict) else None
-    if not isinstance(record, dict) or "by" not in record or not isinstance(record.get("value"), int | float):
+    if not isinstance(record, dict) or "by" not in record or not is_finite(record.get("value")):
         return None
     return {"step": manifest.get("step"), **record}
 
@@ -121,8 +123,8 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The whole lines that are ours; one was cut off when a process died, others a person may have added.
+def json_lines(path: Path, *, after: int = 0) -> Iterator[Any]:
+    """What each line of a file holds; None: it is no JSON. An empty line, and a last one that was cut off, is no line.
 
     Args:
         after: bytes of the file that are passed over.
@@ -130,12 +132,26 @@ def log_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
     with open_file(path) as stream:
         stream.seek(after)
         for line in stream:
-            try:
-                value = parse_json(line.decode("utf-8", "replace"))
-            except ValueError:
+            if not line.strip():
                 continue
-            if isinstance(value, dict):
-                yield value
+            try:
+                yield parse_json(line.decode("utf-8", "replace"))
+            except ValueError:
+                if line.endswith(b"\n"):
+                    yield None
+
+
+def later(path: Path, settings: Any) -> tuple[int, list[tuple[int, str]], str]:
+    """By what files of an evaluation are put in order: the step of the weights, then the name, with 10 after 2.
+
+    Copying a folder changes neither. ``eval`` gives a further file of the same data the next number.
+
+    Args:
+        settings: that the summary has; of a file that somebody changed, anything.
+    """
+    step = settings.get("step") if isinstance(settings, dict) else None
+    parts = [(int(part), "") if part.isdecimal() else (0, part) for part in re.findall("[0-9]+|[^0-9]+", path.name)]
+    return step if type(step) is int else 0, parts, path.name
 
 
 def remains_of(folder: Path) -> list[Path]:
@@ -144,7 +160,7 @@ def remains_of(folder: Path) -> list[Path]:
     cut_off = [path for name in written for end in (PART, OLD) for path in sorted(folder.glob(name + end))]
     if (best := best_between_names(folder)) is not None:
         cut_off.remove(best)
-    written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, RECIPE_YAML, PARTS)
+    written_once = (LOG, TENSORBOARD, REPORT, SAMPLES, MAPS, DATA, TRAINED_ON, SOFTWARE, RECIPE_YAML, PARTS)
     named = [folder / name for name in written_once]
     return [path for path in [*cut_off, *named] if os.path.lexists(path)]
 
@@ -157,5 +173,5 @@ def bundles_of(folder: Path) -> list[Path]:
 
 def set_aside_in(folder: Path) -> list[Path]:
     """Bundles of steps that were made again."""
-    names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}")
+    names = (f"{SET_ASIDE}checkpoint-*", f"{SET_ASIDE}{FINAL}", f"{SET_ASIDE}{BEST}")
     return [path for name in names for path in sorted(folder.glob(name)) if path.is_dir()]

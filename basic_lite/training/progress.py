@@ -11,6 +11,7 @@ from rich.text import Text
 
 from basic_lite.console import Say, command_line
 from basic_lite.sizes import GIB, size_text
+from basic_lite.training.loss_text import loss_text
 from basic_lite.training.time_left import TimeLeft
 
 MEMORY = "peak_memory_gib"
@@ -181,7 +182,7 @@ def finished_text(
     # A short run may have logged one step alone.
     fell = f"{losses[0][1]:.3f} → " if len(losses) > 1 else ""
     loss = f", loss {fell}{losses[-1][1]:.3f}" if losses else ""
-    score = f", held-out {held_out[-1][1]:.3f}" if held_out else ""
+    score = f", held-out {loss_text(held_out[-1][1])}" if held_out else ""
     return (
         f"finished: {steps} in {duration_text(seconds)}{loss}{score}; the trained model is {final}; "
         f"ask it: {command_line(['basic-lite', 'chat', str(run), 'PICTURE'])}"

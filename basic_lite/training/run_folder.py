@@ -38,6 +38,7 @@ from basic_lite.training.places import (
     is_run,
     remains_of,
 )
+from basic_lite.training.software import write_software
 from basic_lite.training.trained_on import TrainedOn
 from basic_lite.whole_file import PART, write_whole
 
@@ -67,6 +68,7 @@ class RunFolder:
     """A run's folder, and the checkpoint it continues from (None: from the start).
 
     Attributes:
+        chosen: it continues from a checkpoint that --checkpoint names.
         broken: for a run that continues: which records it dropped for a picture when it started, by data key.
     """
 
@@ -74,6 +76,7 @@ class RunFolder:
     checkpoint: Bundle | None = None
     finished: bool = False
     overwrite: bool = False  # the run that is there is replaced
+    chosen: bool = False
     broken: dict[str, list[int]] | None = None
 
     @property
@@ -85,6 +88,15 @@ class RunFolder:
     def best(self) -> Path:
         """The bundle of the best step, where one is kept."""
         return self.path / BEST
+
+    @property
+    def best_is_later(self) -> bool:
+        """Whether the best step is set aside: the run goes back to a checkpoint before it.
+
+        After a kill it stays: the same steps are made again, and the run goes on comparing with it.
+        """
+        record = best_record(best_between_names(self.path) or self.best)
+        return self.chosen and record is not None and isinstance(record["step"], int) and record["step"] > self.step
 
     @property
     def step(self) -> int:
@@ -100,7 +112,14 @@ class RunFolder:
         """Where the checkpoint of a step is, or would be."""
         return self.path / f"checkpoint-{step}"
 
-    def begin(self, recipe: Recipe, parts: Sequence[Any], data: dict[str, Any], trained_on: TrainedOn) -> list[str]:
+    def begin(
+        self,
+        recipe: Recipe,
+        parts: Sequence[Any],
+        data: dict[str, Any],
+        trained_on: TrainedOn,
+        versions: dict[str, str],
+    ) -> list[str]:
         """Take the folder: write the resolved recipe, the part table, the data's summary and what is trained on.
 
         A run from its start removes what a failed start has left, and with ``overwrite`` the run that is there; what
@@ -118,6 +137,7 @@ class RunFolder:
             # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
             write_whole(self.path / RECIPE_YAML, dump_recipe(recipe))
             write_json(self.path / DATA, data)
+            write_software(self.path, self.step, versions)
             trained_on.write(self.path)
         return moved
 
@@ -144,7 +164,7 @@ class RunFolder:
         later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
         changed = f"{self.path / RECIPE_YAML} was changed, and a run that continues doesn't read it; it"
         said, moved = self.keep(edited_recipe(self.path), changed), []
-        for old in [*later, self.final]:
+        for old in [*later, self.final, *[self.best] * self.best_is_later]:
             if os.path.lexists(old):
                 moved.append(old.with_name(SET_ASIDE + old.name))
                 if os.path.lexists(moved[-1]):
@@ -269,7 +289,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     require_checkpoint(bundle)
     _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
     broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
-    return RunFolder(path, bundle, broken=broken)
+    return RunFolder(path, bundle, chosen=step is not None, broken=broken)
 
 
 def _require_no_links(curves: Path) -> None:

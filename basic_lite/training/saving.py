@@ -38,7 +38,7 @@ def save_checkpoint(
     last = f"The run's last good checkpoint is {good[-1]}" if good else "The run has no checkpoint yet"
     fix = f"{last}; make room or allow writing there, and continue with --resume"
     with written_whole(folder.checkpoint_at(progress.step), fix) as scratch:
-        write_training_state(scratch, progress, step.optimizer, step.scheduler, generators)
+        write_training_state(scratch, progress, step.optimizer, generators)
         write(scratch)
     done_with = checkpoints_of(folder.path)[:-keep]
     for old in done_with:

@@ -100,7 +100,8 @@ class TimeUse:
 
     def finish(self, step: int, seconds: float) -> None:
         """Log what the run spent on saving, evaluating and answering, of all its ``seconds``."""
-        self.log.write(step, {"time": {"whole_s": seconds, **{f"{what}_s": s for what, s in self._apart.items()}}})
+        apart = {f"{what}_s": s for what, s in self._apart.items()}
+        self.log.write(step, {"time": {"first": self.first, "whole_s": seconds, **apart}})
         parts_s = {"steps": max(seconds - sum(self._apart.values()), 0.0), **self._apart}
         line, key = time_text(parts_s, self.recipe, steps=self.last, on_gpu=self.breakdown.clock.device.type == "cuda")
         if key and key != self._said and seconds >= SHORT_S:

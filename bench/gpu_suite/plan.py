@@ -24,8 +24,8 @@ LARGE_VOCABULARY, SDS_TOKENS = "7b-152k", 64
 LARGE_VOCABULARY_S = 105
 # A step of a dry run may take so long.
 DRY_S = 900
-PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--dist=loadfile"]
-
+# Tests that are too long for a plain run on two cores aren't too long here.
+PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--dist=loadfile", "-m", "not soak"]
 
 # The second runs the first's tests where there is no GPU (a dry run); with one it skips.
 SUPERVISION_TESTS = ("tests/supervision/test_supervision_kernels.py", "tests/kernels/test_interpreted.py")

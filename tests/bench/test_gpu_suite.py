@@ -102,6 +102,19 @@ def test_every_kernel_has_tests_in_the_plan() -> None:
     assert all(any(kernel in file for file in files) for kernel in KERNELS)
 
 
+@pytest.mark.long
+def test_no_step_is_without_tests() -> None:
+    """Whatever markers a plain run leaves out."""
+    steps = [step for stage in stages_of(RUNS, Path("work"), dry=True) for step in stage]
+    programs = [step.arguments for step in steps if step.arguments[0] == "pytest" and "bench/" not in step.arguments]
+    assert len(programs) == 2
+    for program in programs:
+        done = subprocess.run(
+            [sys.executable, "-m", *program, "--collect-only"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and " tests collected" in done.stdout, done.stdout[-2000:]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = suite("--out", str(tmp_path / "out"))

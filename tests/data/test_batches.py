@@ -61,7 +61,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_data(records, chat, section)
     text = str(caught.value)
-    counts = "3 bad image, 1 bad record, 1 no supervised token, 1 too long"
+    counts = "bad record: 1, no supervised token: 1, too long: 1, unreadable picture: 3"
     assert text.startswith(f"6 of 10 records can't be used ({counts}):")
     for part in ["record 3 (id gone)", "record 4 (id away)", "record 5 (id cut)", "record 6 (id mute)",
                  "record 7 (id many)", "record 9: ", "data.bad_records=drop",
@@ -75,7 +75,7 @@ def test_policies(tmp_path: Path) -> None:
     records, chat, section = setup(tmp_path, bad_records="drop")
     with pytest.raises(UserError) as caught:
         check_data(records, chat, section)
-    assert "1 of 10 records can't be used (1 too long)" in str(caught.value)
+    assert "1 of 10 records can't be used (too long: 1)" in str(caught.value)
     assert "bad_records" not in str(caught.value)
     records, chat, section = setup(tmp_path, too_long="drop")
     with pytest.raises(UserError, match="5 of 10 records"):
@@ -124,7 +124,7 @@ def test_a_wrong_folder_of_pictures_is_one_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_data(records, chat, section)
     head, first, more, mend = str(caught.value).split("\n")
-    assert head == "40 of 40 records can't be used (40 bad image):" and "correct image_dir" in first
+    assert head == "40 of 40 records can't be used (unreadable picture: 40):" and "correct image_dir" in first
     assert more.startswith("    and 39 more like it: data.json, record 2 (id 1), ") and "bad_records=drop" in mend
     records, chat, section = setup(tmp_path, rows[:5])
     with pytest.raises(UserError) as caught:

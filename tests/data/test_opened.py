@@ -115,7 +115,9 @@ def test_a_picture_of_another_time_or_size_is_opened_again(
 
 
 def test_with_refuse_every_bad_picture_is_named(check: Check) -> None:
-    with pytest.raises(UserError, match=r"2 of 5 records can't be used \(2 bad image\):\n.*record 2 .*\n.*record 5 "):
+    with pytest.raises(
+        UserError, match=r"2 of 5 records can't be used \(unreadable picture: 2\):\n.*record 2 .*\n.*record 5 "
+    ):
         check(bad_records="refuse")
 
 

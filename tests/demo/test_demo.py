@@ -122,7 +122,7 @@ def test_what_was_trained_beside_ends_with_the_demo(tmp_path: Path, monkeypatch:
 
 
 def test_whether_basic_acted_is_read_from_the_losses(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 0, "gate": {"open": false}}\n{"step": 1, "lm": 2.0}\n')
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "gate": {}}\n{"step": 1, "lm": 2.0}\n')
     assert not acted([tmp_path])
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 2, "lm": 2.0, "das": 0.5}\n')

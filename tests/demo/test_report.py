@@ -27,4 +27,4 @@ def test_the_verdict_follows_the_interval(gain: Interval, said: str) -> None:
 def test_the_log_of_an_older_version_can_be_read() -> None:
     old = {"places": ["v", "target"], "own": [0.1, 0.2], "control": [0.05, 0.05], "samples": 16, "patches": 576}
     text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}}, SupervisionSection())
-    assert "v +0.050 → v̂ +0.150, without an interval over 16 samples: can't tell" in text
+    assert "v +0.050 → v̂ +0.150, gain +0.100 over 16 samples, without an interval: can't tell" in text

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basic_lite.model import llava
-from basic_lite.model.llava import lm_loss, token_nats
+from basic_lite.model.llava import likelihoods_of, lm_loss
 from tests.support.kernels import peak_bytes
 
 R, D, V = 300, 64, 4096
@@ -72,13 +72,19 @@ def test_what_it_takes_is_the_chunks(head: Head, monkeypatch: pytest.MonkeyPatch
 
 
 def test_log_probabilities_without_a_gradient(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, labels = drawn()
-    exact = torch.log_softmax(hidden.detach().double() @ head.weight.double().T, -1)
-    want = -exact.gather(1, labels[:, None])[:, 0]
-    torch.testing.assert_close(token_nats(hidden, head, labels).double(), want, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(llava, "CHUNK_BYTES", 4 * V * 30)
-    head.calls = 0
-    torch.testing.assert_close(token_nats(hidden, head, labels).double(), want, rtol=1e-5, atol=1e-5)
-    assert head.calls == R // 30
-    peak = peak_bytes(lambda: token_nats(hidden, head, labels), torch.device("cpu"))
-    assert peak < 2.2 * llava.CHUNK_BYTES < R * V * 4
+    """Of three rows: each label has its own position, the last row has the likeliest tokens, the middle one none."""
+    hidden = drawn()[0].detach().view(3, R // 3, -1)
+    exact = torch.log_softmax(hidden.double() @ head.weight.double().T, -1)  # [3, T, V]
+    labels = torch.full(hidden.shape[:2], -100)
+    labels[0, 1:] = drawn()[1].view(3, R // 3)[0, 1:]
+    labels[2, 5:] = exact[2, 4:-1].argmax(-1)
+    chosen = exact[:, :-1].gather(2, labels[:, 1:, None].clamp(0))[..., 0]
+    want = -chosen.masked_fill(labels[:, 1:] < 0, 0).sum(1)
+    for calls in (1, -(-(2 * (R // 3) - 6) // 30)):
+        head.calls = 0
+        found = likelihoods_of(hidden, head, labels)
+        torch.testing.assert_close(found.nats, want, rtol=1e-5, atol=1e-5)
+        assert found.likeliest.tolist() == [False, True, True] and head.calls == calls
+        monkeypatch.setattr(llava, "CHUNK_BYTES", 4 * V * 30)
+    peak = peak_bytes(lambda: likelihoods_of(hidden, head, labels), torch.device("cpu"))
+    assert peak < 2.2 * llava.CHUNK_BYTES + hidden.nbytes < R * V * 4

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision import Interval, RefinementCurve, premise, refinement_curve
+from basic_lite.supervision.premise import SeenPatches
 from tests.support import supervision as kit
 from tests.support.words import word_tokenizer
 
@@ -150,18 +152,47 @@ def test_words_follow_the_interval() -> None:
     assert told in unknown.summary() and unknown.summary().endswith("(best after layer 1: +0.042)")
     holds = curve_of(Interval(0.02, 0.001, 0.03))
     assert holds.warning() is None and holds.verdict == "holds" and "over 64 samples: holds" in holds.summary()
-    few = curve_of(Interval(-0.02, -0.03, -0.001), samples=7)
-    assert few.verdict == "can't tell" and few.warning() is None, "of so few samples no interval is narrow enough"
+    same = curve_of(Interval(0.0, 0.0, 0.0))
+    assert "gain +0.000 (in every sample) over 64 samples: can't tell" in same.summary()
+
+
+def test_of_too_few_samples_there_is_no_interval() -> None:
+    """A bootstrap of one to three would have next to no width; the gain itself is shown, and chooses layers."""
+    texts = [{"red", "the"}, {"blue", "the"}, {"green", "the"}] * 5
+    # One token of two names its own colour: nowhere at v, after layer 1 if that is red, and at all of them in v̂.
+    nearest = [[["x", "the"], ["red" if "red" in text else "x", "the"], [min(text - {"the"}), "the"]] for text in texts]
+    seen = SeenPatches(["v", "h1", "target"], None, texts, nearest, {}, None)  # type: ignore[arg-type]
+    for samples in (2, 3, LEAST_SAMPLES - 1):
+        curve = seen.curve(range(samples))
+        assert curve.gains == [] and curve.gain is None and curve.verdict == "can't tell" and curve.warning() is None
+        assert curve.gain_values[-1] > 0.3
+        told = (
+            f"gain {curve.gain_values[-1]:+.3f} over {samples} samples, too few pictures for an interval, 16 at least"
+        )
+        assert f"{told}: can't tell" in curve.summary() and "[" not in curve.summary()
+    assert (
+        curve.score is not None
+        and curve.layer_gains == [pytest.approx(curve.score[1] - curve.score[0])]
+        and curve.layer_gains != [0.0]
+    )
+    more = SeenPatches(seen.places, seen.words, [*texts, texts[0]], [*nearest, nearest[0]], {}, None).curve()
+    assert more.gain is not None and more.gain.low < more.gain.value == pytest.approx(more.gain_values[-1])
+    assert "too few" not in more.summary()
+    # What versions before wrote of few samples isn't shown either.
+    logged = {**curve.to_dict(), "gains": [list(gain) for gain in more.gains]}
+    assert RefinementCurve.from_dict(logged) == curve
 
 
 def test_a_log_gives_the_curve_back_and_an_old_one_has_no_interval(tokenizer: PreTrainedTokenizerFast) -> None:
-    curve = refinement_curve(kit.build(kit.tiny_llava()), [kit.tiny_batch("image")], tokenizer)
+    curve = refinement_curve(
+        kit.build(kit.tiny_llava()), [kit.tiny_batch("image", seed=n) for n in range(8)], tokenizer
+    )
     record = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
     assert curve.gain is not None and record["gains"][-1] == list(curve.gain) and len(record["gains"]) == kit.LAYERS + 1
     assert RefinementCurve.from_dict(record) == curve
     old = RefinementCurve.from_dict({name: record[name] for name in ("places", "own", "control", "samples", "patches")})
     assert old.score == curve.score and old.gain is None and old.verdict == "can't tell" and old.warning() is None
-    assert "without an interval over 2 samples: can't tell" in old.summary()
+    assert "over 16 samples, without an interval: can't tell" in old.summary()
 
 
 def test_no_image_at_all(tokenizer: PreTrainedTokenizerFast) -> None:

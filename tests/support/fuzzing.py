@@ -77,7 +77,7 @@ class Watch:
             return
         if event in _LEAVES:
             self.found.append(f"{event} {args[:2]}")
-        elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
+        elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING and not _is_nameless(args[2]):
             self._look(event, args[0])
         elif event in _CHANGES:
             # What a link leads to isn't touched when it is made.
@@ -98,6 +98,12 @@ class Watch:
         own = real == inside or real.startswith(inside + os.sep)
         if not own and path != os.devnull and "__pycache__" not in path.split(os.sep):
             self.found.append(f"{event} {path}")
+
+
+def _is_nameless(flags: int) -> bool:
+    """Whether a file without a name is made, which is gone when it is closed."""
+    nameless = getattr(os, "O_TMPFILE", 0)
+    return bool(nameless) and flags & nameless == nameless
 
 
 WATCH = Watch()

@@ -242,6 +242,32 @@ def test_a_recipe_that_generates_at_evaluations_does_so_where_a_part_is_held_out
     assert load_recipe("few.yaml").training.eval_generate == 0
 
 
+def test_of_short_answers_the_best_step_is_kept() -> None:
+    """Long ones are hardly ever right word for word, and of too few nothing is learnt."""
+    photos("many", 40)
+    said = run("many", "data.held_out=0.4")[1]
+    assert load_recipe("many.yaml").training.eval_generate == 0 and "eval_generate" not in said
+    rows = [{"image": f"p{n}.png", "question": f"what {n}?", "answer": "a dog"} for n in range(40)]
+    Path("many/qa.json").write_text(json.dumps(rows))
+    text, said = run("many/qa.json", "data.held_out=0.4", width=1000)
+    training = load_recipe(text).training
+    assert (training.eval_generate, training.eval_metric, training.metric_for_best_model) == (16, "exact", "auto")
+    steps = re.search(r"training is (\d+) steps of 8 samples", said)
+    assert steps is not None
+    asking = 5 * 16 * 1.6  # samples, as many as the questions of five looks take
+    share = f"{asking / (asking + 8 * int(steps[1])):.0%}"
+    told = (
+        "the model answers 16 of the held-out questions, and the step that answers best is kept as best/ beside final/"
+    )
+    assert f"{told}; predicted to take {share} of the run's time" in said
+    head = text.read_text(encoding="utf-8")
+    assert f"# eval_generate: at each evaluation {told}" in head and "basic-lite check qa.yaml " in said
+    run("many/qa.json", "data.held_out=0.4", "training.eval_generate=0", overwrite=True)
+    assert load_recipe("qa.yaml").training.eval_generate == 0
+    run("many/qa.json", overwrite=True)
+    assert load_recipe("qa.yaml").training.eval_generate == 0, "4 questions tell nothing"
+
+
 def test_questions_need_no_prompt_and_a_plain_template_reads_none() -> None:
     photos("p")
     rows = [{"image": "p0.png", "question": "what?", "answer": "a dog", "question_type": "kind"}] * 3

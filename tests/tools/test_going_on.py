@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from basic_lite import open_run
 from basic_lite.cli import main
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, UserError
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.score import EvalResult
 from basic_lite.training import answer_file
@@ -103,6 +105,38 @@ def test_a_broken_off_evaluation_goes_on(
     assert "going on: 7 of 36 answers are in p.jsonl.part already" in " ".join(capsys.readouterr().err.split())
     assert len(asked) == 29 == len(set(asked)) and again == whole and not part_of(out).exists()
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_too_little_memory_names_the_option_and_keeps_the_answers(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once torch's own error, and once bitsandbytes'; with batches of 4, and of 1."""
+    kept, place = Answers.keep, tmp_path / "p.jsonl"
+    full: Exception = torch.OutOfMemoryError("CUDA out of memory")
+
+    def failing(self: Answers, shown: Any, at: int, *rest: Any) -> None:
+        if len(self.found) == 4:
+            raise full
+        kept(self, shown, at, *rest)
+
+    def said(batch: int) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", str(trained), "--data", data, "--out", str(place), "--no-controls", "--batch", str(batch)])
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and "Traceback" not in err
+        return " ".join(err.split())
+
+    data = str(trained.parent.parent / "data.json")
+    monkeypatch.setattr(answer_file.Answers, "keep", failing)
+    text = said(4)
+    assert "error: out of memory with 4 questions at once; lower --batch" in text
+    assert "4 of 12 answers are kept in" in text and "p.jsonl.part; the same command goes on from there" in text
+    full = RuntimeError("cudaErrorMemoryAllocation")
+    text = said(1)
+    assert "going on: 4 of 12 answers" in text
+    assert "out of memory with 1 question at once; lower --max-new-tokens, or give --device cpu" in text
+    with pytest.raises(NoMemory, match="out of memory with 3 questions at once; lower batch_size"):
+        open_run(trained, "cpu").evaluate(data, batch_size=3, controls=0)
 
 
 def test_ctrl_c_ends_without_a_traceback(

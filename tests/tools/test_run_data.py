@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from basic_lite.data.digests import picture_digest
+from basic_lite.data.images import ImageRef
 from basic_lite.errors import UserError
+from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.samples import choose_samples
@@ -54,14 +57,29 @@ def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: p
         evaluate_run(split, place / "data.json", image_dir=tmp_path / images, max_new_tokens=1, console=quiet())
         assert "note: 9 of these 12 pictures were trained on (one that" in capsys.readouterr().err
     loss = next(json.loads(line)["eval_loss"] for line in (split / "log.jsonl").open() if "eval_loss" in line)
-    first = f"held-out loss {loss:.3f}; exact match 0.0% of 3 not recognised as trained on (held-out), few: 0% to 56%"
+    first = f"held-out loss {loss:.3f}; exact match 0.0% [0%, 56%] of 3 not recognised as trained on (held-out)"
     assert row_of(split).score == first  # whatever was measured later
     for path in split.glob("predictions_held-out*"):
         path.unlink()
     assert (
         row_of(split).score
-        == f"held-out loss {loss:.3f}; exact match 0.0% of 3 not recognised as trained on (data.json), few: 0% to 56%"
+        == f"held-out loss {loss:.3f}; exact match 0.0% [0%, 56%] of 3 not recognised as trained on (data.json)"
     )
+
+
+def test_predictions_tell_a_picture_from_another_of_its_name(split: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("same", "other"):
+        shutil.copytree(split.parent.parent / "images", tmp_path / name)
+        if name == "other":
+            write_image(tmp_path / name / "1.png", seed=99)
+        found.append(tmp_path / f"{name}.jsonl")
+        how = {"image_dir": tmp_path / name, "limit": 3, "max_new_tokens": 1, "controls": 0}
+        evaluate_run(split, split.parent.parent / "data.json", out=found[-1], console=quiet(), device="cpu", **how)
+    first = json.loads(found[0].read_text().splitlines()[0])
+    assert first["image_digests"] == [picture_digest(ImageRef(first["images"][0], str(tmp_path / "same"))).hex()]
+    with pytest.raises(UserError, match=r"other pictures: 1 of 3 have .* as number 2 \(.*1\.png"):
+        compared(sides_of(found, []))
 
 
 def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
@@ -83,7 +101,7 @@ def test_held_out_records_are_found_where_they_are_now(split: Path) -> None:
     finally:
         data.write_text(text, encoding="utf-8")
     numbers(split, held_out=True)
-    assert row_of(split).score.endswith(" of 3 not recognised as trained on (held-out), few: 0% to 56%")
+    assert row_of(split).score.endswith(" 0.0% [0%, 56%] of 3 not recognised as trained on (held-out)")
     assert row_of(split).state == "finished, 1 step"
 
 

@@ -56,7 +56,7 @@ def place(made: Path, tmp_path: Path) -> Path:
     (done / "predictions_data_final.summary.json").write_text('{"exact_match": {"all": 0.25}}')
     failed = tmp_path / "runs" / "failed"
     failed.mkdir()
-    for name in ("recipe.yaml", "parts.json", "data.json", "log.jsonl", "trained_on.safetensors"):
+    for name in ("recipe.yaml", "parts.json", "data.json", "log.jsonl", "software.json", "trained_on.safetensors"):
         shutil.copy2(more / name, failed / name)
     return tmp_path
 
@@ -111,12 +111,8 @@ def test_runs_says_when_what_a_run_started_from_is_gone_or_another(place: Path, 
 
 def test_runs_shows_scores_by_other_metrics(place: Path) -> None:
     done = place / "runs" / "done"
-    summary = {
-        "metric": "relaxed",
-        "score": {"all": 0.5},
-        "counts": {"all": 12},
-        "settings": {"data": "/x/charts.json"},
-    }
+    settings = {"data": "/x/charts.json"}
+    summary = {"metric": "relaxed", "score": {"all": 0.5}, "counts": {"all": 12}, "settings": settings}
     (done / "predictions_charts_final.summary.json").write_text(json.dumps(summary))
     assert row_of(done).score.endswith("exact match 25.0% not known if trained on; relaxed 50.0% of 12 (charts.json)")
 
@@ -131,15 +127,17 @@ def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place
         return row_of(done).score.split("; ", 1)[1]
 
     first = score_after("a", 1, not_trained_on=900)
-    assert first == "exact match 0.0% of 900 not recognised as trained on (a)"
+    assert first == "exact match 0.0% [0%, 0%] of 900 not recognised as trained on (a)"
     # More answers, but none is new: they say nothing of new pictures, whatever the checkpoint.
     assert score_after("b", 3, trained_on=1000) == first
-    assert score_after("c", 2, not_trained_on=500) == "exact match 0.0% of 500 not recognised as trained on (c)"
+    assert (
+        score_after("c", 2, not_trained_on=500) == "exact match 0.0% [0%, 1%] of 500 not recognised as trained on (c)"
+    )
     assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not recognised as trained on (d)")
     # The run's own data and another file's: pictures of the other that were resized look new.
     own, other = score_after("held-out", 2, not_trained_on=5).split("; ")
     assert " of 5 not recognised as trained on (held-out)" in own
-    assert other == "exact match 0.0% of 500 not recognised as trained on (d)"
+    assert other == "exact match 0.0% [0%, 1%] of 500 not recognised as trained on (d)"
     # Of its own data the split goes before the table that it was trained on, but not if a part of the split was.
     table = str(made / "data.json")
     assert score_after(table, 2, not_trained_on=9, trained_on=40).split("; ") == [own, other]
@@ -159,7 +157,7 @@ def test_runs_reads_what_is_damaged(place: Path) -> None:
     (done / "final" / "manifest.json").write_text("{")
     (done / "final" / "recipe.json").write_text("[1]")
     (done / "recipe.yaml").write_bytes(b"\xff{")
-    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"eval_loss": "x"}\n{"eval_loss": NaN}\n')
+    (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"step": 1, "eval_loss": "x"}\n{"step": 2, "eval_loss": NaN}\n')
     (done / "predictions_data_final.summary.json").write_text("[]")
     rows, _ = shown(place / "runs")
     assert [row.state for row in rows if row.path == done] == ["damaged: its manifest.json can't be read"]
@@ -372,7 +370,7 @@ def test_clean_takes_old_unfinished_folders_and_no_persons_files(place: Path) ->
     clean([runs], yes=True, console=quiet())
     assert {path.name for path in runs.glob("**/.basic-lite-*")} == {".basic-lite-new"}
     assert len(list(photos.iterdir())) == 3 and len(list((runs / "trainer").iterdir())) == 2
-    assert len(list((runs / "failed").iterdir())) == 6
+    assert len(list((runs / "failed").iterdir())) == 7
 
 
 def test_clean_asks_on_a_terminal_only(

@@ -15,6 +15,7 @@ import pytest
 
 from basic_lite.errors import UserError
 from basic_lite.intervals import difference, difference_of_chosen
+from basic_lite.run import train
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.clean import clean
@@ -24,8 +25,9 @@ from basic_lite.training.best_text import best_of, flattered_by
 from basic_lite.training.bundle_files import find_bundle, open_bundle
 from basic_lite.training.files import write_json
 from basic_lite.training.held_out_score import HeldOutScore, Scored
-from basic_lite.training.places import BEST, best_record, log_lines
-from tests.support.runs import assert_same_weights, log_of, quiet, run, write_data
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.places import BEST, best_record
+from tests.support.runs import assert_same_weights, log_of, quiet, run, tiny_recipe, write_data
 
 # Of four questions at each step; step 2 and step 3 have as many right.
 RIGHT = {1: [1, 0, 0, 0], 2: [1, 1, 1, 0], 3: [0, 1, 1, 1], 4: [1, 1, 0, 0]}
@@ -91,7 +93,7 @@ def test_the_best_step_is_kept_whole_and_of_equals_the_earlier(place: Path) -> N
 
 
 def test_what_is_said_of_it(place: Path) -> None:
-    best = best_of(place, list(log_lines(place / "log.jsonl")))
+    best = best_of(place, read_log(place).lines)
     assert best is not None
     # Question by question, and of step 2 as the best of four.
     gain = difference_of_chosen(np.array(list(RIGHT.values()), dtype=float), 1, 3)
@@ -106,7 +108,7 @@ def test_what_is_said_of_it(place: Path) -> None:
     often = "it is the best of 4 looks at the same data, so it seems better than it is, here by about "
     assert told[2].startswith(often) and "points; ask other questions" in told[2]
     assert told[3:] == ["not all of that data is new to it: 12 of 12 pictures trained on"]
-    assert "best at step 2: exact match 75.0%" in row_of(place).score
+    assert "best at step 2: exact match 75.0% [30%, 95%]" in row_of(place).score
 
 
 @pytest.mark.parametrize("step", [1, *(pytest.param(step, marks=pytest.mark.soak) for step in (2, 3))])
@@ -120,6 +122,49 @@ def test_a_resumed_run_goes_on_comparing(made: Path, place: Path, step: int) -> 
         [line["eval_score"] for line in log_of(one) if "eval_score" in line] for one in (place, made / "runs/tiny")
     ]
     assert scores[0] == scores[1] == [0.25, 0.75, 0.75, 0.5]
+
+
+def test_going_back_sets_a_later_best_step_aside(made: Path, place: Path) -> None:
+    """The run ends at step 3 this time. Step 1 is the best of those before, and has a checkpoint."""
+    said = quiet()
+    again = {**changes(made), "output": str(place.parent)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeldOutScore, "ask", ends_here)
+        with pytest.raises(UserError, match="ends here"):
+            train(tiny_recipe(made, again), console=said, resume=True, checkpoint=1)
+    text = " ".join(said.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "set-aside-best" in text and "the best step up to here, 1, is in" in text
+    assert open_bundle(place / "set-aside-best").step == 2 and open_bundle(place / BEST).step == 1
+    assert best_record(place / BEST) == {"step": 1, "by": "exact", "value": 0.25}
+    assert_same_weights(place / BEST, place / "checkpoint-1")
+    assert not (place / BEST / "optimizer.safetensors").exists()
+    go_on(made, place)
+    assert_same_weights(place / BEST, made / "runs" / "tiny" / BEST)
+    clean([place], yes=True, console=quiet())
+    assert not (place / "set-aside-best").exists() and (place / BEST).is_dir()
+
+
+def ends_here(self: Any, step: int, micro_batch: int) -> Any:
+    raise UserError("it ends here")
+
+
+def test_a_best_step_without_a_checkpoint_is_not_compared_with(made: Path, place: Path) -> None:
+    """Back to step 3 where step 2 was the best and step 4 is called better: step 2 has no checkpoint."""
+    manifest = json.loads((place / BEST / "manifest.json").read_text())
+    write_json(place / BEST / "manifest.json", manifest | {"step": 4, "best": {"by": "exact", "value": 0.9}})
+    shutil.rmtree(place / "checkpoint-2")
+    said = quiet()
+    train(tiny_recipe(made, {**changes(made), "output": str(place.parent)}), console=said, resume=True, checkpoint=3)
+    text = " ".join(said.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "the best step up to here was 2; a later one had replaced it" in text
+    assert best_record(place / BEST)["step"] == 4 and best_record(place / BEST)["value"] == 0.5  # type: ignore[index]
+
+
+def test_a_step_that_the_run_does_not_have_is_not_its_best(place: Path) -> None:
+    """What earlier versions left after going back."""
+    lines = [line for line in log_of(place) if line["step"] <= 1]
+    (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert best_of(place, read_log(place).lines) is None and "best" not in row_of(place).score
 
 
 def test_a_kill_between_two_names_loses_nothing(made: Path, place: Path) -> None:
@@ -176,7 +221,7 @@ def test_by_loss_the_lowest_that_is_a_number(made: Path, tmp_path: Path, monkeyp
     more = {"output": str(tmp_path), "training.metric_for_best_model": "loss", "training.eval_generate": 0}
     place = run(made, changes(made, **more))
     assert best_record(place / BEST) == {"step": 4, "by": "loss", "value": 1.5}
-    best = best_of(place, list(log_lines(place / "log.jsonl")))
+    best = best_of(place, read_log(place).lines)
     assert best is not None and next(best.lines()).startswith("best step by held-out loss: the last, 4, with 1.500;")
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.resampling import Interval
 from basic_lite.run import train
@@ -22,6 +23,7 @@ from basic_lite.supervision import calibration
 from basic_lite.supervision.calibration import measured_weights
 from basic_lite.supervision.premise import RefinementCurve, see_patches
 from basic_lite.supervision.target import TargetPlan
+from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.gate import Gate, samples_in
 from basic_lite.training.looks import FEWEST_SAMPLES, PLANNED, Looks, plan_looks
@@ -185,6 +187,23 @@ def in_turns(*halves: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Samples as an evaluation's curve has them: those that choose and those that decide take turns."""
     rows = range(len(halves[0]["input_ids"]))
     return [{key: value[i : i + 1] for key, value in half.items()} for i in rows for half in halves]
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        ({"layer_weights": [1.0] * 99, "massive": None}, "a target of 99 layers for an LLM that has"),
+        ({"layer_weights": [1.0], "massive": [[10**6]]}, "without dimension 1000000"),
+        ({"layer_weights": [0.0], "massive": None}, "one is above 0"),
+        ({"layer_weights": [1.0, 1.0], "massive": [[0]]}, "1 lists of massive dimensions for 2 layers"),
+        (None, "doesn't say whether BASIC was on"),
+    ],
+)
+def test_a_checkpoint_with_a_target_of_another_model(tmp_path: Path, plan: Any, told: str) -> None:
+    checkpoint = Bundle(tmp_path / "checkpoint-3", {}, tiny_recipe(tmp_path))
+    state = None if plan is None else {"open": True, "plan": plan, "chosen": True, "steps_on": 1, "verdict": "holds"}
+    with pytest.raises(UserError, match=rf"checkpoint-3 .*{told}.* take another checkpoint"):
+        a_gate([], gate=True).restore(state, checkpoint)
 
 
 def test_out_of_memory_in_a_look_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

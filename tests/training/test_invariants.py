@@ -34,12 +34,13 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
     "logged and saved seldom": (DROPOUT, {"training.log_every": 3, "training.save_every": 99}, EXACT),
 }
 TESTS = Path(__file__).parents[1]
-# Where each of the others is held: file and test, one that CI runs.
+# Where each of the others is held: file and test, one that CI runs ("kernels": on a card, and in its slow run).
 ELSEWHERE = {
     "two processes": ("training/test_processes.py", "test_two_processes_make_the_steps_of_one"),
     "a plan that is chosen": ("training/test_plan.py", "test_the_result_is_the_recipes_own"),
     "a plan that is fallen to": ("training/test_plan.py", "test_out_of_memory_falls_to_the_next_plan"),
-    "kernels": ("supervision/test_supervision_kernels.py", "test_kernels_in_place_of_the_reference"),
+    "kernels": ("training/test_kernels_in_a_run.py", "test_a_run_with_kernels_is_a_run_without"),
+    "kernels in one micro-batch": ("supervision/test_supervision_kernels.py", "test_kernels_in_place_of_the_reference"),
     "each number of layers recomputed": ("model/test_recompute.py", "test_the_same_bits_whatever_the_number"),
     "layer inputs and tower on the host": ("model/test_offload_run.py", "test_a_run_with_both_is_the_same_run"),
 }
@@ -86,13 +87,15 @@ def test_wherever_it_is_resumed(folder: Path, step: int) -> None:
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
 
 
-def test_however_its_records_are_cut_into_files(folder: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_however_its_records_are_cut_into_files(folder: Path, order: int) -> None:
+    """And in whatever order the files are named."""
     records = json.loads((folder / "data.json").read_text())
     parts = {"a.json": records[:5], "b.jsonl": records[5:]}
     (folder / "a.json").write_text(json.dumps(parts["a.json"]))
     (folder / "b.jsonl").write_text("\n".join(map(json.dumps, parts["b.jsonl"])))
-    sources = [{"path": str(folder / name), "image_dir": str(folder / "images")} for name in parts]
-    other = run(folder, {**BASE, **DROPOUT, "name": "cut", "data.train": sources})
+    sources = [{"path": str(folder / name), "image_dir": str(folder / "images")} for name in parts][::order]
+    other = run(folder, {**BASE, **DROPOUT, "name": f"cut{order}", "data.train": sources})
     assert_same_terms(folder / "runs" / "dropout", other, rel=0)
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
 

@@ -11,7 +11,7 @@ import pytest
 
 from basic_lite.training import log as module
 from basic_lite.training.log import RunLog
-from basic_lite.training.places import log_lines
+from basic_lite.training.log_lines import whole_lines
 from basic_lite.training.processes import ALONE
 
 
@@ -38,7 +38,8 @@ def test_it_answers_as_the_file_does_and_never_reads_it(tmp_path: Path, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr(module, "log_lines", refuse)
+    for name in ("json_lines", "whole_lines"):
+        monkeypatch.setattr(module, name, refuse)
     assert after.values("eval_loss") == [(0, 5.0), (2, 3.0)] and before.values("eval_loss")[-1] == (3, 9.0)
     assert after.has(3, "gate") and after.has(3, "loss") and not after.has(3, "eval_loss") and not after.has(4, "gate")
 
@@ -52,7 +53,7 @@ def test_what_a_resumed_run_asks_first(tmp_path: Path, name: str) -> None:
     log = RunLog(path, ALONE)
     log.keep_until(2)
     assert log.has(2, name) == any(line["step"] == 2 and name in line for line in lines)
-    assert not log.has(3, name) and list(log_lines(path)) == lines and log.history() == []
+    assert not log.has(3, name) and list(whole_lines(path)) == lines and log.history() == []
 
 
 def test_lines_are_not_kept_in_memory(tmp_path: Path) -> None:

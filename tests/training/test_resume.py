@@ -225,7 +225,6 @@ def _other_8_bit_shapes(checkpoint: Path) -> None:
 FOREIGN: dict[str, Callable[[Path], Any]] = {
     "a list": _edit(lambda state: [1]),
     "no optimizer": _edit(lambda state: {"progress": state["progress"]}),
-    "no scheduler": _edit(lambda state: state.pop("scheduler") and None),
     "unknown progress": _edit(lambda state: state["progress"].update(colour="red")),
     "one group": _edit(lambda state: state["optimizer"].update(groups=state["optimizer"]["groups"][:1])),
     "no JSON": lambda checkpoint: (checkpoint / TRAINING).write_bytes(b"\xff{"),

@@ -27,6 +27,7 @@ NAMES = {
     "recipe.yaml",
     "parts.json",
     "data.json",
+    "software.json",
     "trained_on.safetensors",
     "log.jsonl",
     "tensorboard",

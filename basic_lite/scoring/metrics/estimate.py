@@ -1,6 +1,5 @@
 """A score with its 95 % interval: a share of right answers, or a mean of partial scores."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,15 +60,17 @@ def estimate_of(value: Any) -> Estimate | None:
     """What ``estimate_json`` gave; None stays None.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else.
+        KeyError, TypeError, ValueError, OverflowError: it is something else.
     """
     if value is None:
         return None
     n, share = int(value["n"]), float(value["share"])
     low, high = map(float, value["interval_95"])
-    if n < 1 or not all(map(math.isfinite, (share, low, high))):
+    right = int(value["right"]) if "right" in value else None
+    # A score is from 0 to 1.
+    if n < 1 or not (0 <= low <= high <= 1 and 0 <= share <= 1) or not 0 <= (right or 0) <= n:
         raise ValueError("no estimate")
-    return Share(int(value["right"]), n) if "right" in value else Mean(share, n, (low, high))
+    return Mean(share, n, (low, high)) if right is None else Share(right, n)
 
 
 def percent(one: Estimate) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from basic_lite.scoring.metrics.vqa_text import said, textvqa_text, without_punctuation
+from basic_lite.scoring.metrics.vqa_text import said, textvqa_text
 
 # With fewer answers no prediction could get the full score.
 LEAST_ANSWERS = 4
@@ -11,11 +11,12 @@ LEAST_ANSWERS = 4
 def vqa(prediction: str, answers: Sequence[str], question: str) -> float:
     """The mean, over the people's answers, of min(1, others with the prediction / 3): VQAv2's measure.
 
-    Antol et al. (2015), arXiv 1505.00468, section 3; worked out as in `vqaEval.py` of GT-Vision-Lab/VQA. That changes
-    the people's answers less than the model's: only their punctuation, and only where they aren't all the same.
+    Antol et al. (2015), arXiv 1505.00468, section 3; texts are made alike as in `vqaEval.py` of GT-Vision-Lab/VQA
+    (commit a013f00). That script leaves all texts as they are where the people say the same, so "Yes" is wrong where
+    all ten say "yes". Published scores don't have that: LLaVA's `convert_vqav2_for_submission.py` makes answers alike
+    before they are uploaded, and lmms-eval makes both sides alike always (since its commit 28ea9a1), as here.
     """
-    given = [without_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
-    return _left_out(said(prediction), given)
+    return _left_out(said(prediction), [said(answer) for answer in answers])
 
 
 def textvqa(prediction: str, answers: Sequence[str], question: str) -> float:

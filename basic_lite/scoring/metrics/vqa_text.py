@@ -1,6 +1,6 @@
 """The text that VQA accuracy compares: punctuation, number words, articles and contractions made alike.
 
-It follows `vqaEval.py` of GT-Vision-Lab/VQA (commit c4e6a0e), with what is odd in it.
+It follows `vqaEval.py` of GT-Vision-Lab/VQA (commit a013f00), with what is odd in it.
 """
 
 import re
@@ -53,7 +53,7 @@ def plain_words(text: str) -> str:
 
 
 def said(text: str) -> str:
-    """A model's answer as the script compares it."""
+    """An answer, a model's or a person's, as the script compares it."""
     return plain_words(without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 

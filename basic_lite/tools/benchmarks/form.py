@@ -34,8 +34,9 @@ class Row:
 
     Attributes:
         image: a path, or the picture itself; None: it has none.
-        answers: what counts as right; of options, the text of the right one.
-        options: of a multiple choice.
+        answers: what counts as right; nothing where there are options.
+        options: of a multiple choice; some may say the same.
+        right: the place of the right option among them; None: it isn't known.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Row:
     question_type: str | None = None
     groups: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    right: int | None = None
 
 
 class Published:
@@ -164,7 +166,9 @@ def _question(
     """One question; ``turned``: how far its options have moved on."""
     options = row.options[turned:] + row.options[:turned]
     lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
-    answers = tuple(ascii_uppercase[options.index(one)] for one in row.answers) if options else row.answers
+    answers = row.answers
+    if row.right is not None:
+        answers = (ascii_uppercase[(row.right - turned) % len(options)],)
     text = "\n".join(filter(None, [row.text.replace(IMAGE_PLACEHOLDER, "").strip(), *lines, instruction]))
     identity = name_of(row.id) or ""
     images: tuple[ImageRef, ...] = ()

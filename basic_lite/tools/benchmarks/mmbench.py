@@ -39,7 +39,8 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
 def _row(row: Mapping[str, Any], index: str, picture: ImageRef) -> Row:
     options = {letter: row[letter] for letter in ascii_uppercase if _there(row, letter)}
     answer = row["answer"].strip() if _there(row, "answer") else None
-    if len(set(options.values())) < max(len(options), 2):
+    # Two options that say the same stay, as in VLMEvalKit: the letter alone is right.
+    if len(options) < 2:
         raise BadRecord(f"its options are {shorten(list(options.values()))}", "fetch the file again")
     if answer is not None and answer not in options:
         raise BadRecord(f"its answer is {shorten(answer)}, none of its options", "fetch the file again")
@@ -47,10 +48,11 @@ def _row(row: Mapping[str, Any], index: str, picture: ImageRef) -> Row:
         id=index,
         text=f"{row['hint']}\n{text_in(row, 'question')}" if _there(row, "hint") else text_in(row, "question"),
         image=picture,
-        answers=(options[answer],) if answer is not None else (),
+        answers=(),
         question_type=row["category"] if _there(row, "category") else None,
         groups=(row["l2-category"],) if _there(row, "l2-category") else (),
         options=tuple(options.values()),
+        right=None if answer is None else list(options).index(answer),
     )
 
 

@@ -39,17 +39,18 @@ def _of_problems(top: Mapping[str, Any], name: str) -> Iterator[tuple[str, Row]]
 
 def _problem(identity: str, row: Mapping[str, Any]) -> Row:
     options, answer, hint = texts_in(row, "choices"), row.get("answer"), row.get("hint")
-    if not isinstance(answer, int) or not 0 <= answer < len(options) or options.count(options[answer]) > 1:
+    if not isinstance(answer, int) or not 0 <= answer < len(options):
         raise BadRecord(f"its answer is {shorten(answer)} of {shorten(list(options))}", "fetch the file again")
     image = f"{text_in(row, 'split')}/{identity}/{text_in(row, 'image')}" if row.get("image") else None
     return Row(
         id=identity,
         text=text_in(row, "question") + (f"\nContext: {hint}" if hint else ""),
         image=image,
-        answers=(options[answer],),
+        answers=(),
         question_type=text_in(row, "subject"),
         groups=tuple(_groups(bool(image), bool(hint), str(row.get("grade", "")))),
         options=options,
+        right=answer,
     )
 
 

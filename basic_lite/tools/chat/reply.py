@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
-from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.errors import enough_memory
 from basic_lite.supervision.words import UNSPACED
 
 THREAD = "reply"
 """Name of the thread that generates."""
+
+_MEND = "start a new conversation with fewer pictures, lower --max-new-tokens, or give --device cpu"
 
 
 class Reply:
@@ -87,12 +89,8 @@ class Reply:
             self.stop()
             thread.join()
         for failure in failures:
-            if is_out_of_memory(failure):
-                raise UserError(
-                    "out of memory while answering; start a new conversation with fewer pictures, lower "
-                    "--max-new-tokens, or take --device cpu"
-                ) from failure
-            raise failure
+            with enough_memory(_MEND, "while answering"):
+                raise failure
         if rest := self._text().strip()[said:]:
             yield rest
 

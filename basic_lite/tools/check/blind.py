@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.data.records import Records
+from basic_lite.model.checks import require_rows_for_tokens
 from basic_lite.model.device import device_text
 from basic_lite.model.frontend import load_tokenizer
 from basic_lite.model.load import pick_device, pick_dtype, read_checkpoint
@@ -52,6 +53,7 @@ def blind(records: Records, indices: Sequence[int], model: str, sample: int = SA
     tokenizer = load_tokenizer(model, "--model")
     options = {"dtype": pick_dtype("auto", device), "device_map": {"": device}}
     llm = read_checkpoint(AutoModelForCausalLM, model, "--model", **options).eval()
+    require_rows_for_tokens(tokenizer, llm.get_input_embeddings().weight.shape[0], model, "--model")
     chosen = sorted(random.Random(SEED).sample(list(indices), min(sample, len(indices))))
     losses, right = [], []
     for index in chosen:

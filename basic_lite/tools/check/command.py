@@ -14,10 +14,11 @@ from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
 from basic_lite.data.prepare import EVAL, TRAIN, counter
+from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
@@ -88,6 +89,8 @@ def check(
     sources = [data.train, *([data.held] if data.held is not None else [])]
     reports = [read(data, records, say) for records in sources]
     report = reports[0]
+    # Before the pictures, which take longer: a model that doesn't load, or has no memory, is told at once.
+    blind = [] if model is None else [without_picture(data, report, model, say)]
     pictures, texts = Pictures(), Texts(_special(data.frontend))
     met = []
     for source, (records, one) in enumerate(zip(sources, reports, strict=True)):
@@ -96,11 +99,11 @@ def check(
             met.append(survey(records, one.kept.tolist(), pictures, about, source, one.pictures, count))
     sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
-    if model is not None:
-        found.insert(0, without_picture(data, report, model, say))
-    broken = f", less those of {len(pictures.problems):,} pictures that don't open" if pictures.problems else ""
+    found = [*blind, *found]
+    unread, left = len(pictures.problems), len(report.kept) - len(broken_of(report, pictures))
+    of_them = f", {unread:,} of them unreadable" if unread else ""
     facts = [
-        f"{len(report.kept):,} of {report.total:,} records can be used{broken}; {len(pictures.places):,} pictures",
+        f"{left:,} of {report.total:,} records can be used; {len(pictures.places):,} pictures{of_them}",
         f"looked at as the recipe {data.recipe.name} would train on it",
     ]
     say(facts[0])
@@ -174,7 +177,7 @@ def findings(
     """
     section, frontend, report = data.recipe.data, data.frontend, reports[0]
     for source, one in enumerate(reports):
-        yield from of_records(one, section, source)
+        yield from of_records(one, section, broken_of(one, pictures), source)
     yield from of_texts(texts, len(report.kept))
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)
@@ -199,18 +202,31 @@ def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[i
 def _readable(report: DataReport, pictures: Pictures) -> DataReport:
     """Without the records whose pictures can't be read: a run leaves them out before it holds out."""
     assert report.pictures is not None
-    good = [not any(pictures.numbers[key] in pictures.problems for key in keys) for keys in report.pictures]
+    broken = broken_of(report, pictures)
+    good = [index not in broken for index in report.kept.tolist()]
     chosen = np.array(good, dtype=bool)
     columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
     kept = [keys for keys, whole in zip(report.pictures, good, strict=True) if whole]
     return replace(report, **columns, pictures=kept)
 
 
+def broken_of(report: DataReport, pictures: Pictures) -> dict[int, BadImage]:
+    """The kept records with a picture that can't be read, each with what is wrong with the first such one."""
+    assert report.pictures is not None
+    found = {}
+    for index, keys in zip(report.kept.tolist(), report.pictures, strict=True):
+        wrong = [pictures.problems[number] for key in keys if (number := pictures.numbers[key]) in pictures.problems]
+        if wrong:
+            found[index] = wrong[0]
+    return found
+
+
 def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Finding:
     """What a language model makes of the answers without the pictures."""
     from basic_lite.tools.check.blind import blind  # loads a model's code, for this option alone
 
-    seen = blind(data.train, report.kept[report.n_images > 0].tolist(), model)
+    with enough_memory("name a smaller model with --model, or leave the option out", f"with {model}"):
+        seen = blind(data.train, report.kept[report.n_images > 0].tolist(), model)
     if not seen.answers:
         raise UserError("--model: no record has a picture, a question and an answer; leave the option out")
     say(f"{model} read {seen.answers} answers without their pictures, on {seen.on}")
@@ -231,6 +247,6 @@ def _table(found: Sequence[Finding], sources: Sequence[Records], pictures: Pictu
             table.end_section()
         text = f"{one.text}; {one.mend}" if one.mend else one.text
         if one.kind != "fact" and (first := first_places(one, sources, pictures)):
-            text = f"{text}. First: {first}"
+            text = f"{text}. {one.order}: {first}"
         table.add(one.name, one.count, text, style="bold" if one.kind == "bad" else "")
     return table

@@ -1,6 +1,6 @@
 """What is wrong with data, or worth knowing, and which key or command mends it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basic_lite.data.check import DataReport
-from basic_lite.data.problems import NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
 from basic_lite.recipe.schema import DataSection
+from basic_lite.tools.check.languages import UNSURE, languages_of
 from basic_lite.tools.check.survey import Pictures
 from basic_lite.tools.check.texts import COMMON, Texts
 
@@ -17,6 +18,8 @@ from basic_lite.tools.check.texts import COMMON, Texts
 MOST_EXAMPLES = 12
 # From this share on that the commonest answer to a question is right, the picture is hardly needed.
 _MUCH = 0.5
+# Languages that are named, beside the others together.
+_MOST_LANGUAGES = 5
 # Pictures that lose so much of their length, and the share of them from which it is a finding.
 _SHRUNK, _MANY = 4.0, 0.2
 # Share of a padded picture that is padding.
@@ -49,6 +52,7 @@ class Finding:
         count: what was counted, or a share, in words.
         text: what it is.
         mend: what to do.
+        order: a word for how the examples stand: ``First`` in the files, the ``Largest`` groups, the ``Worst``.
     """
 
     kind: Literal["bad", "look", "fact"]
@@ -57,18 +61,32 @@ class Finding:
     text: str
     mend: str = ""
     examples: Sequence[Example] = field(default_factory=list)
+    order: str = "First"
 
 
-def of_records(report: DataReport, section: DataSection, source: int = 0) -> Iterator[Finding]:
+def of_records(
+    report: DataReport, section: DataSection, broken: Mapping[int, BadImage], source: int = 0
+) -> Iterator[Finding]:
     """What can't be used, and what is cut.
 
     Args:
+        broken: the records whose picture is there and can't be read (``broken_of``).
         source: 1: the records are of the file for evaluation.
     """
     of, can_not = ("held-out ", "can't be scored") if source else ("", "can't be trained on")
     groups: dict[str, list[RecordProblem]] = {}
     for one in report.problems:
         groups.setdefault(one.kind, []).append(one)
+    missing = dict(zip(report.broken, groups.pop(BadImage.kind, []), strict=True))
+    unreadable = {index: _broken(one) for index, one in missing.items()}
+    unreadable |= {index: Example(f"{one.what}; {one.mend}", (index, source)) for index, one in broken.items()}
+    if unreadable:
+        yield Finding(
+            "bad", f"{of}records: {BadImage.kind}", _of(len(unreadable), report.total),
+            f"a picture of these is missing, broken or no picture, so they {can_not}",
+            "fetch it again, or leave them out with data.bad_records=drop",
+            [unreadable[index] for index in sorted(unreadable)[:MOST_EXAMPLES]],
+        )  # fmt: skip
     for kind, problems in groups.items():
         key = "data.too_long" if kind == TooLong.kind else "data.bad_records"
         mend = "give each record an answer" if kind == NoSupervisedToken.kind else "mend them"
@@ -130,14 +148,34 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
             f"of {prior.pairs:,} questions that are asked {COMMON} times or more, so many are answered right by the "
             "commonest answer to the same question, without the picture",
             "a score on these says little; add pictures with other answers to them" * (share >= _MUCH),
-            worst,
+            worst, "Worst",
         )  # fmt: skip
     scripts = ", ".join(f"{name} {_of(count, total)}" for name, count in texts.scripts.most_common(5))
     yield Finding(
         "fact", "scripts", str(len(texts.scripts)),
-        f"the answers' letters: {scripts}; languages of one script aren't told apart, and a model must know them all",
+        f"the answers' letters: {scripts}; a model must know them all",
         examples=[Example(name, (place, 0)) for name, place in list(texts.examples.items())[:MOST_EXAMPLES]],
     )  # fmt: skip
+    yield _languages(texts)
+
+
+def _languages(texts: Texts) -> Finding:
+    """The languages of a sample of answers, and of questions."""
+    parts, known = [], set()
+    for name, sample in (("answers", texts.said), ("questions", texts.asked)):
+        found = languages_of(sample.texts)
+        if isinstance(found, str):
+            return Finding("fact", "languages", "?", "not looked at", found)
+        known |= found.keys() - {UNSURE}
+        unsure = found.pop(UNSURE, 0)
+        shown = found.most_common(_MOST_LANGUAGES)
+        rest = found.total() - sum(count for _, count in shown)
+        named = [*shown, *[("others", rest)] * bool(rest), *[(UNSURE, unsure)] * bool(unsure)]
+        shares = ", ".join(f"{language} {count / len(sample.texts):.1%}" for language, count in named)
+        of = f" (of {len(sample.texts):,} of {sample.met:,})" if sample.met > len(sample.texts) else ""
+        parts.append(f"{name}{of}: {shares or 'no letters'}")
+    text = "; ".join(parts) + ("; of a word or three it can't be told" if UNSURE in "".join(parts) else "")
+    return Finding("fact", "languages", str(len(known)), text)
 
 
 def _tokens(texts: Texts) -> str:
@@ -147,20 +185,13 @@ def _tokens(texts: Texts) -> str:
 def of_pictures(
     pictures: Pictures, same: NDArray[np.int64], near: NDArray[np.int64], sides: tuple[set[int], set[int]]
 ) -> Iterator[Finding]:
-    """Pictures that can't be read, that are there twice, and that are on both sides of the split.
+    """Pictures that are there twice, and those that are on both sides of the split.
 
     Args:
         same, near: ``Pictures.groups``.
         sides: numbers of the pictures that are trained on, and of those that are held out.
     """
     count, readable = len(pictures.places), pictures.readable
-    if pictures.problems:
-        yield Finding(
-            "bad", "unreadable pictures", _of(len(pictures.problems), count), "these are broken or no pictures",
-            "fetch them again, or leave their records out with data.bad_records=drop",
-            [Example(f"{one.what}; {one.mend}", _record(pictures, number))
-             for number, one in list(pictures.problems.items())[:MOST_EXAMPLES]],
-        )  # fmt: skip
     firsts = np.flatnonzero(same == np.arange(len(same)))  # one of each file
     copies, looks = _copies(same, readable), _copies(near[firsts], readable[firsts])
     for name, groups, text in (
@@ -170,9 +201,9 @@ def of_pictures(
         if groups:
             extra = sum(len(group) - 1 for group in groups)
             yield Finding(
-                "look", name, _of(extra, count), f"{text}; {len(groups):,} such groups",
+                "look", name, _of(extra, count), f"{text}; {len(groups):,} such group{'s' * (len(groups) > 1)}",
                 "they count as often in training; keep one of each where that isn't meant",
-                [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]],
+                [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]], "Largest",
             )  # fmt: skip
     yield from _leaks(same, near, readable, sides)
 
@@ -212,7 +243,7 @@ def _twins(labels: NDArray[np.int64], readable: NDArray[np.int64], sides: tuple[
 
 
 def _pairs(twins: dict[int, int]) -> list[Example]:
-    return [Example("", None, tuple(dict.fromkeys(pair))) for pair in list(twins.items())[:MOST_EXAMPLES]]
+    return [Example("", None, tuple(dict.fromkeys(pair))) for pair in sorted(twins.items())[:MOST_EXAMPLES]]
 
 
 def of_sizes(pictures: Pictures, side: int, tokens: int, section: DataSection) -> Iterator[Finding]:
@@ -236,6 +267,7 @@ def of_sizes(pictures: Pictures, side: int, tokens: int, section: DataSection) -
         f"tokens); the middle one {np.median(shrunk):.1f} times, and small writing is lost",
         "cut out what matters, or take an encoder with more pixels" * (share >= _MANY),
         [Example(f"{sizes[at][0]} × {sizes[at][1]} pixels", None, (int(pictures.readable[at]),)) for at in order],
+        "Worst",
     )  # fmt: skip
     oblong = 1 - float((short / long).mean())
     if oblong >= _PADDING:
@@ -253,11 +285,6 @@ def _copies(labels: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[list[
     starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0]) if len(labels) else np.array([], dtype=int)
     groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
     return [numbers[group].tolist() for group in sorted(groups, key=len, reverse=True)]
-
-
-def _record(pictures: Pictures, number: int) -> tuple[int, int]:
-    place = pictures.places[number]
-    return place.record, place.source
 
 
 def _of(count: int, total: int) -> str:

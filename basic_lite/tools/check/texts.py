@@ -13,6 +13,7 @@ import numpy as np
 
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
 from basic_lite.scoring.metrics.exact import normalise
+from basic_lite.tools.check.languages import Sampled
 
 # Characters from which an answer is looked at for repetition, and the part that packing leaves of one that repeats.
 _LONG, _REPEATS = 400, 0.12
@@ -65,6 +66,9 @@ class Prior:
 class Texts:
     """Facts of texts, record by record.
 
+    Attributes:
+        asked, said: a sample of the records' last questions, and of their answers.
+
     Args:
         special: further texts that stand for special tokens: those of the model.
     """
@@ -78,6 +82,7 @@ class Texts:
         self.tokens: Counter[str] = Counter()
         self.scripts: Counter[str] = Counter()
         self.examples: dict[str, int] = {}
+        self.asked, self.said = Sampled(), Sampled()
         self.answers = 0
         self._questions, self._replies, self._records = array("q"), array("q"), array("q")
 
@@ -105,6 +110,8 @@ class Texts:
         for kind, found_here in ((self.blank, blank), (self.repeating, repeats), (self.with_token, token)):
             if found_here:
                 kind.add(index)
+        self.asked.add(asked)
+        self.said.add(" ".join(said))
         script = script_of(" ".join(said))
         self.scripts[script] += 1
         self.examples.setdefault(script, index)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.tools.predictions import SHA256, SUMMARY
 from basic_lite.training.files import sha256
-from basic_lite.training.places import PREDICTIONS, is_run, log_lines, read_json
+from basic_lite.training.places import PREDICTIONS, is_run, json_lines, later, read_json
 
 EVAL = "basic-lite eval RUN --data FILE answers the same file with each"
 # What a question is: with any of these changed it is another one.
@@ -29,6 +29,8 @@ class Answers:
         rows: the predictions that have a score, as the file has them, by their question's digest.
         metric: the name of the rule that they are scored by.
         settings: that they were made with.
+        notes: what to know of the file.
+        passed: other files of its folder that can't be used, each with why.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Answers:
     metric: str
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,7 +65,7 @@ def read_answers(path: Path) -> Answers:
             f"was scored; {EVAL}"
         )
     try:
-        rows = [row for row in log_lines(path) if isinstance(row.get("question"), str)]
+        rows = [row for row in json_lines(path) if isinstance(row, dict) and isinstance(row.get("question"), str)]
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror or error}); {EVAL}") from error
     found = {_digest(row): row for row in rows if _score(row) is not None}
@@ -85,19 +88,32 @@ def _score(row: Mapping[str, Any]) -> float | None:
 
 
 def candidates(place: Path) -> list[Answers]:
-    """The files of predictions that a run has, the newest first; of a file itself.
+    """The files of predictions that a run has, the latest first (``later``); of a file itself.
+
+    Of a run's files those that can't be used are passed over; the others name them.
 
     Raises:
-        UserError: neither, or the run has none.
+        UserError: neither, or the run has none that can be used.
     """
     if place.is_file():
         return [read_answers(place)]
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
-    paths = sorted(place.glob(PREDICTIONS), key=lambda path: path.lstat().st_mtime, reverse=True)
+    paths = sorted(place.glob(PREDICTIONS))
     if not paths:
         raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
-    return [read_answers(path) for path in paths]
+    found, faults = [], []
+    for path in paths:
+        try:
+            found.append(read_answers(path))
+        except UserError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    # The last part of a message says what to do.
+    passed = tuple(str(error).rpartition("; ")[0] for error in faults)
+    found = [replace(one, passed=passed) for one in found]
+    return sorted(found, key=lambda one: later(one.path, one.settings), reverse=True)
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:
@@ -107,6 +123,22 @@ def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64
     units = [[digests[at] for at in unit] for unit in as_one(circles)]
     scores = [[worst([_score(one.rows[digest]) for digest in unit]) for unit in units] for one in answers]
     return [unit[0] for unit in units], np.array(scores, dtype=np.float64)
+
+
+def other_pictures(one: Answers, other: Answers) -> list[str]:
+    """Digests of the questions that both have, with pictures of the same names and other contents."""
+    pairs = [(digest, _pictures(row), _pictures(other.rows.get(digest, {}))) for digest, row in one.rows.items()]
+    return [digest for digest, mine, theirs in pairs if mine and theirs and mine != theirs]
+
+
+def pictures_known(answers: Answers) -> bool:
+    """Whether the contents of all pictures are known; files of earlier versions don't say."""
+    return all(_pictures(row) for row in answers.rows.values() if row.get("images"))
+
+
+def _pictures(row: Mapping[str, Any]) -> list[Any]:
+    found = row.get("image_digests")
+    return found if isinstance(found, list) else []
 
 
 def trained_on(answers: Sequence[Answers]) -> set[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from basic_lite.errors import UserError
 from basic_lite.intervals import difference, mean_interval
 from basic_lite.resampling import LEAST_SAMPLES, Interval
-from basic_lite.tools.compare.answers import Answers, scores_of, trained_on
+from basic_lite.tools.compare.answers import Answers, pictures_known, scores_of, trained_on
 from basic_lite.tools.compare.losses import Losses, losses_of
 from basic_lite.tools.compare.mcnemar import McNemar, mcnemar
 from basic_lite.tools.compare.same_questions import in_common
@@ -125,7 +125,8 @@ def compared(sides: Sequence[Side]) -> Comparison:
     digests, scores = scores_of(flat)  # [files, n]
     seen = trained_on(flat)
     kept = [at for at, digest in enumerate(digests) if digest not in seen]
-    notes = [note for one in flat for note in one.notes]
+    notes = [f"passed over: {why}" for one in flat for why in one.passed]
+    notes += [note for one in flat for note in one.notes]
     if seen and kept:
         notes.append(f"{len(digests) - len(kept):,} questions whose pictures a run was trained on are left out")
     elif seen:
@@ -158,7 +159,8 @@ def _asked_otherwise(answers: Sequence[Answers]) -> Iterator[str]:
         values = list(dict.fromkeys(str(one.settings.get(key)) for one in answers))
         if len(values) > 1:
             yield f"they were asked with different {key} ({', '.join(values)}), which changes answers"
-    if len({one.settings.get("data_sha256") for one in answers}) > 1:
+    known = all(map(pictures_known, answers))
+    if len({one.settings.get("data_sha256") for one in answers}) > 1 and not known:
         yield "the questions are the same word for word; their pictures' files lie elsewhere or are newer"
 
 

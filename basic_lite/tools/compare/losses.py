@@ -1,13 +1,14 @@
 """Losses of runs at the same steps, from their logs."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
-from basic_lite.training.places import DATA, LOG, log_lines, read_json
+from basic_lite.outside import is_finite
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.places import DATA, LOG, read_json
 
 # Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
 LAST = 0.1
@@ -63,11 +64,7 @@ def _common(name: str, key: str, groups: Sequence[Sequence[Path]]) -> Losses:
 
 def _series(run: Path, key: str) -> dict[int, float]:
     """Finite values by step; of a step that was made twice, the later."""
-    return {
-        line["step"]: float(line[key])
-        for line in log_lines(run / LOG)
-        if type(line.get("step")) is int and isinstance(line.get(key), int | float) and math.isfinite(line[key])
-    }
+    return {line["step"]: float(line[key]) for line in read_log(run).lines if is_finite(line.get(key))}
 
 
 def _data_of(run: Path, part: str) -> tuple[object, ...] | None:

@@ -1,43 +1,68 @@
 """Whether runs answered the same questions, scored by the same rule; if not, what differs and what to do."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.printable import quoted
-from basic_lite.tools.compare.answers import EVAL, Answers, candidates
+from basic_lite.tools.compare.answers import EVAL, Answers, candidates, other_pictures
 from basic_lite.training.places import HELD_OUT
-
-Mark = TypeVar("Mark")
 
 
 def in_common(places: Sequence[Path]) -> list[Answers]:
-    """For each place the newest of its files that answers the same questions by the same rule as one of every other.
+    """For each place the latest of its files that answers the same questions by the same rule as one of every other.
 
     Raises:
-        UserError: there are no such questions, or they were scored by different rules.
+        UserError: there are no such questions, they were scored by different rules, or their pictures differ.
     """
     found = [candidates(place) for place in places]
-    shared = _shared([[(frozenset(one.rows), one.metric) for one in files] for files in found])
-    if shared is not None:
-        return [next(one for one in files if (frozenset(one.rows), one.metric) == shared) for files in found]
-    asked = _shared([[frozenset(one.rows) for one in files] for files in found])
+    if picked := _picked(found, _comparable):
+        return picked
+    passed = dict.fromkeys(why for files in found for why in files[0].passed)
+    also = f" (passed over: {'; '.join(passed)})" if passed else ""
+    raise UserError(_why_none(found) + also)
+
+
+def _picked(found: Sequence[Sequence[Answers]], fit: Callable[[Answers, Answers], bool]) -> list[Answers] | None:
+    """One file of each place, which all fit one another; None: there are none."""
+    for first in found[0]:
+        picked = [first]
+        for files in found[1:]:
+            picked += [one for one in files if all(fit(other, one) for other in picked)][:1]
+        if len(picked) == len(found):
+            return picked
+    return None
+
+
+def _comparable(one: Answers, other: Answers) -> bool:
+    return _same_questions(one, other) and one.metric == other.metric and not other_pictures(one, other)
+
+
+def _same_questions(one: Answers, other: Answers) -> bool:
+    return one.rows.keys() == other.rows.keys()
+
+
+def _why_none(found: Sequence[Sequence[Answers]]) -> str:
+    """What differs between files of which none fit one another, and what to do."""
+    asked = _picked(found, _same_questions)
     if asked is None:
-        others = [files[0] for files in found[1:] if files[0].rows.keys() != found[0][0].rows.keys()]
-        raise UserError(why_other_questions(found[0][0], others[0]))
-    one, *rest = [next(one for one in files if frozenset(one.rows) == asked) for files in found]
-    other = next(other for other in rest if other.metric != one.metric)
-    raise UserError(
+        others = [files[0] for files in found[1:] if not _same_questions(files[0], found[0][0])]
+        return why_other_questions(found[0][0], others[0])
+    one, other = next(pair for pair in combinations(asked, 2) if not _comparable(*pair))
+    if changed := other_pictures(one, other):
+        row = one.rows[changed[0]]
+        return (
+            f"{one.path} and {other.path} answer the same questions about other pictures: {len(changed):,} of "
+            f"{len(one.rows):,} have pictures of the same names with other contents, as number {row.get('number')} "
+            f"({quoted(str(row.get('images')), 60)}); evaluate both with the same files"
+        )
+    return (
         f"{one.path} was scored by {one.metric}, and {other.path} by {other.metric}: these scores "
         "can't be compared; evaluate both by the same rule"
     )
-
-
-def _shared(marks: Sequence[Sequence[Mark]]) -> Mark | None:
-    """The first mark of the first list that is in all lists."""
-    return next((mark for mark in marks[0] if all(mark in other for other in marks)), None)
 
 
 def why_other_questions(one: Answers, other: Answers) -> str:

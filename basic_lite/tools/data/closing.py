@@ -17,6 +17,9 @@ from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"
 _LONGEST_QUESTION = 60
+# Three short answers to a held-out question take as long as a training step takes for so many samples: 100 questions as
+# long as 5 steps of 32, measured on a CPU in the demo (docs/TRAINING.md).
+_SAMPLES_A_QUESTION = 1.6
 
 
 def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path, say: Say, console: Console) -> None:
@@ -39,6 +42,8 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         say(f"note: {few}")
     if held_out:
         say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
+    if asked := asking(recipe, report):
+        say(f"`training.eval_generate`: {asked}")
     if left_out := to_leave_out(recipe, report):
         keys = " and ".join(f"`{one.partition('.')[2].replace('=', ': ')}`" for one in left_out)
         say(
@@ -48,11 +53,29 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     run, file = (command_line([path.as_posix()]) for path in (Path(recipe.output) / recipe.name, target))
     say("next:")
     for line in (
+        f"  basic-lite check {file}   (looks for copies, answers that need no picture, and more; trains nothing)",
         f"  basic-lite train {file} --dry-run   (shows the plan, and trains nothing)",
         f"  basic-lite train {file}",
         f"  basic-lite chat {run} {_first_question(records, report, prompts)}",
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
+
+
+def asking(recipe: Recipe, report: DataReport) -> str:
+    """What ``training.eval_generate`` does with the records that are held out, and costs; empty: nothing."""
+    training = recipe.training
+    held_out = held_out_count(report, recipe.data.held_out or 0.0, recipe.seed)
+    asked = min(held_out, training.eval_generate)
+    if not asked or not training.eval_every:
+        return ""
+    trained = len(report.kept) - held_out
+    steps = steps_of(recipe, trained)
+    cost = asked * _SAMPLES_A_QUESTION * -(-steps // training.eval_every)
+    share = cost / (cost + steps * training.global_batch)
+    return (
+        f"at each evaluation the model answers {asked} of the held-out questions, and the step that answers best is "
+        f"kept as best/ beside final/; predicted to take {share:.0%} of the run's time, 0 turns it off"
+    )
 
 
 def to_leave_out(recipe: Recipe, report: DataReport) -> list[str]:

@@ -30,8 +30,9 @@ from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.data.closing import held_out_count, say_next
-from basic_lite.tools.data.look import Found, look
+from basic_lite.resampling import LEAST_SAMPLES
+from basic_lite.tools.data.closing import asking, held_out_count, say_next
+from basic_lite.tools.data.look import Found, look, short_answers
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
 from basic_lite.training.batches import steps_an_epoch
@@ -44,6 +45,8 @@ _STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
 _HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 # Whole pictures are held out: of few, that may be this many times the share, and no more.
 _MOST_HELD_OUT = 2
+# Of held-out questions with short answers so many are asked at each evaluation.
+_MOST_ASKED = 50
 _SHOWN_PROBLEMS = 10
 # Records that are looked at for words that the model doesn't know, and the share of such that is told.
 _LOOKED_AT, _MANY_UNKNOWN = 200, 0.05
@@ -96,12 +99,12 @@ def data(
         section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
     recipe = _changed(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
-    fitted = _fitted(recipe, report, given, say)
+    fitted = _fitted(recipe, found, report, given, say)
     if fitted.get("data.held_out"):
         fitted |= {key: value for key, value in needing.items() if key not in given}
     recipe = _changed(recipe, fitted)
     changes |= fitted
-    text = _text(base, recipe, changes, overrides, path, target, found)
+    text = _text(base, recipe, changes, overrides, path, target, found, asking(recipe, report))
     write_whole(target, text)
     say_next(recipe, found.records, report, target, say, console)
     return target
@@ -127,8 +130,8 @@ def _own_prompt(base: str) -> str | list[str] | None:
     return None if isinstance(train, list) else train.prompt
 
 
-def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> dict[str, Any]:
-    """Settings that follow from how many records there are, where the user hasn't given them."""
+def _fitted(recipe: Recipe, found: Found, report: DataReport, given: set[str], say: Say) -> dict[str, Any]:
+    """Settings that follow from how many records there are and what they say, where the user hasn't given them."""
     changes: dict[str, Any] = {}
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
@@ -140,7 +143,8 @@ def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> di
             )
         changes["data.held_out"] = None if why_none else share
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
-    trained = len(report.kept) - held_out_count(report, share, recipe.seed)
+    held = held_out_count(report, share, recipe.seed)
+    trained = len(report.kept) - held
     epochs = recipe.training.epochs
     if not given & {"training.epochs", "training.max_steps"}:
         epochs = fitted_epochs(recipe, trained)
@@ -149,6 +153,10 @@ def _fitted(recipe: Recipe, report: DataReport, given: set[str], say: Say) -> di
     if share and "training.eval_every" not in given:
         steps = recipe.training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * epochs)
         changes["training.eval_every"] = max(1, round(steps / _EVALUATIONS))
+    # A long answer is hardly ever right word for word, and the plain template has no questions.
+    asks = held >= LEAST_SAMPLES and recipe.data.template != "plain" and "training.eval_generate" not in given
+    if asks and short_answers(found.records, report.kept[:_LOOKED_AT]):
+        changes["training.eval_generate"] = min(held, _MOST_ASKED)
     return changes
 
 
@@ -333,9 +341,20 @@ def _words_of(record: Record) -> Text:
 
 
 def _text(
-    base: str, recipe: Recipe, changes: dict[str, Any], overrides: Sequence[str], path: Path, target: Path, found: Found
+    base: str,
+    recipe: Recipe,
+    changes: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+    target: Path,
+    found: Found,
+    asked: str,
 ) -> str:
-    """The written recipe."""
+    """The written recipe.
+
+    Args:
+        asked: what ``training.eval_generate`` does; empty: nothing.
+    """
     changed = dict(changes)
     for text in overrides:
         key, _, value = text.partition("=")
@@ -350,6 +369,7 @@ def _text(
         f"Written by `basic-lite data` for {_one_line(path.as_posix())}: {_one_line(found.form)}.",
         f"The rest is from the recipe {file.stem}. `basic-lite keys` lists every key.",
     ]
+    head += [f"eval_generate: {asked}."] if asked else []
     shipped = file.resolve() in shipped_recipes()
     head += [line for line in head_of(text) if not shipped or line.startswith("Card:")]
     named = command_line([target.as_posix()])

@@ -1,6 +1,6 @@
 """What a data source holds: its format in plain words, and what its columns mean."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -75,6 +75,15 @@ def look(section: SourceSection) -> Found:
     unused = tuple(name for name in present if name not in used)
     prompts = LABEL_PROMPTS if words <= _SHORT else CAPTION_PROMPTS
     return Found(records, form, columns, unused, captions, prompts)
+
+
+def short_answers(records: Records, indices: Iterable[int]) -> bool:
+    """Whether half of these records' last answers have a word or three."""
+    said = (
+        next((turn.text for turn in records[int(index)].turns[::-1] if turn.role == "gpt"), "") for index in indices
+    )
+    words = [len(text.split()) for text in said]
+    return bool(words) and median(words) <= _SHORT
 
 
 def _rows(records: Records) -> Iterator[Mapping[str, Any]]:

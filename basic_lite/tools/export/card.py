@@ -12,7 +12,8 @@ from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.places import LOG, log_lines
+from basic_lite.training.log_lines import read_log
+from basic_lite.training.loss_text import loss_text
 from basic_lite.units import dtype_name
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
@@ -144,8 +145,7 @@ def _training(source: Source) -> list[tuple[str, ...]]:
 
 def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, ...]]:
     """Figures of the check, and of the run's log up to a step."""
-    log = run / LOG
-    lines = [line for line in log_lines(log) if line.get("step", 0) <= step] if log.is_file() else []
+    lines = [line for line in read_log(run).lines if line["step"] <= step]
     rows: list[tuple[str, ...]] = []
     if checked is not None:
         where = f"{checked.samples} {'held-out' if checked.held_out else 'training'} samples"
@@ -155,7 +155,7 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
             rows += [(f"exact match, {where}", f"{checked.exact:.3f}"), (control, f"{checked.exact_other_image:.3f}")]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     if losses:
-        rows.append((f"LM loss on `data.eval`, at step {step}", f"{losses[-1]:.4f}"))
+        rows.append((f"LM loss on `data.eval`, at step {step}", loss_text(losses[-1], 4)))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
     if curves:
         rows.append(
@@ -169,7 +169,8 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
         before = [0, *(line["step"] for line in steps)]
         seconds = sum(line["step_s"] * (line["step"] - start) for line, start in zip(steps, before, strict=False))
         rows.append(("time of the steps", f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.1f} min"))
-        rows.append(("peak memory", size_text(int(max(line["peak_memory_gib"] for line in steps) * GIB))))
+        peak = max(line.get("peak_memory_gib", 0.0) for line in steps)
+        rows.append(("peak memory", size_text(int(peak * GIB))))
     return rows or [("nothing", "the run's log isn't here")]
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import Sheet, command_line, counting, quiet_libraries, show, speaker
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.printable import printable
@@ -80,7 +80,11 @@ def export(
             files = write_gguf(scratch, scratch / GGUF, kind=gguf, llama_cpp=llama_cpp, name=out.name, say=say)
         checked = None
         if chosen:
-            with counting(terminal, "answers of both models", 3 * len(chosen)) as count:
+            mend = "take another --device, or leave the check out with --no-check"
+            with (
+                enough_memory(mend, "in the check"),
+                counting(terminal, "answers of both models", 3 * len(chosen)) as count,
+            ):
                 checked = check(
                     source, scratch, chosen, limit=limit, gguf=gguf is not None, device=place, progress=count
                 )

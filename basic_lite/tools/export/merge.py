@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from basic_lite.errors import UserError
-from basic_lite.model.load import pick_dtype, table_rows
+from basic_lite.model.frontend import table_rows
+from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.export.tensors import Checkpoint, Planned, read_tensor, tensor_names, tensor_shape
 from basic_lite.training.bundle import PEFT_PREFIX

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from basic_lite.console import counting, note, quiet_libraries
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef
 from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.printable import printable
@@ -26,7 +25,7 @@ from basic_lite.tools.inspect.conversations import DESCRIBED, SAMPLES, Conversat
 from basic_lite.tools.inspect.facts import facts_of, training_of
 from basic_lite.tools.inspect.look import Inspection, look
 from basic_lite.tools.inspect.maps import WantedMaps, folder_maps
-from basic_lite.tools.inspect.of_folder import TOO_LITTLE, open_model, planned_parts, read_family
+from basic_lite.tools.inspect.of_folder import MEND, open_model, planned_parts, read_family
 from basic_lite.tools.inspect.of_run import OpenRun
 from basic_lite.tools.inspect.table import show_inspection
 from basic_lite.tools.model_argument import is_run, require_model
@@ -118,7 +117,7 @@ def _of_run(place: Path, wanted: _Wanted, device: str) -> Inspection:
     where = pick_device(device, "--device")
     tell_device(where, device, note)
     run = OpenRun.of(place, where)
-    with run.autocast(), _enough_memory():
+    with run.autocast(), enough_memory("give --device cpu"):
         supervision = run.supervision(note)
         layers, queries = wanted.maps.chosen(supervision), supervision.settings.text_queries
         batches = run.described(wanted.images) if wanted.images else run.batches(wanted.source, wanted.samples, note)
@@ -145,7 +144,7 @@ def _of_folder(name: str, wanted: _Wanted, device: str, dtype: str, quantization
     records = None if wanted.source is None else load_records(wanted.source, root=Path.cwd())
     where = pick_device(device, "--device")
     tell_device(where, device, note, dtype=pick_dtype(dtype, where))
-    with _enough_memory():
+    with enough_memory(MEND):
         opened = open_model(name, family, where, dtype, quantization)
         batches: Iterable[dict[str, Tensor]]
         made, supervision = Conversations(opened), opened.supervision(note)
@@ -169,13 +168,3 @@ def _counted(batches: Iterable[Mapping[str, Tensor]], advance: Callable[[int], N
     for batch in batches:
         yield batch
         advance(1)
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(TOO_LITTLE) from error

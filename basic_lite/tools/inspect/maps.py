@@ -20,6 +20,12 @@ from basic_lite.tools.maps.page import require_place, write_folder
 
 # Samples whose maps are made at most: each takes some hundred kilobytes of the page.
 MOST = 12
+# Below the curve's numbers on the page.
+CURVE = (
+    "The refinement curve has this score at v, after each layer and at v̂: the share of visual tokens whose nearest "
+    "word stands in their own text, minus that share for the texts of other pictures. BASIC can help only if v̂ scores "
+    "higher than v."
+)
 # The maps of a batch, from the names of its pictures.
 Measure = Callable[[Mapping[str, Tensor], Sequence[str]], list[PictureMaps]]
 
@@ -93,7 +99,7 @@ class WantedMaps:
             maps += [replace(one, number=before + one.number) for one in measure(batch, names)]
         facts = [found.facts.family, found.samples]
         if found.look is not None:
-            facts += [f"v̂ is made of layers 1 to {found.look.supervised}", found.look.curve.summary()]
+            facts += [f"v̂ is made of layers 1 to {found.look.supervised}", found.look.curve.summary(), CURVE]
         page = write_folder(self.folder, Path(found.facts.name).name, facts, maps)
         kept, seen = sum(len(batch["input_ids"]) for batch, _ in self._batches), 0
         if found.look is not None:

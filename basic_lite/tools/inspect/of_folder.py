@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from basic_lite.console import Say
-from basic_lite.errors import UserError, is_out_of_memory
-from basic_lite.model.checks import require_sizes
+from basic_lite.errors import UserError, enough_memory
+from basic_lite.model.checks import require_rows_for_tokens, require_sizes
 from basic_lite.model.families import family_of
 from basic_lite.model.families.family import Family
-from basic_lite.model.frontend import unreadable
-from basic_lite.model.hub import local_only
+from basic_lite.model.frontend import read_config, unreadable
 from basic_lite.model.load import pick_dtype, quantization_config, read_checkpoint
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import QuantizationSection, SupervisionSection
@@ -22,7 +21,7 @@ from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.tools.written import read_processor
 
 KEY = "MODEL"
-TOO_LITTLE = "out of memory; take --quantization nf4, --dtype bfloat16, or --device cpu"
+MEND = "take --quantization nf4, --dtype bfloat16, or --device cpu"
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ def read_family(name: str) -> tuple[PreTrainedConfig, Family]:
     Raises:
         UserError: there is none, or it is of no family that is known.
     """
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local_only(name))
-    except Exception as error:  # a config.json may be wrong in any way
-        raise unreadable(name, KEY, error, what="configuration") from error
+    config = read_config(name, KEY)
     family = family_of(config, name)
     require_sizes(config.get_text_config(), name, KEY)
     return config, family
@@ -104,15 +100,13 @@ def open_model(name: str, family: Family, device: torch.device, dtype: str, quan
     options: dict[str, Any] = {"dtype": chosen, "device_map": {"": device}, "use_safetensors": True}
     if quantization != "none":
         options["quantization_config"] = quantization_config(mode, chosen, device, skip)
-    try:
+    with enough_memory(MEND, f"in loading {name}"):
         model = read_checkpoint(AutoModelForImageTextToText, name, KEY, **options)
-    except UserError as error:
-        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
-            raise UserError(f"{name}: {TOO_LITTLE}") from error
-        raise
     model.requires_grad_(False).eval()
     _require_whole_ends(model, family)
-    return OpenModel(name, family, family.parts(model), processor)
+    parts = family.parts(model)
+    require_rows_for_tokens(processor.tokenizer, parts.embeddings.weight.shape[0], name, KEY, added=False)
+    return OpenModel(name, family, parts, processor)
 
 
 def _require_whole_ends(model: Any, family: Family) -> None:

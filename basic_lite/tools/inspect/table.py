@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from basic_lite.console import Sheet, show, speaker
+from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.health import Health
 from basic_lite.tools.inspect.facts import Facts
@@ -13,9 +14,9 @@ from basic_lite.tools.inspect.look import Inspection, Look
 _PLACES = ("place", "score", "gain over v", "cos v", "norm", "sinks", "largest", "text")
 _LEGEND = (
     "score: share of visual tokens whose nearest word is in its text, minus that for others' texts; "
-    "gain: with its 95 % interval; cos v: cosine with v; norm: in lengths of a word; sinks: tokens over four times as "
-    "long as the median; largest: the dimension with most energy, its share; text: how much of the text's attention "
-    "goes to the picture"
+    f"gain: with its 95 % interval, from {LEAST_SAMPLES} pictures on; cos v: cosine with v; norm: in lengths of a "
+    "word; sinks: tokens over four times as long as the median; largest: the dimension with most energy, its share; "
+    "text: how much of the text's attention goes to the picture"
 )
 
 
@@ -78,8 +79,7 @@ def _curve(look: Look) -> Sheet:
 def _scores(curve: RefinementCurve, number: int) -> list[str]:
     if curve.score is None:
         return ["", ""]
-    gain = curve.gains[number - 1].text if number and curve.gains else ""
-    return [f"{curve.score[number]:+.3f}", gain]
+    return [f"{curve.score[number]:+.3f}", curve.gain_text(number - 1) if number else ""]
 
 
 def _shape(health: Health, number: int) -> list[str]:

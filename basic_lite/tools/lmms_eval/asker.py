@@ -12,7 +12,7 @@ from rich.console import Console
 from basic_lite.console import counting, note, quiet_libraries
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, Turn
-from basic_lite.errors import UserError, is_out_of_memory
+from basic_lite.errors import UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.scoring.questions import most_tokens, require_room
@@ -20,7 +20,7 @@ from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.lmms_eval.arguments import Generation, Opening
 from basic_lite.tools.lmms_eval.likelihood import Likelihood, likelihoods
 from basic_lite.tools.lmms_eval.pictures import references, shown_by
-from basic_lite.training.answer import answer
+from basic_lite.training.answer import answer, enough_for
 from basic_lite.training.bundle_files import find_bundle
 from basic_lite.training.places import MANIFEST
 
@@ -160,13 +160,9 @@ class Asker:
 
     @contextmanager
     def _working(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        try:
-            with counting(Console(stderr=True), what, total) as progress:
-                yield progress
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(f"out of memory with {self._batch_size} questions at once; lower --batch_size") from error
+        enough = enough_for(self._batch_size, "--batch_size", "add device=cpu to --model_args")
+        with enough, counting(Console(stderr=True), what, total) as progress:
+            yield progress
 
 
 def _pictures(one: Asked) -> tuple[ImageRef, ...]:

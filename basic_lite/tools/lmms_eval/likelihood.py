@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from basic_lite.data.batches import Collator
-from basic_lite.data.chat import IGNORE, ChatFormat
+from basic_lite.data.chat import ChatFormat
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.records import Record
+from basic_lite.model.llava import likelihoods_of
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit
 from basic_lite.scoring.questions import require_room
@@ -44,7 +44,7 @@ def likelihoods(
 ) -> list[Likelihood]:
     """The likelihood of each record's answer, in the template and with the label mask of training.
 
-    Logits [tokens of an answer, V] are made for one record at a time, never [B, T, V].
+    Logits are made of a chunk of the answers' tokens at a time (``likelihoods_of``), never [B, T, V].
 
     Args:
         images: index → the images to show.
@@ -69,16 +69,7 @@ def likelihoods(
         inputs = {name: tensor.to(device) for name, tensor in collate(samples).items()}
         labels = inputs.pop("labels")
         hidden = loaded.model.model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
-        for row, i in enumerate(chosen):
-            found[i] = _of_answer(loaded, hidden[row], labels[row])
+        scored = likelihoods_of(hidden, loaded.model.lm_head, labels)
+        found |= zip(chosen, map(Likelihood, scored.nats.tolist(), scored.likeliest.tolist()), strict=True)
         progress(len(chosen))
     return [found[i] for i in range(len(records))]
-
-
-def _of_answer(loaded: Loaded, hidden: Tensor, labels: Tensor) -> Likelihood:
-    """Of one row: hidden [T, D], labels [T]. Token t is predicted from t − 1."""
-    (before,) = (labels[1:] != IGNORE).nonzero(as_tuple=True)
-    chosen = labels[before + 1]  # [R]
-    logits = loaded.model.lm_head(hidden[before]).float()  # [R, V]
-    own = logits.log_softmax(-1).gather(-1, chosen[:, None])
-    return Likelihood(-float(own.double().sum()), bool((logits.argmax(-1) == chosen).all()))

@@ -8,8 +8,10 @@ from html import escape
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-WIDTH, HEIGHT = 480, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+WIDTH, HEIGHT = 480, 236
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
+# Beyond it differences and powers of numbers would be infinite. Nothing that is measured is so large.
+FAR = 1e100
 # A longer line is thinned: more points than pixels show nothing.
 MOST_POINTS = 400
 
@@ -48,7 +50,7 @@ class Chart:
     log_y: bool = False
 
     def svg(self) -> str:
-        """The drawing. Points that aren't finite, or not above 0 on a logarithmic scale, are left out."""
+        """The drawing, without points that aren't finite, are beyond ``FAR``, or not above 0 on a logarithmic scale."""
         lines = [_drawable(line, log_y=self.log_y) for line in self.lines]
         lines = [line for line in lines if line.points]
         if not lines:
@@ -83,7 +85,7 @@ class Chart:
         for number, (value, name) in enumerate(named):
             if number % few == 0 or number == len(named) - 1:
                 x = _x(across, value)
-                parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(str(name))}</text>')
+                parts.append(f'<text x="{x:.1f}" y="{bottom + 21}" text-anchor="middle">{escape(str(name))}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x)}</text>')
         across_y = (TOP + bottom) / 2
@@ -107,7 +109,7 @@ class Scale:
         low, high = min(values), max(values)
         if log:
             return cls(math.log10(low), max(math.log10(high), math.log10(low) + 1e-6), log=True)
-        if low == high:  # in the middle
+        if high - low < 1e-300:  # in the middle
             return cls(low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1))
         return cls(low, high)
 
@@ -142,13 +144,17 @@ def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[flo
 def _drawable(line: Line, *, log_y: bool) -> Line:
     bars = list(line.bars) or [None] * len(line.points)
     kept = [
-        (point, bar)
+        (point, bar if bar is not None and all(_has_place(end, log_y=log_y) for end in bar) else None)
         for point, bar in zip(line.points, bars, strict=True)
-        if math.isfinite(point[1]) and (point[1] > 0 or not log_y)
+        if _has_place(point[1], log_y=log_y)
     ]
     every = math.ceil(len(kept) / MOST_POINTS) or 1
     kept = [one for i, one in enumerate(kept) if i % every == 0 or i == len(kept) - 1]
     return Line(line.name, [point for point, _ in kept], [bar for _, bar in kept], line.marks)
+
+
+def _has_place(value: float, *, log_y: bool) -> bool:
+    return abs(value) < FAR and (value > 0 or not log_y)
 
 
 def _heights(lines: Sequence[Line]) -> list[float]:

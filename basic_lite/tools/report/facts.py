@@ -1,20 +1,20 @@
 """What a run's folder says of the run, read for its report. Files are read; no model is loaded."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
-from basic_lite.outside import read_text
+from basic_lite.outside import CHANGED, is_finite, read_text
 from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
+from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import (
     DATA,
     LOG,
@@ -24,10 +24,11 @@ from basic_lite.training.places import (
     SAMPLES,
     is_finished,
     is_run,
-    log_lines,
     newest_first,
     read_json,
 )
+from basic_lite.training.software import read_software
+from basic_lite.training.time_use import ANSWERING, EVALUATING, SAVING
 
 _ANSWERED = ("picture", "question", "answer", "reference", "number")
 _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
@@ -71,6 +72,21 @@ class Look:
 
 
 @dataclass(frozen=True)
+class WholeTime:
+    """How long a run took.
+
+    Attributes:
+        seconds: of all of it; where it was continued, of what came before the steps alone.
+        steps_s: of its steps, without saving, evaluating and answering.
+        first: steps done before it was continued for the last time; 0: it never was.
+    """
+
+    seconds: float
+    steps_s: float
+    first: int
+
+
+@dataclass(frozen=True)
 class ShownMaps:
     """Token maps of a few pictures.
 
@@ -86,22 +102,29 @@ class ShownMaps:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything that a report shows."""
+    """Everything that a report shows.
+
+    Attributes:
+        log: its whole lines.
+        damaged: how many lines of it aren't.
+    """
 
     path: Path
     row: RunRow
     manifest: dict[str, Any]
     recipe: str
     log: list[dict[str, Any]]
+    damaged: int
     curves: list[tuple[int, RefinementCurve]]
     looks: list[Look]
     answers: list[Shown]
     maps: ShownMaps | None
     data: dict[str, Any]
+    software: list[dict[str, Any]]
 
     def series(self, name: str) -> Series:
         """The steps that have a number of that name, with it."""
-        return [(line["step"], line[name]) for line in self.log if _is_number(line.get(name))]
+        return [(line["step"], line[name]) for line in self.log if is_finite(line.get(name))]
 
     @property
     def state(self) -> str:
@@ -118,9 +141,29 @@ class RunFacts:
         """Parts of a step's time and their seconds, the longest first, as they were last measured."""
         found: dict[str, float] = {}
         for line in _with(self.log, "time"):
-            with _whole():
-                found = {str(name): float(seconds) for name, seconds in line["time"]["parts_s"].items()}
+            found = line["time"].get("parts_s", found)
         return sorted(found.items(), key=lambda part: -part[1])
+
+    @property
+    def held_out(self) -> Series:
+        """Steps that were evaluated, with their held-out loss; one may be no number."""
+        return [(line["step"], float(line["eval_loss"])) for line in self.log if "eval_loss" in line]
+
+    @property
+    def whole_time(self) -> WholeTime | None:
+        """How long the run took; None: no part of it has ended yet, or an older version made it."""
+        ends = [line["time"] for line in _with(self.log, "time") if "whole_s" in line["time"]]
+        if not ends or self.train_seconds is None:
+            return None
+        own, first = ends[-1]["whole_s"], ends[-1].get("first", 0)
+        apart = sum(ends[-1].get(f"{what}_s", 0.0) for what in (SAVING, EVALUATING, ANSWERING))
+        before = self._seconds_until(first)
+        return WholeTime(own + before, max(own - apart, 0.0) + before, first)
+
+    def _seconds_until(self, step: int) -> float:
+        """Of the steps up to one, from those of them that are logged."""
+        timed = [seconds for at, seconds in self.series("step_s") if at <= step]
+        return sum(timed) / len(timed) * step if timed else 0.0
 
     @property
     def steps_with_basic(self) -> int | None:
@@ -142,8 +185,8 @@ def read_run(run: Path) -> RunFacts:
     """
     if not is_run(run):
         raise UserError(f"{run} is no run folder; give the folder that `basic-lite train` wrote, such as runs/NAME")
-    lines = list(log_lines(run / LOG)) if (run / LOG).is_file() else []
-    log = [line for line in lines if type(line.get("step")) is int]
+    read = read_log(run)
+    log = read.lines
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
     bundles = newest_first(run)
@@ -155,43 +198,41 @@ def read_run(run: Path) -> RunFacts:
         recipe = ""
     return RunFacts(
         run,
-        row_of(run, lines),
+        row_of(run, log),
         manifest if isinstance(manifest, dict) else {},
         recipe,
         log,
+        read.damaged,
         _curves(log),
         _looks(log),
         _answers(log, read_json(run / SAMPLES)),
         _maps(read_json(run / MAPS)),
         data if isinstance(data, dict) else {},
+        read_software(run),
     )
 
 
 def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:
     """Curves that have scores, the later of two at one step."""
-    found = {}
-    for line in _with(log, "refinement"):
-        with _whole():
-            found[line["step"]] = RefinementCurve.from_dict(line["refinement"])
+    found = {line["step"]: RefinementCurve.from_dict(line["refinement"]) for line in _with(log, "refinement")}
     return [(step, curve) for step, curve in found.items() if curve.score is not None]
 
 
 def _looks(log: Sequence[dict[str, Any]]) -> list[Look]:
     looks = []
     for line in _with(log, "gate"):
-        with _whole():
-            look = line["gate"]
-            gain = None if look["gain"] is None else Interval(*map(float, look["gain"]))
-            looks.append(Look(line["step"], bool(look["open"]), str(look["verdict"]), gain, int(look["samples"])))
+        look = line["gate"]
+        if look.get("open") is not None:  # else it only chose the target
+            gain = None if look["gain"] is None else Interval(*look["gain"])
+            looks.append(Look(line["step"], look["open"], look["verdict"], gain, look["samples"]))
     return looks
 
 
 def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
     """The last answers, each with the first that was given to the same question."""
-    asked: list[list[dict[str, str]]] = []
-    for line in _with(log, "answers"):
-        with _whole():
-            asked.append([{key: str(one.get(key, "")) for key in _ANSWERED} for one in line["answers"]])
+    asked = [
+        [{key: str(one.get(key, "")) for key in _ANSWERED} for one in line["answers"]] for line in _with(log, "answers")
+    ]
     if not asked:
         return []
     first = {_question(one): one["answer"] for one in asked[0]} if len(asked) > 1 else {}
@@ -212,7 +253,7 @@ def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:
 
 def _maps(kept: Any) -> ShownMaps | None:
     """None: there are none, or somebody changed them."""
-    with _whole():
+    with suppress(*CHANGED):
         pictures = [PictureMaps.of(one) for one in kept["pictures"]]
         patches = accumulate(one.tokens for one in pictures)
         shown = [one for one, count in zip(pictures, patches, strict=True) if count <= MOST_PATCHES]
@@ -223,19 +264,8 @@ def _maps(kept: Any) -> ShownMaps | None:
 
 def _with(log: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
     """The lines that have something of that name: few of a long run's."""
-    return (line for line in log if name in line)
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Around reading a line of the log: one of another kind, or that somebody changed, is passed over."""
-    with suppress(KeyError, TypeError, ValueError, AttributeError):
-        yield
+    return (line for line in log if line.get(name) is not None)
 
 
 def _question(answered: dict[str, str]) -> tuple[str, ...]:
     return tuple(answered[key] for key in _ANSWERED if key != "answer")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """``report.html`` of a run: one file that a browser opens without a network, written from the run's folder."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.training.best_text import best_of
 from basic_lite.training.evaluation import RISE
 from basic_lite.training.known_before import known_before
-from basic_lite.training.places import REPORT
+from basic_lite.training.loss_text import NO_NUMBER, loss_text
+from basic_lite.training.places import LOG, REPORT
 from basic_lite.training.progress import duration_text
 
 # Dropped records that are shown; all of them are in the run's data.json.
@@ -58,6 +60,7 @@ def render(facts: RunFacts) -> str:
         state=facts.state,
         changed=facts.row.changed,
         started_from=facts.row.started_from,
+        damaged=_damaged(facts),
         cards=list(cards(facts)),
         charts=[(title, chart, _rows_of(chart)) for title, chart in charts(facts)],
         looks=facts.looks,
@@ -80,6 +83,13 @@ def render(facts: RunFacts) -> str:
     )
 
 
+def _damaged(facts: RunFacts) -> str:
+    """What is left out of the page; nothing where the log is whole."""
+    count = facts.damaged
+    some = f"{count:,} lines of {LOG} are" if count > 1 else f"1 line of {LOG} is"
+    return f"{some} damaged and left out" if count else ""
+
+
 def cards(facts: RunFacts) -> Iterator[Card]:
     """What came of the run, most important first."""
     verdict = verdict_of(facts.path, facts.log)
@@ -87,15 +97,12 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         yield Card(*fact)
     if best := best_of(facts.path, facts.log):
         yield Card("Best step", f"{best.step:,}", "; ".join(best.lines()))
-    held, trained = facts.series("eval_loss"), facts.series("lm")
+    held, trained = facts.held_out, facts.series("lm")
     if held:
-        lowest = min(held, key=lambda point: point[1])
-        start = f"{held[0][1]:.3f} → " if len(held) > 1 else ""
+        start = f"{loss_text(held[0][1])} → " if len(held) > 1 else ""
         known = known_before(facts.path)
         note = f"nats a token; {known}" if known else "nats a token, on data that it wasn't trained on"
-        if held[-1][1] > RISE * lowest[1]:
-            note += f"; it was {lowest[1]:.3f} at step {lowest[0]}, and has risen since"
-        yield Card("Held-out loss", f"{start}{held[-1][1]:.3f}", note)
+        yield Card("Held-out loss", f"{start}{loss_text(held[-1][1])}", note + _since_the_lowest(held))
     elif trained:
         yield Card("Training loss", f"{trained[-1][1]:.3f}", "no data was held out: data.held_out=0.1 keeps a tenth")
     for share, _, rest in (match.partition(" ") for match in facts.row.matches):
@@ -103,13 +110,57 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     if verdict is None and not facts.row.matches:
         yield Card("Exact match", "not measured", "basic-lite eval RUN --held-out measures it")
     yield Card("BASIC", *_basic(facts))
+    if premise := _premise_card(facts):
+        yield premise
     memory = facts.series("peak_memory_gib")
     if memory:
         yield Card("Peak memory", size_text(round(max(value for _, value in memory) * GIB)), _machine(facts))
-    if (seconds := facts.train_seconds) is not None:
-        speed = facts.series("tokens_per_s")
-        note = f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second" if speed else ""
-        yield Card("Time of the steps", duration_text(seconds) if seconds >= 60 else f"{seconds:.1f} s", note)
+    yield from _time_card(facts)
+
+
+def _since_the_lowest(held: Series) -> str:
+    """What to add where the last held-out loss is no number, or well above an earlier one."""
+    finite = [point for point in held if math.isfinite(point[1])]
+    if not finite or held[-1][1] <= RISE * (lowest := min(finite, key=lambda point: point[1]))[1]:
+        return ""
+    then = "has risen since" if math.isfinite(held[-1][1]) else f"{NO_NUMBER} now"
+    return f"; it was {lowest[1]:.3f} at step {lowest[0]}, and {then}"
+
+
+def _premise_card(facts: RunFacts) -> Card | None:
+    """What was measured last of BASIC's premise; None: the run has no BASIC."""
+    title = "BASIC's premise"
+    look = facts.looks[-1] if facts.looks else None
+    if look is not None and look.gain is not None:
+        return Card(
+            title, look.verdict, f"gain of v̂ over v {look.gain.text} over {look.samples} samples, step {look.step}"
+        )
+    if facts.curves:
+        step, curve = facts.curves[-1]
+        return Card(title, curve.verdict, f"{curve.comparison(judged=False)}, step {step}")
+    if not facts.steps_with_basic:
+        return None
+    return Card(title, "not measured", "supervision.refinement_batches=16 measures it at each evaluation")
+
+
+def _time_card(facts: RunFacts) -> Iterator[Card]:
+    """How long all of it took, and the steps' share; of a run that goes on the steps alone are known."""
+    if (seconds := facts.train_seconds) is None:
+        return
+    speed = facts.series("tokens_per_s")
+    notes = [f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second"] if speed else []
+    if (whole := facts.whole_time) is None:
+        yield Card("Time of the steps", _lasted(seconds), "; ".join(notes))
+        return
+    share = whole.steps_s / whole.seconds if whole.seconds else 1.0
+    notes.insert(0, f"{share:.0%} of it steps ({_lasted(whole.steps_s)}), the rest evaluating and saving")
+    if whole.first:
+        notes.append(f"of what came before step {whole.first + 1:,} only the steps are known")
+    yield Card("Time of the run", _lasted(whole.seconds), "; ".join(notes))
+
+
+def _lasted(seconds: float) -> str:
+    return duration_text(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _basic(facts: RunFacts) -> tuple[str, str]:
@@ -137,7 +188,7 @@ def _premise(facts: RunFacts) -> str:
 
 def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     """The charts that there is something for, each with its title."""
-    trained, held = facts.series("lm"), facts.series("eval_loss")
+    trained, held = facts.series("lm"), facts.held_out
     over = max(1, len(trained) // 50)
     lines = [Line(f"training, mean of {over}" if over > 1 else "training", smoothed(trained, over))]
     lines.append(Line("held-out", held, marks=True))
@@ -192,8 +243,8 @@ def _curve_chart(curves: list[tuple[int, RefinementCurve]], *, judged: bool) -> 
 def _ends(points: Series) -> str:
     if not points:
         return "none"
-    first = f"{points[0][1]:.3f} at step {points[0][0]}, " if len(points) > 1 else ""
-    return f"{first}{points[-1][1]:.3f} at step {points[-1][0]}"
+    first = f"{loss_text(points[0][1])} at step {points[0][0]}, " if len(points) > 1 else ""
+    return f"{first}{loss_text(points[-1][1])} at step {points[-1][0]}"
 
 
 def _rows_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
@@ -252,6 +303,13 @@ def _keys(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _versions(facts: RunFacts) -> list[tuple[str, str]]:
+def _versions(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What the run was made with: since which step, and names with versions; then the models."""
     models = {name: str(value) for name, value in _keys(facts.manifest.get("models")).items() if value}
-    return [("basic-lite", str(facts.manifest.get("basic_lite", "not known"))), *models.items()]
+    software = [
+        (f"from step {one['step'] + 1:,}:" if one["step"] else "", list(one["versions"].items()))
+        for one in facts.software
+    ]
+    # Runs of versions before this one noted only basic-lite's own.
+    software = software or [("", [("basic-lite", str(facts.manifest.get("basic_lite", "not known")))])]
+    return [*software, ("models:", list(models.items()))] if models else software

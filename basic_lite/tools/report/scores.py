@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basic_lite.outside import CHANGED
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_of, percent
 from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.tools.report.charts import Chart, Line
 from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
+from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import GENERATED, best_of
 from basic_lite.training.known_before import UNKNOWN, known_before, met_before
-from basic_lite.training.places import HELD_OUT, SUMMARIES, read_json
+from basic_lite.training.places import HELD_OUT
 
 OWN, OTHER, NONE = "own picture", "another picture", "no picture"
 _HELD_OUT = "held-out questions"
@@ -80,28 +82,25 @@ def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
     Returns:
         None: nobody has asked.
     """
-    found = [*_logged(run, log), *_evaluated(run)]
+    found = [*_logged(run, log), *_evaluated(run, log)]
     return max(found, key=lambda one: (one.new, one.held_out, one.step, one.score.n), default=None)
 
 
 def _logged(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
-    """Those of ``training.eval_generate``. A line that somebody changed is passed over."""
+    """Those of ``training.eval_generate``."""
     of = f"{_HELD_OUT} ({known})" if (known := known_before(run)) else _HELD_OUT
     new = not met_before(run)
     for line in log:
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
-            made_of = line[GENERATED]
-            score = estimate_of(made_of["score"])
-            controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
-            if score is not None:
-                yield Verdict(int(line["step"]), str(made_of["metric"]), score, controls, of, True, new)
+        if (made_of := line.get(GENERATED)) is None or (score := estimate_of(made_of["score"])) is None:
+            continue
+        controls = Controls.from_json(made_of["controls"]) if "controls" in made_of else None
+        yield Verdict(line["step"], made_of["metric"], score, controls, of, True, new)
 
 
-def _evaluated(run: Path) -> Iterator[Verdict]:
+def _evaluated(run: Path, log: list[dict[str, Any]]) -> Iterator[Verdict]:
     """Those of `basic-lite eval`. A summary that somebody changed is passed over."""
-    for path in run.glob(SUMMARIES):
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
-            summary = read_json(path)
+    for _, summary in summaries_of(run, log):
+        with suppress(*CHANGED):
             settings = summary["settings"]
             # Data without reference answers has no score.
             kind = next((key for key in _KINDS if key in summary), None)

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from basic_lite.outside import CHANGED
 from basic_lite.tools.report.facts import RunFacts
 from basic_lite.tools.text_probe import figure, unit
 from basic_lite.training.files import sha256
@@ -43,6 +44,6 @@ def _since(facts: RunFacts) -> Outcome | NoOutcome | None:
 
 def _read(values: Any) -> Outcome | NoOutcome | None:
     """None where there is nothing, or somebody changed it."""
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(*CHANGED):
         return outcome_from(values)
     return None

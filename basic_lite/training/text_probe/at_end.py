@@ -1,7 +1,7 @@
 """The text probe at the end of a run that trains LoRA, when the trained model is saved."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -54,21 +54,32 @@ def probe_at_end(
 def measured(
     loaded: Loaded,
     autocast: Callable[[], AbstractContextManager[Any]] | None,
-    progress: Callable[[int], object] = lambda done: None,
+    counted: Callable[[], AbstractContextManager[Callable[[int], object]]] = lambda: nullcontext(lambda done: None),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome | NoOutcome | None:
     """The probe, in batches for which there is memory; None: there is none for a text alone.
 
     Args:
         autocast: the context that the training's forwards run in; None: none.
-        progress, stopped: see ``nats_of``.
+        counted: opens a bar and gives its ``progress``; each size has its own, as it begins with the first text again.
+        stopped: see ``nats_of``.
 
     Raises:
         Stopped: ``stopped`` says so.
     """
     for size in SIZES:
-        work = partial(measure, loaded, tokens_at_once=size, progress=progress, stopped=stopped)
+        work = partial(_counted, loaded, size, counted, stopped)
         found = if_memory_allows(work, autocast, lambda: None)
         if found is not None:
             return found
     return None
+
+
+def _counted(
+    loaded: Loaded,
+    size: int,
+    counted: Callable[[], AbstractContextManager[Callable[[int], object]]],
+    stopped: Callable[[], bool],
+) -> Outcome | NoOutcome:
+    with counted() as progress:
+        return measure(loaded, tokens_at_once=size, progress=progress, stopped=stopped)

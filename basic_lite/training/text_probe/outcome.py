@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.intervals import difference
-from basic_lite.resampling import Interval, draws_of, middle
+from basic_lite.intervals import difference, ratio_interval
+from basic_lite.resampling import Interval
 
 # The key of its line in a run's log.
 KEY = "text_probe"
@@ -43,10 +43,13 @@ class Change:
         """What ``dataclasses.asdict`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: somebody changed it.
+            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
         """
-        numbers = float(values["before"]), float(values["after"])
-        return cls(int(values["n"]), *numbers, Interval(*map(float, values["difference"])))
+        before, after = float(values["before"]), float(values["after"])
+        found = cls(int(values["n"]), before, after, Interval(*map(float, values["difference"])))
+        if not all(map(math.isfinite, (before, after, *found.difference))):
+            raise ValueError("no numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,15 @@ class Outcome:
         """What ``to_dict`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: somebody changed it.
+            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
         """
         kinds = [
             Kind(str(one["of"]), str(one["name"]), int(one["n"]), float(one["before"]), float(one["after"]))
             for one in values["kinds"]
         ]
         changes = Change.from_dict(values["bits"]), Change.from_dict(values["right"])
+        if changes[0].before <= 0:
+            raise ValueError("no text has no bits")
         return cls(*changes, kinds, int(values["left_out"]))
 
 
@@ -148,7 +153,7 @@ def outcome_from(values: Any) -> Outcome | NoOutcome:
     """What either ``to_dict`` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: somebody changed it.
+        KeyError, TypeError, ValueError, OverflowError: somebody changed it.
     """
     return NoOutcome(str(values["why"])) if "why" in values else Outcome.from_dict(values)
 
@@ -216,9 +221,7 @@ def _bits_per_byte(before: NDArray[np.float64], after: NDArray[np.float64], byte
     """All bits over all bytes, as lm-evaluation-harness has ``bits_per_byte``; a draw has its own bytes."""
     total = bytes_of.sum()
     ends = float(before.sum() / total), float(after.sum() / total)
-    draws = draws_of(np.ones(len(bytes_of), np.int64))  # [draws, texts]
-    differences = (draws @ (after - before)) / (draws @ bytes_of)
-    return Change(len(bytes_of), *ends, Interval(float((after - before).sum() / total), *middle(differences)))
+    return Change(len(bytes_of), *ends, ratio_interval(after - before, bytes_of))
 
 
 def _moved(change: Change, up: str, down: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from basic_lite.data.tokens import IGNORE, Tokens
-from basic_lite.model.llava import labelled_positions, token_nats
+from basic_lite.model.llava import likelihoods_of
 from basic_lite.model.parts import Parts
 
 
@@ -84,16 +84,12 @@ def _batch_nats(parts: Parts, samples: Sequence[Sample]) -> list[float]:
     ids = _padded([one.ids for one in samples], 0)  # [B, T]; what a padded place holds is never looked at
     mask = _padded([[1] * len(one.ids) for one in samples], 0)
     labels = _padded([one.labels for one in samples], IGNORE)
-    rows = labelled_positions(labels)  # [R]
     device = parts.embeddings.weight.device
     hidden = parts.language_model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
     ).last_hidden_state  # [B, T, D]
-    predicting = hidden.flatten(0, 1).index_select(0, rows.to(device))  # [R, D]
-    wanted = labels.flatten().index_select(0, rows + 1)
-    nats = token_nats(predicting, parts.lm_head, wanted.to(device)).cpu()  # [R]
-    sums = torch.zeros(len(samples), dtype=torch.float64)
-    return [float(one) for one in sums.index_add(0, rows // labels.shape[1], nats.double())]
+    nats: list[float] = likelihoods_of(hidden, parts.lm_head, labels).nats.tolist()
+    return nats
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,16 +14,11 @@ from PIL import Image
 
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
+from tests.support.browser import asked_for, chromium, set_size
 from tests.support.chat import Parrot
 
 pytestmark = pytest.mark.web
 WIDE, NARROW = (1280, 900), (400, 850)
-OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
 
 
 class Browser:
@@ -56,10 +50,7 @@ class Browser:
 
     def asked_elsewhere(self) -> list[str]:
         """Addresses of other machines that the page asked for."""
-        entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [one["params"]["request"]["url"] for one in entries if one["method"] == "Network.requestWillBeSent"]
-        assert urls
-        return [url for url in urls if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+        return [url for url in asked_for(self.driver) if not url.startswith("http://127.0.0.1:")]
 
     def picture(self) -> Image.Image:
         return Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
@@ -77,13 +68,7 @@ def wait(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Browser]]:
     """Serve a speaker and open its page in a window of a size."""
-    for package in ("gradio", "selenium"):
-        pytest.importorskip(package)
-    programs = [shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")]
-    if None in programs:
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
-
+    pytest.importorskip("gradio")
     from basic_lite.tools.chat.web import Page, launch
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -92,15 +77,9 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     def opened(speaker: Speaker, size: tuple[int, int]) -> Browser:
         blocks, address = launch(Page(speaker, Manner()), None, browser=False)
         closing.append(blocks.close)
-        options = webdriver.ChromeOptions()
-        for option in OPTIONS:
-            options.add_argument(option)
-        options.binary_location = str(programs[0])
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(programs[1])))
+        driver = chromium()
         closing.append(driver.quit)
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        set_size(driver, *size)
         driver.get(address)
         return Browser(driver)
 

@@ -180,7 +180,7 @@ def test_an_unfinished_run_says_so(run_speaker: RunSpeaker, trained: Path, tmp_p
         ("nowhere", "auto", "there is no folder nowhere"),
         ("runs/nowhere", "auto", "there is no folder runs/nowhere"),
         ("{run}s", "auto", "there is no folder .*; did you mean .*tiny\\?"),
-        ("some/model", "auto", "can't read the model some/model"),
+        ("some/model", "auto", "can't read the configuration some/model"),
         ("{empty}", "auto", "holds no bundle"),
         ("{run}", "float32", "--dtype is for exported"),
         ("{llm}", "auto", "is a llama model, and transformers knows none of these that sees pictures"),

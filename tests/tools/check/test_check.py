@@ -72,15 +72,29 @@ def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None
     counts = {name: one.count.split(" ")[0] for name, one in found.items() if one.kind != "fact"}
     # "same ?" is answered alike 8 times of 8, "x ?" 3 times of 6.
     assert counts == {
-        "records: bad image": "1", "records: no supervised token": "1", "unreadable pictures": "1", "answers cut": "1",
+        "records: unreadable picture": "2", "records: no supervised token": "1", "answers cut": "1",
         "endless answers": "1", "special tokens in text": "1", "pictures twice": "1", "pictures that look alike": "1",
         "answers by rote": "79%", "pictures made small": "100%", "held out, but trained on": "1",
     }  # fmt: skip
-    assert "Cyrillic 1" in found["scripts"].text and "data.bad_records=drop" in found["unreadable pictures"].mend
+    assert (
+        "Cyrillic 1" in found["scripts"].text and "data.bad_records=drop" in found["records: unreadable picture"].mend
+    )
     text = (tmp_path / "list_check.html").read_text()
     page = PageText(text)
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links) and len(page.links) > 10
     assert "small.jpg" in page.text and "asked 8 times" in page.text and "<script" not in text
+
+
+@pytest.mark.parametrize("broken", [0, 1, 20])
+def test_the_records_that_are_left_are_counted(
+    made: Callable[..., Path], capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    path = made(one("0.png", "x ?", "y"))  # two records have this picture
+    for n in range(broken):
+        (path.parent / f"{n}.png").write_bytes(b"no picture")
+    check(path, base=DEMO, console=Console())
+    left, unread = 21 - (broken + 1 if broken else 0), f", {broken} of them unreadable" if broken else ""
+    assert f"\n{left} of 21 records can be used; 20 pictures{unread}\n" in capsys.readouterr().out
 
 
 def test_the_terminal_names_the_records(
@@ -89,20 +103,24 @@ def test_the_terminal_names_the_records(
     """By file, number and id, of all kinds of findings: a broken record, a text, a picture, a pair of pictures."""
     more = [one("none.png", "x ?", "y"), one("copy.png", "x ?", "in the <image>"), one("broken.png", "x ?", "y")]
     more += [one(f"{n}.png", "x ?", "a </s> b") for n in range(4)]
+    more += [one("none.png", "x ?", "y")]
     path = made(*[{**record, "id": f"no{n}"} for n, record in enumerate(more)])
     shutil.copy(path.parent / "0.png", path.parent / "copy.png")
     (path.parent / "broken.png").write_bytes((path.parent / "2.png").read_bytes()[:200])
     check(Path("data/list.json"), base=DEMO, console=Console())
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["records: bad image"].endswith("First: data/list.json, record 21 (id no0)")
+    # In the order of the file, whether a picture is missing or broken.
+    assert lines["records: unreadable picture"].endswith(
+        "First: data/list.json, record 21 (id no0); data/list.json, record 23 (id no2); "
+        "data/list.json, record 28 (id no7)"
+    )
     tokens = lines["special tokens in text"]
     assert "</s> (4), <image> (1)" in tokens and tokens.endswith(
         "First: data/list.json, record 22 (id no1); data/list.json, record 24 (id no3); "
         "data/list.json, record 25 (id no4); …"
     )
-    assert lines["unreadable pictures"].endswith("First: data/list.json, record 23 (id no2)")
     pair = "0.png (data/list.json, record 1) and copy.png (data/list.json, record 22 (id no1))"
-    assert lines["pictures twice"].endswith(f"First: {pair}") and "First" not in lines["scripts"]
+    assert lines["pictures twice"].endswith(f"Largest: {pair}") and "First" not in lines["scripts"]
     text = PageText((tmp_path / "list_check.html").read_text()).text
     assert "record 21 (id no0)" in text and "record 22 (id no1)" in text
 
@@ -133,7 +151,11 @@ def test_a_bad_record_in_the_file_for_evaluation_is_a_finding(made: Callable[...
     other.write_text(json.dumps([{"image": "2.png"}, one("0.png", "x ?", "y"), one("none.png", "x ?", "y")]))
     apart = [f"data.eval.path={other}", f"data.eval.image_dir={path.parent}", "training.eval_every=1"]
     found = found_in(path, *apart)
-    assert found["held-out records: bad record"].count == found["held-out records: bad image"].count == "1 (33.3%)"
+    assert (
+        found["held-out records: bad record"].count
+        == found["held-out records: unreadable picture"].count
+        == "1 (33.3%)"
+    )
     assert found["held out, but trained on"].count == "1 (100.0%)" and "records: bad record" not in found
     assert "other.json" in PageText((tmp_path / "list_check.html").read_text()).text
 
@@ -159,6 +181,21 @@ def test_a_language_model_that_knows_the_answers(made: Callable[..., Path], monk
     monkeypatch.setattr(blind, "_answer_loss", lambda llm, tokenizer, record: (0.5, record.number % 2 == 0))
     found = found_in(path, model="llm")["answered blind"]
     assert found.count == "50%" and "0.50 nats" in found.text and found.kind == "look" and len(found.examples) == 10
+
+
+def test_a_language_model_too_large_is_said_before_the_pictures(
+    made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(blind, "blind", full)
+    monkeypatch.setattr("basic_lite.tools.check.command.survey", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(made()), "--recipe", DEMO, "--model", "some/llm"])
+    text = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and "Traceback" not in text
+    assert "error: out of memory with some/llm; name a smaller model with --model, or leave the option out" in text
 
 
 def test_what_is_refused(made: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

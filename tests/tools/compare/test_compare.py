@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
 from basic_lite.scoring.prediction import Prediction
+from basic_lite.tools.compare.answers import candidates
 from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
 from basic_lite.tools.compare.losses import losses_of
@@ -29,10 +31,12 @@ def answered(run: Path, right: str, *, name: str = "held-out", words: str = "wha
     """A run's predictions: one question for each letter of ``right``, r or w."""
     trained, metric = changed.pop("trained_on", ""), changed.pop("metric", "exact")
     added, digest = changed.pop("added", ""), changed.pop("data_sha256", "d")
+    pictures = changed.pop("pictures", "")
     rows = [
         Prediction(
             n + 1, str(n), KINDS[n % 2], [f"{n}.png"], f"{words} {n}?{added}", "red",
             "red" if mark == "r" else "<b>blue", mark == "r", trained_on=str(n) in trained,
+            image_digests=[pictures[n]] if pictures else [],
         )
         for n, mark in enumerate(right)
     ]  # fmt: skip
@@ -109,14 +113,28 @@ def test_rotations_of_a_question_count_once(runs: Callable[..., list[Path]]) -> 
     assert any("was changed since" in note for note in found.notes)
 
 
-def test_the_newest_file_that_all_have(runs: Callable[..., list[Path]]) -> None:
+def test_the_latest_file_that_all_have(runs: Callable[..., list[Path]]) -> None:
     one, other = runs("rw", "rr")
-    newer = answered(one, "rrr", name="mine")
-    os.utime(newer, (2e9, 2e9))
+    answered(one, "rrr", name="mine")
     assert compared(sides_of([one, other], [])).n == 2
     answered(other, "rww", name="mine")
     assert compared(sides_of([one, other], [])).n == 3
     assert compared(sides_of([next(one.glob("*held*.jsonl")), other], [])).n == 2
+
+
+def test_the_latest_is_of_the_last_step_and_name_whatever_a_files_time(
+    runs: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Copying a folder changes times, and may reverse them."""
+    one, other = runs("rw", "rr", step=5)
+    for name, right, step in (("zz", "ww", 4), ("a_2", "wr", 7), ("a_10", "rr", 7), ("a_9", "ww", 7)):
+        answered(one, right, name=name, step=step)
+    for back, times in ((1, [2e9, 1e9]), (-1, [1e9, 2e9])):
+        paths = sorted(one.glob("*.jsonl"))[::back]
+        for path, time in zip(paths, np.linspace(*times, len(paths)), strict=True):
+            os.utime(path, (time, time))
+        assert candidates(one)[0].path.name == "predictions_a_10_final.jsonl"
+        assert [score.value for score in compared(sides_of([one, other], [])).scores] == [1.0, 1.0]
 
 
 def refused(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -150,6 +168,28 @@ def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.Capture
     assert "no run folder" in refused(one, third, capsys=capsys)
 
 
+def test_a_file_that_cannot_be_used_is_passed_over(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = runs("rw", "rr")
+    answered(one, "rw", name="z").with_suffix(".summary.json").unlink()
+    for name, text in (("y", ""), ("x", "no json\n"), ("w", '{"question": "what 0?"}\n')):
+        answered(one, "rw", name=name).write_text(text)
+    found = compared(sides_of([one, other], []))
+    assert found.n == 2 and [score.value for score in found.scores] == [0.5, 1.0]
+    path = one / "predictions_z_final.jsonl"
+    assert f"passed over: {path} has no predictions_z_final.summary.json beside it, so it isn't known what" in str(
+        found.notes
+    )
+    assert sum("passed over" in note and "has no scored answers" in note for note in found.notes) == 3
+    answered(one, "rw", words="why")  # none is left that fits
+    text = refused(one, other, capsys=capsys)
+    assert "different questions: 2 of 2" in text and f"(passed over: {one / 'predictions_w_final.jsonl'} has no" in text
+    assert "has no predictions_z_final.summary.json beside it" in refused(path, other, capsys=capsys)
+    next(one.glob("*held-out*.jsonl")).unlink()
+    assert "has no scored answers" in refused(one, other, capsys=capsys)
+
+
 def test_what_differs_is_said(runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
     """Another limit or instruction isn't other data, and other data is named."""
     one, other = runs("rwrw", "rrrr")
@@ -179,10 +219,27 @@ def test_what_was_asked_otherwise_is_noted(runs: Callable[..., list[Path]]) -> N
     assert note == "they were asked with different max_new_tokens (None, 64), which changes answers"
 
 
+def test_other_pictures_of_the_same_names_are_refused(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, third = runs("rwrw", "rrrr", "rrrr", pictures="abcd")
+    answered(other, "rrrr", pictures="abce", data_sha256="e")
+    text = refused(third, one, other, capsys=capsys)
+    assert "the same questions about other pictures: 1 of 4 have pictures of the same names" in text
+    assert "as number 4 (\"['3.png']\"); evaluate both with the same files" in text
+    answered(other, "rrrr", pictures="abcd", data_sha256="e")  # the files lie elsewhere, and are the same
+    assert compared(sides_of([third, one, other], [])).notes == []
+    answered(one, "rwrw", name="a", pictures="xyzv")  # of several files that one is taken which fits
+    assert compared(sides_of([one, other], [])).notes == []
+    answered(other, "rrrr", data_sha256="e")  # an older version didn't write it down
+    (note,) = compared(sides_of([third, other], [])).notes
+    assert note == "the questions are the same word for word; their pictures' files lie elsewhere or are newer"
+
+
 def test_one_place_on_an_axis_is_in_its_middle(runs: Callable[..., list[Path]]) -> None:
     """As where the held-out loss was measured once: one tick below it, and none beside it."""
     chart = Chart("says", "step", "nats", [Line("a", [(100, 2.0)]), Line("b", [(100, 1.0)])]).svg()
-    ticks = re.findall(r'<text x="([\d.]+)" y="206" text-anchor="middle">([^<]*)<', chart)
+    ticks = re.findall(r'<text x="([\d.]+)" y="211" text-anchor="middle">([^<]*)<', chart)
     assert [name for _, name in ticks] == ["100"]
     assert {float(x) for x in re.findall(r'cx="([\d.]+)"', chart)} == {float(ticks[0][0])} == {(52 + 468) / 2}
     alone = Chart("says", "step", "nats", [Line("a", [(100, 2.0)])]).svg()

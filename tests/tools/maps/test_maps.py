@@ -86,6 +86,8 @@ def test_inspect_writes_maps_of_pictures(
         cli.main(["inspect", str(place / "llava"), *pictures, *options])
     assert not stopped.value.code and "token maps of 2 samples" in capsys.readouterr().err
     text = PageText((tmp_path / "out" / PAGE).read_text(encoding="utf-8")).text
+    assert "refinement curve has this score at v, after each layer and at v̂: the share of visual tokens whose" in text
+    assert "over 2 samples, too few pictures for an interval, 16 at least: can't tell" in text
     assert "0.png" in text and "Nearest words after layer 4" in text and "after layer 2" not in text
     assert Image.open(tmp_path / "out" / "2_1.png").width == 3 * (PANEL + GAP) + GAP
     # Once more into the same folder, of fewer pictures: what was there goes.

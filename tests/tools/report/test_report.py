@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basic_lite.cli import main
 from basic_lite.errors import UserError
 from basic_lite.resampling import Interval
 from basic_lite.run import train
 from basic_lite.supervision.premise import RefinementCurve
-from basic_lite.tools import runs
-from basic_lite.tools.report import facts
 from basic_lite.tools.report.charts import Chart, Line, smoothed
 from basic_lite.tools.report.facts import read_run
-from basic_lite.tools.report.page import cards, charts, render, write_report
-from basic_lite.training import places, samples
+from basic_lite.tools.report.page import Card, cards, charts, render, write_report
+from basic_lite.tools.runs import row_of
+from basic_lite.training import log_lines, samples
+from basic_lite.training.assembly import software_of
+from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import REPORT
+from basic_lite.training.software import read_software, write_software
 from tests.support.runs import log_of, quiet, tiny_recipe, write_data
 
 
@@ -129,17 +132,62 @@ def test_damaged_files_leave_their_part_out(place: Path, name: str, content: str
 
 
 def test_damaged_log_lines_are_passed_over(place: Path) -> None:
-    odd = [
-        '{"step": 2, "refinement": {}}',
-        '{"step": 2, "gate": {"verdict": 1}}',
-        '{"step": "x", "lm": 1}',
-        '{"step": 3, "lm": NaN}',
-        '{"step": 3, "answers": [{"picture": 1}, 2]}',
-        '{"step": true}',
+    """They are counted, and the page says nothing else than it did before."""
+    before = Page(write_report(place).read_text(encoding="utf-8"))
+    curve = next(line["refinement"] for line in log_of(place) if "refinement" in line)
+    odd: list[Any] = [
+        {"step": 4, "refinement": {}},
+        {"step": 4, "refinement": curve | {"own": curve["own"][1:]}},
+        {"step": 4, "refinement": curve | {"control": curve["control"][1:]}},
+        {"step": 4, "refinement": curve | {"gains": [[0.1, 0.2]] * len(curve["own"])}},
+        {"step": 4, "refinement": curve | {"gains": curve["gains"][1:]}},
+        {"step": 4, "refinement": curve | {"health": {"first_norm": [1.0]}}},
+        {"step": 4, "refinement": shorter(curve)},
+        {"step": 4, "gate": {"verdict": 1}},
+        {"step": 4, "gate": {"open": True}},
+        {"step": "x", "lm": 1},
+        {"step": 10**400, "lm": 1},
+        {"step": True},
+        {"lm": 1.0},
+        {"step": 4, "lm": "1"},
+        {"step": 4, "eval_loss": 1e308},
+        {"step": 4, "eval_loss": -(10**400)},
+        {"step": 4, "step_s": 1e300},
+        {"step": 4, "peak_memory_gib": -1},
+        {"step": 4, "answers": [{"picture": 1}, 2]},
+        {"step": 4, "time": {"parts_s": {"tower": -1.0, "backward": 1.0}}},
+        {"step": 4, "text_probe": {"bits": {"n": 2, "before": 0, "after": 1, "difference": [1, 1, 1]}}},
+        [4],
     ]
-    with (place / "log.jsonl").open("a") as stream:
-        stream.write("\n".join(odd) + "\n")
-    assert not Page(write_report(place).read_text(encoding="utf-8")).open
+    with (place / "log.jsonl").open("ab") as stream:
+        stream.write(b"".join(json.dumps(one).encode() + b"\n" for one in odd))
+        stream.write(b'\xff\n{"step": 4, "lm": 1\n\n{"step": 5, "l')  # the last isn't written to its end yet
+    after = Page(write_report(place).read_text(encoding="utf-8"))
+    told = f"; {len(odd) + 2} lines of log.jsonl are damaged and left out"
+    assert not after.open and told in after.text
+    assert after.text.replace(told, "") == before.text
+    assert read_log(place).damaged == len(odd) + 2
+
+
+def shorter(curve: dict[str, Any]) -> dict[str, Any]:
+    """A curve that is whole in itself, of a model with a layer less."""
+    cut = {key: [*curve[key][:-2], curve[key][-1]] for key in ("places", "own", "control", "gains")}
+    return {**curve, **cut, "health": None}
+
+
+def test_a_run_writes_whole_lines_alone(made: Path) -> None:
+    read = read_log(made)
+    assert read.damaged == 0 and read.lines == log_of(made)
+    assert {"lm", "eval_loss", "refinement", "answers", "time"} <= {name for line in read.lines for name in line}
+
+
+@pytest.mark.parametrize("odd", [1e308, -1e308, 1e100, math.inf, math.nan, 5e-324])
+def test_odd_numbers_end_no_chart(odd: float) -> None:
+    bars = [(-odd, odd), None, (0.0, 1.0)]
+    for log_y in (False, True):
+        points = [(0, 1.0), (1, odd), (2, 2.0)]
+        drawing = Chart("", "x", "y", [Line("a", points, bars), Line("b", [(1, odd)])], log_y=log_y).svg()
+        assert "nan" not in drawing and "inf" not in drawing and "<polyline" in drawing
 
 
 def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +199,13 @@ def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatc
         for number in range(1, 20_001):
             lines = [step, *(at_end if number % 50 == 0 else [])]
             stream.writelines(json.dumps(line | {"step": number}) + "\n" for line in lines)
-    read, real = list[Path](), places.log_lines
+    read, real = list[Path](), log_lines.json_lines
 
-    def reading(path: Path) -> Iterator[dict[str, Any]]:
+    def reading(path: Path, *, after: int) -> Iterator[Any]:
         read.append(path)
-        return real(path)
+        return real(path, after=after)
 
-    for module in (facts, runs):
-        monkeypatch.setattr(module, "log_lines", reading)
+    monkeypatch.setattr(log_lines, "json_lines", reading)
     text = render(found := read_run(place))
     assert len(read) == 1 and len(found.curves) == 400 and len(found.series("lm")) == 20_000
     assert len(text.encode()) < 200_000 and "mean of 400" in text
@@ -209,9 +256,76 @@ def test_the_score_and_a_rise_are_on_top(place: Path) -> None:
         stream.write(
             '{"step": 5, "time": {"steps": 3, "step_s": 4, "parts_s": {"tower": 1.0, "backward": 3.0, "idle": 0}}}\n'
         )
+    assert "Time of the run" in shown and "Time of the steps" not in shown
     page = Page(render(read_run(place)))
     assert "part of a step time share backward 3 s 75% tower 1 s 25%" in page.text and "idle" not in page.text
     assert "75.0%" in render(read_run(place))
+
+
+def test_a_loss_that_is_no_number_is_said(place: Path) -> None:
+    with (place / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "eval_loss": 2.0}\n{"step": 4, "eval_loss": NaN}\n')
+    (card,) = (card for card in cards(read_run(place)) if card.title == "Held-out loss")
+    assert card.value.endswith("→ is no number") and card.note.endswith("and is no number now")
+    assert "held-out loss is no number" in row_of(place).score
+    assert "is no number at step 4" in dict(charts(read_run(place)))["Loss"].says
+
+
+def test_the_premise_is_on_top(place: Path) -> None:
+    """Of the last curve; of the gate's last look where there is one; else that it wasn't measured."""
+
+    def premise() -> Card | None:
+        return next((card for card in cards(read_run(place)) if card.title == "BASIC's premise"), None)
+
+    curve = read_run(place).curves[-1][1]
+    assert premise() == Card("BASIC's premise", curve.verdict, f"{curve.comparison(judged=False)}, step 4")
+    lines = log_of(place)
+    gate = {"step": 2, "gate": {"open": True, "verdict": "holds", "gain": [0.2, 0.1, 0.3], "samples": 40}}
+    write_log(place, [*lines, gate])
+    told = "gain of v̂ over v +0.200 [+0.100, +0.300] over 40 samples, step 2"
+    assert premise() == Card("BASIC's premise", "holds", told)
+    write_log(place, [line for line in lines if "refinement" not in line])
+    without = premise()
+    assert without is not None and without.value == "not measured"
+    write_log(place, [{"step": line["step"], "lm": line["lm"]} for line in lines if "lm" in line])
+    assert premise() is None
+
+
+def test_the_time_of_the_run_is_on_top(place: Path) -> None:
+    steps = [{"step": step, "lm": 2.0, "step_s": 1.0} for step in range(1, 5)]
+    ended = {"first": 0, "whole_s": 36.8, "saving_s": 2.0, "evaluating_s": 20.0, "answering_s": 10.3}
+
+    def card() -> Card:
+        return next(card for card in cards(read_run(place)) if card.title.startswith("Time of the"))
+
+    write_log(place, steps)
+    assert card() == Card("Time of the steps", "4.0 s")
+    write_log(place, [*steps, {"step": 4, "time": ended}])
+    assert card() == Card("Time of the run", "36.8 s", "12% of it steps (4.5 s), the rest evaluating and saving")
+    write_log(place, [*steps, {"step": 4, "time": ended | {"first": 2}}])
+    assert card().value == "38.8 s" and card().note.endswith("of what came before step 3 only the steps are known")
+
+
+def write_log(run: Path, lines: list[dict[str, Any]]) -> None:
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_versions_are_on_the_page(place: Path) -> None:
+    versions = software_of(torch.device("cpu"))
+    assert {"Python", "torch", "transformers", "peft", "bitsandbytes", "torch's build", "device"} <= versions.keys()
+    assert json.loads((place / "final" / "manifest.json").read_text())["software"] == versions
+    shown = "; ".join(f"{name} {version}" for name, version in versions.items())
+    assert shown in Page(render(read_run(place))).text
+    write_software(place, 2, versions)
+    assert read_software(place) == [{"step": 0, "versions": versions}], "nothing is new"
+    write_software(place, 2, versions | {"torch": "9.9"})
+    assert "from step 3: " in (text := Page(render(read_run(place))).text) and "torch 9.9; " in text and shown in text
+    write_software(place, 1, versions)
+    assert read_software(place) == [{"step": 0, "versions": versions}], "step 2 is made again"
+    for damaged in ("[1]", "{}", '[{"step": "x", "versions": {}}]', '[{"step": 1, "versions": {"torch": 2}}]'):
+        (place / "software.json").write_text(damaged)
+        text = Page(render(read_run(place))).text
+        assert "torch 2" not in text and f"Versions basic-lite {versions['basic-lite']} models: " in text
 
 
 def test_charts_draw_what_there_is(made: Path) -> None:
@@ -225,7 +339,7 @@ def test_charts_draw_what_there_is(made: Path) -> None:
 
 
 def test_a_point_lies_where_its_value_is() -> None:
-    """By hand: the drawing is 480 × 230, with margins 52, 12, 12, 40."""
+    """By hand: the drawing is 480 × 236, with margins 52, 12, 12, 46."""
     chart = Chart("", "x", "y", [Line("a", [(0, 0.0), (5, 5.0), (10, 10.0)], marks=True)])
     assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in chart.svg()
     log = Chart("", "x", "y", [Line("a", [(0, 1.0), (1, 0.0), (2, 10.0), (4, 100.0)])], log_y=True)

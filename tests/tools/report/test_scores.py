@@ -15,6 +15,7 @@ from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.report.scores import score_charts, verdict_of
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.held_out_score import Scored
+from basic_lite.training.log_lines import read_log
 
 
 def predictions(right: int, other: int, none: int, of: int = 40) -> list[Prediction]:
@@ -80,7 +81,7 @@ def test_eval_counts_where_it_is_of_the_same_weights_or_later_ones(tmp_path: Pat
 
 
 def test_questions_that_were_trained_on_are_told_and_others_are_preferred(tmp_path: Path) -> None:
-    log = [look(10, 40, 20, 20)]
+    log = [look(10, 40, 20, 20), {"step": 20, "lm": 2.0}]
     write_known(tmp_path, 20)
     verdict = verdict_of(tmp_path, log)
     told = "exact match, 40 held-out questions (20 of 20 pictures trained on), step 10"
@@ -132,10 +133,20 @@ def test_the_curve_has_all_three_with_intervals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "generated",
-    [None, 3, [], {}, {"metric": "exact"}, {"metric": "exact", "score": {"n": 0, "share": 1, "interval_95": [0, 1]}},
-     {"metric": "exact", "score": {"n": "x"}}, {"metric": "exact", "score": {"n": 2, "share": 1, "interval_95": 4}}],
-)  # fmt: skip
+    [
+        3,
+        [],
+        {},
+        {"metric": "exact"},
+        {"metric": "exact", "score": {"n": 0, "share": 1, "interval_95": [0, 1]}},
+        {"metric": "exact", "score": {"n": "x"}},
+        {"metric": "exact", "score": {"n": 1e999, "share": 1}},
+        {"metric": "exact", "score": {"n": 2, "right": 3, "share": 1, "interval_95": [0, 1]}},
+        {"metric": "exact", "score": {"n": 2, "share": 1, "interval_95": 4}},
+    ],
+)
 def test_lines_that_somebody_changed_are_passed_over(tmp_path: Path, generated: Any) -> None:
     (tmp_path / "predictions_x.summary.json").write_text(json.dumps(generated))
-    assert verdict_of(tmp_path, [{"step": 4, "generated": generated}]) is None
-    assert list(score_charts(tmp_path, [{"step": 4, "generated": generated}])) == []
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 4, "generated": generated}) + "\n")
+    read = read_log(tmp_path)
+    assert read.damaged == 1 and verdict_of(tmp_path, read.lines) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ from basic_lite.training.processes import ALONE
 from basic_lite.training.text_probe import at_end
 from basic_lite.training.text_probe import measure as measuring
 from basic_lite.training.text_probe.measure import FROZEN
-from basic_lite.training.text_probe.outcome import Outcome
+from basic_lite.training.text_probe.outcome import NoOutcome, Outcome
 from basic_lite.training.text_probe.scoring import Stopped
 from tests.support.readers import few_passages, few_questions, write_reader
 from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe
@@ -140,6 +142,27 @@ def test_without_memory_the_run_is_whole(folder: Path, monkeypatch: pytest.Monke
     assert any("not enough memory beside the training" in line and line.endswith(later) for line in said)
     assert said[-1].startswith("finished: 1 step") and (path / "final" / "manifest.json").is_file()
     assert failing.sizes == list(at_end.SIZES) and "text_probe" not in log_of(path)[-1]
+
+
+def test_after_out_of_memory_the_bar_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would run over its end if the texts of the try that failed stayed in it."""
+    bars: list[list[int]] = []
+
+    @contextmanager
+    def bar() -> Iterator[Callable[[int], None]]:
+        bars.append([])
+        yield bars[-1].append
+
+    def measure(*_: Any, tokens_at_once: int, progress: Callable[[int], None], **__: Any) -> NoOutcome:
+        progress(3)
+        if tokens_at_once > 1:
+            raise MemoryError("out of memory")
+        progress(4)
+        return NoOutcome("read")
+
+    monkeypatch.setattr(at_end, "measure", measure)
+    assert at_end.measured(None, None, bar) == NoOutcome("read")  # type: ignore[arg-type]
+    assert bars == [[3], [3], [3, 4]]
 
 
 @pytest.mark.parametrize(

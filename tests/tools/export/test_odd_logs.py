@@ -1,0 +1,52 @@
+"""An export whose run has a log with lines that no run has written: nothing in it stops the export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.tools.export.card import _measured
+from basic_lite.tools.export.command import export
+from tests.support.bundles import random_run
+from tests.support.runs import quiet
+
+GOOD: list[dict[str, Any]] = [
+    {"step": 2, "step_s": 30.0, "peak_memory_gib": 1.5, "eval_loss": 3.25},
+    {"step": 4, "step_s": 30.0, "peak_memory_gib": 1.25},
+]
+ODD: list[Any] = [
+    {"step": None}, {"step": "x"}, {"step": -1, "step_s": 1.0}, {"step": True, "eval_loss": 1.0}, {"eval_loss": 1.0},
+    {"step": 1, "eval_loss": "x"}, {"step": 1, "eval_loss": [1]}, {"step": 1, "refinement": [1]}, "x", 3, None, [1],
+    {"step": 1, "refinement": {"score": [1]}}, {"step": 1, "refinement": "x"}, {"step": 1, "step_s": "x"},
+    {"step": 1, "step_s": float("nan")}, {"step": 1, "step_s": 1.0, "peak_memory_gib": float("inf")},
+    {"step": 1, "step_s": 1.0, "peak_memory_gib": "x"}, {"step": 1, "step_s": None},
+]  # fmt: skip
+
+
+def write_log(run: Path, lines: list[Any]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+
+
+@pytest.mark.parametrize("place", range(len(ODD)))
+def test_an_odd_line_changes_no_figure(tmp_path: Path, place: int) -> None:
+    write_log(tmp_path, GOOD)
+    expected = _measured(tmp_path, 4, None)
+    assert ("time of the steps", "2.0 min") in expected and ("LM loss on `data.eval`, at step 4", "3.2500") in expected
+    write_log(tmp_path, [GOOD[0], ODD[place], GOOD[1]])
+    assert _measured(tmp_path, 4, None) == expected
+
+
+def test_steps_that_say_nothing_of_their_memory(tmp_path: Path) -> None:
+    write_log(tmp_path, [{"step": 2, "step_s": 1.0}])
+    assert ("time of the steps", "0.0 min") in _measured(tmp_path, 4, None)
+
+
+def test_an_export_is_finished_whatever_the_log_holds(tmp_path: Path) -> None:
+    run = random_run(tmp_path)
+    write_log(run, [*ODD, *GOOD, {"step": 4, "step_s": 1.0}])
+    assert export(run, tmp_path / "out", samples=0, console=quiet())
+    assert "3.2500" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
