@@ -197,7 +197,7 @@ def test_eval_demo_and_chat_hand_on_their_options(
     options |= {"annotations": None, "instruction": None}
     assert calls == [
         ((Path("r"), Path("d.json")), options),
-        ((Path("o"),), {"seed": 2, "rebuild": False}),
+        ((Path("o"),), {"seed": 2, "rebuild": False, "compare": False}),
         (("r", ["i.png", "what?"]), talk),
         (
             ("r", ["i.png", "j.png"]),

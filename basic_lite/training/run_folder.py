@@ -1,22 +1,21 @@
 """The run folder: who owns it, and whether a run in it can continue."""
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from basic_lite.errors import UserError
-from basic_lite.recipe import Recipe, dump_recipe, flat_values
-from basic_lite.recipe.rules import best_by, measured_keys
+from basic_lite.recipe import Recipe, dump_recipe
+from basic_lite.recipe.rules import best_by
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
+from basic_lite.training.differences import differences
 from basic_lite.training.files import remove, saving, write_json
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
@@ -41,26 +40,6 @@ from basic_lite.training.places import (
 from basic_lite.training.software import write_software
 from basic_lite.training.trained_on import TrainedOn
 from basic_lite.whole_file import PART, write_whole
-
-# Keys that may differ between a run and its continuation: they don't change what is computed.
-FREE = {
-    "name",
-    "output",
-    "data.workers",
-    "data.check_images",
-    "data.bad_records",
-    "training.save_every",
-    "training.keep",
-    "training.log_every",
-    "training.eval_answers",
-    "training.text_probe",
-    "training.trackers",
-    "training.plan",
-    "training.micro_batch",
-    "training.gradient_checkpointing",
-    "training.offload_activations",
-    "model.tower_on_host",
-}
 
 
 @dataclass(frozen=True)
@@ -378,25 +357,3 @@ def require_same_data(folder: RunFolder, fingerprint: str) -> None:
             "Restore the files that data.train names, or train on the new data in a new run: "
             f"model.start={folder.path} name=NEW"
         )
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that differ and matter, each as ``key: old → new``."""
-    flat_old, flat_new = _matters(old), _matters(new)
-    return [
-        f"{key}: {_as_written(flat_old.get(key))} → {_as_written(flat_new.get(key))}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(key) != flat_new.get(key)
-    ]
-
-
-def _as_written(value: Any) -> str:
-    """A value as a recipe has it."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return repr(value)
-
-
-def _matters(recipe: Recipe) -> dict[str, Any]:
-    free = FREE if measured_keys(partial(getattr, recipe.supervision)) else FREE | {"supervision.refinement_batches"}
-    return {key: value for key, value in flat_values(recipe).items() if key not in free}

@@ -6,9 +6,10 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
 from basic_lite.training.bundle_files import find_bundle, look_at_bundle
+from basic_lite.training.differences import differences
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, holds_bundle, is_run
-from basic_lite.training.run_folder import RunFolder, differences, look_at_run_folder
+from basic_lite.training.run_folder import RunFolder, look_at_run_folder
 from basic_lite.training.start import PROJECTOR, resolve_start
 
 

@@ -12,7 +12,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.training.assembly import preflight
-from basic_lite.training.run_folder import differences
+from basic_lite.training.differences import differences
 from tests.support.runs import LOUD, tiny_recipe, write_data
 from tests.support.steps import CPU, load_tiny, two_steps
 
