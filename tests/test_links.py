@@ -92,7 +92,9 @@ def test_a_run_with_such_a_link_does_not_go_on(made: Path, tmp_path: Path, name:
     shutil.rmtree(run / "final")
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).symlink_to(tmp_path / "elsewhere")
-    recipe = recipe_in(made).model_copy(update={"output": str(tmp_path / "runs")})
+    recipe = recipe_in(made)
+    curves = recipe.training.model_copy(update={"trackers": ["tensorboard"]})
+    recipe = recipe.model_copy(update={"output": str(tmp_path / "runs"), "training": curves})
     with pytest.raises(UserError, match=name.replace(".", r"\.") if name != ".lock" else "can't be locked"):
         train(recipe, resume=True, console=quiet())
     assert not os.path.lexists(tmp_path / "elsewhere")

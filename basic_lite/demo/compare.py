@@ -135,7 +135,8 @@ def _ask(place: Place, name: str, run: Path, console: Console) -> Path:
 def _train_and_ask(place: Place, recipes: Iterable[Recipe], output: Path) -> None:
     """What the process beside does."""
     torch.set_num_threads(1)
-    with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+    output.unlink(missing_ok=True)  # it may be a link
+    with output.open("x", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         quiet_libraries()
         console = Console(file=file, highlight=False)
         _ask(place, ON, _train(recipes, ON, console), console)

@@ -12,6 +12,9 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import DataSection
 from basic_lite.scoring.metrics.named import Metric
 
+# Longer than any published scaling of rotary positions.
+_MOST_SCALED = 10_000
+
 
 @dataclass(frozen=True)
 class Question:
@@ -119,9 +122,18 @@ def _require_questions(records: Iterable[Record], mend: str) -> None:
 
 
 def most_tokens(frontend: Frontend) -> int | None:
-    """The most tokens that a model reads; None: its configuration doesn't say."""
-    limit: int | None = getattr(frontend.config.text_config, "max_position_embeddings", None)
-    return limit
+    """The most tokens that a model reads, scaled positions included; None: its configuration doesn't say."""
+    text = frontend.config.text_config
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None)
+    if limit is None or not isinstance(rope, dict):
+        return limit
+    factor = rope.get("factor")
+    if not isinstance(factor, int | float) or not 1 <= factor <= _MOST_SCALED:
+        return limit
+    # Some configurations count the positions after scaling, and name those before.
+    first = rope.get("original_max_position_embeddings")
+    return max(limit, int((first if isinstance(first, int) else limit) * factor))
 
 
 def require_room(

@@ -23,12 +23,11 @@ def summaries_of(run: Path, log: Sequence[Mapping[str, Any]]) -> list[tuple[Path
 def _is_of_now(settings: Any, log: Sequence[Mapping[str, Any]], manifests: Mapping[str, Path]) -> bool:
     if not isinstance(settings, dict) or type(step := settings.get("step")) is not int:  # an older version's
         return True
-    if not has_step(log, step):
-        return False
     name, digest = settings.get("bundle"), settings.get("model_sha256")
     manifest = manifests.get(name) if isinstance(name, str) else None
-    if manifest is None or digest is None:
-        return True
-    written = read_json(manifest)
-    same_step = isinstance(written, dict) and written.get("step") == step
-    return not same_step or sha256(manifest) == digest
+    if manifest is not None and digest is not None:
+        written = read_json(manifest)
+        # The log may end before the step of a bundle: not every step has a line.
+        if isinstance(written, dict) and written.get("step") == step:
+            return sha256(manifest) == digest
+    return has_step(log, step)

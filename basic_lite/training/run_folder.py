@@ -254,12 +254,13 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     if not resume:
         _require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
         return RunFolder(path)
-    _require_no_links(path / TENSORBOARD)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
         changed = differences(open_bundle(final).recipe, recipe)
         _require_same_recipe(path, final, changed)
         return RunFolder(path, None, True)
+    if "tensorboard" in recipe.training.trackers:
+        _require_no_links(path / TENSORBOARD)
     if chosen is None:
         if best_record(best) is not None:  # it will be compared with, so it must be of this recipe
             _require_same_recipe(path, best, differences(open_bundle(best, "--resume").recipe, recipe))
@@ -353,7 +354,8 @@ def require_same_data(folder: RunFolder, fingerprint: str) -> None:
     if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
         raise UserError(
             f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: "
-            "records, their order, their text or image names, or the tokenizer changed. "
+            "records, their order, their text or image names, or the tokenizer changed (or data.train is a list, and "
+            "an older version read it in another order). "
             "Restore the files that data.train names, or train on the new data in a new run: "
             f"model.start={folder.path} name=NEW"
         )

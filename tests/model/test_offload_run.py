@@ -53,7 +53,14 @@ def test_only_inputs_of_recomputed_layers_go(folder: Path, to_host: list[Any]) -
     assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "changes",
+    # The first is in a plain run.
+    [
+        pytest.param(changes, id=name, marks=[pytest.mark.long] * bool(n))
+        for n, (name, changes) in enumerate(CASES.items())
+    ],
+)
 def test_the_same_bits(folder: Path, changes: dict[str, Any], to_host: list[Any]) -> None:
     """On the CPU: on a GPU, attention and scatter kernels may differ from run to run by themselves."""
     changes = {"lora.dropout": 0.3, **changes}

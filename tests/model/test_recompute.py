@@ -42,12 +42,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-SLOW = {"guarded, layers of one size", "uniform weights"}
+MARKS = {
+    "eager, bf16 autocast": pytest.mark.long,
+    "target with a graph": pytest.mark.long,
+    "guarded, layers of one size": pytest.mark.soak,
+    "uniform weights": pytest.mark.soak,
+}
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [pytest.param(changes, id=name, marks=[pytest.mark.soak] * (name in SLOW)) for name, changes in CASES.items()],
+    "changes", [pytest.param(changes, id=name, marks=MARKS.get(name, ())) for name, changes in CASES.items()]
 )
 def test_the_same_bits_whatever_the_number(folder: Path, changes: dict[str, Any]) -> None:
     changes = {**LOUD, "lora.dropout": 0.3, **changes}

@@ -229,6 +229,7 @@ HOSTILE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_generation_config_changes_no_answer(place: Path) -> None:
     """In evaluations and in chats; of it only the end tokens are taken."""
     recipe = load_recipe(str(place / "composed.yaml"))

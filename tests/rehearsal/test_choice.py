@@ -25,6 +25,7 @@ def given(tmp_path: Path) -> tuple[Any, Any, Any]:
     return recipe, frontend, prepare_data(recipe, frontend, say=lambda text: None).report
 
 
+@pytest.mark.long
 def test_the_memory_is_what_a_rehearsal_finds(given: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, frontend, report = given
     rehearser = Rehearser(recipe, frontend, Machine.here(recipe, CPU))

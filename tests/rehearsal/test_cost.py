@@ -80,7 +80,7 @@ def test_a_timed_product_takes_little_time_and_no_random_number() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adamw_8bit", marks=pytest.mark.long)])
 def test_checkpoints_are_as_large_as_was_said(tmp_path: Path, optimizer: str) -> None:
     """Against the files of a run. Headers, and a table for each matrix of 8-bit states, make the difference."""
     changes = {"training.optimizer": optimizer, "training.save_every": 1, "training.keep": 2, "lora.rank": 512}

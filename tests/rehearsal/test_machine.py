@@ -42,8 +42,13 @@ def prepared(folder: Path) -> tuple[Recipe, Frontend, Prepared]:
     return recipe, *preflight(recipe, None, silent)
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("liger", [True, False])
+@pytest.mark.parametrize(
+    ("liger", "bf16"),
+    [
+        (True, True),
+        *[pytest.param(*one, marks=pytest.mark.long) for one in ((True, False), (False, True), (False, False))],
+    ],
+)
 def test_types_and_kernels_are_the_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, liger: bool
 ) -> None:
@@ -101,7 +106,8 @@ def test_a_stage_is_looked_at_for_the_card_that_is_there(tmp_path: Path, monkeyp
     have(monkeypatch, bf16=False, liger=False)
     recipe, frontend, data = prepared(tmp_path)
     monkeypatch.setattr(stages, "preflight", lambda *args, **rest: (frontend, data))
-    monkeypatch.setattr(stages, "memory_of", lambda device: (16 << 30, 0))
+    for module in (stages, choice):
+        monkeypatch.setattr(module, "memory_of", lambda device: (16 << 30, 0))
     monkeypatch.setattr(stages, "measured_card", lambda device, dtype: CARDS[0])
     timed: list[Machine] = []
 

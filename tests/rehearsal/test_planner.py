@@ -32,6 +32,7 @@ def planner_of(folder: Path, changes: dict[str, Any] | None = None, **how: Any) 
     return Planner(rehearser, Shape.of(recipe), SLOW, **how)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("samples, recomputed", [(1, 6), pytest.param(4, 2, marks=pytest.mark.soak)])
 def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomputed: int) -> None:
     recipe = recipe_of(folder, BF16)
@@ -45,6 +46,7 @@ def test_time_of_two_layers_gives_that_of_all(folder: Path, samples: int, recomp
     assert busy > starts, "else the launches alone are compared"
 
 
+@pytest.mark.long
 def test_more_recomputed_layers_and_smaller_micro_batches_take_longer(folder: Path) -> None:
     recipe = recipe_of(folder, BF16)
     time = MicroBatchTime(recipe, load_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe))
@@ -114,6 +116,7 @@ def test_what_the_recipe_gives_is_not_chosen(folder: Path) -> None:
     assert {plan.micro_batch for plan in two.plans} == {1, 2, 4}, "eight samples on two devices"
 
 
+@pytest.mark.long
 def test_nothing_goes_to_the_host_while_another_plan_fits(folder: Path) -> None:
     planner = planner_of(folder, machine=Machine.card)
     without = [not plan.on_host for plan in planner.plans]

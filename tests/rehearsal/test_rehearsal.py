@@ -125,6 +125,7 @@ def test_what_is_on_the_host_is_in_the_books(folder: Path, monkeypatch: pytest.M
     assert both.host_bytes == 6 * MIB + sum(2 ** math.ceil(math.log2(size)) for size in sizes)
 
 
+@pytest.mark.long
 def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card holds none of the six layers' inputs, and a copy of the one whose backward it is in."""
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
@@ -262,9 +263,9 @@ ALONE = {"training.global_batch": 4}
         pytest.param({}, 1, id="accumulating, 1"),
         pytest.param({}, 9, id="accumulating, 9", marks=pytest.mark.soak),
         pytest.param(ALONE, 1, id="not accumulating, 1", marks=pytest.mark.soak),
-        pytest.param(ALONE, 9, id="not accumulating, 9"),
+        pytest.param(ALONE, 9, id="not accumulating, 9", marks=pytest.mark.long),
         pytest.param({**ON_THE_HOST, **ALONE}, 1, id="not accumulating, on the host, 1", marks=pytest.mark.soak),
-        pytest.param({**ON_THE_HOST, **ALONE}, 9, id="not accumulating, on the host, 9"),
+        pytest.param({**ON_THE_HOST, **ALONE}, 9, id="not accumulating, on the host, 9", marks=pytest.mark.soak),
     ],
 )
 def test_repeats_change_nothing(
@@ -282,6 +283,7 @@ def test_repeats_change_nothing(
     assert short.host_bytes == full.host_bytes
 
 
+@pytest.mark.long
 def test_a_stage_can_be_rehearsed_again(folder: Path) -> None:
     recipe = recipe_of(folder, {})
     stage = Rehearser(recipe, load_frontend(recipe.model), Machine.card(recipe))

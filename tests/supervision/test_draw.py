@@ -36,6 +36,7 @@ def test_one_token_of_each_block_stands_for_it() -> None:
     assert drawn(10, 8, count=10).sds_rows is None, "all of them: nothing is drawn"
 
 
+@pytest.mark.long
 def test_every_token_of_a_block_is_drawn_alike() -> None:
     draws = [drawn(10, count=4, step=step).sds_rows for step in range(3000)]
     shares = torch.bincount(torch.cat([rows for rows in draws if rows is not None]), minlength=10) / len(draws)

@@ -239,6 +239,7 @@ def test_clean_breaks_lines_between_words(place: Path) -> None:
     assert {"--checkpoint", "finished", "aside"} <= {*words} and "free" not in words
 
 
+@pytest.mark.long
 def test_a_cleaned_run_is_still_of_use(place: Path, made: Path) -> None:
     runs, cpu = place / "runs", torch.device("cpu")
     clean([runs], yes=True, console=quiet())

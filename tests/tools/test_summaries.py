@@ -30,6 +30,16 @@ def write_summary(run: Path, **summary: Any) -> None:
     (run / "predictions_a_final.summary.json").write_text(json.dumps(summary))
 
 
+def test_scores_of_a_checkpoint_between_two_lines_of_the_log_are_shown(run: Path) -> None:
+    """As after Ctrl-C: not every step has a line."""
+    (run / "checkpoint-5").mkdir()
+    manifest = run / "checkpoint-5" / MANIFEST
+    manifest.write_text('{"step": 5}')
+    settings = {"step": 5, "data": "a", "bundle": "checkpoint-5", "model_sha256": sha256(manifest)}
+    write_summary(run, metric="exact", not_trained_on=SHARE, settings=settings)
+    assert "exact match 75.0%" in row_of(run).score
+
+
 @pytest.mark.parametrize(
     ("changed", "shown"),
     [({}, True), ({"step": 4}, False), ({"model_sha256": "x"}, False), ({"bundle": "checkpoint-9"}, True)],

@@ -77,8 +77,8 @@ def without(monkeypatch: pytest.MonkeyPatch, *lost: int) -> None:
     ("workers", "micro", "switches"),
     [
         (0, 2, {}),
-        (2, 1, {}),  # a micro-batch that lost all it had
-        (0, 4, {"supervision.token_weights": "uniform"}),
+        pytest.param(2, 1, {}, marks=pytest.mark.long),  # a micro-batch that lost all it had
+        pytest.param(0, 4, {"supervision.token_weights": "uniform"}, marks=pytest.mark.soak),
     ],
 )
 def test_a_step_is_that_of_the_samples_that_are_left(
@@ -166,6 +166,7 @@ def test_a_step_without_any_sample_changes_nothing(tmp_path: Path) -> None:
     assert_same_weights(folder / "checkpoint-2", folder / "checkpoint-3")
 
 
+@pytest.mark.long
 def test_a_disk_that_is_gone_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_data(tmp_path, 40)
     changes = {**MET, "training.global_batch": 8, "training.max_steps": 4}
@@ -186,6 +187,7 @@ def test_a_disk_that_is_gone_stops_the_run(tmp_path: Path, monkeypatch: pytest.M
     assert_same_weights(whole / "final", folder / "final")
 
 
+@pytest.mark.long
 def test_held_out_records_are_dropped_too(tmp_path: Path) -> None:
     write_data(tmp_path, 12)
     records = json.loads((tmp_path / "data.json").read_text())
@@ -232,6 +234,7 @@ def write_one(folder: Path, number: int) -> None:
     Image.new("RGB", (20, 16), (number, 0, 0)).save(folder / "images" / f"{number}.png")
 
 
+@pytest.mark.long
 def test_a_share_of_the_data_is_held_out(tmp_path: Path) -> None:
     """The run is the one whose data.train and data.eval name these records."""
     write_data(tmp_path, 12, text_only=3)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, run, steps_of, write_data
+from basic_lite.training.differences import differences
+from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, run, steps_of, tiny_recipe, write_data
 
 BASE = {**LOUD, "training.max_steps": 5, "training.save_every": 1, "training.keep": 9, "lora.dropout": 0.0}
 # Recomputed layers draw the same dropout; other micro-batches would draw another.
@@ -98,6 +99,13 @@ def test_however_its_records_are_cut_into_files(folder: Path, order: int) -> Non
     other = run(folder, {**BASE, **DROPOUT, "name": f"cut{order}", "data.train": sources})
     assert_same_terms(folder / "runs" / "dropout", other, rel=0)
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
+
+
+def test_the_order_of_sources_is_no_change_of_the_recipe(folder: Path) -> None:
+    sources = [{"path": str(folder / name)} for name in ("a.json", "b.json")]
+    one, two = (tiny_recipe(folder, {"data.train": order}) for order in (sources, sources[::-1]))
+    assert not differences(one, two)
+    assert differences(one, tiny_recipe(folder, {"data.train": sources[:1]}))
 
 
 def test_another_seed_is_another_run(folder: Path) -> None:

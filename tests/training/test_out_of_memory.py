@@ -93,7 +93,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Pat
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_the_run_is_the_one_with_the_smaller_micro_batch(
     small: Callable[[int], tuple[Path, Path, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, where: str, most: int
 ) -> None:
@@ -144,6 +144,7 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     assert steps_of(resumed)[-1]["step"] == 3
 
 
+@pytest.mark.long
 def test_a_run_that_was_halved_is_resumed_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"training.save_every": 1, "data.eval": None}
     little_memory(monkeypatch, lambda call: 2, "backward")
@@ -221,6 +222,7 @@ def test_an_evaluation_without_any_memory_saves_the_state_after_the_step(
     assert_same_weights(plain / "final", resumed / "final")  # dropout included
 
 
+@pytest.mark.long
 def test_uniform_weights_are_measured_in_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"supervision.token_weights": "uniform"}
     plain = train(recipe(tmp_path, {**changes, "training.micro_batch": 2, "name": "plain"}), console=quiet()).folder

@@ -78,7 +78,11 @@ def reseal(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "workers", "evaluated"),
-    [("adamw", 0, False), ("adamw_8bit", 0, True), ("adamw", 1, True), ("adamw", 2, False)],
+    [
+        ("adamw", 1, True),
+        *[pytest.param(*case, marks=pytest.mark.long) for case in (("adamw", 0, False), ("adamw_8bit", 0, True))],
+        pytest.param("adamw", 2, False, marks=pytest.mark.soak),
+    ],
 )
 def test_resume_is_exact(tmp_path: Path, optimizer: str, workers: int, evaluated: bool) -> None:
     # Dropout makes it a test of the generators too; seven steps of four from thirteen samples cross an epoch's end.

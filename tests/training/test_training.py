@@ -46,8 +46,8 @@ def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
     "switches",
     [
         {},
-        {"supervision.token_weights": "uniform"},
-        {"supervision.token_weights": 0.5, "supervision.direction": "mse"},
+        pytest.param({"supervision.token_weights": "uniform"}, marks=pytest.mark.long),
+        pytest.param({"supervision.token_weights": 0.5, "supervision.direction": "mse"}, marks=pytest.mark.soak),
         GUARDED,
     ],
     ids=["attention", "uniform", "fixed-mse", "guarded"],

@@ -53,7 +53,7 @@ def blind(records: Records, indices: Sequence[int], model: str, sample: int = SA
     tokenizer = load_tokenizer(model, "--model")
     options = {"dtype": pick_dtype("auto", device), "device_map": {"": device}}
     llm = read_checkpoint(AutoModelForCausalLM, model, "--model", **options).eval()
-    require_rows_for_tokens(tokenizer, llm.get_input_embeddings().weight.shape[0], model, "--model")
+    require_rows_for_tokens(tokenizer, llm.get_input_embeddings().weight.shape[0], model, "--model", added=False)
     chosen = sorted(random.Random(SEED).sample(list(indices), min(sample, len(indices))))
     losses, right = [], []
     for index in chosen:

@@ -198,7 +198,12 @@ def test_a_head_that_the_configuration_denies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "into", "mode"), [(4.0, "quantized", "nf4"), (0.0, "original", "nf4"), (0.0, "original", "none")]
+    ("scale", "into", "mode"),
+    [
+        (4.0, "quantized", "nf4"),
+        pytest.param(0.0, "original", "nf4", marks=pytest.mark.soak),
+        pytest.param(0.0, "original", "none", marks=pytest.mark.soak),
+    ],
 )
 def test_a_wrong_merge_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, into: str, mode: str
