@@ -4,6 +4,7 @@ They are JSON and JSONL files, tables, folders of pictures, and what the `datase
 parquet files, or a folder saved by `save_to_disk`.
 """
 
+import fnmatch
 import glob
 import os
 from collections.abc import Mapping, Sequence
@@ -167,15 +168,26 @@ def _matching(pattern: Path) -> list[str]:
     """The files of a pattern.
 
     Raises:
-        UserError: a folder that is looked through can't be read.
+        UserError: a folder that the pattern leads through can't be read.
     """
     fixed = next((place for place in pattern.parents if not glob.has_magic(str(place))), pattern.parent)
-    deep = None if "**" in pattern.parts else len(pattern.parts) - len(fixed.parts) - 1
+    parts = pattern.parts[len(fixed.parts) :]
     # The library for patterns passes over folders that can't be read.
     for place, folders, _ in os.walk(fixed, onerror=unreadable) if os.path.isdir(fixed) else ():
-        at_end = deep is not None and len(Path(place).parts) - len(fixed.parts) >= deep
-        folders[:] = [] if at_end else [name for name in folders if not is_aside(name)]
+        depth = len(Path(place).parts) - len(fixed.parts)
+        if "**" in parts[: depth + 1]:
+            folders[:] = [name for name in folders if not is_aside(name)]
+        elif depth < len(parts) - 1:
+            folders[:] = [name for name in folders if _is_meant(name, parts[depth])]
+        else:
+            folders.clear()
     return sorted(glob.glob(str(pattern), recursive=True))
+
+
+def _is_meant(name: str, part: str) -> bool:
+    """Whether a pattern's part leads into a folder; into one that is passed over only if the part says so."""
+    said = name == part or part.startswith((".", "__"))
+    return fnmatch.fnmatch(name, part) and (said or not is_aside(name))
 
 
 def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:

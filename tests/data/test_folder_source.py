@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
+from basic_lite.data import sources
 from basic_lite.data.images import locate, open_image
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.records import Records
@@ -153,3 +154,30 @@ def test_a_folder_that_cannot_be_read_is_named(
     shut.append("shut")
     with pytest.raises(UserError, match=r"photos.shut can't be read \(Permission denied\)"):
         load_records(SourceSection(**keys), root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern, walked",
+    [
+        ("data-*/p.parquet", {".", "data-1", "data-2"}),
+        ("*-1/in/*.parquet", {".", "data-1", "data-1/in"}),
+        ("data-[2]/**/p.parquet", {".", "data-2", "data-2/in", "data-2/in/deep"}),
+        ("*.parquet", {"."}),
+        (".d*/p.parquet", {".", ".data"}),
+    ],
+)
+def test_a_pattern_leads_only_into_folders_that_match_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, walked: set[str]
+) -> None:
+    for place in ("data-1/in/deep", "data-2/in/deep", "secret/in", ".data/in"):
+        (tmp_path / place).mkdir(parents=True)
+    seen, walk = set[str](), os.walk
+
+    def noted(top: Any, **keys: Any) -> Any:
+        for place, folders, names in walk(top, **keys):
+            seen.add(os.path.relpath(place, tmp_path).replace(os.sep, "/"))
+            yield place, folders, names
+
+    monkeypatch.setattr(os, "walk", noted)
+    sources._matching(tmp_path / pattern)
+    assert seen == walked
