@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from basic_lite.console import Sheet, counting, quiet_libraries, show, speaker
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, enough_memory
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.training.bundle import load_trained
@@ -19,13 +19,15 @@ from basic_lite.training.text_probe.outcome import KEY, TEXTS, Kind, NoOutcome, 
 from basic_lite.training.text_probe.texts import passages, questions
 
 _FIX = "Make room, or allow writing there"
+_MEND = "free some, or give --device cpu"
 
 
 def probe_run(run: Path, *, device: str = "auto", console: Console | None = None) -> Outcome | NoOutcome:
     """Measure, print, and keep the result in the run's folder; an older one of the same bundle is replaced.
 
     Raises:
-        UserError: no usable bundle, no memory for a single text, or the result can't be written.
+        NoMemory: for the model, or for a single text.
+        UserError: no usable bundle, or the result can't be written.
     """
     quiet_libraries()
     bundle = look_at_bundle(run)
@@ -72,9 +74,10 @@ def _measured(run: Path, device: str) -> Outcome | NoOutcome:
     notes = Console(stderr=True, highlight=False)
     place = pick_device(device, "--device")
     tell_device(place, device, speaker(notes))
-    loaded, _ = load_trained(run, place)
+    with enough_memory(_MEND, "in loading the model"):
+        loaded, _ = load_trained(run, place)
     total = 2 * (len(passages()) + sum(len(one.continuations) for one in questions()))
     found = measured(loaded, None, partial(counting, notes, "reading", total))
     if found is None:
-        raise UserError("there is no memory to read a single text; free some, or give --device cpu")
+        raise NoMemory(f"out of memory with a single text; {_MEND}")
     return found

@@ -15,7 +15,9 @@ import torch
 from rich.console import Console
 
 from basic_lite.cli import main
+from basic_lite.errors import NoMemory
 from basic_lite.run import train
+from basic_lite.tools import text_probe
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.text_probe import probe_run
 from basic_lite.training.interruption import Interruption
@@ -142,6 +144,18 @@ def test_without_memory_the_run_is_whole(folder: Path, monkeypatch: pytest.Monke
     assert any("not enough memory beside the training" in line and line.endswith(later) for line in said)
     assert said[-1].startswith("finished: 1 step") and (path / "final" / "manifest.json").is_file()
     assert failing.sizes == list(at_end.SIZES) and "text_probe" not in log_of(path)[-1]
+
+
+def test_a_command_without_memory_says_what_mends_it(
+    made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_end, "measure", failing := Failing(MemoryError("out of memory")))
+    with pytest.raises(NoMemory, match=r"^out of memory with a single text; free some, or give --device cpu$"):
+        probe_run(made[0], device="cpu", console=quiet())
+    assert failing.sizes == list(at_end.SIZES)
+    monkeypatch.setattr(text_probe, "load_trained", lambda *_: torch.empty(2**60))
+    with pytest.raises(NoMemory, match=r"^out of memory in loading the model; free some, or give --device cpu$"):
+        probe_run(made[0], device="cpu", console=quiet())
 
 
 def test_after_out_of_memory_the_bar_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
