@@ -1,7 +1,7 @@
 """How much longer a tokenizer's own rules make a text: a rule of 50 letters for one, five times, fills any memory.
 
 The rules are read, and no text is given to all of them: that may have no end. Each kind of rule has the most characters
-that it makes of one, and rules that follow each other multiply.
+that it makes of one. Two rules multiply where the later one may match what the earlier one has made.
 """
 
 import base64
@@ -9,7 +9,9 @@ import binascii
 import math
 import re
 import string
+import warnings
 from collections.abc import Callable, Iterator
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from tokenizers import Regex, normalizers
@@ -19,8 +21,9 @@ from basic_lite.outside import parse_json
 
 # What a tokenizer's author chooses: rules that replace, and the words around a text. Published ones have 1 or 2.
 _MOST_CHOSEN = 8
-# With Unicode's own forms, of which NFKC makes 18 characters of one. Published ones have up to 36.
-_MOST = 500
+# With Unicode's own forms, of which NFKC makes 18 characters of one. Published ones have up to 972 (ALBERT, XLNet:
+# NFKD, Lowercase, and a table of SentencePiece's, which also has a line of 18).
+_MOST = 1000
 # Characters that are put before, around or in place of something, once each.
 _MOST_ADDED = 64
 _MOST_RULES = 1000
@@ -31,8 +34,8 @@ _UNICODE = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNor
 _INSIDE = ("normalizers", "pretokenizers", "decoders", "processors")
 # Every character of a keyboard; and one that no text has.
 _EACH, _MARK = string.printable, "\0"
-# A regular expression without these matches one character at least.
-_MAY_BE_EMPTY = re.compile(r"[*?|^$(]|\\[bBAzZGK]|\{0|\{,")
+# Python and the library read these in regular expressions differently: brackets in brackets, {2}? and groups' marks.
+_READ_DIFFERENTLY = re.compile(r"\[[^\]]*\[|\[\^?\]|&&|\}\?|\(\?(?![:=!]|<[=!])")
 
 
 def require_bounded_growth(tokenizer: Any, name: str, key: str) -> None:
@@ -70,7 +73,7 @@ def _too_much(backend: Any) -> str | None:
         if chosen > _MOST_CHOSEN:
             return f"its rules make {what} up to {chosen:,.0f} times as long, and {_MOST_CHOSEN} is the most"
         if whole > _MOST:
-            return f"its rules make {what} up to {whole:,.0f} times as long, and {_MOST} is the most"
+            return f"its rules make {what} up to {whole:,.0f} times as long, and {_MOST:,} is the most"
     around = list(_rules(backend.post_processor))
     if (copies := _product(around, _copies)) > _MOST_CHOSEN:
         return f"it writes each text {copies:,.0f} times (post_processor), and {_MOST_CHOSEN} is the most"
@@ -85,8 +88,29 @@ def _too_much(backend: Any) -> str | None:
 
 
 def _product(rules: list[dict[str, Any]], factor: Callable[[dict[str, Any]], float]) -> float:
+    """The largest product along rules of which each may match what the one before it has made.
+
+    A rule that replaces a literal text matches its characters alone, and makes others alone. Any other rule may match,
+    and make, all characters.
+    """
     # As logarithms, since thousands of rules have a product that no number holds.
-    return math.exp(min(700.0, sum(math.log(factor(rule)) for rule in rules)))
+    largest = of_all = 0.0
+    of: dict[str, float] = {}
+    for rule in rules:
+        matched, made = _matched(rule), set(rule["content"]) if rule["type"] == "Replace" else None
+        before = largest if matched is None else max([of_all, *(of.get(one, 0.0) for one in matched)])
+        after = before + math.log(factor(rule))
+        largest = max(largest, after)
+        if made is None:
+            of_all = max(of_all, after)
+        else:
+            of.update({one: max(of.get(one, 0.0), after) for one in made})
+    return math.exp(min(700.0, largest))
+
+
+def _matched(rule: dict[str, Any]) -> set[str] | None:
+    """The characters that a rule matches; None: it may be all."""
+    return set(rule["pattern"].get("String") or "") or None if rule["type"] == "Replace" else None
 
 
 def _rules(part: Any) -> Iterator[dict[str, Any]]:
@@ -115,7 +139,21 @@ def _chosen(rule: dict[str, Any]) -> float:
     length = len(rule["content"])
     if kind == "String":
         return max(1.0, length / len(pattern)) if pattern else 1.0 + length
-    return 1.0 + length if not pattern or _MAY_BE_EMPTY.search(pattern) else max(1.0, length)
+    return 1.0 + length if _may_be_empty(pattern) else max(1.0, length)
+
+
+def _may_be_empty(pattern: str) -> bool:
+    """Whether a regular expression may match no character. One that Python can't read, or reads differently, may."""
+    if _READ_DIFFERENTLY.search(re.sub(r"\\.", "_", pattern, flags=re.DOTALL)):
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # It reads the pattern alone: to match one may take years.
+            fewest, _ = _parser.parse(pattern).getwidth()
+    except (re.error, OverflowError, RecursionError, ValueError):
+        return True
+    return not fewest
 
 
 def _longest_of_charsmap(rule: dict[str, Any]) -> float:
