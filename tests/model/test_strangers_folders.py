@@ -33,6 +33,8 @@ from tests.support.fuzzing import require_good
 from tests.support.models import tiny_tokenizer, write_llava
 from tests.support.runs import tiny_recipe
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' }}{% for part in m['content'] %}"
@@ -155,7 +157,6 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "end tokens of text": (_ends("x"), "'x' for a token \\(eos_token_id\\)"),
     "an end token beyond": (_ends([2, 10**6]), "1000000 for a token \\(eos_token_id\\)"),
 }  # fmt: skip
-LATE = ("NaN", "a weight less", "end tokens of text", "an end token beyond")
 UNWEIGHED = ("an adapter", "ids without an embedding", "a tokenizer that fills the memory")
 OF_WEIGHTS = ("weights elsewhere", "pickles elsewhere", "NaN", "a weight less")
 # Each command that takes a model's folder: the folder, the words, what it is called there, and the faults tried.
@@ -177,15 +178,9 @@ COMMANDS: dict[str, tuple[str, list[str], str, Sequence[str]]] = {
 }  # fmt: skip
 
 
-def cases() -> Iterator[Any]:
-    """Each command with each fault. Where a model must be loaded first, chat and one training stand for all."""
-    for command, (*_, faults) in COMMANDS.items():
-        for fault in faults:
-            slow = command not in ("chat", "train, llm") and fault in LATE
-            yield pytest.param(command, fault, marks=pytest.mark.long if slow else ())
-
-
-@pytest.mark.parametrize(("command", "fault"), cases())
+@pytest.mark.parametrize(
+    ("command", "fault"), [(command, fault) for command, (*_, faults) in COMMANDS.items() for fault in faults]
+)
 def test_it_is_refused(place: Path, command: str, fault: str) -> None:
     kind, words, key, _ = COMMANDS[command]
     change, told = FAULTS[fault]
@@ -229,7 +224,6 @@ HOSTILE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.long
 def test_a_generation_config_changes_no_answer(place: Path) -> None:
     """In evaluations and in chats; of it only the end tokens are taken."""
     recipe = load_recipe(str(place / "composed.yaml"))

@@ -13,6 +13,8 @@ from basic_lite.tools.export.command import export
 from tests.support.bundles import random_run
 from tests.support.runs import quiet
 
+pytestmark = pytest.mark.long
+
 GOOD: list[dict[str, Any]] = [
     {"step": 2, "step_s": 30.0, "peak_memory_gib": 1.5, "eval_loss": 3.25},
     {"step": 4, "step_s": 30.0, "peak_memory_gib": 1.25},
