@@ -30,21 +30,22 @@ from basic_lite.recipe.schema import SourceSection
 def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path, key: str = "") -> Records:
     """The records of `data.train` or `data.eval`. Relative paths are relative to ``root``.
 
-    Of several sources the order is that of what they say (path, columns, …), so the order in the recipe's list changes
-    nothing in a run.
-
     Args:
         key: the recipe's key that has the sections; for messages.
 
     Raises:
         UserError: a source can't be read: missing file, broken JSON (with line and column), unknown column, …
     """
-    sections = [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
-    records = Records([_open_source(one, root, key) for one in sections])
+    records = Records([_open_source(one, root, key) for one in in_order(section)])
     if not len(records):
         names = ", ".join(source.name for source in records.sources) or "data.train"
         raise UserError(f"{names}: there is no record in it; give a source that has some")
     return records
+
+
+def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSection]:
+    """The sources in the order in which they are read: by what they say, however a recipe lists them."""
+    return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
 
 
 def _open_source(section: SourceSection, root: Path, key: str) -> Source:

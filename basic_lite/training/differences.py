@@ -4,9 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
+from basic_lite.data.sources import in_order
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.recipe.rules import measured_keys
-from basic_lite.recipe.schema import SourceSection
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
@@ -47,10 +47,9 @@ def _as_written(value: Any) -> str:
 
 
 def _matters(recipe: Recipe) -> dict[str, Any]:
-    # The order of several sources changes nothing (``load_records``).
-    train = recipe.data.train
-    if isinstance(train, list):
-        ordered = sorted(train, key=SourceSection.model_dump_json)
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": ordered})})
+    # The order of several sources changes nothing.
+    if isinstance(recipe.data.train, list):
+        data = recipe.data.model_copy(update={"train": in_order(recipe.data.train)})
+        recipe = recipe.model_copy(update={"data": data})
     free = FREE if measured_keys(partial(getattr, recipe.supervision)) else FREE | {"supervision.refinement_batches"}
     return {key: value for key, value in flat_values(recipe).items() if key not in free}
