@@ -2,10 +2,10 @@
 
     python -m bench.beside_trl [--tiny] [--out DIR]
 
-Both sides train the model and data of ``trl_task``, each in processes of its own, in turn. basic-lite runs its own
-loop with ``supervision.enabled: false``. TRL is ``SFTTrainer`` as its documentation has it: the processor, an
-``images`` column, TRL's collator, a PEFT configuration with the projector in ``modules_to_save``. Two things are done
-to it so that both do the same, see ``train_with_trl``.
+Both sides train the model and data of ``trl_task``, each in processes of its own, in turn: on a CPU a model that it can
+train, on a GPU one of the size of SmolLM2-360M. basic-lite runs its own loop with ``supervision.enabled: false``. TRL
+is ``SFTTrainer`` as its documentation has it: the processor, an ``images`` column, TRL's collator, a PEFT configuration
+with the projector in ``modules_to_save``. Two things are done to it so that both do the same, see ``train_with_trl``.
 
 That it is the same task is checked, not assumed: tokens and labels of the first step bit for bit, the number of trained
 weights, and the losses of all steps, for which both start from the same adapters. Exit 1 where that fails. Time and
@@ -43,7 +43,7 @@ from torch import nn
 from basic_lite.console import quiet_libraries
 from basic_lite.model.audit import audit
 from basic_lite.model.load import pick_device, pick_dtype, quantization_config
-from basic_lite.training.assembly import load_for_training, preflight, uses_autocast
+from basic_lite.training.assembly import load_for_training, preflight, software_of, uses_autocast
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
@@ -169,7 +169,7 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     watched = replace(data, collator=FirstStep(data.collator, found))
     folder = RunFolder(output)
     output.mkdir(parents=True)
-    folder.begin(recipe, audit(loaded.parts), data.summary(), TrainedOn())
+    folder.begin(recipe, audit(loaded.parts), data.summary(), TrainedOn(), software_of(device))
     silent = Console(file=io.StringIO())
     breakdown = Breakdown(Clock(device))
     loop = Loop(Run(recipe, loaded, watched, None, breakdown, folder, None, processes, device, silent))
@@ -319,7 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     device = pick_device("auto")
     about = measure.describe(device)
-    size, tokens, timed, rounds = ("toy", 80, 2, 1) if options.tiny else ("mid", 256, TIMED, ROUNDS)
+    full = ("360m", 1024, 4 * TIMED, 1) if device.type == "cuda" else ("mid", 256, TIMED, ROUNDS)
+    size, tokens, timed, rounds = ("toy", 80, 2, 1) if options.tiny else full
     with tempfile.TemporaryDirectory(prefix="basic-lite-trl-") as folder:
         task = Task(Path(folder), size, tokens, WARM_UP + timed + 1)
         write_task(task)

@@ -26,15 +26,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from basic_lite.console import quiet_libraries
+from basic_lite.intervals import ratio_interval
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
+from basic_lite.resampling import Interval
 from basic_lite.tools.measure import measure_step, predicted_bytes
 from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
+from basic_lite.training.garbage import set_aside
 from basic_lite.units import GIB
 from bench import measure
 from bench.gpu_suite.model import add_arguments, device_of, limit_memory, longest_step, recipe_of
@@ -110,6 +114,12 @@ class StepResult:
         on, off = (side.whole_step_ms(self.shape.accumulation) for side in (self.on, self.off))
         return on / off if on and off else None
 
+    @property
+    def measured_on_over_off(self) -> Interval | None:
+        """Of the steps that were timed, which took turns; None where these are too few for an interval."""
+        turns = [(sum(on), sum(off)) for on, off in zip(self.on.laps_ms, self.off.laps_ms, strict=False)]
+        return ratio_interval(*np.array(turns).T) if len(turns) > 2 else None
+
     def times(self, side: Side) -> dict[str, Any]:
         """p20, p50, p80 of the measured step, the whole step, and tokens a second; None where nothing was timed."""
         whole_ms = side.whole_step_ms(self.shape.accumulation)
@@ -131,7 +141,8 @@ class StepResult:
 
     def to_dict(self) -> dict[str, Any]:
         sides = {name: asdict(side) | self.times(side) for name, side in self.sides.items()}
-        return {**asdict(self), **sides, "on_over_off": self.on_over_off, "shares": self.on.shares()}
+        ratios = {"on_over_off": self.on_over_off, "measured_on_over_off": self.measured_on_over_off}
+        return {**asdict(self), **sides, **ratios, "shares": self.on.shares()}
 
     def table(self) -> str:
         """Memory and time of both sides."""
@@ -155,6 +166,8 @@ class StepResult:
         yield f"rehearsing {self.rehearsing_s:.1f} s, making the model {self.building_s:.1f} s"
         if self.on_over_off is not None:
             yield f"on ÷ off: {self.on_over_off:.4f} (goal ≤ {ON_OVER_OFF_GOAL})"
+            if (steps := self.measured_on_over_off) is not None:
+                yield f"on ÷ off of the steps that were timed: {steps.value:.3f} [{steps.low:.3f}, {steps.high:.3f}]"
         else:
             yield "on ÷ off: not measured: too little time or memory"
         for name, share in self.on.shares().items():
@@ -208,10 +221,11 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
         turn_s = 1e-3 * (max(result.on.steps_ms) + max(result.off.steps_ms))
         return time.monotonic() + turn_s < deadline
 
-    while not result.off.laps_ms or (len(result.off.laps_ms) < MOST_STEPS and time_is_left()):
-        for name, side in result.sides.items():
-            with timed(side, breakdown) as lap:
-                step(basic=name == "on", lap=lap)
+    with set_aside():  # as in training
+        while not result.off.laps_ms or (len(result.off.laps_ms) < MOST_STEPS and time_is_left()):
+            for name, side in result.sides.items():
+                with timed(side, breakdown) as lap:
+                    step(basic=name == "on", lap=lap)
 
 
 def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, device_name: str) -> StepResult:

@@ -1,4 +1,4 @@
-"""What ``beside_trl`` trains on both sides: a llava-hf checkpoint of the mid-size model, and data for it."""
+"""What ``beside_trl`` trains on both sides: a llava-hf checkpoint of a synthetic model, and data for it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ registered under the same name: without one, transformers hands over no mask, an
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ Watcher = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
 _PREFIX = "basic_lite_"
 _MEND = "set supervision.token_weights to a number (Σa, spread evenly), which reads no attention"
 
-# Attention modules being watched right now, and by whom. Empty outside ``watch_attention``.
+# Attention modules being watched right now, and by whom. Empty outside ``WatchedAttention.watching``.
 _watchers: dict[nn.Module, Watcher] = {}
 
 
@@ -50,6 +50,8 @@ def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             watcher(module, query, key, options)
         if original == "eager":
             return _eager(module)(module, query, key, *rest, **options)
+        if original == "sdpa":
+            return ALL_ATTENTION_FUNCTIONS[original](module, query, key, *rest, **options)
         # flash-attention reads the name from the config again, and must find the one it knows.
         with _named([module.config], original):
             return ALL_ATTENTION_FUNCTIONS[original](module, query, key, *rest, **options)
@@ -57,27 +59,38 @@ def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return attention
 
 
-@contextmanager
-def watch_attention(language_model: nn.Module, layers: list[nn.Module], watcher: Watcher) -> Iterator[None]:
-    """Call ``watcher(module, query, key, options)`` for each attention inside ``layers``.
+class WatchedAttention:
+    """The attention inside some decoder layers, looked up once: an LLM with LoRA has thousands of modules.
 
-    ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes (scaling,
-    sliding_window, softcap, …). Only the language model's configs are renamed, never the vision tower's.
+    Only the language model's configs are renamed while it is watched, never the vision tower's.
+
+    Args:
+        language_model: whose ``layers`` they are. Its attention modules stay what they are.
     """
-    configs = _attention_configs(language_model)
-    original = configs[0]._attn_implementation
-    name = _PREFIX + original
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _watched(original))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
-    modules = [module for layer in layers for module in layer.modules()]
-    _watchers.update(dict.fromkeys(modules, watcher))
-    try:
-        with _named(configs, name):
-            yield
-    finally:
-        for module in modules:
-            _watchers.pop(module, None)
+
+    def __init__(self, language_model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self._configs = _attention_configs(language_model)
+        self._modules = [module for layer in layers for module in layer.modules()]
+
+    @contextmanager
+    def watching(self, watcher: Watcher) -> Iterator[None]:
+        """Call ``watcher(module, query, key, options)`` for each attention, for a while.
+
+        ``query`` is [B, H, T, d], ``key`` [B, H_kv, T, d], ``options`` the keyword arguments the model passes (scaling,
+        sliding_window, softcap, …).
+        """
+        original = self._configs[0]._attn_implementation
+        name = _PREFIX + original
+        if name not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(name, _watched(original))
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+        _watchers.update(dict.fromkeys(self._modules, watcher))
+        try:
+            with _named(self._configs, name):
+                yield
+        finally:
+            for module in self._modules:
+                _watchers.pop(module, None)
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -132,7 +145,7 @@ def attention_mass(
     """What the text of ``layout`` pays to each position, [B, T], summed over text tokens and meaned over heads.
 
     Args:
-        module, query, key, options: as ``watch_attention`` hands them over.
+        module, query, key, options: as ``WatchedAttention.watching`` hands them over.
         out: it is added to this, in place.
 
     Raises:

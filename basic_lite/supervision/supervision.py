@@ -15,7 +15,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.rules import computes_das, computes_sds
 from basic_lite.recipe.schema import SupervisionSection
-from basic_lite.supervision.attention import check_attention
+from basic_lite.supervision.attention import WatchedAttention, check_attention
 from basic_lite.supervision.draw import draw_tokens
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.losses import (
@@ -122,7 +122,9 @@ class Supervision:
             detach=settings.detach,
             target_norm=settings.target_norm,
             drop_sinks=settings.sinks == "drop",
-            attention=self.reads_attention,
+            attention=WatchedAttention(self.parts.language_model, self.parts.layers[:layers])
+            if self.reads_attention
+            else None,
             direction=self._direction,
             guard=settings.guard,
         )

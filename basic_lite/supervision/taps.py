@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.supervision.attention import attention_mass, watch_attention
+from basic_lite.supervision.attention import WatchedAttention, attention_mass
 from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.layout import Layout
 from basic_lite.supervision.target import TargetPlan, visual_rows
@@ -57,7 +57,7 @@ class TapPlan:
     detach: bool
     target_norm: Literal["none", "final", "layer"]
     drop_sinks: bool
-    attention: bool
+    attention: WatchedAttention | None  # None: attention isn't read
     direction: Kind | None  # None: no DAS
     guard: float | None  # ρ; None: v's gradients are added as they are
 
@@ -112,8 +112,8 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
             for h, layer in enumerate(plan.layers, start=1):
                 if plan.reads(h):
                     inner.enter_context(hooked(layer, partial(taps.keep_layer, h)))
-        if plan.attention:
-            inner.enter_context(watch_attention(plan.parts.language_model, plan.layers, taps.keep_mass))
+        if plan.attention is not None:
+            inner.enter_context(plan.attention.watching(taps.keep_mass))
 
         def close(_out: Any) -> None:
             if not capture.closed:
@@ -259,7 +259,7 @@ class _Taps:
         """Finish v̂ and check the attention when the LLM's forward is over."""
         plan, capture = self.plan, self.capture
         count = len(plan.target.layer_weights)
-        if plan.attention and capture.attended != count:
+        if plan.attention is not None and capture.attended != count:
             raise UserError(
                 f"model.llm: {type(plan.parts.language_model).__name__} doesn't compute its attention as other LLMs of "
                 f"transformers do ({capture.attended} calls were seen in {count} layers), so what it pays to the "

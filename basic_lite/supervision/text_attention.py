@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
-from basic_lite.supervision.attention import attention_mass, watch_attention
+from basic_lite.supervision.attention import WatchedAttention, attention_mass
 from basic_lite.supervision.layout import Layout, TextQueries, find_layout
 from basic_lite_kernels.operations import Operations
 
@@ -20,7 +20,7 @@ def layer_mass(
     """What the text of ``layout`` pays to each position, [B, T], summed over text tokens and meaned over heads.
 
     Args:
-        module, query, key, options: as ``watch_attention`` hands them over.
+        module, query, key, options: as ``WatchedAttention.watching`` hands them over.
 
     Returns:
         None: the layer has no plain softmax, and can't be read.
@@ -51,7 +51,7 @@ class TextAttention:
 
     def watching(self) -> AbstractContextManager[None]:
         """A context in which the model's forwards are watched."""
-        return watch_attention(self._parts.language_model, list(self._parts.layers), self._add)
+        return WatchedAttention(self._parts.language_model, self._parts.layers).watching(self._add)
 
     def over(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
         """The batches; each is the one that the next forward is taken for."""

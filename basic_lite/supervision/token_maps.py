@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from basic_lite.errors import UserError
-from basic_lite.supervision.attention import check_attention, watch_attention
+from basic_lite.supervision.attention import WatchedAttention, check_attention
 from basic_lite.supervision.layout import Layout, TextQueries, find_layout
 from basic_lite.supervision.patch_weights import patch_weights, sinks
 from basic_lite.supervision.supervision import Supervision
@@ -63,8 +63,8 @@ def measure_maps(
     seen = _Seen(supervision, layout.to(supervision.device), frozenset(layers))
     with evaluating(parts.model):
         if parts.layer_inputs or _readable(supervision):
-            read = list(parts.layers[: supervision.layers])
-            with watch_attention(parts.language_model, read, seen.keep_attention):
+            read = WatchedAttention(parts.language_model, parts.layers[: supervision.layers])
+            with read.watching(seen.keep_attention):
                 watch_layers(parts, batch, seen.keep_layer, seen.keep_v)
         else:
             watch_layers(parts, batch, seen.keep_layer, seen.keep_v)

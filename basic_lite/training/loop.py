@@ -20,6 +20,7 @@ from basic_lite.training.checkpoint import Progress, read_progress, restore_trai
 from basic_lite.training.dropped import DroppedRecords
 from basic_lite.training.evaluating import Evaluation
 from basic_lite.training.evaluation import RefinementLog, curve_batches, overfit_text
+from basic_lite.training.garbage import set_aside
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
@@ -155,6 +156,7 @@ class Loop:
             with (
                 Interruption(self.say, alone=not processes.launched) as interruption,
                 memory_needed(OUTSIDE),
+                set_aside(),
                 closing(self._batches()) as source,
             ):
                 self.log.start_trackers(self.recipe)

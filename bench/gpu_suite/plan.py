@@ -25,7 +25,7 @@ LARGE_VOCABULARY_S = 105
 # A step of a dry run may take so long.
 DRY_S = 900
 # Tests that are too long for a plain run on two cores aren't too long here.
-PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--dist=loadfile", "-m", "not soak"]
+PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--dist=worksteal", "-m", "not soak"]
 
 # The second runs the first's tests where there is no GPU (a dry run); with one it skips.
 SUPERVISION_TESTS = ("tests/supervision/test_supervision_kernels.py", "tests/kernels/test_interpreted.py")
@@ -58,7 +58,8 @@ def stages_of(
 
 def first(work: Path, dry: list[str]) -> list[list[Step]]:
     """Is it right, does it fit, how fast is it? Ten minutes at most."""
-    workers = ["-n", str(min(4, os.cpu_count() or 1))]
+    # Most of the kernels' time goes into compiling, which other steps of the stage do too.
+    workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) - 4)))]
     ours = "bench.gpu_suite"
     right = [
         Step("kernels", [*PYTEST, *workers, *kernel_tests()], 150),

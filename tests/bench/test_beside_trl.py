@@ -52,7 +52,7 @@ def test_samples_are_as_long_as_the_task_says(beside_trl: Any, tmp_path: Path) -
         assert frontend.tokenizer.unk_token_id not in sample["input_ids"]
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_our_side_is_measured(beside_trl: Any, tmp_path: Path) -> None:
     task = beside_trl.Task(tmp_path, "toy", 80, steps=beside_trl.WARM_UP + 2)
     beside_trl.write_task(task)

@@ -78,7 +78,7 @@ def of_vocab_kl() -> list[CompileCase]:
     """Outputs of the table's type, with and without excluded words."""
     logits = {"z_ptr": "*fp32", "change_ptr": "*fp32", "kl_ptr": "*fp32"}
     numbers = {"stride": "i32", "V": "i32"} | dict.fromkeys(("scale", "lift", "lift_target"), "fp32")
-    options = {"num_warps": vocab_kl.NUM_WARPS, "num_stages": vocab_kl.NUM_STAGES}
+    options = vocab_kl.OPTIONS
     cases = []
 
     def add(table: str, outputs: tuple[str, ...], excludes: bool) -> None:

@@ -50,7 +50,7 @@ class CompileCase:
         signature: argument name → type ("*bf16", "*fp32", "i32", "i64", "fp32", …) of those that aren't constexpr. A
             pointer that may be None is left out here and None in ``constexprs``, as the runtime does it.
         constexprs: argument name → value.
-        options: ``num_warps`` and ``num_stages``, as the launcher passes them.
+        options: ``num_warps``, ``num_stages`` and others, as the launcher passes them.
         is_matrix: the kernel has a ``tl.dot`` that must become matrix instructions.
         unaligned: pointers that the launcher can't promise to be 16-byte aligned.
         divisible: integer arguments that are multiples of 16 in this case (the runtime compiles such calls apart).
@@ -111,6 +111,16 @@ def compile_case(case: CompileCase, capability: int) -> Compiled:
         bool(_MATRIX_INSTRUCTION.search(binary.asm["ptx"])),
         case.is_matrix,
     )
+
+
+def ptx_of(case: CompileCase, capability: int) -> str:
+    """A case as PTX, NVIDIA's assembly before its own compiler.
+
+    Raises:
+        CompilingUnavailable: as ``compile_case``.
+    """
+    text: str = _compile(case, "cuda", capability, 32).asm["ptx"]
+    return text
 
 
 def amd_problems(case: CompileCase, architecture: str) -> list[str]:

@@ -1,0 +1,20 @@
+"""What Python's garbage collector looks at while steps are made."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Let the collector pass over what there is now: libraries, the model, lists of data. New objects it collects.
+
+    A full pass looks at every object that lives. With a 7B model's libraries that took .3 s beside an H200, once in
+    some seven steps. What is set aside is freed as ever when nothing refers to it; only cycles wait for the end.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
