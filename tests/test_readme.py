@@ -98,6 +98,7 @@ def small(words: list[str], place: Path) -> list[str]:
     data = {"path": str(place / "data.json"), "image_dir": str(place / "images")}
     mine = [word for word in words[3:] if "micro_batch" in word]
     batch = ["training.global_batch=2", *([] if mine else ["training.micro_batch=1"])]
+    batch += ["data.held_out=0.5"] if any("held_out" in word for word in words) else []
     return [*models, f"data.train={json.dumps(data)}", *own, *batch]
 
 

@@ -14,8 +14,9 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from basic_lite.units import MIB
 
-CHUNK_BYTES = 256 * MIB
-"""Bytes one chunk of float32 logits may take."""
+CHUNK_BYTES = 128 * MIB
+"""Bytes one chunk of float32 logits may take. Each chunk reads the head's weights twice; with a vocabulary of 152,000
+it has 220 rows, and with fewer a card would read for longer than it multiplies."""
 
 
 class Float32Projector(LlavaMultiModalProjector):

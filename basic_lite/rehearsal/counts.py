@@ -23,7 +23,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import LAUNCH_S, Card
+from basic_lite.rehearsal.cards import Card
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.training.plan import Plan
@@ -81,7 +81,7 @@ def operations_seconds(operations: _Operations, card: Card) -> NDArray[np.float6
     """Seconds that the card is busy, and seconds that starting the operations takes, [2]."""
     flops, moved = card.reached_flops, card.reached_bytes
     busy = sum(count * max(f / flops, b / moved) for (f, b), count in operations.items())
-    return np.array([busy, operations.total() * LAUNCH_S])
+    return np.array([busy, operations.total() * card.launch_s])
 
 
 class MicroBatchTime:

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from basic_lite.console import quiet_libraries
 from bench import measure
 from bench.gpu_suite.model import add_arguments, device_of, limit_memory, longest_step, recipe_of
+from bench.gpu_suite.needs import ROOT
 from bench.tables import columns, write_json
 
 TOP, LONGEST_GAPS = 20, 10
@@ -97,7 +98,12 @@ def waits(device: torch.device) -> Iterator[Counter[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found.update(f"{w.filename}:{w.lineno}" for w in said if "synchronizing" in str(w.message))
+    found.update(f"{_place(w.filename)}:{w.lineno}" for w in said if "synchronizing" in str(w.message))
+
+
+def _place(file: str) -> str:
+    """A file without the folder where packages are installed, or that of the project."""
+    return file.rpartition("/site-packages/")[2].removeprefix(f"{ROOT}/")
 
 
 def main() -> int:

@@ -240,7 +240,8 @@ def test_waits_are_counted_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("another", stacklevel=1)
-    assert modes == ["warn", "default"] and list(found.values()) == [2] and __file__ in next(iter(found))
+    assert modes == ["warn", "default"] and list(found.values()) == [2]
+    assert next(iter(found)).startswith("tests/bench/test_gpu_suite.py:"), "no folder of this machine"
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton isn't installed, so there are no kernels")

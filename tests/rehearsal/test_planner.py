@@ -22,7 +22,7 @@ from tests.support.peaks import measured_peak, recipe_of
 LAYERS = 6
 BF16 = {"model.dtype": "bfloat16", "training.autocast": "bfloat16"}
 # No operation of a small model is large: this card has little of everything.
-SLOW = Card("slow", 1.0, 20.0, 1.0, 1.0, 1.0)
+SLOW = Card("slow", 1.0, 20.0, 1.0, 1.0, 1.0, launch_s=8e-6)
 
 
 def planner_of(folder: Path, changes: dict[str, Any] | None = None, **how: Any) -> Planner:

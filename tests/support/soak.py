@@ -17,6 +17,7 @@ import basic_lite.run
 from basic_lite.run import train
 from basic_lite.tools.report.page import write_report
 from basic_lite.training.loop import Loop
+from basic_lite.training.places import LOG
 from tests.support.drift import Meter
 from tests.support.runs import GUARDED, LOUD, quiet, tiny_recipe, write_data
 
@@ -37,7 +38,23 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def measured(meter: Meter) -> type[Loop]:
+class Pages:
+    """Writes the run's page, and takes down its time for a line of the log: it shows all that the log has."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter, self.seconds = meter, 0.0  # of all pages so far
+
+    def __call__(self, run: Path) -> None:
+        began = self.meter.now()
+        write_report(run)
+        took = self.meter.now() - began
+        self.seconds += took
+        lines = len((run / LOG).read_text(encoding="utf-8").splitlines())
+        if lines > WARM_UP:
+            self.meter.took("a page, a line of the log", self.meter.compared(took) / lines)
+
+
+def measured(meter: Meter, pages: Pages) -> type[Loop]:
     """A loop that is measured."""
 
     class Measured(Loop):
@@ -60,12 +77,12 @@ def measured(meter: Meter) -> type[Loop]:
             self.gate.state.open = step // EVERY % 4 != 3
 
         def _evaluate(self, step: int) -> bool:
-            began = meter.now()
+            began, before = meter.now(), pages.seconds
             due = super()._evaluate(step)
             took = meter.now() - began
             self._apart += took
             if due and step > WARM_UP:
-                meter.took("an evaluation", meter.compared(took))
+                meter.took("an evaluation", meter.compared(took - (pages.seconds - before)))
             return due
 
         def _save(self) -> None:
@@ -92,8 +109,9 @@ def soak(folder: Path, steps: int, device: str) -> Meter:
         "training.device": device,
     }
     meter = Meter(folder, torch.device(device))
-    basic_lite.run.Loop = measured(meter)  # type: ignore[misc]
-    train(tiny_recipe(folder, CHANGES | changes), console=quiet(), report=write_report)
+    pages = Pages(meter)
+    basic_lite.run.Loop = measured(meter, pages)  # type: ignore[misc]
+    train(tiny_recipe(folder, CHANGES | changes), console=quiet(), report=pages)
     return meter
 
 
