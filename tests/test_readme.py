@@ -103,7 +103,7 @@ def small(words: list[str], place: Path) -> list[str]:
 
 
 # The longest pages.
-SLOW = {"TRAINING": [pytest.mark.soak], "README": [pytest.mark.long], "EXPORT": [pytest.mark.long]}
+SLOW = {"TRAINING": [pytest.mark.long], "README": [pytest.mark.long], "EXPORT": [pytest.mark.long]}
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page.stem, []), id=page.stem) for page in PAGES])
