@@ -215,6 +215,20 @@ def test_whole_step_is_made_of_its_parts() -> None:
     assert result.on_over_off is None and set(result.times(result.off).values()) == {None}
 
 
+def test_steps_that_took_turns_give_a_ratio_with_an_interval() -> None:
+    def side(*times: float) -> Side:
+        return Side(0, laps_ms=[[0.4 * ms, 0.6 * ms] for ms in times])
+
+    def ratio(on: Side, off: Side) -> Any:
+        return StepResult("x", "y", 8.0, Shape(1, 2048, 1, 1), on, off).measured_on_over_off
+
+    slow, fast = [100.0 + i for i in range(20)], [80.0 + i for i in range(20)]
+    found = ratio(side(*slow), side(*fast))
+    assert found.value == pytest.approx(sum(slow) / sum(fast)) and found.low < found.value < found.high
+    assert found.low > 1.2 and found.high < 1.25, "pairs share what the machine does"
+    assert ratio(side(1.0, 1.0), side(1.0, 1.0)) is None
+
+
 @pytest.mark.parametrize("measured_gib, fails", [(10, False), (10.9, False), (11.2, True), (9.15, False), (9.0, True)])
 def test_a_prediction_far_off_fails(tmp_path: Path, measured_gib: float, fails: bool) -> None:
     side = Side(10 * 2**30, measured_bytes=int(measured_gib * 2**30))
