@@ -12,8 +12,8 @@ from basic_lite.sizes import GIB, MIB
 
 TIMING_S = 0.2
 # What the host takes to start an operation, with the Python of transformers, PEFT and bitsandbytes around it. Measured
-# as a micro-batch's time over its counted operations, where the host was the bottleneck: beside an H200 47 to 57 µs (7B
-# with and without recomputation, 360M), which is 7 times a plain addition there; on two cores of an AMD EPYC 18 to 26.
+# as a micro-batch's time over its counted operations, where the host was the bottleneck: 7B beside an H200 47 and 53 µs
+# where a plain addition took 7.1, and 79 half an hour later; on two cores of an AMD EPYC 18 to 26.
 ADDITIONS_A_LAUNCH = 7
 # Where no host is at hand. Assumed.
 LAUNCH_S = 25e-6
@@ -135,14 +135,14 @@ def _link(device: torch.device) -> float:
 
 
 def _addition_s(device: torch.device) -> float:
-    """Seconds that the host takes to start an addition of two small tensors, the least of five tries."""
+    """Seconds that the host takes for a small addition that makes a new tensor, the least of five tries."""
     a, count = torch.ones(64, device=device), 500
     tries = []
     for _ in range(5):
         _wait(device)
         started = time.perf_counter()
         for _ in range(count):
-            torch.add(a, a, out=a)
+            a + a
         tries.append((time.perf_counter() - started) / count)
     return min(tries)
 

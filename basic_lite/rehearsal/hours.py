@@ -12,9 +12,9 @@ from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
 from basic_lite.rehearsal.planner import Planner
 
 # A guess: what follows if large products reach .5 to .95 of a data sheet in place of the .8 that is counted with, or
-# if a host starts operations at half of the assumed speed, as the one beside an H200 did. LLaVA's authors took 1.3 and
-# 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
-SHORTEST, LONGEST = 0.85, 2.0
+# if a host starts operations at a third to a half of the assumed speed, as the one beside an H200 did. LLaVA's authors
+# took 1.3 and 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
+SHORTEST, LONGEST = 0.85, 3.0
 UNTIMED = f"of cards only an H200 has been timed, and {SHORTEST:g} to {LONGEST:g} times that is our guess"
 ON_A_CPU = "time: not predicted for a CPU; the run measures its first steps and says how long all of them will take"
 

@@ -124,9 +124,9 @@ def estimate(
         result = replace(result, advice=_advice(planner, recipe, result))
     _show(recipe, result, console)
     _show_plans(recipe, planner, result, console)
+    whose = "the package's" if known else "the models'"
     console.print(
-        f"rehearsed from {'the package' if known else 'the models'}'s configurations in "
-        f"{time.perf_counter() - started:.1f} s; nothing was loaded",
+        f"rehearsed from {whose} configurations in {time.perf_counter() - started:.1f} s; nothing was loaded",
         style="dim",
     )
     _show_cost(recipe, planner, result, console)
@@ -200,7 +200,8 @@ def _show_plans(recipe: Recipe, planner: Planner, found: Estimate, console: Cons
     """Other ways to carry out the same step, fastest first."""
     options = {option.plan: option for option in [*found.plans, found.own]}
     fits = f"{found.gpu_gib:.4g} GiB" if found.plans else f"{found.gpu_gib:.4g} GiB: none fits"
-    title = f"plans for {fits}; their results are the same (time is counted, for {planner.card.name})"
+    same = "; their results are the same" if found.plans else ""
+    title = f"plans for {fits}{same} (time is counted, for {planner.card.name})"
     table = Sheet(("plan", "memory", "on the host", "time", ""), title)
     for option in sorted(options.values(), key=lambda option: option.seconds):
         taken, own = option.plan == (found.fastest and found.fastest.plan), option.plan == found.own.plan

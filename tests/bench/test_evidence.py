@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.training.assembly import load_for_training, make_step, preflight
 from basic_lite.training.step import StepCounts
 from bench.evidence import worlds
@@ -78,6 +79,14 @@ def test_results_of_another_set_up_are_refused(cache: Path, capsys: pytest.Captu
 def test_an_unknown_variant_is_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cache, "--variants", "papper") == 2
     assert "papper" in capsys.readouterr().err
+
+
+def test_the_demos_runs_keep_the_dropout_that_the_results_had(cache: Path) -> None:
+    """The demo itself has none."""
+    world = demo_world(tiny=True)
+    assert world.recipe(2, cache, {}, 0).lora.dropout == 0.05
+    assert world.recipe(2, cache, {"lora.dropout": 0.1}, 0).lora.dropout == 0.1
+    assert load_recipe(shipped_recipe("demo_stage2")).lora.dropout == 0
 
 
 def test_losses_are_the_models_own(cache: Path) -> None:
