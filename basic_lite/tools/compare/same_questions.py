@@ -1,5 +1,6 @@
 """Whether runs answered the same questions, scored by the same rule; if not, what differs and what to do."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -103,13 +104,14 @@ def _others(one: Answers, other: Answers) -> str:
     )
 
 
-def _by_place(answers: Answers) -> dict[tuple[Any, ...], dict[str, Any]]:
+def _by_place(answers: Answers) -> dict[tuple[str, int], dict[str, Any]]:
     """Rows by what a question is but for its words. A question in several orders has several."""
-    seen: Counter[tuple[Any, ...]] = Counter()
+    seen: Counter[str] = Counter()
     found = {}
     for row in answers.rows.values():
-        place = (row.get("number"), row.get("id"), *(row.get("images") or ()))
-        found[(*place, seen[place])] = row
+        # As JSON, since a file from elsewhere may have lists where names belong.
+        place = json.dumps([row.get("number"), row.get("id"), row.get("images") or []])
+        found[place, seen[place]] = row
         seen[place] += 1
     return found
 

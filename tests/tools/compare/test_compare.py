@@ -145,6 +145,19 @@ def refused(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(err.split())
 
 
+def test_lists_in_place_of_names_are_other_questions(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by the fuzz suite: what tells questions apart was hashed as it stood in the file."""
+    one, other = runs("rw", "rr")
+    (path,) = other.glob("*.jsonl")
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    for changed in ({"number": [None]}, {"id": []}, {"images": [["0.png"]]}, {"number": {"a": 1}}):
+        path.write_text("\n".join([json.dumps(json.loads(first) | changed), *rest, ""]), encoding="utf-8")
+        said = refused(one, other, capsys=capsys)
+        assert "answer different questions" in said or "predictions" in said
+
+
 def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     one, other, third = runs("rw", "rr", "ww")
     answered(other, "rr", words="why")
