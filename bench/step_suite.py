@@ -35,7 +35,7 @@ from basic_lite.intervals import ratio_interval
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
-from basic_lite.resampling import Interval
+from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.tools.measure import measure_step, predicted_bytes
 from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from basic_lite.training.garbage import set_aside
@@ -117,8 +117,8 @@ class StepResult:
     @property
     def measured_on_over_off(self) -> Interval | None:
         """Of the steps that were timed, which took turns; None where these are too few for an interval."""
-        turns = [(sum(on), sum(off)) for on, off in zip(self.on.laps_ms, self.off.laps_ms, strict=False)]
-        return ratio_interval(*np.array(turns).T) if len(turns) > 2 else None
+        turns = list(zip(self.on.steps_ms, self.off.steps_ms, strict=False))
+        return ratio_interval(*np.array(turns).T) if len(turns) >= LEAST_SAMPLES else None
 
     def times(self, side: Side) -> dict[str, Any]:
         """p20, p50, p80 of the measured step, the whole step, and tokens a second; None where nothing was timed."""

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 def set_aside() -> Iterator[None]:
     """Let the collector pass over what there is now: libraries, the model, lists of data. New objects it collects.
 
-    A full pass looks at every object that lives. With a 7B model's libraries that took .3 s beside an H200, once in
-    some seven steps. What is set aside is freed as ever when nothing refers to it; only cycles wait for the end. A
-    program that has frozen objects itself (``gc.freeze``) keeps the say: unfreezing ours would unfreeze its own too.
+    A full pass looks at every object that lives: .26 s with the libraries and a model of 32 layers, once in 12 steps of
+    two micro-batches (a core of an AMD EPYC); with this 1 ms. What is set aside is freed as ever when nothing refers to
+    it; only cycles wait for the end. A program that has frozen objects itself (``gc.freeze``) keeps the say: unfreezing
+    ours would unfreeze its own too.
     """
     if gc.get_freeze_count():
         yield

@@ -126,8 +126,8 @@ def vocab_kl_kernel(
     row_total = tl.sum(total * tl.exp(top - m), axis=0)
     row_total_target = tl.sum(total_target * tl.exp(top_target - m_target), axis=0)
     log_total = tl.log(row_total_target)
-    # Not the difference of the logs, which has the rounding of numbers near log V. A plain division isn't exact on a
-    # card: x / x needn't be 1 there.
+    # Not the difference of the logs, which has the rounding of numbers near log V. A plain division is compiled to
+    # one that may be 2 units off in the last place, also x / x.
     log_ratio = tl.log(tl.div_rn(row_total_target, row_total))
 
     # KL = Σ p (u + e^{−u} − 1): the definition's Σ p u, plus Σ q − Σ p = 0. No term is negative, and an error of the
