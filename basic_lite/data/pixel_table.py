@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from basic_lite.model.frontend import input_side, resampling
+from basic_lite.to_device import to_device
 
 # What a batch holds beside ``pixel_values`` where those are still bytes.
 TABLE = "pixel_table"
@@ -43,9 +44,9 @@ def looked_up(pixel_bytes: Tensor, values: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def on_device(batch: Mapping[str, Tensor], device: torch.device, *, non_blocking: bool = False) -> dict[str, Tensor]:
-    """A host batch on a device, bytes of pictures as pixel values there."""
-    there = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in batch.items()}
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A host batch on a device as ``to_device`` brings it, bytes of pictures as pixel values there."""
+    there = to_device(batch, device)
     if (values := there.pop(TABLE, None)) is not None:
         there["pixel_values"] = looked_up(there["pixel_values"], values)
     return there

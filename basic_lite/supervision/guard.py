@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from basic_lite.supervision.layout import Layout
 
+# No sum of squares of float32 numbers lies between 0 and this: in place of 0 it makes a quotient of nothing 0.
+TINY = torch.finfo(torch.float64).tiny
+
 
 @dataclass
 class Guard:
@@ -44,35 +47,30 @@ class Guard:
         Peak extra bytes: 4·M·D (float32) + 8·B·M, nothing [M, D] but the result.
         """
         dot, lm_square, basic_square = self._sums(of_lm, of_basic)
-        trained, zero = lm_square > 0, torch.zeros_like(dot)
-        along = torch.where(trained, dot.clamp_max(0) / lm_square, zero)  # times g_lm: what is taken out
-        removed = dot.clamp_max(0) * along  # its energy
+        opposed = dot.clamp_max(0)
+        along = opposed / lm_square.clamp_min(TINY)  # times g_lm: what is taken out
+        removed = opposed * along  # its energy
         lm, left = lm_square.sqrt(), (basic_square - removed).clamp_min(0).sqrt()
-        most = self.rho * lm
-        cap = torch.where(left > most, most / left, trained.double())
+        cap = (self.rho * lm / left.clamp_min(TINY)).clamp_max(1)  # 0 where g_lm is
 
-        sample = self.layout.sample
-        factor_lm, factor_basic = (f.to(of_lm.dtype)[sample].unsqueeze(1) for f in (1 - cap * along, cap))
+        factors = torch.stack([1 - cap * along, cap]).to(of_lm.dtype).index_select(1, self.layout.sample)  # [2, M]
+        factor_lm, factor_basic = factors.unsqueeze(2)
         joined = (of_lm * factor_lm).addcmul_(of_basic, factor_basic)
 
-        samples = self.layout.samples_with_image
-        measured = {
-            "guard_conflict": torch.where(basic_square > 0, removed / basic_square, zero),
-            "guard_ratio": torch.where(trained, basic_square.sqrt() / lm, zero),
-            "guard_ratio_after": torch.where(trained, cap * left / lm, zero),
-        }
-        self.metrics = {name: (value.sum() / samples).float() for name, value in measured.items()}
+        parts, wholes = torch.stack([removed, basic_square.sqrt(), cap * left]), torch.stack([basic_square, lm, lm])
+        measured = torch.where(wholes > 0, parts / wholes, wholes).sum(dim=1) / self.layout.samples_with_image
+        names = ("guard_conflict", "guard_ratio", "guard_ratio_after")
+        self.metrics = dict(zip(names, measured.float().unbind(), strict=True))
         return joined
 
     def _sums(self, of_lm: Tensor, of_basic: Tensor) -> tuple[Tensor, ...]:
         """⟨g_lm, g_basic⟩, ‖g_lm‖², ‖g_basic‖² of each sample, [B] float64."""
         dtype = torch.promote_types(of_lm.dtype, torch.float32)
-        norms = [torch.linalg.vector_norm(g, dim=1, dtype=dtype).double().square() for g in (of_lm, of_basic)]
-        rows = torch.stack([(of_lm * of_basic).sum(dim=1, dtype=dtype).double(), *norms], dim=1)  # [M, 3]
+        norms = [torch.linalg.vector_norm(g, dim=1, dtype=dtype) for g in (of_lm, of_basic)]
+        rows = torch.stack([(of_lm * of_basic).sum(dim=1, dtype=dtype), *norms], dim=1).double()  # [M, 3]
+        rows[:, 1:].square_()
         # One product sums every sample's rows: no atomics. In float64 it can't become TF32.
-        samples = torch.arange(self.layout.patches.numel(), device=rows.device).unsqueeze(1)
-        member = (self.layout.sample == samples).double()  # [B, M]
-        return (member @ rows).unbind(dim=1)
+        return (self.layout.members.double() @ rows).unbind(dim=1)
 
 
 class _Guarded(torch.autograd.Function):

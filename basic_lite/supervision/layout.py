@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from basic_lite.to_device import to_device
 from basic_lite_kernels.signatures import MassTokens, listed
 
 TextQueries = Literal["all", "prompt", "response"]
@@ -25,11 +27,20 @@ class Layout:
     positions: Tensor  # [M] int64 into the flattened B·T
     sample: Tensor  # [M] int64, row of the batch each visual token belongs to
     patches: Tensor  # [B] int64, visual tokens of each sample
+    pair_shares: (
+        Tensor  # [B] float32, what two different visual tokens of a sample count in a mean over pairs and samples
+    )
     rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
     text_rows: Tensor  # [B, R] int32, the positions of ``text`` and of ``visual``, each listed as in ``MassTokens``
     visual_columns: Tensor  # [B, C] int32
     sds_rows: Tensor | None = None  # [R] int64 into the M visual tokens: those that SDS is computed on; None: all
     sds_sizes: Tensor | None = None  # [R] float32: how many visual tokens each of them stands for
+
+    @cached_property
+    def members(self) -> Tensor:
+        """[B, M] bool: the visual tokens of each sample. A product with it sums over them, without atomics."""
+        samples = torch.arange(self.patches.numel(), device=self.sample.device)
+        return self.sample == samples.unsqueeze(1)
 
     @property
     def samples_with_image(self) -> int:
@@ -43,14 +54,9 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same on ``device``. A GPU's copy is queued behind its work; nothing waits for it."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **{name: _queued_copy(tensor, device) for name, tensor in tensors.items()})
-
-
-def _queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    # Only pinned memory is copied without waiting.
-    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
-    return pinned.to(device, non_blocking=True)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: value for name, value in fields.items() if value is not None}
+        return dataclasses.replace(self, **to_device(tensors, device))
 
 
 def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: TextQueries) -> Layout:
@@ -82,7 +88,14 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
         positions=positions,
         sample=positions // ids.shape[1],
         patches=patches,
+        pair_shares=_pair_shares(visual.sum(dim=1).tolist()),
         rows_with_image=patches.nonzero().squeeze(1),
         text_rows=listed(text),
         visual_columns=listed(visual & valid),
     )
+
+
+def _pair_shares(patches: list[int]) -> Tensor:
+    """1 / (N (N − 1)) / the samples with N > 1, for each sample's N visual tokens, [B] float32; 0 where N < 2."""
+    several = sum(n > 1 for n in patches)
+    return torch.tensor([1 / (n * (n - 1) * several) if n > 1 else 0.0 for n in patches])

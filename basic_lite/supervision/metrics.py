@@ -22,16 +22,16 @@ def embedding_metrics(
     - ``norm_to_vocabulary``: mean ‖v_i‖ / mean ‖E_w‖.
     """
     v, target = v.detach(), target.detach()
-    norm, norm_target = (torch.linalg.vector_norm(x, dim=1) for x in (v, target))
-    inverse = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
-    inverse_target = torch.where(norm_target > 0, 1 / norm_target, torch.zeros_like(norm_target))
+    norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (v, target)])  # [2, M]
+    inverse, inverse_target = torch.where(norms > 0, norms.reciprocal(), norms)  # 0 of a row of zeros
     cosine = torch.linalg.vecdot(v, target) * inverse * inverse_target
+    norm, norm_target, mean_cosine = torch.cat([norms, cosine.unsqueeze(0)]).mean(dim=1)
     return {
         "sum_a": weights.sum() / layout.samples_with_image,
-        "cos": cosine.mean(),
+        "cos": mean_cosine,
         "pairwise_cos": _pairwise_cosine(v, inverse, layout),
-        "norm_to_target": norm.mean() / norm_target.mean(),
-        "norm_to_vocabulary": norm.mean() / vocabulary.mean_norm(),
+        "norm_to_target": norm / norm_target,
+        "norm_to_vocabulary": norm / vocabulary.mean_norm(),
     }
 
 
@@ -40,17 +40,12 @@ def _pairwise_cosine(v: Tensor, inverse: Tensor, layout: Layout) -> Tensor:
 
     That is (‖Σ u‖² − Σ ‖u‖²) / (N (N − 1)) with u = v/‖v‖.
     """
-    samples = torch.arange(layout.patches.numel(), device=v.device).unsqueeze(1)
     # One product sums every sample's unit vectors: no [M, D] of them, no atomics.
     with torch.autocast(v.device.type, enabled=False):
-        member = (layout.sample == samples).to(v.dtype)  # [B, M]
+        member = layout.members.to(v.dtype)  # [B, M]
         total = (member * inverse) @ v  # [B, D]
         unit = member @ (inverse > 0).to(v.dtype)  # [B]
-    count = member.sum(dim=1)
-    several = count > 1
-    pairs = torch.where(several, count * (count - 1), torch.ones_like(count))
-    cosine = (total.square().sum(dim=1) - unit) / pairs
-    return torch.where(several, cosine, torch.zeros_like(cosine)).sum() / several.sum().clamp_min(1)
+    return torch.dot(total.square().sum(dim=1) - unit, layout.pair_shares.to(v.dtype))
 
 
 @torch.no_grad()

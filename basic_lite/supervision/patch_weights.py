@@ -42,9 +42,8 @@ def sinks(norms: list[Tensor], layout: Layout) -> Tensor:
     table = rows.new_full((len(rows), B * T), torch.nan)
     table[:, layout.positions] = rows
     table = table.view(-1, B, T).masked_fill(~layout.visual, torch.nan)
-    middle = (layout.patches.clamp_min(1) - 1) // 2  # [B]
-    # NaN is sorted last, and nothing is longer than it.
-    median = table.sort(dim=2).values.gather(2, middle.expand(len(rows), B).unsqueeze(2)).squeeze(2)  # [K, B]
+    # NaN for a sample without visual tokens, and nothing is longer than that.
+    median = table.nanmedian(dim=2).values  # [K, B]
     return (rows > SINK_MULTIPLE * median[:, layout.sample]).any(dim=0)
 
 

@@ -230,10 +230,10 @@ class Supervision:
         Returns:
             Exact zeros with a graph for a batch without images and for a loss whose λ is 0.
         """
-        zero = zero_with_graph(self.parts.projector)
-        layout = captured.layout
+        projector, layout = self.parts.projector, captured.layout
         samples = layout.samples_with_image
         if not self.active or samples == 0:
+            zero = zero_with_graph(projector)
             return SupervisionLosses(das=zero, sds=zero, samples=samples)
         v, target = captured.v, captured.target
         _check_filled(captured, v)
@@ -241,12 +241,15 @@ class Supervision:
         with torch.no_grad():
             weights = patch_weights(captured, self.settings.token_weights, mean_mass)
         divisor = samples if samples_with_image is None else samples_with_image
-        das = sds = zero
         if self.computes_das:
             das = directional_alignment(captured, weights) / divisor
+        else:
+            das = zero_with_graph(projector)
         if self.computes_sds:
             temperature = self.settings.temperature
             sds = semantic_distribution(captured, weights, self.operations, self.vocabulary, temperature) / divisor
+        else:
+            sds = zero_with_graph(projector)
         metrics = embedding_metrics(v, target, weights, layout, self.vocabulary)
         if detailed:
             metrics["nearest_special_share"] = nearest_special_share(v, self.vocabulary, self.special_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +63,11 @@ class MicroBatchLoss:
 
 
 class Terms:
-    """Collects on the device; ``values`` brings the sums to the host, which waits for the device."""
+    """Collects on the device, in few operations; ``values`` brings the sums to the host, which waits for the device."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, tuple[Tensor, int]] = {}  # a total, and what a mean is divided by; 0: no mean
+        # By what a total is of: the sums, one a name, and what a mean is divided by; 0: no mean.
+        self._totals: dict[tuple[str, ...], tuple[Tensor, int]] = {}
         self.lm_parts: list[Tensor] = []  # each micro-batch's share of the LM loss
 
     def add(self, result: MicroBatchLoss) -> None:
@@ -74,34 +75,46 @@ class Terms:
 
         Call it after the backward, which measures what the gradient guard does.
         """
-        self._add("loss", result.loss)
-        self._add("lm", result.lm)
+        losses = {"loss": result.loss, "lm": result.lm}
         self.lm_parts.append(result.lm.detach())
         if result.basic is not None:
-            self._add("das", result.basic.das)
-            self._add("sds", result.basic.sds)
-            guard = result.basic.guard
-            for name, value in (result.basic.metrics | (guard.metrics if guard is not None else {})).items():
-                self._add(name, value * result.basic.samples, result.basic.samples)
+            losses |= {"das": result.basic.das, "sds": result.basic.sds}
+        self._add(losses)
+        if result.basic is not None and result.basic.samples:
+            guard, samples = result.basic.guard, result.basic.samples
+            for measures in (result.basic.metrics, guard.metrics if guard is not None else {}):
+                self._add(measures, samples)
 
-    def _add(self, name: str, value: Tensor, weight: int = 0) -> None:
-        value = value.detach().float()
-        total, before = self._totals.get(name, (torch.zeros_like(value), 0))
-        self._totals[name] = (total + value, before + weight)
+    def _add(self, found: Mapping[str, Tensor], weight: int = 0) -> None:
+        if not found:
+            return
+        values = torch.stack([value.detach() for value in found.values()]).float()
+        values = values * weight if weight else values
+        total, before = self._totals.get(tuple(found), (None, 0))
+        self._totals[tuple(found)] = (values if total is None else total + values, before + weight)
+
+    def _each(self) -> Iterator[tuple[str, int]]:
+        """Each total's name and weight, in their order."""
+        return ((name, weight) for names, (_, weight) in self._totals.items() for name in names)
 
     def sums(self) -> dict[str, Tensor]:
         """This process's shares of the losses, on the device."""
-        return {name: total for name, (total, weight) in self._totals.items() if not weight}
+        losses = [(names, total) for names, (total, weight) in self._totals.items() if not weight]
+        found: dict[str, Tensor] = {}
+        for names, total in losses:
+            for name, value in zip(names, total.unbind(), strict=True):
+                found[name] = found[name] + value if name in found else value
+        return found
 
     def values(self, processes: Processes) -> dict[str, float]:
         """The step's terms and measures, the same in every process."""
         # One copy brings all of them.
-        read = torch.stack([total for total, _ in self._totals.values()]).tolist() if self._totals else []
-        own = {name: (total, weight) for (name, (_, weight)), total in zip(self._totals.items(), read, strict=True)}
+        read = torch.cat([total for total, _ in self._totals.values()]).tolist() if self._totals else []
+        own = [(name, total, weight) for (name, weight), total in zip(self._each(), read, strict=True)]
         sums: dict[str, tuple[float, int]] = {}
         # A process may have had no image, or no micro-batch at all: totals are brought together by name.
         for row in processes.gather(own):
-            for name, (total, weight) in row.items():
+            for name, total, weight in row:
                 before, count = sums.get(name, (0.0, 0))
                 sums[name] = (before + total, count + weight)
         return {name: total / weight if weight else total for name, (total, weight) in sums.items()}
@@ -270,7 +283,7 @@ class TrainStep:
     def inputs(self, batch: Batch, *, labels: bool = True) -> Batch:
         """A host batch on the device, with the positions of its image and labelled tokens, which are found on the host.
 
-        Nothing waits for the device: copies come from pinned memory.
+        Nothing waits for the device.
         """
         on_host = dict(batch)
         if "pixel_values" in batch:
@@ -280,9 +293,7 @@ class TrainStep:
             on_host["labelled"] = labelled_positions(batch["labels"])
         else:
             on_host.pop("labels", None)
-        if self.device.type == "cuda":
-            on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
-        return on_device(on_host, self.device, non_blocking=True)
+        return on_device(on_host, self.device)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward under autocast."""

@@ -22,7 +22,7 @@ MEASURED: Mapping[str, Any] = {"supervision.preset": "measured"}
 START: Mapping[str, Any] = {"model.projector_start": "matched"}
 
 # `off`: the rest is compared with it. `with_…`: the paper's method and one part; `without_…`: all parts but one.
-# `…_start`: from a matched projector. `off_float32`: what bf16 autocast costs; in the demo's world there is none anyway.
+# `…_start`: from a matched projector. `off_float32`: without bf16 autocast, which the real world has.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "off": {"supervision.enabled": False},
     "paper": PAPER,

@@ -18,6 +18,7 @@ method section of arXiv 2508.06895, weights of visual tokens; the two passes fol
 # (arguments of a kernel have no Python types)
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from basic_lite_kernels.signatures import MassTokens
-from basic_lite_kernels.triton_support import INTERPRETED, is_amd, require, why_not
+from basic_lite_kernels.triton_support import INTERPRETED, ceil_div, is_amd, require, why_not
 
 LOG2_E, LIST_BLOCK = 1 / math.log(2), 1024
 # Visual tokens that a program of the last kernel adds, and its warps.
@@ -62,6 +63,7 @@ class Tiles(NamedTuple):
 # Tried: sums of d > 256 without a limit spill 8 bytes on sm_80, 86 and 89 (3.7.1) and 24 on sm_120 (3.6.0), since the
 # compiler stops at 64 registers; in 64x64 24 bytes on sm_120 (3.7.1). A d that is no multiple of 16 spills up to 144
 # bytes; no LLM has one. Tiles narrower than 64 columns of d spill too.
+@lru_cache(maxsize=64)
 def choose_tiles(d: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
     """Tiles of pass 1 and pass 2: at most 32 bytes of stack on sm_80, 86, 89, 90 and 120, and 99 KiB of memory."""
     if dtype == torch.float32:
@@ -293,8 +295,8 @@ def attention_mass(
         return mass
     query, key = (x if x.stride(-1) == 1 or d == 1 else x.contiguous() for x in (query, key))
     lse_tiles, sums_tiles = choose_tiles(d, query.dtype)
-    heads_each = _heads_each(B, H, triton.cdiv(C, sums_tiles.BLOCK_M), query.device)
-    splits = triton.cdiv(H, heads_each)
+    heads_each = _heads_each(B, H, ceil_div(C, sums_tiles.BLOCK_M), query.device)
+    splits = ceil_div(H, heads_each)
     lse, sums = (torch.empty(shape, dtype=torch.float32, device=query.device) for shape in ((B, H, R), (splits, B, C)))
     shared = {"query": query, "key": key, "rows": rows, "lse": lse, "R": R, "d": d, "group": H // key.shape[1]}
     shared |= {
@@ -307,18 +309,19 @@ def attention_mass(
     }
     summed = {"columns": columns, "sums": sums, "C": C, "H": H, "heads_each": heads_each, "LIST_BLOCK": LIST_BLOCK}
     with torch.cuda.device_of(query):
-        attention_mass_lse_kernel[(triton.cdiv(R, lse_tiles.BLOCK_M), H, B)](
+        attention_mass_lse_kernel[(ceil_div(R, lse_tiles.BLOCK_M), H, B)](
             valid=valid.view(torch.uint8), T=T, **shared, **tile_options(d, query.dtype, lse_tiles)
         )
-        attention_mass_sums_kernel[(triton.cdiv(C, sums_tiles.BLOCK_M), splits, B)](
+        attention_mass_sums_kernel[(ceil_div(C, sums_tiles.BLOCK_M), splits, B)](
             **shared, **summed, **tile_options(d, query.dtype, sums_tiles)
         )
-        attention_mass_add_kernel[(triton.cdiv(C, ADDED["BLOCK"]), B)](sums, columns, mass, T, C, splits, **ADDED)
+        attention_mass_add_kernel[(ceil_div(C, ADDED["BLOCK"]), B)](sums, columns, mass, T, C, splits, **ADDED)
     return mass
 
 
+@lru_cache(maxsize=64)
 def tile_options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
-    """Constants and compiler options of a pass."""
+    """Constants and compiler options of a pass; made once, since each layer asks."""
     chosen = {name: value for name, value in tiles._asdict().items() if value is not None}
     return {"WHOLE": _reads_whole_rows(d, dtype), "BLOCK_D": _block_d(d, dtype), **chosen}
 
@@ -326,7 +329,7 @@ def tile_options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
 def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
     """Heads that one program of pass 2 sums over: as many as leave the card _PROGRAMS_EACH programs a processor."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return triton.cdiv(H, min(H, max(1, _PROGRAMS_EACH * processors // (B * tiles))))
+    return ceil_div(H, min(H, max(1, _PROGRAMS_EACH * processors // (B * tiles))))
 
 
 def _check(query: Tensor, key: Tensor, tokens: MassTokens) -> None:

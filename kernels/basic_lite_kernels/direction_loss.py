@@ -26,6 +26,7 @@ dimensions or without:
 # mypy: disable-error-code="no-untyped-def"
 # (arguments of a kernel have no Python types)
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from basic_lite_kernels import eager_direction_loss
 from basic_lite_kernels.signatures import Kind, RowScaling
-from basic_lite_kernels.triton_support import require, why_not
+from basic_lite_kernels.triton_support import ceil_div, require, why_not
 
 # A row stays in registers: 32 numbers of v and of v̂ a thread, 16 warps. No decoder's hidden size is larger.
 LONGEST_ROW = 16384
@@ -158,6 +159,7 @@ def direction_loss_backward_kernel(
     tl.store(out + row * D + columns, x * factor, mask=inside)
 
 
+@lru_cache(maxsize=64)
 def row_options(D: int) -> dict[str, int]:
     """Configuration of ``direction_loss_kernel``: a row in one block, 16 numbers a thread, 32 above 4096."""
     block = max(triton.next_power_of_2(D), 1024)
@@ -188,7 +190,7 @@ def capture_layer(
     acc, layer = _next_layer(acc, hidden, positions, weight, scaling)
     M, D = acc.shape
     if M:
-        grid = M, triton.cdiv(D, ELEMENTWISE["BLOCK_D"])
+        grid = M, ceil_div(D, ELEMENTWISE["BLOCK_D"])
         with torch.cuda.device_of(acc):
             capture_layer_kernel[grid](acc=acc, D=D, **layer, **ELEMENTWISE)
     return acc
@@ -351,7 +353,7 @@ def _scaled(gradient: Tensor, weights: Tensor, upstream: Tensor, dtype: torch.dt
         out = torch.empty_like(gradient, dtype=dtype)
     M, D = gradient.shape
     if M:
-        grid = M, triton.cdiv(D, ELEMENTWISE["BLOCK_D"])
+        grid = M, ceil_div(D, ELEMENTWISE["BLOCK_D"])
         with torch.cuda.device_of(out):
             direction_loss_backward_kernel[grid](out, gradient, weights.contiguous(), upstream, D, **ELEMENTWISE)
     return out

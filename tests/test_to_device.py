@@ -1,0 +1,71 @@
+"""Host tensors to a device: what is packed for one copy comes out as it went in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from basic_lite import to_device as file
+from basic_lite.to_device import ALIGNMENT, PACKED_BYTES, packed, to_device, unpacked
+
+MIXED = {
+    "ids": torch.arange(15).view(3, 5),
+    "mask": torch.tensor([[True, False], [False, True]]),
+    "none": torch.zeros(0, 7, dtype=torch.int32),
+    "one": torch.tensor(2.5),
+    "turned": torch.arange(6.0, dtype=torch.float64).view(2, 3).T,
+    "half": torch.full((300,), -1.5, dtype=torch.bfloat16),
+    "bytes": torch.arange(255, dtype=torch.uint8),
+}
+
+
+def test_what_is_packed_comes_out() -> None:
+    buffer = packed(MIXED)
+    found = unpacked(buffer, MIXED)
+    for name, tensor in MIXED.items():
+        assert found[name].dtype == tensor.dtype and found[name].equal(tensor), name
+        assert found[name].is_contiguous() and found[name].data_ptr() % 16 == buffer.data_ptr() % 16
+    assert buffer.numel() == len(MIXED) * ALIGNMENT  # half takes two places, and none takes none
+
+
+def test_a_change_of_one_leaves_the_others_to_autograd() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    found = unpacked(packed({"x": torch.ones(3), "y": torch.ones(3)}), {"x": torch.ones(3), "y": torch.ones(3)})
+    loss = (weight * found["x"]).sum()
+    found["y"].mul_(2)
+    loss.backward()
+    assert weight.grad is not None and weight.grad.tolist() == [1, 1, 1]
+
+
+class FakeCard:
+    """A device that says it is a GPU; what is copied there stays on the CPU, and each copy is counted."""
+
+    type = "cuda"
+
+
+def test_a_gpu_gets_small_tensors_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Tensor] = []
+
+    def to(tensor: Tensor, device: Any, **options: Any) -> Tensor:
+        assert options == {"non_blocking": True}
+        copies.append(tensor)
+        return tensor
+
+    pack = file.packed
+    monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(file, "packed", lambda tensors, *, pin: pack(tensors))  # a CPU's torch pins nothing
+    large = torch.ones(PACKED_BYTES // 4 + 1)
+    given = {"first": torch.arange(3), "large": large, **MIXED}
+    found = to_device(given, FakeCard())  # type: ignore[arg-type]
+    assert list(found) == list(given) and all(found[name].equal(given[name]) for name in given)
+    assert len(copies) == 2 and copies[1] is large
+
+
+def test_another_device_gets_each() -> None:
+    found = to_device(MIXED, torch.device("meta"))
+    assert list(found) == list(MIXED) and all(tensor.is_meta for tensor in found.values())
+    assert to_device({}, torch.device("cpu")) == {}
