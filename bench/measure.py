@@ -221,6 +221,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         about["capability"] = f"{properties.major}.{properties.minor}"
         about["gpu_memory_gib"] = round(properties.total_memory / GIB, 1)
+        about["allocator"] = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
     return about
 
 

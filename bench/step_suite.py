@@ -64,7 +64,8 @@ class Side:
 
     predicted_bytes: int
     measured_bytes: int | None = None
-    taken_bytes: int | None = None  # from the card, with CUDA's context; None on a CPU
+    taken_bytes: int | None = None  # from the card: torch's blocks, and what is outside them; None on a CPU
+    outside_bytes: int | None = None  # of these CUDA's context and the optimizer's pages
     laps_ms: list[list[float]] = field(default_factory=list)
     operations_ms: list[dict[str, float]] = field(default_factory=list)
 
@@ -211,6 +212,7 @@ def run(recipe: Recipe, device: torch.device, result: StepResult, deadline: floa
                 measured = measure_step(step, basic=basic, lap=lap)
             side.measured_bytes = measured.peak_bytes
             side.taken_bytes = measured.reserved_bytes + measured.outside_bytes
+            side.outside_bytes = measured.outside_bytes
         else:
             # Recording each allocation takes time, so this step's isn't taken.
             held = measure.held_bytes(loaded.model, step.step.optimizer)
