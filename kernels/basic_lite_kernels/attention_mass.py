@@ -328,8 +328,13 @@ def tile_options(d: int, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
 
 def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
     """Heads that one program of pass 2 sums over: as many as leave the card _PROGRAMS_EACH programs a processor."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return ceil_div(H, min(H, max(1, _PROGRAMS_EACH * processors // (B * tiles))))
+    return ceil_div(H, min(H, max(1, _PROGRAMS_EACH * _processors(device) // (B * tiles))))
+
+
+@lru_cache(maxsize=64)
+def _processors(device: torch.device) -> int:
+    """The card's multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _check(query: Tensor, key: Tensor, tokens: MassTokens) -> None:
