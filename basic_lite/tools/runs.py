@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from rich.cells import cell_len
 from rich.console import Console
 
+from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, is_finite, read_text
 from basic_lite.printable import printable
@@ -97,9 +98,8 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}; give the folder that holds your runs (the recipe's `output`), or one run"
-        )
+        mend = mend_of_missing(folder) or "give the folder that holds your runs (the recipe's `output`), or one run"
+        raise UserError(f"there is no folder {folder}; {mend}")
     return [path for path, run in folders_of(folder, links=links) if run]
 
 
