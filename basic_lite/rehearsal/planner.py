@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal.advice import ENOUGH_LESS
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import Card
+from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
@@ -24,6 +24,12 @@ from basic_lite.training.plan import Plan, with_given
 ROOM = 0.98
 # Rehearsals of plans that were predicted to fit, at most.
 MOST_CHECKS = 6
+
+
+def smallest_cards(needed_bytes: int) -> list[Card]:
+    """The cards of the table that a plan fits, those with the least memory; none: it fits none."""
+    enough = [card for card in CARDS if needed_bytes <= card.gib * GIB * ROOM]
+    return [card for card in enough if card.gib == min(one.gib for one in enough)]
 
 
 @dataclass(frozen=True)

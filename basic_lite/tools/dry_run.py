@@ -25,7 +25,7 @@ from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
-from basic_lite.rehearsal.hours import cards_table, table_lines
+from basic_lite.rehearsal.hours import show_cards
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.outlook import disk_outlook, elsewhere, outlook, work_of
 from basic_lite.rehearsal.step import Rehearser
@@ -196,10 +196,7 @@ def _show_cost(
     machine = Machine.card(recipe)
     work = work_of(recipe, frontend, data, parts, half=machine.autocast)
     cards = elsewhere(Rehearser(recipe, frontend, machine), data.report, work)
-    table = cards_table({recipe.name: cards})
-    show(console, table)
-    for line in table_lines(table):
-        say(line)
+    show_cards(console, {recipe.name: cards})
     for line in disk_outlook(recipe, parts, work.steps):
         say(line)
 

@@ -20,7 +20,7 @@ from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.cards import measured_card
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
-from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, cards_table, hours_text, rests_on, table_lines
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, rests_on, show_cards
 from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import without_gpu
@@ -254,10 +254,7 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     show(console, table)
     say("memory is rehearsed with the longest sample, disk is the most at once")
     if cards:
-        elsewhere_table = cards_table(cards)
-        show(console, elsewhere_table)
-        for line in table_lines(elsewhere_table):
-            say(line)
+        show_cards(console, cards)
     elif left:
         say(f"the time is {rests_on(measured=True)}" if here else ON_A_CPU)
     if disk_bytes > free:
