@@ -207,22 +207,23 @@ def _show(recipe: Recipe, found: Estimate, console: Console) -> None:
 
 def _show_plans(recipe: Recipe, planner: Planner, found: Estimate, console: Console) -> None:
     """Other ways to carry out the same step, fastest first."""
-    options = {option.plan: option for option in [*found.plans, found.own]}
+    taken = [] if found.fastest is None else [found.fastest]
+    options = {option.plan: option for option in [*found.plans, *taken, found.own]}
     fits = f"{found.gpu_gib:.4g} GiB" if found.plans else f"{found.gpu_gib:.4g} GiB: none fits"
     same = "; their results are the same" if found.plans else ""
     title = f"plans for {fits}{same} (time is counted, for {planner.card.name})"
     table = Sheet(("plan", "memory", "on the host", "time", ""), title)
     for option in sorted(options.values(), key=lambda option: option.seconds):
-        taken, own = option.plan == (found.fastest and found.fastest.plan), option.plan == found.own.plan
+        best, own = option.plan in [one.plan for one in taken], option.plan == found.own.plan
         auto = recipe.training.plan == "auto"
-        note = " ".join(["fastest that fits"] * taken + ["this recipe"] * (own and not auto))
+        note = "; ".join(["fastest that fits"] * best + ["this recipe"] * (own and not auto))
         table.add(
             str(option.plan),
             ("" if option.rehearsed else "≈ ") + size_text(option.needed_bytes),
             size_text(option.host_bytes) if option.host_bytes else "",
             f"{option.seconds / found.own.seconds:.2f}",
             note,
-            style="bold" if taken else "",
+            style="bold" if best else "",
         )
     show(console, table)
     if found.fastest is not None and recipe.training.plan != "auto" and found.fastest.plan != found.own.plan:
