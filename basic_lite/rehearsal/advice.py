@@ -22,7 +22,7 @@ SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
 ENOUGH_LESS = 0.9
 # A change that saves less than this share is advised only where it makes the run fit.
-WORTH_SAYING = 0.01
+WORTH_SAYING = 0.003
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def read_run(run: Path) -> RunFacts:
         recipe = ""
     return RunFacts(
         run,
-        row_of(run, log),
+        row_of(run, read),
         manifest if isinstance(manifest, dict) else {},
         recipe,
         log,
