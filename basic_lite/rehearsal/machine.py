@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from basic_lite.model.device import dtype_name
 from basic_lite.model.liger_kernels import choose_liger
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
+from basic_lite.sizes import GIB
 from basic_lite.training.assembly import uses_autocast
-from basic_lite.units import GIB
+from basic_lite.units import dtype_name
 
 aten = torch.ops.aten
 # CUDA's context, its libraries' workspaces, and what the caching allocator can't use of what it holds.
