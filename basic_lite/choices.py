@@ -1,4 +1,7 @@
-"""The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it."""
+"""The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it.
+
+And what makes a path that isn't there, where a command of this program does.
+"""
 
 import os
 from collections.abc import Callable, Iterable
@@ -23,12 +26,30 @@ _OTHER_NAMES = {
 }
 
 
+# Where `basic-lite demo` works, and what of it people name.
+DEMO = Path("runs", "demo")
+_OF_THE_DEMO = ("world", "stage1", "stage2")
+
+
 def meant(word: str, choices: Iterable[str]) -> str | None:
     """The choice that ``word`` was meant for; None where none is near."""
     choices, word = list(choices), word.strip().lower()
     if other := _OTHER_NAMES.get(word):
         return other if other in choices else None
     return next(iter(get_close_matches(word, choices, 1, 0.5)), None)
+
+
+def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
+    """What mends a path where nothing is: the command that makes it, or `did you mean PATH?`; empty: nobody knows.
+
+    Args:
+        fits: as in ``meant_beside``.
+    """
+    full, demo = Path(os.path.abspath(path)), DEMO.absolute()
+    made = next((demo / name for name in _OF_THE_DEMO if full.is_relative_to(demo / name)), demo)
+    if full.is_relative_to(made) and not os.path.exists(made):
+        return "`basic-lite demo` makes it, in a few minutes"
+    return meant_beside(path, fits)
 
 
 def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:

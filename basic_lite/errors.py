@@ -1,12 +1,17 @@
 """The exceptions that are meant for the user."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from basic_lite.printable import message
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+
+
+# Between the texts of one error: the command line has `error: ` before the first.
+_NEXT = "\nerror: "
 
 
 class UserError(Exception):
@@ -18,6 +23,35 @@ class UserError(Exception):
 
     def __init__(self, text: str = "") -> None:
         super().__init__(message(text))
+
+
+def in_one(texts: Iterable[str]) -> UserError:
+    """One error of several texts, each on lines of its own."""
+    return UserError(_NEXT.join(texts))
+
+
+def each_of(error: UserError) -> list[str]:
+    """The texts of such an error."""
+    return str(error).split(_NEXT)
+
+
+def all_at_once(*looks: Callable[[], Any]) -> list[Any]:
+    """What each look finds. What several of them refuse is told in one error, so that it can be mended in one go.
+
+    Raises:
+        UserError: of the one look that fails, or with the texts of all that do, each on lines of its own.
+    """
+    found, refused = [], []
+    for look in looks:
+        try:
+            found.append(look())
+        except UserError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        raise in_one(map(str, refused))
+    return found
 
 
 class StoppedElsewhere(UserError):

@@ -28,6 +28,7 @@ from basic_lite.training.assembly import doubts, load_for_training, preflight, s
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
+from basic_lite.training.inputs import open_inputs
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
@@ -46,7 +47,7 @@ from basic_lite.training.run_folder import (
     require_writable,
 )
 from basic_lite.training.stage import changes, look_at_stage, run_path
-from basic_lite.training.start import find_origin, resolve_start
+from basic_lite.training.start import resolve_start
 from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -103,7 +104,7 @@ def train(
         # Data next, with tokenizer and image processor but without weights: bad records show in seconds.
         _settle(recipe)
         with processes.together():
-            origin = find_origin(recipe) if folder.checkpoint is None else None  # a checkpoint has all weights
+            origin = open_inputs(recipe, earlier=folder.checkpoint is None)  # a checkpoint has all weights
             frontend, data = preflight(
                 recipe, device, say, origin=origin, shown=processes.is_main, broken=folder.broken
             )

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from basic_lite.choices import DEMO
 from basic_lite.commands.common import note
 from basic_lite.errors import Interrupted
 from basic_lite.printable import printable
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the demo's world and runs.")] = Path("runs", "demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the demo's world and runs.")] = DEMO,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world, the weights and the order.")] = 0,
     rebuild: Annotated[
         bool,

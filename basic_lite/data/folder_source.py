@@ -38,8 +38,6 @@ class FolderSource:
         assert section.folder is not None
         self.name, self.prompts = section.folder, prompts_of(section)
         folder = place_in(root, section.folder).absolute()
-        if not os.path.isdir(folder):
-            raise UserError(f"{self.name}: there is no such folder; correct `folder` of this data source.")
         self.image_dir = str(folder)
         self.columns: Mapping[str, str] = {"image": "picture", "answer": "text"}
         self.present: tuple[str, ...] = ("picture", "text")

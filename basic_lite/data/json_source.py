@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from basic_lite.choices import meant_beside
 from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.held_file import HeldFile
 from basic_lite.data.problems import BadRecord, nearest, shorten
@@ -100,16 +99,13 @@ class JsonSource:
 
 
 def places(section: SourceSection, root: Path) -> tuple[Path, str]:
-    """The file of a source, and its image folder.
+    """The file of a source, which is there, and its image folder.
 
     Raises:
-        UserError: there is no such file.
+        UserError: it is no file.
     """
     assert section.path is not None
     path = place_in(root, section.path)
-    if not os.path.exists(path):
-        mend = meant_beside(Path(section.path)) or "correct `path` of this data source."
-        raise UserError(f"{section.path}: there is no such file; {mend}")
     if os.path.isdir(path):
         raise UserError(
             f"{section.path}: this is a folder, and `path` must be a file; for pictures with texts beside them, "

@@ -7,10 +7,12 @@ parquet files, or a folder saved by `save_to_disk`.
 import fnmatch
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from basic_lite.choices import mend_of_missing
 from basic_lite.data.columns import require_columns
 from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
 from basic_lite.data.json_source import JsonSource
@@ -20,7 +22,7 @@ from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.saved_folder import sound_folder
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
 from basic_lite.recipe.combinations import check_source
@@ -36,7 +38,8 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
     Raises:
         UserError: a source can't be read: missing file, broken JSON (with line and column), unknown column, …
     """
-    records = Records([_open_source(one, root, key) for one in in_order(section)])
+    require_sources(section, root, key)
+    records = Records([_open_source(one, root) for one in in_order(section)])
     if not len(records):
         names = ", ".join(source.name for source in records.sources) or "data.train"
         raise UserError(f"{names}: there is no record in it; give a source that has some")
@@ -48,11 +51,64 @@ def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSec
     return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
 
 
-def _open_source(section: SourceSection, root: Path, key: str) -> Source:
+def require_sources(section: SourceSection | Sequence[SourceSection], root: Path, key: str = "") -> None:
+    """See that each source names one place, and that what it names on this machine is there. The hub isn't asked.
+
+    Raises:
+        UserError: names all that isn't, each with its key and a mend.
+    """
+    if isinstance(section, SourceSection):
+        all_at_once(*_looks_at(section, root, f"{key}." if key else ""))
+    else:
+        named = [(one, f"{key}.{number}." if key else "") for number, one in enumerate(section)]
+        all_at_once(*(look for one, name in named for look in _looks_at(one, root, name)))
+
+
+def _looks_at(section: SourceSection, root: Path, before: str) -> Iterator[Callable[[], object]]:
+    """A look at each thing that a source names.
+
+    Args:
+        before: what stands before the names of its keys.
+
+    Raises:
+        UserError: it names no place, or several.
+    """
     check_source(section)
-    if section.image_dir is not None and not os.path.isdir(place_in(root, section.image_dir)):
-        name = f"{key}.image_dir" if key else "image_dir"
-        raise UserError(f"{name}: there is no folder {section.image_dir}; correct it, or leave it out.")
+    folders = {"image_dir": section.image_dir, "folder": section.folder, "saved": section.saved}
+    yield from (partial(_require_folder, before + key, one, root) for key, one in folders.items() if one)
+    if section.path:
+        yield partial(_require_file, before + "path", section.path, root)
+    if section.parquet:
+        yield partial(_parquet_files, before + "parquet", section.parquet, root)
+
+
+def _require_folder(key: str, name: str, root: Path) -> None:
+    if not os.path.isdir(place_in(root, name)):
+        otherwise = "correct it, or leave it out" if key.endswith("image_dir") else "correct it"
+        raise UserError(f"{key}: there is no folder {name}; {mend_of_missing(Path(name)) or otherwise}")
+
+
+def _require_file(key: str, name: str, root: Path) -> None:
+    if not os.path.exists(place_in(root, name)):
+        raise UserError(f"{key}: there is no file {name}; {mend_of_missing(Path(name)) or 'correct it'}")
+
+
+def _parquet_files(key: str, name: str, root: Path) -> list[str]:
+    """The files that a name means, or a pattern.
+
+    Raises:
+        UserError: there is none, or a folder that the pattern leads through can't be read.
+    """
+    path = place_in(root, name)
+    files = [str(path)] if os.path.isfile(path) else _matching(path)
+    if not files:
+        mend = "" if glob.has_magic(name) else mend_of_missing(Path(name))
+        raise UserError(f"{key}: no file matches {name}; {mend or 'correct it'}")
+    return files
+
+
+def _open_source(section: SourceSection, root: Path) -> Source:
+    """The source of a section that ``require_sources`` has passed."""
     if section.folder:
         metadata = metadata_of(place_in(root, section.folder), section.split)
         if metadata is None:
@@ -199,18 +255,13 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
             dataset = datasets.load_dataset(section.hub, section.config, split=section.split)
             return dataset, f"{section.hub} [{section.split}]", root
         if section.parquet:
-            path = place_in(root, section.parquet)
-            files = [str(path)] if os.path.isfile(path) else _matching(path)
-            if not files:
-                raise UserError(f"{section.parquet}: no file matches; correct `parquet` of this data source.")
+            files = _parquet_files("parquet", section.parquet, root)
             # The library takes names for patterns, too.
             escaped = [glob.escape(file) for file in files]
             dataset = datasets.load_dataset("parquet", data_files=escaped, split="train")
             return dataset, section.parquet, Path(files[0]).parent
         assert section.saved is not None
         path = place_in(root, section.saved)
-        if not os.path.isdir(path):
-            raise UserError(f"{section.saved}: there is no such folder; correct `saved` of this data source.")
         dataset = datasets.load_from_disk(str(sound_folder(path, section.saved, section.split)))
         return dataset, section.saved, path
     except UserError:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.checks import (
     add_image_token,
     require_plain_logits,
@@ -244,9 +245,14 @@ def _has_class_token(vision: PreTrainedConfig) -> bool:
 
 
 def composed_config(section: ModelSection) -> LlavaConfig:
-    """The LLaVA configuration that ``model.vision`` and ``model.llm`` make together (no weights are read)."""
+    """The LLaVA configuration that ``model.vision`` and ``model.llm`` make together (no weights are read).
+
+    Raises:
+        UserError: one of them can't be read or is of a wrong kind, or both; or they don't fit together.
+    """
     assert section.vision is not None and section.llm is not None
-    return put_together(section, vision_config_of(section.vision), llm_config_of(section.llm))
+    vision, llm = all_at_once(partial(vision_config_of, section.vision), partial(llm_config_of, section.llm))
+    return put_together(section, vision, llm)
 
 
 def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> LlavaConfig:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
 
-from basic_lite.units import MIB
+from basic_lite.sizes import MIB
 
 CHUNK_BYTES = 128 * MIB
 """Bytes one chunk of float32 logits may take. Each chunk reads the head's weights twice; with a vocabulary of 152,000

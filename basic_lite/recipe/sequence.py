@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import Say
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, in_one
 from basic_lite.outside import at_home
 from basic_lite.recipe.load import find_recipe, load_recipe
 from basic_lite.recipe.schema import Recipe
@@ -40,7 +40,7 @@ def load_sequence(words: Sequence[str], say: Say) -> list[Recipe]:
             say(f"using the shipped recipe {find_recipe(name)}")
         recipes.append(recipe)
     if problems:
-        raise UserError("\nerror: ".join(problems))
+        raise in_one(problems)
     return recipes
 
 

@@ -10,7 +10,6 @@ import torch
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
@@ -22,47 +21,55 @@ from basic_lite.training.start import rank_is_fixed
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"
 # A step that the estimate said would fit and that didn't is advised down to this share of the estimate.
 ENOUGH_LESS = 0.9
+# A change that saves less than this share is advised only where it makes the run fit.
+WORTH_SAYING = 0.003
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A change that saves memory, on top of those before it in the list, and what the run needs with it."""
+    """A change that saves memory, on top of those before it in the list, and what the run needs with it.
+
+    Attributes:
+        saved_bytes: how much less that is than before it.
+    """
 
     overrides: tuple[str, ...]
     cost: str
     needed_bytes: int
+    saved_bytes: int
     fits: bool
 
 
 def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterator[Advice]:
     """Changes in the order of what they cost, each on top of those before, until the run fits.
 
+    What saves nothing, or next to nothing, is left out.
+
     Args:
         first: the recipe's own rehearsal.
     """
-    recipe = rehearser.recipe
+    recipe, before = rehearser.recipe, first.needed_bytes
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
             needed = _needed(rehearser, changed_recipe(recipe, change))
             if needed <= budget_bytes:
-                yield _advice_of(change, cost, needed, fits=True)
+                yield _advice_of(change, cost, needed, before, fits=True)
                 return
-    before = first.needed_bytes
+    changes = list(possible_changes(recipe, rehearser.frontend.tokens_per_image))
     if first.shape.samples > 1:
-        shape = Shape(1, first.shape.tokens, first.shape.images, recipe.training.global_batch)
-        recipe = changed_recipe(recipe, {"training.micro_batch": 1})
-        before = rehearser.rehearse(shape).needed_bytes
-        yield Advice(("training.micro_batch=1",), SMALLER_BATCH, before, False)
-    for change, cost in possible_changes(recipe, rehearser.frontend.tokens_per_image):
+        changes.insert(0, ({"training.micro_batch": 1}, SMALLER_BATCH))
+    for change, cost in changes:
         changed = changed_recipe(recipe, change)
+        if changed.training.offload_activations and not changed.training.gradient_checkpointing:
+            continue  # nothing to offload: recomputing saves too little here
         needed = _needed(rehearser, changed)
-        if needed >= before:
-            continue
-        recipe, before = changed, needed
         fits = needed <= budget_bytes
-        yield _advice_of(change, cost, needed, fits=fits)
+        if needed >= before or (not fits and before - needed < WORTH_SAYING * before):
+            continue
+        yield _advice_of(change, cost, needed, before, fits=fits)
         if fits:
             return
+        recipe, before = changed, needed
 
 
 def _needed(rehearser: Rehearser, changed: Recipe) -> int:
@@ -70,17 +77,23 @@ def _needed(rehearser: Rehearser, changed: Recipe) -> int:
     return Rehearser(changed, rehearser.frontend, rehearser.machine).rehearse().needed_bytes
 
 
-def _advice_of(change: dict[str, Any], cost: str, needed_bytes: int, *, fits: bool) -> Advice:
-    return Advice(tuple(f"{key}={_written(value)}" for key, value in change.items()), cost, needed_bytes, fits)
+def _advice_of(change: dict[str, Any], cost: str, needed: int, before: int, *, fits: bool) -> Advice:
+    overrides = tuple(f"{key}={_written(value)}" for key, value in change.items())
+    return Advice(overrides, cost, needed, before - needed, fits)
 
 
 def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
-    """Each change in a line of its own: overrides, what is needed then, what it costs."""
+    """Each change in a line of its own: overrides, what is needed then, how much that saves, what it costs."""
+    fits = bool(advice) and advice[-1].fits
+    if advice:
+        goal = "to make it fit" if fits else "these changes save memory, but not enough"
+        yield f"{goal}, cheapest first, each on top of those before:"
     for change in advice:
+        needs = f"{size_text(change.needed_bytes)}, {size_text(change.saved_bytes)} less"
         state = "fits" if change.fits else "not yet"
-        yield f"  {' '.join(change.overrides)}  →  {size_text(change.needed_bytes)}, {state} ({change.cost})"
-    if not advice or not advice[-1].fits:
-        yield "  still too much: use a smaller LLM or a larger card"
+        yield f"  {' '.join(change.overrides)}  →  {needs}, {state} ({change.cost})"
+    if not fits:
+        yield f"no {'further ' if advice else ''}change of a key makes it fit: use a smaller LLM or more memory"
 
 
 def _written(value: Any) -> str:
@@ -99,8 +112,7 @@ def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, An
         yield {"training.optimizer": optimizer}, "LoRA's optimizer state in 8 bit; hardly any loss"
     if recipe.quantization.mode == "nf4" and not recipe.quantization.double:
         yield {"quantization.double": True}, "hardly any loss"
-    # Copies cost time and change no number, so they come before what costs exactness. Checkpointing, which offloading
-    # goes with, is on by now.
+    # Copies cost time and change no number, so they come before what costs exactness.
     if not on_cpu:
         if not recipe.training.offload_activations:
             yield {"training.offload_activations": True}, "layer inputs copied to the host and back: the same result"
@@ -164,7 +176,6 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
     if needed <= available:
         yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
     # It has to be less than what there is, and less than what was not enough.
-    yield "to need less, cheapest first, each on top of those before:"
     yield from advice_lines(list(advise(rehearser, rehearsal, min(available, int(needed * ENOUGH_LESS)))))
 
 

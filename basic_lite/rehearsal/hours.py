@@ -4,10 +4,11 @@ It is for cards alone. On a CPU nothing is predicted: a run measures its first s
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from basic_lite.console import Sheet
+from rich.console import Console
+
+from basic_lite.console import Sheet, show, speaker
 from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
 from basic_lite.rehearsal.planner import Planner
 
@@ -16,7 +17,9 @@ from basic_lite.rehearsal.planner import Planner
 # took 1.3 and 1.5 times what is predicted for their stage 1 (docs/MEMORY.md).
 SHORTEST, LONGEST = 0.85, 3.0
 UNTIMED = f"of cards only an H200 has been timed, and {SHORTEST:g} to {LONGEST:g} times that is our guess"
-ON_A_CPU = "time: not predicted for a CPU; the run measures its first steps and says how long all of them will take"
+MEASURED = "the run measures its first steps and says how long all of them will take"
+ON_A_CPU = f"time: not predicted for a CPU; {MEASURED}"
+IN_FLOAT32 = f"time: not predicted for float32, since the cards' speeds that are known here are of 16 bit; {MEASURED}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ def rests_on(*, measured: bool) -> str:
     return f"predicted from counted operations, bytes and launches at {speeds}; {UNTIMED}"
 
 
+def show_cards(console: Console, times: dict[str, CardTimes], note: str = "") -> None:
+    """Print hours and energy on the cards that all runs fit, and what they rest on.
+
+    Args:
+        times, note: as in ``cards_table``.
+    """
+    say = speaker(console)
+    if not all(one.planner.machine.in_16_bit for one in times.values()):
+        say(IN_FLOAT32)
+        return
+    table = cards_table(times, note)
+    show(console, table)
+    say(f"the time is {rests_on(measured=False)}" if table.rows else "no card of the table has the memory")
+
+
 def cards_table(times: dict[str, CardTimes], note: str = "") -> Sheet:
     """Hours and energy of runs one after another, on the cards that all of them fit.
 
@@ -101,11 +119,6 @@ def cards_table(times: dict[str, CardTimes], note: str = "") -> Sheet:
 
 def _steps(work: Work, note: str) -> str:
     return f"{work.steps:,} steps ({note})" if note else f"{work.steps:,} steps"
-
-
-def table_lines(table: Sheet) -> Sequence[str]:
-    """What to say below a table of cards."""
-    return (f"the time is {rests_on(measured=False)}",) if table.rows else ("no card of the table has the memory",)
 
 
 def hours_text(seconds: float) -> str:

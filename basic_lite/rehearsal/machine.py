@@ -11,8 +11,9 @@ import torch
 from basic_lite.model.liger_kernels import choose_liger
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
+from basic_lite.sizes import GIB
 from basic_lite.training.assembly import uses_autocast
-from basic_lite.units import GIB
+from basic_lite.units import dtype_name
 
 aten = torch.ops.aten
 # CUDA's context, its libraries' workspaces, and what the caching allocator can't use of what it holds.
@@ -35,12 +36,15 @@ class Machine:
 
     @classmethod
     def card(cls, recipe: Recipe) -> Machine:
-        """A CUDA card with bfloat16, as ``train`` would use it, whatever this machine has."""
+        """A CUDA card that has bfloat16, as ``train`` would use it, whatever this machine has."""
         dtype = _dtype(recipe.model.dtype, auto=torch.bfloat16)
         compute = _dtype(recipe.quantization.compute_dtype, auto=dtype)
         autocast = recipe.training.autocast in ("auto", "bfloat16")
         liger = recipe.training.use_liger_kernel is not False
-        return cls("a CUDA card with bfloat16", dtype, compute, autocast, cuda=True, liger=liger)
+        name = "a CUDA card with bfloat16"
+        if dtype != torch.bfloat16:
+            name = f"a CUDA card, in {dtype_name(dtype)}{' with bfloat16 autocast' if autocast else ''}"
+        return cls(name, dtype, compute, autocast, cuda=True, liger=liger)
 
     @classmethod
     def here(cls, recipe: Recipe, device: torch.device) -> Machine:
@@ -58,6 +62,11 @@ class Machine:
     def this_cpu(cls, recipe: Recipe) -> Machine:
         """The CPU of this machine, as ``train`` with ``training.device: cpu`` would use it."""
         return cls.here(recipe, torch.device("cpu"))
+
+    @property
+    def in_16_bit(self) -> bool:
+        """Whether the model's products are in 16 bit, as the data sheets' speeds are."""
+        return self.autocast or self.dtype.itemsize == self.compute_dtype.itemsize == 2
 
     def workspace(self, func: Any, args: Sequence[Any]) -> int:
         """Bytes an operation takes inside itself and gives back, where that is more than a few rows."""

@@ -6,12 +6,13 @@ layers, down to what a step needs with all of them, so those few predict all oth
 """
 
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal.advice import ENOUGH_LESS
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import Card
+from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
@@ -22,8 +23,16 @@ from basic_lite.training.plan import Plan, with_given
 
 # A rehearsed peak is the real one within 2 %.
 ROOM = 0.98
+# Plans whose times differ by less are equally fast: the table of plans shows two places after the point.
+ALIKE = 0.005
 # Rehearsals of plans that were predicted to fit, at most.
 MOST_CHECKS = 6
+
+
+def smallest_cards(needed_bytes: int) -> list[Card]:
+    """The cards of the table that a plan fits, those with the least memory; none: it fits none."""
+    enough = [card for card in CARDS if needed_bytes <= card.gib * GIB * ROOM]
+    return [card for card in enough if card.gib == min(one.gib for one in enough)]
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,23 @@ class _Corner:
     def between(self, other: "_Corner", share: float) -> "_Corner":
         ours, theirs = vars(self).values(), vars(other).values()
         return _Corner(*(round(a + (b - a) * share) for a, b in zip(ours, theirs, strict=True)))
+
+
+def best_of(
+    plans: Iterable[Plan], budget_bytes: int, needed: Callable[[Plan], int], seconds: Callable[[Plan], float]
+) -> Plan | None:
+    """The fastest plan that fits; of those that are as fast, the one that needs least. None: none fits.
+
+    Args:
+        plans: the fastest first, those that have something on the host last.
+    """
+    fitting = (plan for plan in plans if needed(plan) <= budget_bytes)
+    first = next(fitting, None)
+    if first is None:
+        return None
+    longest = (1 + ALIKE) * seconds(first)
+    as_fast = itertools.takewhile(lambda plan: plan.on_host == first.on_host and seconds(plan) <= longest, fitting)
+    return min([first, *as_fast], key=needed)
 
 
 class Planner:
@@ -115,9 +141,9 @@ class Planner:
         return self._predicted(plan) if seen is None else seen.needed_bytes
 
     def fastest(self, budget_bytes: int) -> Option | None:
-        """The fastest plan that fits, rehearsed; None: none does."""
+        """The fastest plan that fits (``best_of``), rehearsed; None: none does."""
         for _ in range(MOST_CHECKS):
-            found = next((plan for plan in self.plans if self._needed(plan) <= budget_bytes), None)
+            found = self._best_of(self.plans, self.card, budget_bytes)
             if found is None:
                 return None
             if found in self._seen:
@@ -168,7 +194,7 @@ class Planner:
         return [option for place, option in enumerate(options) if place == 0 or not option.plan.on_host]
 
     def on(self, card: Card, *, own: bool) -> Option | None:
-        """The fastest plan that fits a card of the table, by what is predicted for it; None: none does.
+        """The fastest plan that fits a card of the table (``best_of``), by what is predicted for it; None: none does.
 
         Args:
             own: only the recipe's own plan counts.
@@ -177,10 +203,13 @@ class Planner:
         if own:
             self.rehearse(self.own)
         plans = [self.own] if own else self._fastest_first(card)
-        found = next((plan for plan in plans if self._needed(plan) <= budget_bytes), None)
+        found = self._best_of(plans, card, budget_bytes)
         if found is None:
             return None
         return replace(self.option(found), seconds=self.time.sample_seconds(found, card))
+
+    def _best_of(self, plans: Iterable[Plan], card: Card, budget_bytes: int) -> Plan | None:
+        return best_of(plans, budget_bytes, self._needed, lambda plan: self.time.sample_seconds(plan, card))
 
     def _fastest_first(self, card: Card) -> list[Plan]:
         def place(plan: Plan) -> tuple[bool, float, int]:

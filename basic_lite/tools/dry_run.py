@@ -14,7 +14,7 @@ from basic_lite.data.check import DataReport
 from basic_lite.data.pixel_table import on_device
 from basic_lite.data.prepare import Prepared
 from basic_lite.data.tokens import IGNORE
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, in_one
 from basic_lite.model.audit import Part, planned_parts, render
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -25,7 +25,7 @@ from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.cost import basic_share, mean_sizes, products
-from basic_lite.rehearsal.hours import cards_table, table_lines
+from basic_lite.rehearsal.hours import show_cards
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.outlook import disk_outlook, elsewhere, outlook, work_of
 from basic_lite.rehearsal.step import Rehearser
@@ -36,6 +36,7 @@ from basic_lite.training.assembly import check_machine, doubts, preflight
 from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
+from basic_lite.training.inputs import require_inputs_of_plan
 from basic_lite.training.own_files import not_the_runs_own
 from basic_lite.training.places import is_run
 from basic_lite.training.run_folder import (
@@ -67,6 +68,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
+    require_inputs_of_plan(recipe)
     recipe = resolve_start(recipe, say)
     if overwrite and (replaced := _replaced(Path(recipe.output) / recipe.name)):
         say(replaced)
@@ -94,7 +96,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
         say(f"warning: {warning}")
     console.print("dry run: nothing was loaded, nothing was written", style="dim")
     if refused:
-        raise UserError("\nerror: ".join(f"`train` would refuse to start: {refusal}" for refusal in refused))
+        raise in_one(f"`train` would refuse to start: {refusal}" for refusal in refused)
 
 
 def without_gpu(recipe: Recipe) -> list[str]:
@@ -194,10 +196,7 @@ def _show_cost(
     machine = Machine.card(recipe)
     work = work_of(recipe, frontend, data, parts, half=machine.autocast)
     cards = elsewhere(Rehearser(recipe, frontend, machine), data.report, work)
-    table = cards_table({recipe.name: cards})
-    show(console, table)
-    for line in table_lines(table):
-        say(line)
+    show_cards(console, {recipe.name: cards})
     for line in disk_outlook(recipe, parts, work.steps):
         say(line)
 

@@ -20,10 +20,10 @@ from basic_lite.rehearsal.advice import Advice, advice_lines, advise, memory_of
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cards import Card, card_of, measured_card
 from basic_lite.rehearsal.cost import basic_products, looks_products, sizes_of
-from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, cards_table, table_lines, time_line
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, show_cards, time_line
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
-from basic_lite.rehearsal.planner import ROOM, Option, Planner
+from basic_lite.rehearsal.planner import ROOM, Option, Planner, smallest_cards
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.sizes import GIB, MIB, size_text
 from basic_lite.tools.measure import measure_and_show, require_gpu
@@ -64,6 +64,7 @@ class Estimate:
         fastest: the fastest plan that fits, among all; None: none does.
         plans: some that fit, fastest first.
         advice: what to change where the run doesn't fit.
+        least_bytes: what the plan needs that needs least, where none fits.
     """
 
     rehearsal: Rehearsal
@@ -72,16 +73,27 @@ class Estimate:
     fastest: Option | None = None
     plans: list[Option] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
+    least_bytes: int = 0
+
+    @property
+    def budget_bytes(self) -> int:
+        """What a run may take of the card."""
+        return int(self.gpu_gib * GIB * ROOM)
 
     @property
     def fits(self) -> bool:
         """Whether the run fits with all of the optimizer's state on the card."""
-        return self.rehearsal.needed_bytes <= self.gpu_gib * GIB
+        return self.rehearsal.needed_bytes <= self.budget_bytes
+
+    @property
+    def fits_somehow(self) -> bool:
+        """Whether it fits by another plan, or with the optimizer's pages on the host."""
+        return self.fits_paged or self.fastest is not None
 
     @property
     def fits_paged(self) -> bool:
         """Whether it fits with the optimizer's pages on the host during forward and backward."""
-        return self.rehearsal.least_bytes <= self.gpu_gib * GIB
+        return self.rehearsal.least_bytes <= self.budget_bytes
 
 
 def estimate(
@@ -122,6 +134,8 @@ def estimate(
     result = Estimate(planner.rehearse(own), gpu_gib, planner.option(own), fastest, planner.others(budget_bytes))
     if not result.fits:
         result = replace(result, advice=_advice(planner, recipe, result))
+    if not result.fits_somehow:
+        result = replace(result, least_bytes=planner.leanest().needed_bytes)
     _show(recipe, result, console)
     _show_plans(recipe, planner, result, console)
     whose = "the package's" if known else "the models'"
@@ -146,10 +160,10 @@ def _card(recipe: Recipe, gpu_gib: float) -> Card:
 def _advice(planner: Planner, recipe: Recipe, found: Estimate) -> list[Advice]:
     """Another plan where one is enough; else what changes more."""
     if found.fastest is not None:
-        plan = found.fastest.plan
-        return [Advice((plan.overrides(found.own.plan),), "the same result", found.fastest.needed_bytes, True)]
+        overrides, needed = found.fastest.plan.overrides(found.own.plan), found.fastest.needed_bytes
+        return [Advice((overrides,), "the same result", needed, found.rehearsal.needed_bytes - needed, True)]
     rehearser = Rehearser(recipe, planner.frontend, planner.machine)
-    return list(advise(rehearser, found.rehearsal, int(found.gpu_gib * GIB)))
+    return list(advise(rehearser, found.rehearsal, found.budget_bytes))
 
 
 def machine_of(recipe: Recipe) -> Machine:
@@ -198,22 +212,23 @@ def _show(recipe: Recipe, found: Estimate, console: Console) -> None:
 
 def _show_plans(recipe: Recipe, planner: Planner, found: Estimate, console: Console) -> None:
     """Other ways to carry out the same step, fastest first."""
-    options = {option.plan: option for option in [*found.plans, found.own]}
+    taken = [] if found.fastest is None else [found.fastest]
+    options = {option.plan: option for option in [*found.plans, *taken, found.own]}
     fits = f"{found.gpu_gib:.4g} GiB" if found.plans else f"{found.gpu_gib:.4g} GiB: none fits"
     same = "; their results are the same" if found.plans else ""
     title = f"plans for {fits}{same} (time is counted, for {planner.card.name})"
     table = Sheet(("plan", "memory", "on the host", "time", ""), title)
     for option in sorted(options.values(), key=lambda option: option.seconds):
-        taken, own = option.plan == (found.fastest and found.fastest.plan), option.plan == found.own.plan
+        best, own = option.plan in [one.plan for one in taken], option.plan == found.own.plan
         auto = recipe.training.plan == "auto"
-        note = " ".join(["fastest that fits"] * taken + ["this recipe"] * (own and not auto))
+        note = "; ".join(["fastest that fits"] * best + ["this recipe"] * (own and not auto))
         table.add(
             str(option.plan),
             ("" if option.rehearsed else "≈ ") + size_text(option.needed_bytes),
             size_text(option.host_bytes) if option.host_bytes else "",
             f"{option.seconds / found.own.seconds:.2f}",
             note,
-            style="bold" if taken else "",
+            style="bold" if best else "",
         )
     show(console, table)
     if found.fastest is not None and recipe.training.plan != "auto" and found.fastest.plan != found.own.plan:
@@ -241,13 +256,10 @@ def _show_cost(recipe: Recipe, planner: Planner, found: Estimate, console: Conso
     work = longest_work(recipe, planner.frontend, parts, found.rehearsal.shape, steps, half=machine.autocast)
     if not machine.cuda:
         say(ON_A_CPU)
-    else:
+    elif found.fits_somehow:
         if planner.card.measured:
             say(time_line(work, work.seconds(found.own.seconds, planner.card), planner.card, note))
-        table = cards_table({recipe.name: CardTimes(work, planner, auto=recipe.training.plan == "auto")}, note)
-        show(console, table)
-        for line in table_lines(table):
-            say(line)
+        show_cards(console, {recipe.name: CardTimes(work, planner, auto=recipe.training.plan == "auto")}, note)
     for line in disk_outlook(recipe, parts, steps):
         say(line)
 
@@ -294,6 +306,11 @@ def _samples_of(recipe: Recipe) -> int | None:
     return count if section.held_out is None else count - max(1, round(section.held_out * count))
 
 
+def _smallest_cards(needed_bytes: int) -> str:
+    cards = smallest_cards(needed_bytes)
+    return f"{cards[0].gib:g} GB ({', '.join(card.name for card in cards)})" if cards else "none of the table"
+
+
 def _verdict(found: Estimate) -> Iterator[str]:
     r = found.rehearsal
     room = int(found.gpu_gib * GIB) - r.needed_bytes
@@ -308,9 +325,13 @@ def _verdict(found: Estimate) -> Iterator[str]:
     basic = r.by_part.get(BASIC, 0)
     if r.most_by_part.get(BASIC):
         yield f"BASIC adds {size_text(basic)} to the peak, {basic / r.peak_bytes:.1%} of it"
-    if found.advice:
-        yield "to make it fit, cheapest first, each on top of those before:"
+    if not found.fits_paged or (found.advice[-1:] and found.advice[-1].fits):
         yield from advice_lines(found.advice)
+    if r.machine.cuda and not found.fits_somehow:
+        changed = (
+            f"; with all of these changes {_smallest_cards(found.advice[-1].needed_bytes)}" if found.advice else ""
+        )
+        yield f"the smallest card for it as it is: {_smallest_cards(found.least_bytes)}{changed}"
     yield (
         f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; "
         "if yours are shorter, set data.max_length to what they have"

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from rich.cells import cell_len
 from rich.console import Console
 
+from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, is_finite, read_text
 from basic_lite.printable import printable
@@ -24,7 +25,7 @@ from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
 from basic_lite.training.known_before import UNKNOWN, known_before
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
     HELD_OUT,
@@ -60,6 +61,12 @@ class RunRow:
     others: tuple[str, ...]  # mean scores by other metrics, each with its name
     started_from: str
     best: str = ""  # the best step, if it is kept
+    damaged: int = 0  # lines of its log that are passed over
+
+    @property
+    def state_in_full(self) -> str:
+        """With what is damaged of the log."""
+        return "; ".join(filter(None, (self.state, damaged_text(self.damaged))))
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -97,9 +104,8 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}; give the folder that holds your runs (the recipe's `output`), or one run"
-        )
+        mend = mend_of_missing(folder) or "give the folder that holds your runs (the recipe's `output`), or one run"
+        raise UserError(f"there is no folder {folder}; {mend}")
     return [path for path, run in folders_of(folder, links=links) if run]
 
 
@@ -130,17 +136,17 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
+def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
     """What there is to say of a run.
 
     Args:
-        log: the whole lines of its log; None: they are read.
+        read: its log; None: it is read.
     """
     bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
-    if log is None:
-        log = read_log(run).lines
+    read = read or read_log(run)
+    log = read.lines
     summaries = _summaries(run, log)
     size_bytes, changed = size_and_time(run)
     model = _keys(recipe.get("model"))
@@ -154,6 +160,7 @@ def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
         tuple(_others(summaries)),
         _started_from(model, _keys(manifest.get("started_from"))),
         best.short if (best := best_of(run, log)) is not None else "",
+        read.damaged,
     )
 
 
@@ -334,7 +341,10 @@ def _lines(rows: Sequence[RunRow], width: int | None) -> list[str]:
     Args:
         width: of the terminal; None: there is none, and each run has one line, whatever its length.
     """
-    cells = [HEAD[:-1], *((str(row.path), row.state, row.changed, row.size, row.started_from or "-") for row in rows)]
+    cells = [
+        HEAD[:-1],
+        *((str(row.path), row.state_in_full, row.changed, row.size, row.started_from or "-") for row in rows),
+    ]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     starts = [
         "".join(cell + " " * (size - cell_len(cell) + 2) for cell, size in zip(line, widths, strict=True))
@@ -355,7 +365,7 @@ def _hanging(start: str, lines: Sequence[str]) -> list[str]:
 
 
 def _block(row: RunRow, width: int) -> list[str]:
-    facts = [row.state, f"{row.size}, {row.changed}", *row.scores]
+    facts = [row.state_in_full, f"{row.size}, {row.changed}", *row.scores]
     facts += [f"from {row.started_from}"] * bool(row.started_from)
     lines = [line for fact in facts for line in _wrapped(fact, width - 2)]
     return [*_wrapped(str(row.path), width), *(f"  {line}" for line in lines)]

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import Say, Sheet, quiet_libraries, show, speaker
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, each_of, in_one
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -20,13 +20,14 @@ from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.cards import measured_card
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
-from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, cards_table, hours_text, rests_on, table_lines
+from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, rests_on, show_cards
 from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import without_gpu
 from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
+from basic_lite.training.inputs import require_inputs
 from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
@@ -84,7 +85,7 @@ def look_ahead(
             awaited = number > 1 and not holds_bundle(run_path(recipes[number - 2]))
             looks.append(_look(recipe, looks[-1] if looks else None, device, say, awaited=awaited))
         except UserError as error:
-            refused.append(f"recipe {number} ({recipe.name}) would be refused: {error}")
+            refused += [f"recipe {number} ({recipe.name}) would be refused: {one}" for one in each_of(error)]
     done = None
     if out is not None:
         try:
@@ -97,7 +98,7 @@ def look_ahead(
         _show(looks, out if done is None else None, console)
         refused += _no_room(looks[-1], out if done is None else None)
     if refused:
-        raise UserError("\nerror: ".join(refused))
+        raise in_one(refused)
     if done is not None:
         say(f"{out} is the export of {looks[-1].folder.final} already")
     if dry_run:
@@ -126,6 +127,8 @@ def _look(
         awaited: the projector that it begins with isn't there yet.
     """
     recipe, folder = look_at_stage(recipe, say)
+    if not folder.finished:
+        require_inputs(recipe, earlier=folder.checkpoint is None and not awaited)
     frontend = load_frontend(recipe.model)
     if before is not None:
         _require_same_model(before, recipe, frontend)
@@ -251,10 +254,7 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     show(console, table)
     say("memory is rehearsed with the longest sample, disk is the most at once")
     if cards:
-        elsewhere_table = cards_table(cards)
-        show(console, elsewhere_table)
-        for line in table_lines(elsewhere_table):
-            say(line)
+        show_cards(console, cards)
     elif left:
         say(f"the time is {rests_on(measured=True)}" if here else ON_A_CPU)
     if disk_bytes > free:

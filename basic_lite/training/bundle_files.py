@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from basic_lite.choices import meant_beside
+from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.outside import read_text
@@ -105,6 +105,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
 def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = holds_bundle) -> str:
     """`did you mean PATH?` for a path that is no run: one of that name below ``runs``, else one named like it.
 
+    Of a run of the demo that isn't there: the command that makes it.
+
     Args:
         fits: whether a folder can be what is wanted.
     """
@@ -113,7 +115,7 @@ def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = hol
         return f"did you mean {below.as_posix()}?"
     if os.path.exists(place):  # it is spelled right
         return ""
-    return meant_beside(place, fits) or (meant_beside(below, fits) if below is not None else "")
+    return mend_of_missing(place, fits) or (mend_of_missing(below, fits) if below is not None else "")
 
 
 def open_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Bundle:

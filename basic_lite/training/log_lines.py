@@ -165,6 +165,12 @@ class ReadLog:
     damaged: int
 
 
+def damaged_text(count: int) -> str:
+    """How many lines of a log aren't whole, in words; nothing where all are."""
+    some = f"{count:,} lines of {LOG} are" if count > 1 else f"1 line of {LOG} is"
+    return f"{some} damaged and left out" if count else ""
+
+
 def read_log(run: Path) -> ReadLog:
     """The log of a run folder; one that isn't there has no lines."""
     found = list(_checked(run / LOG, 0)) if (run / LOG).is_file() else []

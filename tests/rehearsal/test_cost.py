@@ -15,7 +15,7 @@ from basic_lite.rehearsal.cost import basic_products, forward_products, looks_pr
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
 from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.outlook import outlook, work_of
-from basic_lite.units import GIB
+from basic_lite.sizes import GIB
 from tests.support.runs import quiet, run, tiny_recipe, write_data
 
 

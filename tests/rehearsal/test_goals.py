@@ -11,8 +11,8 @@ from basic_lite.rehearsal import Machine, Shape
 from basic_lite.rehearsal.cards import card_of
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.rehearsal.step import Rehearser
+from basic_lite.sizes import GIB
 from basic_lite.training.plan import Plan
-from basic_lite.units import GIB
 from tests.tools.test_estimate import known_frontend
 
 

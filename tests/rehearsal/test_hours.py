@@ -122,6 +122,11 @@ def test_energy_is_said_in_full(hours: float, text: str) -> None:
 TIMED = [path for path in shipped_recipes() if "# Time: " in path.read_text(encoding="utf-8")]
 
 
+def test_these_recipes_name_hours() -> None:
+    named = {"7b_pretrain", "7b_qlora", "7b_8gb", "small_pretrain", "small_instruct"}
+    assert {path.stem for path in TIMED} == named
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -17,12 +17,12 @@ from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, advice, choice, rehearse
 from basic_lite.rehearsal.cards import CARDS, Card
-from basic_lite.rehearsal.hours import Work
+from basic_lite.rehearsal.hours import CardTimes, Work, show_cards
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools import stages
 from basic_lite.training.assembly import preflight
 from basic_lite.training.plan import Plan
-from tests.support.runs import tiny_recipe
+from tests.support.runs import quiet, tiny_recipe
 
 CARD = torch.device("cuda", 0)
 
@@ -121,3 +121,25 @@ def test_a_stage_is_looked_at_for_the_card_that_is_there(tmp_path: Path, monkeyp
     look = stages._look(recipe, None, CARD, silent, awaited=False)
     assert look.rehearsal is not None and look.seconds == 1.0
     assert [look.rehearsal.machine, *timed] == [Machine.here(recipe, CARD)] * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "name", "in_16_bit"),
+    [
+        ("auto", "auto", "a CUDA card with bfloat16", True),
+        ("bfloat16", "off", "a CUDA card with bfloat16", True),
+        ("float32", "off", "a CUDA card, in float32", False),
+        ("float32", "auto", "a CUDA card, in float32 with bfloat16 autocast", True),
+        ("float16", "off", "a CUDA card, in float16", True),
+    ],
+)
+def test_a_card_is_said_with_the_types_asked_for(
+    tmp_path: Path, dtype: str, autocast: str, name: str, in_16_bit: bool
+) -> None:
+    """And no hours are told from data sheets' speeds in another type."""
+    machine = Machine.card(tiny_recipe(tmp_path, {"model.dtype": dtype, "training.autocast": autocast}))
+    assert (machine.name, machine.in_16_bit) == (name, in_16_bit)
+    console, planner = quiet(), SimpleNamespace(machine=machine, on=lambda card, own: None)
+    show_cards(console, {"one": CardTimes(Work(1, 8), planner, auto=False)})  # type: ignore[arg-type]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("not predicted for float32" in text) != in_16_bit and ("no card of the table" in text) == in_16_bit

@@ -15,7 +15,7 @@ from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
 from basic_lite.rehearsal.cards import Card, card_of
 from basic_lite.rehearsal.counts import MicroBatchTime, _count, operations_seconds
-from basic_lite.rehearsal.planner import Planner
+from basic_lite.rehearsal.planner import Planner, best_of
 from basic_lite.training.plan import Plan
 from tests.support.peaks import measured_peak, recipe_of
 
@@ -148,6 +148,19 @@ def test_the_chosen_plans_peak_is_the_real_one(folder: Path, budget_share: float
     measured = measured_peak(found.plan.applied(planner.recipe))
     print(f"{found.plan}: rehearsed {found.needed_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB")
     assert found.needed_bytes == pytest.approx(measured, rel=0.02)
+
+
+def test_of_equally_fast_plans_the_one_that_needs_least_is_taken() -> None:
+    """One that is slower is taken only where no faster one fits, and one on the host only where no other does."""
+    times = {Plan(8, 0, 4): 1.0, Plan(4, 0, 4): 1.004, Plan(2, 0, 4): 1.006, Plan(1, 4, 4): 1.3}
+    times |= {Plan(1, 4, 4, True): 1.0}
+    needed = {plan: 1 + plan.micro_batch for plan in times} | {Plan(1, 4, 4, True): 1}
+
+    def best(budget: int) -> Plan | None:
+        return best_of(times, budget, needed.__getitem__, times.__getitem__)
+
+    assert best(9) == Plan(4, 0, 4) and best(8) == best(4) == Plan(2, 0, 4)
+    assert best(2) == Plan(1, 4, 4) and best(1) == Plan(1, 4, 4, True) and best(0) is None
 
 
 def test_a_plan_as_it_is_typed() -> None:

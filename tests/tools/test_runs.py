@@ -159,8 +159,10 @@ def test_runs_reads_what_is_damaged(place: Path) -> None:
     (done / "recipe.yaml").write_bytes(b"\xff{")
     (done / "log.jsonl").write_bytes(b'\xff\n[1]\n{"step": 1, "eval_loss": "x"}\n{"step": 2, "eval_loss": NaN}\n')
     (done / "predictions_data_final.summary.json").write_text("[]")
-    rows, _ = shown(place / "runs")
+    rows, text = shown(place / "runs")
     assert [row.state for row in rows if row.path == done] == ["damaged: its manifest.json can't be read"]
+    told = [line for line in text.splitlines() if "3 lines of log.jsonl are damaged and left out" in line]
+    assert len(told) == 1 and "manifest.json can't be read; 3 lines" in told[0] and text.count("log.jsonl") == 1
     assert [row.score for row in rows if row.path == done] == [
         "held-out loss is no number (12 of 12 pictures trained on)"
     ]

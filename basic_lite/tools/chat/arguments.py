@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.choices import meant_beside
+from basic_lite.choices import mend_of_missing
 from basic_lite.console import command_line
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.pictures import PICTURE_ENDINGS
@@ -118,7 +118,7 @@ def picture(name: str | Path) -> ImageRef:
     """
     path = Path(name).expanduser()
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
-        raise UserError(f"there is no picture {name}; {meant_beside(path) or 'correct its path'}")
+        raise UserError(f"there is no picture {name}; {mend_of_missing(path) or 'correct its path'}")
     if path.is_dir():
         raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
     image = ImageRef.of_file(path)

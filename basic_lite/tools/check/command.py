@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.errors import UserError, enough_memory
+from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
@@ -135,11 +136,12 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
             if seen.captions and recipe.data.template != "plain":
                 prompted = recipe.data.train.model_copy(update={"prompt": list(seen.prompts)})
                 recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": prompted})})
-    train = load_records(recipe.data.train, root=Path.cwd(), key=TRAIN)
     own_file = recipe.data.eval and with_prompts_of_training(recipe.data.eval, recipe.data)
-    held = own_file and load_records(own_file, root=Path.cwd(), key=EVAL)
+    sections = {TRAIN: recipe.data.train} | ({EVAL: own_file} if own_file else {})
+    looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]
+    train, *held = all_at_once(*looks)
     frontend, why = frontend_or_why(recipe)
-    return Data(name, recipe, train, held or None, frontend, why)
+    return Data(name, recipe, train, held[0] if held else None, frontend, why)
 
 
 def read(data: Data, records: Records, say: Say) -> DataReport:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
 from basic_lite.outside import is_finite
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import damaged_text, read_log
 from basic_lite.training.places import DATA, LOG, read_json
 
 # Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
@@ -54,6 +54,12 @@ def losses_of(groups: Sequence[Sequence[Path]]) -> list[Losses]:
         if of[0] is not None and all(one == of[0] for one in of):
             found.append(_common(name, loss, groups))
     return [one for one in found if one.steps]
+
+
+def damaged_logs(groups: Sequence[Sequence[Path]]) -> list[str]:
+    """A remark on each run whose log has lines that are left out."""
+    counts = {run: read_log(run).damaged for group in groups for run in group}
+    return [f"{run}: {damaged_text(count)}" for run, count in counts.items() if count]
 
 
 def _common(name: str, key: str, groups: Sequence[Sequence[Path]]) -> Losses:

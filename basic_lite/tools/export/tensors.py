@@ -14,9 +14,9 @@ from basic_lite.errors import UserError
 from basic_lite.model.checks import read_weight_map
 from basic_lite.model.frontend import unreadable
 from basic_lite.model.hub import local_only
+from basic_lite.sizes import GIB
 from basic_lite.training.files import write_json
 from basic_lite.training.tensor_files import save_tensors
-from basic_lite.units import GIB
 
 SHARD_BYTES = GIB
 """Most bytes of one written file, and so of what is in memory at once; a larger tensor has a file of its own."""

@@ -14,6 +14,7 @@ from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
+from basic_lite.training.bundle_files import meant_run
 from basic_lite.training.log_lines import read_log
 from basic_lite.training.places import (
     DATA,
@@ -184,7 +185,8 @@ def read_run(run: Path) -> RunFacts:
         UserError: it is no run, or has no log yet.
     """
     if not is_run(run):
-        raise UserError(f"{run} is no run folder; give the folder that `basic-lite train` wrote, such as runs/NAME")
+        mend = meant_run(run, fits=is_run) or "give the folder that `basic-lite train` wrote, such as runs/NAME"
+        raise UserError(f"{run} is no run folder; {mend}")
     read = read_log(run)
     log = read.lines
     if not log:
@@ -198,7 +200,7 @@ def read_run(run: Path) -> RunFacts:
         recipe = ""
     return RunFacts(
         run,
-        row_of(run, log),
+        row_of(run, read),
         manifest if isinstance(manifest, dict) else {},
         recipe,
         log,

@@ -19,8 +19,9 @@ from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.training.best_text import best_of
 from basic_lite.training.evaluation import RISE
 from basic_lite.training.known_before import known_before
+from basic_lite.training.log_lines import damaged_text
 from basic_lite.training.loss_text import NO_NUMBER, loss_text
-from basic_lite.training.places import LOG, REPORT
+from basic_lite.training.places import REPORT
 from basic_lite.training.progress import duration_text
 
 # Dropped records that are shown; all of them are in the run's data.json.
@@ -60,7 +61,7 @@ def render(facts: RunFacts) -> str:
         state=facts.state,
         changed=facts.row.changed,
         started_from=facts.row.started_from,
-        damaged=_damaged(facts),
+        damaged=damaged_text(facts.damaged),
         cards=list(cards(facts)),
         charts=[(title, chart, _rows_of(chart)) for title, chart in charts(facts)],
         looks=facts.looks,
@@ -81,13 +82,6 @@ def render(facts: RunFacts) -> str:
         recipe=facts.recipe,
         versions=_versions(facts),
     )
-
-
-def _damaged(facts: RunFacts) -> str:
-    """What is left out of the page; nothing where the log is whole."""
-    count = facts.damaged
-    some = f"{count:,} lines of {LOG} are" if count > 1 else f"1 line of {LOG} is"
-    return f"{some} damaged and left out" if count else ""
 
 
 def cards(facts: RunFacts) -> Iterator[Card]:

@@ -19,7 +19,7 @@ from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.compare.answers import candidates
 from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
-from basic_lite.tools.compare.losses import losses_of
+from basic_lite.tools.compare.losses import damaged_logs, losses_of
 from basic_lite.tools.predictions import write_predictions
 from basic_lite.tools.report.charts import Chart, Line
 from tests.support.pages import PageText
@@ -264,6 +264,10 @@ def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     logged(a, {1: 4, 2: 3, 3: 2}, {3: 1})
     logged(b, {2: 2, 3: 1, 4: 0}, {3: 3})
     logged(c, {2: 1, 3: float("nan")}, {3: 5})
+    assert damaged_logs([[a], [b]]) == []
+    with (b / "log.jsonl").open("a") as log:
+        log.write("[1]\n{}\n")
+    assert damaged_logs([[a], [b]]) == [f"{b}: 2 lines of log.jsonl are damaged and left out"]
     train, held = losses_of([[a], [b]])
     assert (train.steps, train.values, train.last) == ([2, 3], [[3, 2], [2, 1]], [2, 1])
     assert held.values == [[1], [3]]

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from basic_lite.recipe.schema import Recipe
+from basic_lite.sizes import MIB
 from basic_lite.tools.export.tensors import Checkpoint, Planned, write_shards
 from basic_lite.training.files import sha256, write_json
-from basic_lite.units import MIB
 from tests.support.bundles import facts
 from tests.support.models import write_vision
 from tests.support.runs import tiny_recipe

@@ -1,0 +1,70 @@
+"""What a recipe names and a run begins with: models, data, an earlier run. All that is missing is told at once."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from basic_lite.data.prepare import EVAL, TRAIN
+from basic_lite.data.sources import require_sources
+from basic_lite.errors import UserError, all_at_once
+from basic_lite.model.frontend import composed_config, llava_config_of
+from basic_lite.recipe.schema import ModelSection, Recipe
+from basic_lite.training.bundle_files import look_at_bundle
+from basic_lite.training.start import PROJECTOR, START, Origin, find_origin
+
+
+def require_inputs(recipe: Recipe, *, earlier: bool = True) -> None:
+    """See that what a recipe names is there. Configurations are read; no weights, no records, no data sets of the hub.
+
+    Args:
+        earlier: whether the run begins with the weights of the earlier one that the recipe names.
+
+    Raises:
+        UserError: names all that is missing or of a wrong kind, each with its key and a mend.
+    """
+    all_at_once(
+        *(_looks_at_earlier(recipe) if earlier else ()), *_looks_at_models(recipe.model), *_looks_at_data(recipe)
+    )
+
+
+def open_inputs(recipe: Recipe, *, earlier: bool) -> Origin | None:
+    """The earlier run whose weights this one begins with, its files verified; None: it begins with none.
+
+    Raises:
+        UserError: as ``require_inputs``, or the earlier run's files aren't as it wrote them.
+    """
+    require_inputs(recipe, earlier=earlier)
+    return find_origin(recipe) if earlier else None
+
+
+def require_inputs_of_plan(recipe: Recipe) -> None:
+    """The same for a plan that is only shown: a projector that isn't made yet is told where more is missing, not alone.
+
+    Raises:
+        UserError: as ``require_inputs``.
+    """
+    try:
+        require_inputs(recipe, earlier=recipe.model.start is not None)
+    except UserError:
+        require_inputs(recipe)
+        raise
+
+
+def _looks_at_earlier(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    for key, place in ((START, recipe.model.start), (PROJECTOR, recipe.model.projector)):
+        if place is not None:
+            yield partial(look_at_bundle, Path(place), key, Path(recipe.output))
+            return
+
+
+def _looks_at_models(section: ModelSection) -> Iterator[Callable[[], object]]:
+    if section.base is not None:
+        yield partial(llava_config_of, section.base)
+    elif section.vision is not None and section.llm is not None:  # else `model.start` names them
+        yield partial(composed_config, section)
+
+
+def _looks_at_data(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    for key, section in ((TRAIN, recipe.data.train), (EVAL, recipe.data.eval)):
+        if section is not None:
+            yield partial(require_sources, section, Path.cwd(), key)

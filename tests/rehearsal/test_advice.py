@@ -1,0 +1,90 @@
+"""What is advised where a run doesn't fit: only what saves memory, with how much; and that nothing does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from basic_lite.recipe.schema import Recipe
+from basic_lite.rehearsal import advice
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise
+from basic_lite.rehearsal.counts import MicroBatchTime
+from basic_lite.rehearsal.planner import smallest_cards
+from basic_lite.sizes import GIB
+from basic_lite.tools.estimate import estimate
+from tests.support.runs import tiny_recipe
+
+Needed = Callable[[Recipe], float]
+
+
+def advised(recipe: Recipe, needed: Needed, budget: float, monkeypatch: pytest.MonkeyPatch) -> list[Advice]:
+    """What is advised for a recipe whose need in GiB is told."""
+    monkeypatch.setattr(advice, "_needed", lambda rehearser, changed: round(needed(changed) * GIB))
+    frontend = SimpleNamespace(tokens_per_image=4)
+    shape = SimpleNamespace(samples=recipe.training.micro_batch)
+    first: Any = SimpleNamespace(needed_bytes=round(needed(recipe) * GIB), look_is_larger=False, shape=shape)
+    rehearser: Any = SimpleNamespace(recipe=recipe, frontend=frontend)
+    return list(advise(rehearser, first, round(budget * GIB)))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    keys = {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "device": "auto", "micro_batch": 2}
+    return tiny_recipe(tmp_path, {f"training.{key}": value for key, value in keys.items()})
+
+
+def test_only_what_saves_is_advised(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offloading saves 0.02 GiB of 9, which nobody notices; a smaller micro-batch saves nothing."""
+
+    def needed(changed: Recipe) -> float:
+        tower, offload = changed.model.tower_on_host, changed.training.offload_activations
+        return 9 - 0.5 * tower - 0.02 * offload - 2 * (changed.lora.dtype == "bfloat16")
+
+    found = advised(recipe, needed, 1, monkeypatch)
+    assert [one.overrides for one in found] == [("model.tower_on_host=true",), ("lora.dtype=bfloat16",)]
+    assert [one.saved_bytes / GIB for one in found] == [0.5, 2] and not any(one.fits for one in found)
+    lines = list(advice_lines(found))
+    assert lines[0].startswith("these changes save memory, but not enough, cheapest first")
+    assert lines[2].startswith("  lora.dtype=bfloat16  →  6.50 GiB, 2.00 GiB less, not yet (")
+    assert lines[-1].startswith("no further change of a key makes it fit: ")
+
+
+def test_little_is_advised_where_it_is_enough(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = advised(recipe, lambda changed: 9 - 0.02 * (changed.training.micro_batch == 1), 8.99, monkeypatch)
+    assert one.overrides == ("training.micro_batch=1",) and one.fits
+    assert next(advice_lines([one])).startswith("to make it fit, cheapest first")
+
+
+def test_that_nothing_helps_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert advised(recipe, lambda changed: 9, 1, monkeypatch) == []
+    assert list(advice_lines([])) == ["no change of a key makes it fit: use a smaller LLM or more memory"]
+
+
+def test_the_smallest_cards() -> None:
+    assert [card.name for card in smallest_cards(GIB)] == ["RTX 3070", "RTX 4060"]
+    assert [card.name for card in smallest_cards(round(9 * GIB))] == ["RTX 3080"]
+    assert {card.gib for card in smallest_cards(round(24.1 * GIB))} == {32}
+    assert smallest_cards(81 * GIB) == []
+
+
+def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model, but a card's context alone takes half a GiB. The recipe gives all of the plan: one is looked at."""
+    monkeypatch.setattr(advice, "possible_changes", lambda recipe, visual: iter(()))
+    monkeypatch.setattr(MicroBatchTime, "sample_seconds", lambda self, plan, card: 1.0)
+    keys = {"plan": "auto", "micro_batch": 1, "global_batch": 1, "gradient_checkpointing": 4, "device": "auto"}
+    keys |= {"offload_activations": False}
+    changes = {"model.tower_on_host": False, "lora.enabled": False, "stage": 1, "supervision.enabled": False}
+    recipe = tiny_recipe(tmp_path, {**changes, **{f"training.{key}": value for key, value in keys.items()}})
+
+    console = Console(file=io.StringIO(), width=160)
+    estimate(recipe, gpu_gib=0.3, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "doesn't fit a card of 0.3 GiB" in text and "none fits" in text and "kWh" not in text
+    assert "no change of a key makes it fit" in text
+    assert "the smallest card for it as it is: 8 GB (RTX 3070, RTX 4060)\n" in text

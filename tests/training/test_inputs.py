@@ -1,0 +1,122 @@
+"""What a recipe names and isn't there: all of it in one error, each with its key and what mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.cli import main
+from basic_lite.errors import UserError, each_of
+from basic_lite.recipe import load_recipe
+from basic_lite.recipe.schema import Recipe
+from basic_lite.run import train
+from basic_lite.tools.dry_run import dry_run
+from basic_lite.tools.stages import look_ahead
+from tests.support.runs import quiet, run, tiny_recipe
+
+STARTS = {
+    "train": lambda recipe: train(recipe, console=quiet()),
+    "dry run": lambda recipe: dry_run(recipe, quiet()),
+    "run": lambda recipe: look_ahead([recipe], None, console=quiet()),
+}
+MISSING: dict[str, tuple[dict[str, Any], str]] = {
+    "model.projector": ({"model.projector": "a"}, "model.projector: there is no folder a; give a run folder"),
+    "model.vision": ({"model.vision": "/b"}, "model.vision: there is no folder /b; give model.vision a folder"),
+    "model.llm": ({"model.llm": "/c"}, "model.llm: there is no folder /c; give model.llm a folder"),
+    "data.train": (
+        {"data.train": [{"path": "d.csv", "image_dir": "e"}, {"folder": "f"}, {"saved": "g"}, {"parquet": "h/*.pq"}]},
+        "data.train.0.image_dir: there is no folder e; correct it, or leave it out\n"
+        "data.train.0.path: there is no file d.csv; correct it\n"
+        "data.train.1.folder: there is no folder f; correct it\n"
+        "data.train.2.saved: there is no folder g; correct it\n"
+        "data.train.3.parquet: no file matches h/*.pq; correct it",
+    ),
+    "data.eval": ({"data.eval": {"path": "zzz.csv"}}, "data.eval.path: there is no file zzz.csv; correct it"),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(start: str, recipe: Recipe) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        STARTS[start](recipe)
+    return each_of(caught.value)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_all_that_is_missing_is_told_at_once(here: Path, start: str) -> None:
+    changes = {key: value for keys, _ in MISSING.values() for key, value in keys.items()}
+    found = refused(start, tiny_recipe(here, changes))
+    expected = "\n".join(text for _, text in MISSING.values()).split("\n")
+    assert len(found) == len(expected)
+    for text, one in zip(expected, found, strict=True):
+        assert text in one
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_missing_start_is_told_with_the_data(here: Path, start: str) -> None:
+    """Of a run that goes on from another one, the models are the other one's."""
+    changes = {"model.start": "a", "model.vision": None, "model.llm": None, "data.train.path": "nothing.csv"}
+    found = refused(start, tiny_recipe(here, changes))
+    assert "model.start: there is no folder a" in found[0]
+    assert start != "dry run" or found[1:] == ["data.train.path: there is no file nothing.csv; correct it"]
+
+
+def test_a_projector_alone_is_told_after_the_plan(here: Path) -> None:
+    console = quiet()
+    with pytest.raises(UserError, match=r"^`train` would refuse to start: model\.projector: there is no folder a"):
+        dry_run(tiny_recipe(here, {"model.projector": "a"}), console)
+    assert "trainable parameters" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_run_that_goes_on_needs_its_projector_no_more(here: Path) -> None:
+    run(here, {"name": "one", "stage": 1, "lora.enabled": False, "training.max_steps": 1})
+    changes = {"model.projector": str(here / "runs" / "one"), "training.save_every": 1, "training.max_steps": 2}
+    two = run(here, changes)
+    (here / "runs" / "one").rename(here / "gone")
+    for path in (two / "final", two / "checkpoint-2"):
+        path.rename(here / path.name)
+    assert (two / "checkpoint-1").is_dir()
+    assert train(tiny_recipe(here, changes), resume=True, console=quiet()).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("train demo_stage1", ["data.train.image_dir", "data.train.path"]),
+        ("train demo_stage2", ["model.projector", "data.train.image_dir", "data.train.path"]),
+        ("train demo_stage2 --dry-run", ["model.projector", "data.train.image_dir", "data.train.path"]),
+        ("estimate demo_stage2 model.start=runs/demo/stage1", ["model.start"]),
+        ("eval runs/demo/stage2 --held-out", ["run folder"]),
+        ("chat runs/demo/stage2", [""]),
+        ("check runs/demo/world/instruct.json", [""]),
+        ("report runs/demo/stage1", [""]),
+        ("runs runs/demo", [""]),
+    ],
+)
+def test_what_the_demo_makes_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, keys: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(lines) == len(keys)
+    for key, line in zip(keys, lines, strict=True):
+        assert line.startswith(f"error: {key}") and line.endswith("; `basic-lite demo` makes it, in a few minutes")
+
+
+def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
+    (here / "runs/demo/world").mkdir(parents=True)
+    recipe = load_recipe("demo_stage1")
+    (here / "runs/demo/world/pretrain.jsn").touch()
+    assert refused("dry run", recipe) == [
+        "data.train.image_dir: there is no folder runs/demo/world/images; correct it, or leave it out",
+        "data.train.path: there is no file runs/demo/world/pretrain.json; did you mean runs/demo/world/pretrain.jsn?",
+    ]
