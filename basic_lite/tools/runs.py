@@ -134,13 +134,13 @@ def row_of(run: Path, log: list[dict[str, Any]] | None = None) -> RunRow:
     """What there is to say of a run.
 
     Args:
-        log: the whole lines of its log; None: they are read.
+        log: what ``read_log`` finds rare in its log; None: that is read.
     """
     bundles = newest_first(run)
     manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
     if log is None:
-        log = read_log(run).lines
+        log = read_log(run).rare
     summaries = _summaries(run, log)
     size_bytes, changed = size_and_time(run)
     model = _keys(recipe.get("model"))
