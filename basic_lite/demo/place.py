@@ -19,7 +19,7 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.files import sha256, write_json
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import MANIFEST
 
 EVAL_BATCH = 64
@@ -68,7 +68,7 @@ class Place:
 
 def logged(run: Path, key: str) -> list[Any]:
     """The values of ``key`` in a run's log, from those lines that have it."""
-    return [line[key] for line in read_log(run).lines if key in line]
+    return [line[key] for line in lines_of(run) if key in line]
 
 
 def scores_of(

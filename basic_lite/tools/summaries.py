@@ -13,7 +13,7 @@ def summaries_of(run: Path, log: Sequence[Mapping[str, Any]]) -> list[tuple[Path
     """Each with its file, without those of weights that the run has no more: it went back, and made their steps again.
 
     Args:
-        log: the run's whole lines.
+        log: what ``read_log`` finds rare in the run's.
     """
     found = [(path, summary) for path in sorted(run.glob(SUMMARIES)) if isinstance(summary := read_json(path), dict)]
     manifests = {bundle.name: bundle / MANIFEST for bundle in newest_first(run)}

@@ -109,7 +109,7 @@ def best_of(run: Path, log: Sequence[Mapping[str, Any]]) -> Best | None:
     """What a run's best bundle and its log say; None where none is kept, or they don't fit.
 
     Args:
-        log: its whole lines.
+        log: what ``read_log`` finds rare in it.
     """
     record = best_record(run / BEST)
     if record is None or type(record["step"]) is not int or not has_step(log, record["step"]):

@@ -7,7 +7,7 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX, RunLog
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import DATA
 from basic_lite.training.processes import Processes
 
@@ -78,7 +78,7 @@ class DroppedRecords:
             return
         path = self._folder / DATA
         if self._dropped is None:  # the log has what this run dropped before it was continued
-            found = [line for line in read_log(self._folder).lines if "dropped" in line]
+            found = [line for line in lines_of(self._folder) if "dropped" in line]
             self._dropped = [{"step": line.get("step"), "records": line["dropped"]} for line in found]
         with saving(path, FIX):
             write_json(path, self._summary | ({"dropped_while_training": self._dropped} if self._dropped else {}))

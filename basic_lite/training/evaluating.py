@@ -104,7 +104,7 @@ class Evaluation:
         """What to say of the best step at the run's end; nothing where none is kept."""
         if self.best.by is None or not self.train_step.processes.is_main:
             return []
-        best = best_of(self.log.path.parent, read_log(self.log.path.parent).lines)
+        best = best_of(self.log.path.parent, read_log(self.log.path.parent).rare)
         return [] if best is None else list(best.lines())
 
     def _loss(self, step: int) -> float:

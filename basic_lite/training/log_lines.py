@@ -5,20 +5,23 @@ passed over and counted: a person may have changed it, or a full disk cut it off
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from basic_lite.outside import CHANGED
+from basic_lite.outside import CHANGED, is_finite
 from basic_lite.recipe.schema import MOST
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.estimate import estimate_of
 from basic_lite.training.places import LOG, json_lines
+from basic_lite.training.points import Points
 from basic_lite.training.text_probe.outcome import outcome_from
 
+# What few lines have: those of evaluations, looks, answers, lost records, measured time and the end.
+_RARE = {"eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "time", "generated", "text_probe"}
 # A run computes its numbers in float32, so none is near to this; it may be infinite or no number.
 LARGEST = 1e100
 
@@ -152,16 +155,22 @@ class _Line(_Part):
     text_probe: Annotated[Any, AfterValidator(_probed)] = None
 
 
+# What most lines have.
+_USUAL = _Line.model_fields.keys() - _RARE - {"step"}
+
+
 @dataclass(frozen=True)
 class ReadLog:
-    """What a log holds.
+    """What a log holds. A run reads its own at each evaluation, so a step takes some 200 bytes, and no dict (2 kB).
 
     Attributes:
-        lines: those that are whole, in order.
-        damaged: how many aren't.
+        rare: whole lines that have more than a step's numbers, in order; the newest line too, whatever it has.
+        series: by name, the finite numbers that any whole line may have, with their steps, in order.
+        damaged: lines that aren't whole.
     """
 
-    lines: list[dict[str, Any]]
+    rare: list[dict[str, Any]]
+    series: Mapping[str, Points]
     damaged: int
 
 
@@ -173,9 +182,27 @@ def damaged_text(count: int) -> str:
 
 def read_log(run: Path) -> ReadLog:
     """The log of a run folder; one that isn't there has no lines."""
-    found = list(_checked(run / LOG, 0)) if (run / LOG).is_file() else []
-    lines = [line for line in found if line is not None]
-    return ReadLog(lines, len(found) - len(lines))
+    rare, damaged, newest = list[dict[str, Any]](), 0, dict[str, Any]()
+    series = {name: Points() for name in _USUAL}
+    for line in _checked(run / LOG, 0) if (run / LOG).is_file() else ():
+        if line is None:
+            damaged += 1
+            continue
+        for name in _USUAL & line.keys():
+            if is_finite(line[name]):
+                series[name].add(line["step"], float(line[name]))
+        if line.keys() & _RARE:
+            rare.append(line)
+        if line["step"] >= newest.get("step", 0):
+            newest = line
+    if newest and not any(line is newest for line in rare):
+        rare.append(newest)
+    return ReadLog(rare, series, damaged)
+
+
+def lines_of(run: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a run folder's log, one after the other; one that isn't there has none."""
+    return whole_lines(run / LOG) if (run / LOG).is_file() else iter(())
 
 
 def whole_lines(path: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:

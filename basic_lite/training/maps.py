@@ -24,7 +24,7 @@ from basic_lite.training.assembly import autocast_of, supervision_of
 from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import MAPS, read_json
 
 # Pictures of a run whose maps are kept, and records that are looked through for as many different ones.
@@ -100,7 +100,7 @@ class ReportMaps:
         Raises:
             UserError: the vocabulary table can't be used, or the file can't be written.
         """
-        step = max((line["step"] for line in read_log(self.folder).lines), default=0)
+        step = max((line["step"] for line in lines_of(self.folder)), default=0)
         before, path = read_json(self.folder / MAPS), self.folder / MAPS
         if isinstance(before, dict) and before.get("step") == step:
             return

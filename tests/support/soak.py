@@ -23,6 +23,12 @@ from tests.support.runs import GUARDED, LOUD, quiet, tiny_recipe, write_data
 
 # What the first steps still load and allocate isn't growth.
 WARM_UP, EVERY = 100, 25
+# Memory may grow by this share. It grew by 1 %, 3,000 bytes a step (95 %: 2,970 to 3,030), while each page, and each
+# look for the step of its token maps, read the whole log as a list of dicts. They were freed, but Python's allocator
+# gives an arena back only when nothing in it lives, so a process stays as large as its largest page made it. Without
+# pages it is 42 (33 to 53). With numbers in columns it is 430 (410 to 450): a page needs 180 bytes for a step and
+# 10,000 for an evaluation, which this run has after every 25 steps.
+LEVEL = 0.005
 CHANGES: dict[str, Any] = {
     **LOUD,
     **GUARDED,
@@ -119,7 +125,7 @@ def main(folder: Path, steps: int, device: str) -> None:
     torch.set_num_threads(1)
     meter = soak(folder, steps, device)
     print("\n".join(meter.figures()), flush=True)
-    if found := meter.findings():
+    if found := meter.findings(level=LEVEL):
         print("\n".join(["it grows:", *found]), flush=True)
         raise SystemExit(1)
 

@@ -49,7 +49,7 @@ def test_scores_of_weights_that_are_no_more_are_not_shown(run: Path, changed: di
     settings = {"step": 3, "data": "a", "bundle": "final", "model_sha256": sha256(run / "final" / MANIFEST)}
     write_summary(run, metric="exact", not_trained_on=SHARE, settings=settings | changed)
     assert ("exact match 75.0% [60%, 86%] of 40 not" in row_of(run).score) is shown
-    assert (verdict_of(run, read_log(run).lines) is not None) is shown
+    assert (verdict_of(run, read_log(run).rare) is not None) is shown
 
 
 def test_every_score_has_its_interval(run: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_best_step_is_kept_whole_and_of_equals_the_earlier(place: Path) -> N
 
 
 def test_what_is_said_of_it(place: Path) -> None:
-    best = best_of(place, read_log(place).lines)
+    best = best_of(place, read_log(place).rare)
     assert best is not None
     # Question by question, and of step 2 as the best of four.
     gain = difference_of_chosen(np.array(list(RIGHT.values()), dtype=float), 1, 3)
@@ -164,7 +164,7 @@ def test_a_step_that_the_run_does_not_have_is_not_its_best(place: Path) -> None:
     """What earlier versions left after going back."""
     lines = [line for line in log_of(place) if line["step"] <= 1]
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert best_of(place, read_log(place).lines) is None and "best" not in row_of(place).score
+    assert best_of(place, read_log(place).rare) is None and "best" not in row_of(place).score
 
 
 def test_a_kill_between_two_names_loses_nothing(made: Path, place: Path) -> None:
@@ -221,7 +221,7 @@ def test_by_loss_the_lowest_that_is_a_number(made: Path, tmp_path: Path, monkeyp
     more = {"output": str(tmp_path), "training.metric_for_best_model": "loss", "training.eval_generate": 0}
     place = run(made, changes(made, **more))
     assert best_record(place / BEST) == {"step": 4, "by": "loss", "value": 1.5}
-    best = best_of(place, read_log(place).lines)
+    best = best_of(place, read_log(place).rare)
     assert best is not None and next(best.lines()).startswith("best step by held-out loss: the last, 4, with 1.500;")
 
 

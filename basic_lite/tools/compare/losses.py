@@ -7,7 +7,7 @@ from statistics import fmean
 
 from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
 from basic_lite.outside import is_finite
-from basic_lite.training.log_lines import damaged_text, read_log
+from basic_lite.training.log_lines import damaged_text, lines_of, read_log
 from basic_lite.training.places import DATA, LOG, read_json
 
 # Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
@@ -70,7 +70,7 @@ def _common(name: str, key: str, groups: Sequence[Sequence[Path]]) -> Losses:
 
 def _series(run: Path, key: str) -> dict[int, float]:
     """Finite values by step; of a step that was made twice, the later."""
-    return {line["step"]: float(line[key]) for line in read_log(run).lines if is_finite(line.get(key))}
+    return {line["step"]: float(line[key]) for line in lines_of(run) if is_finite(line.get(key))}
 
 
 def _data_of(run: Path, part: str) -> tuple[object, ...] | None:

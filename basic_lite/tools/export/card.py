@@ -12,7 +12,7 @@ from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.log_lines import read_log
+from basic_lite.training.log_lines import lines_of
 from basic_lite.training.loss_text import loss_text
 from basic_lite.units import dtype_name
 
@@ -145,7 +145,7 @@ def _training(source: Source) -> list[tuple[str, ...]]:
 
 def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, ...]]:
     """Figures of the check, and of the run's log up to a step."""
-    lines = [line for line in read_log(run).lines if line["step"] <= step]
+    lines = [line for line in lines_of(run) if line["step"] <= step]
     rows: list[tuple[str, ...]] = []
     if checked is not None:
         where = f"{checked.samples} {'held-out' if checked.held_out else 'training'} samples"

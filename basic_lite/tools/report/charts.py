@@ -1,12 +1,15 @@
 """Line charts as SVG, made here: a report needs no network and no script. Colours come from the page's style."""
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+from basic_lite.training.points import Points
 
 WIDTH, HEIGHT = 480, 236
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
@@ -132,25 +135,28 @@ class Scale:
         return [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[float, float]]:
+def smoothed(points: Sequence[tuple[int, float]], over: int) -> Sequence[tuple[int, float]]:
     """The mean of each point and the up to ``over`` − 1 before it."""
-    values = np.array([y for _, y in points])
-    means = [float(values[:end].mean()) for end in range(1, min(over, len(values) + 1))]
+    values = np.fromiter((y for _, y in points), np.float64, len(points))
+    means = array("d", (values[:end].mean() for end in range(1, min(over, len(values) + 1))))
     if len(values) >= over:
-        means += sliding_window_view(values, over).mean(axis=1).tolist()
-    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+        means.frombytes(sliding_window_view(values, over).mean(axis=1).tobytes())
+    found = Points()
+    for (x, _), mean in zip(points, means, strict=True):
+        found.add(x, mean)
+    return found
 
 
 def _drawable(line: Line, *, log_y: bool) -> Line:
-    bars = list(line.bars) or [None] * len(line.points)
-    kept = [
-        (point, bar if bar is not None and all(_has_place(end, log_y=log_y) for end in bar) else None)
-        for point, bar in zip(line.points, bars, strict=True)
-        if _has_place(point[1], log_y=log_y)
-    ]
-    every = math.ceil(len(kept) / MOST_POINTS) or 1
-    kept = [one for i, one in enumerate(kept) if i % every == 0 or i == len(kept) - 1]
-    return Line(line.name, [point for point, _ in kept], [bar for _, bar in kept], line.marks)
+    # Places in the line, and no pairs: a long line has many.
+    found = array("q", (i for i, (_, y) in enumerate(line.points) if _has_place(y, log_y=log_y)))
+    kept = list(dict.fromkeys([*found[:: math.ceil(len(found) / MOST_POINTS) or 1], *found[-1:]]))
+    bars = [_whole(line.bars[i] if line.bars else None, log_y=log_y) for i in kept]
+    return Line(line.name, [line.points[i] for i in kept], bars, line.marks)
+
+
+def _whole(bar: tuple[float, float] | None, *, log_y: bool) -> tuple[float, float] | None:
+    return bar if bar is not None and all(_has_place(end, log_y=log_y) for end in bar) else None
 
 
 def _has_place(value: float, *, log_y: bool) -> bool:

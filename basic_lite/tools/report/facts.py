@@ -1,7 +1,7 @@
 """What a run's folder says of the run, read for its report. Files are read; no model is loaded."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
-from basic_lite.outside import CHANGED, is_finite, read_text
+from basic_lite.outside import CHANGED, read_text
 from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
@@ -36,7 +36,7 @@ _THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]*")
 # Patches with token maps, so that a page stays small: 24 × 24 of them take 0.3 MB.
 MOST_PATCHES = 4000
 # Values of one name: (step, value).
-Series = list[tuple[int, float]]
+Series = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ class RunFacts:
     """Everything that a report shows.
 
     Attributes:
-        log: its whole lines.
-        damaged: how many lines of it aren't.
+        log: its lines that have more than a step's numbers, and the newest.
+        steps: by name, numbers with their steps.
+        damaged: how many lines of the log aren't whole.
     """
 
     path: Path
@@ -115,6 +116,7 @@ class RunFacts:
     manifest: dict[str, Any]
     recipe: str
     log: list[dict[str, Any]]
+    steps: Mapping[str, Series]
     damaged: int
     curves: list[tuple[int, RefinementCurve]]
     looks: list[Look]
@@ -124,13 +126,13 @@ class RunFacts:
     software: list[dict[str, Any]]
 
     def series(self, name: str) -> Series:
-        """The steps that have a number of that name, with it."""
-        return [(line["step"], line[name]) for line in self.log if is_finite(line.get(name))]
+        """The steps that have a finite number of that name, with it."""
+        return self.steps[name]
 
     @property
     def state(self) -> str:
         """How far it had come when the page was written. A run that ends without a page makes no page untrue."""
-        step, total = self.log[-1]["step"], self.manifest.get("total_steps")
+        step, total = max(line["step"] for line in self.log), self.manifest.get("total_steps")
         if is_finished(self.path):
             return f"finished, {step:,} {'step' if step == 1 else 'steps'}"
         return (
@@ -188,7 +190,7 @@ def read_run(run: Path) -> RunFacts:
         mend = meant_run(run, fits=is_run) or "give the folder that `basic-lite train` wrote, such as runs/NAME"
         raise UserError(f"{run} is no run folder; {mend}")
     read = read_log(run)
-    log = read.lines
+    log = read.rare
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
     bundles = newest_first(run)
@@ -204,6 +206,7 @@ def read_run(run: Path) -> RunFacts:
         manifest if isinstance(manifest, dict) else {},
         recipe,
         log,
+        read.series,
         read.damaged,
         _curves(log),
         _looks(log),

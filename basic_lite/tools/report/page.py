@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.maps.page import heading
@@ -243,9 +245,11 @@ def _ends(points: Series) -> str:
 
 def _rows_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
     """A chart's numbers as a table: head, rows. Long lines are thinned to some thirty rows."""
-    xs = sorted({x for line in chart.lines for x, _ in line.points})
-    xs = [x for i, x in enumerate(xs) if i % max(1, len(xs) // 30) == 0 or x == xs[-1]]
-    values = [dict(line.points) for line in chart.lines]
+    each = [np.fromiter((x for x, _ in line.points), np.float64, len(line.points)) for line in chart.lines]
+    every = np.unique(np.concatenate(each)) if each else np.empty(0)
+    xs = sorted({*every[:: max(1, len(every) // 30)].tolist(), *every[-1:].tolist()})
+    shown = set(xs)
+    values = [{x: y for x, y in line.points if x in shown} for line in chart.lines]
     names = [chart.x_names[int(x)] if chart.x_names else f"{x:g}" for x in xs]
     rows = [[name, *(f"{one[x]:.4g}" if x in one else "" for one in values)] for name, x in zip(names, xs, strict=True)]
     return [chart.x, *(line.name for line in chart.lines)], rows

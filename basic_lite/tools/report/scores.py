@@ -77,7 +77,7 @@ def verdict_of(run: Path, log: list[dict[str, Any]]) -> Verdict | None:
     """The evaluation that says most: not of what was trained on, of held-out questions, of the latest weights, of most.
 
     Args:
-        log: lines of the run's log.
+        log: what ``read_log`` finds rare in the run's.
 
     Returns:
         None: nobody has asked.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from basic_lite.tools.report.page import Card, cards, charts, render, write_repo
 from basic_lite.tools.runs import row_of
 from basic_lite.training import log_lines, samples
 from basic_lite.training.assembly import software_of
-from basic_lite.training.log_lines import read_log
-from basic_lite.training.places import REPORT
+from basic_lite.training.log_lines import lines_of, read_log
+from basic_lite.training.maps import ReportMaps
+from basic_lite.training.places import MAPS, REPORT
 from basic_lite.training.software import read_software, write_software
 from tests.support.runs import log_of, quiet, tiny_recipe, write_data
 
@@ -177,8 +180,14 @@ def shorter(curve: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_writes_whole_lines_alone(made: Path) -> None:
     read = read_log(made)
-    assert read.damaged == 0 and read.lines == log_of(made)
-    assert {"lm", "eval_loss", "refinement", "answers", "time"} <= {name for line in read.lines for name in line}
+    assert read.damaged == 0 and list(lines_of(made)) == (log := log_of(made))
+    assert {"lm", "eval_loss", "refinement", "answers", "time"} <= {name for line in log for name in line}
+    # Nothing that is read anywhere is lost where a step's numbers are kept apart.
+    for name in ("eval_loss", "refinement", "gate", "answers", "time"):
+        assert [line for line in read.rare if name in line] == [line for line in log if name in line]
+    for name, points in read.series.items():
+        assert list(points) == [(line["step"], line[name]) for line in log if name in line]
+    assert max(line["step"] for line in read.rare) == log[-1]["step"]
 
 
 @pytest.mark.parametrize("odd", [1e308, -1e308, 1e100, math.inf, math.nan, 5e-324])
@@ -209,6 +218,32 @@ def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatc
     text = render(found := read_run(place))
     assert len(read) == 1 and len(found.curves) == 400 and len(found.series("lm")) == 20_000
     assert len(text.encode()) < 200_000 and "mean of 400" in text
+
+
+def no_new_maps(run: Path) -> None:
+    """Look for the step of a run's token maps, which are there already."""
+    unused: Any = None
+    ReportMaps(unused, unused, unused, None, run, unused).write()
+
+
+@pytest.mark.parametrize("write", [write_report, no_new_maps])
+def test_a_page_takes_little_memory_for_a_step(place: Path, write: Callable[[Path], object]) -> None:
+    """Each evaluation writes one, so what it takes for a step is what a training run's memory grows by in a step."""
+    step = next(line for line in log_of(place) if "das" in line)
+    peaks = []
+    for steps in (500, 500, 1000):  # the first also loads what a page needs
+        lines = [json.dumps(step | {"step": number, "lm": 1 / number}) + "\n" for number in range(1, steps + 1)]
+        (place / "log.jsonl").write_text("".join(lines))
+        maps = json.loads((place / MAPS).read_text())
+        (place / MAPS).write_text(json.dumps(maps | {"step": steps}))
+        gc.collect()
+        tracemalloc.start()
+        try:
+            write(place)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[2] - peaks[1]) / 500 < 400, "bytes"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 50, 1000])
@@ -349,4 +384,4 @@ def test_a_point_lies_where_its_value_is() -> None:
     assert "<circle" in one.svg() and one.legend() == [(0, "a")]
     many = Chart("", "x", "y", [Line("a", [(i, float(i % 7)) for i in range(9_000)])])
     assert len(re.findall(r"\d,\d", many.svg())) <= 402
-    assert smoothed([(0, 0.0), (1, 2.0), (2, 4.0)], 2) == [(0, 0.0), (1, 1.0), (2, 3.0)]
+    assert list(smoothed([(0, 0.0), (1, 2.0), (2, 4.0)], 2)) == [(0, 0.0), (1, 1.0), (2, 3.0)]

@@ -149,4 +149,4 @@ def test_lines_that_somebody_changed_are_passed_over(tmp_path: Path, generated: 
     (tmp_path / "predictions_x.summary.json").write_text(json.dumps(generated))
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 4, "generated": generated}) + "\n")
     read = read_log(tmp_path)
-    assert read.damaged == 1 and verdict_of(tmp_path, read.lines) is None
+    assert read.damaged == 1 and verdict_of(tmp_path, read.rare) is None
