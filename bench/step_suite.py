@@ -150,10 +150,21 @@ class StepResult:
         shape = self.shape
         limit = "" if self.limit_gib is None else f", limited to {self.limit_gib:g} GiB"
         title = f"{self.recipe} on {self.device}{limit}: {shape.accumulation} × {shape.samples} × {shape.tokens} tokens"
-        header = ["BASIC", "predicted GiB", "measured", "taken", "step ms p20", "p50", "p80", "whole ms", "tokens/s"]
+        header = [
+            "BASIC",
+            "predicted GiB",
+            "measured",
+            "taken",
+            "outside",
+            "step ms p20",
+            "p50",
+            "p80",
+            "whole ms",
+            "tokens/s",
+        ]
         body = []
         for name, side in self.sides.items():
-            sizes = (side.predicted_bytes, side.measured_bytes, side.taken_bytes)
+            sizes = (side.predicted_bytes, side.measured_bytes, side.taken_bytes, side.outside_bytes)
             quantiles, whole_ms, tokens_per_s = self.times(side).values()
             cells = [number(None if size is None else size / GIB, "{:.2f}") for size in sizes]
             cells += [number(ms, "{:.1f}") for ms in (*(quantiles or [None] * 3), whole_ms)]

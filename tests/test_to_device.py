@@ -48,21 +48,39 @@ class FakeCard:
 
 def test_a_gpu_gets_small_tensors_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[Tensor] = []
+    pinned: list[Tensor] = []
 
     def to(tensor: Tensor, device: Any, **options: Any) -> Tensor:
         assert options == {"non_blocking": True}
         copies.append(tensor)
         return tensor
 
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    def pinned_pack(tensors: dict[str, Tensor], *, pin: bool) -> Tensor:
+        assert pin
+        return pack(tensors)  # a CPU's torch pins nothing
+
     pack = file.packed
     monkeypatch.setattr(Tensor, "to", to)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(file, "packed", lambda tensors, *, pin: pack(tensors))  # a CPU's torch pins nothing
-    large = torch.ones(PACKED_BYTES // 4 + 1)
-    given = {"first": torch.arange(3), "large": large, **MIXED}
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(file, "packed", pinned_pack)
+    large, there = torch.ones(PACKED_BYTES // 4 + 1), torch.ones(2, device="meta")
+    given = {"first": torch.arange(3), "large": large, "there": there, **MIXED}
     found = to_device(given, FakeCard())  # type: ignore[arg-type]
-    assert list(found) == list(given) and all(found[name].equal(given[name]) for name in given)
-    assert len(copies) == 2 and copies[1] is large
+    assert list(found) == list(given) and found["there"] is there
+    assert all(found[name].equal(given[name]) for name in given if name != "there")
+    assert len(copies) == 3 and copies[1] is large and copies[2] is there
+    assert len(pinned) == 1 and pinned[0] is large
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_card_has_what_the_host_had() -> None:
+    found = to_device(MIXED, torch.device("cuda"))
+    assert all(tensor.is_cuda and tensor.cpu().equal(MIXED[name]) for name, tensor in found.items())
+    assert packed(MIXED, pin=True).is_pinned()
 
 
 def test_another_device_gets_each() -> None:

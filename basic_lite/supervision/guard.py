@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from basic_lite.supervision.layout import Layout
 
-# No sum of squares of float32 numbers lies between 0 and this: in place of 0 it makes a quotient of nothing 0.
+# In place of a divisor 0, where what is divided is 0 or the quotient is capped.
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -48,7 +48,7 @@ class Guard:
         """
         dot, lm_square, basic_square = self._sums(of_lm, of_basic)
         opposed = dot.clamp_max(0)
-        along = opposed / lm_square.clamp_min(TINY)  # times g_lm: what is taken out
+        along = torch.where(lm_square > 0, opposed / lm_square, lm_square)  # times g_lm: what is taken out
         removed = opposed * along  # its energy
         lm, left = lm_square.sqrt(), (basic_square - removed).clamp_min(0).sqrt()
         cap = (self.rho * lm / left.clamp_min(TINY)).clamp_max(1)  # 0 where g_lm is

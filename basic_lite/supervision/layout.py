@@ -27,9 +27,7 @@ class Layout:
     positions: Tensor  # [M] int64 into the flattened B·T
     sample: Tensor  # [M] int64, row of the batch each visual token belongs to
     patches: Tensor  # [B] int64, visual tokens of each sample
-    pair_shares: (
-        Tensor  # [B] float32, what two different visual tokens of a sample count in a mean over pairs and samples
-    )
+    pair_shares: Tensor  # [B] float32, a pair's share in the mean over pairs and samples
     rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
     text_rows: Tensor  # [B, R] int32, the positions of ``text`` and of ``visual``, each listed as in ``MassTokens``
     visual_columns: Tensor  # [B, C] int32

@@ -100,11 +100,7 @@ class Terms:
     def sums(self) -> dict[str, Tensor]:
         """This process's shares of the losses, on the device."""
         losses = [(names, total) for names, (total, weight) in self._totals.items() if not weight]
-        found: dict[str, Tensor] = {}
-        for names, total in losses:
-            for name, value in zip(names, total.unbind(), strict=True):
-                found[name] = found[name] + value if name in found else value
-        return found
+        return {name: value for names, total in losses for name, value in zip(names, total.unbind(), strict=True)}
 
     def values(self, processes: Processes) -> dict[str, float]:
         """The step's terms and measures, the same in every process."""

@@ -333,7 +333,7 @@ def _heads_each(B: int, H: int, tiles: int, device: torch.device) -> int:
 
 @lru_cache(maxsize=64)
 def _processors(device: torch.device) -> int:
-    """The card's multiprocessors."""
+    """The card's multiprocessors; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

@@ -37,7 +37,7 @@ def why_not(*tensors: Tensor) -> str | None:
 
 
 def ceil_div(count: int, size: int) -> int:
-    """Blocks of ``size`` that hold ``count``. ``triton.cdiv`` takes the host ten times as long."""
+    """Blocks of ``size`` that hold ``count``. ``triton.cdiv`` takes the host many times as long."""
     return -(-count // size)
 
 

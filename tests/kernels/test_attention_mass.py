@@ -207,7 +207,11 @@ def test_heads_are_split_in_order(heads_each: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_programs_fill_a_card_and_partial_sums_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "_processors", lambda device: 82)
+    class Card:
+        multi_processor_count = 82
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    monkeypatch.setattr(file, "_processors", file._processors.__wrapped__)  # nothing of another test's card
     cuda = torch.device("cuda")
     for B, H, T in ((1, 32, 2048), (8, 32, 2048), (1, 32, 640), (64, 32, 4096), (3, 28, 1111), (1, 1, 1)):
         tiles = -(-T // 64)

@@ -152,6 +152,14 @@ def test_edges_stay_finite(basic: float) -> None:
     assert all(torch.isfinite(value) for value in guard.metrics.values())
 
 
+def test_a_gradient_too_small_for_its_square_is_none() -> None:
+    """Its norm is 0 in float32, though it isn't: nothing of BASIC goes on, and no measure becomes infinite."""
+    lm = torch.full((3, 4), 1e-24)
+    guard = Guard(0.5, layout_of(3))
+    assert torch.equal(guard.join(lm, -torch.ones(3, 4)), lm)
+    assert {name: float(value) for name, value in guard.metrics.items()} == dict.fromkeys(guard.metrics, 0.0)
+
+
 def test_one_gradient_alone() -> None:
     guard, v = Guard(0.5, layout_of(3)), torch.ones(1, 3, 4, requires_grad=True)
     for_lm, for_basic = guard.split(v)

@@ -11,7 +11,8 @@ from basic_lite.errors import UserError
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Supervision
-from basic_lite.supervision.metrics import nearest_special_share
+from basic_lite.supervision.layout import find_layout
+from basic_lite.supervision.metrics import embedding_metrics, nearest_special_share
 from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite_kernels.operations import EAGER
 from tests.support import supervision as kit
@@ -65,6 +66,23 @@ def test_lora_on_a_vocabulary_table_is_refused(table: str, target: str) -> None:
     other = "lm_head" if table == "input_embeddings" else "input_embeddings"
     kit.build(model, vocabulary=other)
     kit.build(model, vocabulary=table, enabled=False)
+
+
+def test_pairs_of_samples_with_few_patches() -> None:
+    """Samples of 0, 1, 2 and 3 visual tokens, one of the last padded: a mean over those that have pairs."""
+    supervision, counts = kit.build(kit.tiny_llava()), (0, 1, 2, 3)
+    ids = torch.tensor([[kit.IMAGE] * count + [3] * (4 - count) for count in counts])
+    mask = torch.ones_like(ids)
+    mask[3, 0] = 0
+    layout = find_layout({"input_ids": ids, "attention_mask": mask}, kit.IMAGE, "all")
+    v = torch.randn(6, kit.WIDTH, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(v.double(), dim=1)
+    means = []
+    for rows in unit.split(counts):
+        if len(rows) > 1:
+            means.append((rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)].mean())
+    metrics = embedding_metrics(v, v, torch.ones(6), layout, supervision.vocabulary)
+    assert float(metrics["pairwise_cos"]) == pytest.approx(float(torch.stack(means).mean()), abs=1e-6)
 
 
 def test_metrics_are_what_they_say() -> None:
