@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from basic_lite.model.parts import Parts
 from basic_lite.rehearsal.ledger import Ledger, fake_like
 from basic_lite.supervision import Supervision
+from basic_lite.supervision.attention import is_watched
 from basic_lite_kernels.signatures import MassTokens, MeasureRows, RowScaling
 
 
@@ -102,6 +103,8 @@ class RepeatedLayer(nn.Module):
     def _attend(self, hidden: Tensor) -> None:
         attention = next(m for m in self.layer.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim"))
         config = attention.config
+        if not is_watched(config):
+            return  # a look at the premise, which reads no attention
         B, T = hidden.shape[:2]
         query = hidden.new_empty(B, config.num_attention_heads, T, attention.head_dim)
         key = hidden.new_empty(B, config.num_key_value_heads, T, attention.head_dim)

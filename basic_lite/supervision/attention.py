@@ -41,6 +41,11 @@ def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
             config._attn_implementation = old
 
 
+def is_watched(config: PreTrainedConfig) -> bool:
+    """Whether attention of this config is watched right now."""
+    return str(config._attn_implementation).startswith(_PREFIX)
+
+
 def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **options: Any

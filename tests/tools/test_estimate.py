@@ -189,7 +189,7 @@ def test_what_rests_on_the_host_has_a_line(shapes: Path) -> None:
     assert "pinned: each recomputed layer's input and the vision tower" in text
     assert "frozen; on the card for its forward only" in text
     assert found.rehearsal.host_bytes > 300e6 * 2
-    assert "on the host" not in run(shape_recipe(shapes, "tiny"), 8)[1]
+    assert "pinned" not in run(shape_recipe(shapes, "tiny"), 8)[1]
 
 
 @pytest.mark.soak
