@@ -78,7 +78,7 @@ class Estimate:
     @property
     def budget_bytes(self) -> int:
         """What a run may take of the card."""
-        return int(self.gpu_gib * GIB * ROOM)
+        return _budget_bytes(self.gpu_gib)
 
     @property
     def fits(self) -> bool:
@@ -125,7 +125,7 @@ def estimate(
     planner = Planner(
         Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), _card(recipe, gpu_gib), given=given
     )
-    budget_bytes = int(gpu_gib * GIB * ROOM)
+    budget_bytes = _budget_bytes(gpu_gib)
     fastest = planner.fastest(budget_bytes)
     own = planner.own
     if auto:
@@ -147,6 +147,10 @@ def estimate(
     if measure:
         measure_and_show(recipe, load_frontend(recipe.model), result.rehearsal, console)
     return result
+
+
+def _budget_bytes(gpu_gib: float) -> int:
+    return int(gpu_gib * GIB * ROOM)
 
 
 def _card(recipe: Recipe, gpu_gib: float) -> Card:
@@ -313,7 +317,7 @@ def _smallest_cards(needed_bytes: int) -> str:
 
 def _verdict(found: Estimate) -> Iterator[str]:
     r = found.rehearsal
-    room = int(found.gpu_gib * GIB) - r.needed_bytes
+    room = found.budget_bytes - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
     card = f"{what} of {found.gpu_gib:.4g} GiB"
     if found.fits:

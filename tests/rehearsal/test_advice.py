@@ -15,9 +15,9 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import advice
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
 from basic_lite.rehearsal.counts import MicroBatchTime
-from basic_lite.rehearsal.planner import smallest_cards
-from basic_lite.sizes import GIB
-from basic_lite.tools.estimate import estimate
+from basic_lite.rehearsal.planner import ROOM, smallest_cards
+from basic_lite.sizes import GIB, size_text
+from basic_lite.tools.estimate import Estimate, estimate
 from tests.support.runs import tiny_recipe
 
 Needed = Callable[[Recipe], float]
@@ -73,18 +73,36 @@ def test_the_smallest_cards() -> None:
     assert smallest_cards(81 * GIB) == []
 
 
-def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny model, but a card's context alone takes half a GiB. The recipe gives all of the plan: one is looked at."""
+def one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A tiny model's recipe that gives all of the plan, so that one is looked at; nothing else can be changed."""
     monkeypatch.setattr(advice, "possible_changes", lambda recipe, visual: iter(()))
     monkeypatch.setattr(MicroBatchTime, "sample_seconds", lambda self, plan, card: 1.0)
     keys = {"plan": "auto", "micro_batch": 1, "global_batch": 1, "gradient_checkpointing": 4, "device": "auto"}
     keys |= {"offload_activations": False}
     changes = {"model.tower_on_host": False, "lora.enabled": False, "stage": 1, "supervision.enabled": False}
-    recipe = tiny_recipe(tmp_path, {**changes, **{f"training.{key}": value for key, value in keys.items()}})
+    return tiny_recipe(tmp_path, {**changes, **{f"training.{key}": value for key, value in keys.items()}})
 
+
+def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:
     console = Console(file=io.StringIO(), width=160)
-    estimate(recipe, gpu_gib=0.3, console=console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    found = estimate(recipe, gpu_gib=gpu_gib, console=console)
+    return found, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that needs 99 % of a card doesn't fit, since 98 % are planned with: it is 1 % too much."""
+    recipe = one_plan(tmp_path, monkeypatch)
+    needed = said(recipe, 80)[0].rehearsal.needed_bytes
+    found, text = said(recipe, needed / 0.99 / GIB)
+    assert not found.fits_somehow and found.fastest is None
+    assert f"GiB: {size_text(needed - int(needed / 0.99 * ROOM))} too much" in text
+    found, text = said(recipe, needed / 0.97 / GIB)
+    assert found.fits and f"with {size_text(int(needed / 0.97 * ROOM) - needed)} to spare" in text
+
+
+def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is tiny, but a card's context alone takes half a GiB."""
+    text = said(one_plan(tmp_path, monkeypatch), 0.3)[1]
     assert "doesn't fit a card of 0.3 GiB" in text and "none fits" in text and "kWh" not in text
     assert "no change of a key makes it fit" in text
     assert "the smallest card for it as it is: 8 GB (RTX 3070, RTX 4060)\n" in text

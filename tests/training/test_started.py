@@ -1,4 +1,4 @@
-"""How many operations BASIC adds to a micro-batch beside its kernels. A GPU is often faster than what starts them."""
+"""How many operations BASIC adds to a micro-batch, each kernel as one. A GPU is often faster than what starts them."""
 
 from __future__ import annotations
 
