@@ -238,8 +238,8 @@ class Planner:
         falls = (corner.none - corner.half) / max(self.layers // 2, 1)
         floor = corner.every
         if plan.offload_activations:
-            inputs = plan.micro_batch * self.time.input_bytes(self.shape)  # one layer's at a time is on the card
-            falls, floor = falls + inputs, floor - (self.layers - 1) * inputs
+            inputs = plan.micro_batch * self.time.input_bytes(self.shape)
+            falls, floor = falls + inputs, floor - self._spared(plan.micro_batch)
         step = max(round(corner.none - falls * plan.recomputed), floor)
         most = max(step, self._look(plan.micro_batch)) + (ALLOWANCE_BYTES if self.machine.cuda else 0)
         resting = self.time.tower_bytes if plan.tower_on_host != self.own.tower_on_host else 0
@@ -259,6 +259,13 @@ class Planner:
         own = replace(self.own, micro_batch=samples, offload_activations=False)
         counts = 0, self.layers // 2, self.layers
         return _Corner(*(self.rehearse(replace(own, recomputed=count)).peak_bytes for count in counts))
+
+    def _spared(self, samples: int) -> int:
+        """Bytes that leave the card when the inputs of all layers do; the peak may then lie outside of the layers."""
+        most = self._sizes[-1]
+        every = replace(self.own, micro_batch=most, recomputed=self.layers, offload_activations=False)
+        moved = self.rehearse(replace(every, offload_activations=True))
+        return (self.rehearse(every).peak_bytes - moved.peak_bytes) * samples // most
 
     def _look(self, samples: int) -> int:
         """Bytes of a look at the premise."""
