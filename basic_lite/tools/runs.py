@@ -156,8 +156,8 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
         datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
         size_text(size_bytes),
         _held_out(run, log),
-        tuple(_matches(summaries, recipe)),
-        tuple(_others(summaries)),
+        tuple(_matches(summaries, recipe, manifest.get("step"))),
+        tuple(_others(summaries, manifest.get("step"))),
         _started_from(model, _keys(manifest.get("started_from"))),
         best.short if (best := best_of(run, log)) is not None else "",
         read.damaged,
@@ -230,29 +230,38 @@ def _summaries(run: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _matches(every: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> Iterator[str]:
+def _matches(every: Sequence[dict[str, Any]], recipe: dict[str, Any], last: Any) -> Iterator[str]:
     """Shares of exact matches, of answers that weren't trained on if there are any.
 
     One is of the run's own data, another of other files, since pictures of these that were resized look new.
+
+    Args:
+        last: the run's step; what was answered before it says so.
     """
     summaries = [one for one in every if one.get("metric", EXACT) == EXACT]
     own = {HELD_OUT, *_tables_of(recipe)}
     tables = {table for summary in summaries if (table := _table_of(summary))} | own
     for summary in _telling(summaries, own):
         table = _table_of(summary)
-        yield from _match(summary, f" ({short_path(table, tables)})" if table else "")
+        yield from _match(summary, (f" ({short_path(table, tables)})" if table else "") + _earlier(summary, last))
 
 
-def _others(every: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _others(every: Sequence[dict[str, Any]], last: Any) -> Iterator[str]:
     """The latest score by each metric but exact match."""
     latest = {str(summary.get("metric", EXACT)): summary for summary in every}
     for metric, summary in latest.items():
-        named = f" ({Path(_table_of(summary)).name})"
+        named = f" ({Path(_table_of(summary)).name}){_earlier(summary, last)}"
         score, count = (_keys(summary.get(name)).get(ALL) for name in ("score", "counts"))
         if metric != EXACT and (told := _told(summary, named)):
             yield f"{metric} {told}"
         elif metric != EXACT and is_finite(score) and isinstance(count, int):  # an older version's
             yield f"{metric} {score:.1%} of {count}{named}"
+
+
+def _earlier(summary: dict[str, Any], last: Any) -> str:
+    """At which step the answers were given, where the run has gone on since."""
+    step = _keys(summary.get("settings")).get("step")
+    return f" at step {step:,}" if isinstance(step, int) and isinstance(last, int) and step < last else ""
 
 
 def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[str, Any]]:

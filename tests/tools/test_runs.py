@@ -127,21 +127,21 @@ def test_runs_shows_the_newest_checkpoints_score_from_the_most_new_answers(place
         return row_of(done).score.split("; ", 1)[1]
 
     first = score_after("a", 1, not_trained_on=900)
-    assert first == "exact match 0.0% [0%, 0%] of 900 not recognised as trained on (a)"
+    assert first == "exact match 0.0% [0%, 0%] of 900 not recognised as trained on (a) at step 1"
     # More answers, but none is new: they say nothing of new pictures, whatever the checkpoint.
     assert score_after("b", 3, trained_on=1000) == first
-    assert (
-        score_after("c", 2, not_trained_on=500) == "exact match 0.0% [0%, 1%] of 500 not recognised as trained on (c)"
-    )
-    assert score_after("d", 2, not_trained_on=500).endswith(" of 500 not recognised as trained on (d)")
+    later = "exact match 0.0% [0%, 1%] of 500 not recognised as trained on"
+    assert score_after("c", 2, not_trained_on=500) == f"{later} (c) at step 2"
+    assert score_after("d", 2, not_trained_on=500) == f"{later} (d) at step 2"
     # The run's own data and another file's: pictures of the other that were resized look new.
     own, other = score_after("held-out", 2, not_trained_on=5).split("; ")
     assert " of 5 not recognised as trained on (held-out)" in own
-    assert other == "exact match 0.0% [0%, 1%] of 500 not recognised as trained on (d)"
+    assert other == f"{later} (d) at step 2"
     # Of its own data the split goes before the table that it was trained on, but not if a part of the split was.
     table = str(made / "data.json")
     assert score_after(table, 2, not_trained_on=9, trained_on=40).split("; ") == [own, other]
     assert " of 9 " in score_after("held-out", 2, not_trained_on=5, trained_on=2).split("; ")[0]
+    # The run has three steps: these are of the model as it is.
     assert score_after("e", 3, not_trained_on=40).endswith(" of 40 not recognised as trained on (e)")
 
 
