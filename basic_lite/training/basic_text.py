@@ -8,6 +8,7 @@ from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision.calibration import scores_decide
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH
+from basic_lite.training.looks import shared_out
 
 
 def why_off(recipe: Recipe) -> str | None:
@@ -47,23 +48,23 @@ def basic_text(recipe: Recipe, data: Prepared, *, shown: bool = False) -> str:
 
 def _too_few(settings: SupervisionSection, data: Prepared) -> str | None:
     """The warning where no look can show the premise, with what would be enough; None where one can."""
-    parted = scores_decide(settings)  # then the other half chooses the target
-    least = LEAST_SAMPLES * (2 if parted else 1)
-    pictures = data.with_image
-    looked_at = min(settings.refinement_batches * SAMPLES_PER_BATCH, pictures)
-    if looked_at >= least:
+    parted = scores_decide(settings)  # then as many others choose the target
+    most, pictures = settings.refinement_batches * SAMPLES_PER_BATCH, data.with_image
+    _, decide = shared_out(most, pictures, parted=parted)
+    if decide >= LEAST_SAMPLES:
         return None
-    decide = looked_at // 2 if parted else looked_at
-    batches = math.ceil(least / SAMPLES_PER_BATCH)
-    enough = settings.refinement_batches >= batches
-    mends = [] if enough else [f"set supervision.refinement_batches={batches} or more"]
-    if pictures < least:
-        s = "s" * (least - pictures > 1)
-        mends.insert(
-            0, f"take {least - pictures} more sample{s} with pictures (here are {pictures}; {least} are enough)"
+    parts = 2 if parted else 1
+    batches, least = math.ceil(LEAST_SAMPLES * parts / SAMPLES_PER_BATCH), LEAST_SAMPLES * (parts + 1)
+    mends = []
+    if (more := least - pictures) > 0:
+        mends.append(
+            f"take {more} more sample{'s' * (more > 1)} with pictures (here are {pictures}; {least} are enough)"
         )
+    if settings.refinement_batches < batches:
+        mends.append(f"set supervision.refinement_batches={batches} or more")
     choose = ", as many others choose its target" if parted else ""
     return (
-        f"warning: BASIC stays off in this run: {decide} samples decide whether its premise holds{choose}, and "
-        f"{LEAST_SAMPLES} are the least that can show it; {' and '.join(mends)}, or set supervision.gate=false"
+        f"warning: BASIC stays off in this run: {decide} samples decide whether its premise holds{choose} and as many "
+        f"are asked again, and {LEAST_SAMPLES} are the least that can show it; {' and '.join(mends)}, or set "
+        "supervision.gate=false"
     )

@@ -1,10 +1,11 @@
 """The gate: BASIC is on only where its premise is measured to hold.
 
 The premise is that v̂ is better than v, in the score of the refinement curve. A look measures both on samples with
-pictures; the gate opens when the 95 % interval of the gain is above 0, and shuts when it no longer is. While it is shut
-λ1 = λ2 = 0: nothing is tapped, and the run is LLaVA's own. A look also chooses what the recipe leaves to measurement
-(layers, their weights, massive dimensions), on other samples than those that the gain is measured on. The choice
-stays for as long as the gate is open.
+pictures; the gate opens when the 95 % interval of the gain is above 0, and on other samples too: a run has many looks,
+and one of them is right by chance. It shuts when the interval no longer is above 0. While it is shut λ1 = λ2 = 0:
+nothing is tapped, and the run is LLaVA's own. A look also chooses what the recipe leaves to measurement (layers, their
+weights, massive dimensions), on other samples than those that the gain is measured on. The choice stays for as long
+as the gate is open.
 
 Not of the paper; the reasons are in docs/METHOD.md.
 """
@@ -31,7 +32,7 @@ from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
-from basic_lite.training.looks import COST, Looks, looks_of
+from basic_lite.training.looks import COST, Looks, looks_of, shared_out
 from basic_lite.training.processes import Processes
 
 
@@ -57,8 +58,10 @@ class Gate:
     looks: Looks
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
+    again: Sequence[dict[str, Tensor]]  # others: the second opinion before BASIC goes on
     parted: bool  # they are every second one of the same samples; else all of them do both
-    deciding: int  # how many of them decide, in any process
+    deciding: int  # how many of them decide, in any process; as many are asked again
+    cost: float  # of the looks that are planned, as a share of the run's arithmetic
     limited: bool  # there are more, but they would cost too much
     tokenizer: Any
     say: Say
@@ -99,10 +102,11 @@ class Gate:
             return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
             parted = f", {choose} others choose its target" if self.parted else ""
-            limited = f"; more would cost over {COST:.0%} of this run" if self.limited else ""
+            limited = f"; more would cost over {COST:.0%} of this run" if self.limited and self.cost <= COST else ""
+            dear = f"; that costs {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
             lines.append(
                 f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
-                f"{parted}{limited}"
+                f"{parted}; where they show it, as many are asked again before BASIC goes on{limited}{dear}"
             )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
@@ -122,7 +126,8 @@ class Gate:
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
         never = f"its premise was never shown on the {self.deciding} samples that decide"
-        return f"{came}: {never}; more pictures with a text would narrow the doubt"
+        more = "a longer run would look at more" if self.limited else "more pictures with a text would narrow the doubt"
+        return f"{came}: {never}; {more}"
 
     @property
     def decides(self) -> bool:
@@ -185,7 +190,8 @@ class Gate:
             self.say(f"step {step}: BASIC's target: {plan.text(len(supervision.parts.layers))}")
         record: dict[str, Any] = {"plan": state.plan}
         if self.settings.gate:
-            record |= self.decide(step, self._tested(seen, changed=supervision.target_plan != before))
+            tested = self._tested(seen, changed=supervision.target_plan != before)
+            record |= self.decide(step, tested, lambda: self._gain_on(self.again))
         return record
 
     def _tested(self, seen: SeenPatches | None, *, changed: bool) -> RefinementCurve:
@@ -194,8 +200,12 @@ class Gate:
             return seen.curve(self._numbers(1))
         if seen is not None and seen.rows:
             return seen.with_target(self.supervision, self._numbers(1))
-        testing = moved(self.testing, self.supervision.device)
-        return refinement_curve(self.supervision, testing, self.tokenizer, each_layer=False)
+        return self._gain_on(self.testing)
+
+    def _gain_on(self, batches: Sequence[dict[str, Tensor]]) -> RefinementCurve:
+        """v and v̂ of samples, from a forward of their own."""
+        there = moved(batches, self.supervision.device)
+        return refinement_curve(self.supervision, there, self.tokenizer, each_layer=False)
 
     def _numbers(self, first: int) -> range:
         """Which samples of an evaluation's curve choose (``first`` 0) or decide (1): the same as in any other look."""
@@ -203,13 +213,23 @@ class Gate:
             return range(samples_in(self.testing))
         return range(first, samples_in(self.choosing) + samples_in(self.testing), 2)
 
-    def decide(self, step: int, curve: RefinementCurve) -> dict[str, Any]:
-        """Open or shut on what was measured; the numbers for the log."""
-        was, self.state.open, self.state.verdict = self.state.open, curve.verdict == "holds", curve.verdict
-        self.say(f"step {step}: {_words(was, self.state.open, curve, parted=self.parted)}")
+    def decide(self, step: int, curve: RefinementCurve, again: Callable[[], RefinementCurve]) -> dict[str, Any]:
+        """Open or shut on what was measured; the numbers for the log.
+
+        Args:
+            again: measures the same on other samples. It is asked where a gate that is shut would open.
+        """
+        was, state, second = self.state.open, self.state, None
+        state.open, state.verdict = curve.verdict == "holds", curve.verdict
+        if state.open and not was:
+            second = again()
+            state.open = second.verdict == "holds"
+            state.verdict = "holds" if state.open else "can't tell"
+        self.say(f"step {step}: {_words(was, state, curve, second, parted=self.parted)}")
         score = curve.score or [0.0]
-        numbers = {"v": score[0], "target": score[-1], "gain": curve.gain, "samples": curve.samples}
-        return {"open": self.state.open, "verdict": curve.verdict} | numbers
+        record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
+        record |= {"gain": curve.gain, "samples": curve.samples}
+        return record if second is None else record | {"gain_again": second.gain}
 
 
 def samples_in(batches: Sequence[dict[str, Tensor]]) -> int:
@@ -241,27 +261,44 @@ def make_gate(
     )
     if looks is None:
         return None
-    there = min(settings.refinement_batches * SAMPLES_PER_BATCH, data.with_image)
-    samples = data.samples_with_images(looks.samples if processes.is_main else 0)
     # The score of what was chosen by its score would be too good on the same samples.
     parted = settings.gate and scores_decide(settings)
-    halves = (samples[::2], samples[1::2]) if parted else (samples, samples)
+    most, there = settings.refinement_batches * SAMPLES_PER_BATCH, data.with_image
+    if settings.gate:
+        seen, deciding = shared_out(looks.samples, there, parted=parted)
+        limited = seen < shared_out(most, there, parted=parted)[0]
+    else:
+        seen, deciding, limited = min(looks.samples, there), 0, False
+    samples = data.samples_with_images(seen + deciding if processes.is_main else 0)
+    halves = (samples[:seen:2], samples[1:seen:2]) if parted else (samples[:seen], samples[:seen])
     size = curve_batches(recipe)[1]
-    choosing, testing = (data.collated(half, size) for half in halves)
-    autocast = autocast_of(recipe, supervision.device)
-    seen = min(looks.samples, there)
-    deciding, limited = seen // 2 if parted else seen, looks.samples < there
+    choosing, testing, again = (data.collated(part, size) for part in (*halves, samples[seen:]))
     return Gate(
-        supervision, looks, choosing, testing, parted, deciding, limited, loaded.tokenizer, say, autocast, processes
+        supervision,
+        looks,
+        choosing,
+        testing,
+        again,
+        parted=parted,
+        deciding=deciding,
+        cost=looks.cost(seen),
+        limited=limited,
+        tokenizer=loaded.tokenizer,
+        say=say,
+        autocast=autocast_of(recipe, supervision.device),
+        processes=processes,
     )
 
 
-def _words(was: bool, now: bool, curve: RefinementCurve, *, parted: bool) -> str:
+def _words(was: bool, now: GateState, curve: RefinementCurve, second: RefinementCurve | None, *, parted: bool) -> str:
     """What the gate did, on what numbers: not the evaluation's, where the other half chose the target."""
-    found = curve.comparison("samples that its target wasn't chosen on" if parted else "samples")
-    if now:
+    which = "samples that its target wasn't chosen on" if parted else "samples"
+    found = curve.comparison(which)
+    if second is not None:
+        found += f"; and on others {second.comparison('samples')}"
+    if now.open:
         return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}"
-    doubt = "does not hold here" if curve.verdict == "fails" else "isn't shown here"
+    doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (
         f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "

@@ -30,10 +30,30 @@ class Looks:
     samples: int
     fresh: bool  # the projector's scores before the first step are noise
     passes: float  # forwards of one sample that a look costs for each of its samples
+    run_passes: float  # … that the run's arithmetic is worth
+
+    def cost(self, samples: int) -> float:
+        """The share of the run's arithmetic that the looks take with so many samples each."""
+        return len(self.steps) * samples * self.passes / self.run_passes
 
     def passes_after(self, step: int) -> float:
         """Forwards of one sample that the looks after a step cost, and the one before the first."""
         return self.passes * self.samples * sum(look >= step for look in self.steps)
+
+
+def shared_out(most: int, there: int, *, parted: bool) -> tuple[int, int]:
+    """How many samples a look takes, and how many of them decide.
+
+    As many others are left for the second opinion, which is asked before BASIC goes on.
+
+    Args:
+        most: samples of a look where enough are there.
+        there: samples with pictures.
+        parted: half of a look's samples choose the target, and don't decide.
+    """
+    parts = 2 if parted else 1
+    seen = min(most, there - there // (parts + 1))
+    return seen, min(seen // parts, there - seen)
 
 
 def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, passes_a_look: float) -> Looks:
@@ -58,7 +78,7 @@ def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, pas
     if count == 1 and fresh:
         chosen = [wanted[len(wanted) // 2]]
     samples = min(most_samples, max(FEWEST_SAMPLES, affordable // count))
-    return Looks(tuple(chosen), samples, fresh, passes_a_look)
+    return Looks(tuple(chosen), samples, fresh, passes_a_look, passes)
 
 
 def looks_of(

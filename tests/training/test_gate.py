@@ -39,7 +39,7 @@ ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_st
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
     looks = plan_looks(350, fresh=True, most_samples=64, passes=42_000, passes_a_look=1)
-    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1)
+    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1, run_passes=42_000)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
 
 
@@ -67,9 +67,20 @@ def curve(low: float, high: float, samples: int = 64) -> RefinementCurve:
 def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **settings: Any) -> Gate:
     """A gate of a tiny model whose second layer writes each sample's own words over its picture."""
     supervision = kit.build(own_words_after_layer_two(kit.tiny_llava()), **settings)
-    halves = batches[::2], batches[1::2]
     return Gate(
-        supervision, Looks((0,), 16, False, 1), *halves, True, 16, False, word_tokenizer(), said.append, None, ALONE
+        supervision,
+        Looks((0,), 16, False, 1, 10_000),
+        choosing=batches[::3],
+        testing=batches[1::3],
+        again=batches[2::3],
+        parted=True,
+        deciding=16,
+        cost=0.0016,
+        limited=False,
+        tokenizer=word_tokenizer(),
+        say=said.append,
+        autocast=None,
+        processes=ALONE,
     )
 
 
@@ -112,9 +123,21 @@ def test_the_gate_opens_and_shuts_on_the_interval_alone() -> None:
         (0.02, 0.1, 15, False, "off again"),  # too few samples to show anything
         (-0.1, -0.01, 64, False, "does not hold here"),
     ):
-        record = gate.decide(3, curve(low, high, samples))
+        record = gate.decide(3, curve(low, high, samples), lambda: curve(0.03, 0.1))
         assert gate.state.open == record["open"] == open_
         assert words in said[-1] and f"[{low:+.3f}, {high:+.3f}]" in said[-1] and f"{samples} samples" in said[-1]
+        assert ("gain_again" in record) == ("is on" in said[-1]), "asked again where it would open"
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.02, 0.1), (-0.1, -0.02)])
+def test_what_other_samples_do_not_show_opens_nothing(low: float, high: float) -> None:
+    said: list[str] = []
+    gate = a_gate(said, gate=True)
+    record = gate.decide(7, curve(0.01, 0.1), lambda: curve(low, high, 20))
+    assert not gate.state.open and record["verdict"] == "can't tell" and record["gain_again"] == curve(low, high).gain
+    assert said[0].startswith("step 7: BASIC is off: its premise isn't shown here") and "+0.010, +0.100" in said[0]
+    others = said[0].partition("; and on others ")[2]
+    assert f"[{low:+.3f}, {high:+.3f}] over 20 samples: " in others
 
 
 def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:
@@ -123,20 +146,22 @@ def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:
     never = "BASIC was on in 0 of 9 steps: its premise was never shown on the 16 samples that decide; "
     assert gate.summary(9) == f"{never}more pictures with a text would narrow the doubt"
     gate.limited = True
-    assert gate.outlook()[0].endswith(
-        "; 16 samples decide, 0 others choose its target; more would cost over 1% of this run"
-    )
-    gate.decide(3, curve(-0.1, -0.01))
+    twice = "0 others choose its target; where they show it, as many are asked again before BASIC goes on"
+    assert gate.outlook()[0].endswith(f"; 16 samples decide, {twice}; more would cost over 1% of this run")
+    assert gate.summary(9) == f"{never}a longer run would look at more"
+    gate.cost = 0.0587
+    assert gate.outlook()[0].endswith(f"; 16 samples decide, {twice}; that costs 5.9% of this run, since it is short")
+    gate.decide(3, curve(-0.1, -0.01), pytest.fail)
     assert gate.summary(9) == "BASIC was on in 0 of 9 steps: its premise doesn't hold here"
     gate.deciding = 15
     assert not gate.due(0, evaluated=False) and not gate.due(3, evaluated=True)
     assert gate.summary(9) == "BASIC was on in 0 of 9 steps" and not gate.outlook()
 
 
-@pytest.mark.parametrize(("count", "decide"), [(17, 8), (40, 16)])
+@pytest.mark.parametrize(("count", "decide"), [(17, 5), (47, 15), (48, 16), (60, 16)])
 def test_every_process_knows_how_many_decide(tmp_path: Path, count: int, decide: int) -> None:
     gate = measured_gate(tmp_path, count)
-    assert gate.deciding == samples_in(gate.testing) == decide
+    assert gate.deciding == samples_in(gate.again) == decide and samples_in(gate.testing) >= decide
     assert gate.due(0, evaluated=True) is (decide >= 16)
 
 
@@ -146,7 +171,7 @@ def test_without_a_gate_basic_is_on_from_the_start() -> None:
 
 def test_a_measured_curve_opens_the_gate_and_chooses_the_layer() -> None:
     said: list[str] = []
-    batches = [picture_and_word(*WORDS) for _ in range(2)]
+    batches = [picture_and_word(*WORDS) for _ in range(3)]
     gate = a_gate(said, batches, gate=True, layers="measured", layer_weights="measured")
     record = gate.look(0)
     assert record is not None and record["gate"]["open"] and record["gate"]["samples"] == len(WORDS)
@@ -158,7 +183,7 @@ def test_a_measured_curve_opens_the_gate_and_chooses_the_layer() -> None:
 @pytest.mark.parametrize("target_norm", ["layer", "none", "final"])
 def test_a_look_at_an_evaluation_takes_its_curve_and_finds_the_same(target_norm: str) -> None:
     """Against a look of its own on the same samples: the same target, the same gain, and not one forward."""
-    batches = [picture_and_word(*WORDS), picture_and_word(*reversed(WORDS))]
+    batches = [picture_and_word(*WORDS), picture_and_word(*reversed(WORDS)), picture_and_word(*WORDS[3:], *WORDS[:3])]
     measured = {"layers": "measured", "layer_weights": "measured", "target_norm": target_norm}
     gate = a_gate([], batches, gate=True, **measured)
     assert (gate.kept == range(0)) == (target_norm == "layer"), "massive dimensions are not known yet"
@@ -167,19 +192,19 @@ def test_a_look_at_an_evaluation_takes_its_curve_and_finds_the_same(target_norm:
     forwards: list[Any] = []
     gate.supervision.parts.model.model.register_forward_hook(lambda *_: forwards.append(1))
     before = gate.supervision.target_plan
-    seen = see_patches(gate.supervision, in_turns(*batches), gate.tokenizer, kept=gate.kept)
+    seen = see_patches(gate.supervision, in_turns(*batches[:2]), gate.tokenizer, kept=gate.kept)
     count = len(forwards)
     found = gate.look(2, seen)
-    assert found is not None and len(forwards) == count == 2 * len(WORDS)
+    assert found is not None and len(forwards) == count + 1 == 2 * len(WORDS) + 1, "the second opinion alone"
     gate.supervision.use(before)
     gate.state.open = False
     expected = gate.look(2)
-    assert expected is not None and len(forwards) == count + 2
-    for name in ("v", "target", "gain"):
+    assert expected is not None and len(forwards) == count + 4
+    for name in ("v", "target", "gain", "gain_again"):
         assert found["gate"][name] == pytest.approx(expected["gate"][name], abs=1e-9), name
     assert found["gate"]["plan"] == expected["gate"]["plan"] and expected["gate"]["gain"].low > 0
     assert gate.kept == range(0), "an open gate keeps its target, and needs no layers"
-    again = gate.look(3, see_patches(gate.supervision, in_turns(*batches), gate.tokenizer, kept=gate.kept))
+    again = gate.look(3, see_patches(gate.supervision, in_turns(*batches[:2]), gate.tokenizer, kept=gate.kept))
     assert again is not None and again["gate"]["gain"] == pytest.approx(expected["gate"]["gain"], abs=1e-9)
 
 
@@ -208,7 +233,7 @@ def test_a_checkpoint_with_a_target_of_another_model(tmp_path: Path, plan: Any, 
 
 def test_out_of_memory_in_a_look_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    gate = a_gate(said, [picture_and_word(*WORDS) for _ in range(2)], layers="measured", layer_weights="measured")
+    gate = a_gate(said, [picture_and_word(*WORDS) for _ in range(3)], layers="measured", layer_weights="measured")
     before = gate.supervision.target_plan
 
     def no_room(*_args: Any, **_how: Any) -> None:
@@ -251,6 +276,8 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     data, size = gate_data(tmp_path, changes | {"data__held_out": held_out}), gate.looks.samples
     samples = [sample["input_ids"] for sample in data.samples_with_images(size)]
     assert rows_of(gate.choosing) == samples[::2] and rows_of(gate.testing) == samples[1::2]
+    more = [sample["input_ids"] for sample in data.samples_with_images(size + gate.deciding)]
+    assert rows_of(gate.again) == more[size:] and len(more) - size == gate.deciding >= 16
 
 
 def test_layer_weights_are_the_gains_above_v() -> None:
@@ -259,7 +286,7 @@ def test_layer_weights_are_the_gains_above_v() -> None:
 
 
 def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
-    write_data(tmp_path, 40)
+    write_data(tmp_path, 48)
     shut = train(tiny_recipe(tmp_path, MEASURED | {"name": "shut"}), console=(console := quiet()))
     off = train(tiny_recipe(tmp_path, {"name": "off", "supervision.enabled": False}), console=quiet())
     assert_same_weights(shut.bundle, off.bundle)
@@ -273,7 +300,7 @@ def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
 
 def test_one_verdict_a_step(tmp_path: Path) -> None:
     """The evaluation's curve is of all samples, and the gate decides on half of them: they have other numbers."""
-    write_data(tmp_path, 40)
+    write_data(tmp_path, 48)
     recipe = tiny_recipe(tmp_path, MEASURED | {"data.held_out": 0.2, "training.eval_every": 2})
     train(recipe, console=(console := quiet()))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
