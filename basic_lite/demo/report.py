@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from basic_lite.printable import printable
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
+from basic_lite.training.log_lines import lines_of
+from basic_lite.training.look_lines import GateLook, looks_in
 
 
 @dataclass
@@ -54,6 +56,7 @@ def refinement_of(run: Path) -> dict[str, Any]:
 def show_report(
     place: Place, columns: dict[str, Scores], curves: dict[str, dict[str, Any]], phases: Phases, console: Console
 ) -> None:
+    run = place.out / "stage2"
     console.rule("[bold]result", align="left")
     instruct = json.loads(place.world.eval.read_text(encoding="utf-8"))
     by_chance = chance(instruct)
@@ -72,10 +75,9 @@ def show_report(
         console.print(
             "Share of visual tokens whose nearest word is in the sample's own text, minus the same share against "
             "other samples' texts. BASIC's premise is that v̂ (the target) stands above v (the projector's output).\n"
-            + premise_verdict(curves, place.recipe(2, place.out).supervision)
+            + premise_verdict(curves, looks_in(lines_of(run)), place.recipe(2, place.out).supervision)
         )
     show(console, phases.table())
-    run = place.out / "stage2"
     console.print(printable(f"\nrun folder: {run}"), soft_wrap=True, markup=False)
     picture, question = example_of(place, instruct)
     out = place.out / "exported"
@@ -95,13 +97,17 @@ VERDICTS = {
 }
 
 
-def premise_verdict(curves: dict[str, dict[str, Any]], settings: SupervisionSection) -> str:
-    """What the last curve of training says of BASIC's premise, and what ails the target."""
+def premise_verdict(curves: dict[str, dict[str, Any]], looks: Sequence[GateLook], settings: SupervisionSection) -> str:
+    """What the last curve of training says of BASIC's premise, or the gate's last look, and what ails the target."""
     curve = RefinementCurve.from_dict(curves["stage2"]["end"])
     illnesses = {} if curve.health is None else curve.health.illnesses(settings)
+    found, verdict = curve.comparison(judged=not looks), str(curve.verdict)
+    if looks:
+        found = f"{found}. The gate decides on samples that didn't choose v̂: {looks[-1].text}"
+        verdict = looks[-1].verdict
     lines = [
-        f"After stage 2: {curve.comparison()}. {VERDICTS[curve.verdict]} The interval is of samples (95 %), not of "
-        "seeds; docs/EVIDENCE.md says what BASIC changes over several.",
+        f"After stage 2: {found}. {VERDICTS[verdict]} The interval is of samples (95 %), not of seeds; "
+        "docs/EVIDENCE.md says what BASIC changes over several.",
         *(f"{name}: {text}" for name, text in illnesses.items()),
     ]
     return "\n".join(lines) + "\n"

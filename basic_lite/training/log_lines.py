@@ -102,6 +102,7 @@ class _Look(_Part):
     open: bool | None = None
     verdict: str = ""
     gain: Gain | None = None
+    gain_again: Gain | None = None
     samples: Count = 0
 
     @model_validator(mode="after")

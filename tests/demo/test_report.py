@@ -7,6 +7,7 @@ import pytest
 from basic_lite.demo.report import premise_verdict
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Health, Interval, RefinementCurve
+from basic_lite.training.look_lines import GateLook
 
 
 @pytest.mark.parametrize(
@@ -20,11 +21,21 @@ from basic_lite.supervision import Health, Interval, RefinementCurve
 def test_the_verdict_follows_the_interval(gain: Interval, said: str) -> None:
     health = Health([78, 85], [78, 85], [0.01, 0.05], [3, 3], [0, 0], [0.5, 0.8], [1.0, 0.98])
     curve = RefinementCurve(["v", "target"], [0.1, 0.1 + gain.value], [0.05, 0.05], 64, 640, [gain], health)
-    text = premise_verdict({"stage2": {"start": {}, "end": curve.to_dict()}}, SupervisionSection())
+    text = premise_verdict({"stage2": {"start": {}, "end": curve.to_dict()}}, [], SupervisionSection())
     assert said in text and "inert residual: v is 78 times" in text and "model.projector_start=matched" in text
+
+
+def test_where_a_gate_judges_nothing_else_does() -> None:
+    """Half of the curve's samples chose the target, so its gain is too good."""
+    gain = Interval(0.03, 0.006, 0.06)
+    curve = RefinementCurve(["v", "target"], [0.1, 0.13], [0.05, 0.05], 64, 640, [gain], None)
+    looks = [GateLook(300, False, "can't tell", Interval(0.01, -0.02, 0.04), 32)]
+    text = premise_verdict({"stage2": {"end": curve.to_dict()}}, looks, SupervisionSection())
+    assert "holds" not in text.replace("whether the premise holds", "") and "over 64 samples. The gate decides" in text
+    assert "+0.010 [-0.020, +0.040] over 32 samples, step 300. So these samples can't tell" in text
 
 
 def test_the_log_of_an_older_version_can_be_read() -> None:
     old = {"places": ["v", "target"], "own": [0.1, 0.2], "control": [0.05, 0.05], "samples": 16, "patches": 576}
-    text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}}, SupervisionSection())
+    text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}}, [], SupervisionSection())
     assert "v +0.050 → v̂ +0.150, gain +0.100 over 16 samples, without an interval: can't tell" in text

@@ -13,6 +13,7 @@ from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.log_lines import lines_of
+from basic_lite.training.look_lines import looks_in
 from basic_lite.training.loss_text import loss_text
 from basic_lite.units import dtype_name
 
@@ -157,13 +158,17 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
     if losses:
         rows.append((f"LM loss on `data.eval`, at step {step}", loss_text(losses[-1], 4)))
     curves = [line["refinement"] for line in lines if (line.get("refinement") or {}).get("score")]
+    looks = looks_in(lines)
     if curves:
         rows.append(
             (
                 "BASIC's premise: how well the projector (v) and its target (v̂) name what is seen (one run)",
-                RefinementCurve.from_dict(curves[-1]).comparison(),
+                # Where a gate judges, some of these samples chose the target.
+                RefinementCurve.from_dict(curves[-1]).comparison(judged=not looks),
             )
         )
+    if looks:
+        rows.append(("whether it holds, by the samples that decide", f"{looks[-1].text}: {looks[-1].verdict}"))
     steps = [line for line in lines if "step_s" in line]
     if steps:
         before = [0, *(line["step"] for line in steps)]

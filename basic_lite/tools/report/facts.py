@@ -10,12 +10,12 @@ from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, read_text
-from basic_lite.resampling import Interval
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
 from basic_lite.training.bundle_files import meant_run
 from basic_lite.training.log_lines import read_log
+from basic_lite.training.look_lines import GateLook, looks_in
 from basic_lite.training.places import (
     DATA,
     LOG,
@@ -59,17 +59,6 @@ class Shown:
     def right(self) -> bool:
         """Whether the answer is the reference, small and capital letters and spaces aside."""
         return self.after.casefold().split() == self.reference.casefold().split()
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the gate found at a step."""
-
-    step: int
-    open: bool
-    verdict: str
-    gain: Interval | None
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +108,7 @@ class RunFacts:
     steps: Mapping[str, Series]
     damaged: int
     curves: list[tuple[int, RefinementCurve]]
-    looks: list[Look]
+    looks: list[GateLook]
     answers: list[Shown]
     maps: ShownMaps | None
     data: dict[str, Any]
@@ -209,7 +198,7 @@ def read_run(run: Path) -> RunFacts:
         read.series,
         read.damaged,
         _curves(log),
-        _looks(log),
+        looks_in(log),
         _answers(log, read_json(run / SAMPLES)),
         _maps(read_json(run / MAPS)),
         data if isinstance(data, dict) else {},
@@ -221,16 +210,6 @@ def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:
     """Curves that have scores, the later of two at one step."""
     found = {line["step"]: RefinementCurve.from_dict(line["refinement"]) for line in _with(log, "refinement")}
     return [(step, curve) for step, curve in found.items() if curve.score is not None]
-
-
-def _looks(log: Sequence[dict[str, Any]]) -> list[Look]:
-    looks = []
-    for line in _with(log, "gate"):
-        look = line["gate"]
-        if look.get("open") is not None:  # else it only chose the target
-            gain = None if look["gain"] is None else Interval(*look["gain"])
-            looks.append(Look(line["step"], look["open"], look["verdict"], gain, look["samples"]))
-    return looks
 
 
 def _answers(log: Sequence[dict[str, Any]], thumbnails: Any) -> list[Shown]:

@@ -128,9 +128,7 @@ def _premise_card(facts: RunFacts) -> Card | None:
     title = "BASIC's premise"
     look = facts.looks[-1] if facts.looks else None
     if look is not None and look.gain is not None:
-        return Card(
-            title, look.verdict, f"gain of v̂ over v {look.gain.text} over {look.samples} samples, step {look.step}"
-        )
+        return Card(title, look.verdict, look.text)
     if facts.curves:
         step, curve = facts.curves[-1]
         return Card(title, curve.verdict, f"{curve.comparison(judged=False)}, step {step}")

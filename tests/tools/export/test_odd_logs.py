@@ -42,6 +42,27 @@ def test_an_odd_line_changes_no_figure(tmp_path: Path, place: int) -> None:
     assert _measured(tmp_path, 4, None) == expected
 
 
+def test_where_a_gate_judged_the_curve_has_no_verdict(tmp_path: Path) -> None:
+    """Half of the curve's samples chose the target, so it is too good: the card says what the gate found."""
+    curve = {"places": ["v", "target"], "own": [0.1, 0.13], "control": [0.05, 0.05], "samples": 64, "patches": 640}
+    curve |= {"score": [0.05, 0.08], "gains": [[0.03, 0.006, 0.06]]}
+    write_log(tmp_path, [{"step": 2, "refinement": curve}])
+    assert [text for _, text in _measured(tmp_path, 4, None) if text.endswith("over 64 samples: holds")]
+    look = {
+        "open": False,
+        "verdict": "can't tell",
+        "v": 0.05,
+        "target": 0.06,
+        "gain": [0.01, -0.02, 0.04],
+        "samples": 32,
+    }
+    write_log(tmp_path, [{"step": 2, "refinement": curve, "gate": look}])
+    rows = _measured(tmp_path, 4, None)
+    assert not any(text.endswith(": holds") for _, text in rows)
+    found = "gain of v̂ over v +0.010 [-0.020, +0.040] over 32 samples, step 2: can't tell"
+    assert ("whether it holds, by the samples that decide", found) in rows
+
+
 def test_steps_that_say_nothing_of_their_memory(tmp_path: Path) -> None:
     write_log(tmp_path, [{"step": 2, "step_s": 1.0}])
     assert ("time of the steps", "0.0 min") in _measured(tmp_path, 4, None)
