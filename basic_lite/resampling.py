@@ -17,6 +17,11 @@ LEAST_SAMPLES = 16
 Verdict = Literal["holds", "fails", "can't tell"]
 
 
+def signed(value: float) -> str:
+    """A difference as log and tables show it; what rounds to 0 has no minus."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
 class Interval(NamedTuple):
     """A difference of two scores and its 95 % interval."""
 
@@ -27,7 +32,7 @@ class Interval(NamedTuple):
     @property
     def text(self) -> str:
         """As log and tables show it."""
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
 
     def verdict(self, samples: int) -> Verdict:
         """Whether the difference is above 0 beyond doubt (``holds``), below it (``fails``), or neither."""

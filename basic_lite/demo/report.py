@@ -15,6 +15,7 @@ from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
 from basic_lite.printable import printable
 from basic_lite.recipe.schema import SupervisionSection
+from basic_lite.resampling import signed
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
 from basic_lite.training.log_lines import lines_of
@@ -121,7 +122,7 @@ def refinement_table(curves: dict[str, dict[str, Any]]) -> Sheet:
     for stage, pair in curves.items():
         for when, curve in pair.items():
             # Without a second sample there is no score.
-            score = [f"{value:+.3f}" for value in curve["score"] or []] or ["–"] * len(curve["places"])
+            score = [signed(value) for value in curve["score"] or []] or ["–"] * len(curve["places"])
             table.add(f"{stage}, {when}", *score)
     return table
 

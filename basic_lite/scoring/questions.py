@@ -8,10 +8,13 @@ from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.prompts import asked_as_trained
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
+from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import DataSection
 from basic_lite.scoring.metrics.named import Metric
 
+# Of pictures that can't be shown.
+_MOST_NAMED = 10
 # Longer than any published scaling of rotary positions.
 _MOST_SCALED = 10_000
 
@@ -68,18 +71,28 @@ def check_pictures(records: Iterable[Record]) -> None:
     """Open all pictures before the first answer, and not in the middle.
 
     Raises:
-        RecordProblem: one is missing, or can't be decoded.
+        UserError: some are missing, or can't be decoded; all of them are named, up to ``_MOST_NAMED``.
     """
-    opened: set[tuple[str, str]] = set()  # several questions may be about one file
+    looked_at: set[tuple[str, str]] = set()  # several questions may be about one file
+    problems: list[RecordProblem] = []
     for record in records:
         for image in record.images:
-            if image.blob is None and (image.folder, image.name) in opened:
+            if image.blob is None and (image.folder, image.name) in looked_at:
                 continue
+            looked_at.add((image.folder, image.name))
             try:
                 check_image(image, "open")
             except RecordProblem as problem:
-                raise problem.at(record.place) from problem
-            opened.add((image.folder, image.name))
+                problems.append(problem.at(record.place))
+    if len(problems) == 1:
+        raise UserError(f"{problems[0]}. Every question is asked, so mend it, or take it out of the file")
+    if problems:
+        named = "".join(f"\n  - {one}" for one in problems[:_MOST_NAMED])
+        more = f"\n  - and {len(problems) - _MOST_NAMED:,} more" if len(problems) > _MOST_NAMED else ""
+        raise UserError(
+            f"{len(problems):,} pictures can't be shown:{named}{more}\nEvery question is asked, so mend them, or take "
+            "these questions out of the file"
+        )
 
 
 def ready_to_ask(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from basic_lite.intervals import refinement_gains
-from basic_lite.resampling import LEAST_SAMPLES, Interval, Verdict
+from basic_lite.resampling import LEAST_SAMPLES, Interval, Verdict, signed
 from basic_lite.supervision.health import Health, HealthMeter
 from basic_lite.supervision.layout import Layout, find_layout
 from basic_lite.supervision.supervision import Supervision
@@ -46,7 +46,8 @@ class RefinementCurve:
         """own − control at each place."""
         if self.control is None:
             return None
-        return [own - other for own, other in zip(self.own, self.control, strict=True)]
+        # Rounded, so that equal shares give 0, not 1e-18.
+        return [round(own - other, 12) for own, other in zip(self.own, self.control, strict=True)]
 
     @property
     def gain(self) -> Interval | None:
@@ -56,7 +57,6 @@ class RefinementCurve:
     @property
     def gain_values(self) -> list[float]:
         """Score at h1..hL and the target minus score at v, of any number of samples; 0 where there is no score."""
-        # Rounded, so that equal shares give 0, not 1e-18.
         return [round(one - self.score[0], 12) for one in self.score[1:]] if self.score else [0.0] * len(self.own[1:])
 
     @property
@@ -66,7 +66,7 @@ class RefinementCurve:
 
     def gain_text(self, number: int) -> str:
         """The gain at a place, counted from h1, with its interval where there is one."""
-        value, gain = f"{self.gain_values[number]:+.3f}", self.gains[number] if self.gains else None
+        value, gain = signed(self.gain_values[number]), self.gains[number] if self.gains else None
         if gain is None:
             return value
         # An interval without width would say that it is known exactly.
@@ -108,10 +108,8 @@ class RefinementCurve:
         if self.samples < LEAST_SAMPLES:
             without = f", too few pictures for an interval, {LEAST_SAMPLES} at least"
         verdict = f": {self.verdict}" if judged else ""
-        return (
-            f"v {self.score[0]:+.3f} → v̂ {self.score[-1]:+.3f}, gain {self.gain_text(-1)} over {self.samples} {which}"
-            f"{without}{verdict}"
-        )
+        scores = f"v {signed(self.score[0])} → v̂ {signed(self.score[-1])}"
+        return f"{scores}, gain {self.gain_text(-1)} over {self.samples} {which}{without}{verdict}"
 
     def summary(self, *, judged: bool = True) -> str:
         """The curve in a line, with its verdict or without."""
@@ -121,7 +119,8 @@ class RefinementCurve:
         best = max(range(len(layers)), key=layers.__getitem__)
         return (
             "BASIC's premise (README): visual tokens nearest to a word of their own text, beyond chance: "
-            f"{self.comparison(judged=judged)} (best after layer {best + 1}: {layers[best]:+.3f})"
+            f"{self.comparison(judged=judged)} (best after layer {best + 1}: {signed(layers[best])})"
+            + ("" if judged else "; some of them chose v̂, so the gate asks others")
         )
 
     def warning(self) -> str | None:

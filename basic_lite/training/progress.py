@@ -178,7 +178,9 @@ def finished_text(
         if first < last
         else "no step left"
     )
-    losses, held_out = values("loss"), values("eval_loss")
+    # Those of this program's steps: what it began with is not what it fell from.
+    losses = [(step, loss) for step, loss in values("loss") if step > first] or values("loss")[-1:]
+    held_out = values("eval_loss")
     # A short run may have logged one step alone.
     fell = f"{losses[0][1]:.3f} → " if len(losses) > 1 else ""
     loss = f", loss {fell}{losses[-1][1]:.3f}" if losses else ""

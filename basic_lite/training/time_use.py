@@ -11,6 +11,7 @@ from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import DataSection, Recipe
 from basic_lite.training import breakdown as step_part
 from basic_lite.training.breakdown import Breakdown
+from basic_lite.training.differences import FREE
 from basic_lite.training.log import RunLog
 from basic_lite.training.progress import MEASURED, SHORT_S, WARM_UP
 
@@ -166,7 +167,8 @@ def time_text(
         return f"{text}; nothing waits{again if saves else ''}", ""
     part = max(over, key=lambda name: over[name])
     found, key = _change(part, shares, recipe, who, cores or usable_cores())
-    return f"{text}; {found}", key
+    later = "" if key in FREE or key == "pictures" else " in the next run (this one keeps it)"
+    return f"{text}; {found}{later}", key
 
 
 def _change(part: str, shares: Mapping[str, float], recipe: Recipe, who: str, cores: int) -> tuple[str, str]:

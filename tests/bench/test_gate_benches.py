@@ -9,7 +9,7 @@ import pytest
 
 from bench import gate_cost
 from bench.gate_cost import AT_EVALUATION, BY_ITSELF, FIRST, STEP, Cost
-from bench.gate_errors import LAYERS, PATCHES, made_look, opens, with_target
+from bench.gate_errors import LAYERS, PATCHES, made_look, made_run, opens, run_opens, with_target
 
 
 @pytest.mark.long
@@ -38,3 +38,13 @@ def test_a_choice_that_decides_too_opens_more_often_than_halves_do() -> None:
     assert halves <= 5 < both
     looks[0][-1, range(32), range(32)] += 5 / PATCHES  # the last layer is better
     assert opens(looks[0][[0, -1]]) and opens(with_target(looks[0], slice(0, None, 2), slice(1, None, 2)))
+
+
+def test_a_gain_of_those_that_decide_alone_is_not_shown_on_others() -> None:
+    looks = made_run(np.random.default_rng(2), 48)
+    assert run_opens(looks, 16) == (False, False)
+    for samples, shown in ((range(32), (True, False)), (range(48), (True, True))):
+        better = [look.copy() for look in looks]
+        for look in better:
+            look[-1, samples, samples] += 5 / PATCHES
+        assert run_opens(better, 16) == shown

@@ -198,7 +198,14 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
         ([], "no record to evaluate"),
         (None, "records is None; give a file, a list of dicts, or the data of a recipe"),
         (fine, "records is .*; give a file, a list of dicts"),
-        ([fine, {**fine, "image": "nowhere.png"}], "record 2: image 'nowhere.png' does not exist"),
+        (
+            [fine, {**fine, "image": "nowhere.png"}],
+            "record 2: image 'nowhere.png' does not exist.* so mend it, or take it out",
+        ),
+        (
+            [{**fine, "image": "nowhere.png"}, fine, {**fine, "image": "gone.png"}],
+            r"2 pictures can't be shown:\n  - .*record 1: image 'nowhere.png' .*\n  - .*record 3: image 'gone.png' ",
+        ),
         ([fine, {**fine, "image": 3.5}], "record 2: a picture is a path, bytes or a PIL image, and this is 3.5"),
         ([{**fine, "question": "<image>"}], "record 1: it has no question"),
         (["what?"], "record 1: a record must be an object"),

@@ -139,6 +139,8 @@ def test_the_last_line_says_all_that_one_asks_for(tmp_path: Path) -> None:
         in lines[-1]
     )
     assert lines[-1].endswith(f"ask it: basic-lite chat {folder} PICTURE")
+    went_on = finished_text(2, 4, 0.0, lambda name: [(1, 9.0), (3, 5.0), (4, 4.0)] * (name == "loss"), folder, folder)
+    assert went_on.startswith("finished: steps 3 to 4 in 0:00, loss 5.000 → 4.000; "), "not from the first part's 9"
     again = finished_text(4, 4, 0.0, lambda name: [], Path("my runs/x"), Path("my runs/x/final"))
     assert again.startswith("finished: no step left in 0:00; the trained model is my runs/x/final; ")
     assert again.endswith(f"ask it: {command_line(['basic-lite', 'chat', str(Path('my runs/x')), 'PICTURE'])}")

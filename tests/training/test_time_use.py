@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from basic_lite.model.parts import find_parts
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.training import breakdown, time_use
 from basic_lite.training.breakdown import Breakdown, Clock
+from basic_lite.training.differences import differences
 from basic_lite.training.log import RunLog
 from basic_lite.training.processes import ALONE
 from basic_lite.training.time_use import (
@@ -200,5 +204,9 @@ def test_the_key_that_changes_most(
 ) -> None:
     recipe: Recipe = tiny_recipe(tmp_path_factory.getbasetemp() / "time_use_keys", {**RECIPE, **changes})
     text, key = time_use.time_text(parts, recipe, steps=10_000, on_gpu=True, cores=cores)
-    assert text.endswith(found)
+    now = text.removesuffix(" in the next run (this one keeps it)")
+    assert now.endswith(found)
+    if given := re.search(r"set (\S+)=(\w+)", found):
+        changed = changed_recipe(recipe, {given[1]: json.loads(given[2])})
+        assert (now != text) is bool(differences(recipe, changed)), "a run that goes on takes what changes nothing"
     assert (not key and "nothing waits" in text) or key in text or key == "pictures"

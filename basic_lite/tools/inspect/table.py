@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from basic_lite.console import Sheet, show, speaker
-from basic_lite.resampling import LEAST_SAMPLES
+from basic_lite.resampling import LEAST_SAMPLES, signed
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.health import Health
 from basic_lite.tools.inspect.facts import Facts
@@ -79,7 +79,7 @@ def _curve(look: Look) -> Sheet:
 def _scores(curve: RefinementCurve, number: int) -> list[str]:
     if curve.score is None:
         return ["", ""]
-    return [f"{curve.score[number]:+.3f}", curve.gain_text(number - 1) if number else ""]
+    return [signed(curve.score[number]), curve.gain_text(number - 1) if number else ""]
 
 
 def _shape(health: Health, number: int) -> list[str]:
