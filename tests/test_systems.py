@@ -24,7 +24,7 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.data.problems import BadImage
 from basic_lite.model.frontend import load_frontend
 from basic_lite.tools.chat import terminal
-from tests.support.runs import assert_same_terms, run, tiny_recipe, write_data
+from tests.support.runs import assert_same_terms, run, whole_recipe, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def test_what_a_worker_gets_can_be_pickled(tmp_path: Path, kind: str) -> None:
     """Where processes start empty, samples and collator go to them in a pickle: it opens what it reads anew."""
     path = write_data(tmp_path, 4)
     source = {kind: str(path if kind == "path" else of_arrow(tmp_path)), "image_dir": str(tmp_path / "images")}
-    recipe = tiny_recipe(tmp_path, {"data.train": source})
+    recipe = whole_recipe(tmp_path, {"data.train": source})
     ready = prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
     first = ready.collator([ready.train[i] for i in range(4)])
     data, collator = pickle.loads(pickle.dumps((ready.train, ready.collator)))

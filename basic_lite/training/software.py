@@ -1,7 +1,7 @@
 """What a run is made with: versions of packages, and the device. Several, where it was continued with others."""
 
 import platform
-from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ def versions_of(build: str, device: str) -> dict[str, str]:
         device: its name.
     """
     found = {"basic-lite": __version__, "Python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+    found |= {name: version for name in PACKAGES if (version := _installed(name)) is not None}
     return {**found, "torch's build": build, "device": device}
+
+
+@cache
+def _installed(name: str) -> str | None:
+    """A package's version; None: it isn't there. Read once: each checkpoint names them, and a process keeps its own."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def write_software(run: Path, step: int, versions: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from basic_lite.training.assembly import load_for_training, preflight, supervise
 from basic_lite.training.step import Batch, StepCounts, TrainStep
 from bench import rehearse
 from bench.naive_step import NaiveStep
-from tests.support.runs import quiet, tiny_recipe, write_data
+from tests.support.runs import quiet, whole_recipe, write_data
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Supervisi
     """An NF4 model of four layers with adapters that do something, and a padded batch with text-only samples."""
     folder = tmp_path_factory.mktemp("naive")
     write_data(folder, 6, text_only=2)
-    recipe = tiny_recipe(folder, {"training.micro_batch": 4})
+    recipe = whole_recipe(folder, {"training.micro_batch": 4})
     torch.manual_seed(0)
     frontend, data = preflight(recipe, CPU, lambda text: None)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)

@@ -26,7 +26,7 @@ from bench.step_suite import Side, StepResult
 from bench.synthetic import synthetic_model
 from bench.timed_step import timed_by
 from tests.support.models import write_llm, write_vision
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 from tests.support.shapes import on_shapes
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def without_bytes(part: Part) -> dict[str, object]:
 def test_synthetic_model_is_the_loaded_one_but_for_its_values(
     tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
-    recipe = tiny_recipe(tmp_path, changes, kind=kind)
+    recipe = whole_recipe(tmp_path, changes, kind=kind)
     real = load_for_training(recipe, CPU, load_frontend(recipe.model), lambda text: None)
     made = synthetic(recipe)
     assert tensors_of(made.model) == tensors_of(real.model)
@@ -86,7 +86,7 @@ def test_synthetic_model_is_the_loaded_one_but_for_its_values(
 
 
 def test_weights_are_drawn_and_nothing_overflows(folder: Path) -> None:
-    made = synthetic(tiny_recipe(folder))
+    made = synthetic(whole_recipe(folder))
     linear = made.parts.layers[0].mlp.down_proj.base_layer
     from bitsandbytes.functional import dequantize_4bit
 
@@ -103,7 +103,7 @@ def test_never_more_than_one_layer_is_unquantised(tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
     write_llm(tmp_path / "llm", **sizes)
     write_vision(tmp_path / "vision")
-    recipe = tiny_recipe(tmp_path)
+    recipe = whole_recipe(tmp_path)
     frontend = load_frontend(recipe.model)
     synthetic_model(recipe, frontend, CPU)  # what libraries keep from their first use
     made: list[Loaded] = []
@@ -141,7 +141,7 @@ class LateClock(Clock):
 def measured(folder: Path) -> tuple[StepResult, int, dict[str, Any]]:
     """The suite on a tiny shape: its result, exit code and file."""
     changes = {"training.global_batch": 8, "training.micro_batch": 2, "lora.dropout": 0.05, "data.max_length": 128}
-    recipe = tiny_recipe(folder, {**changes, "supervision.target_norm": "layer"})
+    recipe = whole_recipe(folder, {**changes, "supervision.target_norm": "layer"})
     result = step_suite.predicted(recipe, CPU, None, "this CPU")
     work = partial(step_suite.run, recipe, CPU, result, time.monotonic())
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +179,7 @@ def test_operations_have_their_share_of_a_step(measured: tuple[StepResult, int, 
 def test_timing_changes_nothing_and_off_is_off(folder: Path, weights: str) -> None:
     def gradient(basic_in_recipe: bool, *, basic: bool, timed: bool) -> torch.Tensor:
         changes = {"training.max_grad_norm": 0.0, "supervision.enabled": basic_in_recipe}
-        recipe = tiny_recipe(folder, {**changes, "supervision.token_weights": weights, "data.max_length": 32})
+        recipe = whole_recipe(folder, {**changes, "supervision.token_weights": weights, "data.max_length": 32})
         times = Breakdown(Clock(CPU))
         times.start()
         make = timed_by(times) if timed else make_step

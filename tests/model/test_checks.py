@@ -35,7 +35,7 @@ from basic_lite.recipe.schema import ModelSection
 from basic_lite.run import train
 from basic_lite.training.assembly import check_machine
 from tests.support.models import text_config, tiny_tokenizer, write_llava, write_llm, write_vision
-from tests.support.runs import quiet, tiny_recipe
+from tests.support.runs import quiet, whole_recipe
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ COMMON = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "n
 def test_an_llm_that_cannot_be_trained_says_why(kind: Any, own: Any, said: str, models_: Path, tmp_path: Path) -> None:
     size = {"vocab_size": len(tiny_tokenizer()), "num_key_value_heads": 2, "pad_token_id": 3}
     llm = write_kind(tmp_path, kind(**COMMON, **size, **own))
-    recipe = tiny_recipe(tmp_path, {"model.llm": str(llm), "training.max_steps": 1, "quantization.mode": "none"})
+    recipe = whole_recipe(tmp_path, {"model.llm": str(llm), "training.max_steps": 1, "quantization.mode": "none"})
     told = refused(lambda: train(recipe, console=quiet()))
     assert said in told and "fetch it" not in told
 
@@ -90,7 +90,7 @@ def test_an_llms_own_dropout_is_off(models_: Path, tmp_path: Path) -> None:
         **COMMON, vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, attention_dropout=0.5, residual_dropout=0.5
     )
     changes = {"model.llm": str(write_kind(tmp_path, config)), "quantization.mode": "none", "lora.enabled": False}
-    loaded = load_base(tiny_recipe(tmp_path, changes), CPU)
+    loaded = load_base(whole_recipe(tmp_path, changes), CPU)
     model = loaded.model.train()
     ids = torch.arange(4, 20)[None]
     first, second = (model(input_ids=ids).logits for _ in range(2))
@@ -150,7 +150,7 @@ def test_a_weight_that_is_not_finite(
     state = load_file(folder / "model.safetensors")
     next(one for name, one in state.items() if where in name).view(-1)[0] = number
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    recipe = tiny_recipe(models_, {f"model.{part}": str(folder), "quantization.mode": mode})
+    recipe = whole_recipe(models_, {f"model.{part}": str(folder), "quantization.mode": mode})
     told = refused(lambda: load_base(recipe, CPU))
     assert told.startswith(f"model.{part}: the weight ") and where in told and "aren't finite" in told
 
@@ -260,7 +260,7 @@ def test_the_llm_of_a_llava_checkpoint_is_looked_at_too(tmp_path: Path) -> None:
 def test_an_index_of_weights_that_leads_elsewhere(text: str, models_: Path, tmp_path: Path) -> None:
     shutil.copytree(models_ / "llm", tmp_path / "llm")
     (tmp_path / "llm" / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
-    recipe = tiny_recipe(tmp_path, {"model.llm": str(tmp_path / "llm"), "model.vision": str(models_ / "vision")})
+    recipe = whole_recipe(tmp_path, {"model.llm": str(tmp_path / "llm"), "model.vision": str(models_ / "vision")})
     told = refused(lambda: load_base(recipe, CPU))
     assert told.startswith("model.llm: ") and "model.safetensors.index.json" in told and "fetch" in told
 
@@ -298,7 +298,7 @@ def test_a_hub_that_nobody_wants_is_not_asked(monkeypatch: pytest.MonkeyPatch, n
 
 
 def test_a_switch_that_would_make_float32_coarse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path)
+    recipe = whole_recipe(tmp_path)
     monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
     assert "unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in refused(lambda: check_machine(recipe, torch.device("cuda")))
     check_machine(recipe, CPU)
@@ -311,7 +311,7 @@ def test_a_switch_that_would_make_float32_coarse(monkeypatch: pytest.MonkeyPatch
 def test_a_program_that_has_made_float32_coarse(device: str, how: str, tmp_path: Path) -> None:
     """Each of torch's ways to say it, in a notebook or a program that calls ours."""
     recipe, matmul = (
-        tiny_recipe(tmp_path),
+        whole_recipe(tmp_path),
         torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul,
     )
     place = torch.device(device)

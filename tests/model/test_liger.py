@@ -28,7 +28,7 @@ from tests.support.kernels import DEVICE, kernel_test, relative, slow_interprete
 from tests.support.liger import runnable_liger
 from tests.support.models import LLM_KINDS, text_config, write_llm, write_vision
 from tests.support.recipes import GOOD, write_recipe
-from tests.support.runs import LOUD, tiny_recipe, write_data
+from tests.support.runs import LOUD, whole_recipe, write_data
 from tests.support.steps import CPU
 
 KINDS = (*LLM_KINDS, "gemma3")
@@ -42,7 +42,7 @@ def recipe_of(folder: Path, kind: str, changes: dict[str, Any] | None = None) ->
     root.mkdir(exist_ok=True)
     if not (root / "data.json").exists():
         write_data(root, 4)
-    return tiny_recipe(root, changes, kind=kind)
+    return whole_recipe(root, changes, kind=kind)
 
 
 def adapted(recipe: Recipe, kernels: LigerKernels | None, device: torch.device = CPU) -> Loaded:

@@ -22,7 +22,7 @@ from basic_lite.training.assembly import autocast_of, make_step
 from basic_lite.training.bundle import PEFT_PREFIX, write_bundle
 from basic_lite.training.step import StepCounts, TrainStep
 from tests.support.kernels import MadeShapes, assert_as_good_as, relative
-from tests.support.runs import tiny_recipe, write_data
+from tests.support.runs import whole_recipe, write_data
 from tests.support.steps import CPU, load_tiny
 
 B, T, K, N, RANK = 2, 20, 64, 128, 8
@@ -140,7 +140,7 @@ def test_an_output_is_made_once() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lora")
     write_data(root, 8)
-    tiny_recipe(root)
+    whole_recipe(root)
     return root
 
 
@@ -155,7 +155,7 @@ def on_a_card(recipe: Recipe, frontend: object) -> Loaded:
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_steps_and_files_are_those_of_pefts_layers(folder: Path, tmp_path: Path, quantization: str) -> None:
     """On a CPU the layers are PEFT's, so a run has the bits that it had; a card's differ from them by rounding."""
-    recipe = tiny_recipe(folder, {"quantization.mode": quantization, "lora.dropout": 0.3})
+    recipe = whole_recipe(folder, {"quantization.mode": quantization, "lora.dropout": 0.3})
     usual = load_tiny(recipe)
     ours = on_a_card(recipe, usual.frontend)
     kinds = [{type(m) for m in x.parts.layers.modules() if isinstance(m, LoraLinear)} for x in (usual, ours)]
@@ -187,7 +187,7 @@ def test_the_configuration_keeps_nothing() -> None:
 @pytest.mark.parametrize("card", [False, True], ids=["cpu", "card"])
 def test_autocast_without_a_cache_gives_the_same_bits(folder: Path, card: bool) -> None:
     """Its copies of the adapters are used once, so keeping them gains nothing."""
-    recipe = tiny_recipe(folder, {"model.dtype": "bfloat16", "training.autocast": "bfloat16", "lora.dropout": 0.3})
+    recipe = whole_recipe(folder, {"model.dtype": "bfloat16", "training.autocast": "bfloat16", "lora.dropout": 0.3})
     found = []
     for cached in (True, False):
         loaded = load_tiny(recipe)

@@ -19,7 +19,7 @@ from basic_lite.model.offload import ActivationOffload
 from basic_lite.run import train
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.training.assembly import check_machine, load_for_training
-from tests.support.runs import log_of, quiet, steps_of, tiny_recipe, write_data
+from tests.support.runs import log_of, quiet, steps_of, whole_recipe, write_data
 from tests.support.steps import two_steps
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ OFFLOAD, TOWER = {"training.offload_activations": True}, {"model.tower_on_host":
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("offload")
     write_data(root, 8)
-    tiny_recipe(root)
+    whole_recipe(root)
     return root
 
 
@@ -47,8 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def test_only_inputs_of_recomputed_layers_go(folder: Path, to_host: list[Any]) -> None:
-    plain = list(two_steps(tiny_recipe(folder, {"lora.dropout": 0.3})))
-    moved = list(two_steps(tiny_recipe(folder, {"lora.dropout": 0.3, **OFFLOAD, "training.gradient_checkpointing": 3})))
+    plain = list(two_steps(whole_recipe(folder, {"lora.dropout": 0.3})))
+    moved = list(
+        two_steps(whole_recipe(folder, {"lora.dropout": 0.3, **OFFLOAD, "training.gradient_checkpointing": 3}))
+    )
     assert len(to_host) == 4 * 3 and {(shape[0], len(shape), shape[2]) for shape in to_host} == {(2, 3, 64)}
     assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
 
@@ -64,9 +66,9 @@ def test_only_inputs_of_recomputed_layers_go(folder: Path, to_host: list[Any]) -
 def test_the_same_bits(folder: Path, changes: dict[str, Any], to_host: list[Any]) -> None:
     """On the CPU: on a GPU, attention and scatter kernels may differ from run to run by themselves."""
     changes = {"lora.dropout": 0.3, **changes}
-    plain = list(two_steps(tiny_recipe(folder, changes)))
+    plain = list(two_steps(whole_recipe(folder, changes)))
     assert not to_host
-    moved = list(two_steps(tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER})))
+    moved = list(two_steps(whole_recipe(folder, {**changes, **OFFLOAD, **TOWER})))
     # Each layer's input [B, T, D] of each of four micro-batches, and nothing else.
     assert len(to_host) == 4 * LAYERS and {(shape[0], len(shape), shape[2]) for shape in to_host} == {(2, 3, 64)}
     assert len(plain) == len(moved) > 20
@@ -77,10 +79,10 @@ def test_the_same_bits(folder: Path, changes: dict[str, Any], to_host: list[Any]
 def test_what_comes_back_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spoiled on the host, it spoils the gradients: the test above could fail."""
     monkeypatch.setattr(offload, "MIN_BYTES", 1)
-    plain = list(two_steps(tiny_recipe(folder)))
+    plain = list(two_steps(whole_recipe(folder)))
     really = ActivationOffload.to_host
     monkeypatch.setattr(ActivationOffload, "to_host", lambda self, tensor: really(self, tensor).mul_(1.01))
-    spoiled = list(two_steps(tiny_recipe(folder, OFFLOAD)))
+    spoiled = list(two_steps(whole_recipe(folder, OFFLOAD)))
     assert torch.equal(plain[0], spoiled[0])  # the first forward
     assert not all(torch.equal(a, b) for a, b in zip(plain, spoiled, strict=True))
 
@@ -88,7 +90,7 @@ def test_what_comes_back_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_audit_sees_the_same_parts(folder: Path) -> None:
     tables = []
     for changes in ({}, TOWER):
-        recipe = tiny_recipe(folder, changes)
+        recipe = whole_recipe(folder, changes)
         loaded = load_for_training(recipe, CPU, load_frontend(recipe.model), lambda text: None)
         tables.append(audit(loaded.parts))
     assert tables[0] == tables[1]
@@ -109,9 +111,9 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
         "supervision.token_weights": "uniform",
         "supervision.refinement_batches": 1,
     }
-    plain = train(tiny_recipe(folder, {**changes, "name": "plain"}), console=quiet())
+    plain = train(whole_recipe(folder, {**changes, "name": "plain"}), console=quiet())
     monkeypatch.setattr("basic_lite.training.assembly.check_machine", lambda recipe, device: None)  # it refuses a CPU
-    recipe = tiny_recipe(folder, {**changes, **OFFLOAD, **TOWER, "name": "moved"})
+    recipe = whole_recipe(folder, {**changes, **OFFLOAD, **TOWER, "name": "moved"})
     moved = train(recipe, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS
 
@@ -119,7 +121,7 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
     shutil.rmtree(moved.folder / "checkpoint-4")
     # A run may continue with other values of both keys, and with fewer recomputed layers.
     fewer = {**changes, **TOWER, "training.gradient_checkpointing": 1, "name": "moved"}
-    train(tiny_recipe(folder, fewer), resume=True, console=quiet())
+    train(whole_recipe(folder, fewer), resume=True, console=quiet())
     assert len(to_host) == 4 * 2 * LAYERS
     for name in ("projector.safetensors", "adapter/adapter_model.safetensors"):
         a, b = load_file(plain.folder / "final" / name), load_file(moved.folder / "final" / name)
@@ -139,7 +141,7 @@ def test_a_run_with_both_is_the_same_run(folder: Path, to_host: list[Any], monke
 
 @pytest.mark.parametrize("changes", [OFFLOAD, TOWER], ids=str)
 def test_a_machine_without_a_gpu_refuses(folder: Path, changes: dict[str, Any]) -> None:
-    recipe = tiny_recipe(folder, {**changes, "training.device": "auto"})
+    recipe = whole_recipe(folder, {**changes, "training.device": "auto"})
     with pytest.raises(UserError, match=rf"{next(iter(changes))}: true needs a GPU .* the run is on the cpu"):
         check_machine(recipe, CPU)
     check_machine(recipe, None)  # a dry run for another machine

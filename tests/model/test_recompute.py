@@ -13,7 +13,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.training.assembly import preflight
 from basic_lite.training.differences import differences
-from tests.support.runs import LOUD, tiny_recipe, write_data
+from tests.support.runs import LOUD, whole_recipe, write_data
 from tests.support.steps import CPU, load_tiny, two_steps
 
 KEY = "training.gradient_checkpointing"
@@ -25,7 +25,7 @@ MICRO_BATCHES = 4  # of ``two_steps``
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("recompute")
     write_data(root, 8)
-    tiny_recipe(root)
+    whole_recipe(root)
     return root
 
 
@@ -55,17 +55,17 @@ MARKS = {
 )
 def test_the_same_bits_whatever_the_number(folder: Path, changes: dict[str, Any]) -> None:
     changes = {**LOUD, "lora.dropout": 0.3, **changes}
-    every = list(two_steps(tiny_recipe(folder, {**changes, KEY: True})))
+    every = list(two_steps(whole_recipe(folder, {**changes, KEY: True})))
     assert len(every) > 20 and not torch.equal(every[0], every[1])
     for count in (False, 1, LAYERS - 1):
-        some = list(two_steps(tiny_recipe(folder, {**changes, KEY: count})))
+        some = list(two_steps(whole_recipe(folder, {**changes, KEY: count})))
         assert len(some) == len(every)
         assert all(torch.equal(a, b) for a, b in zip(every, some, strict=True)), count
 
 
 @pytest.mark.parametrize("setting, count", [(True, 4), (False, 0), (0, 0), (1, 1), (3, 3), (4, 4)])
 def test_the_first_layers_run_twice(folder: Path, setting: bool | int, count: int) -> None:
-    recipe = tiny_recipe(folder, {KEY: setting})
+    recipe = whole_recipe(folder, {KEY: setting})
     loaded, runs = load_tiny(recipe), [0] * LAYERS
 
     for index, layer in enumerate(loaded.parts.layers):
@@ -87,11 +87,11 @@ def test_a_number_of_layers() -> None:
 
 
 def test_too_many_are_refused_before_anything_is_loaded(folder: Path) -> None:
-    recipe = tiny_recipe(folder, {KEY: LAYERS + 1})
+    recipe = whole_recipe(folder, {KEY: LAYERS + 1})
     assert load_frontend(recipe.model).layer_count == LAYERS
     with pytest.raises(UserError, match="the LLM has 4"):
         preflight(recipe, CPU, lambda text: None)
 
 
 def test_a_run_may_continue_with_another_number(folder: Path) -> None:
-    assert not differences(tiny_recipe(folder, {KEY: True}), tiny_recipe(folder, {KEY: 2}))
+    assert not differences(whole_recipe(folder, {KEY: True}), whole_recipe(folder, {KEY: 2}))

@@ -31,7 +31,7 @@ from basic_lite.training.assembly import preflight
 from tests.support.bundles import write_random_bundle
 from tests.support.fuzzing import require_good
 from tests.support.models import tiny_tokenizer, write_llava
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 pytestmark = pytest.mark.long
 
@@ -55,7 +55,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of each kind, pictures, recipes and a run."""
     folder = tmp_path_factory.mktemp("work")
     changes = {"training.max_steps": 1, "output": str(folder / "new"), "quantization.mode": "none"}
-    composed = tiny_recipe(folder, changes)
+    composed = whole_recipe(folder, changes)
     write_chat_llava(folder / "llava")
     on_base = composed.model.model_copy(update={"base": str(folder / "llava"), "llm": None, "vision": None})
     (folder / "composed.yaml").write_text(dump_recipe(composed))

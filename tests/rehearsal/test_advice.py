@@ -18,7 +18,7 @@ from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.planner import ROOM, smallest_cards
 from basic_lite.sizes import GIB, size_text
 from basic_lite.tools.estimate import Estimate, estimate
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 Needed = Callable[[Recipe], float]
 
@@ -36,7 +36,7 @@ def advised(recipe: Recipe, needed: Needed, budget: float, monkeypatch: pytest.M
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     keys = {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "device": "auto", "micro_batch": 2}
-    return tiny_recipe(tmp_path, {f"training.{key}": value for key, value in keys.items()})
+    return whole_recipe(tmp_path, {f"training.{key}": value for key, value in keys.items()})
 
 
 def test_only_what_saves_is_advised(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     keys = {"plan": "auto", "micro_batch": 1, "global_batch": 1, "gradient_checkpointing": 4, "device": "auto"}
     keys |= {"offload_activations": False}
     changes = {"model.tower_on_host": False, "lora.enabled": False, "stage": 1, "supervision.enabled": False}
-    return tiny_recipe(tmp_path, {**changes, **{f"training.{key}": value for key, value in keys.items()}})
+    return whole_recipe(tmp_path, {**changes, **{f"training.{key}": value for key, value in keys.items()}})
 
 
 def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:

@@ -12,7 +12,7 @@ from basic_lite.data.prepare import prepare_data
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import Machine, Rehearser, Shape, choice
 from basic_lite.sizes import GIB, size_text
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def given(tmp_path: Path) -> tuple[Any, Any, Any]:
     """A recipe, its tokenizer and processor, and the report on its data."""
-    recipe = tiny_recipe(tmp_path)
+    recipe = whole_recipe(tmp_path)
     frontend = load_frontend(recipe.model)
     return recipe, frontend, prepare_data(recipe, frontend, say=lambda text: None).report
 

@@ -16,12 +16,12 @@ from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
 from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.sizes import GIB
-from tests.support.runs import quiet, run, tiny_recipe, write_data
+from tests.support.runs import WHOLE, quiet, run, whole_recipe, write_data
 
 
 def test_the_mean_sample_is_the_datas_own(tmp_path: Path) -> None:
     write_data(tmp_path, 7, text_only=3)
-    recipe = tiny_recipe(tmp_path, {"training.max_steps": None, "training.epochs": 2.0, "training.global_batch": 4})
+    recipe = whole_recipe(tmp_path, {"training.max_steps": None, "training.epochs": 2.0, "training.global_batch": 4})
     frontend = load_frontend(recipe.model)
     data = prepare_data(recipe, frontend, say=lambda text: None)
     parts = planned_parts(recipe, frontend, torch.float32)
@@ -52,7 +52,7 @@ def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
     """Counted anew from shapes: of 32 samples, half go through the model twice, the others once; then searches."""
     write_data(tmp_path, 40)
     changes = {"supervision.preset": "measured", "supervision.refinement_batches": 8, "training.max_steps": 2000}
-    recipe = tiny_recipe(tmp_path, changes)
+    recipe = whole_recipe(tmp_path, changes)
     frontend = load_frontend(recipe.model)
     data = prepare_data(recipe, frontend, say=lambda text: None)
     parts = planned_parts(recipe, frontend, torch.float32)
@@ -84,8 +84,8 @@ def test_a_timed_product_takes_little_time_and_no_random_number() -> None:
 def test_checkpoints_are_as_large_as_was_said(tmp_path: Path, optimizer: str) -> None:
     """Against the files of a run. Headers, and a table for each matrix of 8-bit states, make the difference."""
     changes = {"training.optimizer": optimizer, "training.save_every": 1, "training.keep": 2, "lora.rank": 512}
-    recipe = tiny_recipe(tmp_path, changes)
-    folder = run(tmp_path, changes)
+    recipe = whole_recipe(tmp_path, changes)
+    folder = run(tmp_path, {**WHOLE, **changes})
     disk = disk_of(recipe, planned_parts(recipe, load_frontend(recipe.model), torch.float32), 4)
     assert disk.checkpoints == 3
     last = folder / "checkpoint-4"
@@ -104,7 +104,7 @@ def test_too_little_room_is_a_warning() -> None:
 
 
 def test_a_run_of_few_steps_writes_few_checkpoints(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, {"training.save_every": 100, "training.keep": 5})
+    recipe = whole_recipe(tmp_path, {"training.save_every": 100, "training.keep": 5})
     part = Part("projector", "Linear", "float32", 10, 10, 40)
     assert [disk_of(recipe, [part], steps).checkpoints for steps in (1, 250, 10_000, None)] == [1, 3, 6, 6]
     assert disk_of(recipe, [part], 1) == Disk(40, 80, 1)
@@ -114,7 +114,7 @@ def test_train_says_it_all_before_the_first_step(tmp_path: Path) -> None:
     from basic_lite.run import train
 
     console = quiet()
-    train(tiny_recipe(tmp_path), console=console)
+    train(whole_recipe(tmp_path), console=console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0].startswith("device: CPU (")
     starts = ["device: ", "data.train: ", "parts", "time: ", "disk: ", "BASIC: ", "finished: "]

@@ -19,7 +19,7 @@ from basic_lite.rehearsal.step import KEPT, LAYER
 from tests.support.kernels import DEVICE, kernel_test
 from tests.support.liger import runnable_liger
 from tests.support.models import write_llm, write_vision
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 from tests.support.shapes import shape_recipe
 
 KEY = "training.use_liger_kernel"
@@ -89,7 +89,7 @@ def test_a_card_has_them_unless_the_recipe_has_not(tmp_path: Path) -> None:
 def test_other_families_are_rehearsed(tmp_path: Path, kind: str) -> None:
     write_llm(tmp_path / "llm", kind)
     write_vision(tmp_path / "vision")
-    recipe = tiny_recipe(tmp_path)
+    recipe = whole_recipe(tmp_path)
     machine = Machine.card(recipe)
     short, full = (
         Rehearser(recipe, load_frontend(recipe.model), machine, in_full=in_full).rehearse() for in_full in (False, True)

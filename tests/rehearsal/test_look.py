@@ -22,7 +22,7 @@ from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import autocast_of, load_for_training
 from bench.measure import held_bytes, peak_bytes
 from tests.support.models import clip_config, write_llm
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 from tests.support.shapes import write_image_processor
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.soak
 def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> None:
     changes = {"supervision.refinement_batches": 256, "training.micro_batch": 2, "training.global_batch": 4}
-    recipe = tiny_recipe(folder, {**MEASURED, "data.max_length": 128, "training.device": "cpu", **changes})
+    recipe = whole_recipe(folder, {**MEASURED, "data.max_length": 128, "training.device": "cpu", **changes})
     rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
     assert rehearsed.look is not None and rehearsed.look_is_larger
     assert rehearsed.needed_bytes == rehearsed.look.peak_bytes > rehearsed.peak_bytes
@@ -75,7 +75,7 @@ def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> N
 )
 def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, Any]) -> None:
     common = {"data.max_length": 256, "supervision.refinement_batches": 8}
-    recipe = tiny_recipe(folder, {**common, "training.micro_batch": 8, "training.global_batch": 8, **changes})
+    recipe = whole_recipe(folder, {**common, "training.micro_batch": 8, "training.global_batch": 8, **changes})
     rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
     look = rehearsed.look
     assert look is not None and look.samples == 8 and sum(look.by_part.values()) == look.peak_bytes

@@ -22,7 +22,7 @@ from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools import stages
 from basic_lite.training.assembly import preflight
 from basic_lite.training.plan import Plan
-from tests.support.runs import quiet, tiny_recipe
+from tests.support.runs import quiet, whole_recipe
 
 CARD = torch.device("cuda", 0)
 
@@ -38,7 +38,7 @@ def have(monkeypatch: pytest.MonkeyPatch, *, bf16: bool, liger: bool) -> None:
 
 
 def prepared(folder: Path) -> tuple[Recipe, Frontend, Prepared]:
-    recipe = tiny_recipe(folder, {"training.device": "auto", "training.autocast": "auto", "model.dtype": "auto"})
+    recipe = whole_recipe(folder, {"training.device": "auto", "training.autocast": "auto", "model.dtype": "auto"})
     return recipe, *preflight(recipe, None, silent)
 
 
@@ -137,7 +137,7 @@ def test_a_card_is_said_with_the_types_asked_for(
     tmp_path: Path, dtype: str, autocast: str, name: str, in_16_bit: bool
 ) -> None:
     """And no hours are told from data sheets' speeds in another type."""
-    machine = Machine.card(tiny_recipe(tmp_path, {"model.dtype": dtype, "training.autocast": autocast}))
+    machine = Machine.card(whole_recipe(tmp_path, {"model.dtype": dtype, "training.autocast": autocast}))
     assert (machine.name, machine.in_16_bit) == (name, in_16_bit)
     console, planner = quiet(), SimpleNamespace(machine=machine, on=lambda card, own: None)
     show_cards(console, {"one": CardTimes(Work(1, 8), planner, auto=False)})  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from basic_lite.rehearsal.cost import Sizes, products
 from basic_lite.rehearsal.step import KEPT
 from tests.support.models import write_llm, write_vision
 from tests.support.peaks import measured_peak, recipe_of, unseen
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 KEY = "training.gradient_checkpointing"
 LAYERS = 6
@@ -106,7 +106,7 @@ def test_layers_of_two_sorts(tmp_path: Path) -> None:
     """Sliding and full layers take turns, so what follows a layer is never of its sort."""
     write_llm(tmp_path / "llm", "gemma3", num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4)
     write_vision(tmp_path / "vision")
-    recipe = tiny_recipe(tmp_path, {"model.attention": "eager"})
+    recipe = whole_recipe(tmp_path, {"model.attention": "eager"})
     frontend, machine = load_frontend(recipe.model), Machine.this_cpu(recipe)
     short, full = (Rehearser(recipe, frontend, machine, in_full=in_full) for in_full in (False, True))
     for count in (0, 3, 8):

@@ -12,7 +12,7 @@ from basic_lite.model.load import load_base, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.bundle import write_bundle
 from tests.support.data import write_image
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def write_random_bundle(folder: Path, recipe: Recipe, *, step: int = 4, total: i
 def random_run(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama", **given: Any) -> Path:
     """A run folder with a final bundle. Its pictures are noise of several shapes: two ways to resize never agree."""
     run = folder / "runs" / "tiny"
-    write_random_bundle(run / "final", tiny_recipe(folder, changes, kind=kind), **given)
+    write_random_bundle(run / "final", whole_recipe(folder, changes, kind=kind), **given)
     for n, picture in enumerate(sorted((folder / "images").iterdir())):
         write_image(picture, size=[(20, 16), (16, 16), (9, 31)][n % 3], seed=n)
     return run

@@ -33,7 +33,7 @@ from basic_lite.run import train
 from basic_lite.tools.export.command import export
 from basic_lite.training.loop import Loop
 from basic_lite.training.places import best_record, checkpoints_of, is_run
-from tests.support.runs import GUARDED, LOUD, log_of, quiet, tiny_recipe, write_data
+from tests.support.runs import GUARDED, LOUD, log_of, quiet, whole_recipe, write_data
 
 # What is never the same twice.
 TIMES = {"tokens_per_s", "step_s", "peak_memory_gib", "look_s"}
@@ -204,7 +204,7 @@ class Killer:
         write_data(folder, 13)
         held_out = write_data(folder / "held_out", 4)
         data = {"path": str(held_out), "image_dir": str(held_out.parent / "images")}
-        self.recipe = tiny_recipe(folder, {**CHANGES, **changes, "data.eval": data})
+        self.recipe = whole_recipe(folder, {**CHANGES, **changes, "data.eval": data})
         self.run, self.exported = folder / "runs" / self.recipe.name, folder / "export"
 
     def kill(self, kills: int) -> None:

@@ -15,7 +15,7 @@ from basic_lite.rehearsal import Shape
 from basic_lite.tools.measure import LongestStep, MakeStep
 from basic_lite.training.assembly import load_for_training, make_step
 from bench.measure import held_bytes, peak_bytes, tensor_bytes
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
@@ -23,7 +23,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "
 
 def recipe_of(folder: Path, changes: dict[str, Any]) -> Recipe:
     common = {"data.max_length": 256, "lora.dropout": 0.05, "training.micro_batch": 4, "training.global_batch": 8}
-    return tiny_recipe(folder, {**common, **changes})
+    return whole_recipe(folder, {**common, **changes})
 
 
 def unseen(like: Tensor, *, pinned: bool) -> Tensor:

@@ -32,6 +32,9 @@ TERMS = ("loss", "lm", "das", "sds")
 LOUD = {"supervision.lambda_das": 1.0, "supervision.lambda_sds": 1.0}
 # BASIC's gradient guarded, and SDS on two visual tokens of each sample.
 GUARDED = {"supervision.guard": 0.5, "supervision.sds_tokens": 2}
+# What most runs of the tests have, and what a recipe has by default. A run of the latter takes half as long again.
+LIGHT = {"lora.targets": ["q_proj", "down_proj"], "training.gradient_checkpointing": 1}
+WHOLE = {"lora.targets": "all-linear", "training.gradient_checkpointing": True}
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 30)}
 
 
@@ -63,7 +66,18 @@ def write_data(folder: Path, count: int = 12, *, text_only: int = 0, captions: b
 
 
 def tiny_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama") -> Recipe:
-    """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once."""
+    """A stage-2 recipe that trains in a second; ``changes``: dotted keys to values. Checkpoints are made once.
+
+    A LLaMA has LoRA on a square linear layer and on an oblong one, and its first layer is recomputed. For what memory,
+    plans and merges are about there is ``whole_recipe``.
+    """
+    # Other families name their layers otherwise.
+    light = LIGHT if kind == "llama" else {}
+    return whole_recipe(folder, {**light, **(changes or {})}, kind=kind)
+
+
+def whole_recipe(folder: Path, changes: dict[str, Any] | None = None, *, kind: str = "llama") -> Recipe:
+    """As ``tiny_recipe``, but LoRA is on each linear layer and each layer is recomputed, as in a recipe by default."""
     if not (folder / "llm").exists():
         made, generator = _models(kind)
         shutil.copytree(made.name, folder, dirs_exist_ok=True)

@@ -19,7 +19,7 @@ from basic_lite.tools.report.page import write_report
 from basic_lite.training.loop import Loop
 from basic_lite.training.places import LOG
 from tests.support.drift import Meter
-from tests.support.runs import GUARDED, LOUD, quiet, tiny_recipe, write_data
+from tests.support.runs import GUARDED, LOUD, quiet, whole_recipe, write_data
 
 # What the first steps still load and allocate isn't growth.
 WARM_UP, EVERY = 100, 25
@@ -117,7 +117,7 @@ def soak(folder: Path, steps: int, device: str) -> Meter:
     meter = Meter(folder, torch.device(device))
     pages = Pages(meter)
     basic_lite.run.Loop = measured(meter, pages)  # type: ignore[misc]
-    train(tiny_recipe(folder, CHANGES | changes), console=quiet(), report=pages)
+    train(whole_recipe(folder, CHANGES | changes), console=quiet(), report=pages)
     return meter
 
 

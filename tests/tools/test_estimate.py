@@ -27,7 +27,7 @@ from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.planner import ROOM
 from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
 from basic_lite.training.batches import Schedule
-from tests.support.runs import tiny_recipe, write_data
+from tests.support.runs import whole_recipe, write_data
 from tests.support.shapes import shape_recipe, write_shapes
 
 
@@ -157,25 +157,25 @@ def test_what_a_cpu_refuses_is_not_advised_for_one(shapes: Path) -> None:
 def test_a_recipe_for_the_cpu_has_this_machines_memory(tmp_path: Path) -> None:
     """And no time is predicted. For a card, where the data isn't here, the line of the time says what it assumes."""
     one = {"training.max_steps": None, "training.global_batch": 1, "training.micro_batch": 1}
-    recipe, own = tiny_recipe(tmp_path, one), psutil.virtual_memory().total / 2**30
+    recipe, own = whole_recipe(tmp_path, one), psutil.virtual_memory().total / 2**30
     (tmp_path / "data.json").write_text("nothing")
     text = run(recipe, None)[1]
     assert f"fits this machine's memory of {own:.4g} GiB" in text
     assert ON_A_CPU in text
-    text = run(tiny_recipe(tmp_path, one | {"training.device": "auto"}), 8)[1]
+    text = run(whole_recipe(tmp_path, one | {"training.device": "auto"}), 8)[1]
     assert "(assumed, since data.train isn't read here; `train --dry-run` reads it)" in text and " kWh" in text
 
 
 def test_steps_are_those_of_the_run_where_its_data_is_here(tmp_path: Path) -> None:
     write_data(tmp_path, 11)
-    recipe = tiny_recipe(
+    recipe = whole_recipe(
         tmp_path, {"training.max_steps": None, "training.epochs": 2.5, "data.held_out": 0.2, "training.device": "auto"}
     )
     data = prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
     assert planned_steps(recipe) == (Schedule(data.sampler, recipe).steps, f"{len(data.train)} records")
     assert planned_steps(recipe)[0] == 8
     (tmp_path / "data.json").unlink()
-    assert planned_steps(recipe)[0] is None and planned_steps(tiny_recipe(tmp_path)) == (4, "")
+    assert planned_steps(recipe)[0] is None and planned_steps(whole_recipe(tmp_path)) == (4, "")
 
 
 @pytest.mark.soak

@@ -23,9 +23,19 @@ from basic_lite.tools.report.page import write_report
 from basic_lite.tools.runs import row_of
 from basic_lite.training.step import TrainStep
 from tests.support.rights import enlarge, small_disk, without_roots_rights
-from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe
+from tests.support.runs import (
+    LOUD,
+    WHOLE,
+    assert_same_terms,
+    assert_same_weights,
+    log_of,
+    quiet,
+    run,
+    steps_of,
+    tiny_recipe,
+)
 
-CHANGES = {**LOUD, "training.max_steps": 4, "training.save_every": 1, "training.keep": 2, "lora.dropout": 0.2}
+CHANGES = {**WHOLE, **LOUD, "training.max_steps": 4, "training.save_every": 1, "training.keep": 2, "lora.dropout": 0.2}
 HOURS = 5 * 3600.0
 
 

@@ -31,7 +31,7 @@ from tests.support.runs import (
     log_of,
     quiet,
     steps_of,
-    tiny_recipe,
+    whole_recipe,
     write_data,
 )
 
@@ -75,7 +75,7 @@ def recipe(folder: Path, changes: dict[str, Any], count: int = 22) -> Any:
     if not (folder / "data.json").exists():
         write_data(folder, count, text_only=2)
     common = {"training.micro_batch": 4, "training.global_batch": 8, "lora.dropout": 0.2, "training.max_steps": 3}
-    return tiny_recipe(folder, {**common, **changes})
+    return whole_recipe(folder, {**common, **changes})
 
 
 @pytest.fixture(scope="module")

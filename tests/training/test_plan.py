@@ -24,12 +24,12 @@ from basic_lite.run import train
 from basic_lite.training.plan import Plan, given_keys
 from basic_lite.training.processes import Processes
 from basic_lite.training.step import TrainStep
-from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, tiny_recipe
+from tests.support.runs import assert_same_terms, assert_same_weights, log_of, quiet, whole_recipe
 
 
 def auto(folder: Path, changes: dict[str, Any] | None = None, *, free: bool = True) -> Recipe:
     """A tiny recipe whose plan is chosen; ``free``: the micro-batch too."""
-    recipe = tiny_recipe(folder, {"training.global_batch": 8, "training.plan": "auto", **(changes or {})})
+    recipe = whole_recipe(folder, {"training.global_batch": 8, "training.plan": "auto", **(changes or {})})
     if not free:
         return recipe
     tree = recipe.model_dump(exclude_unset=True)
@@ -44,7 +44,7 @@ def plan_of(run: Path) -> Plan:
 @pytest.mark.long
 def test_the_result_is_the_recipes_own(tmp_path: Path) -> None:
     changes = {"training.global_batch": 8, "training.micro_batch": 2}
-    manual = train(tiny_recipe(tmp_path, {**changes, "name": "manual"}), console=quiet()).folder
+    manual = train(whole_recipe(tmp_path, {**changes, "name": "manual"}), console=quiet()).folder
     console = quiet()
     pinned = train(auto(tmp_path, {**changes, "name": "pinned"}, free=False), console=console).folder
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def test_out_of_memory_falls_to_the_next_plan(tmp_path: Path, monkeypatch: pytes
     """The next plan's run is the one that began so, and a resumed run begins with it."""
     monkeypatch.setattr(offload, "MIN_BYTES", 1)
     common = {"lora.dropout": 0.2, "training.gradient_checkpointing": 1, "training.save_every": 2}
-    plain = train(tiny_recipe(tmp_path, {**common, "name": "plain"}), console=quiet()).folder
+    plain = train(whole_recipe(tmp_path, {**common, "name": "plain"}), console=quiet()).folder
     plans = [Plan(2, 3, 4), Plan(2, 4, 4, True)]
     loss, asked = TrainStep.loss, []
 
@@ -146,7 +146,7 @@ def test_out_of_memory_falls_to_the_next_plan(tmp_path: Path, monkeypatch: pytes
     console = quiet()
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "loss", little)
-        fallen = train(tiny_recipe(tmp_path, {**common, "name": "fallen"}), console=console).folder
+        fallen = train(whole_recipe(tmp_path, {**common, "name": "fallen"}), console=console).folder
     assert asked == [Plan(2, 1, 4), Plan(2, 3, 4)]
     assert_same_weights(plain / "final", fallen / "final")
     assert_same_terms(plain, fallen, rel=0)
@@ -156,7 +156,7 @@ def test_out_of_memory_falls_to_the_next_plan(tmp_path: Path, monkeypatch: pytes
     assert "out of memory in step 1 with micro-batch 2, 1 of 4 layers recomputed: it starts again with" in said
     assert "Set training.gradient_checkpointing=3 to begin with that" in said
     console = quiet()
-    resumed = train(tiny_recipe(tmp_path, {**common, "name": "fallen"}), resume=True, checkpoint=2, console=console)
+    resumed = train(whole_recipe(tmp_path, {**common, "name": "fallen"}), resume=True, checkpoint=2, console=console)
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert f"the run ran out of memory before: it continues with {plans[1]}" in said
     assert_same_weights(plain / "final", resumed.bundle)
@@ -176,7 +176,7 @@ def test_without_a_planner_a_single_sample_has_its_layers_recomputed(
 
     monkeypatch.setattr(TrainStep, "loss", little)
     changes = {"training.gradient_checkpointing": 2, "training.max_steps": 1}
-    train(tiny_recipe(tmp_path, changes), console=quiet())
+    train(whole_recipe(tmp_path, changes), console=quiet())
     assert tried[:3] == [(2, 2), (1, 2), (1, 4)] and set(tried[3:]) == {(1, 4)}
 
 
@@ -198,7 +198,7 @@ def test_a_planner_that_fails_leaves_the_recovery_without_one(tmp_path: Path, mo
     monkeypatch.setattr(TrainStep, "loss", little)
     monkeypatch.setattr(choice, "next_plan_finder", lambda *rest: fails)
     console = quiet()
-    train(tiny_recipe(tmp_path, {"training.gradient_checkpointing": 2, "training.max_steps": 1}), console=console)
+    train(whole_recipe(tmp_path, {"training.gradient_checkpointing": 2, "training.max_steps": 1}), console=console)
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert tried[:3] == [(2, 2), (1, 2), (1, 4)] and set(tried[3:]) == {(1, 4)} and asked == [Plan(2, 2, 4)]
     looked, failed = (
@@ -209,8 +209,8 @@ def test_a_planner_that_fails_leaves_the_recovery_without_one(tmp_path: Path, mo
 
 
 def test_auto_is_free_to_change_in_a_continued_run(tmp_path: Path) -> None:
-    folder = train(tiny_recipe(tmp_path, {"training.save_every": 2}), console=quiet()).folder
-    other = tiny_recipe(tmp_path, {"training.save_every": 2, "training.plan": "auto"})
+    folder = train(whole_recipe(tmp_path, {"training.save_every": 2}), console=quiet()).folder
+    other = whole_recipe(tmp_path, {"training.save_every": 2, "training.plan": "auto"})
     assert train(other, resume=True, console=quiet()).folder == folder
     with pytest.raises(UserError, match="already holds"):
         train(other, console=quiet())

@@ -35,7 +35,7 @@ from tests.support.runs import (
     log_of,
     quiet,
     steps_of,
-    tiny_recipe,
+    whole_recipe,
     write_data,
 )
 
@@ -80,7 +80,7 @@ def recipe_of(folder: Path, name: str, changes: dict[str, Any]) -> Recipe:
     if name.endswith("-dropped"):
         broken = folder / "broken"
         changes = {**changes, "data.train": {"path": str(broken / "data.json"), "image_dir": str(broken / "images")}}
-    return tiny_recipe(folder, {**COMMON, **changes, "name": name})
+    return whole_recipe(folder, {**COMMON, **changes, "name": name})
 
 
 def schedule_of(recipe: Recipe) -> Schedule:
@@ -225,7 +225,7 @@ def test_only_the_main_process_writes(runs: Path) -> None:
 
 def write_recipe(folder: Path, changes: dict[str, Any]) -> tuple[Recipe, list[str]]:
     """A recipe file, and the command that runs it in two processes."""
-    recipe = tiny_recipe(folder, {"data.group_by": "none", "training.micro_batch": 1, "training.keep": 9, **changes})
+    recipe = whole_recipe(folder, {"data.group_by": "none", "training.micro_batch": 1, "training.keep": 9, **changes})
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     return recipe, launch_command("-m", "basic_lite", "train", str(folder / "recipe.yaml"))
 
@@ -359,7 +359,7 @@ def test_a_launcher_that_shards_the_model_is_refused_by_name(
     with pytest.raises(
         UserError, match=rf"asks for {SHARDING[variable]} \({variable}\).*accelerate launch --multi_gpu"
     ):
-        train(tiny_recipe(tmp_path), console=quiet())
+        train(whole_recipe(tmp_path), console=quiet())
     assert not (tmp_path / "runs").exists()
 
 
@@ -380,7 +380,7 @@ def test_each_process_takes_its_own_gpu_before_anything_asks_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="started process 1 on this machine, and torch sees 1 GPUs"):
-        train(tiny_recipe(tmp_path, {"training.device": "auto"}), console=quiet())
+        train(whole_recipe(tmp_path, {"training.device": "auto"}), console=quiet())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: happened.append(torch.device(device)))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
@@ -388,6 +388,6 @@ def test_each_process_takes_its_own_gpu_before_anything_asks_one(
     monkeypatch.setattr(assembly, "choose_kernels", stop)
     monkeypatch.setattr(run_module, "tell_device", lambda *_, **__: None)  # it would ask the card
     with pytest.raises(UserError, match="far enough"):
-        train(tiny_recipe(tmp_path, {"training.device": "auto"}), console=quiet())
+        train(whole_recipe(tmp_path, {"training.device": "auto"}), console=quiet())
     assert happened[0] == torch.device("cuda", 1)
     assert happened.index("connect") < happened.index("kernels")

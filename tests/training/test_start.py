@@ -32,6 +32,7 @@ from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.start import find_origin, resolve_start
 from tests.support.runs import (
+    WHOLE,
     assert_same_terms,
     assert_same_weights,
     log_of,
@@ -40,6 +41,7 @@ from tests.support.runs import (
     steps_of,
     tiny_recipe,
     weights_of,
+    whole_recipe,
 )
 
 CPU = torch.device("cpu")
@@ -52,14 +54,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier")
     run(folder, {"name": "one", "stage": 1, "lora.enabled": False, "training.max_steps": 2})
     # A feature layer and a token that are no defaults: they must come along.
-    changes = {"model.vision_feature_layer": -1, "model.image_token": "<picture>"}
+    changes = {**WHOLE, "model.vision_feature_layer": -1, "model.image_token": "<picture>"}
     run(folder, {"name": "two", **changes, "training.max_steps": 3, "training.save_every": 2, "training.keep": 9})
     return folder
 
 
 def going_on(place: Path, changes: dict[str, Any] | None = None, *, start: str = "two") -> dict[str, Any]:
     """A recipe's changes that start from a run and name no models."""
-    return {**UNNAMED, "model.start": str(place / "runs" / start), "name": "three", **(changes or {})}
+    return {**WHOLE, **UNNAMED, "model.start": str(place / "runs" / start), "name": "three", **(changes or {})}
 
 
 def elsewhere(tmp_path: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -236,8 +238,8 @@ def test_impossible_recipes_are_refused_when_they_are_read(place: Path, tmp_path
 def test_a_written_default_counts_as_given(place: Path, tmp_path: Path) -> None:
     """What a recipe file leaves out is the start's; a token that is written must be the start's."""
     path = tmp_path / "recipe.yaml"
-    written = dump_recipe(tiny_recipe(place)).split("model:")[0]
-    rest = dump_recipe(tiny_recipe(place)).split("quantization:")[1]
+    written = dump_recipe(whole_recipe(place)).split("model:")[0]
+    rest = dump_recipe(whole_recipe(place)).split("quantization:")[1]
     path.write_text(f"{written}model:\n  start: {place / 'runs' / 'two'}\nquantization:{rest}")
     assert resolve_start(load_recipe(path, ["name=x"]), print).model.image_token == "<picture>"
     with pytest.raises(UserError, match="image_token"):

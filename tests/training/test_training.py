@@ -23,6 +23,7 @@ from tests.support.runs import (
     GUARDED,
     LOUD,
     TERMS,
+    WHOLE,
     assert_same_terms,
     assert_same_weights,
     log_of,
@@ -55,7 +56,7 @@ def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
 def test_one_by_eight_is_eight_by_one(tmp_path: Path, switches: dict[str, Any]) -> None:
     # Text-only samples and ragged lengths: means of means would differ.
     write_data(tmp_path, 11, text_only=5)
-    base = {**LOUD, **switches, "training.global_batch": 8, "training.max_steps": 2, "data.group_by": "none"}
+    base = {**WHOLE, **LOUD, **switches, "training.global_batch": 8, "training.max_steps": 2, "data.group_by": "none"}
     runs = [run(tmp_path, {**base, "training.micro_batch": micro, "name": f"micro{micro}"}) for micro in (1, 2, 8)]
     assert all(line["das"] > 0 and line["sds"] > 0 for line in steps_of(runs[0]))
     logged = [
@@ -141,7 +142,9 @@ def test_lm_loss_of_every_step_is_transformers_own(
 
     monkeypatch.setattr(TrainStep, "gradients", counted)
     monkeypatch.setattr(TrainStep, "loss", compare)
-    folder = run(tmp_path, {**LOUD, "training.micro_batch": 1, "training.gradient_checkpointing": checkpointing})
+    folder = run(
+        tmp_path, {**WHOLE, **LOUD, "training.micro_batch": 1, "training.gradient_checkpointing": checkpointing}
+    )
     for line in steps_of(folder):
         assert line["lm"] == pytest.approx(expected[line["step"]], rel=1e-6)
 
@@ -253,11 +256,11 @@ def test_bundle_loads_with_peft_and_transformers_alone(tmp_path: Path) -> None:
     from basic_lite.model.llava import BasicLlavaForConditionalGeneration
     from basic_lite.training.bundle import load_trained
 
-    folder = run(tmp_path, {"quantization.mode": "none", "training.learning_rate": 1e-2})
+    folder = run(tmp_path, {**WHOLE, "quantization.mode": "none", "training.learning_rate": 1e-2})
     loaded, _ = load_trained(folder, torch.device("cpu"))
     from basic_lite.model.load import load_base
 
-    base = load_base(tiny_recipe(tmp_path, {"quantization.mode": "none"}), torch.device("cpu"))
+    base = load_base(tiny_recipe(tmp_path, {**WHOLE, "quantization.mode": "none"}), torch.device("cpu"))
     assert isinstance(base.model, BasicLlavaForConditionalGeneration)
     base.parts.projector.load_state_dict(load_file(folder / "final" / "projector.safetensors"))
     wrapped = PeftModel.from_pretrained(base.model, folder / "final" / "adapter").eval()

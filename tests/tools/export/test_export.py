@@ -22,7 +22,7 @@ from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, wri
 from basic_lite.training.bundle import load_trained
 from tests.support.bundles import CPU, random_run
 from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
-from tests.support.runs import quiet, tiny_recipe, write_data
+from tests.support.runs import quiet, whole_recipe, write_data
 
 
 def exported(run: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_every_kind_of_recipe(tmp_path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["siglip", "clip_full"])
 @pytest.mark.parametrize("fit", ["pad", "square"])
 def test_every_kind_of_tower(tmp_path: Path, kind: str, fit: str) -> None:
-    recipe_of_llm = tiny_recipe(tmp_path)
+    recipe_of_llm = whole_recipe(tmp_path)
     assert recipe_of_llm.model.llm
     shutil.rmtree(tmp_path / "vision")
     write_vision(tmp_path / "vision", kind)

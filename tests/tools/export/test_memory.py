@@ -20,7 +20,7 @@ from basic_lite.tools.export.tensors import Checkpoint, Planned, write_shards
 from basic_lite.training.files import sha256, write_json
 from tests.support.bundles import facts
 from tests.support.models import write_vision
-from tests.support.runs import tiny_recipe
+from tests.support.runs import whole_recipe
 from tests.support.shapes import SIZES, write_llm_shape
 
 SIZE = SIZES["7b"]
@@ -103,7 +103,7 @@ def write_synthetic_bundle(folder: Path, recipe: Recipe, layers: int, vision_siz
 def test_a_7b_export_takes_the_memory_of_a_shard(tmp_path: Path, layers: int, into: str) -> None:
     write_synthetic_llm(tmp_path / "llm", layers)
     write_vision(tmp_path / "vision")
-    recipe = tiny_recipe(tmp_path, {"data.template": "v1", "lora.rank": RANK, "lora.alpha": 256.0})
+    recipe = whole_recipe(tmp_path, {"data.template": "v1", "lora.rank": RANK, "lora.alpha": 256.0})
     write_synthetic_bundle(tmp_path / "bundle", recipe, layers, vision_size=32)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "bundle"), str(tmp_path / "out"), into]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from basic_lite.tools.export.merge import Merge
 from basic_lite.training.bundle_files import open_bundle
 from tests.support.bundles import random_run, write_random_bundle
 from tests.support.models import write_llm, write_vision
-from tests.support.runs import quiet, tiny_recipe
+from tests.support.runs import quiet, whole_recipe
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_folder_that_exists(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
-    bundle = write_random_bundle(run / "checkpoint-2", tiny_recipe(tmp_path), step=2)
+    bundle = write_random_bundle(run / "checkpoint-2", whole_recipe(tmp_path), step=2)
     message = refused(run, tmp_path / "out")
     assert "isn't finished" in message and "step 2 of 4" in message and str(bundle) in message
     assert export(bundle, tmp_path / "out", samples=0, console=quiet())
@@ -179,7 +179,7 @@ def test_generation_settings_of_the_llm_change_no_answer(tmp_path: Path) -> None
 def test_a_log_that_was_cut_off_and_goes_on(tmp_path: Path) -> None:
     """The card of a checkpoint has the figures up to its step."""
     run = tmp_path / "runs" / "tiny"
-    bundle = write_random_bundle(run / "checkpoint-2", tiny_recipe(tmp_path), step=2)
+    bundle = write_random_bundle(run / "checkpoint-2", whole_recipe(tmp_path), step=2)
     lines = [{"step": 2, "eval_loss": 3.25}, {"step": 4, "eval_loss": 1.25}]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "ste')
     (tmp_path / "llm" / "README.md").write_text("---\nlicense: [mit\n---\n")
