@@ -15,6 +15,7 @@ from transformers import get_scheduler
 
 from basic_lite.console import Say
 from basic_lite.data.prepare import EVAL, TRAIN, Prepared, prepare_data
+from basic_lite.data.unknown_words import spread, unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -157,8 +158,10 @@ def doubts(recipe: Recipe, data: Prepared, *, resumed: bool = False) -> list[str
     """
     if resumed:
         return []
-    steps = Schedule(data.sampler, recipe).steps
-    return sanity_warnings(recipe, samples=len(data.train), steps=steps, fresh=projector_is_fresh(recipe))
+    steps, train = Schedule(data.sampler, recipe).steps, data.train
+    looked_at = [train.record(at) for at in spread(len(train))]
+    unknown = map(str, unknown_words(train.chat, looked_at, recipe.data.max_length))
+    return [*unknown, *sanity_warnings(recipe, samples=len(train), steps=steps, fresh=projector_is_fresh(recipe))]
 
 
 def basic_is_on(recipe: Recipe) -> bool:

@@ -19,12 +19,22 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
+from basic_lite.data.unknown_words import UnknownWords, spread, unknown_words
 from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.tools.check.findings import Example, Finding, lengths, of_pictures, of_records, of_sizes, of_texts
+from basic_lite.tools.check.findings import (
+    Example,
+    Finding,
+    lengths,
+    of_pictures,
+    of_records,
+    of_sizes,
+    of_texts,
+    of_unknown_words,
+)
 from basic_lite.tools.check.page import COMMAND, write_check
 from basic_lite.tools.check.places import first_places
 from basic_lite.tools.check.survey import Pictures, survey
@@ -152,11 +162,16 @@ def read(data: Data, records: Records, say: Say) -> DataReport:
     """
     kinder = {"bad_records": "drop", "too_long": "drop", "check_images": "exists"}
     section = data.recipe.data.model_copy(update=kinder)
-    encoder: Encoder = Words()
-    if (frontend := data.frontend) is not None:
-        encoder = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
     name = TRAIN if records is data.train else EVAL
-    return check_data(records, encoder, section, progress=counter(name), say=say, pictures=True)
+    return check_data(records, encoder_of(data), section, progress=counter(name), say=say, pictures=True)
+
+
+def encoder_of(data: Data) -> Encoder:
+    """What makes tokens of its records; words, where the model's files aren't here."""
+    if (frontend := data.frontend) is None:
+        return Words()
+    template = data.recipe.data.template
+    return ChatFormat(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
 
 
 def _special(frontend: Frontend | None) -> set[str]:
@@ -184,9 +199,17 @@ def findings(
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)
     if frontend is not None:
+        yield from of_unknown_words(_unknown(data, report))
         yield lengths(report, frontend.tokens_per_image)
         if (side := input_side(frontend.image_processor)) is not None:
             yield from of_sizes(pictures, side, frontend.tokens_per_image, section)
+
+
+def _unknown(data: Data, report: DataReport) -> Iterator[UnknownWords]:
+    looked_at = [data.train[int(report.kept[at])] for at in spread(len(report.kept))]
+    encoder = encoder_of(data)
+    assert isinstance(encoder, ChatFormat)
+    return unknown_words(encoder, looked_at, data.recipe.data.max_length)
 
 
 def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:

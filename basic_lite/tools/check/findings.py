@@ -1,6 +1,6 @@
 """What is wrong with data, or worth knowing, and which key or command mends it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from basic_lite.data.check import DataReport
 from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.data.unknown_words import UnknownWords
 from basic_lite.recipe.schema import DataSection
 from basic_lite.tools.check.languages import UNSURE, languages_of
 from basic_lite.tools.check.survey import Pictures
@@ -120,6 +121,12 @@ def lengths(report: DataReport, tokens_per_image: int) -> Finding:
         f"half of the records have at most so many, 95 % at most {long:,}, the longest {longest:,}; a picture is "
         f"{tokens_per_image:,} of them",
     )  # fmt: skip
+
+
+def of_unknown_words(found: Iterable[UnknownWords]) -> Iterator[Finding]:
+    """Words that the model has no token for."""
+    for one in found:
+        yield Finding("bad", f"unknown words in {one.whose}", f"{one.share:.0%}", one.what, one.mend)
 
 
 def of_texts(texts: Texts, total: int) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
-from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
+from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
@@ -21,8 +21,9 @@ from basic_lite.data.opened import cache_folder
 from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
-from basic_lite.data.record import IMAGE_PLACEHOLDER, Record
+from basic_lite.data.record import Record
 from basic_lite.data.sources import load_records
+from basic_lite.data.unknown_words import spread, unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.outside import at_home, read_text
@@ -49,7 +50,7 @@ _MOST_HELD_OUT = 2
 _MOST_ASKED = 50
 _SHOWN_PROBLEMS = 10
 # Records that are looked at for words that the model doesn't know, and the share of such that is told.
-_LOOKED_AT, _MANY_UNKNOWN = 200, 0.05
+_LOOKED_AT = 200
 
 
 def data(
@@ -249,9 +250,10 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     if frontend is None:
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
-        looked_at = [records[int(index)] for index in report.kept[:_LOOKED_AT]]
-        for line in _unknown_words(encoder, looked_at, recipe, frontend):
-            say(line)
+        assert isinstance(encoder, ChatFormat)
+        looked_at = [records[int(report.kept[at])] for at in spread(len(report.kept))]
+        for unknown in unknown_words(encoder, looked_at, recipe.data.max_length):
+            say(f"note: {unknown}")
         say(f"samples, as the model gets them{' (it learns what is green)' if shows_colours(console) else ''}:")
     for index in _spread(len(report.kept)):
         record = records[int(report.kept[index])]
@@ -264,28 +266,6 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
             console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
     return report
-
-
-def _unknown_words(encoder: Encoder, records: Sequence[Record], recipe: Recipe, frontend: Frontend) -> Iterator[str]:
-    """Notes where the tokenizer has no word for much of the answers, or of the questions."""
-    tokenizer = frontend.tokenizer
-    unknown = tokenizer.unk_token_id
-    # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
-    if unknown is None or unknown == tokenizer.eos_token_id:
-        return
-    answers = [label for one in records for label in encoder.encode(one, recipe.data.max_length).labels]
-    if answers.count(unknown) > _MANY_UNKNOWN * (len(answers) - answers.count(IGNORE)):
-        yield (
-            "note: the model doesn't know some of these words, so it can't learn them; take another model, or texts in "
-            "its language"
-        )
-    texts = {turn.text.replace(IMAGE_PLACEHOLDER, "") for one in records for turn in one.turns if turn.role == "human"}
-    questions = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    if questions.count(unknown) > _MANY_UNKNOWN * len(questions):
-        yield (
-            f"note: the model doesn't know some words of the questions ({tokenizer.unk_token} stands for them), so it "
-            "can't tell what is asked; take another model, or ask in words that it knows"
-        )
 
 
 def frontend_or_why(recipe: Recipe) -> tuple[Frontend | None, str]:
