@@ -35,6 +35,8 @@ from basic_lite.training.start import resolve_start
 ASSUMED_STEPS = 1000
 # GiB of a card.
 _LEAST_GIB, _MOST_GIB = 0.01, 100_000
+# Less than this to spare is close: the context, what torch keeps and a desktop may take more than the allowance.
+CLOSE_BYTES = GIB
 # A file of more isn't read to count its records: that takes seconds.
 COUNTED_BYTES = 256 * MIB
 PARTS = {
@@ -320,12 +322,18 @@ def _verdict(found: Estimate) -> Iterator[str]:
     room = found.budget_bytes - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
     card = f"{what} of {found.gpu_gib:.4g} GiB"
+    planned = f" ({ROOM:.0%} of it are planned with)" if r.machine.cuda else ""
     if found.fits:
-        yield f"[bold green]fits[/] {card}, with {size_text(room)} to spare"
+        yield f"[bold green]fits[/] {card}, with {size_text(room)} to spare{planned}"
     elif found.fits_paged:
         yield f"[bold yellow]fits[/] {card} with {size_text(-room)} of the optimizer's state paged out: slower steps"
     else:
-        yield f"[bold red]doesn't fit[/] {card}: {size_text(-room)} too much"
+        yield f"[bold red]doesn't fit[/] {card}: {size_text(-room)} too much{planned}"
+    if r.machine.cuda and found.fits_paged and room < CLOSE_BYTES:
+        yield (
+            "that is close: a desktop takes memory of the card too, and an H200, the one card measured so far, took up "
+            "to 0.9 GiB more than planned; where memory runs out the run goes on by a leaner, slower plan"
+        )
     basic = r.by_part.get(BASIC, 0)
     if r.most_by_part.get(BASIC):
         yield f"BASIC adds {size_text(basic)} to the peak, {basic / r.peak_bytes:.1%} of it"

@@ -97,7 +97,9 @@ def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pyte
     assert not found.fits_somehow and found.fastest is None
     assert f"GiB: {size_text(needed - int(needed / 0.99 * ROOM))} too much" in text
     found, text = said(recipe, needed / 0.97 / GIB)
-    assert found.fits and f"with {size_text(int(needed / 0.97 * ROOM) - needed)} to spare" in text
+    assert found.fits and f"with {size_text(int(needed / 0.97 * ROOM) - needed)} to spare (98% of it" in text
+    assert "that is close: a desktop takes memory of the card too" in text
+    assert "that is close" not in said(recipe, 80)[1]
 
 
 def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
