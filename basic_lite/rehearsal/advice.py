@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.combinations import works_together
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
@@ -43,7 +44,7 @@ class Advice:
 def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterator[Advice]:
     """Changes in the order of what they cost, each on top of those before, until the run fits.
 
-    What saves nothing, or next to nothing, is left out.
+    What saves nothing, or next to nothing, is left out, and so is what a recipe file would be refused for.
 
     Args:
         first: the recipe's own rehearsal.
@@ -51,8 +52,8 @@ def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterato
     recipe, before = rehearser.recipe, first.needed_bytes
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
-            needed = _needed(rehearser, changed_recipe(recipe, change))
-            if needed <= budget_bytes:
+            changed = changed_recipe(recipe, change)
+            if works_together(changed) and (needed := _needed(rehearser, changed)) <= budget_bytes:
                 yield _advice_of(change, cost, needed, before, fits=True)
                 return
     changes = list(possible_changes(recipe, rehearser.frontend.tokens_per_image))
@@ -60,8 +61,9 @@ def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterato
         changes.insert(0, ({"training.micro_batch": 1}, SMALLER_BATCH))
     for change, cost in changes:
         changed = changed_recipe(recipe, change)
-        if changed.training.offload_activations and not changed.training.gradient_checkpointing:
-            continue  # nothing to offload: recomputing saves too little here
+        # Such as offloading where no layer is recomputed, since that saved too little here.
+        if not works_together(changed):
+            continue
         needed = _needed(rehearser, changed)
         fits = needed <= budget_bytes
         if needed >= before or (not fits and before - needed < WORTH_SAYING * before):
