@@ -9,17 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from basic_lite.console import Say
 from basic_lite.cores import usable_cores
-from basic_lite.sizes import size_text
+from basic_lite.sizes import GIB, size_text
 from basic_lite.units import dtype_name
 
 # CUDA versions that torch 2.13 is built for, the newest first, and the oldest driver that runs each on Linux and
 # Windows (CUDA's release notes: a driver runs all versions of its CUDA's major number, and of those before).
 BUILDS = ((13, "cu130", 580), (12, "cu126", 525))
 INDEX = "https://download.pytorch.org/whl"
+# CUDA's context, its libraries' workspaces, and what the caching allocator can't use of what it holds.
+ALLOWANCE_BYTES = GIB // 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ def device_text(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)} ({size_text(total)}, {size_text(free)} free)"
     count = usable_cores()
     return f"CPU ({count} core{'s' * (count != 1)})"
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes that the device has, and bytes that other processes hold of them.
+
+    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
+    of a paged optimizer can't be told from another program's.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
+    host = psutil.virtual_memory()
+    return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)
 
 
 def why_no_gpu(facts: GpuFacts) -> str | None:

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
+from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.combinations import works_together
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
+from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision.calibration import leaves_open
@@ -179,16 +179,3 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
         yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
     # It has to be less than what there is, and less than what was not enough.
     yield from advice_lines(list(advise(rehearser, rehearsal, min(available, int(needed * ENOUGH_LESS)))))
-
-
-def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes that the device has, and bytes that other processes hold of them.
-
-    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
-    of a paged optimizer can't be told from another program's.
-    """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
-    host = psutil.virtual_memory()
-    return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)
