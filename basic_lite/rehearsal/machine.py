@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from basic_lite.model.device import ALLOWANCE_BYTES
+from basic_lite.model.device import ALLOWANCE_BYTES, dtype_name
 from basic_lite.model.liger_kernels import choose_liger
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.assembly import uses_autocast
-from basic_lite.units import dtype_name
 
 aten = torch.ops.aten
 

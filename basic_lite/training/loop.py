@@ -11,6 +11,7 @@ import torch
 
 from basic_lite.console import speaker
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.model.device import peak_memory_gib
 from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh, software_of
 from basic_lite.training.basic_text import basic_text
@@ -37,7 +38,6 @@ from basic_lite.training.text_probe.at_end import probe_at_end
 from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
 from basic_lite.training.watch import Watch
-from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
 

@@ -133,11 +133,12 @@ def command(*words: str | Path) -> None:
 
 def check_the_imitation() -> None:
     """It would show nothing if our modules had this system's after all."""
-    from basic_lite import console, signals, units
+    from basic_lite import console, signals
+    from basic_lite.model import device
 
     assert signals.STOPPING == (signal.SIGINT,)
     assert console.command_line(["a b", "[q]"]) == '"a b" "[q]"'
-    assert units.peak_memory_gib(units.torch.device("cpu")) == 1.0
+    assert device.peak_memory_gib(device.torch.device("cpu")) == 1.0
     assert multiprocessing.get_start_method() == "spawn" and sys.flags.warn_default_encoding
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData, RepoCard
 from transformers.utils import cached_file
 
+from basic_lite.model.device import dtype_name
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
@@ -14,7 +15,6 @@ from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.log_lines import lines_of
 from basic_lite.training.loss_text import loss_text
-from basic_lite.units import dtype_name
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
 
