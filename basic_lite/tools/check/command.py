@@ -24,9 +24,9 @@ from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.check.example_places import first_places
 from basic_lite.tools.check.findings import Example, Finding, lengths, of_pictures, of_records, of_sizes, of_texts
 from basic_lite.tools.check.page import COMMAND, write_check
-from basic_lite.tools.check.places import first_places
 from basic_lite.tools.check.survey import Pictures, survey
 from basic_lite.tools.check.texts import Texts
 from basic_lite.tools.data.command import Words, frontend_or_why
