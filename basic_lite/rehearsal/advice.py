@@ -9,6 +9,7 @@ import torch
 from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.combinations import works_together
+from basic_lite.recipe.load import as_override
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.machine import Machine
@@ -80,7 +81,7 @@ def _needed(rehearser: Rehearser, changed: Recipe) -> int:
 
 
 def _advice_of(change: dict[str, Any], cost: str, needed: int, before: int, *, fits: bool) -> Advice:
-    overrides = tuple(f"{key}={_written(value)}" for key, value in change.items())
+    overrides = tuple(f"{key}={as_override(value)}" for key, value in change.items())
     return Advice(overrides, cost, needed, before - needed, fits)
 
 
@@ -96,11 +97,6 @@ def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
         yield f"  {' '.join(change.overrides)}  →  {needs}, {state} ({change.cost})"
     if not fits:
         yield f"no {'further ' if advice else ''}change of a key makes it fit: use a smaller LLM or more memory"
-
-
-def _written(value: Any) -> str:
-    """A value as an override writes it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
