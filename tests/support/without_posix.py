@@ -102,7 +102,7 @@ def refuse_open_files(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def import_everything() -> None:
-    """All our modules, but for the kernels' own, which need Triton, and the page's, where its extra isn't installed."""
+    """All our modules, but for the kernels' own, which need Triton, and those of extras that aren't installed."""
     for package in map(importlib.import_module, OURS):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name.endswith("__main__"):
@@ -111,7 +111,7 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
             except ModuleNotFoundError as error:
                 kernels = module.name in KERNELS and error.name == "triton"
-                if not kernels and error.name not in ("gradio", "gguf"):
+                if not kernels and error.name not in ("gradio", "gguf", "lmms_eval"):
                     raise
 
 
