@@ -4,8 +4,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from basic_lite.model.load import pick_device
 from basic_lite.recipe.schema import Device, Recipe, SourceSection, Template
 from basic_lite.run import RunResult
 from basic_lite.run import train as train_recipe
-from basic_lite.scoring.controls import MOST_ASKED_AGAIN, asked_again
+from basic_lite.scoring.controls import MOST_ASKED_AGAIN
 from basic_lite.scoring.metrics.named import MetricName
 from basic_lite.scoring.questions import as_questions, check_pictures
 from basic_lite.tools.asked import Asked, File, read_asked
@@ -34,11 +32,10 @@ from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.evaluate import evaluate, made_with
+from basic_lite.tools.evaluate import make_ready
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, chat_format, enough_for
-from basic_lite.training.trained_on import compare, record_of
+from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, enough_for
 
 Pictures = Picture | Sequence[Picture] | None
 Rows = str | os.PathLike[str] | SourceSection | Iterable[Record | Mapping[str, Any] | SourceSection]
@@ -235,42 +232,26 @@ class TrainedModel(Model):
             _require_whole("controls", controls)
         path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
         asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
-        rule, found = asked.metric(metric), [one.record for one in asked.questions]
-        check_pictures(found)
-        shown = Console(stderr=True)
-        trained = compare(record_of(self._run.bundle, partial(counting, shown, "comparing")), found)
-        for line in trained.notes():
-            note(line)
-        chat = chat_format(self.recipe, self._run.loaded, template)
-        settings = made_with(
+        rule = asked.metric(metric)
+        check_pictures([one.record for one in asked.questions])
+        ready = make_ready(
+            self._run.loaded,
             self._run.bundle,
             asked,
-            trained,
-            chat,
+            shown := Console(stderr=True),
             data=os.path.abspath(path) if path else None,
             image_dir=image_dir,
             limit=limit,
             max_new_tokens=max_new_tokens,
+            template=template,
             metric=rule.name,
             controls=controls,
         )
-        again = asked_again(asked.questions, controls, chat)
-        total = len(found) + again.answers
+        for line in ready.trained.notes():
+            note(line)
         enough = enough_for(batch_size, "batch_size", 'lower max_new_tokens, or open the run with device="cpu"')
-        with enough, counting(shown, "answering", total) as count:
-            result = evaluate(
-                self._run.loaded,
-                self.recipe,
-                asked.questions,
-                batch_size=batch_size,
-                max_new_tokens=settings["max_new_tokens"],
-                template=template,
-                trained=trained.marks,
-                metric=rule.name,
-                again=again,
-                progress=progress or count,
-            )
-        return replace(result, settings=settings)
+        with enough, counting(shown, "answering", ready.answers) as count:
+            return ready.evaluate(batch_size, progress or count)
 
 
 def _asked(records: Rows, file: File, recipe: Recipe) -> Asked:

@@ -28,7 +28,7 @@ from basic_lite.training.assembly import doubts, load_for_training, preflight, s
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
-from basic_lite.training.inputs import open_inputs
+from basic_lite.training.inputs import open_inputs, with_start
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
@@ -47,7 +47,6 @@ from basic_lite.training.run_folder import (
     require_writable,
 )
 from basic_lite.training.stage import changes, look_at_stage, run_path
-from basic_lite.training.start import resolve_start
 from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -92,7 +91,7 @@ def train(
 
     # A recipe that goes on from another run (model.start) gets its models' names from there.
     with processes.together():
-        recipe = resolve_start(recipe, say, resume=resume)
+        recipe = with_start(recipe, say, resume=resume)
 
     with ExitStack() as stack, _explained(recipe, device):
         # The run folder: nothing is loaded for a run that can't be written.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from basic_lite.units import GIB
+from basic_lite.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from basic_lite.units import MIB
+from basic_lite.sizes import MIB
 from bench.rows import Row
 
 

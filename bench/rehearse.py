@@ -19,7 +19,7 @@ import torch
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal import Machine, Rehearser, rehearse
-from basic_lite.units import GIB, MIB
+from basic_lite.sizes import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
 from bench.tables import columns, write_json

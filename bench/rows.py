@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from basic_lite.units import MIB
+from basic_lite.sizes import MIB
 from basic_lite_kernels.operations import EAGER, Operations, choose
 from bench.measure import Timing, draw
 

@@ -36,10 +36,10 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Shape, rehearse
 from basic_lite.resampling import LEAST_SAMPLES, Interval
+from basic_lite.sizes import GIB
 from basic_lite.tools.measure import measure_step, predicted_bytes
 from basic_lite.training.breakdown import CAPTURE, DAS, MASS, SCALING, SDS, Breakdown, Clock
 from basic_lite.training.garbage import set_aside
-from basic_lite.units import GIB
 from bench import measure
 from bench.gpu_suite.model import add_arguments, device_of, limit_memory, longest_step, recipe_of
 from bench.tables import columns, number, write_json

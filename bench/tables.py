@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.units import MIB
+from basic_lite.sizes import MIB
 
 
 def columns(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

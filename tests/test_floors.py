@@ -23,7 +23,7 @@ FLOORS = (
     ("model",),
     ("recipe",),
     (
-        "kernels", "errors", "signals", "units", "console", "choices", "version", "sizes", "printable", "outside",
+        "kernels", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
         "whole_file", "resampling", "intervals", "cores", "to_device",
     ),
 )  # fmt: skip

@@ -94,7 +94,8 @@ def estimate(
 ) -> None:
     """Say how much memory a recipe needs, whether a card has that much, and which plans are faster.
 
-    Rehearses the training step from the models' configurations alone, without a GPU, in about half a minute for 7B.
+    Rehearses the training step from the models' configurations alone, without a GPU. For 7B that takes half a
+    minute of a processor's time, on a busy machine longer.
     The exit status is 0 whether it fits or not.
     """
     from basic_lite.recipe import load_recipe

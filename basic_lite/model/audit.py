@@ -11,13 +11,13 @@ from torch import nn
 from basic_lite.console import Sheet
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
+from basic_lite.model.device import dtype_name
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.liger import fusions
 from basic_lite.model.load import planned_model
 from basic_lite.model.parts import Parts, find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.sizes import size_text
-from basic_lite.units import dtype_name
 
 # bitsandbytes' NF4: a statistic for each 64 weights, float32; double: 8 bit, with a float32 for each 256 of them and
 # tables of 16 and 256 float32 a layer.

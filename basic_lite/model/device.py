@@ -1,4 +1,4 @@
-"""What a program computes on: said first, with a warning where a GPU is there and isn't used."""
+"""What a program computes on, and its memory: said first, with a warning where a GPU is there and isn't used."""
 
 import os
 import re
@@ -9,17 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from basic_lite.console import Say
 from basic_lite.cores import usable_cores
-from basic_lite.sizes import size_text
-from basic_lite.units import dtype_name
+from basic_lite.sizes import GIB, MIB, size_text
+
+if sys.platform != "win32":
+    import resource
 
 # CUDA versions that torch 2.13 is built for, the newest first, and the oldest driver that runs each on Linux and
 # Windows (CUDA's release notes: a driver runs all versions of its CUDA's major number, and of those before).
 BUILDS = ((13, "cu130", 580), (12, "cu126", 525))
 INDEX = "https://download.pytorch.org/whl"
+# CUDA's context, its libraries' workspaces, and what the caching allocator can't use of what it holds.
+ALLOWANCE_BYTES = GIB // 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,34 @@ def device_text(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)} ({size_text(total)}, {size_text(free)} free)"
     count = usable_cores()
     return f"CPU ({count} core{'s' * (count != 1)})"
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes that the device has, and bytes that other processes hold of them.
+
+    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
+    of a paged optimizer can't be told from another program's.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
+    host = psutil.virtual_memory()
+    return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far in GiB: allocated on the GPU, else the resident size of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak / GIB if sys.platform == "darwin" else peak / MIB
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As torch's attribute is called: float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def why_no_gpu(facts: GpuFacts) -> str | None:

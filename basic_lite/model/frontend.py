@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 
 # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import cached_file
 
 from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.checks import (
@@ -24,7 +23,7 @@ from basic_lite.model.checks import (
     without_dropout,
 )
 from basic_lite.model.growth import require_bounded_growth
-from basic_lite.model.hub import hub_is_away, local_only
+from basic_lite.model.hub import file_of, hub_is_away, local_only
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
@@ -40,12 +39,6 @@ VISION_TYPES = {
 # Embedding tables are padded to a multiple of this when the image token has no row, as llava-hf's are.
 TABLE_MULTIPLE = 64
 ADAPTER_CONFIG_NAME = "adapter_config.json"
-# For ``cached_file``: None where there is no such file.
-_OR_NONE: dict[str, Any] = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-    "_raise_exceptions_for_gated_repo": False,
-}
 # How transformers says that a class has no such attention.
 _SDPA = "torch.nn.functional.scaled_dot_product_attention"
 
@@ -157,7 +150,7 @@ def require_no_adapter(name: str, key: str) -> None:
         UserError: there is one.
     """
     try:
-        found = cached_file(name, ADAPTER_CONFIG_NAME, local_files_only=local_only(name), **_OR_NONE)
+        found = file_of(name, ADAPTER_CONFIG_NAME)
     except (OSError, ValueError):  # no folder, and no name on the hub: whoever reads the model says so
         return
     if found is not None:

@@ -1,4 +1,4 @@
-"""Whether models can be fetched from the hub: asked once, so that nobody waits for each file of it in vain."""
+"""Files of models, in a folder or on the hub. Whether the hub answers is asked once: nobody waits for each in vain."""
 
 import os
 import socket
@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from transformers.utils import cached_file
 
 _SECONDS = 3.0
 # What the hub's client and transformers read, and what they take for yes.
@@ -34,3 +36,22 @@ def hub_is_away() -> bool:
     except (OSError, ValueError):
         return True
     return False
+
+
+def file_of(name: str, file: str) -> str | None:
+    """Where a file of a model is on this machine, fetched if need be; None: it has no such file, or can't be reached.
+
+    Args:
+        name: folder or hub name.
+
+    Raises:
+        OSError, ValueError: there is no such folder, and it is no name on the hub.
+    """
+    return cached_file(
+        name,
+        file,
+        local_files_only=local_only(name),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )

@@ -21,13 +21,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    cached_file,
-    is_flash_attn_2_available,
-)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, is_flash_attn_2_available
 
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
@@ -42,7 +36,7 @@ from basic_lite.model.frontend import (
     unreadable,
 )
 from basic_lite.model.generation import require_own_generation
-from basic_lite.model.hub import local_only
+from basic_lite.model.hub import file_of, local_only
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
 from basic_lite.model.offload import ActivationOffload
 from basic_lite.model.parts import Parts, find_parts
@@ -51,8 +45,6 @@ from basic_lite.recipe.schema import Device, QuantizationSection, Recipe
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# For ``cached_file``: None where there is no such file.
-_OR_NONE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 
 
 @dataclass(frozen=True)
@@ -266,7 +258,7 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
     Taken from the loaded model they would have been rounded to ``model.dtype`` on the way.
     """
     marker = "multi_modal_projector."
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, local_files_only=local_only(name), **_OR_NONE)
+    index = file_of(name, SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         shards = [SAFE_WEIGHTS_NAME]
     else:
@@ -274,7 +266,7 @@ def _projector_state(name: str) -> dict[str, torch.Tensor]:
         shards = sorted({shard for key, shard in weight_map.items() if marker in key})
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
-        path = cached_file(name, shard, local_files_only=local_only(name), **_OR_NONE)
+        path = file_of(name, shard)
         if path is None:
             raise UserError(
                 f"model.base: {name} has no {shard}: its weights are not in safetensors, "

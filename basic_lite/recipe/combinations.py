@@ -15,7 +15,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
 from basic_lite.recipe.rules import batch_problem, layers_problem, measured_keys, needs_gpu
-from basic_lite.recipe.schema import SourceSection
+from basic_lite.recipe.schema import Recipe, SourceSection
 
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
@@ -338,6 +338,11 @@ def findings(checked: dict[str, Any]) -> list[Finding]:
             if broken(values):
                 found.append((keys, message))
     return found
+
+
+def works_together(recipe: Recipe) -> bool:
+    """Whether a recipe with keys that were changed in Python would be read from a file."""
+    return not findings(recipe.model_dump())
 
 
 def check_source(section: SourceSection) -> None:

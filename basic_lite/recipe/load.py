@@ -204,6 +204,15 @@ def read_override(text: str) -> Any:
     return document.values["value"]
 
 
+def as_override(value: Any) -> str:
+    """A value as it is written in ``key.path=value``."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_override, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def find_recipe(path: str | os.PathLike[str]) -> Path:
     """The file a user means: the path itself, or the shipped recipe of that name.
 

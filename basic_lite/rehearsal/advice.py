@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
+from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.combinations import works_together
+from basic_lite.recipe.load import as_override
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
+from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision.calibration import leaves_open
@@ -43,7 +45,7 @@ class Advice:
 def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterator[Advice]:
     """Changes in the order of what they cost, each on top of those before, until the run fits.
 
-    What saves nothing, or next to nothing, is left out.
+    What saves nothing, or next to nothing, is left out, and so is what a recipe file would be refused for.
 
     Args:
         first: the recipe's own rehearsal.
@@ -51,8 +53,8 @@ def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterato
     recipe, before = rehearser.recipe, first.needed_bytes
     if first.look_is_larger:
         for change, cost in smaller_looks(recipe):
-            needed = _needed(rehearser, changed_recipe(recipe, change))
-            if needed <= budget_bytes:
+            changed = changed_recipe(recipe, change)
+            if works_together(changed) and (needed := _needed(rehearser, changed)) <= budget_bytes:
                 yield _advice_of(change, cost, needed, before, fits=True)
                 return
     changes = list(possible_changes(recipe, rehearser.frontend.tokens_per_image))
@@ -60,8 +62,9 @@ def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterato
         changes.insert(0, ({"training.micro_batch": 1}, SMALLER_BATCH))
     for change, cost in changes:
         changed = changed_recipe(recipe, change)
-        if changed.training.offload_activations and not changed.training.gradient_checkpointing:
-            continue  # nothing to offload: recomputing saves too little here
+        # Such as offloading where no layer is recomputed, since that saved too little here.
+        if not works_together(changed):
+            continue
         needed = _needed(rehearser, changed)
         fits = needed <= budget_bytes
         if needed >= before or (not fits and before - needed < WORTH_SAYING * before):
@@ -78,7 +81,7 @@ def _needed(rehearser: Rehearser, changed: Recipe) -> int:
 
 
 def _advice_of(change: dict[str, Any], cost: str, needed: int, before: int, *, fits: bool) -> Advice:
-    overrides = tuple(f"{key}={_written(value)}" for key, value in change.items())
+    overrides = tuple(f"{key}={as_override(value)}" for key, value in change.items())
     return Advice(overrides, cost, needed, before - needed, fits)
 
 
@@ -94,11 +97,6 @@ def advice_lines(advice: Sequence[Advice]) -> Iterator[str]:
         yield f"  {' '.join(change.overrides)}  →  {needs}, {state} ({change.cost})"
     if not fits:
         yield f"no {'further ' if advice else ''}change of a key makes it fit: use a smaller LLM or more memory"
-
-
-def _written(value: Any) -> str:
-    """A value as an override writes it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def possible_changes(recipe: Recipe, visual: int) -> Iterator[tuple[dict[str, Any], str]]:
@@ -177,16 +175,3 @@ def _advice(recipe: Recipe, device: torch.device, where: str, available: int) ->
         yield "so your samples take more than it assumes (several images each?), or memory is fragmented"
     # It has to be less than what there is, and less than what was not enough.
     yield from advice_lines(list(advise(rehearser, rehearsal, min(available, int(needed * ENOUGH_LESS)))))
-
-
-def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes that the device has, and bytes that other processes hold of them.
-
-    On a GPU nobody says which process holds what: this one's context counts as the estimate's allowance, and the pages
-    of a paged optimizer can't be told from another program's.
-    """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, max(total - free - torch.cuda.memory_reserved(device) - ALLOWANCE_BYTES, 0)
-    host = psutil.virtual_memory()
-    return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)

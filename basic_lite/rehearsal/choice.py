@@ -10,10 +10,10 @@ import torch
 
 from basic_lite.console import Say
 from basic_lite.data.check import DataReport
+from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.rules import batch_problem
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.cards import card_of, measured_card
 from basic_lite.rehearsal.machine import Machine

@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 
+from basic_lite.model.device import ALLOWANCE_BYTES, dtype_name
 from basic_lite.model.liger_kernels import choose_liger
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
-from basic_lite.sizes import GIB
 from basic_lite.training.assembly import uses_autocast
-from basic_lite.units import dtype_name
 
 aten = torch.ops.aten
-# CUDA's context, its libraries' workspaces, and what the caching allocator can't use of what it holds.
-ALLOWANCE_BYTES = GIB // 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,11 @@ class Machine:
     def in_16_bit(self) -> bool:
         """Whether the model's products are in 16 bit, as the data sheets' speeds are."""
         return self.autocast or self.dtype.itemsize == self.compute_dtype.itemsize == 2
+
+    @property
+    def allowance_bytes(self) -> int:
+        """What isn't rehearsed: context and fragmentation."""
+        return ALLOWANCE_BYTES if self.cuda else 0
 
     def workspace(self, func: Any, args: Sequence[Any]) -> int:
         """Bytes an operation takes inside itself and gives back, where that is more than a few rows."""

@@ -15,7 +15,6 @@ from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
-from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB
 from basic_lite.training import plan as plans
@@ -241,7 +240,7 @@ class Planner:
             inputs = plan.micro_batch * self.time.input_bytes(self.shape)
             falls, floor = falls + inputs, floor - self._spared(plan.micro_batch)
         step = max(round(corner.none - falls * plan.recomputed), floor)
-        most = max(step, self._look(plan.micro_batch)) + (ALLOWANCE_BYTES if self.machine.cuda else 0)
+        most = max(step, self._look(plan.micro_batch)) + self.machine.allowance_bytes
         resting = self.time.tower_bytes if plan.tower_on_host != self.own.tower_on_host else 0
         most += -resting if plan.tower_on_host else resting
         return most + self._shifts.get(replace(plan, recomputed=0), 0)

@@ -19,7 +19,7 @@ from basic_lite.rehearsal.batch import Shape, longest_batch
 from basic_lite.rehearsal.build import TaggedActivations, fake_model
 from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.look import Look, look_is_made, rehearse_look, samples_at_once
-from basic_lite.rehearsal.machine import ALLOWANCE_BYTES, Machine
+from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
 from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeated_layers
 from basic_lite.supervision import Supervision, SupervisionLosses
@@ -64,7 +64,7 @@ class Rehearsal:
     def needed_bytes(self) -> int:
         """The larger peak of step and look, with the allowance for context and fragmentation, no page on the host."""
         most = self.look.peak_bytes if self.look is not None and self.look_is_larger else self.peak_bytes
-        return most + (ALLOWANCE_BYTES if self.machine.cuda else 0)
+        return most + self.machine.allowance_bytes
 
     @property
     def least_bytes(self) -> int:

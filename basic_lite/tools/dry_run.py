@@ -36,7 +36,7 @@ from basic_lite.training.assembly import check_machine, doubts, preflight
 from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
-from basic_lite.training.inputs import require_inputs_of_plan
+from basic_lite.training.inputs import require_inputs_of_plan, with_start
 from basic_lite.training.own_files import not_the_runs_own
 from basic_lite.training.places import is_run
 from basic_lite.training.run_folder import (
@@ -46,7 +46,7 @@ from basic_lite.training.run_folder import (
     remove_empty,
     require_writable,
 )
-from basic_lite.training.start import Origin, find_origin, resolve_start
+from basic_lite.training.start import Origin, find_origin
 
 SUPERVISED = "bold green"
 UNSUPERVISED = "dim"
@@ -68,8 +68,8 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
+    recipe = with_start(recipe, say)
     require_inputs_of_plan(recipe)
-    recipe = resolve_start(recipe, say)
     if overwrite and (replaced := _replaced(Path(recipe.output) / recipe.name)):
         say(replaced)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same

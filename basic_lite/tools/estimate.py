@@ -12,16 +12,16 @@ from basic_lite.console import Sheet, quiet_libraries, show, speaker
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.model.audit import Part, planned_parts
+from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.known import known_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
-from basic_lite.rehearsal.advice import Advice, advice_lines, advise, memory_of
+from basic_lite.rehearsal.advice import Advice, advice_lines, advise
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cards import Card, card_of, measured_card
 from basic_lite.rehearsal.cost import basic_products, looks_products, sizes_of
 from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, show_cards, time_line
-from basic_lite.rehearsal.machine import ALLOWANCE_BYTES
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype
 from basic_lite.rehearsal.planner import ROOM, Option, Planner, smallest_cards
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
@@ -199,7 +199,7 @@ def _show(recipe: Recipe, found: Estimate, console: Console) -> None:
         if most := r.most_by_part.get(part):
             table.add(part, size_text(r.by_part.get(part, 0)), size_text(most), note)
     if r.machine.cuda:
-        allowance = size_text(ALLOWANCE_BYTES)
+        allowance = size_text(r.machine.allowance_bytes)
         table.add("context, fragmentation", allowance, allowance, "an allowance, not rehearsed")
     table.end_section()
     if r.look is not None and r.look_is_larger:

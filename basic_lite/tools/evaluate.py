@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,64 @@ def made_with(
     }
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Questions that a run is about to be asked, and all that decides its answers and their score."""
+
+    loaded: Loaded
+    bundle: Bundle
+    asked: Asked
+    chat: ChatFormat
+    trained: Compared
+    again: Again
+    settings: dict[str, Any]
+
+    @property
+    def answers(self) -> int:
+        """How many there will be."""
+        return len(self.asked.questions) + self.again.answers
+
+    def evaluate(self, batch_size: int, progress: Callable[[int], None], kept: Answers | None = None) -> EvalResult:
+        """Ask them; ``kept``, ``progress``: see ``evaluate``."""
+        found = evaluate(
+            self.loaded,
+            self.bundle.recipe,
+            self.asked.questions,
+            batch_size=batch_size,
+            max_new_tokens=self.settings["max_new_tokens"],
+            template=self.chat.template,
+            trained=self.trained.marks,
+            metric=self.settings["metric"],
+            again=self.again,
+            kept=kept,
+            progress=progress,
+        )
+        return replace(found, settings=self.settings)
+
+
+def make_ready(
+    loaded: Loaded,
+    bundle: Bundle,
+    asked: Asked,
+    console: Console,
+    *,
+    template: Template | None,
+    controls: int,
+    **settings: Any,
+) -> Ready:
+    """Compare the questions with what the run was trained on, and choose those that are asked again.
+
+    Args:
+        console: counts what is compared.
+        settings: see ``made_with``.
+    """
+    chat = chat_format(bundle.recipe, loaded, template)
+    records = [one.record for one in asked.questions]
+    trained = compare(record_of(bundle, partial(counting, console, "comparing")), records)
+    made = made_with(bundle, asked, trained, chat, controls=controls, **settings)
+    return Ready(loaded, bundle, asked, chat, trained, asked_again(asked.questions, controls, chat), made)
+
+
 def tokens_of(asked: Asked, chat: ChatFormat) -> int:
     """The most tokens of an answer, if nobody says otherwise."""
     return asked.tokens(answer_length(chat, [one.record for one in asked.questions]))
@@ -182,41 +240,27 @@ def evaluate_run(
         require_free(out, None, "--out")
         require_writable(out, "--out")
     loaded, bundle = _loaded(run, device, say, named=data is not None)
-    chat = chat_format(bundle.recipe, loaded, template)
-    trained = compare(record_of(bundle, partial(counting, notes, "comparing")), records)
-    settings = made_with(
+    ready = make_ready(
+        loaded,
         bundle,
         asked,
-        trained,
-        chat,
+        notes,
         data=HELD_OUT if data is None else os.path.abspath(data),
         image_dir=image_dir,
         limit=limit,
         max_new_tokens=max_new_tokens,
+        template=template,
         metric=rule.name,
         controls=controls,
     )
-    again = asked_again(asked.questions, controls, chat)
-    otherwise = asked_otherwise(bundle.recipe, chat) if template is None else ""
-    for line in filter(None, (otherwise, *trained.notes(), *asked.notes(), several_questions(records), again.note)):
+    otherwise = asked_otherwise(bundle.recipe, ready.chat) if template is None else ""
+    several = several_questions(records)
+    for line in filter(None, (otherwise, *ready.trained.notes(), *asked.notes(), several, ready.again.note)):
         say(line)
-    wanted, total = _place(run, bundle, data, out, settings), len(records) + again.answers
+    wanted, total = _place(run, bundle, data, out, ready.settings), ready.answers
     enough = enough_for(batch_size, "--batch", "lower --max-new-tokens, or give --device cpu")
-    with _going_on(wanted, settings, total, say) as kept, enough, counting(notes, "answering", total) as count:
-        found = evaluate(
-            loaded,
-            bundle.recipe,
-            asked.questions,
-            batch_size=batch_size,
-            max_new_tokens=settings["max_new_tokens"],
-            template=template,
-            trained=trained.marks,
-            metric=rule.name,
-            again=again,
-            kept=kept,
-            progress=count,
-        )
-        result = replace(found, settings=settings)
+    with _going_on(wanted, ready.settings, total, say) as kept, enough, counting(notes, "answering", total) as count:
+        result = ready.evaluate(batch_size, count, kept)
         _show(result, console, say)
         _save(result, wanted, console, say)
         return result

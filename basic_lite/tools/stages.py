@@ -10,13 +10,12 @@ from rich.console import Console
 from basic_lite.console import Say, Sheet, quiet_libraries, show, speaker
 from basic_lite.errors import UserError, each_of, in_one
 from basic_lite.model.audit import Part, planned_parts
-from basic_lite.model.device import tell_device
+from basic_lite.model.device import memory_of, tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
-from basic_lite.rehearsal.advice import memory_of
 from basic_lite.rehearsal.cards import measured_card
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes

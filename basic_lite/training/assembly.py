@@ -212,7 +212,7 @@ def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
     return recipe.training.autocast == "bfloat16"
 
 
-def machine_of(recipe: Recipe, device: torch.device) -> dict[str, str]:
+def machine_facts(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """What a recipe leaves to the machine."""
     dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
     return {"device": device.type, "dtype": str(dtype), "autocast": str(autocast)}

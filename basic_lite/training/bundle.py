@@ -23,6 +23,7 @@ from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_parameters
+from basic_lite.model.device import dtype_name
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
@@ -30,7 +31,6 @@ from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, Bundle, op
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.places import MANIFEST, PROJECTOR, RECIPE_JSON
 from basic_lite.training.tensor_files import read_tensors, save_tensors
-from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 
 # PEFT's files name modules as its wrapper sees them, so that PeftModel.from_pretrained reads them.

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from basic_lite.console import Say
 from basic_lite.data.prepare import EVAL, TRAIN
 from basic_lite.data.sources import require_sources
-from basic_lite.errors import UserError, all_at_once
+from basic_lite.errors import UserError, all_at_once, each_of, in_one
 from basic_lite.model.frontend import composed_config, llava_config_of
 from basic_lite.recipe.schema import ModelSection, Recipe
 from basic_lite.training.bundle_files import look_at_bundle
-from basic_lite.training.start import PROJECTOR, START, Origin, find_origin
+from basic_lite.training.start import PROJECTOR, START, Origin, find_origin, resolve_start
 
 
 def require_inputs(recipe: Recipe, *, earlier: bool = True) -> None:
@@ -35,6 +36,22 @@ def open_inputs(recipe: Recipe, *, earlier: bool) -> Origin | None:
     """
     require_inputs(recipe, earlier=earlier)
     return find_origin(recipe) if earlier else None
+
+
+def with_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
+    """The recipe with what ``model.start`` leaves to it (``resolve_start``).
+
+    Raises:
+        UserError: the start is missing, or the recipe contradicts it; with it all else that is missing.
+    """
+    try:
+        return resolve_start(recipe, say, resume=resume)
+    except UserError as error:
+        try:
+            all_at_once(*_looks_at_models(recipe.model), *_looks_at_data(recipe))
+        except UserError as others:
+            raise in_one([*each_of(error), *each_of(others)]) from None
+        raise
 
 
 def require_inputs_of_plan(recipe: Recipe) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from basic_lite.console import speaker
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.model.device import peak_memory_gib
 from basic_lite.supervision.premise import SeenPatches
-from basic_lite.training.assembly import autocast_of, machine_of, make_step, projector_is_fresh, software_of
+from basic_lite.training.assembly import autocast_of, machine_facts, make_step, projector_is_fresh, software_of
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
@@ -37,7 +38,6 @@ from basic_lite.training.text_probe.at_end import probe_at_end
 from basic_lite.training.time_left import time_left_of
 from basic_lite.training.time_use import EVALUATING, SAVING, TimeUse
 from basic_lite.training.watch import Watch
-from basic_lite.units import peak_memory_gib
 
 OUTSIDE = "outside a step's forward and backward: reading data, the optimizer, or saving"
 
@@ -133,7 +133,7 @@ class Loop:
                 f"note: the run had {before} process(es) and continues with {self.processes.count}, so dropout differs "
                 "from an uninterrupted run's"
             )
-        was, now = bundle.manifest["machine"], machine_of(self.recipe, self.device)
+        was, now = bundle.manifest["machine"], machine_facts(self.recipe, self.device)
         if was != now:
             self.say(f"note: the run was computed with {was} and continues with {now}, so its numbers will differ")
         self.log.keep_until(progress.step)
@@ -369,7 +369,7 @@ class Loop:
                 "seed": self.recipe.seed,
                 "fingerprint": self.run.data.report.fingerprint,
             },
-            "machine": machine_of(self.recipe, self.device),
+            "machine": machine_facts(self.recipe, self.device),
             "software": software_of(self.device),
             "processes": self.processes.count,
             "started_from": self.run.started_from,

@@ -12,6 +12,7 @@ from basic_lite.console import Say
 from basic_lite.model.adapt import recompute
 from basic_lite.model.load import Loaded
 from basic_lite.model.offload import ActivationOffload
+from basic_lite.recipe.load import as_override
 from basic_lite.recipe.rules import changed_recipe, recomputed_layers
 from basic_lite.recipe.schema import Recipe
 
@@ -64,7 +65,7 @@ class Plan:
 
     def typed(self, keys: Container[str] = FIELDS) -> list[str]:
         """Those of the ``keys`` with their values, as they are typed on the command line."""
-        return [f"{key}={str(value).lower()}" for key, value in self.values().items() if key in keys]
+        return [f"{key}={as_override(value)}" for key, value in self.values().items() if key in keys]
 
     def __str__(self) -> str:
         again = {0: "no layer recomputed", self.layers: f"all {self.layers} layers recomputed"}

@@ -8,9 +8,10 @@ from basic_lite.recipe import Recipe
 from basic_lite.training.bundle_files import find_bundle, look_at_bundle
 from basic_lite.training.differences import differences
 from basic_lite.training.files import sha256
+from basic_lite.training.inputs import with_start
 from basic_lite.training.places import MANIFEST, holds_bundle, is_run
 from basic_lite.training.run_folder import RunFolder, look_at_run_folder
-from basic_lite.training.start import PROJECTOR, resolve_start
+from basic_lite.training.start import PROJECTOR
 
 
 def run_path(recipe: Recipe) -> Path:
@@ -26,7 +27,7 @@ def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:
     """
     path = run_path(recipe)
     begun = is_run(path)
-    recipe = resolve_start(recipe, say, resume=begun)
+    recipe = with_start(recipe, say, resume=begun)
     if changed := changes(recipe):
         raise UserError(
             f"the run folder {path} already holds another run ({'; '.join(changed[:3])}); "

@@ -14,6 +14,7 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
+from basic_lite.recipe.load import as_override
 from basic_lite.training.bundle import restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
 from basic_lite.training.files import sha256
@@ -169,7 +170,7 @@ def _require_same_lora(start: Bundle, recipe: Recipe) -> None:
         return
     mine, theirs = recipe.lora, start.recipe.lora
     if not mine.enabled:
-        values = " ".join(f"lora.{key}={_written(getattr(theirs, key))}" for key in SHAPE)
+        values = " ".join(f"lora.{key}={as_override(getattr(theirs, key))}" for key in SHAPE)
         raise UserError(
             f"{START}: {start.folder} has a LoRA, and this recipe has none, so the LoRA would be lost. "
             f"Set lora.enabled=true {values}; or, to take the projector alone, remove {START} and set "
@@ -177,8 +178,8 @@ def _require_same_lora(start: Bundle, recipe: Recipe) -> None:
         )
     wrong = [key for key in SHAPE if _sorted(getattr(mine, key)) != _sorted(getattr(theirs, key))]
     if wrong:
-        found = "; ".join(f"lora.{key} is {_written(getattr(mine, key))}" for key in wrong)
-        values = " ".join(f"lora.{key}={_written(getattr(theirs, key))}" for key in wrong)
+        found = "; ".join(f"lora.{key} is {as_override(getattr(mine, key))}" for key in wrong)
+        values = " ".join(f"lora.{key}={as_override(getattr(theirs, key))}" for key in wrong)
         raise UserError(
             f"{START}: the LoRA in {start.folder} has another shape than this recipe's ({found}), so it can't be "
             f"trained on. Set {values}"
@@ -187,10 +188,3 @@ def _require_same_lora(start: Bundle, recipe: Recipe) -> None:
 
 def _sorted(value: Any) -> Any:
     return sorted(value) if isinstance(value, list) else value
-
-
-def _written(value: Any) -> str:
-    """A value as an override writes it."""
-    if isinstance(value, list):
-        return f"[{', '.join(value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)

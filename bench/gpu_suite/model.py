@@ -13,9 +13,9 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import Loaded, pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Shape
+from basic_lite.sizes import GIB
 from basic_lite.tools.measure import LongestStep, MakeStep
 from basic_lite.training.assembly import make_step
-from basic_lite.units import GIB
 from bench.synthetic import synthetic_model
 from tests.support.shapes import SIZES, on_shapes
 

@@ -24,8 +24,8 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, rehearse
 from basic_lite.rehearsal.advice import changed_recipe
+from basic_lite.sizes import GIB
 from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
-from basic_lite.units import GIB
 from bench import measure
 from bench.gpu_suite.model import add_arguments, device_of, longest_step, recipe_of
 from bench.tables import columns, number, write_json

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from basic_lite.recipe import load_recipe
-from basic_lite.recipe.load import read_override
+from basic_lite.recipe.load import as_override, read_override
 from tests.support.recipes import GOOD, problems, write_recipe
 
 
@@ -56,3 +56,9 @@ def test_override_values(text: str, value: Any) -> None:
     read = read_override(text)
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("value", [True, False, 3, 0.25, 1e-5, "all-linear", ["q_proj", "v_proj"], [1, 2]])
+def test_what_is_written_as_an_override_is_read_back(value: Any) -> None:
+    read = read_override(as_override(value))
+    assert read == value and type(read) is type(value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from basic_lite.recipe import flat_values, load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import advice
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
@@ -64,6 +65,31 @@ def test_little_is_advised_where_it_is_enough(recipe: Recipe, monkeypatch: pytes
 def test_that_nothing_helps_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     assert advised(recipe, lambda changed: 9, 1, monkeypatch) == []
     assert list(advice_lines([])) == ["no change of a key makes it fit: use a smaller LLM or more memory"]
+
+
+@pytest.mark.parametrize("useless", [None, "training.gradient_checkpointing"])
+def test_what_is_advised_is_read(useless: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it a person takes, from the first line on. Each change of a key saves, but for a useless one."""
+    for shipped in ("7b_qlora", "demo_stage2"):
+        own = load_recipe(shipped, ["training.gradient_checkpointing=false"])
+
+        def needed(changed: Recipe, before: dict[str, Any] = flat_values(own)) -> float:
+            return 99 - sum(before[key] != value for key, value in flat_values(changed).items() if key != useless)
+
+        overrides = [text for one in advised(own, needed, 0, monkeypatch) for text in one.overrides]
+        assert ("training.gradient_checkpointing=true" in overrides) == (useless is None)
+        for count in range(1, len(overrides) + 1):
+            load_recipe(shipped, ["training.gradient_checkpointing=false", *overrides[:count]])
+
+
+def test_what_a_file_is_refused_for_is_not_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate needs looks, and offloading needs a layer that is recomputed."""
+    recipe = whole_recipe(tmp_path, {"supervision.gate": True, "supervision.refinement_batches": 16})
+    refused = {"supervision.refinement_batches": 0}, {"training.offload_activations": True}
+    changes = [*refused, {"supervision.refinement_batches": 8}]
+    monkeypatch.setattr(advice, "possible_changes", lambda recipe, visual: ((one, "") for one in changes))
+    found = advised(recipe, lambda changed: changed.supervision.refinement_batches + 1, 1, monkeypatch)
+    assert [one.overrides for one in found] == [("supervision.refinement_batches=8",)]
 
 
 def test_the_smallest_cards() -> None:

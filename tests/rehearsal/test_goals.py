@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from basic_lite.model.known import known_frontend
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.rehearsal import Machine, Shape
 from basic_lite.rehearsal.cards import card_of
@@ -13,7 +14,6 @@ from basic_lite.rehearsal.planner import Planner
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import GIB
 from basic_lite.training.plan import Plan
-from tests.tools.test_estimate import known_frontend
 
 
 @pytest.mark.long

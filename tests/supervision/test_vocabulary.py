@@ -57,6 +57,28 @@ def test_nearest_word_is_the_cosine_search() -> None:
     assert share.item() == pytest.approx((torch.isin(words[cosine.argmax(1)], special)).float().mean().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lengths_of_words_decide_nothing(dtype: torch.dtype) -> None:
+    """Against float64: words of every length, and one of zeros, which is nearest where all others point away."""
+    model = kit.tiny_llava()
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[:, 0] = table[:, 0].abs() + 0.01  # all point to one side
+        table *= torch.logspace(-8, 8, len(table))[:, None]
+        table[5] = 0
+    vocabulary = kit.build(model.to(dtype)).vocabulary
+    ids = vocabulary.ids
+    rows = torch.randn(200, kit.WIDTH, generator=torch.Generator().manual_seed(4))
+    words = vocabulary.table[ids].double()
+    cosine = torch.nn.functional.cosine_similarity(rows.double()[:, None], words[None], dim=2)  # [R, V]
+    first, second = cosine.topk(2).values.unbind(1)
+    clear = first - second > 1e-5
+    assert clear.float().mean() > 0.9
+    assert torch.equal(vocabulary.nearest(rows)[clear], ids[cosine.argmax(1)][clear])
+    away = -torch.eye(kit.WIDTH)[:1]
+    assert vocabulary.nearest(away).item() == 5
+
+
 @pytest.mark.parametrize("table,target", [("input_embeddings", "embed_tokens"), ("lm_head", "lm_head")])
 def test_lora_on_a_vocabulary_table_is_refused(table: str, target: str) -> None:
     model = kit.tiny_llava()

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import sentencepiece
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -198,3 +200,11 @@ def _tensors(llm: nn.Module, eye: nn.Module) -> dict[str, Tensor]:
         if not name.startswith("head."):
             found[f"vision_tower.vision_model.{name}"] = tensor
     return found | {f"multi_modal_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Fields, tensors in float32, and how each tensor is stored."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {one.name: gguf.dequantize(one.data, one.tensor_type) for one in reader.tensors}
+    return fields, tensors, {one.name: one.tensor_type.name for one in reader.tensors}

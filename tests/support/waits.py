@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves, tree_leaves
 
+from basic_lite.supervision import Supervision
+from basic_lite.supervision.layout import Layout
+from basic_lite.training.step import Batch, TrainStep
+from tests.support import supervision as kit
+
 # Their result, or its shape, depends on values: the host has to wait for them.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_consecutive", "isin", "item")
 COPIES = ("_to_copy", "copy_")
@@ -59,3 +64,30 @@ class Waits(TorchDispatchMode):
             queued = kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,))
             self.found.update([] if queued else ["copy"])
         return out
+
+
+def with_copies(step: TrainStep, waits: Waits) -> TrainStep:
+    """The step, its inputs and layouts copied as to a GPU, and the copies counted as a GPU's."""
+
+    class Copying(TrainStep):
+        def inputs(self, batch: Batch, *, labels: bool = True) -> Any:
+            return dict(zip(inputs := super().inputs(batch, labels=labels), copied(inputs.values()), strict=True))
+
+    def copied(tensors: Iterable[Tensor]) -> list[Tensor]:
+        waits.put(found := [tensor.clone() for tensor in tensors])
+        return found
+
+    class CopiedLayouts(Supervision):
+        def layout(self, batch: Any, step: int = 0) -> Layout:
+            layout = super().layout(batch, step)
+            waits.put(value for value in vars(layout).values() if isinstance(value, Tensor))
+            return layout
+
+    given = step.supervision
+    if given is not None:
+        step.supervision = CopiedLayouts(
+            given.parts, given.settings, vocabulary_ids=kit.word_ids(), operations=given.operations,
+            special_ids=range(20),
+        )  # fmt: skip
+        step.supervision.vocabulary.mean_norm()  # once a run
+    return Copying(step.parts, step.supervision, device=step.device, optimizer=step.optimizer, max_grad_norm=1.0)

@@ -102,7 +102,7 @@ def refuse_open_files(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def import_everything() -> None:
-    """All our modules, but for the kernels' own, which need Triton, and the page's, where its extra isn't installed."""
+    """All our modules, but for the kernels' own, which need Triton, and those of extras that aren't installed."""
     for package in map(importlib.import_module, OURS):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name.endswith("__main__"):
@@ -111,7 +111,7 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
             except ModuleNotFoundError as error:
                 kernels = module.name in KERNELS and error.name == "triton"
-                if not kernels and error.name not in ("gradio", "gguf"):
+                if not kernels and error.name not in ("gradio", "gguf", "lmms_eval"):
                     raise
 
 
@@ -133,11 +133,12 @@ def command(*words: str | Path) -> None:
 
 def check_the_imitation() -> None:
     """It would show nothing if our modules had this system's after all."""
-    from basic_lite import console, signals, units
+    from basic_lite import console, signals
+    from basic_lite.model import device
 
     assert signals.STOPPING == (signal.SIGINT,)
     assert console.command_line(["a b", "[q]"]) == '"a b" "[q]"'
-    assert units.peak_memory_gib(units.torch.device("cpu")) == 1.0
+    assert device.peak_memory_gib(device.torch.device("cpu")) == 1.0
     assert multiprocessing.get_start_method() == "spawn" and sys.flags.warn_default_encoding
 
 

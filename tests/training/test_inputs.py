@@ -64,9 +64,23 @@ def test_all_that_is_missing_is_told_at_once(here: Path, start: str) -> None:
 def test_a_missing_start_is_told_with_the_data(here: Path, start: str) -> None:
     """Of a run that goes on from another one, the models are the other one's."""
     changes = {"model.start": "a", "model.vision": None, "model.llm": None, "data.train.path": "nothing.csv"}
-    found = refused(start, tiny_recipe(here, changes))
-    assert "model.start: there is no folder a" in found[0]
-    assert start != "dry run" or found[1:] == ["data.train.path: there is no file nothing.csv; correct it"]
+    start_missing, data_missing = refused(start, tiny_recipe(here, changes))
+    assert "model.start: there is no folder a" in start_missing
+    assert "data.train.path: there is no file nothing.csv; correct it" in data_missing
+
+
+def test_a_start_of_another_shape_is_told_with_the_data(here: Path) -> None:
+    run(here, {"name": "one", "training.max_steps": 1})
+    changes = {
+        "name": "two",
+        "model.start": str(here / "runs" / "one"),
+        "lora.rank": 2,
+        "data.eval.path": "nothing.csv",
+    }
+    for start in STARTS:
+        other_shape, data_missing = refused(start, tiny_recipe(here, changes))
+        assert "has another shape than this recipe's (lora.rank is 2)" in other_shape
+        assert "data.eval.path: there is no file nothing.csv; correct it" in data_missing
 
 
 def test_a_projector_alone_is_told_after_the_plan(here: Path) -> None:

@@ -18,8 +18,7 @@ from basic_lite.supervision import Supervision
 from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite_kernels.operations import TargetStream
 from tests.support import supervision as kit
-from tests.support.waits import Waits
-from tests.training.test_waits import with_copies
+from tests.support.waits import Waits, with_copies
 
 torch.set_num_threads(1)
 

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
-from basic_lite.supervision import Supervision
-from basic_lite.supervision.layout import Layout
 from basic_lite.training.processes import ALONE
-from basic_lite.training.step import Batch, StepCounts, TrainStep
+from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite.training.watch import Watch
 from tests.support import supervision as kit
-from tests.support.waits import Waits
+from tests.support.waits import Waits, with_copies
 
 torch.set_num_threads(1)
 
 # transformers reads the attention mask of each forward: once where it has no padding, else twice.
 READS_OF_A_MASK = {"no padding": 1, "padding": 2}
-
-
-def with_copies(step: TrainStep, waits: Waits) -> TrainStep:
-    """The step, its inputs and layouts copied as to a GPU, and the copies counted as a GPU's."""
-
-    class Copying(TrainStep):
-        def inputs(self, batch: Batch, *, labels: bool = True) -> Any:
-            return dict(zip(inputs := super().inputs(batch, labels=labels), copied(inputs.values()), strict=True))
-
-    def copied(tensors: Iterable[Tensor]) -> list[Tensor]:
-        waits.put(found := [tensor.clone() for tensor in tensors])
-        return found
-
-    class CopiedLayouts(Supervision):
-        def layout(self, batch: Any, step: int = 0) -> Layout:
-            layout = super().layout(batch, step)
-            waits.put(value for value in vars(layout).values() if isinstance(value, Tensor))
-            return layout
-
-    given = step.supervision
-    if given is not None:
-        step.supervision = CopiedLayouts(
-            given.parts, given.settings, vocabulary_ids=kit.word_ids(), operations=given.operations,
-            special_ids=range(20),
-        )  # fmt: skip
-        step.supervision.vocabulary.mean_norm()  # once a run
-    return Copying(step.parts, step.supervision, device=step.device, optimizer=step.optimizer, max_grad_norm=1.0)
 
 
 def waits_of_a_step(rows: str, *, basic: bool = True, **settings: Any) -> tuple[Counter[str], Counter[str]]:

@@ -25,6 +25,7 @@ from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
+from basic_lite.tools.check.example_places import first_places
 from basic_lite.tools.check.findings import (
     Example,
     Finding,
@@ -36,7 +37,6 @@ from basic_lite.tools.check.findings import (
     of_unknown_words,
 )
 from basic_lite.tools.check.page import COMMAND, write_check
-from basic_lite.tools.check.places import first_places
 from basic_lite.tools.check.survey import Pictures, survey
 from basic_lite.tools.check.texts import Texts
 from basic_lite.tools.data.command import Words, frontend_or_why

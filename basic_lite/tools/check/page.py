@@ -10,8 +10,8 @@ from basic_lite.data.images import open_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.printable import one_line
+from basic_lite.tools.check.example_places import place_of
 from basic_lite.tools.check.findings import Example, Finding
-from basic_lite.tools.check.places import place_of
 from basic_lite.tools.check.survey import Pictures
 from basic_lite.tools.report.html import fill, mark_of, write_page
 

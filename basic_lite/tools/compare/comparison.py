@@ -13,7 +13,7 @@ from basic_lite.errors import UserError
 from basic_lite.intervals import difference, mean_interval
 from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.tools.compare.answers import Answers, pictures_known, scores_of, trained_on
-from basic_lite.tools.compare.losses import Losses, damaged_logs, losses_of
+from basic_lite.tools.compare.losses import Losses, losses_of
 from basic_lite.tools.compare.mcnemar import McNemar, mcnemar
 from basic_lite.tools.compare.same_questions import in_common
 from basic_lite.tools.runs import short_path
@@ -138,9 +138,8 @@ def compared(sides: Sequence[Side]) -> Comparison:
     several = sum(len(stack) > 1 for stack in stacks)
     if several and min(map(len, stacks)) < FEW_RUNS:
         notes.append(f"fewer than {FEW_RUNS} runs a side: the intervals may be too narrow for what seeds change")
-    places = [side.places for side in sides]
-    losses = losses_of(places)
-    notes += damaged_logs(places) if losses else []
+    losses, damaged = losses_of([side.places for side in sides])
+    notes += damaged
     return Comparison(
         sides=list(sides),
         n=len(digests),

@@ -7,11 +7,13 @@ from statistics import fmean
 
 from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
 from basic_lite.outside import is_finite
-from basic_lite.training.log_lines import damaged_text, lines_of, read_log
+from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.places import DATA, LOG, read_json
 
 # Of the steps that all have, the last tenth is averaged: one step's loss is of few samples.
 LAST = 0.1
+# Of each: whose data it is of in data.json, what it is called, its name in the log.
+_LOSSES = (("train", "training loss", "lm"), ("eval", "held-out loss", "eval_loss"))
 
 
 @dataclass(frozen=True)
@@ -39,38 +41,40 @@ class Losses:
         return [fmean(values[-self.counted :]) for values in self.values]
 
 
-def losses_of(groups: Sequence[Sequence[Path]]) -> list[Losses]:
+def losses_of(groups: Sequence[Sequence[Path]]) -> tuple[list[Losses], list[str]]:
     """Losses at the steps that all runs have, of training and of held-out data, each where their data is alike.
 
     Args:
         groups: places of runs; a place that is no folder has none.
+
+    Returns:
+        The losses, and a remark on each run whose log has lines that are left out of them.
     """
     runs = [run for group in groups for run in group]
     if not all((run / LOG).is_file() for run in runs):
-        return []
-    found = []
-    for key, name, loss in (("train", "training loss", "lm"), ("eval", "held-out loss", "eval_loss")):
-        of = [_data_of(run, key) for run in runs]
-        if of[0] is not None and all(one == of[0] for one in of):
-            found.append(_common(name, loss, groups))
-    return [one for one in found if one.steps]
+        return [], []
+    alike = [(name, loss) for key, name, loss in _LOSSES if _all_alike([_data_of(run, key) for run in runs])]
+    logs = {run: read_log(run) for run in runs} if alike else {}
+    found = [_common(name, loss, [[logs[run] for run in group] for group in groups]) for name, loss in alike]
+    found = [one for one in found if one.steps]
+    damaged = [f"{run}: {damaged_text(log.damaged)}" for run, log in logs.items() if log.damaged]
+    return found, damaged if found else []
 
 
-def damaged_logs(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """A remark on each run whose log has lines that are left out."""
-    counts = {run: read_log(run).damaged for group in groups for run in group}
-    return [f"{run}: {damaged_text(count)}" for run, count in counts.items() if count]
-
-
-def _common(name: str, key: str, groups: Sequence[Sequence[Path]]) -> Losses:
-    logs = [[_series(run, key) for run in group] for group in groups]
+def _common(name: str, key: str, groups: Sequence[Sequence[ReadLog]]) -> Losses:
+    logs = [[_series(log, key) for log in group] for group in groups]
     steps = sorted(set.intersection(*(set(log) for group in logs for log in group)))
     return Losses(name, steps, [[fmean(log[step] for log in group) for step in steps] for group in logs])
 
 
-def _series(run: Path, key: str) -> dict[int, float]:
+def _series(log: ReadLog, key: str) -> dict[int, float]:
     """Finite values by step; of a step that was made twice, the later."""
-    return {line["step"]: float(line[key]) for line in lines_of(run) if is_finite(line.get(key))}
+    few = {line["step"]: float(line[key]) for line in log.rare if is_finite(line.get(key))}
+    return dict(log.series[key]) if key in log.series else few
+
+
+def _all_alike(facts: Sequence[object]) -> bool:
+    return facts[0] is not None and all(one == facts[0] for one in facts)
 
 
 def _data_of(run: Path, part: str) -> tuple[object, ...] | None:

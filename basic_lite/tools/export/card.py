@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData, RepoCard
 from transformers.utils import cached_file
 
+from basic_lite.model.device import dtype_name
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
@@ -12,10 +13,9 @@ from basic_lite.tools.export.check import Checked
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.merge import MERGED_INTO
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.log_lines import lines_of
+from basic_lite.training.log_lines import damaged_text, read_log
 from basic_lite.training.look_lines import looks_in
 from basic_lite.training.loss_text import loss_text
-from basic_lite.units import dtype_name
 
 PAPER = "[BASIC](https://arxiv.org/abs/2508.06895) (ICCV 2025)"
 
@@ -146,7 +146,8 @@ def _training(source: Source) -> list[tuple[str, ...]]:
 
 def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, ...]]:
     """Figures of the check, and of the run's log up to a step."""
-    lines = [line for line in lines_of(run) if line["step"] <= step]
+    log = read_log(run)
+    lines = [line for line in log.rare if line["step"] <= step]
     rows: list[tuple[str, ...]] = []
     if checked is not None:
         where = f"{checked.samples} {'held-out' if checked.held_out else 'training'} samples"
@@ -169,13 +170,15 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
         )
     if looks:
         rows.append(("whether it holds, by the samples that decide", f"{looks[-1].text}: {looks[-1].verdict}"))
-    steps = [line for line in lines if "step_s" in line]
-    if steps:
-        before = [0, *(line["step"] for line in steps)]
-        seconds = sum(line["step_s"] * (line["step"] - start) for line, start in zip(steps, before, strict=False))
+    times, peaks = ([one for one in log.series[key] if one[0] <= step] for key in ("step_s", "peak_memory_gib"))
+    if times:
+        before = [0, *(at for at, _ in times)]
+        seconds = sum(each * (at - start) for (at, each), start in zip(times, before, strict=False))
         rows.append(("time of the steps", f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.1f} min"))
-        peak = max(line.get("peak_memory_gib", 0.0) for line in steps)
-        rows.append(("peak memory", size_text(int(peak * GIB))))
+    if peaks:
+        rows.append(("peak memory", size_text(int(max(gib for _, gib in peaks) * GIB))))
+    if log.damaged:
+        rows.append(("the run's log", damaged_text(log.damaged)))
     return rows or [("nothing", "the run's log isn't here")]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from basic_lite.console import Sheet, command_line, counting, quiet_libraries, show, speaker
 from basic_lite.errors import UserError, enough_memory
-from basic_lite.model.device import tell_device
+from basic_lite.model.device import dtype_name, tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.printable import printable
 from basic_lite.sizes import MIB, size_text
@@ -23,7 +23,6 @@ from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.training.files import new_folder, sha256, write_json
 from basic_lite.training.places import MANIFEST, read_json
-from basic_lite.units import dtype_name
 from basic_lite.version import __version__
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"

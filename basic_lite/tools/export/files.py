@@ -14,12 +14,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from basic_lite.data.chat import ChatFormat
+from basic_lite.model.device import dtype_name
 from basic_lite.model.frontend import Frontend, input_side, resampling
 from basic_lite.recipe.schema import ImageFit
 from basic_lite.tools.export.template import chat_template
 from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.files import write_json
-from basic_lite.units import dtype_name
 
 # What a configuration says of how it was made or is run, not of the model.
 _NOISE = {"_name_or_path", "_from_model_config", "transformers_version", "quantization_config"}

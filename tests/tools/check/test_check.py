@@ -14,10 +14,10 @@ from basic_lite.cli import main
 from basic_lite.tools.check import blind
 from basic_lite.tools.check.command import check
 from basic_lite.tools.check.findings import Finding
+from tests.support.data import scene
 from tests.support.models import write_llm
 from tests.support.pages import PageText
 from tests.support.runs import quiet
-from tests.tools.check.test_near import scene
 
 DEMO = "demo_photos"
 

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from basic_lite.data.images import ImageRef, open_image, open_small
 from basic_lite.tools.check.fingerprint import fingerprint
 from basic_lite.tools.check.near import NEAR_BITS, NEAR_LEVELS, WINDOW, alike
-
-
-def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
-    """Smooth noise, as uneven as a photo."""
-    noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
+from tests.support.data import scene
 
 
 def labels_of(paths: list[Path]) -> list[int]:

@@ -19,7 +19,7 @@ from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.compare.answers import candidates
 from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import compared, sides_of
-from basic_lite.tools.compare.losses import damaged_logs, losses_of
+from basic_lite.tools.compare.losses import losses_of
 from basic_lite.tools.predictions import write_predictions
 from basic_lite.tools.report.charts import Chart, Line
 from tests.support.pages import PageText
@@ -264,20 +264,20 @@ def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     logged(a, {1: 4, 2: 3, 3: 2}, {3: 1})
     logged(b, {2: 2, 3: 1, 4: 0}, {3: 3})
     logged(c, {2: 1, 3: float("nan")}, {3: 5})
-    assert damaged_logs([[a], [b]]) == []
+    assert losses_of([[a], [b]])[1] == []
     with (b / "log.jsonl").open("a") as log:
         log.write("[1]\n{}\n")
-    assert damaged_logs([[a], [b]]) == [f"{b}: 2 lines of log.jsonl are damaged and left out"]
-    train, held = losses_of([[a], [b]])
+    (train, held), damaged = losses_of([[a], [b]])
+    assert damaged == [f"{b}: 2 lines of log.jsonl are damaged and left out"]
     assert (train.steps, train.values, train.last) == ([2, 3], [[3, 2], [2, 1]], [2, 1])
     assert held.values == [[1], [3]]
-    train, held = losses_of([[a, b], [c]])
+    (train, held), _ = losses_of([[a, b], [c]])
     assert (train.steps, train.values, held.values) == ([2], [[2.5], [1]], [[2], [5]])
     logged(b, {2: 2}, {3: 3}, records=6)
-    assert [one.name for one in losses_of([[a], [b]])] == ["training loss"]
+    assert [one.name for one in losses_of([[a], [b]])[0]] == ["training loss"]
     logged(b, {2: 2}, {3: 3}, trained=8)
-    assert [one.name for one in losses_of([[a], [b]])] == ["held-out loss"]
-    assert losses_of([[a], [a / "predictions_held-out_final.jsonl"]]) == []
+    assert [one.name for one in losses_of([[a], [b]])[0]] == ["held-out loss"]
+    assert losses_of([[a], [a / "predictions_held-out_final.jsonl"]]) == ([], [])
 
 
 def test_held_out_losses_of_other_records_are_not_alike(runs: Callable[..., list[Path]]) -> None:
@@ -288,7 +288,7 @@ def test_held_out_losses_of_other_records_are_not_alike(runs: Callable[..., list
     for other, names in [({}, {"training loss", "held-out loss"}), *[(one, {"training loss"}) for one in others]]:
         logged(a, {2: 3}, {2: 1}, split=split)
         logged(b, {2: 2}, {2: 3}, split=split | other)
-        assert {one.name for one in losses_of([[a], [b]])} == names
+        assert {one.name for one in losses_of([[a], [b]])[0]} == names
 
 
 def test_the_page_is_whole_and_needs_nothing(runs: Callable[..., list[Path]], tmp_path: Path) -> None:

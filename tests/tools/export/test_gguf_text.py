@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -20,19 +19,11 @@ from basic_lite.tools.export.gguf.rope import rope_tensors
 from basic_lite.tools.export.gguf.text import architecture_of, interleaved, text_fields, text_notes
 from basic_lite.tools.export.gguf.weights import Entry, Weights, write_file
 from basic_lite.training.tensor_files import save_tensors
-from tests.support.gguf import byte_tokenizer, language_config, write_llava
+from tests.support.gguf import byte_tokenizer, language_config, read_gguf, write_llava
 
 ARCHITECTURE = {"mistral": "llama"}
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "phi3")
 UNLIKE_LLAMA = ("qwen2", "qwen3", "gemma", "gemma3", "phi3")
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Fields, tensors in float32, and how each tensor is stored."""
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {one.name: gguf.dequantize(one.data, one.tensor_type) for one in reader.tensors}
-    return fields, tensors, {one.name: one.tensor_type.name for one in reader.tensors}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +88,7 @@ def halves(weight: Tensor, heads: int) -> Tensor:
 def test_every_tensor_is_there_with_its_values(folder: Any, kind: str, tmp_path: Path) -> None:
     source = folder(kind)
     files = write_gguf(source, tmp_path / "out", kind="f32", say=lambda line: None)
-    fields, tensors, _ = read(files.text)
+    fields, tensors, _ = read_gguf(files.text)
     config = LlavaConfig.from_pretrained(source).text_config
     truth = expected(source, kind)
     assert tensors.keys() == truth.keys()
@@ -119,7 +110,7 @@ def test_every_tensor_is_there_with_its_values(folder: Any, kind: str, tmp_path:
 
 def test_an_own_head_is_written(folder: Any, tmp_path: Path) -> None:
     source = folder("llama", tied=False)
-    _, tensors, _ = read(write_gguf(source, tmp_path / "out", kind="f32", say=lambda line: None).text)
+    _, tensors, _ = read_gguf(write_gguf(source, tmp_path / "out", kind="f32", say=lambda line: None).text)
     head = load_file(source / "model.safetensors")["language_model.lm_head.weight"]
     assert np.array_equal(tensors["output.weight"], head.numpy())
 
@@ -146,7 +137,7 @@ def test_a_layer_is_rotated_as_transformers_rotates_it() -> None:
 
 
 def test_f16_rounds_matrices_alone(folder: Any, tmp_path: Path) -> None:
-    _, tensors, stored = read(write_gguf(folder("qwen2"), tmp_path / "out", say=lambda line: None).text)
+    _, tensors, stored = read_gguf(write_gguf(folder("qwen2"), tmp_path / "out", say=lambda line: None).text)
     truth = expected(folder("qwen2"), "qwen2")
     for name, tensor in truth.items():
         assert stored[name] == ("F16" if tensor.ndim == 2 else "F32")
@@ -155,7 +146,9 @@ def test_f16_rounds_matrices_alone(folder: Any, tmp_path: Path) -> None:
 
 
 def test_q8_0_is_within_half_a_step(folder: Any, tmp_path: Path) -> None:
-    fields, tensors, stored = read(write_gguf(folder("qwen3"), tmp_path / "o", kind="q8_0", say=lambda line: None).text)
+    fields, tensors, stored = read_gguf(
+        write_gguf(folder("qwen3"), tmp_path / "o", kind="q8_0", say=lambda line: None).text
+    )
     assert fields["general.file_type"] == 7
     for name, tensor in expected(folder("qwen3"), "qwen3").items():
         assert stored[name] == ("Q8_0" if tensor.ndim == 2 else "F32")
@@ -169,7 +162,7 @@ def test_q8_0_is_within_half_a_step(folder: Any, tmp_path: Path) -> None:
 def test_short_rows_stay_f16_and_it_is_said(tmp_path: Path) -> None:
     source = write_llava(tmp_path / "model", byte_tokenizer("gpt-2"), text={"intermediate_size": 80})
     files = write_gguf(source, tmp_path / "out", kind="q8_0", say=lambda line: None)
-    _, _, stored = read(files.text)
+    _, _, stored = read_gguf(files.text)
     assert stored["blk.0.ffn_down.weight"] == "F16" and stored["blk.0.ffn_up.weight"] == "Q8_0"
     assert any("4 matrices" in note for note in files.notes)
 
@@ -186,7 +179,7 @@ def test_shards_in_16_bit_give_the_same_file(folder: Any, tmp_path: Path) -> Non
     for file in set(places.values()):
         save_tensors({name: tensor for name, tensor in tensors.items() if places[name] == file}, sharded / file)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    _, found, _ = read(write_gguf(sharded, tmp_path / "out", kind="f32", say=lambda line: None).text)
+    _, found, _ = read_gguf(write_gguf(sharded, tmp_path / "out", kind="f32", say=lambda line: None).text)
     assert np.array_equal(
         found["token_embd.weight"], tensors["language_model.model.embed_tokens.weight"].float().numpy()
     )
@@ -202,7 +195,7 @@ def test_a_matrix_is_read_piece_by_piece(tmp_path: Path) -> None:
     entry = Entry("a", (9000, 2), "f32", "a")
     assert [len(piece) for piece in entry.pieces(weights)] == [4096, 4096, 808]
     write_file(tmp_path / "a.gguf", {"general.architecture": "llama"}, [entry], weights)
-    assert np.array_equal(read(tmp_path / "a.gguf")[1]["a"], rows.numpy())
+    assert np.array_equal(read_gguf(tmp_path / "a.gguf")[1]["a"], rows.numpy())
 
 
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "f32"), (float("inf"), "f16"), (7e4, "f16")])

@@ -14,8 +14,7 @@ from transformers import LlavaConfig
 from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf import write_gguf
 from basic_lite.tools.export.gguf.vision import check_vision
-from tests.support.gguf import byte_tokenizer, write_llava
-from tests.tools.export.test_gguf_text import read
+from tests.support.gguf import byte_tokenizer, read_gguf, write_llava
 
 LAYER = {
     "layer_norm1": "ln1",
@@ -31,7 +30,7 @@ LAYER = {
 
 def mmproj(folder: Path, kind: Any = "f32") -> tuple[dict[str, Any], dict[str, Any], dict[str, str], list[str]]:
     files = write_gguf(folder, folder / "gguf", kind=kind, say=lambda line: None)
-    return *read(files.mmproj), files.notes
+    return *read_gguf(files.mmproj), files.notes
 
 
 @pytest.mark.parametrize(("tower", "layer", "used"), [("clip", -2, 3), ("siglip", -1, 4), ("clip", 2, 2)])

@@ -17,9 +17,8 @@ from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf import write_gguf
 from basic_lite.tools.export.gguf.notes import as_llama_cpp_sees, picture_difference
 from basic_lite.tools.export.gguf.template import Rendered, for_ollama
-from tests.support.gguf import byte_tokenizer, piece_tokenizer, write_llava
+from tests.support.gguf import byte_tokenizer, piece_tokenizer, read_gguf, write_llava
 from tests.support.models import tiny_tokenizer
-from tests.tools.export.test_gguf_text import read
 
 MARKER = "<__media_aB3x__>"
 IMAGE, ASK = {"type": "image"}, {"type": "text", "text": "What is__> this?"}
@@ -41,7 +40,7 @@ def test_the_template_makes_of_markers_what_transformers_makes_of_parts(
     exported: Any, parts: Any, tmp_path: Path
 ) -> None:
     folder, _ = exported
-    source = read(write_gguf(folder, tmp_path / "out", say=silent).text)[0]["tokenizer.chat_template"]
+    source = read_gguf(write_gguf(folder, tmp_path / "out", say=silent).text)[0]["tokenizer.chat_template"]
     joined = "".join(MARKER if part is IMAGE else part["text"] for part in parts)
     before: list[Any] = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     for turns in ([], before):
@@ -108,16 +107,18 @@ def test_a_space_that_only_the_start_gets_is_in_the_template(tmp_path: Path, sch
     """A prompt that starts with a special token, as with BOS, has no such start."""
     tokenizer = piece_tokenizer(tmp_path / "pieces", scheme)
     folder = write_llava(tmp_path / "bos", tokenizer)
-    assert not read(write_gguf(folder, tmp_path / "a", say=silent).text)[0]["tokenizer.chat_template"].startswith("{{-")
+    assert not read_gguf(write_gguf(folder, tmp_path / "a", say=silent).text)[0]["tokenizer.chat_template"].startswith(
+        "{{-"
+    )
     tokenizer.backend_tokenizer.post_processor = None
     folder = write_llava(tmp_path / "plain", tokenizer)
-    source = read(write_gguf(folder, tmp_path / "b", say=silent).text)[0]["tokenizer.chat_template"]
+    source = read_gguf(write_gguf(folder, tmp_path / "b", say=silent).text)[0]["tokenizer.chat_template"]
     assert source.startswith('{{- " " -}}') == (scheme == "first")
 
 
 def test_a_name_that_would_change_the_tokenizer_is_written_otherwise(tmp_path: Path) -> None:
     folder = write_llava(tmp_path / "my-Phi-3-run", byte_tokenizer("gpt-2"))
-    assert read(write_gguf(folder, tmp_path / "out", say=silent).text)[0]["general.name"] == "my-Phi 3-run"
+    assert read_gguf(write_gguf(folder, tmp_path / "out", say=silent).text)[0]["general.name"] == "my-Phi 3-run"
 
 
 @pytest.fixture(scope="module")

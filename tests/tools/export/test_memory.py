@@ -39,7 +39,7 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from basic_lite.tools.export.folder import open_source, write_settings, write_weights
-from basic_lite.units import peak_memory_gib
+from basic_lite.model.device import peak_memory_gib
 bundle, out, into = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 out.mkdir()
 source = open_source(bundle, into, "auto", torch.device("cpu"))

@@ -37,9 +37,14 @@ def write_log(run: Path, lines: list[Any]) -> None:
 def test_an_odd_line_changes_no_figure(tmp_path: Path, place: int) -> None:
     write_log(tmp_path, GOOD)
     expected = _measured(tmp_path, 4, None)
-    assert ("time of the steps", "2.0 min") in expected and ("LM loss on `data.eval`, at step 4", "3.2500") in expected
+    assert expected == [
+        ("LM loss on `data.eval`, at step 4", "3.2500"),
+        ("time of the steps", "2.0 min"),
+        ("peak memory", "1.50 GiB"),
+    ]
     write_log(tmp_path, [GOOD[0], ODD[place], GOOD[1]])
-    assert _measured(tmp_path, 4, None) == expected
+    damaged = ("the run's log", "1 line of log.jsonl is damaged and left out")
+    assert _measured(tmp_path, 4, None) == [*expected, damaged]
 
 
 def test_where_a_gate_judged_the_curve_has_no_verdict(tmp_path: Path) -> None:
@@ -65,11 +70,13 @@ def test_where_a_gate_judged_the_curve_has_no_verdict(tmp_path: Path) -> None:
 
 def test_steps_that_say_nothing_of_their_memory(tmp_path: Path) -> None:
     write_log(tmp_path, [{"step": 2, "step_s": 1.0}])
-    assert ("time of the steps", "0.0 min") in _measured(tmp_path, 4, None)
+    measured = dict(_measured(tmp_path, 4, None))
+    assert measured["time of the steps"] == "0.0 min" and "peak memory" not in measured
 
 
 def test_an_export_is_finished_whatever_the_log_holds(tmp_path: Path) -> None:
     run = random_run(tmp_path)
     write_log(run, [*ODD, *GOOD, {"step": 4, "step_s": 1.0}])
     assert export(run, tmp_path / "out", samples=0, console=quiet())
-    assert "3.2500" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "3.2500" in card and f"{len(ODD)} lines of log.jsonl are damaged and left out" in card
