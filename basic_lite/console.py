@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from basic_lite.printable import one_line, printable
+from basic_lite.wrapping import wrapped
 
 Say = Callable[[str], None]
 # A column of notes may be wrapped, but not to less than this.
@@ -29,10 +30,11 @@ _SPECIAL = set('"$`!\\\n')
 
 
 def speaker(console: Console) -> Say:
-    """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
+    """``say(text)``: one line, without markup. On a terminal it is broken between words, but in no command."""
 
     def say(text: str) -> None:
-        console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not console.is_terminal)
+        lines = wrapped(printable(text), console.width) if console.is_terminal else [printable(text)]
+        console.print("\n".join(lines), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 
@@ -219,7 +221,4 @@ def show_entry(console: Console, head: str, body: str) -> None:
     """Print a line, and a sentence indented below it."""
     say = speaker(console)
     say(head)
-    if console.is_terminal:
-        console.print(Padding(Text(printable(body)), (0, 0, 0, 2 * INDENT)))
-    else:
-        say(" " * 2 * INDENT + body)
+    say(" " * 2 * INDENT + body)
