@@ -23,7 +23,7 @@ def local_only(name: str | Path) -> bool:
 @cache
 def hub_is_away() -> bool:
     """Whether no connection to the hub can be made, or none is wanted. Through a proxy that can't be told: no."""
-    if any(os.environ.get(name, "").upper() in _YES for name in _OFFLINE):
+    if offline_setting():
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if getproxies() or not address.hostname:
@@ -34,3 +34,8 @@ def hub_is_away() -> bool:
     except (OSError, ValueError):
         return True
     return False
+
+
+def offline_setting() -> str:
+    """The environment variable that forbids the hub; empty: none does."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").upper() in _YES), "")
