@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Device, Template, note
 from basic_lite.errors import UserError
 
@@ -121,6 +122,12 @@ def evaluate(
     the same model and the same data, and nobody has changed it since. Any other is kept: the new file gets a number
     (`…_2.jsonl`), and a line says why; a name that you gave with --out is refused.
     """
+    # What names alone tell is told before seconds of imports.
+    from basic_lite.training.bundle_files import find_bundle
+
+    find_bundle(run)
+    if data is not None:
+        require_place(data)
     from basic_lite.tools.evaluate import evaluate_run
 
     evaluate_run(
@@ -191,6 +198,12 @@ def chat(
     """
     if not web and (port is not None or no_browser):
         raise UserError("--port and --no-browser are for the page; add --web")
+    from basic_lite.tools.chat.words import split_words
+    from basic_lite.tools.model_place import look_at_model
+
+    look_at_model(model)
+    if not web:
+        split_words(words or [], question)
     from basic_lite.tools.chat.command import chat as converse
 
     try:

@@ -34,7 +34,12 @@ def compare(
     Two single runs also have McNemar's test: of the questions that one alone has right, is the split uneven beyond
     chance? Beside that stand the losses of the runs at the same steps.
     """
-    from basic_lite.tools.compare.command import compare as show_comparison
+    from basic_lite.tools.compare.answers import require_answers
     from basic_lite.tools.compare.comparison import sides_of
 
-    show_comparison(sides_of(runs or [], group or []), out)
+    sides = sides_of(runs or [], group or [])
+    for place in (place for side in sides for place in side.places):
+        require_answers(place)
+    from basic_lite.tools.compare.command import compare as show_comparison
+
+    show_comparison(sides, out)

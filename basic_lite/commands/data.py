@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Overrides
 
 
@@ -27,6 +28,8 @@ def data(
     files of the same name; `imagefolder` and `save_to_disk` of the datasets library. docs/DATA.md shows each.
     Every picture is opened.
     """
+    # What can be told by the path alone is told before seconds of imports.
+    require_place(path, overrides or [])
     from basic_lite.tools.data.command import data as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, overwrite=overwrite)

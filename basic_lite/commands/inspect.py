@@ -62,6 +62,9 @@ def inspect(
     Of a run without data: the samples that the run itself looks at. Of another model without data or pictures: only
     what its configuration says, and no weight is read.
     """
+    from basic_lite.tools.model_place import look_at_model
+
+    look_at_model(model)
     from basic_lite.tools.inspect.command import inspect as look_into
 
     look_into(

@@ -30,6 +30,9 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.", show_default=
     A run writes it at each evaluation and at its end. It opens in a browser, without a network.
     """
     from basic_lite.printable import printable
+    from basic_lite.training.bundle_files import require_run
+
+    require_run(run)
     from basic_lite.tools.report.page import write_report
 
     print(printable(str(write_report(run))))

@@ -20,6 +20,9 @@ def text_probe(
 
     A run does the same at its end (training.text_probe). The result is kept in the run folder for its report.
     """
+    from basic_lite.training.bundle_files import find_bundle
+
+    find_bundle(run)
     from basic_lite.tools.text_probe import probe_run
 
     probe_run(run, device=device)

@@ -50,6 +50,10 @@ def train(
 
         show_plan(loaded, overwrite=overwrite)
         return
+    if not (resume or overwrite) and os.environ.get("WORLD_SIZE", "1") == "1":
+        from basic_lite.training.free_folder import require_no_finished_run
+
+        require_no_finished_run(loaded)
     from basic_lite.run import train as train_recipe
     from basic_lite.tools.report.page import write_report
 

@@ -26,6 +26,7 @@ from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
 from basic_lite.recipe.combinations import check_source
+from basic_lite.recipe.rules import in_order
 from basic_lite.recipe.schema import SourceSection
 
 Mend = Callable[[Path], str]
@@ -46,11 +47,6 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
         names = ", ".join(source.name for source in records.sources) or "data.train"
         raise UserError(f"{names}: there is no record in it; give a source that has some")
     return records
-
-
-def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSection]:
-    """The sources in the order in which they are read: by what they say, however a recipe lists them."""
-    return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
 
 
 def require_sources(

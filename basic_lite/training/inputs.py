@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from basic_lite.data.prepare import EVAL, TRAIN
+from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.sources import require_sources
 from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.frontend import composed_config, llava_config_of

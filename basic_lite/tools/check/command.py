@@ -14,7 +14,8 @@ from basic_lite.data.chat import ChatFormat, Encoder
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
-from basic_lite.data.prepare import EVAL, TRAIN, counter
+from basic_lite.data.names import EVAL, TRAIN
+from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
@@ -73,9 +74,7 @@ def data(
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
-    if not path.exists() and overrides and "=" not in overrides[0]:
-        meant = f"{path} {overrides[0]}"
-        raise UserError(f'{path}: there is no such file or folder; a name with spaces goes in quotes, as in "{meant}".')
+    require_place(path, overrides)
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
     changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
