@@ -144,9 +144,9 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
             again = f"unset {off}, which forbids the hub" if off else "check the connection or the proxy (HTTPS_PROXY)"
             return UserError(
                 f"{key}: can't read the {what} {name} ({where}): {reason}\n"
-                f"  fix: {again}, and give the same command again; or download the whole model on another machine and "
-                f"give {key} its folder (config.json alone shows whether it fits, `train` needs all of it): "
-                f"hf download {name} --local-dir {folder.name}"
+                f"  fix: {again}, and give the same command again\n"
+                f"  or download the whole model elsewhere (config.json alone shows whether it fits, `train` needs all "
+                f"of it) and give {key} its folder: hf download {name} --local-dir {folder.name}"
             )
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from basic_lite.cli import main
-from basic_lite.errors import UserError, all_at_once, each_of
+from basic_lite.errors import UserError, all_at_once, each_of, in_one
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
@@ -136,3 +136,13 @@ def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
         "data.train.image_dir: there is no folder runs/demo/world/images; correct it, or leave it out",
         "data.train.path: there is no file runs/demo/world/pretrain.json; did you mean runs/demo/world/pretrain.jsn?",
     ]
+
+
+def test_all_is_told_at_once_and_a_shared_mend_once() -> None:
+    texts = [
+        f"recipe {n}: can't read model {'x' * 250}\n  fix: check the connection\n  or fetch it: {n}" for n in range(12)
+    ]
+    said = str(in_one(texts))
+    assert "left out" not in said and len(each_of(in_one(texts))) == 12
+    assert said.count("  fix: check the connection") == 1 and said.count("  or fetch it: ") == 12
+    assert said.endswith("\n  fix: check the connection\n  or fetch it: 11")
