@@ -14,6 +14,7 @@ from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import IGNORE, ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
+from basic_lite.data.columns import has_text, mapping_example
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -301,8 +302,14 @@ def _meaning(found: Found) -> list[str]:
         return []
     ours = {"answer": "text" if found.captions else "answer", "input": "rest of the question"}
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
-    lines = [f"columns: {', '.join(read)}"]
-    if found.unused:
+    lines = [f"columns: {', '.join(read)}"] if read else []
+    if found.unused and not has_text(found.columns):
+        present = [*found.columns.values(), *found.unused]
+        lines.append(
+            f"none of the columns {', '.join(map(repr, found.unused))} has a name that says which is the text; name "
+            f"them, as in {mapping_example(found.columns, present)}"
+        )
+    elif found.unused:
         free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
