@@ -33,8 +33,9 @@ def speaker(console: Console) -> Say:
     """``say(text)``: one line, without markup. On a terminal it is broken between words, but in no command."""
 
     def say(text: str) -> None:
-        lines = wrapped(printable(text), console.width) if console.is_terminal else [printable(text)]
-        console.print("\n".join(lines), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if console.is_terminal:
+            text = "\n".join(wrapped(printable(text), console.width))
+        console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 
@@ -112,11 +113,13 @@ class Sheet:
     Attributes:
         columns: Names. The first one is what a row is about; an empty name: notes.
         text: Names of further columns that hold words and stand to the left.
+        notes: Names of columns that hold sentences, as those without a name do.
     """
 
     columns: Sequence[str]
     title: str = ""
     text: Sequence[str] = ()
+    notes: Sequence[str] = ()
     rows: list[tuple[Sequence[str], str]] = field(default_factory=list)
     ends: set[int] = field(default_factory=set)  # rows that a section ends after
 
@@ -167,7 +170,7 @@ class Sheet:
             yield Text(line.rstrip())
 
     def _is_note(self, place: int) -> bool:
-        return place > 0 and not self.columns[place]
+        return place > 0 and (not self.columns[place] or self.columns[place] in self.notes)
 
     def _table(self, *, framed: bool) -> Table:
         named = any(self.columns)
@@ -192,9 +195,9 @@ class Sheet:
     def _paragraphs(self, width: int) -> Iterator[Text | Padding]:
         for cells, style in self.rows:
             yield Text(cells[0], style=style or "bold")
-            pairs = list(zip(self.columns[1:], cells[1:], strict=True))
-            lines = _packed([f"{name} {cell}" for name, cell in pairs if name and cell], width - INDENT)
-            for line in [*lines, *(cell for name, cell in pairs if not name and cell)]:
+            named = [place for place in range(1, len(cells)) if cells[place] and not self._is_note(place)]
+            lines = _packed([f"{self.columns[place]} {cells[place]}" for place in named], width - INDENT)
+            for line in [*lines, *(cell for place, cell in enumerate(cells) if cell and self._is_note(place))]:
                 yield Padding(Text(line, style=style if style != "bold" else ""), (0, 0, 0, INDENT))
 
 

@@ -244,7 +244,8 @@ def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Fin
 
 
 def _table(found: Sequence[Finding], sources: Sequence[Records], pictures: Pictures) -> Sheet:
-    table = Sheet(("finding", "how much", ""), text=("how much",))
+    what = "what it is, and what to do"
+    table = Sheet(("finding", "how much", what), text=("how much",), notes=(what,))
     for before, one in zip([None, *found], found, strict=False):
         if before is not None and before.kind != one.kind:
             table.end_section()
