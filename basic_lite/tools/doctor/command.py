@@ -134,7 +134,7 @@ def _disk(answer: Answer) -> str:
 
 def _verdict(answers: Mapping[str, Answer], found: Sequence[Finding]) -> str:
     if not can_train(found):
-        return "training can't run here until what is needed is mended:"
+        return "training can't run here until what is needed, below, is mended"
     if not answers["torch"].facts["card"]:
-        return "training runs here, on the CPU" + (":" if found else "")
-    return "training runs here" + (", but:" if found else ", and nothing is missing")
+        return "training runs here, on the CPU" + ("; what to know of it stands below" if found else "")
+    return "training runs here" + ("; what to know of it stands below" if found else ", and nothing is missing")

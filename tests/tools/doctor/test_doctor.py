@@ -119,6 +119,16 @@ def test_what_is_missing_is_said_with_what_mends_it(changed: dict[str, Any], kin
     assert found[0].text[:30] in shown(answers(**changed))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"torch": {"card": None}}, {"triton": {"runs": False, "why": "none"}}, {"machine": {"unmet": [("a", "", None)]}}],
+)
+def test_the_verdict_is_a_whole_sentence(changed: dict[str, Any]) -> None:
+    lines = shown(answers(**changed), 200).splitlines()
+    verdict = next(line for line in lines if line.startswith("verdict"))
+    assert "below" in verdict and not verdict.endswith(":")
+
+
 def test_one_screen_however_much_is_wrong() -> None:
     unmet = [(f"package-{n}", ">=1.0,<2.0", None) for n in range(40)]
     every = answers(machine={"unmet": unmet, "shared_bytes": MIB}, torch={"unused": "x" * 900}, four_bit="y" * 900)
