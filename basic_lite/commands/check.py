@@ -32,7 +32,9 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Look for what is wrong with data before a training, and write a page with examples.
+    """Look for what is wrong with data before a training.
+
+    Writes a page with examples.
 
     Pictures that can't be read, that are there twice, that look alike, that are held out and trained on, that are made
     very small; answers that are blank, endless or cut, or that the question alone tells; special tokens in texts,

@@ -23,11 +23,12 @@ def compare(
         Path | None, typer.Option(help="Also write a page there, such as compare.html.", show_default=False)
     ] = None,
 ) -> None:
-    """Say whether one run answered the same questions better than another, or whether that may be chance.
+    """Say whether a run is better than another, or if it is chance.
 
-    Takes what `eval` wrote into the runs. Of several files that answer the same questions in all runs it takes that of
-    the latest step, and then the last by name. Runs that answered different questions, or were scored by different
-    rules, are refused. Questions whose pictures one of the runs was trained on are left out.
+    Compares their answers to the same questions. Takes what `eval` wrote into the runs. Of several files that answer
+    the same questions in all runs it takes that of the latest step, and then the last by name. Runs that answered
+    different questions, or were scored by different rules, are refused. Questions whose pictures one of the runs
+    was trained on are left out.
 
     Each difference has its 95 % interval, from questions that are weighed anew at random, the same for all, and from
     runs that are drawn anew where a side has several. Scores have the intervals that `eval` shows.

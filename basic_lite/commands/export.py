@@ -49,10 +49,11 @@ def export(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write a trained model as a folder that transformers and vLLM open.
+    """Write a trained model for transformers, vLLM or llama.cpp.
 
-    LoRA is merged, the projector and the vision encoder lie beside it. The exit status is 1 where the exported model
-    doesn't answer as the trained one did.
+    The folder can be opened by transformers and vLLM; with --gguf also by llama.cpp. LoRA is merged, the projector and
+    the vision encoder lie beside it. The exit status is 1 where the exported model doesn't answer as the trained
+    one did.
     """
     from basic_lite.training.bundle_files import find_bundle
 

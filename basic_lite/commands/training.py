@@ -96,7 +96,9 @@ def estimate(
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
     ] = False,
 ) -> None:
-    """Say how much memory a recipe needs, whether a card has that much, and which plans are faster.
+    """Say what memory and time a recipe needs on a card.
+
+    Says whether the card has that much memory, and which plans are faster.
 
     Rehearses the training step from the models' configurations alone, without a GPU, in about half a minute for 7B.
     The exit status is 0 whether it fits or not.
