@@ -4,9 +4,11 @@ And what makes a path that isn't there, where a command of this program does.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+
+from basic_lite.errors import UserError
 
 # What people call these. Spelling alone would take `gpu` for `cpu`.
 _OTHER_NAMES = {
@@ -50,6 +52,24 @@ def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> s
     if full.is_relative_to(made) and not os.path.exists(made):
         return "`basic-lite demo` makes it, in a few minutes"
     return meant_beside(path, fits)
+
+
+def require_place(path: Path, following: Sequence[str] = ()) -> None:
+    """Refuse a path where nothing is.
+
+    Args:
+        following: the words after it on the command line, which are keys with values, or the rest of its name.
+
+    Raises:
+        UserError: with what mends it.
+    """
+    if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
+        if following and "=" not in following[0]:
+            meant = f'"{path} {following[0]}"'
+            raise UserError(
+                f"{path}: there is no such file or folder; a name with spaces goes in quotes, as in {meant}."
+            )
+        raise UserError(f"{path}: there is no such file or folder; {mend_of_missing(path) or 'correct the path.'}")
 
 
 def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:

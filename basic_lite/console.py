@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from basic_lite.printable import one_line, printable
+from basic_lite.wrapping import wrapped
 
 Say = Callable[[str], None]
 # A column of notes may be wrapped, but not to less than this.
@@ -29,10 +30,12 @@ _SPECIAL = set('"$`!\\\n')
 
 
 def speaker(console: Console) -> Say:
-    """``say(text)``: one line as it is, without markup, never broken into several where it is piped."""
+    """``say(text)``: one line, without markup. On a terminal it is broken between words, but in no command."""
 
     def say(text: str) -> None:
-        console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not console.is_terminal)
+        if console.is_terminal:
+            text = "\n".join(wrapped(printable(text), console.width))
+        console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 
@@ -110,11 +113,13 @@ class Sheet:
     Attributes:
         columns: Names. The first one is what a row is about; an empty name: notes.
         text: Names of further columns that hold words and stand to the left.
+        notes: Names of columns that hold sentences, as those without a name do.
     """
 
     columns: Sequence[str]
     title: str = ""
     text: Sequence[str] = ()
+    notes: Sequence[str] = ()
     rows: list[tuple[Sequence[str], str]] = field(default_factory=list)
     ends: set[int] = field(default_factory=set)  # rows that a section ends after
 
@@ -165,7 +170,7 @@ class Sheet:
             yield Text(line.rstrip())
 
     def _is_note(self, place: int) -> bool:
-        return place > 0 and not self.columns[place]
+        return place > 0 and (not self.columns[place] or self.columns[place] in self.notes)
 
     def _table(self, *, framed: bool) -> Table:
         named = any(self.columns)
@@ -190,9 +195,9 @@ class Sheet:
     def _paragraphs(self, width: int) -> Iterator[Text | Padding]:
         for cells, style in self.rows:
             yield Text(cells[0], style=style or "bold")
-            pairs = list(zip(self.columns[1:], cells[1:], strict=True))
-            lines = _packed([f"{name} {cell}" for name, cell in pairs if name and cell], width - INDENT)
-            for line in [*lines, *(cell for name, cell in pairs if not name and cell)]:
+            named = [place for place in range(1, len(cells)) if cells[place] and not self._is_note(place)]
+            lines = _packed([f"{self.columns[place]} {cells[place]}" for place in named], width - INDENT)
+            for line in [*lines, *(cell for place, cell in enumerate(cells) if cell and self._is_note(place))]:
                 yield Padding(Text(line, style=style if style != "bold" else ""), (0, 0, 0, INDENT))
 
 
@@ -219,7 +224,4 @@ def show_entry(console: Console, head: str, body: str) -> None:
     """Print a line, and a sentence indented below it."""
     say = speaker(console)
     say(head)
-    if console.is_terminal:
-        console.print(Padding(Text(printable(body)), (0, 0, 0, 2 * INDENT)))
-    else:
-        say(" " * 2 * INDENT + body)
+    say(" " * 2 * INDENT + body)

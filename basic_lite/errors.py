@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from basic_lite.printable import message
+from basic_lite.printable import MOST, message
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 
 
 # Between the texts of one error: the command line has `error: ` before the first.
 _NEXT = "\nerror: "
+# Such an error may be so many times longer than one text.
+_MANY = 5
 
 
 class UserError(Exception):
@@ -19,15 +21,25 @@ class UserError(Exception):
 
     The command line prints the text alone, without a traceback, and exits with status 2. Whatever names of files and
     data are in it, it is fit to print, and not long.
+
+    Args:
+        limit: the most characters.
     """
 
-    def __init__(self, text: str = "") -> None:
-        super().__init__(message(text))
+    def __init__(self, text: str = "", limit: int = MOST) -> None:
+        super().__init__(message(text, limit))
 
 
 def in_one(texts: Iterable[str]) -> UserError:
-    """One error of several texts, each on lines of its own."""
-    return UserError(_NEXT.join(texts))
+    """One error of several texts, each on lines of its own. An indented line that they share stands below the last.
+
+    It may be longer than others: what is left out can't be mended in one go.
+    """
+    each = [text.split("\n") for text in texts]
+    for place, lines in enumerate(each):
+        later = {line for other in each[place + 1 :] for line in other}
+        lines[1:] = [line for line in lines[1:] if not (line.startswith("  ") and line in later)]
+    return UserError(_NEXT.join("\n".join(lines) for lines in each), _MANY * MOST)
 
 
 def each_of(error: UserError) -> list[str]:

@@ -29,14 +29,14 @@ def quoted(value: object, most: int = 160) -> str:
         return f"({type(value).__name__})"
 
 
-def message(text: str) -> str:
-    """A message of at most ``MOST`` characters. It keeps its beginning (the place) and its last line (what to do)."""
-    text = printable(text if len(text) < 50 * MOST else _shortened(text, 50 * MOST))
-    if len(text) <= MOST:
+def message(text: str, limit: int = MOST) -> str:
+    """A message of at most ``limit`` characters. It keeps its beginning (the place) and its last line (what to do)."""
+    text = printable(text if len(text) < 50 * limit else _shortened(text, 50 * limit))
+    if len(text) <= limit:
         return text
     text = re.sub(rf"\S{{{_MOST_OF_WORD + 1},}}", lambda word: _shortened(word[0], _MOST_OF_WORD), text)
     *lines, last = [_shortened(line, _MOST_OF_LINE) for line in text.split("\n")]
-    room, kept = MOST - len(last) - 40, 0
+    room, kept = limit - len(last) - 40, 0
     for line in lines:
         room -= len(line) + 1
         if room < 0:

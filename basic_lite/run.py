@@ -14,7 +14,8 @@ from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
-from basic_lite.data.prepare import EVAL, Prepared
+from basic_lite.data.names import EVAL
+from basic_lite.data.prepare import Prepared
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render, render_fusions
 from basic_lite.model.device import tell_device

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from basic_lite import __version__, cli
+from basic_lite.commands import asking
 from basic_lite.errors import Interrupted, NoMemory, UserError
 from basic_lite.tools.report.page import write_report
 
@@ -123,6 +124,12 @@ def test_every_command_has_help(run: Callable[..., tuple[int, str, str]], comman
         assert run()[:2] == (0, out)
 
 
+def test_no_description_of_a_command_is_cut_at_80_columns() -> None:
+    result = python("-m", "basic_lite", "--help", COLUMNS="80")
+    listed = result.stdout.partition("Commands:")[2]
+    assert listed.count("\n  ") > 17 and "..." not in listed
+
+
 # --- what the commands call ------------------------------------------------------------------------------
 
 
@@ -178,6 +185,10 @@ def test_eval_demo_and_chat_hand_on_their_options(
     def record(*arguments: Any, **keywords: Any) -> None:
         calls.append((arguments, keywords))
 
+    # The run, the data and the pictures aren't there.
+    monkeypatch.setattr(asking, "_look_first", lambda *_: None)
+    stand_in(monkeypatch, "basic_lite.tools.model_place", "look_at_model", lambda *_: None)
+    stand_in(monkeypatch, "basic_lite.tools.chat.words", "split_words", lambda *_: None)
     stand_in(monkeypatch, "basic_lite.tools.evaluate", "evaluate_run", record)
     stand_in(monkeypatch, "basic_lite.demo.run", "demo", record)
     stand_in(monkeypatch, "basic_lite.tools.chat.command", "chat", record)

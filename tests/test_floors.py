@@ -24,7 +24,7 @@ FLOORS = (
     ("recipe",),
     (
         "kernels", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
-        "whole_file", "resampling", "intervals", "cores", "to_device",
+        "whole_file", "wrapping", "resampling", "intervals", "cores", "to_device",
     ),
 )  # fmt: skip
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Device, Template, note
 from basic_lite.errors import UserError
 
@@ -60,6 +61,17 @@ def _asked_again(controls: int | None, no_controls: bool) -> int:
     return 0 if no_controls else MOST_ASKED_AGAIN if controls is None else controls
 
 
+def _look_first(run: Path, data: Path | None, held_out: bool) -> None:
+    """What names alone tell is told before seconds of imports."""
+    if data is None and not held_out:  # there is something else to say
+        return
+    from basic_lite.training.bundle_files import find_bundle
+
+    find_bundle(run)
+    if data is not None:
+        require_place(data)
+
+
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.", show_default=False)],
     data: Annotated[
@@ -90,7 +102,7 @@ def evaluate(
     annotations: Annotations = None,
     instruction: Instruction = None,
 ) -> None:
-    """Answer questions and score the answers: those of a file, or those that the run kept for evaluation.
+    """Let a run answer questions, and score the answers.
 
     One question a record: its last one; what comes before is its context. Answers are the model's likeliest (greedy).
 
@@ -111,7 +123,6 @@ def evaluate(
     Pictures that the run was trained on, or one that it started from, are known by what is in their files, also under
     another name; one that was resized or saved anew isn't recognised. Where there are such, the table has both scores:
     go by "not trained on". Beside each is its 95 % interval, wide where they are few.
-
     Where records have a `question_type`, there is a row for each type: the share among its questions. The row `all` is
     over all questions that have an answer in the data, each counted once.
 
@@ -121,6 +132,7 @@ def evaluate(
     the same model and the same data, and nobody has changed it since. Any other is kept: the new file gets a number
     (`…_2.jsonl`), and a line says why; a name that you gave with --out is refused.
     """
+    _look_first(run, data, held_out)
     from basic_lite.tools.evaluate import evaluate_run
 
     evaluate_run(
@@ -184,13 +196,21 @@ def chat(
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the page's address.")] = False,
 ) -> None:
-    """Ask a model about pictures: one question, a conversation, or a page.
+    """Ask a model about pictures.
+
+    One question, a conversation, or a page in the browser.
 
     In a conversation, /image PATH adds a picture to the next question, /clear starts again, /help lists what else there
     is. Ctrl-C stops an answer. Answers go to stdout, all else to stderr.
     """
     if not web and (port is not None or no_browser):
         raise UserError("--port and --no-browser are for the page; add --web")
+    from basic_lite.tools.chat.words import split_words
+    from basic_lite.tools.model_place import look_at_model
+
+    look_at_model(model)
+    if not web:
+        split_words(words or [], question)
     from basic_lite.tools.chat.command import chat as converse
 
     try:

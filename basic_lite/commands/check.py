@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Overrides
 
 
@@ -31,7 +32,9 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Look for what is wrong with data before a training, and write a page with examples.
+    """Look for what is wrong with data before a training.
+
+    Writes a page with examples.
 
     Pictures that can't be read, that are there twice, that look alike, that are held out and trained on, that are made
     very small; answers that are blank, endless or cut, or that the question alone tells; special tokens in texts,
@@ -40,6 +43,8 @@ def check(
     With --model, a language model reads a sample of 200 answers without their pictures: those that it has right word
     for word teach nothing about pictures.
     """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        require_place(path)
     from basic_lite.tools.check.command import check as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, model=model)

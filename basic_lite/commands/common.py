@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from basic_lite.outside import at_home
 from basic_lite.printable import printable
+from basic_lite.wrapping import wrapped
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
 Template = Literal["plain", "v1", "tokenizer"]
@@ -39,14 +39,9 @@ def _expanded(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """Print a note to stderr, apart from the results; on a terminal, lines break between words."""
+    """Print a note to stderr, apart from the results; on a terminal, lines break between words, in no command."""
     text = printable(text)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        text = "\n".join(_wrapped(line, width) for line in text.splitlines())
+        text = "\n".join(wrapped(text.rstrip("\n"), width))
     print(text, file=sys.stderr, flush=True)
-
-
-def _wrapped(line: str, width: int) -> str:
-    indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -23,18 +23,24 @@ def compare(
         Path | None, typer.Option(help="Also write a page there, such as compare.html.", show_default=False)
     ] = None,
 ) -> None:
-    """Say whether one run answered the same questions better than another, or whether that may be chance.
+    """Say whether a run is better than another, or if it is chance.
 
-    Takes what `eval` wrote into the runs. Of several files that answer the same questions in all runs it takes that of
-    the latest step, and then the last by name. Runs that answered different questions, or were scored by different
-    rules, are refused. Questions whose pictures one of the runs was trained on are left out.
+    Compares their answers to the same questions. Takes what `eval` wrote into the runs. Of several files that answer
+    the same questions in all runs it takes that of the latest step, and then the last by name. Runs that answered
+    different questions, or were scored by different rules, are refused. Questions whose pictures one of the runs
+    was trained on are left out.
 
     Each difference has its 95 % interval, from questions that are weighed anew at random, the same for all, and from
     runs that are drawn anew where a side has several. Scores have the intervals that `eval` shows.
     Two single runs also have McNemar's test: of the questions that one alone has right, is the split uneven beyond
     chance? Beside that stand the losses of the runs at the same steps.
     """
-    from basic_lite.tools.compare.command import compare as show_comparison
+    from basic_lite.tools.compare.answers import require_answers
     from basic_lite.tools.compare.comparison import sides_of
 
-    show_comparison(sides_of(runs or [], group or []), out)
+    sides = sides_of(runs or [], group or [])
+    for place in (place for side in sides for place in side.places):
+        require_answers(place)
+    from basic_lite.tools.compare.command import compare as show_comparison
+
+    show_comparison(sides, out)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Overrides
 
 
@@ -21,12 +22,14 @@ def data(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
 ) -> None:
-    """Look at your data, show three samples, and write a recipe that trains on it.
+    """Look at your data, and write a recipe that trains on it.
 
-    Takes CSV, TSV, JSON, JSONL and parquet files; a folder with one of these in it; a folder of pictures with .txt
-    files of the same name; `imagefolder` and `save_to_disk` of the datasets library. docs/DATA.md shows each.
-    Every picture is opened.
+    Shows three samples. Takes CSV, TSV, JSON, JSONL and parquet files; a folder with one of these in it; a folder of
+    pictures with .txt files of the same name; `imagefolder` and `save_to_disk` of the datasets library.
+    docs/DATA.md shows each. Every picture is opened.
     """
+    # What can be told by the path alone is told before seconds of imports.
+    require_place(path, overrides or [])
     from basic_lite.tools.data.command import data as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, overwrite=overwrite)

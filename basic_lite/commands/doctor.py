@@ -4,7 +4,9 @@ import typer
 
 
 def doctor() -> None:
-    """Look at this machine: versions, card, kernels, 4 bit, memory, disk, and what mends what is missing.
+    """Look at this machine, and say what mends what is missing.
+
+    Versions, card, kernels, 4 bit, memory, disk.
 
     One screen without names of people and folders, to be pasted into an issue. Each look has a time limit. The exit
     status is 0 where a training can run, and 1 where something that it needs is missing.

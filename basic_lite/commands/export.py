@@ -49,17 +49,21 @@ def export(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write a trained model as a folder that transformers and vLLM open.
+    """Write a trained model for transformers, vLLM or llama.cpp.
 
-    LoRA is merged, the projector and the vision encoder lie beside it. The exit status is 1 where the exported model
-    doesn't answer as the trained one did.
+    The folder can be opened by transformers and vLLM; with --gguf also by llama.cpp. LoRA is merged, the projector and
+    the vision encoder lie beside it. The exit status is 1 where the exported model doesn't answer as the trained
+    one did.
     """
-    from basic_lite.tools.export.command import export as write
+    from basic_lite.training.bundle_files import find_bundle
 
     if not gguf and (llama_cpp is not None or gguf_type is not None):
         raise UserError("--llama-cpp and --gguf-type are for GGUF files; add --gguf")
     if not check and (samples is not None or limit is not None):
         raise UserError("--samples and --limit are for the check; leave out --no-check")
+    find_bundle(run)
+    from basic_lite.tools.export.command import export as write
+
     try:
         passed = write(
             run,

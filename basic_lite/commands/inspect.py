@@ -54,14 +54,18 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it all as JSON.")] = False,
 ) -> None:
-    """Look into a model without training it: does BASIC's premise hold for it?
+    """Look into a model without training it.
 
-    Shows what it is built of, where visual tokens become words on their way through its LLM, with 95 % intervals and a
-    verdict, their norms, sinks and largest dimensions, and whether basic-lite could train it with BASIC.
+    Does BASIC's premise hold for it? Shows what it is built of, where visual tokens become words on their way through
+    its LLM, with 95 % intervals and a verdict, their norms, sinks and largest dimensions, and whether basic-lite
+    could train it with BASIC.
 
     Of a run without data: the samples that the run itself looks at. Of another model without data or pictures: only
     what its configuration says, and no weight is read.
     """
+    from basic_lite.tools.model_place import look_at_model
+
+    look_at_model(model)
     from basic_lite.tools.inspect.command import inspect as look_into
 
     look_into(

@@ -25,11 +25,15 @@ def runs(
 
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]) -> None:
-    """Write a run's report anew: report.html in its folder, a page with all that is known of the run.
+    """Write a run's page, report.html, anew.
 
-    A run writes it at each evaluation and at its end. It opens in a browser, without a network.
+    It lies in the run's folder, with all that is known of the run. A run writes it at each evaluation and at its end.
+    It opens in a browser, without a network.
     """
     from basic_lite.printable import printable
+    from basic_lite.training.bundle_files import require_run
+
+    require_run(run)
     from basic_lite.tools.report.page import write_report
 
     print(printable(str(write_report(run))))
@@ -42,7 +46,9 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Also the best steps that finished runs have kept.")] = False,
 ) -> None:
-    """Free what runs don't need any more: it is shown first, with sizes; then you are asked.
+    """Delete what runs don't need any more; it asks first.
+
+    What goes is shown with sizes; then you are asked.
 
     Goes: all checkpoints of finished runs, all but the newest of stopped ones, bundles that --resume --checkpoint has
     set aside, what a kill has left half written, starts that saved nothing. Stays: trained models, best steps (without

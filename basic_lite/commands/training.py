@@ -50,6 +50,10 @@ def train(
 
         show_plan(loaded, overwrite=overwrite)
         return
+    if not (resume or overwrite) and os.environ.get("WORLD_SIZE", "1") == "1":
+        from basic_lite.training.free_folder import require_no_finished_run
+
+        require_no_finished_run(loaded)
     from basic_lite.run import train as train_recipe
     from basic_lite.tools.report.page import write_report
 
@@ -92,7 +96,9 @@ def estimate(
         bool, typer.Option("--measure", help="Also run two real steps on this machine's GPU and compare.")
     ] = False,
 ) -> None:
-    """Say how much memory a recipe needs, whether a card has that much, and which plans are faster.
+    """Say what memory and time a recipe needs on a card.
+
+    Says whether the card has that much memory, and which plans are faster.
 
     Rehearses the training step from the models' configurations alone, without a GPU. For 7B that takes half a
     minute of a processor's time, on a busy machine longer.

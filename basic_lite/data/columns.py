@@ -87,15 +87,24 @@ def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str)
                 f"Correct columns.{ours} of this data source."
             )
     found = dict(find_columns(asked, present))
-    if not found.keys() & {"conversations", "question", "answer"}:
-        example = [f"data.train.columns.image={present[0]}"] * ("image" not in found and len(present) > 1)
-        rest = [one for one in present[1:] if one not in found.values()]
-        # Of several columns none is taken for the answer: a user who copies the line would train on the questions.
-        answer = "NAME" if len(rest) > 1 else (rest or present)[-1]
-        example.append(f"data.train.columns.answer={answer}")
+    if not has_text(found):
         raise UserError(
             f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
             f"answer, or map them with columns.image and columns.answer (or columns.question, columns.conversations) "
-            f"of this data source, as in {command_line(example)}."
+            f"of this data source, as in {mapping_example(found, present)}."
         )
     return found
+
+
+def has_text(found: Mapping[str, str]) -> bool:
+    """Whether one of the columns that are known holds a text to learn."""
+    return bool(found.keys() & {"conversations", "question", "answer"})
+
+
+def mapping_example(found: Mapping[str, str], present: Sequence[str]) -> str:
+    """How columns are named on the command line, for a source none of whose columns is known to be the text."""
+    example = [f"data.train.columns.image={present[0]}"] * ("image" not in found and len(present) > 1)
+    rest = [one for one in present[1:] if one not in found.values()]
+    # Of several columns none is taken for the answer: a user who copies the line would train on the questions.
+    answer = "NAME" if len(rest) > 1 else (rest or present)[-1]
+    return command_line([*example, f"data.train.columns.answer={answer}"])

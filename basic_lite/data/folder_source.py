@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.images import in_other_case
-from basic_lite.data.pictures import PICTURE_ENDINGS
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from basic_lite.choices import mend_of_missing
+from basic_lite.choices import require_place
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.problems import BadImage, RecordProblem
@@ -38,8 +38,7 @@ def source_of(
         UserError: there is nothing at that place, or nothing that can be read; says what is.
     """
     path = Path(os.path.expanduser(path))
-    if not os.path.exists(path):
-        raise UserError(f"{path}: there is no such file or folder; {mend_of_missing(path) or 'correct the path.'}")
+    require_place(path)
     section = _of_folder(path) if path.is_dir() else _of_file(path)
     update: dict[str, Any] = {"limit": limit}
     if image_dir is not None:

@@ -11,11 +11,6 @@ from urllib.request import url2pathname
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
 
-# Endings of picture files, as they are looked for in folders.
-PICTURE_ENDINGS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DataUrl:

@@ -15,6 +15,7 @@ from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, Progress, check_data
 from basic_lite.data.held_out import hold_out
+from basic_lite.data.names import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, KNOWN_BEFORE, TRAIN
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.prompts import with_prompts_of_training
@@ -22,12 +23,6 @@ from basic_lite.data.sampler import GroupedSampler
 from basic_lite.data.sources import load_records
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Recipe, SourceSection
-
-TRAIN, EVAL = "data.train", "data.eval"
-# Keys of the run folder's data.json: positions of records, from 0, in all sources of a data key.
-BROKEN, HELD_OUT, HELD_OUT_PICTURES = "broken_pictures", "held_out", "held_out_pictures"
-# How much of the evaluation data is trained on, as ``training/trained_on.py`` counts it.
-KNOWN_BEFORE = "trained_on"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,10 @@ from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
 from basic_lite.recipe.combinations import check_source
+from basic_lite.recipe.rules import in_order
 from basic_lite.recipe.schema import SourceSection
+
+Mend = Callable[[Path], str]
 
 
 def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path, key: str = "") -> Records:
@@ -46,25 +49,25 @@ def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path
     return records
 
 
-def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSection]:
-    """The sources in the order in which they are read: by what they say, however a recipe lists them."""
-    return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
-
-
-def require_sources(section: SourceSection | Sequence[SourceSection], root: Path, key: str = "") -> None:
+def require_sources(
+    section: SourceSection | Sequence[SourceSection], root: Path, key: str = "", mend: Mend = mend_of_missing
+) -> None:
     """See that each source names one place, and that what it names on this machine is there. The hub isn't asked.
+
+    Args:
+        mend: what mends a path where nothing is; empty: nobody knows.
 
     Raises:
         UserError: names all that isn't, each with its key and a mend.
     """
     if isinstance(section, SourceSection):
-        all_at_once(*_looks_at(section, root, f"{key}." if key else ""))
+        all_at_once(*_looks_at(section, root, f"{key}." if key else "", mend))
     else:
         named = [(one, f"{key}.{number}." if key else "") for number, one in enumerate(section)]
-        all_at_once(*(look for one, name in named for look in _looks_at(one, root, name)))
+        all_at_once(*(look for one, name in named for look in _looks_at(one, root, name, mend)))
 
 
-def _looks_at(section: SourceSection, root: Path, before: str) -> Iterator[Callable[[], object]]:
+def _looks_at(section: SourceSection, root: Path, before: str, mend: Mend) -> Iterator[Callable[[], object]]:
     """A look at each thing that a source names.
 
     Args:
@@ -75,25 +78,25 @@ def _looks_at(section: SourceSection, root: Path, before: str) -> Iterator[Calla
     """
     check_source(section)
     folders = {"image_dir": section.image_dir, "folder": section.folder, "saved": section.saved}
-    yield from (partial(_require_folder, before + key, one, root) for key, one in folders.items() if one)
+    yield from (partial(_require_folder, before + key, one, root, mend) for key, one in folders.items() if one)
     if section.path:
-        yield partial(_require_file, before + "path", section.path, root)
+        yield partial(_require_file, before + "path", section.path, root, mend)
     if section.parquet:
-        yield partial(_parquet_files, before + "parquet", section.parquet, root)
+        yield partial(_parquet_files, before + "parquet", section.parquet, root, mend)
 
 
-def _require_folder(key: str, name: str, root: Path) -> None:
+def _require_folder(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.isdir(place_in(root, name)):
         otherwise = "correct it, or leave it out" if key.endswith("image_dir") else "correct it"
-        raise UserError(f"{key}: there is no folder {name}; {mend_of_missing(Path(name)) or otherwise}")
+        raise UserError(f"{key}: there is no folder {name}; {mend(Path(name)) or otherwise}")
 
 
-def _require_file(key: str, name: str, root: Path) -> None:
+def _require_file(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.exists(place_in(root, name)):
-        raise UserError(f"{key}: there is no file {name}; {mend_of_missing(Path(name)) or 'correct it'}")
+        raise UserError(f"{key}: there is no file {name}; {mend(Path(name)) or 'correct it'}")
 
 
-def _parquet_files(key: str, name: str, root: Path) -> list[str]:
+def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing) -> list[str]:
     """The files that a name means, or a pattern.
 
     Raises:
@@ -102,8 +105,8 @@ def _parquet_files(key: str, name: str, root: Path) -> list[str]:
     path = place_in(root, name)
     files = [str(path)] if os.path.isfile(path) else _matching(path)
     if not files:
-        mend = "" if glob.has_magic(name) else mend_of_missing(Path(name))
-        raise UserError(f"{key}: no file matches {name}; {mend or 'correct it'}")
+        known = "" if glob.has_magic(name) else mend(Path(name))
+        raise UserError(f"{key}: no file matches {name}; {known or 'correct it'}")
     return files
 
 

@@ -16,6 +16,7 @@ from basic_lite.demo.world import World, caption_f1
 from basic_lite.model.load import Loaded
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.scoring.metrics.exact import exact
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.files import sha256, write_json
@@ -28,11 +29,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Scores:
-    """Held-out results of one model: exact match by question type, caption F1, and the images it was shown."""
+    """Held-out results of one model: exact match by question type, and of captions their F1 and how many are right."""
 
     accuracy: dict[str, float]
     counts: dict[str, int]
     caption_f1: float | None = None
+    captions: int = 0
+    captions_right: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ def scores_of(
     shuffle: int | None = None,
 ) -> Scores:
     """Scores from ``path`` when they are of this very model and data, else measured and written there."""
-    bundles = (
-        [] if path.stem == "before" else [place.out / stage / "final" / MANIFEST for stage in ("stage1", "stage2")]
-    )
+    # Before training it is of no stage; after the first one, nothing of the second is in it.
+    stages = {"before": (), "stage1": ("stage1",)}.get(path.stem, ("stage1", "stage2"))
+    bundles = [place.out / stage / "final" / MANIFEST for stage in stages]
     stamp = {
         "world": sha256(place.world.eval),
         "models": [sha256(weights) for weights in sorted(place.models.rglob("*.safetensors"))],
@@ -98,16 +101,17 @@ def scores_of(
     loaded = load()
     with counting(console, "questions", len(questions)) as count:
         result = evaluate(loaded, recipe, questions, batch_size=EVAL_BATCH, shuffle_images=shuffle, progress=count)
-    scores = Scores(result.accuracy, result.counts, caption_score(loaded, recipe, place) if captions else None)
+    scores = Scores(result.accuracy, result.counts, *(caption_score(loaded, recipe, place) if captions else ()))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"stamp": stamp, "scores": vars(scores)})
     return scores
 
 
-def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> float:
-    """Mean F1 of held-out captions, asked for as in stage 1."""
+def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> tuple[float, int, int]:
+    """Mean F1 of held-out captions, asked for as in stage 1, their number, and how many are right word for word."""
     records = place.records(place.world.eval_captions)
     chat = chat_format(recipe, loaded)
     texts = answer(loaded, chat, records, image_fit=recipe.data.image_fit, batch_size=EVAL_BATCH)
-    scores = [caption_f1(text, chat.reference(record)) for text, record in zip(texts, records, strict=True)]
-    return sum(scores) / len(scores)
+    pairs = [(text, chat.reference(record)) for text, record in zip(texts, records, strict=True)]
+    right = sum(exact(text, [reference], "") == 1 for text, reference in pairs)
+    return sum(caption_f1(*pair) for pair in pairs) / len(pairs), len(pairs), right

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from basic_lite.console import Sheet, command_line, show
+from basic_lite.console import Sheet, command_line, show, speaker
 from basic_lite.demo.place import Place, Scores, logged
 from basic_lite.demo.world import chance
 from basic_lite.printable import printable
@@ -20,6 +20,7 @@ from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.score import ALL, accuracy_table
 from basic_lite.training.log_lines import lines_of
 from basic_lite.training.look_lines import GateLook, looks_in
+from basic_lite.training.places import REPORT
 
 
 @dataclass
@@ -69,8 +70,7 @@ def show_report(
     console.print(
         "chance: the best constant answer to each type. other image: the model after stage 2, shown another picture.\n"
     )
-    captions = {name: s.caption_f1 for name, s in columns.items() if s.caption_f1 is not None}
-    console.print("caption F1: " + ", ".join(f"{name} {value:.3f}" for name, value in captions.items()) + "\n")
+    console.print(captions_text(columns) + "\n")
     if any(curves.values()):
         show(console, refinement_table(curves))
         console.print(
@@ -80,6 +80,7 @@ def show_report(
         )
     show(console, phases.table())
     console.print(printable(f"\nrun folder: {run}"), soft_wrap=True, markup=False)
+    console.print(printable(f"its page, for a browser: {run / REPORT}"), soft_wrap=True, markup=False)
     picture, question = example_of(place, instruct)
     out = place.out / "exported"
     lines = {
@@ -89,6 +90,24 @@ def show_report(
     }
     for what, words in lines.items():
         console.print(printable(f"{what}:\n  {command_line(words)}"), soft_wrap=True, markup=False)
+
+    speaker(console)(
+        "next, your own photos, with their texts in a table or in .txt files: basic-lite data FOLDER looks at them and "
+        "writes a recipe, which says what it needs"
+    )
+
+
+def captions_text(columns: dict[str, Scores]) -> str:
+    """What became of the descriptions of held-out pictures, with what the number means."""
+    found = {name: one for name, one in columns.items() if one.caption_f1 is not None}
+    scores = ", ".join(f"{name} {one.caption_f1:.3f}" for name, one in found.items())
+    text = f"caption F1: {scores}. 1: descriptions name every object of a picture, and no other; places don't count."
+    right = [
+        f"{name} {one.captions_right} of {one.captions}"
+        for name, one in found.items()
+        if one.captions_right is not None
+    ]
+    return text + (f" Right word for word: {', '.join(right)}." if right else "")
 
 
 VERDICTS = {

@@ -23,7 +23,7 @@ from basic_lite.model.checks import (
     without_dropout,
 )
 from basic_lite.model.growth import require_bounded_growth
-from basic_lite.model.hub import file_of, hub_is_away, local_only
+from basic_lite.model.hub import file_of, hub_is_away, local_only, offline_setting
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
@@ -130,7 +130,17 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
         )
     where = "the folder holds no readable one"
     if not os.path.isdir(folder):
-        where = f"no such folder, and {'the hub can’t be reached' if hub_is_away() else 'not found on the hub'}"
+        where = "no such folder, and not found on the hub"
+        if hub_is_away():
+            where = "no such folder, and the hub can’t be reached"
+            off = offline_setting()
+            again = f"unset {off}, which forbids the hub" if off else "check the connection or the proxy (HTTPS_PROXY)"
+            return UserError(
+                f"{key}: can't read the {what} {name} ({where}): {reason}\n"
+                f"  fix: {again}, and give the same command again\n"
+                f"  or download the whole model elsewhere (config.json alone shows whether it fits, `train` needs all "
+                f"of it) and give {key} its folder: hf download {name} --local-dir {folder.name}"
+            )
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
         f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}"

@@ -25,7 +25,7 @@ def local_only(name: str | Path) -> bool:
 @cache
 def hub_is_away() -> bool:
     """Whether no connection to the hub can be made, or none is wanted. Through a proxy that can't be told: no."""
-    if any(os.environ.get(name, "").upper() in _YES for name in _OFFLINE):
+    if offline_setting():
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if getproxies() or not address.hostname:
@@ -55,3 +55,8 @@ def file_of(name: str, file: str) -> str | None:
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
+
+
+def offline_setting() -> str:
+    """The environment variable that forbids the hub; empty: none does."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").upper() in _YES), "")

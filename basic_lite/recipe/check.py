@@ -53,6 +53,9 @@ class Checker:
             if "." in key and ".".join((*path, key)) == meant:
                 holder, _, leaf = meant.rpartition(".")
                 hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
+            elif meant.rpartition(".")[2] == key and self.document.place_of((*path, key), key=True).line:
+                holder = meant.rpartition(".")[0]
+                hint += f" Then indent it as the keys of `{holder}:`" if holder else " Then don't indent it"
             self.report((*path, key), f"there is no such key; {hint}", key=True)
             if sure:
                 misspelled.add(meant)

@@ -4,13 +4,18 @@ Each has one home and one wording here. A function returns a message for what is
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Values
-from basic_lite.recipe.schema import Recipe, SupervisionSection
+from basic_lite.recipe.schema import Recipe, SourceSection, SupervisionSection
+
+
+def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSection]:
+    """The sources in the order in which they are read: by what they say, however a recipe lists them."""
+    return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node
 from ruamel.yaml.representer import SafeRepresenter
 
+from basic_lite.recipe.not_yaml import why_not_yaml
 from basic_lite.recipe.problems import KeyPath, Place, RecipeProblem, Wrong, plain
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -90,8 +91,8 @@ def read_document(text: str, source: str) -> Document:
     except _TooManyValues:
         document.report(top, (), f"it has more than {_MOST_VALUES:,} values, with those that aliases stand for")
     except YAMLError as error:
-        line, column, reason = _not_yaml(error, text)
-        document.report(Place.in_file(source, line, column), (), f"not valid YAML{reason}; correct it there")
+        line, column, reason = why_not_yaml(error, text)
+        document.report(Place.in_file(source, line, column), (), f"not valid YAML: {reason}")
     else:
         if root is None:
             document.report(top, (), "the file holds no keys; copy a shipped recipe to start from")
@@ -108,20 +109,6 @@ def _depth(text: str) -> int:
     """How deep brackets are nested, at most: those in texts and comments count too."""
     steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
     return max(itertools.accumulate(steps), default=0)
-
-
-def _not_yaml(error: YAMLError, text: str) -> tuple[int, int, str]:
-    """Line, column and reason."""
-    if isinstance(error, MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        while_doing = f" {error.context}" if error.context else ""
-        mend = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
-        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-        return line, column, f"{while_doing}: {error.problem}{mend}"
-    # A character YAML doesn't allow: the reader knows its position in the text, not its line.
-    position = getattr(error, "position", 0)
-    line, column = text[:position].count("\n") + 1, position - text.rfind("\n", 0, position)
-    return line, column, f": {getattr(error, 'reason', None) or error}"
 
 
 def _start(node: Any, source: str) -> Place:

@@ -75,7 +75,8 @@ def look_ahead(
     quiet_libraries()
     say = speaker(console)
     looks: list[StageOutlook] = []
-    refused = []
+    refused: list[str] = []
+    why: dict[str, list[str]] = {}
     for number, recipe in enumerate(recipes, 1):
         say(f"recipe {number} of {len(recipes)}: {recipe.name}")
         try:
@@ -84,7 +85,10 @@ def look_ahead(
             awaited = number > 1 and not holds_bundle(run_path(recipes[number - 2]))
             looks.append(_look(recipe, looks[-1] if looks else None, device, say, awaited=awaited))
         except UserError as error:
-            refused += [f"recipe {number} ({recipe.name}) would be refused: {one}" for one in each_of(error)]
+            for one in each_of(error):
+                why.setdefault(one, []).append(f"{number} ({recipe.name})")
+    for one, which in why.items():
+        refused.append(f"recipe{'s' * (len(which) > 1)} {' and '.join(which)} would be refused: {one}")
     done = None
     if out is not None:
         try:

@@ -14,7 +14,8 @@ from accelerate.utils import AutocastKwargs
 from transformers import get_scheduler
 
 from basic_lite.console import Say
-from basic_lite.data.prepare import EVAL, TRAIN, Prepared, prepare_data
+from basic_lite.data.names import EVAL, TRAIN
+from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.data.unknown_words import spread, unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt

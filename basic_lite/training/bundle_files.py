@@ -28,6 +28,7 @@ from basic_lite.training.places import (
     has_best,
     holds_bundle,
     is_finished,
+    is_run,
 )
 from basic_lite.version import __version__
 
@@ -116,6 +117,17 @@ def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = hol
     if os.path.exists(place):  # it is spelled right
         return ""
     return mend_of_missing(place, fits) or (mend_of_missing(below, fits) if below is not None else "")
+
+
+def require_run(place: Path) -> None:
+    """Refuse what is no run folder.
+
+    Raises:
+        UserError: with the run that was meant, if one is near.
+    """
+    if not is_run(place):
+        mend = meant_run(place, fits=is_run) or "give the folder that `basic-lite train` wrote, such as runs/NAME"
+        raise UserError(f"{place} is no run folder; {mend}")
 
 
 def open_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Bundle:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.prepare import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, TRAIN
+from basic_lite.data.names import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, TRAIN
 from basic_lite.training.places import DATA, read_json
 
 _WRONG = (ValueError, TypeError, KeyError)

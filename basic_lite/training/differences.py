@@ -4,9 +4,8 @@ import json
 from functools import partial
 from typing import Any
 
-from basic_lite.data.sources import in_order
 from basic_lite.recipe import Recipe, flat_values
-from basic_lite.recipe.rules import measured_keys
+from basic_lite.recipe.rules import in_order, measured_keys
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {

@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from basic_lite.console import Say
-from basic_lite.data.prepare import EVAL, TRAIN
+from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.sources import require_sources
 from basic_lite.errors import UserError, all_at_once, each_of, in_one
 from basic_lite.model.frontend import composed_config, llava_config_of
+from basic_lite.recipe.fetched import mend_of_missing_data
 from basic_lite.recipe.schema import ModelSection, Recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.start import PROJECTOR, START, Origin, find_origin, resolve_start
@@ -84,4 +85,5 @@ def _looks_at_models(section: ModelSection) -> Iterator[Callable[[], object]]:
 def _looks_at_data(recipe: Recipe) -> Iterator[Callable[[], object]]:
     for key, section in ((TRAIN, recipe.data.train), (EVAL, recipe.data.eval)):
         if section is not None:
-            yield partial(require_sources, section, Path.cwd(), key)
+            mend = partial(mend_of_missing_data, name=recipe.name)
+            yield partial(require_sources, section, Path.cwd(), key, mend)

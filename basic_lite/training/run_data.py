@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basic_lite.data.prepare import EVAL
+from basic_lite.data.names import EVAL
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records
 from basic_lite.data.sources import load_records

@@ -17,6 +17,7 @@ from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkp
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.differences import differences
 from basic_lite.training.files import remove, saving, write_json
+from basic_lite.training.free_folder import going_on, require_free
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
@@ -252,7 +253,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
         _require_not_used(recipe, path)
         return RunFolder(path, overwrite=True)
     if not resume:
-        _require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
+        require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
         return RunFolder(path)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
@@ -289,29 +290,6 @@ def _choose(path: Path, checkpoints: list[Path], step: int | None) -> Path | Non
         there = ", ".join(map(str, by_step)) or "none"
         raise UserError(f"--checkpoint {step}: {path} has no whole checkpoint of that step; it has {there}")
     return by_step[step]
-
-
-def _require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | None) -> None:
-    """Refuse a folder in which a run saved something."""
-    newest = final or (saved[-1] if saved else None)
-    if newest is None:
-        return
-    try:
-        changed = differences(open_bundle(newest).recipe, recipe)
-    except UserError:
-        changed = ["its newest bundle can't be read"]
-    what = "a finished run" if final else f"a run that has saved {', '.join(one.name for one in saved)}"
-    whose = f"another run (its recipe differs: {'; '.join(changed[:3])})" if changed else f"{what} of this recipe"
-    fix = f"{going_on(path)}, " if final else "" if changed else "continue it with --resume, "
-    raise UserError(
-        f"the run folder {path} already holds {whose}; {fix}choose another folder with name=… or output=…, "
-        "or replace it with --overwrite"
-    )
-
-
-def going_on(run: Path) -> str:
-    """How a new run goes on from another one, as advice."""
-    return f"go on from its weights in a new run with model.start={run} name=NEW"
 
 
 def _require_not_used(recipe: Recipe, path: Path) -> None:

@@ -137,7 +137,8 @@ def test_demo_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[s
     report = shown_by(console)
     for text in (
         "chance", "before training", "after stage 1", "after stage 2", "other image", "caption F1", "refinement curve",
-        "h4", "v̂", "time", "total", "run folder", "basic-lite chat",
+        "h4", "v̂", "time", "total", "run folder", "report.html", "basic-lite chat",
+        "Right word for word: after stage 1 ", "your own photos",
     ):  # fmt: skip
         assert text in report, text
     parts = json.loads((tmp_path / "demo" / "stage2" / "parts.json").read_text())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from basic_lite.demo.report import premise_verdict
+from basic_lite.demo import place as demo_place
+from basic_lite.demo.place import Place, Scores, scores_of
+from basic_lite.demo.report import captions_text, premise_verdict
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision import Health, Interval, RefinementCurve
 from basic_lite.training.look_lines import GateLook
+from tests.support.runs import quiet
 
 
 @pytest.mark.parametrize(
@@ -39,3 +46,47 @@ def test_the_log_of_an_older_version_can_be_read() -> None:
     old = {"places": ["v", "target"], "own": [0.1, 0.2], "control": [0.05, 0.05], "samples": 16, "patches": 576}
     text = premise_verdict({"stage2": {"end": {**old, "score": [0.05, 0.15]}}}, [], SupervisionSection())
     assert "v +0.050 → v̂ +0.150, gain +0.100 over 16 samples, without an interval: can't tell" in text
+
+
+def test_scores_of_a_stage_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo scores stage 1 before there is a stage 2, and finds the scores again when there is one."""
+    measured: list[str] = []
+
+    def load(name: str) -> Any:
+        return lambda: measured.append(name)
+
+    monkeypatch.setattr(
+        demo_place, "evaluate", lambda *_, **__: SimpleNamespace(accuracy={"all": 1.0}, counts={"all": 2})
+    )
+    world = SimpleNamespace(eval=tmp_path / "eval.json")
+    world.eval.write_text("[]")
+    place = Place(tmp_path, tmp_path / "models", world, 0)  # type: ignore[arg-type]
+
+    def score(name: str) -> None:
+        scores_of(tmp_path / "scores" / f"{name}.json", load(name), place, None, [], quiet())  # type: ignore[arg-type]
+
+    def train(stage: str, text: str) -> None:
+        (tmp_path / stage / "final").mkdir(parents=True, exist_ok=True)
+        (tmp_path / stage / "final" / "manifest.json").write_text(text)
+
+    for name in ("before", "stage1", "stage2", "shuffled"):
+        if name in ("stage1", "stage2"):
+            train(name, "one")
+        score(name)
+    first = list(measured)
+    for name in first:
+        score(name)
+    assert measured == first == ["before", "stage1", "stage2", "shuffled"]
+    train("stage1", "another")
+    for name in first:
+        score(name)
+    assert measured[4:] == ["stage1", "stage2", "shuffled"]
+
+
+def test_captions_are_told_with_what_the_number_means() -> None:
+    columns = {"before training": Scores({}, {}), "after stage 1": Scores({}, {}, 0.734, 200, 56)}
+    assert captions_text(columns) == (
+        "caption F1: after stage 1 0.734. 1: descriptions name every object of a picture, and no other; places don't "
+        "count. Right word for word: after stage 1 56 of 200."
+    )
+    assert "word for word" not in captions_text({"after stage 1": Scores({}, {}, 0.734)})  # of an earlier version

@@ -281,7 +281,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     hub.hub_is_away.cache_clear()
     assert hub.hub_is_away() and hub.local_only("a/b")
     told = refused(lambda: read_config("a/b", "model.llm"))
-    assert "the hub can’t be reached" in told and "hf download a/b" in told
+    assert "the hub can’t be reached" in told and "\n  fix: check the connection or the proxy" in told
+    assert "`train` needs all of it" in told and told.endswith("hf download a/b --local-dir b")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "\n  fix: unset HF_HUB_OFFLINE" in refused(lambda: read_config("a/b", "model.llm"))
     hub.hub_is_away.cache_clear()
 
 

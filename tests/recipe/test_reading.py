@@ -203,7 +203,7 @@ def test_missing_keys(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("a: [1\nb: 2\n", ":2:2: not valid YAML"),
-        ("a: 1\n\tb: 2\n", ":2:1: not valid YAML"),
+        ("a: 1\n\tb: 2\n", ":2:2: not valid YAML"),
         ("a: 'x\n", "not valid YAML"),
         ("a: 1\nb: x\x07\n", ":2:5: not valid YAML"),
         ("", ":1:1: the file holds no keys"),

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +23,8 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.yaml import read_document
-from basic_lite.tools.data.command import data, fitted_epochs
-from basic_lite.tools.data.look import CAPTION_PROMPTS
+from basic_lite.tools.data.command import _meaning, data, fitted_epochs
+from basic_lite.tools.data.look import CAPTION_PROMPTS, Found
 from basic_lite.tools.data.write import head_of, legal_name, recipe_text
 from tests.support.data import write_image
 from tests.support.runs import tiny_recipe
@@ -192,6 +194,16 @@ def test_hints_about_columns_can_be_typed() -> None:
     mixed = [*rows, {"image": "bilder/p0.png", "text": "a text"}]
     Path("m.json").write_text(json.dumps(mixed))
     assert "aren't used: 'question' (" in run("m.json", width=1000)[1]
+
+
+def test_a_json_file_whose_keys_say_nothing_gets_both_hints() -> None:
+    source = SimpleNamespace(sources=[None])
+    found = Found(source, "", {}, ("bild", "beschreibung"), False, ())  # type: ignore[arg-type]
+    (line,) = _meaning(found)
+    assert line.startswith("none of the columns 'bild', 'beschreibung' has a name that says which is the text; ")
+    assert line.endswith("as in data.train.columns.image=bild data.train.columns.answer=beschreibung")
+    (first, line) = _meaning(replace(found, columns={"image": "image"}, unused=("beschreibung",)))
+    assert first == "columns: image is 'image'" and line.endswith("as in data.train.columns.answer=beschreibung")
 
 
 def test_few_pictures_with_many_questions_hold_none_out() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from basic_lite.cli import main
-from basic_lite.errors import UserError, each_of
+from basic_lite.errors import UserError, all_at_once, each_of, in_one
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.stages import look_ahead
+from basic_lite.training.inputs import _looks_at_data
 from tests.support.runs import quiet, run, tiny_recipe
 
 STARTS = {
@@ -126,6 +127,21 @@ def test_what_the_demo_makes_is_told(
         assert line.startswith(f"error: {key}") and line.endswith("; `basic-lite demo` makes it, in a few minutes")
 
 
+def test_data_of_a_shipped_recipe_is_to_be_downloaded_not_corrected(here: Path) -> None:
+    """Nothing in the recipe is wrong; a file that nothing fetches is still to be corrected."""
+    for name, folder in (("small_pretrain", "LLaVA-Pretrain"), ("7b_qlora", "LLaVA-Instruct")):
+        recipe = load_recipe(name, ["model.projector=null"] if name == "7b_qlora" else [])
+        with pytest.raises(UserError) as caught:
+            all_at_once(*_looks_at_data(recipe))
+        said = each_of(caught.value)
+        assert len(said) == 2 and all(f"data/{folder}" in one for one in said)
+        for one in said:
+            assert "; it is to be downloaded: the first lines of " in one
+            assert one.endswith(f"/recipes/{name}.yaml have the commands")
+    with pytest.raises(UserError, match=r"no file data/LLaVA-Own/a\.json; correct it$"):
+        all_at_once(*_looks_at_data(tiny_recipe(here, {"data.train.path": "data/LLaVA-Own/a.json"})))
+
+
 def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
     (here / "runs/demo/world").mkdir(parents=True)
     recipe = load_recipe("demo_stage1")
@@ -134,3 +150,13 @@ def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
         "data.train.image_dir: there is no folder runs/demo/world/images; correct it, or leave it out",
         "data.train.path: there is no file runs/demo/world/pretrain.json; did you mean runs/demo/world/pretrain.jsn?",
     ]
+
+
+def test_all_is_told_at_once_and_a_shared_mend_once() -> None:
+    texts = [
+        f"recipe {n}: can't read model {'x' * 250}\n  fix: check the connection\n  or fetch it: {n}" for n in range(12)
+    ]
+    said = str(in_one(texts))
+    assert "left out" not in said and len(each_of(in_one(texts))) == 12
+    assert said.count("  fix: check the connection") == 1 and said.count("  or fetch it: ") == 12
+    assert said.endswith("\n  fix: check the connection\n  or fetch it: 11")

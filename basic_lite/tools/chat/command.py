@@ -15,7 +15,8 @@ from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.terminal import converse
-from basic_lite.tools.model_argument import is_run, require_model
+from basic_lite.tools.model_argument import require_model
+from basic_lite.tools.model_place import is_run
 from basic_lite.training.answer import MAX_NEW_TOKENS
 
 # Below it, a logit divided by it may be no number any more.

@@ -13,11 +13,12 @@ from types import FrameType
 from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.printable import printable
-from basic_lite.tools.chat.arguments import is_picture, missing_pictures, picture
+from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.lines import Lines
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.chat.words import missing_pictures
 
 # With it, ``input`` lets a line be edited and earlier ones be called back. Not every system has it.
 with contextlib.suppress(ImportError):

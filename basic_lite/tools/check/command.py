@@ -14,7 +14,8 @@ from basic_lite.data.chat import ChatFormat, Encoder
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
-from basic_lite.data.prepare import EVAL, TRAIN, counter
+from basic_lite.data.names import EVAL, TRAIN
+from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
@@ -266,7 +267,8 @@ def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Fin
 
 
 def _table(found: Sequence[Finding], sources: Sequence[Records], pictures: Pictures) -> Sheet:
-    table = Sheet(("finding", "how much", ""), text=("how much",))
+    what = "what it is, and what to do"
+    table = Sheet(("finding", "how much", what), text=("how much",), notes=(what,))
     for before, one in zip([None, *found], found, strict=False):
         if before is not None and before.kind != one.kind:
             table.end_section()

@@ -159,7 +159,7 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
         )  # fmt: skip
     scripts = ", ".join(f"{name} {_of(count, total)}" for name, count in texts.scripts.most_common(5))
     yield Finding(
-        "fact", "scripts", str(len(texts.scripts)),
+        "fact", "scripts", _counted(len(texts.scripts), "script"),
         f"the answers' letters: {scripts}; a model must know them all",
         examples=[Example(name, (place, 0)) for name, place in list(texts.examples.items())[:MOST_EXAMPLES]],
     )  # fmt: skip
@@ -172,7 +172,7 @@ def _languages(texts: Texts) -> Finding:
     for name, sample in (("answers", texts.said), ("questions", texts.asked)):
         found = languages_of(sample.texts)
         if isinstance(found, str):
-            return Finding("fact", "languages", "?", "not looked at", found)
+            return Finding("fact", "languages", "not known", "not looked at", found)
         known |= found.keys() - {UNSURE}
         unsure = found.pop(UNSURE, 0)
         shown = found.most_common(_MOST_LANGUAGES)
@@ -181,8 +181,13 @@ def _languages(texts: Texts) -> Finding:
         shares = ", ".join(f"{language} {count / len(sample.texts):.1%}" for language, count in named)
         of = f" (of {len(sample.texts):,} of {sample.met:,})" if sample.met > len(sample.texts) else ""
         parts.append(f"{name}{of}: {shares or 'no letters'}")
-    text = "; ".join(parts) + ("; of a word or three it can't be told" if UNSURE in "".join(parts) else "")
-    return Finding("fact", "languages", str(len(known)), text)
+    short = "; a text of one to three words is too short to know its language"
+    text = "; ".join(parts) + (short if UNSURE in "".join(parts) else "")
+    return Finding("fact", "languages", _counted(len(known), "language"), text)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _tokens(texts: Texts) -> str:
@@ -209,7 +214,8 @@ def of_pictures(
             extra = sum(len(group) - 1 for group in groups)
             yield Finding(
                 "look", name, _of(extra, count), f"{text}; {len(groups):,} such group{'s' * (len(groups) > 1)}",
-                "they count as often in training; keep one of each where that isn't meant",
+                "a picture that is there twice is trained on twice as often as others; keep one of each where that "
+                "isn't meant",
                 [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]], "Largest",
             )  # fmt: skip
     yield from _leaks(same, near, readable, sides)
@@ -270,8 +276,9 @@ def of_sizes(pictures: Pictures, side: int, tokens: int, section: DataSection) -
     order = lost[np.argsort(-shrunk[lost])][:MOST_EXAMPLES]
     yield Finding(
         "look" if share >= _MANY else "fact", "pictures made small", f"{share:.0%}",
-        f"so many are made more than {_SHRUNK:.0f} times smaller for the encoder's {side} × {side} pixels ({tokens:,} "
-        f"tokens); the middle one {np.median(shrunk):.1f} times, and small writing is lost",
+        f"share of the pictures that are more than {_SHRUNK:.0f} times as long as the encoder's square of {side} × "
+        f"{side} pixels ({tokens:,} tokens): small writing in them is lost. Half of all pictures are made "
+        f"{np.median(shrunk):.1f} times smaller or less",
         "cut out what matters, or take an encoder with more pixels" * (share >= _MANY),
         [Example(f"{sizes[at][0]} × {sizes[at][1]} pixels", None, (int(pictures.readable[at]),)) for at in order],
         "Worst",

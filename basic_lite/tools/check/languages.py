@@ -15,7 +15,7 @@ from typing import Any
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 
 MISSING = "pip install py3langid (or basic-lite[languages]) tells languages apart"
-UNSURE = "can't tell"
+UNSURE = "not known"
 # From this probability on, the model is believed.
 _SURE = 0.6
 # Texts of a sample: a share of them is at most 2.2 points off, in 95 of 100 cases. Of each so many characters are read.

@@ -87,6 +87,20 @@ def _score(row: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, bool | int | float) else None
 
 
+def require_answers(place: Path) -> None:
+    """Refuse what holds no predictions, without reading them.
+
+    Raises:
+        UserError: it is neither a file nor a run that has some.
+    """
+    if place.is_file():
+        return
+    if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
+        raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
+    if not any(place.glob(PREDICTIONS)):
+        raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
+
+
 def candidates(place: Path) -> list[Answers]:
     """The files of predictions that a run has, the latest first (``later``); of a file itself.
 
@@ -95,13 +109,10 @@ def candidates(place: Path) -> list[Answers]:
     Raises:
         UserError: neither, or the run has none that can be used.
     """
+    require_answers(place)
     if place.is_file():
         return [read_answers(place)]
-    if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
-        raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
     paths = sorted(place.glob(PREDICTIONS))
-    if not paths:
-        raise UserError(f"{place} has no predictions yet; {EVAL} (or --held-out where all runs kept the same)")
     found, faults = [], []
     for path in paths:
         try:

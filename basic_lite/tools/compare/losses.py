@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from basic_lite.data.prepare import HELD_OUT, HELD_OUT_PICTURES
+from basic_lite.data.names import HELD_OUT, HELD_OUT_PICTURES
 from basic_lite.outside import is_finite
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.places import DATA, LOG, read_json

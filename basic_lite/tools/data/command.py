@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
+from basic_lite.data.columns import has_text, mapping_example
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -74,9 +76,7 @@ def data(
     console = console or Console(highlight=False)
     quiet_libraries()
     say = speaker(console)
-    if not path.exists() and overrides and "=" not in overrides[0]:
-        meant = f"{path} {overrides[0]}"
-        raise UserError(f'{path}: there is no such file or folder; a name with spaces goes in quotes, as in "{meant}".')
+    require_place(path, overrides)
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
     changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
@@ -282,8 +282,14 @@ def _meaning(found: Found) -> list[str]:
         return []
     ours = {"answer": "text" if found.captions else "answer", "input": "rest of the question"}
     read = [f"{ours.get(key, key)} is {theirs!r}" for key, theirs in found.columns.items()]
-    lines = [f"columns: {', '.join(read)}"]
-    if found.unused:
+    lines = [f"columns: {', '.join(read)}"] if read else []
+    if found.unused and not has_text(found.columns):
+        present = [*found.columns.values(), *found.unused]
+        lines.append(
+            f"none of the columns {', '.join(map(repr, found.unused))} has a name that says which is the text; name "
+            f"them, as in {mapping_example(found.columns, present)}"
+        )
+    elif found.unused:
         free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
         lines.append(
             f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "

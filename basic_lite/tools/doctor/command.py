@@ -1,6 +1,5 @@
 """``basic-lite doctor``: one screen, fit to be pasted into an issue."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.doctor.findings import Finding, findings, four_bit_fault
 from basic_lite.tools.doctor.probe import Answer, ask
 from basic_lite.version import __version__
+from basic_lite.wrapping import wrapped
 
 # One screen of a terminal that nobody has enlarged.
 COLUMNS, LINES = 80, 24
@@ -71,10 +71,7 @@ def screen(answers: Mapping[str, Answer], found: Sequence[Finding], width: int) 
 
 def _wrapped(name: str, text: str, width: int) -> list[str]:
     """A name in the margin, and a text beside it."""
-    return textwrap.wrap(
-        one_line(text, _MOST_OF_TEXT), width, initial_indent=f"{name:{_MARGIN}}", subsequent_indent=" " * _MARGIN,
-        break_on_hyphens=False, break_long_words=True,
-    )  # fmt: skip
+    return wrapped(f"{name:{_MARGIN}}{one_line(text, _MOST_OF_TEXT)}", width, " " * _MARGIN, fold=True)
 
 
 def _rows(answers: Mapping[str, Answer]) -> Iterator[tuple[str, str]]:
@@ -137,7 +134,7 @@ def _disk(answer: Answer) -> str:
 
 def _verdict(answers: Mapping[str, Answer], found: Sequence[Finding]) -> str:
     if not can_train(found):
-        return "training can't run here until what is needed is mended:"
+        return "training can't run here until what is needed, below, is mended"
     if not answers["torch"].facts["card"]:
-        return "training runs here, on the CPU" + (":" if found else "")
-    return "training runs here" + (", but:" if found else ", and nothing is missing")
+        return "training runs here, on the CPU" + ("; what to know of it stands below" if found else "")
+    return "training runs here" + ("; what to know of it stands below" if found else ", and nothing is missing")

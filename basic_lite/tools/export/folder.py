@@ -15,7 +15,7 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
-from basic_lite.tools.model_argument import may_be_on_the_hub
+from basic_lite.tools.model_place import may_be_on_the_hub
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.bundle_files import Bundle, open_bundle
 from basic_lite.training.places import MANIFEST

@@ -28,7 +28,8 @@ from basic_lite.tools.inspect.maps import WantedMaps, folder_maps
 from basic_lite.tools.inspect.of_folder import MEND, open_model, planned_parts, read_family
 from basic_lite.tools.inspect.of_run import OpenRun
 from basic_lite.tools.inspect.table import show_inspection
-from basic_lite.tools.model_argument import is_run, require_model
+from basic_lite.tools.model_argument import require_model
+from basic_lite.tools.model_place import is_run
 from basic_lite.training.maps import run_maps
 
 _DESCRIBED = f"each picture's text is the model's own description of it (its likeliest words, {DESCRIBED} at most)"

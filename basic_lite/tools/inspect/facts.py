@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.model.families.family import Family
 from basic_lite.model.frontend import llava_config_of, load_image_processor
@@ -77,4 +78,4 @@ def training_of(name: str, family: Family) -> tuple[str, str]:
         load_image_processor(name, "model.base")
     except UserError as error:
         return "", str(error)
-    return f"model.base={name}", ""
+    return command_line(["basic-lite", "train", "RECIPE", f"model.base={name}"]), ""

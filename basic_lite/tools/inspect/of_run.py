@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basic_lite.console import Say
+from basic_lite.console import Say, command_line
 from basic_lite.data.batches import Collator
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.prepare import prepare_data
@@ -30,6 +30,7 @@ from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
 from basic_lite.training.maps import reading_supervision
+from basic_lite.training.places import RECIPE_YAML
 
 # A description costs a generation for each picture.
 _AT_ONCE = 4
@@ -66,7 +67,10 @@ class OpenRun:
     def facts(self) -> Facts:
         """What the model is made of."""
         config = self.loaded.model.config
-        trained = f"model.start={self.name} trains it on"
+        # The run's own recipe lies beside its bundles.
+        recipe = self.bundle.folder.parent / RECIPE_YAML
+        written = str(recipe) if recipe.is_file() else "RECIPE"
+        trained = command_line(["basic-lite", "train", written, f"model.start={self.name}", "name=NEW"])
         return facts_of(self.name, LLAVA, self.loaded.parts, config, trained_with=trained, not_trained="")
 
     def supervision(self, say: Say) -> Supervision:

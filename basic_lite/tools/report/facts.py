@@ -13,7 +13,7 @@ from basic_lite.outside import CHANGED, read_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
-from basic_lite.training.bundle_files import meant_run
+from basic_lite.training.bundle_files import require_run
 from basic_lite.training.log_lines import read_log
 from basic_lite.training.look_lines import GateLook, looks_in
 from basic_lite.training.places import (
@@ -24,7 +24,6 @@ from basic_lite.training.places import (
     RECIPE_YAML,
     SAMPLES,
     is_finished,
-    is_run,
     newest_first,
     read_json,
 )
@@ -175,9 +174,7 @@ def read_run(run: Path) -> RunFacts:
     Raises:
         UserError: it is no run, or has no log yet.
     """
-    if not is_run(run):
-        mend = meant_run(run, fits=is_run) or "give the folder that `basic-lite train` wrote, such as runs/NAME"
-        raise UserError(f"{run} is no run folder; {mend}")
+    require_run(run)
     read = read_log(run)
     log = read.rare
     if not log:

@@ -124,6 +124,8 @@ def test_the_terminal_names_the_records(
     )
     pair = "0.png (data/list.json, record 1) and copy.png (data/list.json, record 22 (id no1))"
     assert lines["pictures twice"].endswith(f"Largest: {pair}") and "First" not in lines["scripts"]
+    assert lines["finding"].endswith("what it is, and what to do") and "1 script " in lines["scripts"]
+    assert "twice as often as others" in lines["pictures twice"]
     text = PageText((tmp_path / "list_check.html").read_text()).text
     assert "record 21 (id no0)" in text and "record 22 (id no1)" in text
 

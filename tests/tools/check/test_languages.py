@@ -40,10 +40,10 @@ def test_the_finding_has_shares_of_answers_and_questions() -> None:
     texts.asked.add("<image>\n" + SAID["French"])
     texts.asked.add("12 + 5?")  # no letters, no language
     found = _languages(texts)
-    assert (found.kind, found.count, found.mend) == ("fact", "3", "")
+    assert (found.kind, found.count, found.mend) == ("fact", "3 languages", "")
     assert found.text == (
-        "answers: English 60.0%, German 30.0%, can't tell 10.0%; questions: French 100.0%; of a word or three it can't "
-        "be told"
+        "answers: English 60.0%, German 30.0%, not known 10.0%; questions: French 100.0%; a text of one to three words "
+        "is too short to know its language"
     )
     assert _languages(Texts()).text == "answers: no letters; questions: no letters"
 

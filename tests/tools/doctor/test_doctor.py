@@ -64,7 +64,8 @@ def answers(**changed: dict[str, Any] | str) -> dict[str, Answer]:
 
 def shown(found: dict[str, Answer], width: int = COLUMNS) -> str:
     lines = screen(found, findings(found), width)
-    assert max(map(len, lines)) <= width
+    # A command that is to be copied stays in one line.
+    assert all(len(line) <= width or line.strip().startswith("pip install") for line in lines)
     assert width < COLUMNS or len(lines) <= LINES
     return "\n".join(lines)
 
@@ -116,6 +117,16 @@ def test_what_is_missing_is_said_with_what_mends_it(changed: dict[str, Any], kin
     assert [one.kind for one in found] == [kind] and words in found[0].text
     assert can_train(found) == (kind != "needed")
     assert found[0].text[:30] in shown(answers(**changed))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"torch": {"card": None}}, {"triton": {"runs": False, "why": "none"}}, {"machine": {"unmet": [("a", "", None)]}}],
+)
+def test_the_verdict_is_a_whole_sentence(changed: dict[str, Any]) -> None:
+    lines = shown(answers(**changed), 200).splitlines()
+    verdict = next(line for line in lines if line.startswith("verdict"))
+    assert "below" in verdict and not verdict.endswith(":")
 
 
 def test_one_screen_however_much_is_wrong() -> None:

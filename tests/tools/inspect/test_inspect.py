@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from basic_lite.recipe.schema import SourceSection
 from basic_lite.supervision.health import HealthMeter
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.premise import nearest_by_place
+from basic_lite.tools.inspect import of_run
 from basic_lite.tools.inspect.command import inspect
 from basic_lite.tools.inspect.conversations import QUESTION, Conversations
 from basic_lite.tools.inspect.look import Inspection
@@ -102,10 +104,13 @@ def test_a_run_on_other_data_and_on_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [40, 80])
 def test_the_report_has_room(width: int, place: Path) -> None:
     found, text = looked(place / "llava", width=width, data=place / "data.json", image_dir=place / "images")
-    assert max(map(cell_len, text.splitlines())) <= width and "…" not in text
+    # A command that is to be copied stays in one line.
+    assert all(cell_len(line) <= width or line.startswith("basic-lite train") for line in text.splitlines())
+    assert "…" not in text
     assert found.look is not None and found.tokens == (4, 4)
     words = " ".join(text.split())
-    for part in ("LLaVA-1.5", "model.multi_modal_projector", "20 samples of data.json", "today? yes: model.base="):
+    train = "today? yes: basic-lite train RECIPE model.base="
+    for part in ("LLaVA-1.5", "model.multi_modal_projector", "20 samples of data.json", train):
         assert part in words
     assert found.look.curve.summary() in words
 
@@ -251,3 +256,17 @@ def test_records_that_break_are_left_out_and_told(
         file.unlink()
     with pytest.raises(UserError, match="no record with a picture that can be read"):
         looked(place / "llava", data=tmp_path / "data.json", image_dir=tmp_path / "images")
+
+
+@pytest.mark.parametrize("has_recipe", [True, False])
+def test_a_run_is_trained_on_by_a_command_that_can_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_recipe: bool
+) -> None:
+    monkeypatch.setattr(of_run, "facts_of", lambda *_, trained_with, **__: trained_with)
+    if has_recipe:
+        (tmp_path / "recipe.yaml").touch()
+    loaded = SimpleNamespace(model=SimpleNamespace(config=None), parts=None)
+    bundle = SimpleNamespace(folder=tmp_path / "final")
+    written = tmp_path / "recipe.yaml" if has_recipe else "RECIPE"
+    run = of_run.OpenRun("runs/one", loaded, bundle)  # type: ignore[arg-type]
+    assert run.facts() == f"basic-lite train {written} model.start=runs/one name=NEW"

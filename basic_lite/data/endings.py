@@ -1,0 +1,6 @@
+"""Endings of picture files. Nothing heavy is imported here."""
+
+# As they are looked for in folders.
+PICTURE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif",
+)  # fmt: skip

@@ -1,0 +1,7 @@
+"""The recipe's data keys, and names in a run's data.json. Nothing heavy is imported here."""
+
+TRAIN, EVAL = "data.train", "data.eval"
+# Keys of the run folder's data.json: positions of records, from 0, in all sources of a data key.
+BROKEN, HELD_OUT, HELD_OUT_PICTURES = "broken_pictures", "held_out", "held_out_pictures"
+# How much of the evaluation data is trained on, as ``training/trained_on.py`` counts it.
+KNOWN_BEFORE = "trained_on"

@@ -1,0 +1,95 @@
+"""The command's words after the model, looked at before anything heavy is imported: what can be told by names alone."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from basic_lite.choices import mend_of_missing
+from basic_lite.console import command_line
+from basic_lite.data.endings import PICTURE_ENDINGS
+from basic_lite.errors import UserError
+
+PICTURE_ENDING = re.compile(rf"({'|'.join(map(re.escape, PICTURE_ENDINGS))})$", re.IGNORECASE)
+_ANY_ENDING = re.compile(r"\.\w{2,5}$")
+
+
+def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], str | None]:
+    """The names of pictures, and the question.
+
+    Args:
+        question: the value of ``--question``; then all words are pictures.
+
+    Raises:
+        UserError: a name with spaces has no quotes, the order is wrong, the question is empty, or a picture is missing.
+    """
+    _check_spaces(words, question)
+    words, optional = list(words), question is None
+    if optional and words and not names_picture(words[-1]):
+        question = words.pop()
+    if not all(word.strip() for word in [*words, *([] if question is None else [question])]):
+        raise UserError("the question is empty; write one, or leave it out to be asked for it")
+    if optional:
+        _check_order(words, question)
+    for word in words:
+        if PICTURE_ENDING.search(word):
+            require_there(word)
+    return words, question
+
+
+def require_there(name: str | Path) -> None:
+    """Refuse the name of a picture where nothing is.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    path = Path(name).expanduser()
+    if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
+        raise UserError(f"there is no picture {name}; {mend_of_missing(path) or 'correct its path'}")
+
+
+def _check_spaces(words: Sequence[str], question: str | None) -> None:
+    """Refuse the name of a file that has fallen apart at its spaces."""
+    for start, end in itertools.combinations(range(len(words) + 1), 2):
+        name, parts = " ".join(words[start:end]), words[start:end]
+        if len(parts) > 1 and os.path.isfile(name) and not all(map(os.path.exists, parts)):
+            whole = [*words[:start], name, *words[end:]]
+            pictures = [word for word in whole if names_picture(word)]
+            asked = " ".join(word for word in whole if word not in pictures) if question is None else question
+            option = " --question" * (question is not None)
+            rest = f'{option} "{asked}"' if asked else ""
+            raise UserError(f"put a name with spaces in quotes: {command_line(pictures)}{rest}")
+
+
+def _check_order(words: list[str], question: str | None) -> None:
+    """Refuse a question without quotes, or before the pictures."""
+    stray = next((n for n, word in enumerate(words) if not names_picture(word)), None)
+    if stray is None:
+        return
+    rest = [*words[stray:], *([] if question is None else [question])]
+    pictures = [word for word in rest if os.path.exists(word) or PICTURE_ENDING.search(word)]
+    asked = " ".join(word for word in rest if word not in pictures)
+    if pictures:
+        order = command_line([*words[:stray], *pictures])
+        raise UserError(f'pictures first, then the question: {order} "{asked}"')
+    raise UserError(f'put a question of several words in quotes: "{asked}"')
+
+
+def names_picture(word: str) -> bool:
+    return os.path.exists(word) or looks_like_path(word)
+
+
+def looks_like_path(word: str) -> bool:
+    """Whether a word that names no file was meant to: it ends as pictures do, or is one word as paths are."""
+    word = word.strip()
+    if PICTURE_ENDING.search(word):
+        return True
+    separated = any(mark in word for mark in {"/", os.sep})
+    return not re.search(r"\s", word) and (separated or bool(_ANY_ENDING.search(word)))
+
+
+def missing_pictures(words: Sequence[str]) -> list[str]:
+    """The words, if they are all named as pictures and some don't exist: these; else none."""
+    named = bool(words) and all(PICTURE_ENDING.search(word) for word in words)
+    return [word for word in words if not os.path.exists(os.path.expanduser(word))] if named else []
