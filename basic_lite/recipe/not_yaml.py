@@ -22,7 +22,7 @@ _KEY = r"[A-Za-z_][\w.-]*"
 _NO_SPACE = re.compile(rf"(\s*(?:- )?{_KEY}):(?=[^\s:/\\])")
 _NO_COLON = re.compile(rf"\s*({_KEY})\s*(#.*)?")
 _COLON_IN_VALUE = re.compile(rf"(\s*(?:- )?({_KEY}):\s+)([^\s'\"\[{{#].*?)(\s+#.*)?")
-_ALIKE = "keys of one section are indented alike"
+_ALIKE = "indent the keys of one section alike"
 
 
 @dataclass(frozen=True)
@@ -219,5 +219,5 @@ def _in_plain_words(context: str, problem: str, opened: int) -> str:
     if "another document" in problem:
         return "a second document begins with `---`; a file holds one recipe, so remove this line"
     if "not allowed here" in problem or "<block end>" in problem or "could not find expected ':'" in problem:
-        return f"this doesn't fit to the lines before it; write `key: value`, and remember that {_ALIKE}"
+        return f"this doesn't fit to the lines before it; write `key: value`, and {_ALIKE}"
     return f"YAML's own words are: {' '.join(filter(None, [context, problem]))}; correct it there"

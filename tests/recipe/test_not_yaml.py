@@ -27,7 +27,7 @@ def moved(key: str, by: int) -> tuple[int, str]:
 def test_a_wrong_indent_is_named_with_its_line_and_its_neighbours(key: str, by: int, columns: str) -> None:
     line, said = moved(key, by)
     assert f":{line}:" in said
-    assert f"line {line} is indented by {columns}, the lines beside it by 2; keys of one section" in said
+    assert f"line {line} is indented by {columns}, the lines beside it by 2; indent the keys of one section" in said
 
 
 @pytest.mark.parametrize(
