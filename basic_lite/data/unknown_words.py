@@ -43,7 +43,8 @@ def unknown_words(chat: ChatFormat, records: Sequence[Record], max_length: int) 
     # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
     if unknown is None or unknown == tokenizer.eos_token_id:
         return
-    answers = [label for one in records for label in chat.encode(one, max_length).labels if label != IGNORE]
+    marks = {IGNORE, *tokenizer.all_special_ids} - {unknown}  # no words
+    answers = [label for one in records for label in chat.encode(one, max_length).labels if label not in marks]
     texts = {turn.text.replace(IMAGE_PLACEHOLDER, "") for one in records for turn in one.turns if turn.role == "human"}
     questions = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     for tokens, whose, then, mend in (

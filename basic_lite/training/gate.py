@@ -85,6 +85,12 @@ class Gate:
         """
         if state is not None:
             self.state = GateState(**state)
+            if checkpoint is not None and self.settings.gate and self.state.open and not self.decides:
+                # An earlier version asked no other samples, and needed fewer.
+                self.state.open = False
+                self.say(
+                    "warning: BASIC is off from here: too few samples with pictures are left to look at its premise"
+                )
             if self.state.plan is not None:
                 where = "this run" if checkpoint is None else str(checkpoint.folder)
                 self.supervision.use_saved(self.state.plan, where)
@@ -125,7 +131,7 @@ class Gate:
             return came
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
-        never = f"its premise was never shown on the {self.deciding} samples that decide"
+        never = f"its premise was never shown on the {self.deciding} samples that decide and on as many others"
         more = "a longer run would look at more" if self.limited else "more pictures with a text would narrow the doubt"
         return f"{came}: {never}; {more}"
 
@@ -220,11 +226,11 @@ class Gate:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
         """
         was, state, second = self.state.open, self.state, None
-        state.open, state.verdict = curve.verdict == "holds", curve.verdict
-        if state.open and not was:
-            second = again()
-            state.open = second.verdict == "holds"
-            state.verdict = "holds" if state.open else "can't tell"
+        verdict: str = curve.verdict
+        if verdict == "holds" and not was:
+            second = again()  # there may be no memory for it, and then nothing has changed
+            verdict = "holds" if second.verdict == "holds" else "can't tell"
+        state.open, state.verdict = verdict == "holds", verdict
         self.say(f"step {step}: {_words(was, state, curve, second, parted=self.parted)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
@@ -270,6 +276,10 @@ def make_gate(
     else:
         seen, deciding, limited = min(looks.samples, there), 0, False
     samples = data.samples_with_images(seen + deciding if processes.is_main else 0)
+    if processes.is_main and settings.gate and len(samples) < seen + deciding:
+        # Some broke since the check, and are dropped.
+        seen, deciding = shared_out(looks.samples, len(samples), parted=parted)
+    deciding = processes.from_main(deciding)
     halves = (samples[:seen:2], samples[1:seen:2]) if parted else (samples[:seen], samples[:seen])
     size = curve_batches(recipe)[1]
     choosing, testing, again = (data.collated(part, size) for part in (*halves, samples[seen:]))

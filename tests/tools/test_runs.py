@@ -236,8 +236,7 @@ def test_clean_breaks_lines_between_words(place: Path) -> None:
     console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
     clean([place / "runs"], ask=lambda: False, console=console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    # A path stays in one piece, whatever its length.
-    assert all(len(line) <= 40 or len(line.split()) == 1 for line in lines)
+    assert all(len(line) <= 40 or len(line.split()) == 1 for line in lines), "a path stays in one piece"
     words = [word for line in lines for word in line.split()]
     assert {"--checkpoint", "finished", "aside"} <= {*words} and "free" not in words
 

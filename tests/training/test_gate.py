@@ -143,7 +143,8 @@ def test_what_other_samples_do_not_show_opens_nothing(low: float, high: float) -
 def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:
     gate = a_gate([], gate=True)
     assert gate.due(0, evaluated=False) and gate.due(3, evaluated=True) and not gate.due(3, evaluated=False)
-    never = "BASIC was on in 0 of 9 steps: its premise was never shown on the 16 samples that decide; "
+    shown = "its premise was never shown on the 16 samples that decide and on as many others"
+    never = f"BASIC was on in 0 of 9 steps: {shown}; "
     assert gate.summary(9) == f"{never}more pictures with a text would narrow the doubt"
     gate.limited = True
     twice = "0 others choose its target; where they show it, as many are asked again before BASIC goes on"
@@ -245,6 +246,44 @@ def test_out_of_memory_in_a_look_leaves_everything_as_it_was(monkeypatch: pytest
     assert "not enough memory for 17 samples at once; BASIC stays on" in said[0]
 
 
+def test_no_memory_for_the_second_opinion_leaves_a_gate_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    batches = [picture_and_word(*WORDS) for _ in range(3)]
+    gate = a_gate(said, batches, gate=True, layers=2, layer_weights="quadratic")
+    monkeypatch.setattr(Gate, "_tested", lambda *_args, **_how: curve(0.01, 0.1))
+
+    def no_room(*_args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Gate, "_gain_on", no_room)
+    assert gate.look(0) is None
+    assert not gate.state.open and gate.state.verdict == "can't tell" and "BASIC stays off" in said[-1]
+
+
+def test_an_open_gate_that_can_look_no_more_shuts(tmp_path: Path) -> None:
+    """A version that asked no other samples needed fewer."""
+    said: list[str] = []
+    gate = a_gate(said, gate=True)
+    state = {"open": True, "plan": None, "chosen": True, "steps_on": 4, "verdict": "holds"}
+    gate.restore(dict(state), Bundle(tmp_path / "checkpoint-3", {}, tiny_recipe(tmp_path)))
+    assert gate.state.open and not said
+    gate.deciding = 13
+    gate.restore(dict(state), Bundle(tmp_path / "checkpoint-3", {}, tiny_recipe(tmp_path)))
+    assert not gate.state.open and "BASIC is off from here: too few samples" in said[0]
+
+
+def test_samples_that_broke_are_missed_by_all_parts(tmp_path: Path) -> None:
+    write_data(tmp_path, 60)
+    recipe = tiny_recipe(tmp_path, MEASURED | {"data.bad_records": "drop"})
+    assert gate_of(recipe)[0].deciding == 16
+
+    every = Prepared.samples_with_images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prepared, "samples_with_images", lambda self, count: every(self, count)[:45])
+        gate = gate_of(recipe)[0]
+    assert gate.deciding == samples_in(gate.again) == 15 and samples_in(gate.choosing) == samples_in(gate.testing) == 15
+
+
 def gate_data(folder: Path, changes: dict[str, Any]) -> Prepared:
     recipe = tiny_recipe(folder, {key.replace("__", "."): value for key, value in changes.items()})
     return prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
@@ -329,6 +368,7 @@ def test_what_was_chosen_survives_a_resume_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_an_open_gate_has_basic_in_its_steps(tmp_path: Path) -> None:
+    write_data(tmp_path, 48)
     recipe = tiny_recipe(tmp_path, MEASURED | {"training.save_every": 2, "training.max_steps": 4})
     train(recipe, console=quiet())
     run = tmp_path / "runs" / "tiny"
