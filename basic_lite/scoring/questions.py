@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from basic_lite.data.chat import ChatFormat
+from basic_lite.data.check import listing
 from basic_lite.data.images import check_image
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.prompts import asked_as_trained
@@ -13,8 +14,6 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import DataSection
 from basic_lite.scoring.metrics.named import Metric
 
-# Of pictures that can't be shown.
-_MOST_NAMED = 10
 # Longer than any published scaling of rotary positions.
 _MOST_SCALED = 10_000
 
@@ -71,7 +70,7 @@ def check_pictures(records: Iterable[Record]) -> None:
     """Open all pictures before the first answer, and not in the middle.
 
     Raises:
-        UserError: some are missing, or can't be decoded; all of them are named, up to ``_MOST_NAMED``.
+        UserError: some are missing, or can't be decoded; they are told as ``listing`` does.
     """
     looked_at: set[tuple[str, str]] = set()  # several questions may be about one file
     problems: list[RecordProblem] = []
@@ -84,14 +83,11 @@ def check_pictures(records: Iterable[Record]) -> None:
                 check_image(image, "open")
             except RecordProblem as problem:
                 problems.append(problem.at(record.place))
-    if len(problems) == 1:
-        raise UserError(f"{problems[0]}. Every question is asked, so mend it, or take it out of the file")
     if problems:
-        named = "".join(f"\n  - {one}" for one in problems[:_MOST_NAMED])
-        more = f"\n  - and {len(problems) - _MOST_NAMED:,} more" if len(problems) > _MOST_NAMED else ""
+        s = "s" * (len(problems) > 1)
+        lines = [f"{len(problems):,} picture{s} can't be shown:", *listing(problems)]
         raise UserError(
-            f"{len(problems):,} pictures can't be shown:{named}{more}\nEvery question is asked, so mend them, or take "
-            "these questions out of the file"
+            "\n".join([*lines, "Every question is asked, so mend what is named, or take it out of the file"])
         )
 
 

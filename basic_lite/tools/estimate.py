@@ -331,8 +331,8 @@ def _verdict(found: Estimate) -> Iterator[str]:
         yield f"[bold red]doesn't fit[/] {card}: {size_text(-room)} too much{planned}"
     if r.machine.cuda and found.fits_paged and room < CLOSE_BYTES:
         yield (
-            "that is close: a desktop takes memory of the card too, and an H200, the one card measured so far, took up "
-            "to 0.9 GiB more than planned; where memory runs out the run goes on by a leaner, slower plan"
+            "that is close: a desktop takes memory of the card too, and on an H200, the one card measured so far, "
+            "context and fragmentation took 1.1 to 1.4 GiB; where memory runs out the run goes on by a leaner plan"
         )
     basic = r.by_part.get(BASIC, 0)
     if r.most_by_part.get(BASIC):

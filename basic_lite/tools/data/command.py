@@ -51,7 +51,7 @@ _MOST_HELD_OUT = 2
 # Of held-out questions with short answers so many are asked at each evaluation.
 _MOST_ASKED = 50
 _SHOWN_PROBLEMS = 10
-# Records that are looked at for words that the model doesn't know, and the share of such that is told.
+# Records that are looked at for short answers.
 _LOOKED_AT = 200
 
 
