@@ -151,7 +151,9 @@ def test_the_page_is_private(page: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal's Ctrl-C is POSIX's SIGINT")
-def test_control_c_ends_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_ends_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("gradio", reason="gradio (the extra `web`) is not installed")
     from basic_lite.tools.chat import command, web
 
@@ -167,7 +169,7 @@ def test_control_c_ends_the_page(capsys: pytest.CaptureFixture[str], monkeypatch
     # Where tests run in the background, Python finds Ctrl-C ignored and leaves it so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert _status(["chat", "runs/any", "--web"]) == 130
+        assert _status(["chat", str(tmp_path), "--web"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     out, err = capsys.readouterr()
