@@ -3,8 +3,9 @@
 The demo's two stages with ``supervision.preset: measured``, as their recipes are and with an evaluation every 50 steps.
 The first look finds the massive dimensions; the others that the recipe plans go through the model by themselves; one at
 an evaluation takes the curve that is measured there anyway. Share: all looks' time over all steps' time. The gate stays
-shut, so the steps are at their shortest and each look chooses a target. Time is this process's processor time on one
-thread, the median of several runs that take turns.
+shut, so the steps are at their shortest and each look chooses a target. What is asked before BASIC goes on (other
+samples, and a trial of its pull) stands by itself: it comes when the premise is shown. Time is this process's processor
+time on one thread, the median of several runs that take turns.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from bench.tables import columns
 
 EVERY = 50
 FIRST, BY_ITSELF, AT_EVALUATION, STEP = "first look", "look by itself", "look at an evaluation", "step"
-LOOKS = FIRST, BY_ITSELF, AT_EVALUATION
-HEADER = ("demo, stage", "step, ms", *(f"{name}, steps" for name in LOOKS), "looks", "share")
+GOING_ON = "before it goes on"
+SHOWN = FIRST, BY_ITSELF, AT_EVALUATION, GOING_ON
+HEADER = ("demo, stage", "step, ms", *(f"{name}, steps" for name in SHOWN), "looks", "share")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def cost_of(stage: int, folder: Path, repeats: int, *, tiny: bool) -> Cost:
     frontend, data = preflight(recipe, CPU, silent)
     loaded = load_for_training(recipe, CPU, frontend, silent)  # stage 2's projector is fresh, which takes no longer
     supervision, schedule = supervise(recipe, loaded, silent), Schedule(data.sampler, recipe)
-    gate = make_gate(recipe, loaded, supervision, data, schedule, ALONE, silent)
-    assert gate is not None and supervision is not None
     step = make_step(recipe, loaded, supervision, CPU, steps=schedule.steps)
+    gate = make_gate(recipe, loaded, supervision, data, schedule, ALONE, silent, step)
+    assert gate is not None and supervision is not None
     curve = data.batches_with_images(*curve_batches(recipe))
     source = step_batches(data.train, data.collator, schedule, recipe, CPU, ALONE, 0)
     taken: dict[str, list[float]] = defaultdict(list)
@@ -97,6 +99,9 @@ def cost_of(stage: int, folder: Path, repeats: int, *, tiny: bool) -> Cost:
         seen = see_patches(supervision, moved(curve, CPU), loaded.tokenizer, kept=gate.kept)
         with timed(AT_EVALUATION):
             gate.look(1, seen)
+        with timed(GOING_ON):
+            gate.ask_again()
+            gate.pull.tried()
         for _ in range(3):
             with timed(STEP):
                 one_step()
@@ -112,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for stage in STAGES:
         cost = cost_of(stage, Path("runs"), 1 if tiny else 5, tiny=tiny)
-        relative = [f"{cost.seconds[name] / cost.seconds[STEP]:.2f}" for name in LOOKS]
+        relative = [f"{cost.seconds[name] / cost.seconds[STEP]:.2f}" for name in SHOWN]
         for every, what in ((None, "as it is"), (EVERY, f"evaluated every {EVERY} steps")):
             looks, share = cost.share(every)
             name = f"{stage}, {what}"

@@ -175,10 +175,14 @@ class Supervision:
             return 0.0, 0.0
         warmup = math.ceil(settings.warmup_ratio * total_steps)
         share = min(1.0, step / warmup) if warmup else 1.0
-        return (
-            share * settings.lambda_das if self.computes_das else 0.0,
-            share * settings.lambda_sds if self.computes_sds else 0.0,
-        )
+        das, sds = self.full_lambdas
+        return share * das, share * sds
+
+    @property
+    def full_lambdas(self) -> tuple[float, float]:
+        """(λ1, λ2) after the warm-up; 0 for a loss that isn't computed."""
+        settings = self.settings
+        return (settings.lambda_das if self.computes_das else 0.0, settings.lambda_sds if self.computes_sds else 0.0)
 
     def layout(self, batch: Mapping[str, Tensor], step: int = 0) -> Layout:
         """Where the visual and text tokens of a batch are, on the model's device.

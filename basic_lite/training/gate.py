@@ -2,7 +2,8 @@
 
 The premise is that v̂ is better than v, in the score of the refinement curve. A look measures both on samples with
 pictures; the gate opens when the 95 % interval of the gain is above 0, and on other samples too: a run has many looks,
-and one of them is right by chance. It shuts when the interval no longer is above 0. While it is shut λ1 = λ2 = 0:
+and one of them is right by chance. Then BASIC's pull is tried, and has to lower the loss (``pull``): a premise that
+holds wasn't enough. The gate shuts when the interval of the gain no longer is above 0. While it is shut λ1 = λ2 = 0:
 nothing is tapped, and the run is LLaVA's own. A look also chooses what the recipe leaves to measurement (layers, their
 weights, massive dimensions), on other samples than those that the gain is measured on. The choice stays for as long
 as the gate is open.
@@ -24,7 +25,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.audit import audit
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe, SupervisionSection
-from basic_lite.resampling import LEAST_SAMPLES
+from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import choose_target, leaves_open, moved, scores_decide, target_by_gains
 from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinement_curve
@@ -32,8 +33,11 @@ from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
+from basic_lite.training.look_lines import pull_text
 from basic_lite.training.looks import COST, Looks, looks_of, shared_out
 from basic_lite.training.processes import Processes
+from basic_lite.training.pull import Pull
+from basic_lite.training.step import TrainStep
 
 
 @dataclass
@@ -45,6 +49,7 @@ class GateState:
     chosen: bool = False  # all that the recipe leaves open was measured
     steps_on: int = 0  # steps that had BASIC
     verdict: str = "can't tell"  # of the last look
+    refused: int = 0  # looks at which the premise held, and the pull wasn't seen to lower the loss
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Gate:
     choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
     again: Sequence[dict[str, Tensor]]  # others: the second opinion before BASIC goes on
+    pull: Pull  # what is tried then, on samples that it isn't of
     parted: bool  # they are every second one of the same samples; else all of them do both
     deciding: int  # how many of them decide, in any process; as many are asked again
     cost: float  # of the looks that are planned, as a share of the run's arithmetic
@@ -112,7 +118,8 @@ class Gate:
             dear = f"; that costs {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
             lines.append(
                 f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
-                f"{parted}; where they show it, as many are asked again before BASIC goes on{limited}{dear}"
+                f"{parted}; where they show it, as many are asked again, and its pull has to lower the loss, before "
+                f"BASIC goes on{limited}{dear}"
             )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"
@@ -131,6 +138,9 @@ class Gate:
             return came
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
+        if self.state.refused:
+            looks = "1 look" if self.state.refused == 1 else f"{self.state.refused} looks"
+            return f"{came}: its premise was shown at {looks}, and its pull wasn't seen to lower the loss"
         never = f"its premise was never shown on the {self.deciding} samples that decide and on as many others"
         more = "a longer run would look at more" if self.limited else "more pictures with a text would narrow the doubt"
         return f"{came}: {never}; {more}"
@@ -197,7 +207,7 @@ class Gate:
         record: dict[str, Any] = {"plan": state.plan}
         if self.settings.gate:
             tested = self._tested(seen, changed=supervision.target_plan != before)
-            record |= self.decide(step, tested, lambda: self._gain_on(self.again))
+            record |= self.decide(step, tested, self.ask_again, self.pull.tried)
         return record
 
     def _tested(self, seen: SeenPatches | None, *, changed: bool) -> RefinementCurve:
@@ -207,6 +217,10 @@ class Gate:
         if seen is not None and seen.rows:
             return seen.with_target(self.supervision, self._numbers(1))
         return self._gain_on(self.testing)
+
+    def ask_again(self) -> RefinementCurve:
+        """v and v̂ of the other samples."""
+        return self._gain_on(self.again)
 
     def _gain_on(self, batches: Sequence[dict[str, Tensor]]) -> RefinementCurve:
         """v and v̂ of samples, from a forward of their own."""
@@ -219,23 +233,29 @@ class Gate:
             return range(samples_in(self.testing))
         return range(first, samples_in(self.choosing) + samples_in(self.testing), 2)
 
-    def decide(self, step: int, curve: RefinementCurve, again: Callable[[], RefinementCurve]) -> dict[str, Any]:
+    def decide(
+        self, step: int, curve: RefinementCurve, again: Callable[[], RefinementCurve], tried: Callable[[], Interval]
+    ) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log.
 
         Args:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
+            tried: how the pull changes the loss; asked after ``again``.
         """
-        was, state, second = self.state.open, self.state, None
+        was, state, second, change = self.state.open, self.state, None, None
         verdict: str = curve.verdict
         if verdict == "holds" and not was:
             second = again()  # there may be no memory for it, and then nothing has changed
             verdict = "holds" if second.verdict == "holds" else "can't tell"
-        state.open, state.verdict = verdict == "holds", verdict
-        self.say(f"step {step}: {_words(was, state, curve, second, parted=self.parted)}")
+            change = tried() if verdict == "holds" else None
+        lowers = change is None or change.high < 0
+        state.open, state.verdict, state.refused = verdict == "holds" and lowers, verdict, state.refused + (not lowers)
+        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
         record |= {"gain": curve.gain, "samples": curve.samples}
-        return record if second is None else record | {"gain_again": second.gain}
+        record |= {} if second is None else {"gain_again": second.gain}
+        return record | ({} if change is None else {"loss_change": change})
 
 
 def samples_in(batches: Sequence[dict[str, Tensor]]) -> int:
@@ -251,6 +271,7 @@ def make_gate(
     schedule: Schedule,
     processes: Processes,
     say: Say,
+    train_step: TrainStep,
 ) -> Gate | None:
     """The gate of a run; None where the recipe leaves nothing to measurement."""
     if supervision is None or not supervision.active:
@@ -289,6 +310,7 @@ def make_gate(
         choosing,
         testing,
         again,
+        Pull(train_step, supervision, choosing, [*testing, *again] if parted else again),
         parted=parted,
         deciding=deciding,
         cost=looks.cost(seen),
@@ -300,15 +322,26 @@ def make_gate(
     )
 
 
-def _words(was: bool, now: GateState, curve: RefinementCurve, second: RefinementCurve | None, *, parted: bool) -> str:
+def _words(
+    was: bool,
+    now: GateState,
+    curve: RefinementCurve,
+    second: RefinementCurve | None,
+    change: Interval | None,
+    *,
+    parted: bool,
+) -> str:
     """What the gate did, on what numbers: not the evaluation's, where the other half chose the target."""
     which = "samples that its target wasn't chosen on" if parted else "samples"
     found = curve.comparison(which)
     if second is not None:
         found += f"; and on others {second.comparison('samples')}"
     if now.open:
-        return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}"
+        lowers = "" if change is None else f"; and its pull lowers the loss: {pull_text(change)}"
+        return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}{lowers}"
     doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
+    if change is not None:
+        doubt, found = "holds", f"{found}; but its pull isn't seen to lower the loss: {pull_text(change)}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (
         f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "

@@ -103,6 +103,7 @@ class _Look(_Part):
     verdict: str = ""
     gain: Gain | None = None
     gain_again: Gain | None = None
+    loss_change: Gain | None = None
     samples: Count = 0
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ class GateLook:
     gain: Interval | None
     samples: int
     again: Interval | None = None  # the gain on other samples; None: they weren't asked
+    change: Interval | None = None  # of the loss, where BASIC's pull was tried
 
     @property
     def text(self) -> str:
@@ -24,7 +25,8 @@ class GateLook:
         if self.gain is None:
             return f"no interval from {self.samples} samples, step {self.step}"
         others = "" if self.again is None else f", and {self.again.text} over others"
-        return f"gain of v̂ over v {self.gain.text} over {self.samples} samples{others}, step {self.step}"
+        tried = "" if self.change is None else f"; its pull changes the loss by {pull_text(self.change)}"
+        return f"gain of v̂ over v {self.gain.text} over {self.samples} samples{others}{tried}, step {self.step}"
 
 
 def looks_in(log: Iterable[dict[str, Any]]) -> list[GateLook]:
@@ -33,6 +35,13 @@ def looks_in(log: Iterable[dict[str, Any]]) -> list[GateLook]:
     for line in log:
         look = line.get("gate") or {}
         if look.get("open") is not None:  # else it only chose the target
-            gains = [None if gain is None else Interval(*gain) for gain in (look["gain"], look.get("gain_again"))]
-            looks.append(GateLook(line["step"], look["open"], look["verdict"], gains[0], look["samples"], gains[1]))
+            found = [look["gain"], look.get("gain_again"), look.get("loss_change")]
+            gain, again, change = (None if one is None else Interval(*one) for one in found)
+            looks.append(GateLook(line["step"], look["open"], look["verdict"], gain, look["samples"], again, change))
     return looks
+
+
+def pull_text(change: Interval) -> str:
+    """How the loss changed where BASIC's pull was tried; a small move changes it little, so with two digits."""
+    value, low, high = (f"{round(one, 12) + 0.0:+.2g}" for one in change)
+    return f"{value} nats a token [{low}, {high}]"

@@ -106,7 +106,9 @@ class Loop:
             fresh=projector_is_fresh(recipe),
         )
         self._seen: SeenPatches | None = None  # what the last curve was made of, until the gate has seen it
-        self.gate = make_gate(recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say)
+        self.gate = make_gate(
+            recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say, self.train_step
+        )
         if self.gate is not None:
             self.gate.restore(self.progress.gate, run.folder.checkpoint)
         shown = self.gate is not None and self.gate.state.open

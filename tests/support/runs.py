@@ -25,6 +25,7 @@ from basic_lite.training.assembly import supervise
 from basic_lite.training.batches import Schedule
 from basic_lite.training.gate import Gate, make_gate
 from basic_lite.training.processes import ALONE
+from basic_lite.training.step import TrainStep
 from tests.support.models import write_llm, write_vision
 
 TERMS = ("loss", "lm", "das", "sds")
@@ -179,6 +180,7 @@ def gate_of(recipe: Recipe) -> tuple[Gate, Prepared]:
     data = prepare_data(recipe, frontend, say=lambda text: None)
     loaded = load_base(recipe, torch.device("cpu"), frontend)
     supervision = supervise(recipe, loaded, lambda text: None)
-    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None)
+    step = TrainStep(loaded.parts, supervision, device=torch.device("cpu"))
+    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None, step)
     assert gate is not None
     return gate, data

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from basic_lite.data.prepare import Prepared, prepare_data
@@ -26,7 +24,7 @@ from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.gate import Gate, samples_in
-from basic_lite.training.looks import FEWEST_SAMPLES, PLANNED, Looks, plan_looks
+from basic_lite.training.looks import Looks
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.processes import ALONE
 from tests.support import supervision as kit
@@ -37,31 +35,19 @@ MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refin
 ALL_ON: dict[str, Any] = MEASURED | {"supervision.gate": False, "training.max_steps": 6}
 
 
-def test_looks_double_their_distance_and_leave_noise_out() -> None:
-    looks = plan_looks(350, fresh=True, most_samples=64, passes=42_000, passes_a_look=1)
-    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1, run_passes=42_000)
-    assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
-
-
-@given(
-    steps=st.integers(1, 100_000),
-    fresh=st.booleans(),
-    most=st.integers(32, 256),
-    passes=st.floats(1, 1e7),
-    cost=st.floats(0.5, 20),
-)
-def test_looks_cost_one_percent_or_are_one_small_look(
-    steps: int, fresh: bool, most: int, passes: float, cost: float
-) -> None:
-    looks = plan_looks(steps, fresh=fresh, most_samples=most, passes=passes, passes_a_look=cost)
-    assert looks.steps == tuple(sorted(set(looks.steps))) and looks.steps[0] >= 0 and looks.steps[-1] < max(steps, 1)
-    spent = len(looks.steps) * looks.samples * cost
-    assert spent <= PLANNED * passes or (len(looks.steps) == 1 and looks.samples == FEWEST_SAMPLES)
-
-
 def curve(low: float, high: float, samples: int = 64) -> RefinementCurve:
     gain = Interval((low + high) / 2, low, high)
     return RefinementCurve(["v", "target"], [0.2, 0.2], [0.1, 0.1], samples, 64, [gain], None)
+
+
+LOWER = Interval(-0.02, -0.03, -0.01)
+
+
+class Lowering:
+    """A pull that lowers the loss; how it is tried is another test's."""
+
+    def tried(self) -> Interval:
+        return LOWER
 
 
 def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **settings: Any) -> Gate:
@@ -73,6 +59,7 @@ def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **setting
         choosing=batches[::3],
         testing=batches[1::3],
         again=batches[2::3],
+        pull=Lowering(),  # type: ignore[arg-type]
         parted=True,
         deciding=16,
         cost=0.0016,
@@ -123,17 +110,28 @@ def test_the_gate_opens_and_shuts_on_the_interval_alone() -> None:
         (0.02, 0.1, 15, False, "off again"),  # too few samples to show anything
         (-0.1, -0.01, 64, False, "does not hold here"),
     ):
-        record = gate.decide(3, curve(low, high, samples), lambda: curve(0.03, 0.1))
+        record = gate.decide(3, curve(low, high, samples), lambda: curve(0.03, 0.1), lambda: LOWER)
         assert gate.state.open == record["open"] == open_
         assert words in said[-1] and f"[{low:+.3f}, {high:+.3f}]" in said[-1] and f"{samples} samples" in said[-1]
         assert ("gain_again" in record) == ("is on" in said[-1]), "asked again where it would open"
+
+
+@pytest.mark.parametrize("high", [0.0, 0.001])
+def test_a_pull_that_is_not_seen_to_lower_the_loss_opens_nothing(high: float) -> None:
+    gate = a_gate([], gate=True)
+    for refused in (1, 2):
+        record = gate.decide(7, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: Interval(-0.01, -0.02, high))
+        assert (gate.state.open, record["verdict"], gate.state.refused) == (False, "holds", refused)
+    assert gate.summary(9) == (
+        "BASIC was on in 0 of 9 steps: its premise was shown at 2 looks, and its pull wasn't seen to lower the loss"
+    )
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.02, 0.1), (-0.1, -0.02)])
 def test_what_other_samples_do_not_show_opens_nothing(low: float, high: float) -> None:
     said: list[str] = []
     gate = a_gate(said, gate=True)
-    record = gate.decide(7, curve(0.01, 0.1), lambda: curve(low, high, 20))
+    record = gate.decide(7, curve(0.01, 0.1), lambda: curve(low, high, 20), pytest.fail)
     assert not gate.state.open and record["verdict"] == "can't tell" and record["gain_again"] == curve(low, high).gain
     assert said[0].startswith("step 7: BASIC is off: its premise isn't shown here") and "+0.010, +0.100" in said[0]
     others = said[0].partition("; and on others ")[2]
@@ -147,12 +145,15 @@ def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:
     never = f"BASIC was on in 0 of 9 steps: {shown}; "
     assert gate.summary(9) == f"{never}more pictures with a text would narrow the doubt"
     gate.limited = True
-    twice = "0 others choose its target; where they show it, as many are asked again before BASIC goes on"
+    twice = (
+        "0 others choose its target; where they show it, as many are asked again, and its pull has to lower the loss, "
+    )
+    twice += "before BASIC goes on"
     assert gate.outlook()[0].endswith(f"; 16 samples decide, {twice}; more would cost over 1% of this run")
     assert gate.summary(9) == f"{never}a longer run would look at more"
     gate.cost = 0.0587
     assert gate.outlook()[0].endswith(f"; 16 samples decide, {twice}; that costs 5.9% of this run, since it is short")
-    gate.decide(3, curve(-0.1, -0.01), pytest.fail)
+    gate.decide(3, curve(-0.1, -0.01), pytest.fail, pytest.fail)
     assert gate.summary(9) == "BASIC was on in 0 of 9 steps: its premise doesn't hold here"
     gate.deciding = 15
     assert not gate.due(0, evaluated=False) and not gate.due(3, evaluated=True)

@@ -1,0 +1,102 @@
+"""Whether BASIC's pull lowers the loss: what the gate tries before BASIC goes on.
+
+A v̂ that is better than v doesn't make the pull towards v̂ good for the language-modelling loss: in the demo's world the
+loss came out higher in both stages where the premise alone had opened the gate (docs/EVIDENCE.md). So the pull is
+tried. BASIC's own gradient of the projector's weights is taken on some samples; the weights move against it, by a small
+share of their norm; the LM loss of other samples is measured before and after; and the weights are put back.
+
+To let an auxiliary loss in only where its gradient agrees with the main loss's is the idea of Du et al. 2018 (arXiv
+1812.02224). Here the main loss itself is asked, on samples that the gradient isn't of.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basic_lite.intervals import ratio_interval
+from basic_lite.resampling import Interval
+from basic_lite.supervision import Supervision
+from basic_lite.supervision.taps import evaluating
+from basic_lite.training.recovery import random_state, set_random_state, slices
+from basic_lite.training.step import Batch, Lambdas, StepCounts, TrainStep
+
+# How far the weights move, as a share of their norm. In the demo's world a share of .003 or of .03 gave the same signs;
+# one step of training moves them as far or farther there.
+MOVED = 0.01
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A trial of BASIC's pull on the projector."""
+
+    step: TrainStep
+    supervision: Supervision
+    pulling: Sequence[Batch]  # on the host: what the gradient is of
+    asked: Sequence[Batch]  # other samples, whose loss is measured
+
+    def tried(self) -> Interval:
+        """How much the LM loss changes, in nats a token: the mean over the samples that are asked, and its interval.
+
+        The model trains on as before: weights, gradients, generators and modes are what they were. Peak extra bytes:
+        those of a training step of one batch without its optimizer, and twice the projector's weights.
+        """
+        with torch.autocast(self.step.device.type, enabled=False):  # the step has its own, around the forward alone
+            gradient = self._gradient()
+            before = self._losses()
+            with self._moved(gradient):
+                changes = (self._losses() - before).cpu().numpy()
+        return ratio_interval(changes, np.ones_like(changes))
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [weight for weight in self.step.parts.projector.parameters() if weight.requires_grad]
+
+    def _gradient(self) -> list[Tensor]:
+        """BASIC's part of a step's gradient, after the guard: that of the whole loss less that of the LM loss alone."""
+        device, kept = self.step.device, random_state(self.step.device)
+        try:
+            whole = self._sum_of_gradients(self.supervision.full_lambdas)
+            set_random_state(kept, device)  # the same dropout in both
+            alone = self._sum_of_gradients((0.0, 0.0))
+        finally:
+            set_random_state(kept, device)
+        return [one.sub_(other) for one, other in zip(whole, alone, strict=True)]
+
+    def _sum_of_gradients(self, lambdas: Lambdas) -> list[Tensor]:
+        step, weights = self.step, self._weights
+        counts = StepCounts.of(self.pulling, step.parts.image_token_id)
+        step.train_mode()
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for batch in self.pulling:
+            loss = step.loss(batch, counts, lambdas).loss
+            for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                total += gradient
+        return sums
+
+    @torch.no_grad()
+    def _losses(self) -> Tensor:
+        """The LM loss of each sample, [n] float64 on the device."""
+        step, image = self.step, self.step.parts.image_token_id
+        with evaluating(step.parts.model):
+            ones = [one for batch in self.asked for one in slices(batch, 1, image)]
+            return torch.stack([step.forward(**step.inputs(one)).loss for one in ones]).double()
+
+    @contextmanager
+    def _moved(self, gradient: list[Tensor]) -> Iterator[None]:
+        """The weights moved against a gradient, for a while; no gradient moves nothing."""
+        weights = self._weights
+        before = [weight.detach().clone() for weight in weights]
+        norm, long = (float(torch.stack([one.norm() for one in each]).norm()) for each in (before, gradient))
+        try:
+            with torch.no_grad():
+                for weight, one in zip(weights, gradient, strict=True):
+                    weight.add_(one, alpha=-MOVED * norm / long if long else 0.0)
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, one in zip(weights, before, strict=True):
+                    weight.copy_(one)
