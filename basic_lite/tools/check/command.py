@@ -47,6 +47,11 @@ from basic_lite.tools.report.html import require_own
 
 _RECIPES = (".yaml", ".yml")
 _ORDER = ("bad", "look", "fact")
+# A recipe without data for evaluation.
+_NOTHING_HELD_OUT = (
+    *("data.eval=null", "training.eval_every=null", "training.eval_generate=0"),
+    "training.metric_for_best_model=off",
+)
 # As `basic-lite data` holds out.
 _HELD_OUT = 0.1
 
@@ -139,8 +144,7 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
         given = {text.partition("=")[0].strip() for text in overrides}
         evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
-        alone = [] if evaluated else ["data.eval=null", "training.eval_every=null", "training.eval_generate=0"]
-        alone += [] if evaluated else ["training.metric_for_best_model=off"]
+        alone = [] if evaluated else _NOTHING_HELD_OUT
         recipe = load_recipe(base, [f"name={json.dumps(name)}", f"data.train={own}", *alone, *overrides])
         if not isinstance(recipe.data.train, list) and recipe.data.train.prompt is None:
             seen = look(recipe.data.train)
