@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -219,7 +219,9 @@ def _unknown(data: Data, report: DataReport) -> Iterator[UnknownWords]:
 
 def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
     """Numbers of the pictures that a run would train on, and of those that it would hold out; none if it can't."""
-    whole = _readable(report, pictures)
+    # A run leaves out records whose pictures can't be read, and then holds out.
+    broken = broken_of(report, pictures)
+    whole = report.only(np.array([index not in broken for index in report.kept.tolist()], dtype=bool))
     if not can_hold_out(whole):
         return set(), set()
     trained, held = (
@@ -227,17 +229,6 @@ def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[i
         for part in hold_out(whole, recipe.data.held_out or _HELD_OUT, recipe.seed)
     )
     return trained, held
-
-
-def _readable(report: DataReport, pictures: Pictures) -> DataReport:
-    """Without the records whose pictures can't be read: a run leaves them out before it holds out."""
-    assert report.pictures is not None
-    broken = broken_of(report, pictures)
-    good = [index not in broken for index in report.kept.tolist()]
-    chosen = np.array(good, dtype=bool)
-    columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
-    kept = [keys for keys, whole in zip(report.pictures, good, strict=True) if whole]
-    return replace(report, **columns, pictures=kept)
 
 
 def broken_of(report: DataReport, pictures: Pictures) -> dict[int, BadImage]:
