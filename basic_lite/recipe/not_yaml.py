@@ -1,7 +1,7 @@
 """Why a text is no YAML, in plain words.
 
 ruamel.yaml says what its grammar expected, and where it noticed. A person wants to know which line to change: that
-line, or one a little above it.
+line, or one a little above it. A few usual slips are mended on trial; the one without which the text reads is told.
 """
 
 import itertools
@@ -10,14 +10,17 @@ import re
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-# A wrong indent has one of so many lines above, and what stands a few lines below must fit. A longer text isn't read
-# again to find it: some 100,000 characters are read in a second.
+# One of so many lines above has the slip, and what stands a few lines below must fit. A longer text isn't read again to
+# find it: some 100,000 characters are read in a second.
 _BACK, _ON, _MOST_READ = 4, 8, 20_000
 _KEY = r"\s*(?:- )?([A-Za-z_][\w.-]*)"
 _COLON_IN_VALUE = re.compile(rf"{_KEY}:\s+[^\s'\"\[{{#]")
-_NO_SPACE = re.compile(rf"{_KEY}:[^\s:/\\]")
-_NO_COLON = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:#.*)?")
 _BLOCK_TEXT = re.compile(rf"{_KEY}:\s+[|>][-+\d]*\s*(?:#.*)?")
+# What a line may lack, what it would be with that, and how to say it of a key.
+_LACKS = (
+    (re.compile(rf"{_KEY}:(?=[^\s:/\\])"), ": ", "has no space after `{}:`; add one"),
+    (re.compile(rf"{_KEY}(?=\s*(?:#.*)?$)"), ":", "has no colon after `{}`; add one"),
+)
 _ALIKE = "indent the keys of one section alike"
 # The grammar's complaint → ours. {line} and {sign}: where what it was reading begins.
 _SAYS = {
@@ -60,7 +63,7 @@ def why_not_yaml(error: YAMLError, text: str) -> tuple[int, int, str]:
 
 def _slip(lines: list[str], at: int, column: int) -> tuple[int, str] | None:
     """The line (from 0) of a usual slip that was noticed at ``at`` and ``column``, and what to say of it."""
-    if "\t" in lines[at][: _column(lines[at])]:
+    if lines[at][column : _column(lines[at])].startswith("\t"):
         return at, f"line {at + 1} is indented by a tab; indent by spaces alone"
     if match := _COLON_IN_VALUE.match(lines[at][:column]):
         return at, f"the value of `{match[1]}` has a colon in it on line {at + 1}; put the value in quotes"
@@ -68,14 +71,15 @@ def _slip(lines: list[str], at: int, column: int) -> tuple[int, str] | None:
         return found
     filled = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
     near = [number for number in filled if number <= at][-_BACK:]
-    for number in near[-2:]:
-        if match := _NO_SPACE.match(lines[number]):
-            return number, f"line {number + 1} has no space after `{match[1]}:`; add one"
-        if match := _NO_COLON.fullmatch(lines[number]):
-            return number, f"line {number + 1} has no colon after `{match[1]}`; add one"
-    if not near or sum(map(len, lines[: at + _ON])) > _MOST_READ:
+    lines = [line if number in filled else "" for number, line in enumerate(lines[: at + _ON])]
+    if not near or sum(map(len, lines)) > _MOST_READ:
         return None
-    return _wrong_indent([line if number in filled else "" for number, line in enumerate(lines[: at + _ON])], near)
+    for number, (lack, mend, says) in itertools.product(reversed(near), _LACKS):
+        if match := lack.match(lines[number]):
+            mended = f"{match[0].rstrip(':')}{mend}{lines[number][match.end() :]}"
+            if _reads([*lines[:number], mended, *lines[number + 1 :]]):
+                return number, f"line {number + 1} {says.format(match[1])}"
+    return _wrong_indent(lines, near)
 
 
 def _column(line: str) -> int:

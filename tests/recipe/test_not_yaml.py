@@ -69,6 +69,8 @@ def test_lines_that_were_moved_together_are_named_together() -> None:
         ),
         ("a: [1\nb: 2\n", "the bracket `[` that opens on line 1 isn't closed"),
         ("a: 'x\nb: 2\n", "the quote that opens on line 1 isn't closed"),
+        ("a: 'x\n  word\n", "the quote that opens on line 1 isn't closed"),
+        ("t:\n  a: b c\n    word\n   d: 1\n  e: 1\n", "line 4 is indented by 3 spaces"),
         ("a: [1]]\n", "nothing that `]` could belong to is open"),
         ("a: @x\n", "no value may begin with '@'; put it in quotes"),
         ("a: *.jpg\n", "put a text that begins with * in quotes"),
