@@ -81,7 +81,6 @@ class OutOfMemory(Exception):
     def __init__(self, when: str, found: str) -> None:
         first = found.strip().splitlines()[0] if found.strip() else ""
         super().__init__(f"out of memory {when}" + (f": {first}" if first else ""))
-        self.when = when
 
 
 def is_out_of_memory(error: BaseException) -> bool:

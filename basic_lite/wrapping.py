@@ -1,7 +1,8 @@
 """Lines broken between words, as wide as a terminal, and never inside a command.
 
 A line end inside a command would be copied with it, and a shell would run two halves. A command that is wider than the
-terminal stays one line: the terminal itself shows it in several, and hands it on as one.
+terminal stays one line: the terminal itself shows it in several, and hands it on as one. Where a sentence goes on
+behind a command, the command stands in backticks: without them nothing tells where it ends.
 """
 
 import re

@@ -44,7 +44,10 @@ def q(value: object) -> str:
     ("overrides", "expected"),
     [
         (["training.lerning_rate=1"], ["training.lerning_rate", "training.learning_rate"]),
-        (["data.train.path=nowhere.json"], ["data.train.path: there is no file nowhere.json; correct it"]),
+        (
+            ["data.train.path=nowhere.json"],
+            ["data.train.path: there is no file nowhere.json; put it there, or correct the path"],
+        ),
         (["data.train.path={folder}/broken.json"], ["broken.json", "line 3"]),
         (["data.train.path={folder}/missing.json"], ["missing.json, record 2", "gone.png", "data.bad_records"]),
         (["data.train.path={folder}/outside.json"], ["outside.json, record 1", "../"]),

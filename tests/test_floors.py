@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_every_module_is_on_a_floor() -> None:
 
 def test_no_import_runs_up() -> None:
     assert arrows_up(graph_of(our_sources())) == set()
+
+
+def test_a_bench_imports_no_test() -> None:
+    """What supports tests is for benches too."""
+    imports = re.compile(r"^\s*(?:from|import) tests(?!\.support\b)", re.MULTILINE)
+    assert [file for file in (ROOT / "bench").rglob("*.py") if imports.search(file.read_text(encoding="utf-8"))] == []
 
 
 def test_no_import_circle() -> None:

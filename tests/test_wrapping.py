@@ -1,14 +1,18 @@
 """Lines on a terminal: broken between words, never inside a command that someone is to copy."""
 
+import ast
 import io
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from basic_lite.commands.common import note
 from basic_lite.console import speaker
-from basic_lite.wrapping import wrapped
+from basic_lite.wrapping import _COMMAND, wrapped
 
 # What the program says, and the command in it.
 SAID = [
@@ -28,7 +32,14 @@ SAID = [
         'basic-lite chat runs/photos "my photos/cat on the sofa.jpg" "What is this, please?"',
     ),
     ("no configuration is here; fetch it: hf download a/b config.json, then again", "hf download a/b config.json"),
-    ("with several, `accelerate launch --multi_gpu -m basic_lite train x.yaml`", "accelerate launch --multi_gpu -m"),
+    (
+        "with several, `accelerate launch --multi_gpu -m basic_lite train x.yaml`",
+        "accelerate launch --multi_gpu -m basic_lite train x.yaml",
+    ),
+    (
+        "next, your own photos: `basic-lite data FOLDER` looks at them and writes a recipe, which says what it needs",
+        "basic-lite data FOLDER",
+    ),
 ]
 
 
@@ -45,7 +56,37 @@ def test_no_command_is_broken(
     for shown in (console.file.getvalue(), capsys.readouterr().err):  # type: ignore[attr-defined]
         assert command in shown
         assert shown.split() == text.split()
-        assert all(len(line) <= width or command in line or " " not in line.strip() for line in shown.splitlines())
+        # A stop or a backtick may stand on each side of a command.
+        assert all(
+            len(line) <= max(width, len(command) + 2 if command in line else len(line.split()[0]))
+            for line in shown.splitlines()
+        )
+
+
+def test_a_command_that_a_sentence_follows_stands_in_backticks() -> None:
+    """Of the program's own texts. The words behind a command without backticks are taken for its arguments."""
+    bare = [
+        f"{file}: {command[0]}"
+        for file in (Path(__file__).parents[1] / "basic_lite").rglob("*.py")
+        for text in texts(file)
+        for command in _COMMAND.finditer(text)
+        if text[: command.start()][-1:] != "`"
+        and re.search(r" (an?|and|in|is|it|looks|most|of|or|shows|the|with)\b", command[0])
+    ]
+    assert not bare
+
+
+def texts(file: Path) -> Iterator[str]:
+    """A file's texts but for docstrings; {} for what is filled in."""
+    parts: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr):
+            parts.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+            yield "".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.value
 
 
 def test_what_is_no_command_is_broken() -> None:

@@ -75,6 +75,12 @@ class DataReport:
         """Whether each kept record has an image [n], for the sampler."""
         return self.n_images > 0
 
+    def only(self, chosen: np.ndarray) -> DataReport:
+        """The report of a part of the kept records; ``chosen`` [n] bool."""
+        columns = {name: getattr(self, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
+        pictures = None if self.pictures is None else [self.pictures[place] for place in np.flatnonzero(chosen)]
+        return replace(self, **columns, pictures=pictures)
+
     def summary(self) -> list[str]:
         """Lines for the log: what is used, what was dropped and why."""
         n = len(self.kept)

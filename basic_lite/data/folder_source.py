@@ -146,20 +146,22 @@ def text_of(picture: str, texts: Mapping[str, str]) -> str | None:
 def _read_once(again: list[str], name: str) -> tuple[str, ...]:
     if not again:
         return ()
-    listed = ", ".join(again[:5]) + (", …" if len(again) > 5 else "")
-    return (f"{name}: links to folders that are read already are left out: {listed}",)
+    return (f"{name}: links to folders that are read already are left out: {_first(again)}",)
 
 
 def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str, ...]:
     lonely = sorted(set(texts.values()) - {text_of(one, texts) for one in pictures})
     if not lonely:
         return ()
-    listed = ", ".join(lonely[:5]) + (", …" if len(lonely) > 5 else "")
     one = len(lonely) == 1
     return (
         f"{name}: {'a text has' if one else f'{len(lonely)} texts have'} no picture of the same name and "
-        f"{'is' if one else 'are'} left out: {listed}",
+        f"{'is' if one else 'are'} left out: {_first(lonely)}",
     )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def _read(path: str, name: str) -> str:

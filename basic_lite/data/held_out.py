@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from basic_lite.data.check import DataReport
+from basic_lite.data.sampler import generator_of
 from basic_lite.errors import UserError
 
 # Draws from the recipe's seed, apart from everything else that is drawn from it.
@@ -31,8 +32,7 @@ def hold_out(report: DataReport, share: float, seed: int) -> tuple[DataReport, D
             "data.held_out: every record of data.train has the same picture, so none can be held out that training "
             "doesn't see; remove data.held_out, or name other data in data.eval"
         )
-    state = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(state % 2**63)).tolist()
+    order = torch.randperm(len(groups), generator=generator_of(seed, _STREAM)).tolist()
     most = max(1, round(share * len(report.kept)))
     chosen: list[int] = []
     for number in order:
@@ -40,7 +40,7 @@ def hold_out(report: DataReport, share: float, seed: int) -> tuple[DataReport, D
             chosen += groups[number]
     held = np.zeros(len(report.kept), dtype=bool)
     held[chosen or min(groups, key=len)] = True
-    return _part(report, ~held), replace(_part(report, held), problems=[], broken=[])
+    return report.only(~held), replace(report.only(held), problems=[], broken=[])
 
 
 def can_hold_out(report: DataReport) -> bool:
@@ -66,9 +66,3 @@ def _groups(pictures: list[tuple[int, ...]]) -> list[list[int]]:
     for place in range(len(pictures)):
         groups.setdefault(root(place), []).append(place)
     return list(groups.values())
-
-
-def _part(report: DataReport, chosen: np.ndarray) -> DataReport:
-    assert report.pictures is not None
-    columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
-    return replace(report, **columns, pictures=[report.pictures[place] for place in np.flatnonzero(chosen)])

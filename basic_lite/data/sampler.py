@@ -11,6 +11,12 @@ from basic_lite.recipe.schema import Grouping
 _POOL_BATCHES = 50
 
 
+def generator_of(seed: int, stream: int) -> torch.Generator:
+    """One of the generators of a seed. Hashed, so that stream 1 of seed 0 has nothing to do with stream 0 of seed 1."""
+    state = int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state % 2**63)
+
+
 @dataclass
 class GroupedSampler:
     """Indices of one epoch, ``global_batch`` after ``global_batch``, each micro-batch a slice of one.
@@ -51,9 +57,7 @@ class GroupedSampler:
 
     def order(self, epoch: int) -> np.ndarray:
         """All indices [n] in the order of an epoch."""
-        # Hashed, so that epoch 1 of seed 0 has nothing to do with epoch 0 of seed 1.
-        state = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(state % 2**63)
+        generator = generator_of(self.seed, epoch)
         if self.mode == "none" or not len(self):
             return self._longest_batch_first(torch.randperm(len(self), generator=generator).numpy())
         everything = np.arange(len(self))

@@ -30,6 +30,7 @@ from basic_lite.recipe.rules import in_order
 from basic_lite.recipe.schema import SourceSection
 
 Mend = Callable[[Path], str]
+_OTHERWISE = "put it there, or correct the path"
 
 
 def load_records(section: SourceSection | Sequence[SourceSection], *, root: Path, key: str = "") -> Records:
@@ -87,13 +88,13 @@ def _looks_at(section: SourceSection, root: Path, before: str, mend: Mend) -> It
 
 def _require_folder(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.isdir(place_in(root, name)):
-        otherwise = "correct it, or leave it out" if key.endswith("image_dir") else "correct it"
+        otherwise = "put it there, correct the path, or leave the key out" if key.endswith("image_dir") else _OTHERWISE
         raise UserError(f"{key}: there is no folder {name}; {mend(Path(name)) or otherwise}")
 
 
 def _require_file(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.exists(place_in(root, name)):
-        raise UserError(f"{key}: there is no file {name}; {mend(Path(name)) or 'correct it'}")
+        raise UserError(f"{key}: there is no file {name}; {mend(Path(name)) or _OTHERWISE}")
 
 
 def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing) -> list[str]:
@@ -106,7 +107,7 @@ def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing
     files = [str(path)] if os.path.isfile(path) else _matching(path)
     if not files:
         known = "" if glob.has_magic(name) else mend(Path(name))
-        raise UserError(f"{key}: no file matches {name}; {known or 'correct it'}")
+        raise UserError(f"{key}: no file matches {name}; {known or _OTHERWISE}")
     return files
 
 

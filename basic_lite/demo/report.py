@@ -92,8 +92,8 @@ def show_report(
         console.print(printable(f"{what}:\n  {command_line(words)}"), soft_wrap=True, markup=False)
 
     speaker(console)(
-        "next, your own photos, with their texts in a table or in .txt files: basic-lite data FOLDER looks at them and "
-        "writes a recipe, which says what it needs"
+        "next, your own photos, with their texts in a table or in .txt files: `basic-lite data FOLDER` looks at them "
+        "and writes a recipe, which says what it needs"
     )
 
 

@@ -115,7 +115,7 @@ def why_no_gpu(facts: GpuFacts) -> str | None:
     return (
         f"{runs_on}: torch {facts.torch_version} can't open it (torch.cuda.is_available() is false). Restart after a "
         "driver update, give a container its cards (--gpus all); "
-        'python -c "import torch; torch.zeros(1).cuda()" shows the reason'
+        '`python -c "import torch; torch.zeros(1).cuda()"` shows the reason'
     )
 
 

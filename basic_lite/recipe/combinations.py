@@ -28,6 +28,11 @@ _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", 
 # Tokens of a micro-batch: an 80 GB card holds some 100,000 of a 7B model's.
 MOST_TOKENS = 2**24
 OUTSIDE_LLM = ("multi_modal_projector", "projector", "vision_tower", "vision_model")
+_HOLD_OUT = "data.eval is not given; add data.eval, keep a part of data.train for it with data.held_out=0.05"
+
+
+def _nothing_held_out(v: Values) -> bool:
+    return v["data.eval"] is None and v["data.held_out"] is None
 
 
 # Keys, whether they can't work together, and what to do. Rules whose message names a value are functions below.
@@ -67,15 +72,13 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     ),
     (
         ["training.eval_every", "data.eval"],
-        lambda v: v["training.eval_every"] is not None and v["data.eval"] is None and v["data.held_out"] is None,
-        "there is nothing to evaluate on: data.eval is not given; add data.eval, keep a part of data.train for it with "
-        "data.held_out=0.05, or remove training.eval_every",
+        lambda v: v["training.eval_every"] is not None and _nothing_held_out(v),
+        f"there is nothing to evaluate on: {_HOLD_OUT}, or remove training.eval_every",
     ),
     (
         ["training.eval_generate", "data.eval"],
-        lambda v: v["training.eval_generate"] > 0 and v["data.eval"] is None and v["data.held_out"] is None,
-        "there are no held-out questions to answer: data.eval is not given; add data.eval, keep a part of data.train "
-        "for it with data.held_out=0.05, or set training.eval_generate=0",
+        lambda v: v["training.eval_generate"] > 0 and _nothing_held_out(v),
+        f"there are no held-out questions to answer: {_HOLD_OUT}, or set training.eval_generate=0",
     ),
     (
         ["training.metric_for_best_model", "training.eval_generate"],
@@ -85,11 +88,9 @@ _RULES: tuple[tuple[list[str], Callable[[Values], bool], str], ...] = (
     ),
     (
         ["training.metric_for_best_model", "data.eval"],
-        lambda v: (
-            v["training.metric_for_best_model"] == "loss" and v["data.eval"] is None and v["data.held_out"] is None
-        ),
-        "there is no held-out data, so no step has such a loss: data.eval is not given; add data.eval, keep a part of "
-        "data.train for it with data.held_out=0.05, or set training.metric_for_best_model=off",
+        lambda v: v["training.metric_for_best_model"] == "loss" and _nothing_held_out(v),
+        f"there is no held-out data, so no step has such a loss: {_HOLD_OUT}, or set "
+        "training.metric_for_best_model=off",
     ),
     (
         ["data.held_out", "data.eval"],

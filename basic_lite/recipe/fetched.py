@@ -1,6 +1,5 @@
 """Data that a shipped recipe's first lines fetch: who misses it has nothing to correct, but something to download."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from basic_lite.choices import mend_of_missing
 from basic_lite.outside import read_text
 from basic_lite.recipe.load import shipped_recipes
 
-_FETCHED_TO = re.compile(r"--local-dir (\S+)")
+_FETCHED_TO = re.compile(r"^#.* --local-dir (\S+)", re.MULTILINE)
+_NAMED = re.compile(r"^ +(?:path|image_dir): (\S+)", re.MULTILINE)
 
 
 def mend_of_missing_data(path: Path, name: str = "") -> str:
@@ -21,14 +21,15 @@ def mend_of_missing_data(path: Path, name: str = "") -> str:
     if mend := mend_of_missing(path):
         return mend
     files = sorted(shipped_recipes(), key=lambda file: file.stem != name)
-    file = next((file for file in files if any(path.is_relative_to(place) for place in _places(file))), None)
+    file = next((file for file in files if _fetches(file, path.absolute())), None)
     if file is None:
         return ""
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
     return f"it is to be downloaded: the first lines of {shown.as_posix()} have the commands"
 
 
-def _places(file: Path) -> list[str]:
-    """The folders that the commands in a recipe's first lines write to."""
-    head = itertools.takewhile(lambda line: line.startswith("#"), read_text(file, encoding="utf-8-sig").splitlines())
-    return _FETCHED_TO.findall("\n".join(head))
+def _fetches(file: Path, path: Path) -> bool:
+    """Whether a recipe names this data, and the commands in its first lines write to where it is."""
+    text = read_text(file, encoding="utf-8-sig")
+    written, named = ([Path(one).absolute() for one in places.findall(text)] for places in (_FETCHED_TO, _NAMED))
+    return path in named and any(path.is_relative_to(folder) for folder in written)

@@ -80,7 +80,7 @@ def nearest_key(path: KeyPath) -> tuple[str, bool]:
 
     Same name in another section comes first, then a similar name in the same section, then one anywhere.
     """
-    wrong, section = path[-1].lower()[:_COMPARED], ".".join(path[:-1])
+    wrong = path[-1].lower()[:_COMPARED]
     if wrong in SYNONYMS:
         return SYNONYMS[wrong], True
     if any(row.name == ".".join(path) for row in describe_keys()):

@@ -87,57 +87,12 @@ def evaluate(
     return EvalResult(predictions, most, metric=metric)
 
 
-def made_with(
-    bundle: Bundle,
-    asked: Asked,
-    trained: Compared,
-    chat: ChatFormat,
-    *,
-    data: str | None,
-    image_dir: str | os.PathLike[str] | None,
-    limit: int | None,
-    max_new_tokens: int | None,
-    metric: MetricName,
-    controls: int,
-) -> dict[str, Any]:
-    """The settings of an evaluation, and what tells its model and its data from any others.
-
-    Args:
-        trained: the records, compared with what the run was trained on.
-        data: the file's path; None: the records come from none.
-        max_new_tokens: None: as many as the records' own answers need.
-
-    Raises:
-        BadImage: a picture is missing.
-    """
-    digest = hashlib.sha256()
-    for question in asked.questions:
-        one = question.record
-        pictures = [picture_key(image) for image in one.images]
-        text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
-        digest.update(json.dumps([*text, question.answers, question.groups, question.circle]).encode())
-    return {
-        "bundle": bundle.folder.name,
-        "step": bundle.step,
-        "model_sha256": sha256(bundle.folder / MANIFEST),
-        "data": data,
-        "image_dir": None if image_dir is None else os.path.abspath(image_dir),
-        "limit": limit,
-        "benchmark": asked.benchmark.name if asked.benchmark is not None else None,
-        "instruction": asked.added if asked.benchmark is not None else None,
-        "metric": metric,
-        "controls": controls,
-        "template": chat.template,
-        "max_new_tokens": max_new_tokens or tokens_of(asked, chat),
-        # Predictions of which less is known don't replace others.
-        "not_known": trained.marks.count(None),
-        "data_sha256": digest.hexdigest(),
-    }
-
-
 @dataclass(frozen=True)
 class Ready:
-    """Questions that a run is about to be asked, and all that decides its answers and their score."""
+    """Questions that a run is about to be asked, and all that decides its answers and their score.
+
+    ``settings`` tell its model, its data and the way it is asked from any others.
+    """
 
     loaded: Loaded
     bundle: Bundle
@@ -176,26 +131,55 @@ def make_ready(
     asked: Asked,
     console: Console,
     *,
+    data: str | None,
+    image_dir: str | os.PathLike[str] | None,
+    limit: int | None,
+    max_new_tokens: int | None,
     template: Template | None,
+    metric: MetricName,
     controls: int,
-    **settings: Any,
 ) -> Ready:
     """Compare the questions with what the run was trained on, and choose those that are asked again.
 
     Args:
         console: counts what is compared.
-        settings: see ``made_with``.
+        data: the file's path; None: the records come from none.
+        max_new_tokens: None: as many as the records' own answers need.
+
+    Raises:
+        BadImage: a picture is missing.
     """
     chat = chat_format(bundle.recipe, loaded, template)
     records = [one.record for one in asked.questions]
     trained = compare(record_of(bundle, partial(counting, console, "comparing")), records)
-    made = made_with(bundle, asked, trained, chat, controls=controls, **settings)
-    return Ready(loaded, bundle, asked, chat, trained, asked_again(asked.questions, controls, chat), made)
+    settings = {
+        "bundle": bundle.folder.name,
+        "step": bundle.step,
+        "model_sha256": sha256(bundle.folder / MANIFEST),
+        "data": data,
+        "image_dir": None if image_dir is None else os.path.abspath(image_dir),
+        "limit": limit,
+        "benchmark": asked.benchmark.name if asked.benchmark is not None else None,
+        "instruction": asked.added if asked.benchmark is not None else None,
+        "metric": metric,
+        "controls": controls,
+        "template": chat.template,
+        "max_new_tokens": max_new_tokens or asked.tokens(answer_length(chat, records)),
+        # Predictions of which less is known don't replace others.
+        "not_known": trained.marks.count(None),
+        "data_sha256": _digest(asked),
+    }
+    return Ready(loaded, bundle, asked, chat, trained, asked_again(asked.questions, controls, chat), settings)
 
 
-def tokens_of(asked: Asked, chat: ChatFormat) -> int:
-    """The most tokens of an answer, if nobody says otherwise."""
-    return asked.tokens(answer_length(chat, [one.record for one in asked.questions]))
+def _digest(asked: Asked) -> str:
+    digest = hashlib.sha256()
+    for question in asked.questions:
+        one = question.record
+        pictures = [picture_key(image) for image in one.images]
+        text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
+        digest.update(json.dumps([*text, question.answers, question.groups, question.circle]).encode())
+    return digest.hexdigest()
 
 
 def evaluate_run(

@@ -29,7 +29,7 @@ def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
     nobody has changed it since.
 
     Args:
-        settings: of the new predictions (``evaluate.made_with``); None: they aren't known yet.
+        settings: of the new predictions (``evaluate.Ready``); None: they aren't known yet.
     """
     beside = path.with_suffix(SUMMARY)
     if linked := next((one for one in (path, beside) if one.is_symlink()), None):

@@ -134,7 +134,7 @@ def _look(
         require_inputs(recipe, earlier=folder.checkpoint is None and not awaited)
     frontend = load_frontend(recipe.model)
     if before is not None:
-        _require_same_model(before, recipe, frontend)
+        _require_same_model(before, frontend)
     machine = Machine.card(recipe) if device is None else Machine.here(recipe, device)
     parts = planned_parts(recipe, frontend, machine.dtype)
     if folder.finished:
@@ -165,7 +165,7 @@ def _look(
     return StageOutlook(recipe, folder, frontend, parts, rehearsal, work, seconds, cards, disk.most_bytes)
 
 
-def _require_same_model(before: StageOutlook, recipe: Recipe, frontend: Frontend) -> None:
+def _require_same_model(before: StageOutlook, frontend: Frontend) -> None:
     theirs, ours = model_facts(before.frontend.config), model_facts(frontend.config)
     wrong = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
     if wrong:

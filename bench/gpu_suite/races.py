@@ -1,7 +1,7 @@
 """The same bits every time, and what the loaded kernels take: registers, spilled registers, shared memory.
 
 Each kernel runs many times on the same inputs, with memory filled with NaN in between and other work beside it
-(``tests/kernels/test_races.py``). Then each kernel that this process has loaded says what the driver made of it.
+(``bench/same_bits.py``). Then each kernel that this process has loaded says what the driver made of it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from basic_lite_kernels.operations import choose
 from bench import measure
+from bench.same_bits import REPEATS, Disturbance, differing_runs, works
 from bench.tables import columns, write_json
-from tests.kernels.test_races import REPEATS, Disturbance, differing_runs, works
 
 HEADER = ("name", "warps", "registers", "stack_bytes", "shared_bytes")
 

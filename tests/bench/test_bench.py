@@ -113,7 +113,7 @@ from basic_lite_kernels.operations import choose
 from bench import bench_attention_mass as mass, bench_direction_loss as direction
 from bench import bench_row_scaling as scaling, bench_vocab_kl as vocab
 from bench import measure, rows
-from tests.kernels import test_races as races
+from bench import same_bits
 
 cpu, gpu = torch.device("cpu"), torch.device("cuda")  # nothing is put on the latter: it says who takes part
 kernels = choose("triton", cpu)
@@ -136,8 +136,8 @@ for bench, shape, arguments in cases:
         assert measure.relative(gradient, exact_gradient) < 1e-5, contender.who
         assert loss is None or measure.relative(loss, exact_loss) < 1e-5, contender.who
         print("right", contender.who)
-for name, work in races.works(kernels.operations, cpu, tiny=True).items():
-    assert races.differing_runs(work, lambda run: None, 1) == 0, name
+for name, work in same_bits.works(kernels.operations, cpu, tiny=True).items():
+    assert same_bits.differing_runs(work, lambda run: None, 1) == 0, name
 """
 
 

@@ -119,7 +119,7 @@ def test_imagefolder(tmp_path: Path, kind: str, split: str, monkeypatch: pytest.
 def test_what_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "bare").mkdir()
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"folder": "nowhere"}, "^folder: there is no folder nowhere; correct it$"),
+        ({"folder": "nowhere"}, "^folder: there is no folder nowhere; put it there, or correct the path$"),
         ({"folder": "bare"}, "no picture in this folder"),
         ({"folder": "photos", "columns": {"answer": "text"}}, "remove `columns`"),
         ({"folder": "photos", "image_dir": "photos"}, "remove image_dir"),

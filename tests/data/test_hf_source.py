@@ -118,9 +118,9 @@ def test_what_can_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"saved": "saved"}, r"none of its columns \(picture, talk\)"),
         ({"saved": "saved", "columns": {"conversations": "talks"}},
          r"no column 'talks' \(nearest: 'talk'\); it has picture, talk"),
-        ({"saved": "nowhere"}, "^saved: there is no folder nowhere; correct it$"),
+        ({"saved": "nowhere"}, "^saved: there is no folder nowhere; put it there, or correct the path$"),
         ({"saved": "cache"}, "can't be read"),
-        ({"parquet": "*.parquet"}, r"^parquet: no file matches \*\.parquet; correct it$"),
+        ({"parquet": "*.parquet"}, r"^parquet: no file matches \*\.parquet; put it there, or correct the path$"),
         ({"parquet": "broken.pq"}, "can't be read"),
         ({"hub": "org/data"}, r"org/data: the data set isn't here, and the hub can't be reached \(no network\)"),
     ]  # fmt: skip

@@ -141,7 +141,7 @@ def test_other_encodings_and_missing_files(tmp_path: Path) -> None:
         ("latin.json", r"line 1: not UTF-8 \(byte 9\)"),
         ("wide.json", "UTF-16"),
         ("end.json", "line 2: not UTF-8"),
-        ("no.json", r"^path: there is no file no\.json; correct it$"),
+        ("no.json", r"^path: there is no file no\.json; put it there, or correct the path$"),
         ("", "names no data"),
     ]
     for name, expected in cases:

@@ -69,6 +69,8 @@ def test_lines_that_were_moved_together_are_named_together() -> None:
         ),
         ("a: [1\nb: 2\n", "the bracket `[` that opens on line 1 isn't closed"),
         ("a: 'x\nb: 2\n", "the quote that opens on line 1 isn't closed"),
+        ("a: 'x\n  word\n", "the quote that opens on line 1 isn't closed"),
+        ("t:\n  a: b c\n    word\n   d: 1\n  e: 1\n", "line 4 is indented by 3 spaces"),
         ("a: [1]]\n", "nothing that `]` could belong to is open"),
         ("a: @x\n", "no value may begin with '@'; put it in quotes"),
         ("a: *.jpg\n", "put a text that begins with * in quotes"),
@@ -82,6 +84,34 @@ def test_other_slips_are_said_in_plain_words(text: str, says: str) -> None:
     said = told(text.splitlines())
     assert says in said
     assert not re.search(r"<\w+|mapping values|expected", said)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "a:\n  b: |\n    one\n   two\n  c: 1\n",
+            "line 4 is indented by 3 spaces, line 3 by 4; indent all lines of a text",
+        ),
+        (
+            "a:\n  b: |\n    one\n  and two\n  c: 1\n",
+            "line 4 is indented by 2 spaces, line 3 by 4; indent all lines of a",
+        ),
+        ("a:\n  - b: >-\n  one two\n    c: 1\n", "line 3 is indented by 2 spaces, line 2 by 4; indent all lines of a"),
+        (
+            "a:\n  b: >\n    x: 1\n   y:2\n    z\n  c: 1\n",
+            "line 4 is indented by 3 spaces, line 3 by 4; indent all lines",
+        ),
+        ("b: |\n  # one\n two\nc: 1\n", "line 3 is indented by 1 space, line 2 by 2; indent all lines of a text alike"),
+        # What stands behind a text isn't of it.
+        (
+            "a:\n  b: |\n    x:1\n  # y\n  c: 1\n   d: 1\n  e: 1\n",
+            "line 6 is indented by 3 spaces, the lines beside it by 2",
+        ),
+    ],
+)
+def test_a_block_text_is_told_of_its_own_lines(text: str, says: str) -> None:
+    assert says in told(text.splitlines())
 
 
 def test_a_key_in_the_wrong_section_is_told_of_its_indent() -> None:

@@ -28,13 +28,16 @@ MISSING: dict[str, tuple[dict[str, Any], str]] = {
     "model.llm": ({"model.llm": "/c"}, "model.llm: there is no folder /c; give model.llm a folder"),
     "data.train": (
         {"data.train": [{"path": "d.csv", "image_dir": "e"}, {"folder": "f"}, {"saved": "g"}, {"parquet": "h/*.pq"}]},
-        "data.train.0.image_dir: there is no folder e; correct it, or leave it out\n"
-        "data.train.0.path: there is no file d.csv; correct it\n"
-        "data.train.1.folder: there is no folder f; correct it\n"
-        "data.train.2.saved: there is no folder g; correct it\n"
-        "data.train.3.parquet: no file matches h/*.pq; correct it",
+        "data.train.0.image_dir: there is no folder e; put it there, correct the path, or leave the key out\n"
+        "data.train.0.path: there is no file d.csv; put it there, or correct the path\n"
+        "data.train.1.folder: there is no folder f; put it there, or correct the path\n"
+        "data.train.2.saved: there is no folder g; put it there, or correct the path\n"
+        "data.train.3.parquet: no file matches h/*.pq; put it there, or correct the path",
     ),
-    "data.eval": ({"data.eval": {"path": "zzz.csv"}}, "data.eval.path: there is no file zzz.csv; correct it"),
+    "data.eval": (
+        {"data.eval": {"path": "zzz.csv"}},
+        "data.eval.path: there is no file zzz.csv; put it there, or correct the path",
+    ),
 }
 
 
@@ -67,7 +70,7 @@ def test_a_missing_start_is_told_with_the_data(here: Path, start: str) -> None:
     changes = {"model.start": "a", "model.vision": None, "model.llm": None, "data.train.path": "nothing.csv"}
     start_missing, data_missing = refused(start, tiny_recipe(here, changes))
     assert "model.start: there is no folder a" in start_missing
-    assert "data.train.path: there is no file nothing.csv; correct it" in data_missing
+    assert "data.train.path: there is no file nothing.csv; put it there, or correct the path" in data_missing
 
 
 def test_a_start_of_another_shape_is_told_with_the_data(here: Path) -> None:
@@ -81,7 +84,7 @@ def test_a_start_of_another_shape_is_told_with_the_data(here: Path) -> None:
     for start in STARTS:
         other_shape, data_missing = refused(start, tiny_recipe(here, changes))
         assert "has another shape than this recipe's (lora.rank is 2)" in other_shape
-        assert "data.eval.path: there is no file nothing.csv; correct it" in data_missing
+        assert "data.eval.path: there is no file nothing.csv; put it there, or correct the path" in data_missing
 
 
 def test_a_projector_alone_is_told_after_the_plan(here: Path) -> None:
@@ -128,7 +131,7 @@ def test_what_the_demo_makes_is_told(
 
 
 def test_data_of_a_shipped_recipe_is_to_be_downloaded_not_corrected(here: Path) -> None:
-    """Nothing in the recipe is wrong; a file that nothing fetches is still to be corrected."""
+    """Nothing in the recipe is wrong."""
     for name, folder in (("small_pretrain", "LLaVA-Pretrain"), ("7b_qlora", "LLaVA-Instruct")):
         recipe = load_recipe(name, ["model.projector=null"] if name == "7b_qlora" else [])
         with pytest.raises(UserError) as caught:
@@ -138,8 +141,26 @@ def test_data_of_a_shipped_recipe_is_to_be_downloaded_not_corrected(here: Path) 
         for one in said:
             assert "; it is to be downloaded: the first lines of " in one
             assert one.endswith(f"/recipes/{name}.yaml have the commands")
-    with pytest.raises(UserError, match=r"no file data/LLaVA-Own/a\.json; correct it$"):
-        all_at_once(*_looks_at_data(tiny_recipe(here, {"data.train.path": "data/LLaVA-Own/a.json"})))
+
+
+@pytest.mark.parametrize("path", ["data/LLaVA-Own/a.json", "data/LLaVA-Instruct/llava_150k.json"])
+def test_data_that_nothing_fetches_is_to_be_put_there_or_its_path_corrected(here: Path, path: str) -> None:
+    """In a folder that a shipped recipe fetches into, too."""
+    with pytest.raises(UserError, match=rf"no file {path}; put it there, or correct the path$"):
+        all_at_once(*_looks_at_data(tiny_recipe(here, {"data.train.path": path})))
+
+
+@pytest.mark.parametrize("folder", ["data", "{here}/data"])
+def test_an_own_recipe_is_told_which_shipped_one_fetches_its_file(here: Path, folder: str) -> None:
+    """Several recipes fetch into that folder; one of them fetches this file."""
+    place = f"{folder.format(here=here)}/LLaVA-Instruct"
+    changes = {
+        "data.train.path": f"{place}/llava_instruct_150k.json",
+        "data.train.image_dir": f"{place}/coco/train2017",
+    }
+    with pytest.raises(UserError) as caught:
+        all_at_once(*_looks_at_data(tiny_recipe(here, changes)))
+    assert str(caught.value).count("/recipes/small_instruct.yaml have the commands") == 2
 
 
 def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
@@ -147,7 +168,8 @@ def test_what_the_demo_has_made_is_not_called_missing(here: Path) -> None:
     recipe = load_recipe("demo_stage1")
     (here / "runs/demo/world/pretrain.jsn").touch()
     assert refused("dry run", recipe) == [
-        "data.train.image_dir: there is no folder runs/demo/world/images; correct it, or leave it out",
+        "data.train.image_dir: there is no folder runs/demo/world/images; "
+        "put it there, correct the path, or leave the key out",
         "data.train.path: there is no file runs/demo/world/pretrain.json; did you mean runs/demo/world/pretrain.jsn?",
     ]
 

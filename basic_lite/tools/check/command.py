@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,11 @@ from basic_lite.tools.report.html import require_own
 
 _RECIPES = (".yaml", ".yml")
 _ORDER = ("bad", "look", "fact")
+# A recipe without data for evaluation.
+_NOTHING_HELD_OUT = (
+    *("data.eval=null", "training.eval_every=null", "training.eval_generate=0"),
+    "training.metric_for_best_model=off",
+)
 # As `basic-lite data` holds out.
 _HELD_OUT = 0.1
 
@@ -139,8 +144,7 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
         given = {text.partition("=")[0].strip() for text in overrides}
         evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
-        alone = [] if evaluated else ["data.eval=null", "training.eval_every=null", "training.eval_generate=0"]
-        alone += [] if evaluated else ["training.metric_for_best_model=off"]
+        alone = [] if evaluated else _NOTHING_HELD_OUT
         recipe = load_recipe(base, [f"name={json.dumps(name)}", f"data.train={own}", *alone, *overrides])
         if not isinstance(recipe.data.train, list) and recipe.data.train.prompt is None:
             seen = look(recipe.data.train)
@@ -215,7 +219,9 @@ def _unknown(data: Data, report: DataReport) -> Iterator[UnknownWords]:
 
 def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
     """Numbers of the pictures that a run would train on, and of those that it would hold out; none if it can't."""
-    whole = _readable(report, pictures)
+    # A run leaves out records whose pictures can't be read, and then holds out.
+    broken = broken_of(report, pictures)
+    whole = report.only(np.array([index not in broken for index in report.kept.tolist()], dtype=bool))
     if not can_hold_out(whole):
         return set(), set()
     trained, held = (
@@ -223,17 +229,6 @@ def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[i
         for part in hold_out(whole, recipe.data.held_out or _HELD_OUT, recipe.seed)
     )
     return trained, held
-
-
-def _readable(report: DataReport, pictures: Pictures) -> DataReport:
-    """Without the records whose pictures can't be read: a run leaves them out before it holds out."""
-    assert report.pictures is not None
-    broken = broken_of(report, pictures)
-    good = [index not in broken for index in report.kept.tolist()]
-    chosen = np.array(good, dtype=bool)
-    columns = {name: getattr(report, name)[chosen] for name in ("kept", "lengths", "supervised", "n_images", "cut")}
-    kept = [keys for keys, whole in zip(report.pictures, good, strict=True) if whole]
-    return replace(report, **columns, pictures=kept)
 
 
 def broken_of(report: DataReport, pictures: Pictures) -> dict[int, BadImage]:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from basic_lite.data.check import DataReport
+from basic_lite.data.check import DataReport, key_of
 from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
 from basic_lite.data.unknown_words import UnknownWords
 from basic_lite.recipe.schema import DataSection
@@ -89,13 +89,13 @@ def of_records(
             [unreadable[index] for index in sorted(unreadable)[:MOST_EXAMPLES]],
         )  # fmt: skip
     for kind, problems in groups.items():
-        key = "data.too_long" if kind == TooLong.kind else "data.bad_records"
         mend = "give each record an answer" if kind == NoSupervisedToken.kind else "mend them"
         if kind == TooLong.kind:
             mend = f"raise data.max_length (now {section.max_length:,}; more memory)"
         yield Finding(
             "bad", f"{of}records: {kind}", _of(len(problems), report.total), f"these {can_not}",
-            f"{mend}, or leave them out with {key}=drop", [_broken(one) for one in problems[:MOST_EXAMPLES]],
+            f"{mend}, or leave them out with {key_of(problems[0])}=drop",
+            [_broken(one) for one in problems[:MOST_EXAMPLES]],
         )  # fmt: skip
     cut = np.flatnonzero(report.cut)
     if len(cut):

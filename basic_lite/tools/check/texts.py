@@ -83,7 +83,6 @@ class Texts:
         self.scripts: Counter[str] = Counter()
         self.examples: dict[str, int] = {}
         self.asked, self.said = Sampled(), Sampled()
-        self.answers = 0
         self._questions, self._replies, self._records = array("q"), array("q"), array("q")
 
     def add(self, index: int, record: Record) -> None:
@@ -99,7 +98,6 @@ class Texts:
             if turn.role != "gpt":
                 asked = text
                 continue
-            self.answers += 1
             said.append(text)
             blank = blank or not text.strip()
             repeats = repeats or is_repetitive(text)

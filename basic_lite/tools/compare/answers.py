@@ -16,7 +16,7 @@ from basic_lite.tools.predictions import SHA256, SUMMARY
 from basic_lite.training.files import sha256
 from basic_lite.training.places import PREDICTIONS, is_run, json_lines, later, read_json
 
-EVAL = "basic-lite eval RUN --data FILE answers the same file with each"
+EVAL = "`basic-lite eval RUN --data FILE` answers the same file with each"
 # What a question is: with any of these changed it is another one.
 _QUESTION = ("number", "id", "images", "question", "reference", "references")
 

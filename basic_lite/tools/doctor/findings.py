@@ -18,7 +18,7 @@ _CARD, _MEMORY = 7.5 * GIB, 8 * GIB
 # Of a card's memory: with less of it free, other programs are on it.
 _MOST_TAKEN = 0.15
 _ORDER = ("needed", "slow", "note")
-_AGAIN = "a new environment and pip install -e . mend most of this"
+_AGAIN = "a new environment and `pip install -e .` mend most of this"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
             say(f"warning: {warning}")
         for name, text in found.look.illnesses.items():
             say(f"note: {name}: {text}")
-    say(f"can basic-lite train it with BASIC today? {found.facts.training}")
+    say(f"can it be trained with BASIC today? {found.facts.training}")
 
 
 def _facts(found: Inspection) -> Sheet:

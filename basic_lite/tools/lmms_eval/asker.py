@@ -180,6 +180,6 @@ def _require_no_export(place: Path) -> None:
 def _require_one_process() -> None:
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UserError(
-            f"this is one of {count} processes, and a run is evaluated by one; start python -m lmms_eval without "
-            "accelerate launch or torchrun"
+            f"this is one of {count} processes, and a run is evaluated by one; start `python -m lmms_eval` without "
+            "`accelerate launch` or torchrun"
         )

@@ -104,7 +104,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     for share, _, rest in (match.partition(" ") for match in facts.row.matches):
         yield Card("Exact match", share, rest)
     if verdict is None and not facts.row.matches:
-        yield Card("Exact match", "not measured", "basic-lite eval RUN --held-out measures it")
+        yield Card("Exact match", "not measured", "measure it: basic-lite eval RUN --held-out")
     yield Card("BASIC", *_basic(facts))
     if premise := _premise_card(facts):
         yield premise

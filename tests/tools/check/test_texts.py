@@ -53,7 +53,7 @@ def test_blank_endless_and_marked() -> None:
     ]
     texts = texts_of(records)
     assert (texts.blank.places, texts.repeating.places, texts.with_token.places) == ([1], [2], [3, 4])
-    assert texts.tokens == {"</s>": 1, "<|im_end|>": 1, "<|eot_id|>": 2} and texts.answers == 6
+    assert texts.tokens == {"</s>": 1, "<|im_end|>": 1, "<|eot_id|>": 2}
     assert texts_of(records, special=["so on"]).with_token.places == [2, 3, 4]
 
 

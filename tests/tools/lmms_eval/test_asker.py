@@ -145,7 +145,7 @@ def test_what_cannot_be_opened_is_refused(folder: Path, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"--device is 'cuda:0', which is none of auto, cpu, cuda; did you mean cuda\?"):
         Asker(Opening(str(run), "cuda:0", 1))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"one of 2 processes.*without accelerate launch"):
+    with pytest.raises(UserError, match=r"one of 2 processes.*without `accelerate launch`"):
         Asker(Opening(str(run), "cpu", 1))
 
 
