@@ -199,7 +199,8 @@ class SupervisionSection(Section):
     enabled: bool = Field(True, description="Compute the BASIC losses. false: the run is LLaVA's own.")
     gate: bool = Field(
         False,
-        description="BASIC is on only once the refinement curve shows, with 95 % confidence, that v̂ is better than v. "
+        description="BASIC is on only once the refinement curve shows, with 95 % confidence, that v̂ is better than v, "
+        "and a small move of the projector along BASIC's gradient is seen to lower the loss of other samples. "
         "Looks at the start, after 16, 32, 64 … steps (at most 1 % of the run, or one look at 32 samples), and at each "
         "evaluation.",
     )

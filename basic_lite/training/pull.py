@@ -22,10 +22,10 @@ from basic_lite.resampling import Interval
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.taps import evaluating
 from basic_lite.training.recovery import random_state, set_random_state, slices
-from basic_lite.training.step import Batch, Lambdas, StepCounts, TrainStep
+from basic_lite.training.step import Batch, StepCounts, TrainStep
 
-# How far the weights move, as a share of their norm. In the demo's world a share of .003 or of .03 gave the same signs;
-# one step of training moves them as far or farther there.
+# How far the weights move, as a share of their norm: about as far as BASIC moves them in a step of the demo. There a
+# share of .003 gave the same signs; at .03 the loss may rise either way.
 MOVED = 0.01
 
 
@@ -57,25 +57,21 @@ class Pull:
 
     def _gradient(self) -> list[Tensor]:
         """BASIC's part of a step's gradient, after the guard: that of the whole loss less that of the LM loss alone."""
-        device, kept = self.step.device, random_state(self.step.device)
-        try:
-            whole = self._sum_of_gradients(self.supervision.full_lambdas)
-            set_random_state(kept, device)  # the same dropout in both
-            alone = self._sum_of_gradients((0.0, 0.0))
-        finally:
-            set_random_state(kept, device)
-        return [one.sub_(other) for one, other in zip(whole, alone, strict=True)]
-
-    def _sum_of_gradients(self, lambdas: Lambdas) -> list[Tensor]:
-        step, weights = self.step, self._weights
+        step, weights, kept = self.step, self._weights, random_state(self.step.device)
         counts = StepCounts.of(self.pulling, step.parts.image_token_id)
+        total = [torch.zeros_like(weight) for weight in weights]
         step.train_mode()
-        sums = [torch.zeros_like(weight) for weight in weights]
-        for batch in self.pulling:
-            loss = step.loss(batch, counts, lambdas).loss
-            for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
-                total += gradient
-        return sums
+        try:
+            # Batch by batch, so that what the two have in common leaves no rounding of its sum.
+            for batch in self.pulling:
+                for lambdas, sign in ((self.supervision.full_lambdas, 1), ((0.0, 0.0), -1)):
+                    set_random_state(kept, step.device)  # the same dropout in both
+                    loss = step.loss(batch, counts, lambdas).loss
+                    for one, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
+                        one.add_(gradient, alpha=sign)
+        finally:
+            set_random_state(kept, step.device)
+        return total
 
     @torch.no_grad()
     def _losses(self) -> Tensor:
