@@ -20,6 +20,13 @@ class GateLook:
     change: Interval | None = None  # of the loss, where BASIC's pull was tried
 
     @property
+    def why_shut(self) -> str:
+        """Why BASIC is off after it."""
+        if self.verdict == "holds":
+            return "its premise holds here, but its pull isn't seen to lower the loss"
+        return "its premise fails here" if self.verdict == "fails" else "its premise isn't shown here"
+
+    @property
     def text(self) -> str:
         """The numbers in words."""
         if self.gain is None:

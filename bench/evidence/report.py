@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from basic_lite.resampling import Interval
+from basic_lite.training.look_lines import pull_text
 from bench.evidence.intervals import over_samples, over_seeds
 from bench.evidence.runs import read_results
 from bench.evidence.variants import BASELINE, VARIANTS
@@ -161,16 +163,19 @@ def _by_sample(pairs: Sequence[tuple[Result, Result]], measure: Measure) -> str:
 
 
 def _gates(results: Sequence[Result]) -> Iterator[str]:
-    """What each run's gate found: step, open or shut, and the scores of v and v̂ there."""
+    """What each run's gate found: step, open or shut, the scores of v and v̂ there, and what a tried pull did."""
     for result in results:
         for stage in ("stage1", "stage2"):
             looks = [(line["step"], line["gate"]) for line in result[stage]["log"] if "open" in line.get("gate", {})]
             if looks:
-                found = ", ".join(
-                    f"{step}: {'open' if gate['open'] else 'shut'} ({gate['v']:+.3f} → {gate['target']:+.3f})"
-                    for step, gate in looks
-                )
+                found = ", ".join(f"{step}: {_look(gate)}" for step, gate in looks)
                 yield f"- {result['variant']}, seed {result['seed']}, stage {stage[-1]}: {found}"
+
+
+def _look(gate: Mapping[str, Any]) -> str:
+    change = gate.get("loss_change")
+    tried = "" if change is None else f"; the pull changes the loss by {pull_text(Interval(*change))}"
+    return f"{'open' if gate['open'] else 'shut'} ({gate['v']:+.3f} → {gate['target']:+.3f}{tried})"
 
 
 def _on_the_way(groups: Mapping[str, Sequence[Result]], stage: str) -> str:

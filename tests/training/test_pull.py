@@ -168,6 +168,7 @@ def test_a_gate_goes_on_where_its_pull_lowers_the_loss(
 
 def test_a_look_says_what_the_trial_came_to() -> None:
     look = GateLook(300, False, "holds", Interval(0.02, 0.01, 0.03), 32, Interval(0.03, 0.01, 0.05), RAISES)
+    assert look.why_shut == "its premise holds here, but its pull isn't seen to lower the loss"
     assert look.text.endswith(
         "over others; its pull changes the loss by +0.0083 nats a token [+0.0043, +0.012], step 300"
     )

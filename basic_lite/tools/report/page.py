@@ -166,7 +166,7 @@ def _basic(facts: RunFacts) -> tuple[str, str]:
     last = facts.looks[-1] if facts.looks else None
     why = ""
     if last is not None and not last.open:
-        why = "its premise fails here" if last.verdict == "fails" else "its premise isn't shown here"
+        why = last.why_shut
     if not on:
         return "off", why or "this run trains as LLaVA does"
     return f"on in {on} of {steps} logged steps", why
