@@ -20,8 +20,10 @@ from bench.evidence.worlds import WORLDS
 
 HERE = Path(__file__).resolve().parent
 Result = Mapping[str, Any]
-# Shown as missing where there are no results; the others are shown once they have some.
+# Shown as missing where there are no results; the others are shown once they have some. Their curves are shown too.
 ALWAYS = ("off", "paper", "measured")
+# Of the layers, at most so many are shown in a curve.
+LAYERS = 5
 MISSING = "missing"
 TITLES = {"demo": "The demo's world", "real": "SmolLM2-135M with real pictures"}
 
@@ -83,6 +85,7 @@ STATE = (
     *(_number(f"likeness of v, {s[-1]}", s, "v", "pairwise_cos") for s in ("stage1", "stage2")),
     *(_number(f"‖v‖/‖E‖, {s[-1]}", s, "v", "norm_to_vocabulary") for s in ("stage1", "stage2")),
     Measure("processor min", lambda result: sum(result[s]["cpu_s"] for s in ("stage1", "stage2")) / 60),
+    Measure("wall min", lambda result: sum(result[s]["wall_s"] for s in ("stage1", "stage2")) / 60),
 )
 
 
@@ -110,6 +113,7 @@ def came_out(results: Sequence[Result]) -> str:
     parts = ["### What came out", _made(results), _values(groups, OUTCOMES), "### Differences from BASIC off"]
     parts += [_differences(groups), "### The visual embeddings", _values(groups, STATE), "### Held-out loss on the way"]
     parts += [_on_the_way(groups, stage) for stage in ("stage1", "stage2")]
+    parts += ["### The refinement curve, before, during and after", _curves(groups)]
     if gates := list(_gates(results)):
         parts += ["### The gate", "\n".join(gates)]
     return "\n\n".join(parts)
@@ -160,6 +164,28 @@ def _by_sample(pairs: Sequence[tuple[Result, Result]], measure: Measure) -> str:
     assert measure.samples is not None
     differences = np.mean([measure.samples(a)[0] - measure.samples(b)[0] for a, b in pairs], axis=0)
     return over_samples(differences, measure.samples(pairs[0][0])[1]).text()
+
+
+def _curves(groups: Mapping[str, Sequence[Result]]) -> str:
+    """Scores at v, some layers and v̂: a run's first, middle and last curve, and that of the held-out samples after it.
+
+    ``off`` measures none while it trains. A step that not all seeds have is left out.
+    """
+    some = next(result["stage1"]["curve"] for results in groups.values() for result in results)
+    layers = np.linspace(1, len(some["places"]) - 2, min(LAYERS, len(some["places"]) - 2)).round().astype(int).tolist()
+    rows = [["variant", "stage", "step", "samples", "v", *(some["places"][h] for h in layers), "v̂"]]
+    for name in ALWAYS:
+        for stage in ("stage1", "stage2") if groups[name] else ():
+            logs = [
+                {x["step"]: x["refinement"] for x in one[stage]["log"] if "refinement" in x} for one in groups[name]
+            ]
+            steps = sorted(set.intersection(*map(set, logs)))
+            chosen = [steps[0], steps[len(steps) // 2], steps[-1]] if steps else []
+            curves = [(str(step), [log[step] for log in logs]) for step in chosen]
+            for step, found in [*curves, ("after", [one[stage]["curve"] for one in groups[name]])]:
+                cells = [_spread([curve["score"][at] for curve in found]) for at in (0, *layers, -1)]
+                rows.append([name, stage[-1], step, str(found[0]["samples"]), *cells])
+    return _table(rows)
 
 
 def _gates(results: Sequence[Result]) -> Iterator[str]:
