@@ -86,9 +86,11 @@ def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Memory of the card in GiB, as nvidia-smi shows it free. Default: 24; for the CPU, this machine's.",
+            metavar="MEMORY|CARD",
+            help="Memory of the card in GiB, best what nvidia-smi shows free: 24, 24GB or 24564MiB; or its name: "
+            "rtx4090. Default: 24; for the CPU, this machine's.",
             show_default=False,
         ),
     ] = None,
@@ -105,9 +107,13 @@ def estimate(
     The exit status is 0 whether it fits or not.
     """
     from basic_lite.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from basic_lite.rehearsal.asked_card import AskedCard, asked_card
     from basic_lite.tools.estimate import estimate as rehearse_and_show
 
-    rehearse_and_show(load_recipe(recipe, overrides or []), gpu_gib=gpu, measure=measure)
+    asked = AskedCard() if gpu is None else asked_card(gpu)
+    rehearse_and_show(loaded, gpu_gib=asked.gib, card=asked.card, measure=measure)
 
 
 def keys(
