@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from basic_lite.commands.common import Overrides, RecipeName, note
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted, StoppedElsewhere, UserError
 from basic_lite.outside import at_home
+
+if TYPE_CHECKING:
+    from basic_lite.recipe import Recipe
 
 DRY_RUN = (
     "Check recipe, model configs and data, show the plan, and stop. The exit status is 2 if `train` would refuse to "
@@ -50,10 +53,10 @@ def train(
 
         show_plan(loaded, overwrite=overwrite)
         return
-    if not (resume or overwrite) and os.environ.get("WORLD_SIZE", "1") == "1":
-        from basic_lite.training.free_folder import require_no_finished_run
-
-        require_no_finished_run(loaded)
+    if not overwrite and checkpoint is None and (said := _said_of_finished(loaded, resume=resume)) is not None:
+        if _speaks():
+            note(said)
+        return
     from basic_lite.run import train as train_recipe
     from basic_lite.tools.report.page import write_report
 
@@ -61,12 +64,36 @@ def train(
         train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite, report=write_report)
     except (Interrupted, KeyboardInterrupt) as stopped:
         # A launcher's processes all come here, and the first one speaks.
-        if os.environ.get("RANK", "0") == "0":
+        if _speaks():
             from basic_lite.console import command_line
 
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
             note(_what_is_left(stopped, Path(loaded.output) / loaded.name, again))
         raise typer.Exit(130) from None
+
+
+def _said_of_finished(recipe: "Recipe", *, resume: bool) -> str | None:
+    """What a finished run's folder tells, before seconds of imports (``look_at_finished_run``).
+
+    A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
+    and then the run itself looks.
+    """
+    from basic_lite.training.free_folder import look_at_finished_run
+
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return None
+    try:
+        return look_at_finished_run(recipe, resume=resume)
+    except UserError:
+        if _speaks():
+            raise
+        raise StoppedElsewhere("process 0 reports it") from None
+
+
+def _speaks() -> bool:
+    """Whether this process speaks: of a launcher's, the first one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _what_is_left(stopped: BaseException, run: Path, again: str) -> str:

@@ -31,7 +31,7 @@ from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.tools.shipped import shipped_for
 from basic_lite.training.batches import steps_of
 from basic_lite.training.plan import given_keys
-from basic_lite.training.start import resolve_start
+from basic_lite.training.start_names import resolve_start
 
 # Of a run whose data, and so its steps, isn't read.
 ASSUMED_STEPS = 1000

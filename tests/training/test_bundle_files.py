@@ -9,7 +9,8 @@ import pytest
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.command import chat
 from basic_lite.training.bundle_files import find_bundle
-from basic_lite.training.start import find_origin, resolve_start
+from basic_lite.training.start import find_origin
+from basic_lite.training.start_names import resolve_start
 from tests.support.runs import tiny_recipe
 
 
