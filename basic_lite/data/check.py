@@ -85,7 +85,10 @@ class DataReport:
             f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
         ]
         if cut := int((self.cut > 0).sum()):
-            lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
+            records = "1 record" if cut == 1 else f"{cut:,} records"
+            lines.append(
+                f"{records} had text cut off at the end to fit into data.max_length ({int(self.cut.sum()):,} tokens)"
+            )
         if self.problems:
             lines.append(f"{len(self.problems):,} records dropped:")
             lines += listing(self.problems)

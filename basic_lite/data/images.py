@@ -19,10 +19,12 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import formats, lacking
+from basic_lite.data.not_a_picture import HEAD, what_it_is
 from basic_lite.data.pixel_table import TABLE, looked_up, processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.data.room import require_room, require_room_to_turn, to_rgb
 from basic_lite.model.frontend import input_side, mean_colour, resampling
+from basic_lite.outside import open_file
 from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
@@ -224,11 +226,20 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
     except Exception as error:
         if getattr(error, "errno", None) in _OF_THE_MACHINE:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(source, io.BytesIO):
-            reason = reason.replace(repr(source), "the data")
-        mend = lacking(image.name) or "fetch it again, or leave the record out"
+        head = _head(source)
+        reason = what_it_is(head) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason.replace(f" {source!r}", "")
+        mend = lacking(image.name, head) or "fetch it again, or leave the record out"
         raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
+
+
+def _head(source: Any) -> bytes:
+    """The first bytes of a picture's file, or of its data; nothing where they can't be read."""
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:HEAD]
+    with suppress(OSError), open_file(Path(source)) as file:
+        return file.read(HEAD)
+    return b" "
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:

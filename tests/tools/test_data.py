@@ -67,7 +67,7 @@ def test_a_folder_with_a_table() -> None:
         "pictures with a text each, in the table photos/captions.csv",
         "image is 'image', text is 'caption'",
         "2 of 3 can be used, with 2 pictures that open",
-        "1 can't be used, 1 of them because of their pictures:",
+        "1 can't be used, 1 because of a picture:",
         "photos/captions.csv, line 3: image 'p1.png' can't be decoded",
         "user :<image>×36",
         "training is 30 steps of 2 samples, 30 passes over 2 records",
@@ -88,6 +88,14 @@ def test_a_folder_with_a_table() -> None:
     assert recipe.data.model_copy(update=same) == base.data
     record = load_records(recipe.data.train, root=Path.cwd())[0]
     assert record.turns[0].text == base.data.train.prompt == "describe the image."  # type: ignore[union-attr]
+
+
+def test_texts_that_will_be_cut_are_told() -> None:
+    photos("p")
+    assert "cut off" not in run("p", width=1000)[1]
+    Path("p/captions.csv").write_text(f"image,caption\np0.png,{'a red circle ' * 60}\np1.png,a red circle\n")
+    said = run("p", width=1000, overwrite=True)[1]
+    assert "note: 1 record is longer than data.max_length=128, so the end of the text is cut off (" in said
 
 
 def test_problems_that_are_alike_share_a_line() -> None:
