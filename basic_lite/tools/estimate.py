@@ -349,8 +349,11 @@ def _verdict(recipe: Recipe, found: Estimate) -> Iterator[str]:
             f"; with all of these changes {_smallest_cards(found.advice[-1].needed_bytes)}" if found.advice else ""
         )
         yield f"the smallest card for it as it is: {_smallest_cards(found.least_bytes)}{changed}"
-        if (line := shipped_for(recipe, found.budget_bytes / GIB)) is not None:
-            yield line
+    # Where it is close, one that leaves room.
+    room_bytes = found.budget_bytes - CLOSE_BYTES * found.fits_somehow
+    tight = r.machine.cuda and (not found.fits_somehow or room < CLOSE_BYTES)
+    if tight and (line := shipped_for(recipe, room_bytes / GIB)) is not None:
+        yield line
     yield (
         f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; "
         "if yours are shorter, set data.max_length to what they have"

@@ -119,6 +119,7 @@ def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:
 
 def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that needs 99 % of a card doesn't fit, since 98 % are planned with: it is 1 % too much."""
+    monkeypatch.setattr(estimates, "shipped_for", lambda recipe, gib: "the shipped one")
     recipe = one_plan(tmp_path, monkeypatch)
     needed = said(recipe, 80)[0].rehearsal.needed_bytes
     found, text = said(recipe, needed / 0.99 / GIB)
@@ -127,7 +128,9 @@ def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pyte
     found, text = said(recipe, needed / 0.97 / GIB)
     assert found.fits and f"with {size_text(int(needed / 0.97 * ROOM) - needed)} to spare (98% of it" in text
     assert "that is close: a desktop takes memory of the card too" in text
-    assert "that is close" not in said(recipe, 80)[1]
+    assert "\nthe shipped one\n" in text
+    text = said(recipe, 80)[1]
+    assert "that is close" not in text and "the shipped one" not in text
 
 
 def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
