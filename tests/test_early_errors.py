@@ -34,6 +34,9 @@ REFUSED = {
     "train start.yaml name=more stage=2": "the run folder runs/more already holds another run (its recipe differs: ",
     "train photos.yaml --resume name=nowhere": "--resume: there is no run in runs/nowhere to continue; correct name or",
     "train photos.yaml --resume name=done seed=7": "--resume: the recipe is not the one that runs/done/final was",
+    "train photos.yaml --resume --overwrite": "--overwrite begins anew and --resume continues what is there; leave",
+    "train photos.yaml name=begun": "the run folder runs/begun already holds a run that has saved checkpoint-4 of this",
+    "train photos.yaml --resume name=begun seed=7": "--resume: the recipe is not the one that runs/begun/checkpoint-4",
     "RANK=0 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml": "the run folder runs/photos already holds ",
 }
 # With what they say, and their exit status.
@@ -74,15 +77,16 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "start.yaml").write_text(RECIPE.replace("{vision: v, llm: l}", "{start: runs/done}"))
     recipe = load_recipe(tmp_path / "photos.yaml", ["name=done"])
     _write_run(tmp_path, recipe)
+    _write_run(tmp_path, recipe.model_copy(update={"name": "begun"}), bundle="checkpoint-4")
     # A run that goes on from it has its models' names from there.
     begun = {"name": "more", "model": recipe.model.model_copy(update={"start": "runs/done"})}
     _write_run(tmp_path, recipe.model_copy(update=begun))
     return tmp_path
 
 
-def _write_run(here: Path, recipe: Recipe) -> None:
-    """A finished run whose bundle holds together."""
-    final = here / "runs" / recipe.name / "final"
+def _write_run(here: Path, recipe: Recipe, *, bundle: str = "final") -> None:
+    """A run with a bundle that holds together."""
+    final = here / "runs" / recipe.name / bundle
     final.mkdir(parents=True)
     (final.parent / "parts.json").write_text('[{"part": "LLM"}]')
     (final / "recipe.json").write_text(recipe.model_dump_json())

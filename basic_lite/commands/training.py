@@ -53,7 +53,8 @@ def train(
 
         show_plan(loaded, overwrite=overwrite)
         return
-    if not overwrite and checkpoint is None and (said := _said_of_finished(loaded, resume=resume)) is not None:
+    said = None if checkpoint else _said_of_earlier(loaded, resume=resume, overwrite=overwrite)
+    if said is not None:
         if _speaks():
             note(said)
         return
@@ -72,19 +73,20 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _said_of_finished(recipe: "Recipe", *, resume: bool) -> str | None:
-    """What a finished run's folder tells, before seconds of imports (``look_at_finished_run``).
+def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str | None:
+    """What the run folder tells, before seconds of imports (``look_at_earlier_run``).
 
     A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
     and then the run itself looks.
     """
-    from basic_lite.training.free_folder import look_at_finished_run
+    from basic_lite.training.free_folder import look_at_earlier_run, require_one_way
 
     count = os.environ.get("WORLD_SIZE", "1")
     if count != os.environ.get("LOCAL_WORLD_SIZE", "1"):
         return None
     try:
-        return look_at_finished_run(recipe, resume=resume)
+        require_one_way(resume=resume, overwrite=overwrite)
+        return None if overwrite else look_at_earlier_run(recipe, resume=resume)
     except UserError:
         if _speaks():
             raise

@@ -17,7 +17,13 @@ from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkp
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.differences import differences
 from basic_lite.training.files import remove, saving, write_json
-from basic_lite.training.free_folder import require_free, require_run_to_continue, require_same_recipe
+from basic_lite.training.free_folder import (
+    require_free,
+    require_one_way,
+    require_run_to_continue,
+    require_same_recipe,
+    saved_in,
+)
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
@@ -227,8 +233,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     Raises:
         UserError: it holds another run or other files, or there is nothing that this recipe can continue from.
     """
-    if resume and overwrite:
-        raise UserError("--overwrite begins anew and --resume continues what is there; leave one of the two out")
+    require_one_way(resume=resume, overwrite=overwrite)
     path = Path(recipe.output) / recipe.name
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; change name or output")
@@ -251,7 +256,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
         _require_not_used(recipe, path)
         return RunFolder(path, overwrite=True)
     if not resume:
-        require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
+        require_free(recipe, path, saved_in(path), final if finished else None)
         return RunFolder(path)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
