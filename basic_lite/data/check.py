@@ -190,7 +190,8 @@ def _require_usable(
         whole_list.unlink(missing_ok=True)  # an earlier start's
     if not columns[0].any():
         named = "\n".join(listing(problems))
-        raise UserError(f"none of the {total:,} records can be used:\n{named}\nCorrect the data source.")
+        none = "the one record can't be used" if total == 1 else f"none of the {total:,} records can be used"
+        raise UserError(f"{none}:\n{named}\nCorrect the data source.")
 
 
 def policy(problem: RecordProblem, section: DataSection) -> str:

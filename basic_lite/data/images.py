@@ -87,7 +87,8 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
     if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
             f"image {quoted(image.name)} leaves the image folder {root}",
-            "move it inside, or set image_dir of this source to a folder that holds all its images",
+            _inside(image.name, root)
+            or "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
     found = _stat(path)
     if found is None and not path.isascii():
@@ -107,8 +108,18 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         if not other and os.path.isfile(os.path.join(above, image.name)):
             # `photos/a.png` in the folder `photos`: people name the folder twice.
             hint = f"it is in {above}: set image_dir of this source to that folder"
+        elif not other:
+            hint = _inside(image.name, root) or hint
         raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
+
+
+def _inside(name: str, root: str) -> str | None:
+    """What to do about a whole path, perhaps of another computer, whose file is in the image folder; None: it isn't."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    if last in ("", name) or not os.path.isfile(os.path.join(root, last)):
+        return None
+    return f"{last!r} is in that folder: give the name alone, without the folders before it"
 
 
 def in_other_case(path: str) -> str | None:

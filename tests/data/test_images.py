@@ -315,3 +315,12 @@ def test_a_telephones_picture_that_was_renamed_is_known(tmp_path: Path, monkeypa
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(BadImage, match="HEIC needs pillow-heif: pip install pillow-heif"):
         check_image(ImageRef("a.jpg", str(tmp_path)), "open")
+
+
+@pytest.mark.parametrize("name", ["C:\\Users\\me\\a b.png", "/home/me/a b.png", "old/pictures/a b.png"])
+def test_a_whole_path_whose_file_is_in_the_folder_gets_a_hint(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a b.png")
+    with pytest.raises(BadImage, match=r"; 'a b\.png' is in that folder: give the name alone, without the folders"):
+        locate(ImageRef(name, str(tmp_path)))
+    with pytest.raises(BadImage, match=r"; (fetch it, or correct image_dir|move it inside)"):
+        locate(ImageRef(name.replace("a b", "c"), str(tmp_path)))

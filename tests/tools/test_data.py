@@ -116,6 +116,7 @@ def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
     assert "note: the run has 30 optimizer steps (3 samples, 8 a step): too few to teach" in said
     assert re.search(r"note: the model doesn't know \d+% of the words of the answers \(<unk> stands", said)
     Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
+    assert "30 passes over one record\n" in run("p", overwrite=True, width=1000)[1]
     said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
     assert "too few" not in said and "doesn't know" not in said
     rows = [{"image": "p0.png", "question": "what is a zeppelin ?", "answer": "red circle"}]
@@ -318,7 +319,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match=r'my: .* a name with spaces goes in quotes, as in "my pics"'):
         run("my", "pics")
     Path("bad.csv").write_text("image,caption\nx.png,one\n")
-    with pytest.raises(UserError, match="none of the 1 records"):
+    with pytest.raises(UserError, match="the one record can't be used"):
         run("bad.csv")
     assert not Path("bad.yaml").exists() and not Path("x.yaml").exists()
 

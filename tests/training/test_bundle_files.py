@@ -42,6 +42,11 @@ def test_the_recipes_own_output_is_searched(tmp_path: Path) -> None:
         find_origin(tiny_recipe(tmp_path, {**changes, "model.projector": "photos"}))
 
 
+def test_the_run_of_a_shipped_recipe_is_made_by_its_recipe() -> None:
+    with pytest.raises(UserError, match=r"runs/7b_pretrain; `basic-lite train 7b_pretrain` makes it$"):
+        find_bundle(Path("runs/7b_pretrain"), "model.projector")
+
+
 def test_a_model_of_the_hub_is_no_run(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, {"model.start": "Qwen/Qwen2.5-VL-7B-Instruct"})
     with pytest.raises(UserError, match=r"^model.start: .* is no run but, by its name, a Qwen-VL model, and models of"):
