@@ -107,8 +107,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
 
 
 def _runs_of_shipped() -> set[Path]:
-    """Where runs of the shipped recipes would be, if they were made here."""
-    return {RUNS / path.stem for path in shipped_recipes()}
+    """Where runs of the shipped recipes would be, if they were made here. The demo's have other names."""
+    return {RUNS / path.stem for path in shipped_recipes() if not path.stem.startswith("demo_")}
 
 
 def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = holds_bundle) -> str:
