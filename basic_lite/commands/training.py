@@ -118,8 +118,8 @@ def estimate(
         str | None,
         typer.Option(
             metavar="MEMORY|CARD",
-            help="Memory of the card in GiB, best what nvidia-smi shows free: 24, 24GB or 24564MiB; or its name: "
-            "rtx4090. Default: 24; for the CPU, this machine's.",
+            help="Memory of the card in GiB (24, 24GB, 24564MiB), best what nvidia-smi shows free; or its name "
+            "(rtx4090). Default: 24; for the CPU, this machine's.",
             show_default=False,
         ),
     ] = None,
