@@ -118,7 +118,10 @@ def _status(arguments: list[str]) -> int:
         return 2
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "basic-lite"
+        known = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None}
+        # Of an option without its value, typer doesn't say which command it belongs to.
+        command = " ".join(["basic-lite", *(known & set(arguments[:1]))])
+        command = context.command_path if context is not None else command
         text = message(reworded(error))
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code
@@ -143,7 +146,7 @@ def _hint(command: str, text: str) -> str:
         from basic_lite.recipe import shipped_recipes
 
         return f"\nShipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
-    if command.endswith((" train", " run")) and "option" in text.lower():
+    if command.endswith((" train", " run", " estimate", " check", " data")) and "no such option" in text.lower():
         return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
     if command.endswith(" eval") and "'--data'" in text:
         return "\nGive it a file of questions with their answers: --data questions.json"

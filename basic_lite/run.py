@@ -29,6 +29,7 @@ from basic_lite.training.assembly import doubts, load_for_training, preflight, s
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.files import remove, saving
+from basic_lite.training.free_folder import finished_text
 from basic_lite.training.inputs import open_inputs, with_start
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
@@ -98,7 +99,7 @@ def train(
         # The run folder: nothing is loaded for a run that can't be written.
         folder = _open_folder(recipe, processes, stack, say, resume=resume, step=checkpoint, overwrite=overwrite)
         if folder.finished:
-            say(f"{folder.path} is finished; its bundle is {folder.final}")
+            say(finished_text(folder.path))
             return RunResult(folder.path, folder.final, open_bundle(folder.final).step, [])
 
         # Data next, with tokenizer and image processor but without weights: bad records show in seconds.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from basic_lite.recipe import Recipe, load_recipe
+from basic_lite.training.files import sha256
+
+RECIPE = "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json}}\n"
 # Each command with what it says, given in a folder that holds a finished run `runs/photos` without predictions.
 REFUSED = {
     "data fotos": "fotos: there is no such file or folder; did you mean photos?",
@@ -24,9 +29,25 @@ REFUSED = {
     "export runs/photo out": "there is no folder runs/photo; did you mean runs/photos?",
     "text-probe runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "train photos.yaml": "the run folder runs/photos already holds ",
+    "train photos.yaml name=done": "the run folder runs/done already holds a finished run of this recipe; ",
+    "train start.yaml name=more": "the run folder runs/more already holds a finished run of this recipe; ",
+    "train start.yaml name=more stage=2": "the run folder runs/more already holds another run (its recipe differs: ",
+    "train photos.yaml --resume name=nowhere": "--resume: there is no run in runs/nowhere to continue; correct name or",
+    "train photos.yaml --resume name=done seed=7": "--resume: the recipe is not the one that runs/done/final was",
+    "train photos.yaml --resume --overwrite": "--overwrite begins anew and --resume continues what is there; leave",
+    "train photos.yaml name=begun": "the run folder runs/begun already holds a run that has saved checkpoint-4 of this",
+    "train photos.yaml --resume name=begun seed=7": "--resume: the recipe is not the one that runs/begun/checkpoint-4",
+    "RANK=0 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml": "the run folder runs/photos already holds ",
+}
+# With what they say, and their exit status.
+SAID = {
+    "train photos.yaml --resume name=done": ("runs/done is finished; its bundle is runs/done/final", 0),
+    # The first of a launcher's processes speaks.
+    "RANK=1 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml": ("", 2),
+    "RANK=1 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml --resume name=done": ("", 0),
 }
 PROGRAM = """
-import sys
+import os, sys
 class Heavy:
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "transformers", "accelerate", "datasets", "PIL"):
@@ -34,9 +55,13 @@ class Heavy:
 sys.meta_path.insert(0, Heavy())
 from basic_lite.cli import main
 for line in sys.stdin.read().splitlines():
-    print(line, file=sys.stderr)
-    try: main(line.split())
-    except SystemExit as stop: assert stop.code == 2
+    print("> " + line, file=sys.stderr)
+    words = line.split()
+    launcher = dict(word.split("=") for word in words if word.startswith(("RANK=", "WORLD_", "LOCAL_")))
+    os.environ.update(launcher)
+    try: main([word for word in words if word.split("=")[0] not in launcher])
+    except SystemExit as stop: print(f"= {stop.code}", file=sys.stderr)
+    for name in launcher: del os.environ[name]
 """
 
 
@@ -48,18 +73,40 @@ def here(tmp_path: Path) -> Path:
         final.mkdir(parents=True)
         (final / "manifest.json").write_text("{}")
         (final.parent / "parts.json").write_text('[{"part": "LLM"}]')
-    (tmp_path / "photos.yaml").write_text(
-        "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json}}\n"
-    )
+    (tmp_path / "photos.yaml").write_text(RECIPE)
+    (tmp_path / "start.yaml").write_text(RECIPE.replace("{vision: v, llm: l}", "{start: runs/done}"))
+    recipe = load_recipe(tmp_path / "photos.yaml", ["name=done"])
+    _write_run(tmp_path, recipe)
+    _write_run(tmp_path, recipe.model_copy(update={"name": "begun"}), bundle="checkpoint-4")
+    # A run that goes on from it has its models' names from there.
+    begun = {"name": "more", "model": recipe.model.model_copy(update={"start": "runs/done"})}
+    _write_run(tmp_path, recipe.model_copy(update=begun))
     return tmp_path
 
 
+def _write_run(here: Path, recipe: Recipe, *, bundle: str = "final") -> None:
+    """A run with a bundle that holds together."""
+    final = here / "runs" / recipe.name / bundle
+    final.mkdir(parents=True)
+    (final.parent / "parts.json").write_text('[{"part": "LLM"}]')
+    (final / "recipe.json").write_text(recipe.model_dump_json())
+    (final / "projector.safetensors").write_bytes(b"")
+    files = {name: {"sha256": sha256(final / name)} for name in ("recipe.json", "projector.safetensors")}
+    facts = {"format": 1, "stage": 1, "step": 4, "total_steps": 4, "data": {"samples": 16}, "machine": {}}
+    facts |= {"models": {"vision": "v", "llm": "l"}, "model_facts": {}, "files": files}
+    (final / "manifest.json").write_text(json.dumps(facts))
+
+
 def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
+    expected = {command: (f"error: {text}", 2) for command, text in REFUSED.items()} | SAID
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input="\n".join(REFUSED), capture_output=True, text=True, cwd=here, timeout=60
+        [sys.executable, "-c", PROGRAM], input="\n".join(expected), capture_output=True, text=True, cwd=here, timeout=60
     )
     assert result.returncode == 0, result.stderr
-    said = result.stderr.splitlines()
-    assert len(said) == 2 * len(REFUSED), result.stderr
-    for (command, text), line, error in zip(REFUSED.items(), said[::2], said[1::2], strict=True):
-        assert line == command and error.startswith("error: ") and text in error, (command, error)
+    blocks = result.stderr.split("> ")[1:]
+    assert len(blocks) == len(expected), result.stderr
+    for (command, (text, status)), block in zip(expected.items(), blocks, strict=True):
+        asked, *said, left = block.splitlines()
+        assert asked == command and left == f"= {status}", block
+        assert said == [] if not text else text.removeprefix("error: ") in said[0], block
+        assert text.startswith("error: ") == "".join(said).startswith("error: "), block

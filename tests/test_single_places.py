@@ -39,8 +39,8 @@ demo/run.py: _prepare: json.loads
 demo/run.py: _prepare: marker.read_text
 demo/world.py: write_world: json.loads
 demo/world.py: write_world: marker.read_text
-model/known.py: known_frontend: KNOWN.read_text
-model/known.py: known_frontend: json.loads
+model/known_names.py: known_models: _KNOWN.read_text
+model/known_names.py: known_models: json.loads
 tools/export/files.py: _plain: json.loads
 tools/export/files.py: write_tokenizer: json.loads
 tools/export/files.py: write_tokenizer: path.read_text

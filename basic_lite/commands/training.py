@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from basic_lite.commands.common import Overrides, RecipeName, note
-from basic_lite.errors import Interrupted, UserError
+from basic_lite.errors import Interrupted, StoppedElsewhere, UserError
 from basic_lite.outside import at_home
+
+if TYPE_CHECKING:
+    from basic_lite.recipe import Recipe
 
 DRY_RUN = (
     "Check recipe, model configs and data, show the plan, and stop. The exit status is 2 if `train` would refuse to "
@@ -50,10 +53,11 @@ def train(
 
         show_plan(loaded, overwrite=overwrite)
         return
-    if not (resume or overwrite) and os.environ.get("WORLD_SIZE", "1") == "1":
-        from basic_lite.training.free_folder import require_no_finished_run
-
-        require_no_finished_run(loaded)
+    said = None if checkpoint else _said_of_earlier(loaded, resume=resume, overwrite=overwrite)
+    if said is not None:
+        if _speaks():
+            note(said)
+        return
     from basic_lite.run import train as train_recipe
     from basic_lite.tools.report.page import write_report
 
@@ -61,12 +65,37 @@ def train(
         train_recipe(loaded, resume=resume, checkpoint=checkpoint, overwrite=overwrite, report=write_report)
     except (Interrupted, KeyboardInterrupt) as stopped:
         # A launcher's processes all come here, and the first one speaks.
-        if os.environ.get("RANK", "0") == "0":
+        if _speaks():
             from basic_lite.console import command_line
 
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
             note(_what_is_left(stopped, Path(loaded.output) / loaded.name, again))
         raise typer.Exit(130) from None
+
+
+def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str | None:
+    """What the run folder tells, before seconds of imports (``look_at_earlier_run``).
+
+    A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
+    and then the run itself looks.
+    """
+    from basic_lite.training.free_folder import look_at_earlier_run, require_one_way
+
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return None
+    try:
+        require_one_way(resume=resume, overwrite=overwrite)
+        return None if overwrite else look_at_earlier_run(recipe, resume=resume)
+    except UserError:
+        if _speaks():
+            raise
+        raise StoppedElsewhere("process 0 reports it") from None
+
+
+def _speaks() -> bool:
+    """Whether this process speaks: of a launcher's, the first one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _what_is_left(stopped: BaseException, run: Path, again: str) -> str:
@@ -86,9 +115,11 @@ def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Memory of the card in GiB, as nvidia-smi shows it free. Default: 24; for the CPU, this machine's.",
+            metavar="MEMORY|CARD",
+            help="Memory of the card in GiB (24, 24GB, 24564MiB), best what nvidia-smi shows free; or its name "
+            "(rtx4090). Default: 24; for the CPU, this machine's.",
             show_default=False,
         ),
     ] = None,
@@ -105,9 +136,13 @@ def estimate(
     The exit status is 0 whether it fits or not.
     """
     from basic_lite.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from basic_lite.rehearsal.asked_card import AskedCard, asked_card
     from basic_lite.tools.estimate import estimate as rehearse_and_show
 
-    rehearse_and_show(load_recipe(recipe, overrides or []), gpu_gib=gpu, measure=measure)
+    asked = AskedCard() if gpu is None else asked_card(gpu)
+    rehearse_and_show(loaded, gpu_gib=asked.gib, card=asked.card, measure=measure)
 
 
 def keys(

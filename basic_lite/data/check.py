@@ -91,7 +91,10 @@ class DataReport:
             f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
         ]
         if cut := int((self.cut > 0).sum()):
-            lines.append(f"{cut:,} records had text cut from their end to fit ({int(self.cut.sum()):,} tokens)")
+            records = "1 record" if cut == 1 else f"{cut:,} records"
+            lines.append(
+                f"{records} had text cut off at the end to fit into data.max_length ({int(self.cut.sum()):,} tokens)"
+            )
         if self.problems:
             lines.append(f"{len(self.problems):,} records dropped:")
             lines += listing(self.problems)
@@ -193,7 +196,8 @@ def _require_usable(
         whole_list.unlink(missing_ok=True)  # an earlier start's
     if not columns[0].any():
         named = "\n".join(listing(problems))
-        raise UserError(f"none of the {total:,} records can be used:\n{named}\nCorrect the data source.")
+        none = "the one record can't be used" if total == 1 else f"none of the {total:,} records can be used"
+        raise UserError(f"{none}:\n{named}\nCorrect the data source.")
 
 
 def policy(problem: RecordProblem, section: DataSection) -> str:

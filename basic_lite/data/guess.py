@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import require_place
+from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.problems import BadImage, RecordProblem
@@ -62,7 +63,14 @@ def _of_file(path: Path) -> SourceSection:
         ".tar": "unpack it first",
         ".gz": "unpack it first",
     }
-    raise UserError(f"{path}: this kind of file isn't read ({_READ}); {mends.get(ending, 'name one of these')}.")
+    mend = mends.get(ending, "name one of these")
+    if ending == ".txt":
+        # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
+        named = Path(path.stem).suffix.lower() in TABLE_ENDINGS + _JSON_ENDINGS
+        mend = f"if it is a table, rename it to {path.stem if named else path.stem + '.csv'}"
+    elif ending in PICTURE_ENDINGS:
+        mend = f"name the folder that the pictures are in, {path.parent.as_posix()}"
+    raise UserError(f"{path}: this kind of file isn't read ({_READ}); {mend}.")
 
 
 def _of_folder(folder: Path) -> SourceSection:

@@ -4,6 +4,8 @@ from functools import cache
 
 from PIL import Image, features
 
+from basic_lite.data.not_a_picture import is_heic
+
 # Pillow reads more than pictures, and for some of it starts programs (PostScript: Ghostscript). Whatever a file is
 # called, it is read as one of these or not at all.
 _FORMATS = (
@@ -32,10 +34,14 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def lacking(name: str) -> str | None:
-    """What to install for a picture of this name to be read; None where nothing is missing."""
+def lacking(name: str, head: bytes) -> str | None:
+    """What to install for a picture to be read; None where nothing is missing.
+
+    Args:
+        head: its first bytes: telephones' pictures are often renamed to .jpg.
+    """
     ending = name.lower()
-    if ending.endswith(_ENDINGS) and not register_heic():
+    if (ending.endswith(_ENDINGS) or is_heic(head)) and not register_heic():
         return 'HEIC needs pillow-heif: pip install pillow-heif (or "basic-lite[heic]"); or save the pictures as JPEG'
     if ending.endswith(".avif") and not features.check("avif"):
         return 'AVIF needs a newer Pillow: pip install -U "pillow>=11.3"; or save the pictures as JPEG'

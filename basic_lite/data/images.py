@@ -19,10 +19,12 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import formats, lacking
+from basic_lite.data.not_a_picture import HEAD, what_it_is
 from basic_lite.data.pixel_table import TABLE, looked_up, processed, table_of
 from basic_lite.data.problems import BadImage
 from basic_lite.data.room import require_room, require_room_to_turn, to_rgb
 from basic_lite.model.frontend import input_side, mean_colour, resampling
+from basic_lite.outside import open_file
 from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck, ImageFit
 
@@ -85,7 +87,8 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
     if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
             f"image {quoted(image.name)} leaves the image folder {root}",
-            "move it inside, or set image_dir of this source to a folder that holds all its images",
+            _inside(image.name, root)
+            or "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
     found = _stat(path)
     if found is None and not path.isascii():
@@ -105,8 +108,18 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         if not other and os.path.isfile(os.path.join(above, image.name)):
             # `photos/a.png` in the folder `photos`: people name the folder twice.
             hint = f"it is in {above}: set image_dir of this source to that folder"
+        elif not other:
+            hint = _inside(image.name, root) or hint
         raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
+
+
+def _inside(name: str, root: str) -> str | None:
+    """What to do about a whole path, perhaps of another computer, whose file is in the image folder; None: it isn't."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    if last in ("", name) or not os.path.isfile(os.path.join(root, last)):
+        return None
+    return f"{last!r} is in that folder: give the name alone, without the folders before it"
 
 
 def in_other_case(path: str) -> str | None:
@@ -224,11 +237,20 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
     except Exception as error:
         if getattr(error, "errno", None) in _OF_THE_MACHINE:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(source, io.BytesIO):
-            reason = reason.replace(repr(source), "the data")
-        mend = lacking(image.name) or "fetch it again, or leave the record out"
+        head = _head(source)
+        reason = what_it_is(head) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason.replace(f" {source!r}", "")
+        mend = lacking(image.name, head) or "fetch it again, or leave the record out"
         raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
+
+
+def _head(source: Any) -> bytes:
+    """The first bytes of a picture's file, or of its data; nothing where they can't be read."""
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:HEAD]
+    with suppress(OSError), open_file(Path(source)) as file:
+        return file.read(HEAD)
+    return b" "
 
 
 def check_image(image: ImageRef, how: ImageCheck) -> None:

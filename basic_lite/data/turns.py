@@ -176,7 +176,11 @@ def _pair(
         if answer is None:
             raise _without_text(row)
         if not has_image:
-            raise BadRecord("it has a text, but neither a picture nor a question", "add one of them")
+            raise BadRecord(
+                "it has a text, but neither a picture nor a question",
+                "add one of them; or where a column has it under another name, name that with columns.image or "
+                "columns.question of this data source",
+            )
         question = drawn(prompts, number)
     text = _text(question, 1, "human", row)
     more = row.get("input")

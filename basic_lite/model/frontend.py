@@ -25,6 +25,7 @@ from basic_lite.model.checks import (
 from basic_lite.model.growth import require_bounded_growth
 from basic_lite.model.hub import file_of, hub_is_away, local_only, offline_setting
 from basic_lite.model.kinds import kind_in_name
+from basic_lite.model.known_names import nearest_known
 from basic_lite.model.parts import require_decoder
 from basic_lite.recipe.schema import ModelSection
 
@@ -116,6 +117,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     if not os.path.isdir(folder) and (folder.is_absolute() or len(folder.parts) != 2):
         return UserError(
             f"{key}: there is no folder {name}; give {key} a folder with a transformers checkpoint, or a hub name"
+            + (f"; a shipped recipe has {near}" if (near := nearest_known(name)) else "")
         )
     fetch = f"fetch it first: hf download {name}"
     if what == "configuration":  # of a model that doesn't fit, the rest would be fetched for nothing
@@ -128,9 +130,10 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
             f"{key}: {name} can't have model.attention=sdpa: transformers has no such attention for it. Set "
             "model.attention=eager, or choose another LLM"
         )
-    where = "the folder holds no readable one"
+    where, hint = "the folder holds no readable one", ""
     if not os.path.isdir(folder):
         where = "no such folder, and not found on the hub"
+        hint = f"\n  is the name right? A shipped recipe has {near}" if (near := nearest_known(name)) else ""
         if hub_is_away():
             where = "no such folder, and the hub can’t be reached"
             off = offline_setting()
@@ -139,11 +142,11 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
                 f"{key}: can't read the {what} {name} ({where}): {reason}\n"
                 f"  fix: {again}, and give the same command again\n"
                 f"  or download the whole model elsewhere (config.json alone shows whether it fits, `train` needs all "
-                f"of it) and give {key} its folder: hf download {name} --local-dir {folder.name}"
+                f"of it) and give {key} its folder: hf download {name} --local-dir {folder.name}{hint}"
             )
     return UserError(
         f"{key}: can't read the {what} {name} ({where}): {reason}\n"
-        f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}"
+        f"  fix: give {key} a folder with a transformers checkpoint, or {fetch}{hint}"
     )
 
 

@@ -5,7 +5,6 @@ what differs in the real one shows when a run reads it. A tokenizer stands in fo
 many tokens, and none of its words.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from basic_lite.model.frontend import Frontend, put_together, tokens_per_image
+from basic_lite.model.known_names import known_models
 from basic_lite.recipe.schema import ModelSection
 
-KNOWN = Path(__file__).parent / "known_models.json"
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def known_frontend(section: ModelSection) -> Frontend | None:
     """What an estimate reads of the models that a recipe names; None: they aren't known, or a folder has the name."""
-    known = json.loads(KNOWN.read_text(encoding="utf-8"))
-    names = [section.base] if section.base is not None else [section.llm, section.vision]
-    if any(name not in known or Path(str(name)).exists() for name in names):
+    known = known_models()
+    names = [str(name) for name in ([section.base] if section.base is not None else [section.llm, section.vision])]
+    if any(name not in known or Path(name).exists() for name in names):
         return None
     main = known[names[0]]
     if section.base is not None:

@@ -25,6 +25,8 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# Recipes of a folder that a message lists.
+_MOST_NAMED = 5
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
@@ -219,6 +221,7 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is neither; names the nearest recipe there is.
     """
+    named = os.fspath(path).strip() != ""
     path = at_home(path)
     if os.path.isfile(path):
         return path
@@ -226,15 +229,29 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     by_name = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
     if by_name and not os.path.exists(path) and path.stem in shipped:
         return shipped[path.stem]
-    beside = path if os.path.isdir(path) else path.parent
-    known = sorted(beside.glob("*.y*ml")) if os.path.isdir(beside) else []
+    if not named:
+        raise UserError(f"the recipe's name is empty; give a file, or a shipped recipe: {', '.join(sorted(shipped))}")
+    last = f"\nShipped recipes: {', '.join(sorted(shipped))}"
+    if os.path.isdir(path):
+        raise UserError(f"the recipe {path} is a folder, not a recipe file; {_meant_by_folder(path)}{last}")
+    known = sorted(path.parent.glob("*.y*ml")) if os.path.isdir(path.parent) else []
     known += [Path("recipes", file.name) for file in shipped.values()]
+    stems = {file.stem.lower(): file for file in reversed(known)}
+    near = get_close_matches(path.stem[:100].lower(), stems, 1, 0.0)
+    hint = f"; the nearest is {stems[near[0]]}" if near else ""
     what = "isn't a file" if os.path.exists(path) else "doesn't exist"
-    what = "is a folder, not a recipe file" if os.path.isdir(path) else what
-    near = get_close_matches(path.stem[:100], [file.stem for file in known], 1, 0.0)
-    best = next(file for file in known if file.stem == near[0]) if near else None
-    hint = f"; the nearest is {best}" if best else ""
-    raise UserError(f"the recipe {path} {what}{hint}\nShipped recipes: {', '.join(sorted(shipped))}")
+    raise UserError(f"the recipe {path} {what}{hint}{last}")
+
+
+def _meant_by_folder(folder: Path) -> str:
+    """What a user means who names a folder as a recipe: the file of that name, one in it, or their data."""
+    for ending in (".yaml", ".yml"):
+        if folder.name and os.path.isfile(file := folder.with_name(folder.name + ending)):
+            return f"did you mean {file}?"
+    if inside := sorted(folder.glob("*.y*ml")):
+        more = ", …" if len(inside) > _MOST_NAMED else ""
+        return f"name one that is in it: {', '.join(map(str, inside[:_MOST_NAMED]))}{more}"
+    return "`basic-lite data FOLDER` writes a recipe for the pictures and texts of a folder"
 
 
 def shipped_recipes() -> list[Path]:

@@ -61,6 +61,7 @@ class Card:
 # link is four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes. A100 and H100 are the SXM modules; as
 # PCIe cards they reach less. Cards older than RTX 30 (T4, V100) have no bfloat16 and run another step than is counted.
 CARDS = (
+    Card("RTX 3050 6GB", 13.5, 168, 12.6, 6, 70),
     Card("RTX 3070", 40.6, 448, 25.2, 8, 220),
     Card("RTX 4060", 30.2, 272, 12.6, 8, 115),
     Card("RTX 3080", 59.5, 760, 25.2, 10, 320),

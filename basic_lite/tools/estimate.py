@@ -18,6 +18,7 @@ from basic_lite.model.known import known_frontend
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
+from basic_lite.rehearsal.asked_card import require_memory
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
 from basic_lite.rehearsal.cards import Card, card_of, measured_card
 from basic_lite.rehearsal.cost import basic_products, looks_products, sizes_of
@@ -27,14 +28,13 @@ from basic_lite.rehearsal.planner import ROOM, Option, Planner, smallest_cards
 from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_LOSS, OPTIMIZER, PROJECTION, VISION
 from basic_lite.sizes import GIB, MIB, size_text
 from basic_lite.tools.measure import measure_and_show, require_gpu
+from basic_lite.tools.shipped import shipped_for
 from basic_lite.training.batches import steps_of
 from basic_lite.training.plan import given_keys
-from basic_lite.training.start import resolve_start
+from basic_lite.training.start_names import resolve_start
 
 # Of a run whose data, and so its steps, isn't read.
 ASSUMED_STEPS = 1000
-# GiB of a card.
-_LEAST_GIB, _MOST_GIB = 0.01, 100_000
 # Less than this to spare is close: the context, what torch keeps and a desktop may take more than the allowance.
 CLOSE_BYTES = GIB
 # A file of more isn't read to count its records: that takes seconds.
@@ -99,12 +99,18 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, *, gpu_gib: float | None = None, measure: bool = False, console: Console | None = None
+    recipe: Recipe,
+    *,
+    gpu_gib: float | None = None,
+    card: Card | None = None,
+    measure: bool = False,
+    console: Console | None = None,
 ) -> Estimate:
     """Rehearse a recipe's step on its longest batch: what it needs, whether a card has that, and what is faster.
 
     Args:
         gpu_gib: memory of the card; None: 24, or what this machine has where the recipe asks for the CPU.
+        card: time is counted for it; None: for the one that is here, else for one of the table with that memory.
         measure: also run two real steps on this machine's GPU.
 
     Raises:
@@ -114,8 +120,7 @@ def estimate(
     quiet_libraries()
     if gpu_gib is None:
         gpu_gib = _own_gib() if recipe.training.device == "cpu" else 24.0
-    if not _LEAST_GIB <= gpu_gib <= _MOST_GIB:  # NaN is neither
-        raise UserError(f"--gpu is {gpu_gib:g}, which no card has; give the card's memory in GiB, as in --gpu 24")
+    require_memory(gpu_gib)
     if measure:
         require_gpu()
     started = time.perf_counter()
@@ -125,7 +130,7 @@ def estimate(
     auto = recipe.training.plan == "auto"
     given = given_keys(recipe) if auto else frozenset()
     planner = Planner(
-        Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), _card(recipe, gpu_gib), given=given
+        Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), card or _card(recipe, gpu_gib), given=given
     )
     budget_bytes = _budget_bytes(gpu_gib)
     fastest = planner.fastest(budget_bytes)
@@ -212,7 +217,7 @@ def _show(recipe: Recipe, found: Estimate, console: Console) -> None:
         what = " and ".join(name for name, on in resting.items() if on)
         table.add("on the host", "", size_text(r.host_bytes), f"pinned: {what}")
     show(console, table)
-    for line in _verdict(found):
+    for line in _verdict(recipe, found):
         console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -317,7 +322,7 @@ def _smallest_cards(needed_bytes: int) -> str:
     return f"{cards[0].gib:g} GB ({', '.join(card.name for card in cards)})" if cards else "none of the table"
 
 
-def _verdict(found: Estimate) -> Iterator[str]:
+def _verdict(recipe: Recipe, found: Estimate) -> Iterator[str]:
     r = found.rehearsal
     room = found.budget_bytes - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
@@ -344,6 +349,11 @@ def _verdict(found: Estimate) -> Iterator[str]:
             f"; with all of these changes {_smallest_cards(found.advice[-1].needed_bytes)}" if found.advice else ""
         )
         yield f"the smallest card for it as it is: {_smallest_cards(found.least_bytes)}{changed}"
+    # Where it is close, one that leaves room.
+    room_bytes = found.budget_bytes - CLOSE_BYTES * found.fits_somehow
+    tight = r.machine.cuda and (not found.fits_somehow or room < CLOSE_BYTES)
+    if tight and (line := shipped_for(recipe, room_bytes / GIB)) is not None:
+        yield line
     yield (
         f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; "
         "if yours are shorter, set data.max_length to what they have"

@@ -6,6 +6,7 @@ from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.arguments import is_picture
 from basic_lite.tools.model_place import can_speak, holds_model
+from basic_lite.training.bundle_files import meant_run
 
 
 def require_model(model: str, command: str) -> None:
@@ -36,7 +37,9 @@ def _require_no_pictures(place: Path, model: str, command: str) -> None:
     if can_speak(place):
         return
     if picture := next((path for path in sorted(place.iterdir()) if is_picture(path.name)), None):
+        meant = meant_run(place)
+        order = "The model goes first" if meant else "the model goes first"
         raise UserError(
-            f"{model} is a folder of pictures; the model goes first: basic-lite {command} MODEL "
+            f"{model} is a folder of pictures; {f'{meant} ' if meant else ''}{order}: basic-lite {command} MODEL "
             f"{command_line([str(Path(model) / picture.name)])}"
         )

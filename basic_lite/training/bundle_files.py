@@ -13,6 +13,7 @@ from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.outside import read_text
+from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.manifest import read_manifest
@@ -85,7 +86,9 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
                 "here; name a llava-hf checkpoint in model.base, or CLIP or SigLIP in model.vision and an LLM in "
                 "model.llm"
             )
-        hint = meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
+        # What a shipped recipe starts from is a run of another one.
+        made = f"`basic-lite train {place.name}` makes it" if place in _runs_of_shipped() else ""
+        hint = made or meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
     if place.is_file():
         raise UserError(f"{key}: {place} is a file; give the folder of a run (runs/NAME) or of a bundle inside one")
@@ -101,6 +104,11 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
         "the run wrote none yet, or this is not a run folder; "
         + (meant_run(place, runs) or "give a run folder (runs/NAME) that has saved a checkpoint")
     )
+
+
+def _runs_of_shipped() -> set[Path]:
+    """Where runs of the shipped recipes would be, if they were made here. The demo's have other names."""
+    return {RUNS / path.stem for path in shipped_recipes() if not path.stem.startswith("demo_")}
 
 
 def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = holds_bundle) -> str:

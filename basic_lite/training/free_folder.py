@@ -1,24 +1,91 @@
 """A run folder in which another run has saved something is not overwritten. Nothing heavy is imported here."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
-from basic_lite.training.bundle_files import open_bundle
+from basic_lite.training.bundle_files import look_at_bundle, open_bundle
 from basic_lite.training.differences import differences
-from basic_lite.training.places import FINAL, is_finished
+from basic_lite.training.places import BEST, FINAL, best_between_names, best_record, checkpoints_of, is_finished, is_run
+from basic_lite.training.start_names import resolve_start
 
 
-def require_no_finished_run(recipe: Recipe) -> None:
-    """Refuse a recipe whose run is finished, in a moment; ``look_at_run_folder`` looks at all else.
+def look_at_earlier_run(recipe: Recipe, *, resume: bool) -> str | None:
+    """Tell in a moment what a run folder's names tell; ``look_at_run_folder`` looks at all else.
+
+    Args:
+        resume: the run that is there is to go on, from its newest checkpoint.
+
+    Returns:
+        What to say of a finished run that was to go on; None: there is something to do.
 
     Raises:
-        UserError: the recipe's folder holds a finished run.
+        UserError: the folder holds a run, or there is none to go on with, or it was another recipe's.
     """
     path = Path(recipe.output) / recipe.name
-    # The names of models come from the earlier run, and what differs is known later.
-    if recipe.model.start is None and is_finished(path):
-        require_free(recipe, path, [], path / FINAL)
+    if resume and not path.exists():
+        require_run_to_continue(path)
+    if not is_run(path):
+        return None
+    with suppress(UserError):  # a start that isn't there any more is named among what differs
+        recipe = resolve_start(recipe, lambda text: None, resume=resume)
+    saved, final = saved_in(path), path / FINAL if is_finished(path) else None
+    if not resume:
+        require_free(recipe, path, saved, final)
+    elif (newest := final or (saved[-1] if saved else None)) is not None:
+        require_same_recipe(path, newest, differences(look_at_bundle(newest, "--resume").recipe, recipe))
+    return finished_text(path) if resume and final else None
+
+
+def saved_in(path: Path) -> list[Path]:
+    """What an unfinished run has saved: its best step, and its checkpoints, the newest last."""
+    best = best_between_names(path) or path / BEST
+    return [*([best] if best_record(best) else []), *checkpoints_of(path)]
+
+
+def require_one_way(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to go on with a run and to replace it.
+
+    Raises:
+        UserError: both are asked for.
+    """
+    if resume and overwrite:
+        raise UserError("--overwrite begins anew and --resume continues what is there; leave one of the two out")
+
+
+def finished_text(path: Path) -> str:
+    """What is said of a finished run that was to go on."""
+    return f"{path} is finished; its bundle is {path / FINAL}"
+
+
+def require_run_to_continue(path: Path) -> None:
+    """Refuse to go on with a run that isn't there.
+
+    Raises:
+        UserError: it isn't.
+    """
+    if not is_run(path):
+        raise UserError(
+            f"--resume: there is no run in {path} to continue; correct name or output, or leave --resume out"
+        )
+
+
+def require_same_recipe(run: Path, bundle: Path, changed: list[str]) -> None:
+    """Refuse to go on with another recipe.
+
+    Args:
+        changed: the keys that differ (``differences``).
+
+    Raises:
+        UserError: there are some.
+    """
+    if changed:
+        raise UserError(
+            f"--resume: the recipe is not the one that {bundle} was trained with:\n  - "
+            + "\n  - ".join(changed)
+            + f"\nUse the same recipe and overrides, or {going_on(run)}"
+        )
 
 
 def require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | None) -> None:

@@ -12,7 +12,8 @@ from basic_lite.model.frontend import composed_config, llava_config_of
 from basic_lite.recipe.fetched import mend_of_missing_data
 from basic_lite.recipe.schema import ModelSection, Recipe
 from basic_lite.training.bundle_files import look_at_bundle
-from basic_lite.training.start import PROJECTOR, START, Origin, find_origin, resolve_start
+from basic_lite.training.start import Origin, find_origin
+from basic_lite.training.start_names import PROJECTOR, START, resolve_start
 
 
 def require_inputs(recipe: Recipe, *, earlier: bool = True) -> None:

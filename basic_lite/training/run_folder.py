@@ -17,7 +17,13 @@ from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkp
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.differences import differences
 from basic_lite.training.files import remove, saving, write_json
-from basic_lite.training.free_folder import going_on, require_free
+from basic_lite.training.free_folder import (
+    require_free,
+    require_one_way,
+    require_run_to_continue,
+    require_same_recipe,
+    saved_in,
+)
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
@@ -227,8 +233,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     Raises:
         UserError: it holds another run or other files, or there is nothing that this recipe can continue from.
     """
-    if resume and overwrite:
-        raise UserError("--overwrite begins anew and --resume continues what is there; leave one of the two out")
+    require_one_way(resume=resume, overwrite=overwrite)
     path = Path(recipe.output) / recipe.name
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; change name or output")
@@ -245,30 +250,28 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     others = [p for p in path.iterdir() if p.name not in (LOCK, SCRATCH, PARTS + PART)] if path.is_dir() else []
     if others and not run:
         raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
-    if resume and not run:
-        raise UserError(
-            f"--resume: there is no run in {path} to continue; correct name or output, or leave --resume out"
-        )
+    if resume:
+        require_run_to_continue(path)
     if overwrite:
         _require_not_used(recipe, path)
         return RunFolder(path, overwrite=True)
     if not resume:
-        require_free(recipe, path, [*([best] if best_record(best) else []), *checkpoints], final if finished else None)
+        require_free(recipe, path, saved_in(path), final if finished else None)
         return RunFolder(path)
     chosen = _choose(path, checkpoints, step)
     if finished and step is None:
         changed = differences(open_bundle(final).recipe, recipe)
-        _require_same_recipe(path, final, changed)
+        require_same_recipe(path, final, changed)
         return RunFolder(path, None, True)
     if "tensorboard" in recipe.training.trackers:
         _require_no_links(path / TENSORBOARD)
     if chosen is None:
         if best_record(best) is not None:  # it will be compared with, so it must be of this recipe
-            _require_same_recipe(path, best, differences(open_bundle(best, "--resume").recipe, recipe))
+            require_same_recipe(path, best, differences(open_bundle(best, "--resume").recipe, recipe))
         return RunFolder(path)
     bundle = open_bundle(chosen, "--resume")
     require_checkpoint(bundle)
-    _require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
+    require_same_recipe(path, bundle.folder, differences(bundle.recipe, recipe))
     broken = broken_at_start(path) if recipe.data.bad_records == "drop" else None
     return RunFolder(path, bundle, chosen=step is not None, broken=broken)
 
@@ -310,15 +313,6 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, entry in entries:
         yield from _texts(entry, f"{key}.{name}")
-
-
-def _require_same_recipe(run: Path, bundle: Path, changed: list[str]) -> None:
-    if changed:
-        raise UserError(
-            f"--resume: the recipe is not the one that {bundle} was trained with:\n  - "
-            + "\n  - ".join(changed)
-            + f"\nUse the same recipe and overrides, or {going_on(run)}"
-        )
 
 
 def require_same_data(folder: RunFolder, fingerprint: str) -> None:

@@ -11,7 +11,7 @@ from basic_lite.training.files import sha256
 from basic_lite.training.inputs import with_start
 from basic_lite.training.places import MANIFEST, holds_bundle, is_run
 from basic_lite.training.run_folder import RunFolder, look_at_run_folder
-from basic_lite.training.start import PROJECTOR
+from basic_lite.training.start_names import PROJECTOR
 
 
 def run_path(recipe: Recipe) -> Path:

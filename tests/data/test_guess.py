@@ -101,14 +101,18 @@ def test_what_is_no_data() -> None:
     write("several/a.csv", "")
     write("several/b.json", "")
     write("empty/notes.md", "")
-    write("table.xlsx", "")
+    for name in ("table.xlsx", "list.csv.txt", "list.txt"):
+        write(name, "")
     cases = {
         "nowhere": "no such file or folder",
         "bare": r"1 pictures, but no text; .*a.txt for a.png",
         "several": r"2 data files \(a.csv, b.json\); name one of them",
         "empty": "no data in this folder",
-        "bare/a.png": "isn't read",
+        "bare/a.png": r"isn't read .*; name the folder that the pictures are in, bare\.$",
         "table.xlsx": "CSV UTF-8",
+        # Windows hides endings.
+        "list.csv.txt": r"; if it is a table, rename it to list\.csv\.$",
+        "list.txt": r"; if it is a table, rename it to list\.csv\.$",
     }
     for name, expected in cases.items():
         with pytest.raises(UserError, match=expected):

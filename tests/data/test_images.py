@@ -287,3 +287,40 @@ def test_no_program_is_started_for_a_picture(head: bytes, tmp_path: Path, monkey
     (tmp_path / "a.jpg").write_bytes(head + b"\0" * 64)
     with pytest.raises(BadImage, match="cannot identify"):
         open_image(ImageRef("a.jpg", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "head, said",
+    [
+        (b"", "(the file is empty); fetch it again"),
+        (b"\n<!DOCTYPE HTML><title>404", "(it is a web page, as a server sends it in place of a picture"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "(it is a pointer of Git LFS, and `git lfs pull` fetches"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "(it is an SVG drawing; save it as PNG)"),
+        (b"%PDF-1.7", "(it is a PDF; save its pages as JPEG)"),
+        (b"hello", "(cannot identify image file); fetch it again"),
+    ],
+)
+def test_what_a_file_is_that_is_no_picture_is_said(tmp_path: Path, head: bytes, said: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(head)
+    for image in (ImageRef("a.jpg", str(tmp_path)), ImageRef("a.jpg", blob=head)):
+        with pytest.raises(BadImage) as refused:
+            check_image(image, "open")
+        assert f"image 'a.jpg' can't be decoded {said}" in str(refused.value) and str(tmp_path) not in str(
+            refused.value
+        )
+
+
+def test_a_telephones_picture_that_was_renamed_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heic, "register_heic", lambda: False)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(BadImage, match="HEIC needs pillow-heif: pip install pillow-heif"):
+        check_image(ImageRef("a.jpg", str(tmp_path)), "open")
+
+
+@pytest.mark.parametrize("name", ["C:\\Users\\me\\a b.png", "/home/me/a b.png", "old/pictures/a b.png"])
+def test_a_whole_path_whose_file_is_in_the_folder_gets_a_hint(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a b.png")
+    with pytest.raises(BadImage, match=r"; 'a b\.png' is in that folder: give the name alone, without the folders"):
+        locate(ImageRef(name, str(tmp_path)))
+    with pytest.raises(BadImage, match=r"; (fetch it, or correct image_dir|move it inside)"):
+        locate(ImageRef(name.replace("a b", "c"), str(tmp_path)))

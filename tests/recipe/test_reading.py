@@ -235,11 +235,26 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recip.yaml")
     with pytest.raises(UserError, match=r"nearest is recipes.7b_qlora\.yaml"):
         load_recipe("recipes/7b_qlor.yaml")
-    with pytest.raises(UserError, match="is a folder"):
-        load_recipe(tmp_path)
+    with pytest.raises(UserError, match=r"nearest is recipes.7b_qlora\.yaml"):
+        load_recipe("7B_QLORA.yml")
+    with pytest.raises(UserError, match=r"^the recipe's name is empty; give a file, or a shipped recipe: 13b_qlora"):
+        load_recipe("")
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nname: \xff\n")
     with pytest.raises(UserError, match=r"UTF-8 \(line 2\)"):
         load_recipe(tmp_path / "latin.yaml")
+
+
+def test_a_folder_in_a_recipes_place_is_told_what_was_meant(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with pytest.raises(UserError, match=r"is a folder, not a recipe file; `basic-lite data FOLDER` writes a recipe"):
+        load_recipe(photos)
+    (photos / "inside.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"name one that is in it: .*inside\.yaml\n"):
+        load_recipe(photos)
+    (tmp_path / "photos.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"is a folder, not a recipe file; did you mean .*photos\.yaml\?"):
+        load_recipe(photos)
 
 
 def test_any_text_gives_a_report_never_a_traceback(tmp_path: Path) -> None:

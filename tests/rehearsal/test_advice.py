@@ -18,6 +18,7 @@ from basic_lite.rehearsal.advice import Advice, advice_lines, advise
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.planner import ROOM, smallest_cards
 from basic_lite.sizes import GIB, size_text
+from basic_lite.tools import estimate as estimates
 from basic_lite.tools.estimate import Estimate, estimate
 from tests.support.runs import whole_recipe
 
@@ -93,7 +94,8 @@ def test_what_a_file_is_refused_for_is_not_advised(tmp_path: Path, monkeypatch: 
 
 
 def test_the_smallest_cards() -> None:
-    assert [card.name for card in smallest_cards(GIB)] == ["RTX 3070", "RTX 4060"]
+    assert [card.name for card in smallest_cards(GIB)] == ["RTX 3050 6GB"]
+    assert [card.name for card in smallest_cards(7 * GIB)] == ["RTX 3070", "RTX 4060"]
     assert [card.name for card in smallest_cards(round(9 * GIB))] == ["RTX 3080"]
     assert {card.gib for card in smallest_cards(round(24.1 * GIB))} == {32}
     assert smallest_cards(81 * GIB) == []
@@ -117,6 +119,7 @@ def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:
 
 def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that needs 99 % of a card doesn't fit, since 98 % are planned with: it is 1 % too much."""
+    monkeypatch.setattr(estimates, "shipped_for", lambda recipe, gib: "the shipped one")
     recipe = one_plan(tmp_path, monkeypatch)
     needed = said(recipe, 80)[0].rehearsal.needed_bytes
     found, text = said(recipe, needed / 0.99 / GIB)
@@ -125,12 +128,16 @@ def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pyte
     found, text = said(recipe, needed / 0.97 / GIB)
     assert found.fits and f"with {size_text(int(needed / 0.97 * ROOM) - needed)} to spare (98% of it" in text
     assert "that is close: a desktop takes memory of the card too" in text
-    assert "that is close" not in said(recipe, 80)[1]
+    assert "\nthe shipped one\n" in text
+    text = said(recipe, 80)[1]
+    assert "that is close" not in text and "the shipped one" not in text
 
 
 def test_no_hours_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is tiny, but a card's context alone takes half a GiB."""
+    monkeypatch.setattr(estimates, "shipped_for", lambda recipe, gib: f"the shipped one for {gib:.3f} GiB")
     text = said(one_plan(tmp_path, monkeypatch), 0.3)[1]
+    assert "\nthe shipped one for 0.294 GiB\n" in text
     assert "doesn't fit a card of 0.3 GiB" in text and "none fits" in text and "kWh" not in text
     assert "no change of a key makes it fit" in text
-    assert "the smallest card for it as it is: 8 GB (RTX 3070, RTX 4060)\n" in text
+    assert "the smallest card for it as it is: 6 GB (RTX 3050 6GB)\n" in text

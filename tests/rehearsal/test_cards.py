@@ -14,6 +14,7 @@ from basic_lite.rehearsal.counts import operations_seconds
 # Multiprocessors, boost clock in GHz, bfloat16 operations of one in a clock summed in float32; bits of the memory's
 # bus, 10⁹ bits a second of each.
 CHIPS = {
+    "RTX 3050 6GB": (18, 1.47, 512, 96, 14),
     "RTX 3060": (28, 1.777, 512, 192, 15),
     "RTX 3070": (46, 1.725, 512, 256, 14),
     "RTX 3080": (68, 1.71, 512, 320, 19),
@@ -52,7 +53,8 @@ def test_each_card_is_there_once_the_smallest_first() -> None:
 @pytest.mark.parametrize(
     "gib, name",
     [
-        (4, "RTX 3070"),
+        (4, "RTX 3050 6GB"),
+        (6, "RTX 3050 6GB"),
         (8, "RTX 3070"),
         (10, "RTX 3080"),
         (11.6, "RTX 5070"),

@@ -67,7 +67,7 @@ def test_a_folder_with_a_table() -> None:
         "pictures with a text each, in the table photos/captions.csv",
         "image is 'image', text is 'caption'",
         "2 of 3 can be used, with 2 pictures that open",
-        "1 can't be used, 1 of them because of their pictures:",
+        "1 can't be used, 1 because of a picture:",
         "photos/captions.csv, line 3: image 'p1.png' can't be decoded",
         "user :<image>×36",
         "training is 30 steps of 2 samples, 30 passes over 2 records",
@@ -90,6 +90,14 @@ def test_a_folder_with_a_table() -> None:
     assert record.turns[0].text == base.data.train.prompt == "describe the image."  # type: ignore[union-attr]
 
 
+def test_texts_that_will_be_cut_are_told() -> None:
+    photos("p")
+    assert "cut off" not in run("p", width=1000)[1]
+    Path("p/captions.csv").write_text(f"image,caption\np0.png,{'a red circle ' * 60}\np1.png,a red circle\n")
+    said = run("p", width=1000, overwrite=True)[1]
+    assert "note: 1 record is longer than data.max_length=128, so the end of the text is cut off (" in said
+
+
 def test_problems_that_are_alike_share_a_line() -> None:
     photos("p", 40)
     lines = Path("p/captions.csv").read_text(encoding="utf-8").splitlines()
@@ -108,6 +116,7 @@ def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
     assert "note: the run has 30 optimizer steps (3 samples, 8 a step): too few to teach" in said
     assert re.search(r"note: the model doesn't know \d+% of the words of the answers \(<unk> stands", said)
     Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
+    assert "30 passes over one record\n" in run("p", overwrite=True, width=1000)[1]
     said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
     assert "too few" not in said and "doesn't know" not in said
     rows = [{"image": "p0.png", "question": "what is a zeppelin ?", "answer": "red circle"}]
@@ -310,7 +319,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match=r'my: .* a name with spaces goes in quotes, as in "my pics"'):
         run("my", "pics")
     Path("bad.csv").write_text("image,caption\nx.png,one\n")
-    with pytest.raises(UserError, match="none of the 1 records"):
+    with pytest.raises(UserError, match="the one record can't be used"):
         run("bad.csv")
     assert not Path("bad.yaml").exists() and not Path("x.yaml").exists()
 

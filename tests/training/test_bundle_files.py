@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from basic_lite.errors import UserError
+from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.tools.chat.command import chat
 from basic_lite.training.bundle_files import find_bundle
-from basic_lite.training.start import find_origin, resolve_start
+from basic_lite.training.start import find_origin
+from basic_lite.training.start_names import resolve_start
 from tests.support.runs import tiny_recipe
 
 
@@ -39,6 +41,21 @@ def test_the_recipes_own_output_is_searched(tmp_path: Path) -> None:
         resolve_start(tiny_recipe(tmp_path, {**changes, "model.start": "photos"}), print)
     with pytest.raises(UserError, match=r"^model.projector: .*; did you mean elsewhere/photos\?$"):
         find_origin(tiny_recipe(tmp_path, {**changes, "model.projector": "photos"}))
+
+
+def test_the_run_of_a_shipped_recipe_is_made_by_its_recipe() -> None:
+    with pytest.raises(UserError, match=r"runs/7b_pretrain; `basic-lite train 7b_pretrain` makes it$"):
+        find_bundle(Path("runs/7b_pretrain"), "model.projector")
+    recipes = [
+        path for path in shipped_recipes() if f"`basic-lite train {path.stem}`" in refused(Path("runs", path.stem))
+    ]
+    assert recipes and all(load_recipe(path).name == path.stem for path in recipes)
+
+
+def refused(place: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        find_bundle(place)
+    return str(caught.value)
 
 
 def test_a_model_of_the_hub_is_no_run(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from basic_lite.training.bundle_files import OPTIMIZER, TRAINING, open_bundle
 from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
-from basic_lite.training.start import find_origin, resolve_start
+from basic_lite.training.start import find_origin
+from basic_lite.training.start_names import resolve_start
 from tests.support.runs import (
     WHOLE,
     assert_same_terms,

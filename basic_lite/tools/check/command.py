@@ -40,7 +40,7 @@ from basic_lite.tools.check.findings import (
 from basic_lite.tools.check.page import COMMAND, write_check
 from basic_lite.tools.check.survey import Pictures, survey
 from basic_lite.tools.check.texts import Texts
-from basic_lite.tools.data.command import Words, frontend_or_why
+from basic_lite.tools.data.command import ENOUGH_TO_HOLD_OUT, HELD_OUT, Words, frontend_or_why
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
 from basic_lite.tools.report.html import require_own
@@ -52,8 +52,6 @@ _NOTHING_HELD_OUT = (
     *("data.eval=null", "training.eval_every=null", "training.eval_generate=0"),
     "training.metric_for_best_model=off",
 )
-# As `basic-lite data` holds out.
-_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Data:
         recipe: with the data in it.
         frontend: the model's tokenizer and image processor; None: they aren't here, and ``why`` says why.
         held: records for evaluation that are a file of their own; None: there are none.
+        held_out: the share of the records that a run would keep for evaluation; 0: none.
+        held_out_from: so many records there must be for that.
     """
 
     name: str
@@ -72,6 +72,8 @@ class Data:
     held: Records | None
     frontend: Frontend | None
     why: str
+    held_out: float
+    held_out_from: int
 
 
 def check(
@@ -114,7 +116,7 @@ def check(
         with counting(Console(stderr=True), "looking at pictures and texts", len(one.kept)) as count:
             about = texts if source == 0 else None
             met.append(survey(records, one.kept.tolist(), pictures, about, source, one.pictures, count))
-    sides = (met[0], met[1]) if data.held is not None else split(data.recipe, report, pictures)
+    sides = (met[0], met[1]) if data.held is not None else split(data, report, pictures)
     found = sorted(findings(data, reports, pictures, texts, sides), key=lambda one: _ORDER.index(one.kind))
     found = [*blind, *found]
     unread, left = len(pictures.problems), len(report.kept) - len(broken_of(report, pictures))
@@ -136,13 +138,14 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
     Raises:
         UserError: there is no data, or the recipe is wrong.
     """
-    if path.suffix.lower() in _RECIPES:
+    given = {text.partition("=")[0].strip() for text in overrides}
+    is_data = path.suffix.lower() not in _RECIPES
+    if not is_data:
         recipe, name = load_recipe(path.as_posix(), list(overrides)), path.stem
     else:
         name = legal_name(path)
         section = from_here(source_of(path))
         own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
-        given = {text.partition("=")[0].strip() for text in overrides}
         evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
         alone = [] if evaluated else _NOTHING_HELD_OUT
         recipe = load_recipe(base, [f"name={json.dumps(name)}", f"data.train={own}", *alone, *overrides])
@@ -156,7 +159,12 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
     looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]
     train, *held = all_at_once(*looks)
     frontend, why = frontend_or_why(recipe)
-    return Data(name, recipe, train, held[0] if held else None, frontend, why)
+    # For data alone: as `basic-lite data` holds out.
+    chosen = is_data and "data.held_out" not in given
+    share, least = (
+        (recipe.data.held_out or HELD_OUT, ENOUGH_TO_HOLD_OUT) if chosen else (recipe.data.held_out or 0.0, 0)
+    )
+    return Data(name, recipe, train, held[0] if held else None, frontend, why, share, least)
 
 
 def read(data: Data, records: Records, say: Say) -> DataReport:
@@ -217,16 +225,16 @@ def _unknown(data: Data, report: DataReport) -> Iterator[UnknownWords]:
     return unknown_words(encoder, looked_at, data.recipe.data.max_length)
 
 
-def split(recipe: Recipe, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
+def split(data: Data, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:
     """Numbers of the pictures that a run would train on, and of those that it would hold out; none if it can't."""
     # A run leaves out records whose pictures can't be read, and then holds out.
     broken = broken_of(report, pictures)
     whole = report.only(np.array([index not in broken for index in report.kept.tolist()], dtype=bool))
-    if not can_hold_out(whole):
+    if not data.held_out or len(whole.kept) < data.held_out_from or not can_hold_out(whole):
         return set(), set()
     trained, held = (
         {pictures.numbers[key] for keys in part.pictures or [] for key in keys}
-        for part in hold_out(whole, recipe.data.held_out or _HELD_OUT, recipe.seed)
+        for part in hold_out(whole, data.held_out, data.recipe.seed)
     )
     return trained, held
 

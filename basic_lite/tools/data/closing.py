@@ -36,7 +36,8 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     held_out = held_out_count(report, recipe.data.held_out or 0.0, recipe.seed)
     trained = len(report.kept) - held_out
     steps = steps_of(recipe, trained)
-    passes = "" if training.max_steps else f", {training.epochs:g} passes over {trained:,} records"
+    over = "one record" if trained == 1 else f"{trained:,} records"
+    passes = "" if training.max_steps else f", {training.epochs:g} passes over {over}"
     say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
     if few := few_steps(recipe, trained, steps):
         say(f"note: {few}")

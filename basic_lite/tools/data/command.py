@@ -45,7 +45,7 @@ from basic_lite.whole_file import write_whole
 # Optimizer steps that small data should get, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
 # What is kept for evaluation, of how many records at least, and how often a run evaluates.
-_HELD_OUT, _ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
+HELD_OUT, ENOUGH_TO_HOLD_OUT, _EVALUATIONS = 0.1, 20, 5
 # Whole pictures are held out: of few, that may be this many times the share, and no more.
 _MOST_HELD_OUT = 2
 # Of held-out questions with short answers so many are asked at each evaluation.
@@ -136,7 +136,7 @@ def _fitted(recipe: Recipe, found: Found, report: DataReport, given: set[str], s
     changes: dict[str, Any] = {}
     evaluated = recipe.data.eval is not None
     if not evaluated and "data.held_out" not in given:
-        share = recipe.data.held_out or _HELD_OUT
+        share = recipe.data.held_out or HELD_OUT
         why_none = _why_none_held_out(recipe, report, share)
         if why_none:
             say(
@@ -170,9 +170,9 @@ def _own_file(recipe: Recipe) -> str:
 def _why_none_held_out(recipe: Recipe, report: DataReport, share: float) -> str | None:
     """Why a share of the records can't be kept for evaluation; None: it can."""
     count = len(report.kept)
-    if count < _ENOUGH_TO_HOLD_OUT:
+    if count < ENOUGH_TO_HOLD_OUT:
         records = "there is 1 record" if count == 1 else f"there are {count} records"
-        return f"{records}, and from {_ENOUGH_TO_HOLD_OUT} on {share:.0%} of them are held out"
+        return f"{records}, and from {ENOUGH_TO_HOLD_OUT} on {share:.0%} of them are held out"
     if not can_hold_out(report):
         return "all records hang together by their pictures"
     if held_out_count(report, share, recipe.seed) > _MOST_HELD_OUT * share * count:
@@ -245,7 +245,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     report = check_data(
         records, encoder, section, progress=counter("data"), say=say, cache=cache_folder(), pictures=True
     )
-    for line in _counts(report):
+    for line in _counts(report, recipe.data.max_length):
         say(line)
     if frontend is None:
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
@@ -298,15 +298,22 @@ def _meaning(found: Found) -> list[str]:
     return lines
 
 
-def _counts(report: DataReport) -> list[str]:
+def _counts(report: DataReport, max_length: int) -> list[str]:
     pictures = int(report.n_images.sum())
-    lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {pictures:,} pictures that open"]
+    open_ = f"{pictures:,} pictures that open" if pictures != 1 else "1 picture that opens"
+    lines = [f"records: {len(report.kept):,} of {report.total:,} can be used, with {open_}"]
     if len(report.kept) and not pictures:
         mend = "name their column: data.train.columns.image=…"
         lines.append(f"note: none of them has a picture, so `train` won't start; {mend}")
+    if cut := int((report.cut > 0).sum()):
+        records = "1 record is" if cut == 1 else f"{cut:,} records are"
+        lines.append(
+            f"note: {records} longer than data.max_length={max_length}, so the end of the text is cut off "
+            f"({int(report.cut.sum()):,} tokens in all); raise that key, which takes more memory, or shorten the text"
+        )
     if report.problems:
         bad = sum(isinstance(problem, BadImage) for problem in report.problems)
-        lines.append(f"{len(report.problems):,} can't be used, {bad:,} of them because of their pictures:")
+        lines.append(f"{len(report.problems):,} can't be used{f', {bad:,} because of a picture' if bad else ''}:")
         lines += listing(report.problems, _SHOWN_PROBLEMS)
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from basic_lite.tools.chat.command import chat
         ("gone/cat.png", "is a picture; the model goes first"),
         ("photo", "photo is a picture; the model goes first"),
         ("photos", "photos is a folder of pictures; the model goes first: basic-lite chat MODEL photos/a.jpg"),
+        ("pets", r"pets is a folder of pictures; did you mean runs/pets\? The model goes first: basic-lite chat MODEL"),
         ("model.gguf", "GGUF files are for llama.cpp and Ollama"),
         ("exported/model.safetensors", "give exported$"),
         ("run/final/adapter/adapter_model.safetensors", "give run/final$"),
@@ -35,5 +37,7 @@ def test_a_file_is_no_model(model: str, says: str, tmp_path: Path, monkeypatch: 
         Image.new("RGB", (4, 4)).save(name, "PNG")
     Path("photos").mkdir()
     Image.new("RGB", (4, 4)).save("photos/a.jpg")
+    shutil.copytree("photos", "pets")
+    shutil.copytree("run", "runs/pets")
     with pytest.raises(UserError, match=says):
         chat(model, ["exported", "what is it?"])

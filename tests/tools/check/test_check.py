@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from basic_lite.cli import main
+from basic_lite.recipe import dump_recipe, load_recipe
 from basic_lite.tools.check import blind
 from basic_lite.tools.check.command import check
 from basic_lite.tools.check.findings import Finding
@@ -148,6 +149,24 @@ def test_held_out_pictures_that_are_trained_on(made: Callable[..., Path]) -> Non
     assert found["held out, but trained on"].count == "2 (66.7%)" and found["held out, but alike"].count == "1 (33.3%)"
     alike = found["held out, but alike"]
     assert alike.kind == "look" and "may be too good" in alike.text
+
+
+def test_nothing_is_said_of_held_out_pictures_where_none_is_held_out(made: Callable[..., Path], tmp_path: Path) -> None:
+    """By a recipe without `data.held_out`, and of so few records that `basic-lite data` holds none out."""
+    path = made()
+    for n in range(1, 20):
+        shutil.copy(path.parent / "0.png", path.parent / f"{n}.png")
+        # Each is a file of its own, and they look alike.
+        (path.parent / f"{n}.png").write_bytes((path.parent / "0.png").read_bytes() + bytes([n]))
+    of_them = {"held out, but trained on", "held out, but alike"}
+    assert found_in(path).keys() & of_them
+    path.write_text(json.dumps(json.loads(path.read_text())[:19]))
+    assert not found_in(path).keys() & of_them
+    recipe = tmp_path / "own.yaml"
+    own = [f"data.train.path={path}", f"data.train.image_dir={path.parent}", "data.train.prompt=null"]
+    recipe.write_text(dump_recipe(load_recipe(DEMO, [*own, "data.held_out=null", "training.eval_every=null"])))
+    assert not {one.name for one in check(recipe, base=DEMO, console=quiet())} & of_them
+    assert found_in(path, "data.held_out=0.1").keys() & of_them
 
 
 def test_a_bad_record_in_the_file_for_evaluation_is_a_finding(made: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What ``estimate --gpu`` takes: memory with and without units, names of cards; and what it says of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from basic_lite.errors import UserError
+from basic_lite.rehearsal.asked_card import asked_card
+from basic_lite.rehearsal.cards import CARDS
+
+
+@pytest.mark.parametrize(
+    "text", ["24", "24GB", "24 GB", "24gb", "24GiB", "24g", " 24.0 ", "24,0", "24576MiB", "24576 mb"]
+)
+def test_a_memory_is_taken_with_any_unit(text: str) -> None:
+    asked = asked_card(text)
+    assert asked.gib == 24 and asked.card is None
+
+
+@pytest.mark.parametrize("text", ["rtx4090", "RTX 4090", "4090", "NVIDIA GeForce RTX 4090", "rtx-4090", "RTX_4090"])
+def test_a_name_is_taken_as_people_write_it(text: str) -> None:
+    asked = asked_card(text)
+    assert asked.gib == 24 and asked.card is not None and asked.card.name == "RTX 4090"
+
+
+def test_each_card_of_the_table_is_found_by_its_name() -> None:
+    assert [asked_card(card.name.lower()).card for card in CARDS] == list(CARDS)
+    assert asked_card("4060ti").gib == 16 and asked_card("4060").gib == 8
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("0", "--gpu is 0 GiB, which no card has; give its memory, as in --gpu 24 or --gpu 24GB"),
+        ("-3", "--gpu is -3 GiB, which no card has; "),
+        ("24564", "; if these are MiB: --gpu 24564MiB"),
+        ("", "--gpu is '', which isn't in the table of cards; give its memory"),
+        ("nan", "--gpu is 'nan', which isn't in the table of cards; "),
+        ("24TB", "--gpu is '24TB', which isn't in the table of cards; "),
+        ("rtx409", "(did you mean RTX 4090?)"),
+        ("A100", "(did you mean A100 80GB?); give its memory"),
+        ("L40", "(did you mean L40S?)"),
+        ("rtx 3060 ti", "--gpu is 'rtx 3060 ti', which isn't in the table of cards; give its memory"),
+        ("1080", "--gpu is 1080 GiB, which no card has; "),
+    ],
+)
+def test_what_it_does_not_take_is_refused_with_what_it_takes(text: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        asked_card(text)
+    assert said in str(refused.value)
