@@ -59,7 +59,7 @@ class _Gate(BaseModel):
     plan: _Target | None
     chosen: bool
     steps_on: _Count
-    refused: _Count = 0
+    refused: _Count | None = None
     verdict: str
 
 

@@ -49,7 +49,7 @@ class GateState:
     chosen: bool = False  # all that the recipe leaves open was measured
     steps_on: int = 0  # steps that had BASIC
     verdict: str = "can't tell"  # of the last look
-    refused: int = 0  # looks at which the premise held, and the pull wasn't seen to lower the loss
+    refused: int | None = None  # the last step at which the premise held, and the pull wasn't seen to lower the loss
 
 
 @dataclass
@@ -138,9 +138,8 @@ class Gate:
             return came
         if self.state.verdict == "fails":
             return f"{came}: its premise doesn't hold here"
-        if self.state.refused:
-            looks = "1 look" if self.state.refused == 1 else f"{self.state.refused} looks"
-            return f"{came}: its premise was shown at {looks}, and its pull wasn't seen to lower the loss"
+        if self.state.refused is not None:
+            return f"{came}: its premise held, and its pull wasn't seen to lower the loss (step {self.state.refused:,})"
         never = f"its premise was never shown on the {self.deciding} samples that decide and on as many others"
         more = "a longer run would look at more" if self.limited else "more pictures with a text would narrow the doubt"
         return f"{came}: {never}; {more}"
@@ -240,16 +239,21 @@ class Gate:
 
         Args:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
-            tried: how the pull changes the loss; asked after ``again``.
+            tried: how the pull changes the loss; asked after ``again``. It takes the time of some steps, so a pull that
+                was refused is tried again when the run has come twice as far.
         """
         was, state, second, change = self.state.open, self.state, None, None
         verdict: str = curve.verdict
-        if verdict == "holds" and not was:
-            second = again()  # there may be no memory for it, and then nothing has changed
-            verdict = "holds" if second.verdict == "holds" else "can't tell"
-            change = tried() if verdict == "holds" else None
-        lowers = change is None or change.high < 0
-        state.open, state.verdict, state.refused = verdict == "holds" and lowers, verdict, state.refused + (not lowers)
+        goes_on = verdict == "holds"
+        if goes_on and not was:
+            goes_on = state.refused is None or step >= 2 * state.refused
+            if goes_on:
+                second = again()  # there may be no memory for it, and then nothing has changed
+                verdict = "holds" if second.verdict == "holds" else "can't tell"
+                change = tried() if verdict == "holds" else None
+                goes_on = change is not None and change.high < 0
+        state.open, state.verdict = goes_on, verdict
+        state.refused = step if change is not None and not goes_on else state.refused
         self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
@@ -340,8 +344,10 @@ def _words(
         lowers = "" if change is None else f"; and its pull lowers the loss: {pull_text(change)}"
         return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}{lowers}"
     doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
-    if change is not None:
-        doubt, found = "holds", f"{found}; but its pull isn't seen to lower the loss: {pull_text(change)}"
+    if now.verdict == "holds":
+        refused = f"wasn't seen to at step {now.refused:,}, and is tried again from step {2 * (now.refused or 0):,} on"
+        refused = refused if change is None else f"isn't seen to: {pull_text(change)}"
+        doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (
         f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "

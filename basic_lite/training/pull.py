@@ -21,7 +21,7 @@ from basic_lite.intervals import ratio_interval
 from basic_lite.resampling import Interval
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.taps import evaluating
-from basic_lite.training.recovery import random_state, set_random_state, slices
+from basic_lite.training.recovery import random_state, set_random_state
 from basic_lite.training.step import Batch, StepCounts, TrainStep
 
 # How far the weights move, as a share of their norm: about as far as BASIC moves them in a step of the demo. There a
@@ -48,7 +48,7 @@ class Pull:
             gradient = self._gradient()
             before = self._losses()
             with self._moved(gradient):
-                changes = (self._losses() - before).cpu().numpy()
+                changes = (self._losses() - before).numpy()
         return ratio_interval(changes, np.ones_like(changes))
 
     @property
@@ -73,13 +73,10 @@ class Pull:
             set_random_state(kept, step.device)
         return total
 
-    @torch.no_grad()
     def _losses(self) -> Tensor:
-        """The LM loss of each sample, [n] float64 on the device."""
-        step, image = self.step, self.step.parts.image_token_id
-        with evaluating(step.parts.model):
-            ones = [one for batch in self.asked for one in slices(batch, 1, image)]
-            return torch.stack([step.forward(**step.inputs(one)).loss for one in ones]).double()
+        """The LM loss of each sample, [n] float64."""
+        with evaluating(self.step.parts.model):
+            return torch.cat([self.step.sample_losses(batch) for batch in self.asked])
 
     @contextmanager
     def _moved(self, gradient: list[Tensor]) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from basic_lite.data.pixel_table import on_device
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.adapt import leave_casts_to_autocast
-from basic_lite.model.llava import labelled_positions
+from basic_lite.model.llava import labelled_positions, likelihoods_of
 from basic_lite.model.parts import Parts
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.losses import zero_with_graph
@@ -290,6 +290,16 @@ class TrainStep:
         else:
             on_host.pop("labels", None)
         return on_device(on_host, self.device)
+
+    @torch.no_grad()
+    def sample_losses(self, batch: Batch) -> Tensor:
+        """L_lm of each sample of a host batch, in nats a labelled token, [B] float64 on the host."""
+        inputs, labels = self.inputs(batch, labels=False), batch["labels"]
+        inputs.pop("image_positions", None)  # the inner model finds them itself
+        with self._autocast() if self._autocast is not None else nullcontext():
+            hidden = self.parts.model.model(**inputs, use_cache=False).last_hidden_state
+            nats = likelihoods_of(hidden, self.parts.lm_head, labels).nats
+        return nats / (labels[:, 1:] != IGNORE).sum(dim=1)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward under autocast."""

@@ -118,13 +118,24 @@ def test_the_gate_opens_and_shuts_on_the_interval_alone() -> None:
 
 @pytest.mark.parametrize("high", [0.0, 0.001])
 def test_a_pull_that_is_not_seen_to_lower_the_loss_opens_nothing(high: float) -> None:
-    gate = a_gate([], gate=True)
-    for refused in (1, 2):
-        record = gate.decide(7, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: Interval(-0.01, -0.02, high))
-        assert (gate.state.open, record["verdict"], gate.state.refused) == (False, "holds", refused)
-    assert gate.summary(9) == (
-        "BASIC was on in 0 of 9 steps: its premise was shown at 2 looks, and its pull wasn't seen to lower the loss"
-    )
+    said: list[str] = []
+    gate, asked = a_gate(said, gate=True), []
+
+    def tried() -> Interval:
+        asked.append(1)
+        return Interval(-0.01, -0.02, high)
+
+    for step, count, words in (
+        (7, 1, f"isn't seen to: -0.01 nats a token [-0.02, {high:+.2g}]"),
+        (13, 1, "wasn't seen to at step 7, and is tried again from step 14 on"),
+        (14, 2, "isn't seen to: "),
+    ):
+        record = gate.decide(step, curve(0.01, 0.1), lambda: curve(0.01, 0.1), tried)
+        assert (gate.state.open, record["verdict"], len(asked)) == (False, "holds", count)
+        assert f"; but its pull has to lower the loss, and {words}" in said[-1]
+    last = "its premise held, and its pull wasn't seen to lower the loss (step 14)"
+    assert gate.summary(19) == f"BASIC was on in 0 of 19 steps: {last}"
+    assert gate.decide(28, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: LOWER)["open"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.02, 0.1), (-0.1, -0.02)])
