@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils.import_utils import DummyObject
 
 from tests.support.models import tiny_tokenizer, write_llava
 from tests.support.vlms import TINY
@@ -102,6 +105,8 @@ PROCESSED = {
 }  # fmt: skip
 # transformers has these for torchvision alone, or with a package that isn't here.
 LACKING = {"SmolVLM": "num2words", "Mistral 3": "torchvision", "Pixtral": "torchvision", "LFM2-VL": "torchvision"}
+if isinstance(transformers.Idefics3ImageProcessorPil, DummyObject):  # 5.17 hides it where there is no torchvision
+    LACKING |= {"SmolVLM": "torchvision", "Idefics3": "torchvision"}
 LACKED = {
     "SmolVLM": Processed(
         "SmolVLMProcessor",
@@ -123,6 +128,12 @@ def template(mark: str) -> str:
         "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}assistant : {% endif %}"
     )
+
+
+def require_processor(name: str) -> None:
+    """Skip a test whose family's processor can't be had here."""
+    if name in LACKING:
+        pytest.importorskip(LACKING[name])
 
 
 def write_vlm(folder: Path, name: str, *, seed: int = 0) -> Path:

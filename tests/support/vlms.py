@@ -266,5 +266,5 @@ def naive_states(model: Any, batch: dict[str, Tensor]) -> Sequence[Tensor]:
         features = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).deepstack_features
         for h, added in enumerate(features, start=1):
             states[h] = states[h].clone()
-            states[h][placeholders(batch)] += torch.cat(list(added))
+            states[h][placeholders(batch)] += torch.cat(list(added)).view(-1, states[h].shape[-1])
     return states

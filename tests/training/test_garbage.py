@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from basic_lite.run import train
-from basic_lite.training.garbage import set_aside
+from basic_lite.training.garbage import PYTHONS_OWN, set_aside
 from basic_lite.training.loop import Loop
 from tests.support.runs import quiet, tiny_recipe, write_data
 
@@ -40,14 +40,14 @@ def test_what_was_there_is_passed_over_and_new_cycles_are_collected() -> None:
         knot = weakref.ref(Knot())
         gc.collect()
         assert knot() is None
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() < PYTHONS_OWN
     kept = Knot()
     gone = weakref.ref(kept)
     with pytest.raises(ValueError), set_aside():
         raise ValueError
     del kept
     gc.collect()
-    assert gone() is None and gc.get_freeze_count() == 0, "an error gives it back too"
+    assert gone() is None and gc.get_freeze_count() < PYTHONS_OWN, "an error gives it back too"
 
 
 def test_a_run_sets_aside_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_run_sets_aside_what_there_is(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Loop, "_turn", counted)
     write_data(tmp_path, 4)
     train(tiny_recipe(tmp_path, {"training.max_steps": 2}), console=quiet())
-    assert len(counts) == 2 and min(counts) > 10_000 and gc.get_freeze_count() == 0
+    assert len(counts) == 2 and min(counts) > 10_000 and gc.get_freeze_count() < PYTHONS_OWN
 
 
 def test_a_program_that_froze_objects_keeps_the_say() -> None:

@@ -19,7 +19,7 @@ from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.speaker import Manner
 from basic_lite.tools.written import Writer, read_processor
 from tests.support.runs import write_data
-from tests.support.vlm_folders import LACKING, PROCESSED, write_llava_with_template, write_vlm
+from tests.support.vlm_folders import LACKING, PROCESSED, require_processor, write_llava_with_template, write_vlm
 
 SHORT = Manner(max_new_tokens=4)
 FAMILY = {family.name: family for family in FAMILIES}
@@ -51,8 +51,7 @@ def said(speaker: FolderSpeaker, *messages: Message) -> str:
 )
 def test_every_family_answers(name: str, tmp_path: Path, images: tuple[ImageRef, ...]) -> None:
     """As its own processor and transformers' generate do, which the test calls by hand."""
-    if name == "SmolVLM":
-        pytest.importorskip("num2words")
+    require_processor(name)
     place = str(write_vlm(tmp_path, name))
     speaker = find_speaker(place, "cpu", "auto")
     assert isinstance(speaker, FolderSpeaker)

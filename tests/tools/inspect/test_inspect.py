@@ -30,7 +30,14 @@ from basic_lite.tools.inspect.conversations import QUESTION, Conversations
 from basic_lite.tools.inspect.look import Inspection
 from basic_lite.tools.inspect.of_folder import open_model, read_family
 from tests.support.runs import log_of, run, write_data
-from tests.support.vlm_folders import LACKED, LACKING, PROCESSED, write_llava_with_template, write_vlm
+from tests.support.vlm_folders import (
+    LACKED,
+    LACKING,
+    PROCESSED,
+    require_processor,
+    write_llava_with_template,
+    write_vlm,
+)
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -134,8 +141,7 @@ FAMILY = {family.name: family for family in FAMILIES}
     "name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in PLAIN)) for name in [*PROCESSED, "SmolVLM"]]
 )
 def test_every_family_goes_through_its_own_processor(name: str, tmp_path: Path) -> None:
-    if name == "SmolVLM":
-        pytest.importorskip("num2words")
+    require_processor(name)
     write_vlm(tmp_path / "vlm", name)
     write_data(tmp_path, 3)
     for file in (tmp_path / "images").iterdir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.inspect.command import inspect
 from tests.support.runs import quiet
-from tests.support.vlm_folders import LACKING, PROCESSED, write_llava_with_template, write_vlm
+from tests.support.vlm_folders import LACKING, PROCESSED, require_processor, write_llava_with_template, write_vlm
 
 pytestmark = pytest.mark.soak
 
@@ -22,8 +21,7 @@ pytestmark = pytest.mark.soak
 def test_the_picture_is_the_one_given(
     name: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name in LACKING and not importlib.util.find_spec(LACKING[name]):
-        pytest.skip(f"{LACKING[name]} isn't installed")
+    require_processor(name)
     write_llava_with_template(tmp_path / "vlm") if name == "LLaVA-1.5" else write_vlm(tmp_path / "vlm", name)
     width, height = size
     picture = Image.new("RGB", size, (200, 30, 30))

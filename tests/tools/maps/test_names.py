@@ -16,7 +16,7 @@ from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.inspect import maps
 from basic_lite.tools.inspect.command import inspect
 from tests.support.runs import quiet
-from tests.support.vlm_folders import PROCESSED, write_llava_with_template, write_vlm
+from tests.support.vlm_folders import PROCESSED, require_processor, write_llava_with_template, write_vlm
 
 COLOURS = {"red.png": (200, 30, 30), "blue.png": (30, 30, 200)}
 SOME = ["LLaVA-NeXT", "Idefics3", "InternVL"]
@@ -44,6 +44,7 @@ def maps_of(name: str, records: Sequence[Sequence[str]], folder: Path, patch: py
 
 @pytest.mark.parametrize("name", [*SOME, *REST])
 def test_each_map_has_its_own_pictures_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_processor(name)
     seen = maps_of(name, [["red.png", "blue.png"], ["blue.png"]], tmp_path, monkeypatch)
     for one in seen:
         assert one.image().getpixel((100, 100)) == pytest.approx(COLOURS[one.name], abs=4), (one.name, one.part)
