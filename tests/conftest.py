@@ -40,7 +40,10 @@ def _connect_locally(self: socket.socket, address: Any) -> None:
 
 # With the longest first, no worker is left alone at the end.
 LONGEST = (
+    "test_llama_cpp.py",
     "test_readme.py",
+    "test_fifty_photos.py",
+    "test_notebook.py",
     "test_interpreted.py",
     "test_processes.py",
     "test_estimate.py",
