@@ -194,7 +194,7 @@ class SupervisionSection(Section):
     preset: Literal["paper", "measured"] = Field(
         "paper",
         description="Defaults of the keys below. paper: the method as published. measured: a robust target, layers "
-        "from the refinement curve, a guard, and BASIC only where its premise holds. Keys that are given win.",
+        "from the refinement curve, a guard, and BASIC only where it is shown to help. Keys that are given win.",
     )
     enabled: bool = Field(True, description="Compute the BASIC losses. false: the run is LLaVA's own.")
     gate: bool = Field(

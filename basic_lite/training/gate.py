@@ -1,4 +1,4 @@
-"""The gate: BASIC is on only where its premise is measured to hold.
+"""The gate: BASIC is on only where its premise is measured to hold, and its pull to lower the loss.
 
 The premise is that v̂ is better than v, in the score of the refinement curve. A look measures both on samples with
 pictures; the gate opens when the 95 % interval of the gain is above 0, and on other samples too: a run has many looks,
