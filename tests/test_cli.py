@@ -226,7 +226,8 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
     assert run("keys", "lora")[1] in everything
     code, out, err = run("keys", "lroa")
     assert (code, out) == (2, "")
-    assert "the nearest is 'lora" in err
+    assert "there is no recipe key or section 'lroa'; did you mean 'lora" in err
+    assert "'zzz'; without a name all keys are listed" in run("keys", "zzz")[2]
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------

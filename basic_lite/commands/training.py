@@ -157,8 +157,9 @@ def keys(
     console = Console(highlight=False)
     rows = describe_keys(prefix)
     if not rows:
-        meant, _ = nearest_key(tuple(prefix.split(".")))
-        raise UserError(f"there is no recipe key or section {prefix!r}; the nearest is {meant!r}")
+        nearest = nearest_key(tuple(prefix.split(".")))
+        hint = f"did you mean {nearest!r}?" if nearest else "without a name all keys are listed"
+        raise UserError(f"there is no recipe key or section {prefix!r}; {hint}")
     for row in rows:
         default = row.default if row.default == "required" else f"default {row.default}"
         show_entry(console, f"{row.name}  ({row.type}; {default})", row.doc)

@@ -48,16 +48,17 @@ class Checker:
             more, first = len(unknown) - _SHOWN, one_line(unknown[_SHOWN], 80)
             self.report((*path, unknown[_SHOWN]), f"{more:,} more keys from `{first}` on are none", key=True)
         for key in unknown[:_SHOWN]:
-            nearest, sure = nearest_key((*path, key))
-            holder, _, leaf = nearest.rpartition(".")
-            hint = f"did you mean `{nearest}`?" if sure else f"the nearest is `{nearest}`"
-            if "." in key and ".".join((*path, key)) == nearest:
+            nearest = nearest_key((*path, key))
+            holder, _, leaf = (nearest or "").rpartition(".")
+            hint = f"did you mean `{nearest}`?"
+            if nearest is None:
+                hint = f"`{' '.join(['basic-lite keys', *path[:1]])}` lists those that there are"
+            elif "." in key and ".".join((*path, key)) == nearest:
                 hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
             elif leaf == key and self.document.place_of((*path, key), key=True).line:
                 hint += f" Then indent it as the keys of `{holder}:`" if holder else " Then don't indent it"
             self.report((*path, key), f"there is no such key; {hint}", key=True)
-            if sure:
-                misspelled.add(nearest)
+            misspelled.add(nearest)
         checked: dict[str, Any] = {}
         for key, field in model.model_fields.items():
             here = (*path, key)
