@@ -249,6 +249,10 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["estimate", "7b_qlora", "--epochs=3"], "key.path=value"),
         (["estimate", "7b_qlora", "--gpu"], "See `basic-lite estimate --help`."),
         (["estimate", "7b_qlora", "--gpu", "rtx409"], "(did you mean RTX 4090?)"),
+        (
+            ["estimate", "small_pretrain", "training.device=cpu", "--gpu", "rtx4090"],
+            "--gpu names a card, RTX 4090, and the recipe asks for the CPU (training.device=cpu); leave --gpu out, or",
+        ),
         (["trian"], "'train'"),
         (["eval", "run"], "--data"),
         (["chat"], "Missing argument"),
