@@ -79,7 +79,7 @@ def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str 
     A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
     and then the run itself looks.
     """
-    from basic_lite.training.free_folder import look_at_earlier_run, require_one_way
+    from basic_lite.training.earlier_run import look_at_earlier_run, require_one_way
 
     count = os.environ.get("WORLD_SIZE", "1")
     if count != os.environ.get("LOCAL_WORLD_SIZE", "1"):

@@ -1,4 +1,4 @@
-"""A run folder in which another run has saved something is not overwritten. Nothing heavy is imported here."""
+"""How a run folder that holds an earlier run is gone on with, or left alone. Nothing heavy is imported here."""
 
 from contextlib import suppress
 from pathlib import Path
