@@ -227,7 +227,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
     code, out, err = run("keys", "lroa")
     assert (code, out) == (2, "")
     assert "there is no recipe key or section 'lroa'; did you mean 'lora" in err
-    assert "'zzz'; without a name all keys are listed" in run("keys", "zzz")[2]
+    assert "'zzz'; `basic-lite keys` lists them all" in run("keys", "zzz")[2]
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------

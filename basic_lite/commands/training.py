@@ -158,7 +158,7 @@ def keys(
     rows = describe_keys(prefix)
     if not rows:
         nearest = nearest_key(tuple(prefix.split(".")))
-        hint = f"did you mean {nearest!r}?" if nearest else "without a name all keys are listed"
+        hint = f"did you mean {nearest!r}?" if nearest else "`basic-lite keys` lists them all"
         raise UserError(f"there is no recipe key or section {prefix!r}; {hint}")
     for row in rows:
         default = row.default if row.default == "required" else f"default {row.default}"
