@@ -238,7 +238,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
     [
         (["train"], "Missing argument"),
         (["train", "nothing.yaml"], "doesn't exist"),
-        (["train", "7b_qlor"], "the nearest is"),
+        (["train", "7b_qlor"], "did you mean recipes"),
         (["train", "7b_qlora", "lora.rnk=3"], "did you mean `lora.rank`?"),
         (["train", "7b_qlora", "other.yaml"], "`basic-lite run` takes several"),
         (["run"], "Missing argument"),

@@ -233,12 +233,13 @@ def test_tags_and_cycles_are_refused_with_their_place(tmp_path: Path) -> None:
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write_recipe(tmp_path, GOOD)
-    with pytest.raises(UserError, match=r"doesn't exist; the nearest is .*recipe\.yaml"):
+    with pytest.raises(UserError, match=r"doesn't exist; did you mean .*recipe\.yaml\?"):
         load_recipe(tmp_path / "recip.yaml")
-    with pytest.raises(UserError, match=r"nearest is recipes.7b_qlora\.yaml"):
-        load_recipe("recipes/7b_qlor.yaml")
-    with pytest.raises(UserError, match=r"nearest is recipes.7b_qlora\.yaml"):
-        load_recipe("7B_QLORA.yml")
+    for name in ("recipes/7b_qlor.yaml", "7B_QLORA.yml"):
+        with pytest.raises(UserError, match=r"did you mean recipes.7b_qlora\.yaml\?"):
+            load_recipe(name)
+    with pytest.raises(UserError, match=r"the recipe xyz doesn't exist; name a file, or a shipped recipe\nShipped"):
+        load_recipe("xyz")
     with pytest.raises(UserError, match=r"^the recipe's name is empty; give a file, or a shipped recipe: 13b_qlora"):
         load_recipe("")
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nname: \xff\n")
