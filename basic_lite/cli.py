@@ -118,10 +118,9 @@ def _status(arguments: list[str]) -> int:
         return 2
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        known = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None}
-        # Of an option without its value, typer doesn't say which command it belongs to.
-        command = " ".join(["basic-lite", *(known & set(arguments[:1]))])
-        command = context.command_path if context is not None else command
+        # Of an option without its value, typer doesn't say which command it belongs to: that is the first word.
+        first = [word for word in arguments[:1] if not word.startswith("-")]
+        command = context.command_path if context is not None else " ".join(["basic-lite", *first])
         text = message(reworded(error))
         note(f"error: {text}{_hint(command, text)}\nSee `{command} --help`.")
         return error.exit_code

@@ -28,8 +28,8 @@ from basic_lite.supervision.supervision import kernels_refused
 from basic_lite.training.assembly import doubts, load_for_training, preflight, software_of, supervise, uses_autocast
 from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
+from basic_lite.training.earlier_run import finished_text
 from basic_lite.training.files import remove, saving
-from basic_lite.training.free_folder import finished_text
 from basic_lite.training.inputs import open_inputs, with_start
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop

@@ -226,7 +226,8 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
     assert run("keys", "lora")[1] in everything
     code, out, err = run("keys", "lroa")
     assert (code, out) == (2, "")
-    assert "the nearest is 'lora" in err
+    assert "there is no recipe key or section 'lroa'; did you mean 'lora" in err
+    assert "'zzz'; `basic-lite keys` lists them all" in run("keys", "zzz")[2]
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
     [
         (["train"], "Missing argument"),
         (["train", "nothing.yaml"], "doesn't exist"),
-        (["train", "7b_qlor"], "the nearest is"),
+        (["train", "7b_qlor"], "did you mean recipes"),
         (["train", "7b_qlora", "lora.rnk=3"], "did you mean `lora.rank`?"),
         (["train", "7b_qlora", "other.yaml"], "`basic-lite run` takes several"),
         (["run"], "Missing argument"),
@@ -248,6 +249,10 @@ def test_keys_lists_them_all_or_a_section(run: Callable[..., tuple[int, str, str
         (["estimate", "7b_qlora", "--epochs=3"], "key.path=value"),
         (["estimate", "7b_qlora", "--gpu"], "See `basic-lite estimate --help`."),
         (["estimate", "7b_qlora", "--gpu", "rtx409"], "(did you mean RTX 4090?)"),
+        (
+            ["estimate", "small_pretrain", "training.device=cpu", "--gpu", "rtx4090"],
+            "--gpu names a card, RTX 4090, and the recipe asks for the CPU (training.device=cpu); leave --gpu out, or",
+        ),
         (["trian"], "'train'"),
         (["eval", "run"], "--data"),
         (["chat"], "Missing argument"),

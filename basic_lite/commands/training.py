@@ -79,7 +79,7 @@ def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str 
     A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
     and then the run itself looks.
     """
-    from basic_lite.training.free_folder import look_at_earlier_run, require_one_way
+    from basic_lite.training.earlier_run import look_at_earlier_run, require_one_way
 
     count = os.environ.get("WORLD_SIZE", "1")
     if count != os.environ.get("LOCAL_WORLD_SIZE", "1"):
@@ -157,8 +157,9 @@ def keys(
     console = Console(highlight=False)
     rows = describe_keys(prefix)
     if not rows:
-        meant, _ = nearest_key(tuple(prefix.split(".")))
-        raise UserError(f"there is no recipe key or section {prefix!r}; the nearest is {meant!r}")
+        nearest = nearest_key(tuple(prefix.split(".")))
+        hint = f"did you mean {nearest!r}?" if nearest else "`basic-lite keys` lists them all"
+        raise UserError(f"there is no recipe key or section {prefix!r}; {hint}")
     for row in rows:
         default = row.default if row.default == "required" else f"default {row.default}"
         show_entry(console, f"{row.name}  ({row.type}; {default})", row.doc)

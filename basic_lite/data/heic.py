@@ -4,15 +4,15 @@ from functools import cache
 
 from PIL import Image, features
 
-from basic_lite.data.not_a_picture import is_heic
-
 # Pillow reads more than pictures, and for some of it starts programs (PostScript: Ghostscript). Whatever a file is
 # called, it is read as one of these or not at all.
 _FORMATS = (
     "JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "PCX",
     "QOI", "SGI", "SUN", "DDS", "PSD", "XBM", "XPM",
 )  # fmt: skip
-_ENDINGS = (".heic", ".heif")
+# How these files begin, whatever they are called: telephones' pictures are often renamed to .jpg.
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_AVIF = (b"ftypavif", b"ftypavis")
 
 
 @cache
@@ -34,15 +34,10 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def lacking(name: str, head: bytes) -> str | None:
-    """What to install for a picture to be read; None where nothing is missing.
-
-    Args:
-        head: its first bytes: telephones' pictures are often renamed to .jpg.
-    """
-    ending = name.lower()
-    if (ending.endswith(_ENDINGS) or is_heic(head)) and not register_heic():
+def lacking(head: bytes) -> str | None:
+    """What to install for a picture to be read that begins with ``head``; None where nothing is missing."""
+    if head[4:].startswith(_HEIC) and not register_heic():
         return 'HEIC needs pillow-heif: pip install pillow-heif (or "basic-lite[heic]"); or save the pictures as JPEG'
-    if ending.endswith(".avif") and not features.check("avif"):
+    if head[4:].startswith(_AVIF) and not features.check("avif"):
         return 'AVIF needs a newer Pillow: pip install -U "pillow>=11.3"; or save the pictures as JPEG'
     return None

@@ -238,14 +238,17 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         if getattr(error, "errno", None) in _OF_THE_MACHINE:
             raise
         head = _head(source)
-        reason = what_it_is(head) or " ".join(str(error).split()) or type(error).__name__
-        reason = reason.replace(f" {source!r}", "")
-        mend = lacking(image.name, head) or "fetch it again, or leave the record out"
+        # Of the system's errors without the path.
+        said = getattr(error, "strerror", None) or " ".join(str(error).replace(f" {source!r}", "").split())
+        reason, mend = what_it_is(head) or (
+            said or type(error).__name__,
+            lacking(head) or "fetch it again, or leave the record out",
+        )
         raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
 
 
 def _head(source: Any) -> bytes:
-    """The first bytes of a picture's file, or of its data; nothing where they can't be read."""
+    """The first bytes of a picture's file, or of its data; a space where they can't be read: an empty file has none."""
     if isinstance(source, io.BytesIO):
         return source.getvalue()[:HEAD]
     with suppress(OSError), open_file(Path(source)) as file:

@@ -1,6 +1,7 @@
 """Values of a recipe file against the schema, key by key: every problem is collected, with its place."""
 
 import math
+import re
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -18,6 +19,8 @@ from basic_lite.recipe.yaml import Document, read_scalar
 
 # What people write where a recipe wants null.
 _NOTHING = ("none", "off", "no", "never")
+# Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # Unknown keys of a section that are told one by one.
 _SHOWN = 20
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -48,16 +51,17 @@ class Checker:
             more, first = len(unknown) - _SHOWN, one_line(unknown[_SHOWN], 80)
             self.report((*path, unknown[_SHOWN]), f"{more:,} more keys from `{first}` on are none", key=True)
         for key in unknown[:_SHOWN]:
-            nearest, sure = nearest_key((*path, key))
-            holder, _, leaf = nearest.rpartition(".")
-            hint = f"did you mean `{nearest}`?" if sure else f"the nearest is `{nearest}`"
-            if "." in key and ".".join((*path, key)) == nearest:
+            nearest = nearest_key((*path, key))
+            holder, _, leaf = (nearest or "").rpartition(".")
+            hint = f"did you mean `{nearest}`?"
+            if nearest is None:
+                hint = f"`{' '.join(['basic-lite keys', *path[:1]])}` lists those that there are"
+            elif "." in key and ".".join((*path, key)) == nearest:
                 hint = f"in a file keys are nested: write `{leaf}` below `{holder}:`"
             elif leaf == key and self.document.place_of((*path, key), key=True).line:
                 hint += f" Then indent it as the keys of `{holder}:`" if holder else " Then don't indent it"
             self.report((*path, key), f"there is no such key; {hint}", key=True)
-            if sure:
-                misspelled.add(nearest)
+            misspelled.add(nearest)
         checked: dict[str, Any] = {}
         for key, field in model.model_fields.items():
             here = (*path, key)
@@ -135,6 +139,8 @@ def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
         number = read_scalar(value.strip(" \t'\"").replace("_", ""))
         if isinstance(number, int | float) and not isinstance(number, bool) and {int, float} & set(members):
             return f"; write {number}, without quotes, spaces or underscores"
+        if float in members and _DECIMAL_COMMA.fullmatch(value):
+            return f"; write {value.replace(',', '.')}, with a point"
         if bool in members and value.lower() in ("yes", "on", "y", "no", "off", "n"):
             return f"; write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,10 +7,10 @@ has a wrong value. Rules that also need the machine or the model are in ``rules`
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
@@ -304,9 +304,9 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
         return
     for name in columns:
         if name not in COLUMN_NAMES:
-            near = get_close_matches(name, COLUMN_NAMES, 1, 0.0)[0]
-            message = f"{name!r} is none of our names ({', '.join(COLUMN_NAMES)}); the nearest is {near!r}"
-            yield [f"{at}columns.{name}"], message
+            near = meant(name, COLUMN_NAMES)
+            hint = f"did you mean {near!r}?" if near else "use one of them"
+            yield [f"{at}columns.{name}"], f"{name!r} is none of our names ({', '.join(COLUMN_NAMES)}); {hint}"
 
 
 CHECKS: tuple[Callable[[Values], Iterator[Finding]], ...] = (

@@ -1,4 +1,4 @@
-"""Data that a shipped recipe's first lines fetch: who misses it has nothing to correct, but something to download."""
+"""Data that a shipped recipe's first lines fetch, or look at: who misses it has no path to correct, but that to do."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ from basic_lite.outside import read_text
 from basic_lite.recipe.load import shipped_recipes
 
 _FETCHED_TO = re.compile(r"^#.* --local-dir (\S+)", re.MULTILINE)
+_OWN_FOLDER = re.compile(r"^# +basic-lite data (\S+)", re.MULTILINE)
 _NAMED = re.compile(r"^ +(?:path|image_dir): (\S+)", re.MULTILINE)
 
 
@@ -21,15 +22,17 @@ def mend_of_missing_data(path: Path, name: str = "") -> str:
     if mend := mend_of_missing(path):
         return mend
     files = sorted(shipped_recipes(), key=lambda file: file.stem != name)
-    file = next((file for file in files if _fetches(file, path.absolute())), None)
-    if file is None:
-        return ""
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    return f"it is to be downloaded: the first lines of {shown.as_posix()} have the commands"
+    for file in files:
+        text = read_text(file, encoding="utf-8-sig")
+        if path.absolute() not in _places(_NAMED, text):
+            continue
+        if any(path.absolute().is_relative_to(folder) for folder in _places(_FETCHED_TO, text)):
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            return f"it is to be downloaded: the first lines of {shown.as_posix()} have the commands"
+        if any(path.absolute().is_relative_to(folder) for folder in _places(_OWN_FOLDER, text)):
+            return "put your own there, or let `basic-lite data FOLDER` write a recipe for your pictures"
+    return ""
 
 
-def _fetches(file: Path, path: Path) -> bool:
-    """Whether a recipe names this data, and the commands in its first lines write to where it is."""
-    text = read_text(file, encoding="utf-8-sig")
-    written, named = ([Path(one).absolute() for one in places.findall(text)] for places in (_FETCHED_TO, _NAMED))
-    return path in named and any(path.is_relative_to(folder) for folder in written)
+def _places(pattern: re.Pattern[str], text: str) -> list[Path]:
+    return [Path(place).absolute() for place in pattern.findall(text)]

@@ -35,6 +35,9 @@ SYNONYMS = {
 
 # Characters of a wrong key that are compared with the right ones.
 _COMPARED = 100
+# How alike a key must be to be named, in the section where it was looked for and in another one: `lroa` is near `lora`,
+# and `version` is near neither `supervision` nor `model.vision`.
+_ALIKE, _ALIKE_ELSEWHERE = 0.75, 0.85
 
 
 @dataclass(frozen=True)
@@ -75,30 +78,33 @@ def _default_text(value: Any) -> str:
     return write_yaml({"x": value}).removeprefix("x: ").strip()
 
 
-def nearest_key(path: KeyPath) -> tuple[str, bool]:
-    """The valid key most like an unknown one, and whether it is like enough to be what was meant.
+def nearest_key(path: KeyPath) -> str | None:
+    """The valid key that an unknown one was meant for; None: none is near.
 
     Same name in another section comes first, then a similar name in the same section, then one anywhere.
     """
     wrong = path[-1].lower()[:_COMPARED]
     if wrong in SYNONYMS:
-        return SYNONYMS[wrong], True
+        return SYNONYMS[wrong]
     if any(row.name == ".".join(path) for row in describe_keys()):
-        return ".".join(path), True
+        return ".".join(path)
     # An entry of a list of sources is described without its number.
     section = ".".join(part for part in path[:-1] if not part.isdigit())
     names = [row.name for row in describe_keys()] + [key for key, f in Recipe.model_fields.items() if not f.description]
 
-    def likeness(name: str) -> tuple[float, bool]:
+    def likeness(name: str) -> tuple[bool, float]:
         holder, _, leaf = name.rpartition(".")
-        ratio = SequenceMatcher(None, wrong, leaf).ratio()
-        if leaf.startswith(wrong) or wrong.startswith(leaf):
-            ratio = max(ratio, 0.75)
+        ratio, here = SequenceMatcher(None, wrong, leaf).ratio(), holder == section
+        part = (
+            (len(wrong) > 1 and leaf.startswith(wrong))
+            or wrong.endswith(f"_{leaf}")
+            or (here and wrong.startswith(leaf))
+        )
         # A little for being where it was looked for.
-        return ratio + (0.15 if holder == section else 0.0), ratio >= 0.6
+        return part or ratio >= (_ALIKE if here else _ALIKE_ELSEWHERE), ratio + 0.15 * here
 
-    best = max(names, key=lambda name: likeness(name)[0])
-    return best, likeness(best)[1]
+    best = max(names, key=likeness)
+    return best if likeness(best)[0] else None
 
 
 def options(annotation: Any) -> list[Any]:

@@ -219,7 +219,7 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     """The file a user means: the path itself, or the shipped recipe of that name.
 
     Raises:
-        UserError: there is neither; names the nearest recipe there is.
+        UserError: there is neither; names a recipe that is near, and the shipped ones.
     """
     named = os.fspath(path).strip() != ""
     path = at_home(path)
@@ -237,10 +237,10 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     known = sorted(path.parent.glob("*.y*ml")) if os.path.isdir(path.parent) else []
     known += [Path("recipes", file.name) for file in shipped.values()]
     stems = {file.stem.lower(): file for file in reversed(known)}
-    near = get_close_matches(path.stem[:100].lower(), stems, 1, 0.0)
-    hint = f"; the nearest is {stems[near[0]]}" if near else ""
+    near = get_close_matches(path.stem[:100].lower(), stems, 1, 0.5)
+    hint = f"did you mean {stems[near[0]]}?" if near else "name a file, or a shipped recipe"
     what = "isn't a file" if os.path.exists(path) else "doesn't exist"
-    raise UserError(f"the recipe {path} {what}{hint}{last}")
+    raise UserError(f"the recipe {path} {what}; {hint}{last}")
 
 
 def _meant_by_folder(folder: Path) -> str:

@@ -3,9 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from basic_lite.choices import meant
 from basic_lite.errors import UserError
-from basic_lite.rehearsal.cards import CARDS, Card
+from basic_lite.rehearsal.cards import CARDS, Card, named_card, plain_name
 
 # GiB of a card.
 _LEAST_GIB, _MOST_GIB = 0.01, 1000
@@ -14,7 +13,6 @@ _MIB_FROM = 4000
 # A card that is sold as 24 GB has 24 GiB, so GB is read as GiB.
 _UNITS = {"": 1, "g": 1, "gb": 1, "gib": 1, "m": 1024, "mb": 1024, "mib": 1024}
 _SIZE = re.compile(r"(?P<number>[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))(?P<unit>[a-z]*)")
-_MAKERS = re.compile("nvidia|geforce|rtx")
 _TAKES = "give its memory, as in --gpu 24 or --gpu 24GB"
 
 
@@ -32,22 +30,24 @@ def asked_card(text: str) -> AskedCard:
     Raises:
         UserError: it is none of these, or a memory that no card has.
     """
-    plain = _plain(text)
-    named = {_plain(card.name): card for card in CARDS}
-    if (card := named.get(plain)) is not None:
+    if (card := named_card(text)) is not None:
         return AskedCard(card.gib, card)
     size = _SIZE.fullmatch(re.sub(r"\s+", "", text.lower()))
     if size is None or size["unit"] not in _UNITS:
+        names = ", ".join(card.name for card in CARDS)
         raise UserError(
-            f"--gpu is {text!r}, which isn't in the table of cards{_near(plain, named)}; {_TAKES}{_names()}"
+            f"--gpu is {text!r}, which isn't in the table of cards{_near(text)}; {_TAKES}, or one of its names: {names}"
         )
     gib = float(size["number"].replace(",", ".")) / _UNITS[size["unit"]]
-    require_memory(gib)
+    require_memory(gib, _near(text))
     return AskedCard(gib)
 
 
-def require_memory(gib: float) -> None:
+def require_memory(gib: float, near: str = "") -> None:
     """Refuse a memory that no card has.
+
+    Args:
+        near: what else may have been meant.
 
     Raises:
         UserError: it is too little, too much, or no number.
@@ -55,20 +55,11 @@ def require_memory(gib: float) -> None:
     if _LEAST_GIB <= gib <= _MOST_GIB:  # NaN is neither
         return
     unit = f"; if these are MiB: --gpu {gib:g}MiB" if _MIB_FROM <= gib < 1024 * _MOST_GIB else ""
-    raise UserError(f"--gpu is {gib:g} GiB, which no card has; {_TAKES}{unit}")
+    raise UserError(f"--gpu is {gib:g} GiB, which no card has{near}; {_TAKES}{unit}")
 
 
-def _plain(name: str) -> str:
-    return _MAKERS.sub("", re.sub(r"[\s_-]+", "", name.lower()))
-
-
-def _near(plain: str, named: dict[str, Card]) -> str:
-    """What was meant: a name that begins so, else one that is spelled like it. A number of another card is no slip."""
-    begins = [card.name for name, card in named.items() if plain and name.startswith(plain)]
-    close = None if re.fullmatch(r"\d{4}(ti|super|tisuper)?", plain) else meant(plain, named)
-    near = begins or ([named[close].name] if close else [])
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _names() -> str:
-    return f", or one of its names: {', '.join(card.name for card in CARDS)}"
+def _near(text: str) -> str:
+    """The first card whose name begins so. One that is spelled alike is another card: H200 is no slip of H100."""
+    plain = plain_name(text)
+    begins = next((card.name for card in CARDS if len(plain) > 2 and plain_name(card.name).startswith(plain)), None)
+    return f" (did you mean {begins}?)" if begins else ""

@@ -1,5 +1,6 @@
 """Cards and their ceilings: products, bytes and launches a second, from data sheets or measured on this machine."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Card:
 # half the rate that they have in float16, which is twice their plain float32 rate; the others sum at the full rate. The
 # link is four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes. A100 and H100 are the SXM modules; as
 # PCIe cards they reach less. Cards older than RTX 30 (T4, V100) have no bfloat16 and run another step than is counted.
+# The RTX 3050 6GB has no whitepaper: 2304 cores at 1.47 GHz, 96 bits of 14 Gbit/s and 70 W are what was reported at its
+# launch (hwsetup.it, news 35282). Its 8 lanes are assumed: the card of 8 GB has so many.
 CARDS = (
     Card("RTX 3050 6GB", 13.5, 168, 12.6, 6, 70),
     Card("RTX 3070", 40.6, 448, 25.2, 8, 220),
@@ -83,6 +86,16 @@ CARDS = (
 )
 
 
+def plain_name(name: str) -> str:
+    """A card's name as names are compared: small letters, without spaces and its maker's words."""
+    return re.sub(r"nvidia|geforce|rtx|[\s_-]", "", name.lower())
+
+
+def named_card(name: str) -> Card | None:
+    """The card of the table with a name, as people or the driver write it."""
+    return next((card for card in CARDS if plain_name(card.name) == plain_name(name)), None)
+
+
 def card_of(gib: float) -> Card:
     """The fastest card of the table with the least memory that is enough; the largest one where none is."""
     enough = [card for card in CARDS if card.gib >= gib - 0.5] or CARDS[-1:]
@@ -104,8 +117,8 @@ def measured_card(device: torch.device, dtype: torch.dtype) -> Card:
 
 def _watts(device: torch.device, name: str) -> float:
     """What a card here may draw, by its driver, else by the table; 0: neither says."""
-    model = name.removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return power_limit_watts(device) or next((card.watts for card in CARDS if card.name == model), 0.0)
+    card = named_card(name)
+    return power_limit_watts(device) or (card.watts if card is not None else 0.0)
 
 
 def products_a_second(device: torch.device, dtype: torch.dtype) -> float:

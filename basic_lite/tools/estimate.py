@@ -114,13 +114,18 @@ def estimate(
         measure: also run two real steps on this machine's GPU.
 
     Raises:
-        UserError: configurations can't be read; ``measure`` without a GPU.
+        UserError: configurations can't be read; ``measure`` without a GPU; a card for a recipe that asks for the CPU.
     """
     console = console or Console(highlight=False)
     quiet_libraries()
     if gpu_gib is None:
         gpu_gib = _own_gib() if recipe.training.device == "cpu" else 24.0
     require_memory(gpu_gib)
+    if card is not None and recipe.training.device == "cpu":
+        raise UserError(
+            f"--gpu names a card, {card.name}, and the recipe asks for the CPU (training.device=cpu); leave --gpu out, "
+            "or set training.device=auto"
+        )
     if measure:
         require_gpu()
     started = time.perf_counter()

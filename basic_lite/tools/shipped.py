@@ -11,7 +11,7 @@ _NEEDED = re.compile(r"^# Card: \d+ GB; ([\d.]+) GiB needed", re.MULTILINE)
 
 
 def shipped_for(recipe: Recipe, gib: float) -> str | None:
-    """A line that names the shipped recipe of the same kind with the largest model that a memory is enough for.
+    """A line that names the shipped recipe of the same kind that needs most of those that a memory is enough for.
 
     Of the same kind: the same stage, and a finished model (``model.base``) or parts of one.
 

@@ -16,14 +16,14 @@ from basic_lite.recipe.rules import best_by
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_checkpoint
 from basic_lite.training.data_json import broken_at_start
 from basic_lite.training.differences import differences
-from basic_lite.training.files import remove, saving, write_json
-from basic_lite.training.free_folder import (
+from basic_lite.training.earlier_run import (
     require_free,
     require_one_way,
     require_run_to_continue,
     require_same_recipe,
     saved_in,
 )
+from basic_lite.training.files import remove, saving, write_json
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
     BEST,

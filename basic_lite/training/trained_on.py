@@ -99,27 +99,39 @@ class Compared:
         """What to say of records that are evaluated."""
         for name, one in self.parts:
             again = " (one that was resized or saved anew isn't recognised)" if name == "pictures" else ""
+            these, some, were, none = _words(name, one, "these")
             if one.met:
                 rest = "; of the others that isn't known" if self.unknown else again
                 rest = rest if one.met < one.total else ""
-                yield f"note: {one.met:,} of these {one.total:,} {name} were trained on{rest}"
+                yield f"note: {some} {were} trained on{rest}"
             elif self.unknown:
-                yield f"note: whether these {one.total:,} {name} were trained on is not known"
+                yield f"note: whether {these} {were} trained on is not known"
             else:
-                yield f"none of these {one.total:,} {name} was recognised as trained on{again}"
+                yield f"{none} recognised as trained on{again}"
         yield from (f"note: {why}" for why in self.unknown)
 
     def notes_at_start(self, key: str) -> Iterator[str]:
         """What to say of a run's own evaluation data before its first step; ``key``: where it is from."""
         for name, one in self.parts:
+            these, some, were, _ = _words(name, one, "the")
             if one.met:
                 yield (
-                    f"note: {one.met:,} of the {one.total:,} {name} of {key} are trained on, by this run or one that "
+                    f"note: {some} of {key} {'is' if one.total == 1 else 'are'} trained on, by this run or one that "
                     "it goes on from: the held-out loss says little of new ones; name others in data.eval.path"
                 )
             elif self.unknown:
-                yield f"note: whether the {one.total:,} {name} of {key} were trained on is not known"
+                yield f"note: whether {these} of {key} {were} trained on is not known"
         yield from (f"note: {why}" for why in self.unknown)
+
+
+def _words(name: str, one: Met, which: str) -> tuple[str, str, str, str]:
+    """`these 5 pictures`, `3 of these 5 pictures`, `were`, `none of these 5 pictures was`; or the same of one alone."""
+    if one.total == 1:
+        # The first s is the plural's, of pictures and of records without one.
+        alone = f"the one {name.replace('s', '', 1)}"
+        return alone, alone, "was", f"{alone} wasn't"
+    these = f"{which} {one.total:,} {name}"
+    return these, f"{one.met:,} of {these}", "were", f"none of {these} was"
 
 
 def read_record(run: Path) -> TrainedOn | None:

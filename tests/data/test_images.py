@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 import warnings
 from pathlib import Path
@@ -293,21 +294,40 @@ def test_no_program_is_started_for_a_picture(head: bytes, tmp_path: Path, monkey
     "head, said",
     [
         (b"", "(the file is empty); fetch it again"),
-        (b"\n<!DOCTYPE HTML><title>404", "(it is a web page, as a server sends it in place of a picture"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "(it is a pointer of Git LFS, and `git lfs pull` fetches"),
-        (b'<?xml version="1.0"?><svg xmlns="x"/>', "(it is an SVG drawing; save it as PNG)"),
-        (b"%PDF-1.7", "(it is a PDF; save its pages as JPEG)"),
+        (
+            b"\n<!DOCTYPE HTML><title>404",
+            "(it is a web page, as a server sends it in place of a picture that it doesn't",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "(it is a pointer of Git LFS); fetch the picture itself"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "(it is an SVG drawing); save it as PNG"),
+        (b"%PDF-1.7", "(it is a PDF); save its pages as JPEG"),
+        (b"PK\x03\x04", "(it is a zip archive); unpack it first"),
         (b"hello", "(cannot identify image file); fetch it again"),
     ],
 )
-def test_what_a_file_is_that_is_no_picture_is_said(tmp_path: Path, head: bytes, said: str) -> None:
-    (tmp_path / "a.jpg").write_bytes(head)
-    for image in (ImageRef("a.jpg", str(tmp_path)), ImageRef("a.jpg", blob=head)):
+def test_what_a_file_is_that_is_no_picture_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, said: str
+) -> None:
+    monkeypatch.setattr(heic, "register_heic", lambda: False)
+    # A name that ends as HEIC doesn't make it one.
+    (tmp_path / "a.heic").write_bytes(head)
+    for image in (ImageRef("a.heic", str(tmp_path)), ImageRef("a.heic", blob=head)):
         with pytest.raises(BadImage) as refused:
             check_image(image, "open")
-        assert f"image 'a.jpg' can't be decoded {said}" in str(refused.value) and str(tmp_path) not in str(
-            refused.value
-        )
+        text = str(refused.value)
+        assert f"image 'a.heic' can't be decoded {said}" in text and str(tmp_path) not in text
+
+
+def test_a_picture_that_must_not_be_read_is_told_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    write_image(tmp_path / "a.png")
+    monkeypatch.setattr(images.Image, "open", refuse)
+    with pytest.raises(BadImage, match=r"'a\.png' can't be decoded \(Permission denied\); "):
+        check_image(ImageRef("a.png", str(tmp_path)), "open")
 
 
 def test_a_telephones_picture_that_was_renamed_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

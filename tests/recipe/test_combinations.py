@@ -23,7 +23,7 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["data.train.path="], "data.train", "give one of data.train.path"),
         (["data.train=[]"], "data.train", "the list of sources is empty"),
         (["data.train.config=c"], "data.train.config", "belongs to data.train.hub"),
-        (["data.train={hub: h, columns: {imag: x}}"], "data.train.columns.imag", "the nearest is 'image'"),
+        (["data.train={hub: h, columns: {imag: x}}"], "data.train.columns.imag", "did you mean 'image'?"),
         (["stage=1"], "lora.enabled", "stage=2"),
         (["lora.targets=[q_proj, model.embed_tokens]"], "lora.targets.1", "vocabulary table"),
         (["lora.targets=[lm_head]"], "lora.targets.0", "vocabulary table"),

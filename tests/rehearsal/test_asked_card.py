@@ -41,7 +41,10 @@ def test_each_card_of_the_table_is_found_by_its_name() -> None:
         ("A100", "(did you mean A100 80GB?); give its memory"),
         ("L40", "(did you mean L40S?)"),
         ("rtx 3060 ti", "--gpu is 'rtx 3060 ti', which isn't in the table of cards; give its memory"),
-        ("1080", "--gpu is 1080 GiB, which no card has; "),
+        ("1080", "--gpu is 1080 GiB, which no card has; give"),
+        ("3050", "--gpu is 3050 GiB, which no card has (did you mean RTX 3050 6GB?); give its memory"),
+        ("H200", "--gpu is 'H200', which isn't in the table of cards; give its memory"),
+        ("gtx 1080", "--gpu is 'gtx 1080', which isn't in the table of cards; give its memory"),
     ],
 )
 def test_what_it_does_not_take_is_refused_with_what_it_takes(text: str, said: str) -> None:

@@ -38,7 +38,7 @@ MENDS = re.compile(
     r"leave|list|make|move|name|put|remove|rename|repeat|restore|save|say|see|set|shorten|start|take|train|unpack|use|"
     r"write)\b"
     r"|[;`]\s?basic-lite [a-z-]|\bmust (?:be|have)\b|\bexpected [^\n]*, found\b"
-    r"|\b(?:did you mean|the nearest is|goes in quotes)\b",
+    r"|\b(?:did you mean|goes in quotes)\b",
     re.IGNORECASE,
 )
 

@@ -143,6 +143,15 @@ def test_data_of_a_shipped_recipe_is_to_be_downloaded_not_corrected(here: Path) 
             assert one.endswith(f"/recipes/{name}.yaml have the commands")
 
 
+def test_pictures_of_ones_own_are_to_be_put_there_or_named(here: Path) -> None:
+    for name in ("my_photos", "my_photos_small"):
+        with pytest.raises(UserError) as caught:
+            all_at_once(*_looks_at_data(load_recipe(name)))
+        said = each_of(caught.value)
+        assert len(said) == 2
+        assert all("; put your own there, or let `basic-lite data FOLDER` write a recipe" in one for one in said)
+
+
 @pytest.mark.parametrize("path", ["data/LLaVA-Own/a.json", "data/LLaVA-Instruct/llava_150k.json"])
 def test_data_that_nothing_fetches_is_to_be_put_there_or_its_path_corrected(here: Path, path: str) -> None:
     """In a folder that a shipped recipe fetches into, too."""

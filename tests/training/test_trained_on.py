@@ -110,7 +110,8 @@ def test_copies_are_known_by_what_is_in_them(place: Path) -> None:
     told = look(found, *copies, *blobs)
     assert told.marks == [*expected, True, False, False]
     assert list(told.notes()) == [f"note: {seen + 1} of these {COUNT + 3} pictures were trained on{AGAIN}"]
-    assert list(look(found, *blobs[:1]).notes()) == ["note: 1 of these 1 pictures were trained on"]
+    assert list(look(found, *blobs[:1]).notes()) == ["note: the one picture was trained on"]
+    assert list(look(found, *blobs[1:2]).notes()) == [f"the one picture wasn't recognised as trained on{AGAIN}"]
     assert list(look(found, *blobs[1:]).notes()) == [f"none of these 2 pictures was recognised as trained on{AGAIN}"]
     # Of a picture that a program made in memory it can't be told.
     made_here = ImageRef("y", blob=data, encoded_here=True)
@@ -198,7 +199,7 @@ def test_an_older_run_before_a_new_one(place: Path) -> None:
     table(place, ["new.png"], "e.csv")
     train(tiny_recipe(place, changes), console=console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "note: whether the 1 pictures of data.eval were trained on is not known\nnote: what" in said
+    assert "note: whether the one picture of data.eval was trained on is not known\nnote: what" in said
     assert look(third, ImageRef("new.png", str(place))).marks == [None]
 
 

@@ -159,11 +159,10 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
     looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]
     train, *held = all_at_once(*looks)
     frontend, why = frontend_or_why(recipe)
-    # For data alone: as `basic-lite data` holds out.
-    chosen = is_data and "data.held_out" not in given
-    share, least = (
-        (recipe.data.held_out or HELD_OUT, ENOUGH_TO_HOLD_OUT) if chosen else (recipe.data.held_out or 0.0, 0)
-    )
+    share, least = recipe.data.held_out or 0.0, 0
+    if is_data and "data.held_out" not in given:
+        # As `basic-lite data` would hold out.
+        share, least = share or HELD_OUT, ENOUGH_TO_HOLD_OUT
     return Data(name, recipe, train, held[0] if held else None, frontend, why, share, least)
 
 

@@ -152,8 +152,8 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
         ]
         yield Finding(
             "look" if share >= _MUCH else "fact", "answers by rote", f"{share:.0%}",
-            f"of {prior.pairs:,} questions that are asked {COMMON} times or more, so many are answered right by the "
-            "commonest answer to the same question, without the picture",
+            "so many answers can be guessed from the question alone, because they are its commonest answer; counted: "
+            f"the {prior.pairs:,} whose question is asked {COMMON} times or more",
             "a score on these says little; add pictures with other answers to them" * (share >= _MUCH),
             worst, "Worst",
         )  # fmt: skip

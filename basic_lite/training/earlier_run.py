@@ -1,11 +1,11 @@
-"""A run folder in which another run has saved something is not overwritten. Nothing heavy is imported here."""
+"""How a run folder that holds an earlier run is gone on with, or left alone. Nothing heavy is imported here."""
 
 from contextlib import suppress
 from pathlib import Path
 
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
-from basic_lite.training.bundle_files import look_at_bundle, open_bundle
+from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.differences import differences
 from basic_lite.training.places import BEST, FINAL, best_between_names, best_record, checkpoints_of, is_finished, is_run
 from basic_lite.training.start_names import resolve_start
@@ -94,7 +94,7 @@ def require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | No
     if newest is None:
         return
     try:
-        changed = differences(open_bundle(newest).recipe, recipe)
+        changed = differences(look_at_bundle(newest).recipe, recipe)
     except UserError:
         changed = ["its newest bundle can't be read"]
     what = "a finished run" if final else f"a run that has saved {', '.join(one.name for one in saved)}"
