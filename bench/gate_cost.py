@@ -72,7 +72,9 @@ def cost_of(stage: int, folder: Path, repeats: int, *, tiny: bool) -> Cost:
     loaded = load_for_training(recipe, CPU, frontend, silent)  # stage 2's projector is fresh, which takes no longer
     supervision, schedule = supervise(recipe, loaded, silent), Schedule(data.sampler, recipe)
     step = make_step(recipe, loaded, supervision, CPU, steps=schedule.steps)
-    gate = make_gate(recipe, loaded, supervision, data, schedule, ALONE, silent, step)
+    gate = make_gate(
+        recipe, loaded, supervision, data, schedule, ALONE, silent, step, lambda: recipe.training.micro_batch
+    )
     assert gate is not None and supervision is not None
     curve = data.batches_with_images(*curve_batches(recipe))
     source = step_batches(data.train, data.collator, schedule, recipe, CPU, ALONE, 0)

@@ -12,7 +12,8 @@ _LEAST_GIB, _MOST_GIB = 0.01, 1000
 _MIB_FROM = 4000
 # A card that is sold as 24 GB has 24 GiB, so GB is read as GiB.
 _UNITS = {"": 1, "g": 1, "gb": 1, "gib": 1, "m": 1024, "mb": 1024, "mib": 1024}
-_SIZE = re.compile(r"(?P<number>[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))(?P<unit>[a-z]*)")
+_SIZE = re.compile(r"(?P<number>[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))\s*(?P<unit>[a-z]*)")
+_THOUSANDS = re.compile(r"(\d),(\d{3})(?=\s*m)")  # 24,576 MiB
 _TAKES = "give its memory, as in --gpu 24 or --gpu 24GB"
 
 
@@ -32,7 +33,7 @@ def asked_card(text: str) -> AskedCard:
     """
     if (card := named_card(text)) is not None:
         return AskedCard(card.gib, card)
-    size = _SIZE.fullmatch(re.sub(r"\s+", "", text.lower()))
+    size = _SIZE.fullmatch(_THOUSANDS.sub(r"\1\2", text.lower().strip()))
     if size is None or size["unit"] not in _UNITS:
         names = ", ".join(card.name for card in CARDS)
         raise UserError(

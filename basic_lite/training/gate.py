@@ -206,7 +206,7 @@ class Gate:
         record: dict[str, Any] = {"plan": state.plan}
         if self.settings.gate:
             tested = self._tested(seen, changed=supervision.target_plan != before)
-            record |= self.decide(step, tested, self.ask_again, self.pull.tried)
+            record |= self.decide(step, tested, self.ask_again, lambda: self._try_pull(step))
         return record
 
     def _tested(self, seen: SeenPatches | None, *, changed: bool) -> RefinementCurve:
@@ -216,6 +216,17 @@ class Gate:
         if seen is not None and seen.rows:
             return seen.with_target(self.supervision, self._numbers(1))
         return self._gain_on(self.testing)
+
+    def _try_pull(self, step: int) -> Interval | None:
+        """How the pull changes the loss; None where memory was short."""
+        return if_memory_allows(
+            self.pull.tried,
+            None,
+            lambda: self.say(
+                f"warning: step {step}: BASIC's pull can't be tried: it takes the memory of a step, and some more; a "
+                "smaller training.micro_batch helps"
+            ),
+        )
 
     def ask_again(self) -> RefinementCurve:
         """v and v̂ of the other samples."""
@@ -233,14 +244,18 @@ class Gate:
         return range(first, samples_in(self.choosing) + samples_in(self.testing), 2)
 
     def decide(
-        self, step: int, curve: RefinementCurve, again: Callable[[], RefinementCurve], tried: Callable[[], Interval]
+        self,
+        step: int,
+        curve: RefinementCurve,
+        again: Callable[[], RefinementCurve],
+        tried: Callable[[], Interval | None],
     ) -> dict[str, Any]:
         """Open or shut on what was measured; the numbers for the log.
 
         Args:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
-            tried: how the pull changes the loss; asked after ``again``. It takes the time of some steps, so a pull that
-                was refused is tried again when the run has come twice as far.
+            tried: how the pull changes the loss, None without memory; asked after ``again``. It takes the time of some
+                steps, so a pull that was refused is tried again when the run has come twice as far.
         """
         was, state, second, change = self.state.open, self.state, None, None
         verdict: str = curve.verdict
@@ -252,8 +267,8 @@ class Gate:
                 verdict = "holds" if second.verdict == "holds" else "can't tell"
                 change = tried() if verdict == "holds" else None
                 goes_on = change is not None and change.high < 0
+                state.refused = state.refused if goes_on or verdict != "holds" else step
         state.open, state.verdict = goes_on, verdict
-        state.refused = step if change is not None and not goes_on else state.refused
         self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
@@ -276,8 +291,13 @@ def make_gate(
     processes: Processes,
     say: Say,
     train_step: TrainStep,
+    micro_batch: Callable[[], int],
 ) -> Gate | None:
-    """The gate of a run; None where the recipe leaves nothing to measurement."""
+    """The gate of a run; None where the recipe leaves nothing to measurement.
+
+    Args:
+        micro_batch: how many samples a step takes at once now.
+    """
     if supervision is None or not supervision.active:
         return None
     report, settings = data.report, recipe.supervision
@@ -314,7 +334,7 @@ def make_gate(
         choosing,
         testing,
         again,
-        Pull(train_step, supervision, choosing, [*testing, *again] if parted else again),
+        Pull(train_step, supervision, choosing, [*testing, *again] if parted else again, micro_batch),
         parted=parted,
         deciding=deciding,
         cost=looks.cost(seen),
@@ -345,8 +365,9 @@ def _words(
         return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}{lowers}"
     doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
     if now.verdict == "holds":
-        refused = f"wasn't seen to at step {now.refused:,}, and is tried again from step {2 * (now.refused or 0):,} on"
-        refused = refused if change is None else f"isn't seen to: {pull_text(change)}"
+        refused = f"wasn't seen to at step {now.refused:,}; it isn't tried again before step {2 * (now.refused or 0):,}"
+        if second is not None:
+            refused = "couldn't be tried" if change is None else f"isn't seen to: {pull_text(change)}"
         doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (

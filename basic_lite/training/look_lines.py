@@ -23,7 +23,7 @@ class GateLook:
     def why_shut(self) -> str:
         """Why BASIC is off after it."""
         if self.verdict == "holds":
-            return "its premise holds here, but its pull isn't seen to lower the loss"
+            return "its premise holds here, but its pull wasn't seen to lower the loss"
         return "its premise fails here" if self.verdict == "fails" else "its premise isn't shown here"
 
     @property

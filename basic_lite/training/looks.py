@@ -14,7 +14,7 @@ from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
 FIRST_LOOK = 16
 # A gate's looks cost at most this share of a run. Those at evaluations take the curve that is measured there, and need
-# little; the others may take PLANNED of the run's arithmetic.
+# little; the others may take PLANNED of the run's arithmetic. What is asked before BASIC goes on comes on top.
 COST, PLANNED = 0.01, 0.008
 # Half of them may choose the target, and as many others as an interval needs decide.
 FEWEST_SAMPLES = 2 * LEAST_SAMPLES

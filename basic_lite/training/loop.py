@@ -107,7 +107,10 @@ class Loop:
         )
         self._seen: SeenPatches | None = None  # what the last curve was made of, until the gate has seen it
         self.gate = make_gate(
-            recipe, run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say, self.train_step
+            recipe,
+            *(run.loaded, run.supervision, run.data, self.schedule, run.processes, self.say),
+            self.train_step,
+            lambda: self.recovery.plan.micro_batch,
         )
         if self.gate is not None:
             self.gate.restore(self.progress.gate, run.folder.checkpoint)

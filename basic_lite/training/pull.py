@@ -9,7 +9,7 @@ To let an auxiliary loss in only where its gradient agrees with the main loss's 
 1812.02224). Here the main loss itself is asked, on samples that the gradient isn't of.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,11 +21,11 @@ from basic_lite.intervals import ratio_interval
 from basic_lite.resampling import Interval
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.taps import evaluating
-from basic_lite.training.recovery import random_state, set_random_state
+from basic_lite.training.recovery import random_state, set_random_state, slices
 from basic_lite.training.step import Batch, StepCounts, TrainStep
 
-# How far the weights move, as a share of their norm: about as far as BASIC moves them in a step of the demo. There a
-# share of .003 gave the same signs; at .03 the loss may rise either way.
+# How far the weights move, as a share of their norm: about as far as a whole step of the demo moves them. There a share
+# of .003 gave the same signs; at .03 the loss may rise either way.
 MOVED = 0.01
 
 
@@ -37,12 +37,14 @@ class Pull:
     supervision: Supervision
     pulling: Sequence[Batch]  # on the host: what the gradient is of
     asked: Sequence[Batch]  # other samples, whose loss is measured
+    micro_batch: Callable[[], int]  # how many samples a step takes at once now; after a lack of memory they are fewer
 
     def tried(self) -> Interval:
         """How much the LM loss changes, in nats a token: the mean over the samples that are asked, and its interval.
 
         The model trains on as before: weights, gradients, generators and modes are what they were. Peak extra bytes:
-        those of a training step of one batch without its optimizer, and twice the projector's weights.
+        those of a training step of one micro-batch without its optimizer, and twice the projector's weights. With
+        ``token_weights: uniform`` the mean mass is each micro-batch's.
         """
         with torch.autocast(self.step.device.type, enabled=False):  # the step has its own, around the forward alone
             gradient = self._gradient()
@@ -63,7 +65,7 @@ class Pull:
         step.train_mode()
         try:
             # Batch by batch, so that what the two have in common leaves no rounding of its sum.
-            for batch in self.pulling:
+            for batch in self._cut(self.pulling):
                 for lambdas, sign in ((self.supervision.full_lambdas, 1), ((0.0, 0.0), -1)):
                     set_random_state(kept, step.device)  # the same dropout in both
                     loss = step.loss(batch, counts, lambdas).loss
@@ -76,7 +78,11 @@ class Pull:
     def _losses(self) -> Tensor:
         """The LM loss of each sample, [n] float64."""
         with evaluating(self.step.parts.model):
-            return torch.cat([self.step.sample_losses(batch) for batch in self.asked])
+            return torch.cat([self.step.sample_losses(batch) for batch in self._cut(self.asked)])
+
+    def _cut(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield from slices(batch, self.micro_batch(), self.step.parts.image_token_id)
 
     @contextmanager
     def _moved(self, gradient: list[Tensor]) -> Iterator[None]:

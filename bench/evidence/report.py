@@ -113,7 +113,7 @@ def came_out(results: Sequence[Result]) -> str:
     parts = ["### What came out", _made(results), _values(groups, OUTCOMES), "### Differences from BASIC off"]
     parts += [_differences(groups), "### The visual embeddings", _values(groups, STATE), "### Held-out loss on the way"]
     parts += [_on_the_way(groups, stage) for stage in ("stage1", "stage2")]
-    parts += ["### The refinement curve, before, during and after", _curves(groups)]
+    parts += ["### The refinement curve, before, during and after", curves(groups)]
     if gates := list(_gates(results)):
         parts += ["### The gate", "\n".join(gates)]
     return "\n\n".join(parts)
@@ -166,7 +166,7 @@ def _by_sample(pairs: Sequence[tuple[Result, Result]], measure: Measure) -> str:
     return over_samples(differences, measure.samples(pairs[0][0])[1]).text()
 
 
-def _curves(groups: Mapping[str, Sequence[Result]]) -> str:
+def curves(groups: Mapping[str, Sequence[Result]]) -> str:
     """Scores at v, some layers and v̂: a run's first, middle and last curve, and that of the held-out samples after it.
 
     ``off`` measures none while it trains. A step that not all seeds have is left out.
@@ -180,7 +180,7 @@ def _curves(groups: Mapping[str, Sequence[Result]]) -> str:
                 {x["step"]: x["refinement"] for x in one[stage]["log"] if "refinement" in x} for one in groups[name]
             ]
             steps = sorted(set.intersection(*map(set, logs)))
-            chosen = [steps[0], steps[len(steps) // 2], steps[-1]] if steps else []
+            chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
             curves = [(str(step), [log[step] for log in logs]) for step in chosen]
             for step, found in [*curves, ("after", [one[stage]["curve"] for one in groups[name]])]:
                 cells = [_spread([curve["score"][at] for curve in found]) for at in (0, *layers, -1)]

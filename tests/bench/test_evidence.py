@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from bench.evidence import worlds
 from bench.evidence.__main__ import main
 from bench.evidence.intervals import over_samples, over_seeds
 from bench.evidence.measure import batch_of, losses
-from bench.evidence.report import came_out
+from bench.evidence.report import came_out, curves
 from bench.evidence.runs import read_results
 from bench.evidence.variants import PARTS, VARIANTS
 from bench.evidence.worlds import demo_world, word_f1
@@ -135,6 +136,21 @@ def test_the_gates_looks_are_shown(cache: Path) -> None:
     assert "The gate" not in came_out([off])
     assert "- measured, seed 0, stage 2: 0: shut (" in came_out([off, measured])
     assert len(measured["stage1"]["curve"]["score"]) == 6
+
+
+def test_curves_are_the_means_over_seeds() -> None:
+    def result(variant: str, seed: int, score: list[float], log: list[int]) -> dict[str, Any]:
+        curve = {"places": ["v", "h1", "h2", "target"], "samples": 6, "score": score}
+        lines = [{"step": step, "refinement": {**curve, "score": [seed + step / 10] * 4}} for step in log]
+        stage = {"curve": curve, "log": lines}
+        return {"variant": variant, "seed": seed, "stage1": stage, "stage2": stage}
+
+    two = [result("paper", 0, [0.1, 0.2, 0.3, 0.4], [0, 2, 4]), result("paper", 1, [0.3, 0.2, 0.3, 0.4], [0, 2])]
+    rows = curves({"off": [result("off", 0, [0.5, 0, 0, 0.25], [])], "paper": two, "measured": []}).splitlines()
+    assert rows[0] == "| variant | stage | step | samples | v | h1 | h2 | v̂ |" and len(rows) == 2 + 2 + 2 * 3
+    assert rows[2] == "| off | 1 | after | 6 | 0.500 | 0.000 | 0.000 | 0.250 |"
+    assert rows[5].startswith("| paper | 1 | 2 | 6 | 0.700 ± 0.707 | "), "a step that both seeds have"
+    assert rows[6] == "| paper | 1 | after | 6 | 0.200 ± 0.141 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 |"
 
 
 def test_every_variant_has_a_recipe_of_both_stages(cache: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from basic_lite.rehearsal.cards import CARDS
 
 
 @pytest.mark.parametrize(
-    "text", ["24", "24GB", "24 GB", "24gb", "24GiB", "24g", " 24.0 ", "24,0", "24576MiB", "24576 mb"]
+    "text", ["24", "24GB", "24 GB", "24gb", "24GiB", "24g", " 24.0 ", "24,0", "24576MiB", "24576 mb", "24,576 MiB"]
 )
 def test_a_memory_is_taken_with_any_unit(text: str) -> None:
     asked = asked_card(text)
@@ -36,6 +36,7 @@ def test_each_card_of_the_table_is_found_by_its_name() -> None:
         ("24564", "; if these are MiB: --gpu 24564MiB"),
         ("", "--gpu is '', which isn't in the table of cards; give its memory"),
         ("nan", "--gpu is 'nan', which isn't in the table of cards; "),
+        ("3060 8GB", "--gpu is '3060 8GB', which isn't in the table of cards; "),
         ("24TB", "--gpu is '24TB', which isn't in the table of cards; "),
         ("rtx409", "(did you mean RTX 4090?)"),
         ("A100", "(did you mean A100 80GB?); give its memory"),

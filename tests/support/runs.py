@@ -181,6 +181,7 @@ def gate_of(recipe: Recipe) -> tuple[Gate, Prepared]:
     loaded = load_base(recipe, torch.device("cpu"), frontend)
     supervision = supervise(recipe, loaded, lambda text: None)
     step = TrainStep(loaded.parts, supervision, device=torch.device("cpu"))
-    gate = make_gate(recipe, loaded, supervision, data, Schedule(data.sampler, recipe), ALONE, lambda text: None, step)
+    schedule, size = Schedule(data.sampler, recipe), recipe.training.micro_batch
+    gate = make_gate(recipe, loaded, supervision, data, schedule, ALONE, lambda text: None, step, lambda: size)
     assert gate is not None
     return gate, data

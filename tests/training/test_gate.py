@@ -18,7 +18,6 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.resampling import Interval
 from basic_lite.run import train
 from basic_lite.supervision import calibration
-from basic_lite.supervision.calibration import measured_weights
 from basic_lite.supervision.premise import RefinementCurve, see_patches
 from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.bundle_files import Bundle
@@ -127,7 +126,7 @@ def test_a_pull_that_is_not_seen_to_lower_the_loss_opens_nothing(high: float) ->
 
     for step, count, words in (
         (7, 1, f"isn't seen to: -0.01 nats a token [-0.02, {high:+.2g}]"),
-        (13, 1, "wasn't seen to at step 7, and is tried again from step 14 on"),
+        (13, 1, "wasn't seen to at step 7; it isn't tried again before step 14"),
         (14, 2, "isn't seen to: "),
     ):
         record = gate.decide(step, curve(0.01, 0.1), lambda: curve(0.01, 0.1), tried)
@@ -135,7 +134,9 @@ def test_a_pull_that_is_not_seen_to_lower_the_loss_opens_nothing(high: float) ->
         assert f"; but its pull has to lower the loss, and {words}" in said[-1]
     last = "its premise held, and its pull wasn't seen to lower the loss (step 14)"
     assert gate.summary(19) == f"BASIC was on in 0 of 19 steps: {last}"
-    assert gate.decide(28, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: LOWER)["open"]
+    assert not gate.decide(28, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: None)["open"]
+    assert "; but its pull has to lower the loss, and couldn't be tried. " in said[-1] and gate.state.refused == 28
+    assert gate.decide(56, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: LOWER)["open"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.02, 0.1), (-0.1, -0.02)])
@@ -327,13 +328,11 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     data, size = gate_data(tmp_path, changes | {"data__held_out": held_out}), gate.looks.samples
     samples = [sample["input_ids"] for sample in data.samples_with_images(size)]
     assert rows_of(gate.choosing) == samples[::2] and rows_of(gate.testing) == samples[1::2]
+    # BASIC's pull is of those that chose, and others are asked.
+    assert rows_of(gate.pull.pulling) == samples[::2]
+    assert rows_of(gate.pull.asked) == [*samples[1::2], *rows_of(gate.again)]
     more = [sample["input_ids"] for sample in data.samples_with_images(size + gate.deciding)]
     assert rows_of(gate.again) == more[size:] and len(more) - size == gate.deciding >= 16
-
-
-def test_layer_weights_are_the_gains_above_v() -> None:
-    assert measured_weights([0.1, -0.2, 0.3]) == pytest.approx([0.25, 0, 0.75])
-    assert measured_weights([-0.1, 0.0]) is None
 
 
 def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
@@ -387,6 +386,7 @@ def test_an_open_gate_has_basic_in_its_steps(tmp_path: Path) -> None:
     path = run / "checkpoint-2" / "training.json"
     state = json.loads(path.read_text())
     state["progress"]["gate"]["open"] = True
+    del state["progress"]["gate"]["refused"]  # earlier versions tried no pull
     path.write_text(json.dumps(state))
     manifest = json.loads((path.parent / MANIFEST).read_text())
     manifest["files"][path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}

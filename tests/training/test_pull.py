@@ -30,7 +30,7 @@ def a_pull(**settings: Any) -> Pull:
     supervision = kit.build(model, **settings)
     pulling = [kit.tiny_batch("image", seed=seed) for seed in (1, 2)]
     asked = [kit.tiny_batch("image", seed=seed) for seed in range(3, 11)]  # 2 samples each
-    return Pull(TrainStep(supervision.parts, supervision, device=CPU), supervision, pulling, asked)
+    return Pull(TrainStep(supervision.parts, supervision, device=CPU), supervision, pulling, asked, lambda: 2)
 
 
 def by_hand(pull: Pull) -> list[float]:
@@ -71,6 +71,16 @@ def test_it_is_what_is_computed_by_hand(settings: dict[str, Any]) -> None:
     expected = torch.tensor(by_hand(pull), dtype=torch.float64).numpy()
     assert len(expected) == 16 and found.low < found.value < found.high
     assert found == pytest.approx(ratio_interval(expected, expected * 0 + 1), rel=1e-3)
+
+
+def test_what_surrounds_it_changes_nothing() -> None:
+    """Neither the size of micro-batches, nor the autocast of a look, nor where in its warm-up BASIC would be."""
+    pull = a_pull()
+    found = pull.tried()
+    assert replace(pull, micro_batch=lambda: 1).tried() == pytest.approx(found, rel=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pull.tried() == found
+    assert a_pull(warmup_ratio=1.0).tried() == found
 
 
 def test_the_guard_takes_part() -> None:
@@ -149,7 +159,7 @@ def test_a_gate_goes_on_where_its_pull_lowers_the_loss(
     write_data(tmp_path, 48)
     monkeypatch.setattr(RefinementCurve, "verdict", "holds")
     tried = Pull.tried
-    monkeypatch.setattr(Pull, "tried", lambda self: change if tried(self).low < 1 else None)
+    monkeypatch.setattr(Pull, "tried", lambda self: change if tried(self).low < 1 else None)  # it is made all the same
     measured = {"supervision.preset": "measured", "supervision.refinement_batches": 8, "lora.dropout": 0.1}
     one = train(tiny_recipe(tmp_path, measured | {"name": "one"}), console=(console := quiet()))
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
@@ -171,7 +181,7 @@ def test_a_gate_goes_on_where_its_pull_lowers_the_loss(
 
 def test_a_look_says_what_the_trial_came_to() -> None:
     look = GateLook(300, False, "holds", Interval(0.02, 0.01, 0.03), 32, Interval(0.03, 0.01, 0.05), RAISES)
-    assert look.why_shut == "its premise holds here, but its pull isn't seen to lower the loss"
+    assert look.why_shut == "its premise holds here, but its pull wasn't seen to lower the loss"
     assert look.text.endswith(
         "over others; its pull changes the loss by +0.0083 nats a token [+0.0043, +0.012], step 300"
     )
