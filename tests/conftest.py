@@ -40,7 +40,8 @@ def _connect_locally(self: socket.socket, address: Any) -> None:
 
 # With the longest first, no worker is left alone at the end.
 LONGEST = (
-    "test_llama_cpp.py",
+    "test_clip.py",
+    "test_siglip.py",
     "test_readme.py",
     "test_fifty_photos.py",
     "test_notebook.py",

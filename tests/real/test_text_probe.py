@@ -18,7 +18,7 @@ from basic_lite.training.text_probe.texts import passages, questions
 from bench.world.llms import smollm2
 from bench.world.packages import Unavailable
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.soak]  # four minutes
 
 STEPS, RATE = 30, 1e-3
 LEARNT = [
