@@ -267,7 +267,8 @@ class Gate:
                 verdict = "holds" if second.verdict == "holds" else "can't tell"
                 change = tried() if verdict == "holds" else None
                 goes_on = change is not None and change.high < 0
-                state.refused = state.refused if goes_on or verdict != "holds" else step
+                if verdict == "holds" and not goes_on:
+                    state.refused = step
         state.open, state.verdict = goes_on, verdict
         self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted)}")
         score = curve.score or [0.0]
@@ -334,7 +335,7 @@ def make_gate(
         choosing,
         testing,
         again,
-        Pull(train_step, supervision, choosing, [*testing, *again] if parted else again, micro_batch),
+        Pull(train_step, choosing, [*testing, *again] if parted else again, micro_batch),
         parted=parted,
         deciding=deciding,
         cost=looks.cost(seen),
@@ -365,9 +366,13 @@ def _words(
         return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}{lowers}"
     doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
     if now.verdict == "holds":
-        refused = f"wasn't seen to at step {now.refused:,}; it isn't tried again before step {2 * (now.refused or 0):,}"
-        if second is not None:
-            refused = "couldn't be tried" if change is None else f"isn't seen to: {pull_text(change)}"
+        if change is not None:
+            refused = f"isn't seen to: {pull_text(change)}"
+        elif second is not None:
+            refused = "couldn't be tried"
+        else:
+            at = now.refused or 0
+            refused = f"wasn't seen to at step {at:,}; it isn't tried again before step {2 * at:,}"
         doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (

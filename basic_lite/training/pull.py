@@ -19,7 +19,6 @@ from torch import Tensor
 
 from basic_lite.intervals import ratio_interval
 from basic_lite.resampling import Interval
-from basic_lite.supervision import Supervision
 from basic_lite.supervision.taps import evaluating
 from basic_lite.training.recovery import random_state, set_random_state, slices
 from basic_lite.training.step import Batch, StepCounts, TrainStep
@@ -33,8 +32,7 @@ MOVED = 0.01
 class Pull:
     """A trial of BASIC's pull on the projector."""
 
-    step: TrainStep
-    supervision: Supervision
+    step: TrainStep  # with BASIC
     pulling: Sequence[Batch]  # on the host: what the gradient is of
     asked: Sequence[Batch]  # other samples, whose loss is measured
     micro_batch: Callable[[], int]  # how many samples a step takes at once now; after a lack of memory they are fewer
@@ -60,13 +58,14 @@ class Pull:
     def _gradient(self) -> list[Tensor]:
         """BASIC's part of a step's gradient, after the guard: that of the whole loss less that of the LM loss alone."""
         step, weights, kept = self.step, self._weights, random_state(self.step.device)
+        assert step.supervision is not None
         counts = StepCounts.of(self.pulling, step.parts.image_token_id)
         total = [torch.zeros_like(weight) for weight in weights]
         step.train_mode()
         try:
             # Batch by batch, so that what the two have in common leaves no rounding of its sum.
             for batch in self._cut(self.pulling):
-                for lambdas, sign in ((self.supervision.full_lambdas, 1), ((0.0, 0.0), -1)):
+                for lambdas, sign in ((step.supervision.full_lambdas, 1), ((0.0, 0.0), -1)):
                     set_random_state(kept, step.device)  # the same dropout in both
                     loss = step.loss(batch, counts, lambdas).loss
                     for one, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):

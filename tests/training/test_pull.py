@@ -30,12 +30,12 @@ def a_pull(**settings: Any) -> Pull:
     supervision = kit.build(model, **settings)
     pulling = [kit.tiny_batch("image", seed=seed) for seed in (1, 2)]
     asked = [kit.tiny_batch("image", seed=seed) for seed in range(3, 11)]  # 2 samples each
-    return Pull(TrainStep(supervision.parts, supervision, device=CPU), supervision, pulling, asked, lambda: 2)
+    return Pull(TrainStep(supervision.parts, supervision, device=CPU), pulling, asked, lambda: 2)
 
 
 def by_hand(pull: Pull) -> list[float]:
     """The same from BASIC's losses alone, without a guard, and transformers' own loss of one sample at a time."""
-    model, supervision = pull.supervision.parts.model, pull.supervision
+    model, supervision = pull.step.supervision.parts.model, pull.step.supervision
     weights, total = list(supervision.parts.projector.parameters()), 0.0
     samples = sum(len(batch["input_ids"]) for batch in pull.pulling)
     for batch in pull.pulling:
@@ -114,7 +114,7 @@ class Dropping(torch.nn.Module):
 
 def test_no_basic_pulls_nothing_whatever_the_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     pull = a_pull()
-    parts = pull.supervision.parts
+    parts = pull.step.supervision.parts
     parts.model.model.multi_modal_projector = Dropping(parts.projector)
     before = torch.get_rng_state()
     assert pull.tried() != (0, 0, 0)
@@ -125,7 +125,7 @@ def test_no_basic_pulls_nothing_whatever_the_dropout(monkeypatch: pytest.MonkeyP
 
 def test_it_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     pull = a_pull()
-    parts = pull.supervision.parts
+    parts = pull.step.supervision.parts
 
     def state() -> list[Any]:
         found = [torch.get_rng_state(), *parts.model.state_dict().values()]
