@@ -201,8 +201,8 @@ class SupervisionSection(Section):
         False,
         description="BASIC is on only once the refinement curve shows, with 95 % confidence, that v̂ is better than v, "
         "and a small move of the projector as BASIC pulls it lowers the loss of other samples. Looks at the start, "
-        "after 16, 32, 64 … steps (at most 1 % of the run, or one look at 32 samples), and at each evaluation. "
-        "The move, tried where v̂ is better, takes the time of some steps.",
+        "after 16, 32, 64 … steps, and at each evaluation. All of it costs at most 1 % of the run; where that is too "
+        "little, one look at 32 samples, and the move tried once with 24; then the run says what that costs.",
     )
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage]((1, 2)), description="Stages (key `stage`) BASIC is on in. [paper] both."

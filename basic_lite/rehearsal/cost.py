@@ -13,6 +13,7 @@ from basic_lite.model.audit import Part
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision.calibration import scores_decide
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.looks import looks_of
@@ -131,6 +132,8 @@ def looks_products(
 ) -> float:
     """The products of the looks that a run has left after ``done`` steps; those of evaluations cost next to none.
 
+    With a gate BASIC's pull is tried once: that it is on after the first look is what the other products count, too.
+
     Args:
         sizes: of a sample with a picture.
         steps: of the whole run.
@@ -141,7 +144,12 @@ def looks_products(
         return 0.0
     weights, tokens = sizes.llm_weights, sizes.tokens
     looks = looks_of(recipe, frontend, llm_weights=weights, steps=steps, samples=samples, tokens=tokens, half=half)
-    return 0.0 if looks is None else looks.passes_after(done) * forward_products(sizes)
+    if looks is None:
+        return 0.0
+    passes = looks.passes_after(done)
+    if passes and recipe.supervision.gate:
+        passes += looks.full_trials(parted=scores_decide(recipe.supervision)).passes
+    return passes * forward_products(sizes)
 
 
 def basic_share(counted: dict[str, float]) -> float:

@@ -34,9 +34,10 @@ from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.look_lines import pull_text
-from basic_lite.training.looks import COST, Looks, looks_of, shared_out
+from basic_lite.training.looks import COST, Looks, Trials, looks_of, shared_out
 from basic_lite.training.processes import Processes
 from basic_lite.training.pull import Pull
+from basic_lite.training.recovery import first_samples, samples_in
 from basic_lite.training.step import TrainStep
 
 
@@ -50,6 +51,7 @@ class GateState:
     steps_on: int = 0  # steps that had BASIC
     verdict: str = "can't tell"  # of the last look
     refused: int | None = None  # the last step at which the premise held, and the pull wasn't seen to lower the loss
+    tried: int = 0  # how often the pull was
 
 
 @dataclass
@@ -65,9 +67,10 @@ class Gate:
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
     again: Sequence[dict[str, Tensor]]  # others: the second opinion before BASIC goes on
     pull: Pull  # what is tried then, on samples that it isn't of
+    trials: Trials  # how often
     parted: bool  # they are every second one of the same samples; else all of them do both
     deciding: int  # how many of them decide, in any process; as many are asked again
-    cost: float  # of the looks that are planned, as a share of the run's arithmetic
+    cost: float  # of the looks that are planned, and of all trials, as a share of the run's arithmetic
     limited: bool  # there are more, but they would cost too much
     tokenizer: Any
     say: Say
@@ -115,7 +118,7 @@ class Gate:
         if self.settings.gate:
             parted = f", {choose} others choose its target" if self.parted else ""
             limited = f"; more would cost over {COST:.0%} of this run" if self.limited and self.cost <= COST else ""
-            dear = f"; that costs {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
+            dear = f"; that costs up to {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
             lines.append(
                 f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
                 f"{parted}; where they show it, as many are asked again, and its pull has to lower the loss, before "
@@ -228,6 +231,11 @@ class Gate:
             ),
         )
 
+    def _may_try(self, step: int) -> bool:
+        """Whether the pull is tried at a step where the premise holds."""
+        refused = self.state.refused
+        return refused is None or (step >= 2 * refused and self.state.tried < self.trials.most)
+
     def ask_again(self) -> RefinementCurve:
         """v and v̂ of the other samples."""
         return self._gain_on(self.again)
@@ -255,32 +263,30 @@ class Gate:
         Args:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
             tried: how the pull changes the loss, None without memory; asked after ``again``. It takes the time of some
-                steps, so a pull that was refused is tried again when the run has come twice as far.
+                steps, so a pull that was refused is tried again when the run has come twice as far, and only so often
+                as the run's length allows.
         """
         was, state, second, change = self.state.open, self.state, None, None
         verdict: str = curve.verdict
         goes_on = verdict == "holds"
         if goes_on and not was:
-            goes_on = state.refused is None or step >= 2 * state.refused
+            goes_on = self._may_try(step)
             if goes_on:
                 second = again()  # there may be no memory for it, and then nothing has changed
                 verdict = "holds" if second.verdict == "holds" else "can't tell"
                 change = tried() if verdict == "holds" else None
+                state.tried += change is not None
                 goes_on = change is not None and change.high < 0
                 if verdict == "holds" and not goes_on:
                     state.refused = step
         state.open, state.verdict = goes_on, verdict
-        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted)}")
+        last = state.tried >= self.trials.most
+        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted, last=last)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
         record |= {"gain": curve.gain, "samples": curve.samples}
         record |= {} if second is None else {"gain_again": second.gain}
         return record | ({} if change is None else {"loss_change": change})
-
-
-def samples_in(batches: Sequence[dict[str, Tensor]]) -> int:
-    """How many samples batches have."""
-    return sum(len(batch["input_ids"]) for batch in batches)
 
 
 def make_gate(
@@ -329,16 +335,21 @@ def make_gate(
     halves = (samples[:seen:2], samples[1:seen:2]) if parted else (samples[:seen], samples[:seen])
     size = curve_batches(recipe)[1]
     choosing, testing, again = (data.collated(part, size) for part in (*halves, samples[seen:]))
+    asked = [*testing, *again] if parted else again
+    trials = looks.trials(again=deciding, pulling=samples_in(choosing), asked=samples_in(asked))
+    image = loaded.parts.image_token_id
+    pulling, asked = first_samples(choosing, trials.pulling, image), first_samples(asked, trials.asked, image)
     return Gate(
         supervision,
         looks,
         choosing,
         testing,
         again,
-        Pull(train_step, choosing, [*testing, *again] if parted else again, micro_batch),
+        Pull(train_step, pulling, asked, micro_batch),
+        trials,
         parted=parted,
         deciding=deciding,
-        cost=looks.cost(seen),
+        cost=looks.cost(seen) + (trials.cost if settings.gate else 0),
         limited=limited,
         tokenizer=loaded.tokenizer,
         say=say,
@@ -355,8 +366,13 @@ def _words(
     change: Interval | None,
     *,
     parted: bool,
+    last: bool,
 ) -> str:
-    """What the gate did, on what numbers: not the evaluation's, where the other half chose the target."""
+    """What the gate did, on what numbers: not the evaluation's, where the other half chose the target.
+
+    Args:
+        last: the pull isn't tried any more.
+    """
     which = "samples that its target wasn't chosen on" if parted else "samples"
     found = curve.comparison(which)
     if second is not None:
@@ -372,7 +388,8 @@ def _words(
             refused = "couldn't be tried"
         else:
             at = now.refused or 0
-            refused = f"wasn't seen to at step {at:,}; it isn't tried again before step {2 * at:,}"
+            until = "in this run, which is short" if last else f"before step {2 * at:,}"
+            refused = f"wasn't seen to at step {at:,}; it isn't tried again {until}"
         doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (

@@ -13,11 +13,17 @@ from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
 FIRST_LOOK = 16
-# A gate's looks cost at most this share of a run. Those at evaluations take the curve that is measured there, and need
-# little; the others may take PLANNED of the run's arithmetic. What is asked before BASIC goes on comes on top.
-COST, PLANNED = 0.01, 0.008
+# A gate costs at most this share of a run. Of the run's arithmetic PLANNED is for the looks between evaluations, and
+# ASKED for what is asked before BASIC goes on. A look at an evaluation takes the curve that is measured there, and
+# needs little.
+COST, PLANNED, ASKED = 0.01, 0.005, 0.004
 # Half of them may choose the target, and as many others as an interval needs decide.
 FEWEST_SAMPLES = 2 * LEAST_SAMPLES
+# How often BASIC's pull is tried, where fewer samples make that possible: that of a young projector may be refused.
+WANTED_TRIALS = 2
+# Forwards of one sample that a trial of BASIC's pull costs: two forwards and backwards for its gradient, and the loss
+# before and after.
+PULLING, LOSSES = 4, 2
 # Beside a model in 16 bit, a product in float32 takes this many times as long: 2 to 8 by NVIDIA's data sheets.
 FLOAT32_COST = 4
 
@@ -30,6 +36,7 @@ class Looks:
     samples: int
     fresh: bool  # the projector's scores before the first step are noise
     passes: float  # forwards of one sample that a look costs for each of its samples
+    deciding_passes: float  # … for each of those that are only asked whether v̂ is better than v
     run_passes: float  # … that the run's arithmetic is worth
 
     def cost(self, samples: int) -> float:
@@ -39,6 +46,47 @@ class Looks:
     def passes_after(self, step: int) -> float:
         """Forwards of one sample that the looks after a step cost, and the one before the first."""
         return self.passes * self.samples * sum(look >= step for look in self.steps)
+
+    def trials(self, *, again: int, pulling: int, asked: int) -> "Trials":
+        """What is asked before BASIC goes on: the premise on other samples, and then what its pull does to the loss.
+
+        In a short run the pull is tried on fewer samples, but on as many as an interval needs, and once at least.
+
+        Args:
+            again: samples of the second opinion.
+            pulling: samples that may give the pull's gradient.
+            asked: others that may be asked for their loss.
+        """
+        affordable, second = ASKED * self.run_passes, again * self.deciding_passes
+        whole = max(1, PULLING * pulling + LOSSES * asked)
+        share = min(1.0, max(0.0, affordable / WANTED_TRIALS - second) / whole)
+        pulling, asked = (
+            min(most, max(least, int(share * most)))
+            for most, least in ((pulling, LEAST_SAMPLES // 2), (asked, LEAST_SAMPLES))
+        )
+        passes = second + PULLING * pulling + LOSSES * asked
+        return Trials(pulling, asked, max(1, int(affordable / max(passes, 1))), passes, self.run_passes)
+
+    def full_trials(self, *, parted: bool) -> "Trials":
+        """Those of a run with samples enough; ``parted``: half of a look's samples choose the target."""
+        part = self.samples // 2 if parted else self.samples
+        return self.trials(again=part, pulling=part, asked=2 * part if parted else part)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How often BASIC's pull is tried, and on how many samples each time."""
+
+    pulling: int  # give its gradient
+    asked: int  # are asked for their loss
+    most: int  # of a run
+    passes: float  # forwards of one sample that one of them costs, with the second opinion before it
+    run_passes: float
+
+    @property
+    def cost(self) -> float:
+        """The most that they take, as a share of the run's arithmetic."""
+        return self.most * self.passes / self.run_passes
 
 
 def shared_out(most: int, there: int, *, parted: bool) -> tuple[int, int]:
@@ -56,7 +104,9 @@ def shared_out(most: int, there: int, *, parted: bool) -> tuple[int, int]:
     return seen, min(seen // parts, there - seen)
 
 
-def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, passes_a_look: float) -> Looks:
+def plan_looks(
+    steps: int, *, fresh: bool, most_samples: int, passes: float, passes_a_look: float, passes_a_decision: float = 0.0
+) -> Looks:
     """Looks after 0 (unless the projector is fresh), 16, 32, 64 … steps, as many as ``PLANNED`` allows.
 
     With too little for all of them, some are left out evenly. With too little for one, it has fewer samples, but
@@ -68,6 +118,7 @@ def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, pas
         most_samples: samples of a look where cost is no matter.
         passes: forwards of one sample that the run's arithmetic is worth.
         passes_a_look: forwards of one sample that a look costs for each of its samples.
+        passes_a_decision: … for each of those that are only asked whether v̂ is better than v.
     """
     first = min(FIRST_LOOK, max(1, steps // 4))
     doubling = [first * 2**i for i in range(max(1, math.ceil(math.log2(max(steps / first, 1)))))]
@@ -78,7 +129,7 @@ def plan_looks(steps: int, *, fresh: bool, most_samples: int, passes: float, pas
     if count == 1 and fresh:
         chosen = [wanted[len(wanted) // 2]]
     samples = min(most_samples, max(FEWEST_SAMPLES, affordable // count))
-    return Looks(tuple(chosen), samples, fresh, passes_a_look, passes)
+    return Looks(tuple(chosen), samples, fresh, passes_a_look, passes_a_decision, passes)
 
 
 def looks_of(
@@ -99,35 +150,36 @@ def looks_of(
     # Massive dimensions are the LLM's own, and a fresh projector shows them too; of scores it shows noise.
     fresh = projector_is_fresh(recipe) and (settings.gate or scores_decide(settings))
     text = frontend.config.text_config
+    # The search through the vocabulary is never in 16 bit.
+    one_row = text.vocab_size * text.hidden_size * (FLOAT32_COST if half else 1) / (llm_weights * tokens)
+    search = min(frontend.tokens_per_image, SEARCHED_PATCHES) * one_row  # of one place
     looks = plan_looks(
         steps,
         fresh=fresh,
         most_samples=max(1, settings.refinement_batches * SAMPLES_PER_BATCH),
         # A forward and a backward. Recomputing layers would be a third, but that may change when the run is resumed.
         passes=2 * samples,
-        passes_a_look=passes_a_look(
-            # The search through the vocabulary is never in 16 bit.
-            text.vocab_size * text.hidden_size * (FLOAT32_COST if half else 1) / (llm_weights * tokens),
-            layers=frontend.layer_count,
-            patches=frontend.tokens_per_image,
-            chooses=scores_decide(settings),
-        ),
+        passes_a_look=passes_a_look(search, layers=frontend.layer_count, chooses=scores_decide(settings)),
+        passes_a_decision=passes_a_decision(search),
     )
     if fresh and not settings.gate and settings.target_norm == "layer":
         looks = replace(looks, steps=(0, *looks.steps))  # for the massive dimensions alone
     return looks
 
 
-def passes_a_look(one_row: float, *, layers: int, patches: int, chooses: bool) -> float:
+def passes_a_look(search: float, *, layers: int, chooses: bool) -> float:
     """Forwards of one sample that a look costs for each of its samples, by the products it takes.
 
     Args:
-        one_row: the search of one visual token's nearest word, in forwards of one sample.
+        search: for the nearest words of a sample's visual tokens at one place, in forwards of one sample.
         layers: L.
-        patches: N, visual tokens of a sample.
         chooses: half of the samples go to the choice, which takes another forward and searches after each layer. Else
             there may be a forward that finds massive dimensions.
     """
-    search = min(patches, SEARCHED_PATCHES) * one_row  # of one place
-    testing, choosing = 1 + 2 * search, 2 + (layers + 2) * search
+    testing, choosing = passes_a_decision(search), 2 + (layers + 2) * search
     return (testing + choosing) / 2 if chooses else 1 + testing
+
+
+def passes_a_decision(search: float) -> float:
+    """… for each sample that is asked whether v̂ is better than v."""
+    return 1 + 2 * search

@@ -40,9 +40,9 @@ class Pull:
     def tried(self) -> Interval:
         """How much the LM loss changes, in nats a token: the mean over the samples that are asked, and its interval.
 
-        The model trains on as before: weights, gradients, generators and modes are what they were. Peak extra bytes:
-        those of a training step of one micro-batch without its optimizer, and twice the projector's weights. With
-        ``token_weights: uniform`` the mean mass is each micro-batch's.
+        The model trains on as before: weights, gradients, generators and modes are what they were. It needs no more
+        of the device than a step of one micro-batch. With ``token_weights: uniform`` the mean mass is each
+        micro-batch's.
         """
         with torch.autocast(self.step.device.type, enabled=False):  # the step has its own, around the forward alone
             gradient = self._gradient()
@@ -56,11 +56,14 @@ class Pull:
         return [weight for weight in self.step.parts.projector.parameters() if weight.requires_grad]
 
     def _gradient(self) -> list[Tensor]:
-        """BASIC's part of a step's gradient, after the guard: that of the whole loss less that of the LM loss alone."""
+        """BASIC's part of a step's gradient, after the guard: that of the whole loss less that of the LM loss alone.
+
+        It adds up on the host: there a backward on a card needs no more than a step's does.
+        """
         step, weights, kept = self.step, self._weights, random_state(self.step.device)
         assert step.supervision is not None
         counts = StepCounts.of(self.pulling, step.parts.image_token_id)
-        total = [torch.zeros_like(weight) for weight in weights]
+        total = [torch.zeros_like(weight, device="cpu") for weight in weights]
         step.train_mode()
         try:
             # Batch by batch, so that what the two have in common leaves no rounding of its sum.
@@ -69,7 +72,7 @@ class Pull:
                     set_random_state(kept, step.device)  # the same dropout in both
                     loss = step.loss(batch, counts, lambdas).loss
                     for one, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
-                        one.add_(gradient, alpha=sign)
+                        one.add_(gradient.cpu(), alpha=sign)
         finally:
             set_random_state(kept, step.device)
         return total
@@ -92,7 +95,7 @@ class Pull:
         try:
             with torch.no_grad():
                 for weight, one in zip(weights, gradient, strict=True):
-                    weight.add_(one, alpha=-MOVED * norm / long if long else 0.0)
+                    weight.add_(one.to(weight.device), alpha=-MOVED * norm / long if long else 0.0)
             yield
         finally:
             with torch.no_grad():

@@ -1,6 +1,6 @@
 """Make a step that ran out of memory again by a plan that needs less; the step stays the same."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -185,6 +185,21 @@ def slices(batch: Batch, samples: int, image_token_id: int) -> Iterator[Batch]:
             if len(images):
                 part |= {**whole, "pixel_values": images}
         yield part
+
+
+def samples_in(batches: Iterable[Batch]) -> int:
+    """How many samples batches have."""
+    return sum(len(batch["input_ids"]) for batch in batches)
+
+
+def first_samples(batches: Iterable[Batch], count: int, image_token_id: int) -> list[Batch]:
+    """The first ``count`` samples of collated batches; ``slices`` of them, so nothing is copied."""
+    first = []
+    for batch in batches:
+        if count > 0:
+            first.append(next(slices(batch, count, image_token_id)))
+            count -= len(batch["input_ids"])
+    return first
 
 
 def random_state(device: torch.device) -> list[Tensor]:

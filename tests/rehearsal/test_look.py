@@ -1,4 +1,4 @@
-"""A rehearsed look at the premise against a really measured one."""
+"""A rehearsed look at the premise against a really measured one, and a trial of the pull against a step."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from basic_lite.supervision.premise import see_patches
 from basic_lite.tools.estimate import estimate
 from basic_lite.tools.measure import LongestStep
 from basic_lite.training.assembly import autocast_of, load_for_training
+from basic_lite.training.pull import Pull
 from bench.measure import held_bytes, peak_bytes
 from tests.support.models import clip_config, write_llm
 from tests.support.runs import whole_recipe
@@ -96,3 +97,24 @@ def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, A
     measured = held_bytes(loaded.model, step.step.optimizer) + peak_bytes(measure, CPU)
     print(f"rehearsed {look.peak_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f}", look.by_part)
     assert look.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("changes", [{"stage": 1, "lora.enabled": False}, {}], ids=["stage 1", "stage 2"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_trial_of_the_pull_needs_no_more_than_a_step(
+    folder: Path, changes: dict[str, Any], accumulation: int
+) -> None:
+    """The gradient adds up on the host, which here is where all else is, so one of the projector comes on top."""
+    sizes = {"data.max_length": 256, "training.micro_batch": 8, "training.global_batch": 8 * accumulation}
+    recipe = whole_recipe(folder, {**MEASURED, **sizes, **changes})
+    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    loaded = load_for_training(recipe, CPU, load_frontend(recipe.model), lambda text: None)
+    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
+    step()
+    held = held_bytes(loaded.model, step.step.optimizer)
+    pull = Pull(step.step, step.batches[:1] * 2, step.batches[:1] * 2, lambda: 8)
+    measured = held + peak_bytes(pull.tried, CPU)
+    projector = sum(weight.nbytes for weight in loaded.parts.projector.parameters())
+    print(f"step {rehearsed.peak_bytes / 2**20:.1f} MiB, trial {measured / 2**20:.1f}, {projector / 2**20:.1f}")
+    assert 0.7 * rehearsed.peak_bytes < measured <= 1.001 * rehearsed.peak_bytes + projector

@@ -20,7 +20,7 @@ from basic_lite.run import train
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.training.assembly import supervise
 from basic_lite.training.basic_text import basic_text, why_off
-from basic_lite.training.gate import samples_in
+from basic_lite.training.recovery import samples_in
 from tests.support.runs import gate_of, quiet, tiny_recipe, write_data
 
 GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}

@@ -1,16 +1,16 @@
-"""When a run looks at BASIC's premise, and what that costs."""
+"""When a run looks at BASIC's premise and tries its pull, and what that costs."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from basic_lite.training.looks import FEWEST_SAMPLES, PLANNED, Looks, plan_looks
+from basic_lite.training.looks import ASKED, COST, FEWEST_SAMPLES, PLANNED, Looks, plan_looks
 
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
-    looks = plan_looks(350, fresh=True, most_samples=64, passes=42_000, passes_a_look=1)
-    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1, run_passes=42_000)
+    looks = plan_looks(350, fresh=True, most_samples=64, passes=64_000, passes_a_look=1)
+    assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1, deciding_passes=0, run_passes=64_000)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
 
 
@@ -28,3 +28,37 @@ def test_looks_cost_one_percent_or_are_one_small_look(
     assert looks.steps == tuple(sorted(set(looks.steps))) and looks.steps[0] >= 0 and looks.steps[-1] < max(steps, 1)
     spent = len(looks.steps) * looks.samples * cost
     assert spent <= PLANNED * passes or (len(looks.steps) == 1 and looks.samples == FEWEST_SAMPLES)
+
+
+@given(
+    run=st.floats(1e3, 1e8),
+    decision=st.floats(1, 20),
+    again=st.integers(16, 64),
+    pulling=st.integers(16, 64),
+    asked=st.integers(16, 128),
+)
+def test_trials_cost_their_share_or_are_a_small_one(
+    run: float, decision: float, again: int, pulling: int, asked: int
+) -> None:
+    looks = Looks((0,), 32, False, 1, decision, run)
+    trials = looks.trials(again=again, pulling=pulling, asked=asked)
+    assert 8 <= trials.pulling <= pulling and 16 <= trials.asked <= asked and trials.most >= 1
+    assert trials.passes == again * decision + 4 * trials.pulling + 2 * trials.asked
+    assert trials.cost == trials.most * trials.passes / run
+    small = (trials.pulling, trials.asked, trials.most) == (8, 16, 1)
+    assert trials.cost <= ASKED or small
+    one_more = (trials.most + 1) * trials.passes / run
+    assert one_more > ASKED, "as many as the share allows"
+
+
+def test_a_long_run_tries_on_all_samples_and_within_one_percent() -> None:
+    """LLaVA-1.5's stage 1 with a 7B model: 558k samples, whose search takes a fifth of a forward."""
+    looks = plan_looks(2180, fresh=True, most_samples=64, passes=1.1e6, passes_a_look=4, passes_a_decision=1.4)
+    trials = looks.trials(again=32, pulling=32, asked=64)
+    assert (trials.pulling, trials.asked) == (32, 64) and trials.most >= len(looks.steps)
+    assert looks.cost(looks.samples) + trials.cost <= PLANNED + ASKED < COST
+
+
+def test_too_few_samples_are_all_of_them() -> None:
+    trials = Looks((0,), 32, False, 1, 1.5, 1e4).trials(again=0, pulling=0, asked=0)
+    assert (trials.pulling, trials.asked, trials.passes) == (0, 0, 0)

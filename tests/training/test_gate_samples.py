@@ -1,0 +1,75 @@
+"""Which samples choose BASIC's target, decide, are asked again, and try its pull: others each time, and enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.model.frontend import load_frontend
+from basic_lite.training.gate import Gate
+from basic_lite.training.recovery import samples_in
+from tests.support.runs import gate_of, tiny_recipe, write_data
+
+MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
+
+
+def gate_data(folder: Path, changes: dict[str, Any]) -> Prepared:
+    recipe = tiny_recipe(folder, {key.replace("__", "."): value for key, value in changes.items()})
+    return prepare_data(recipe, load_frontend(recipe.model), say=lambda text: None)
+
+
+def rows_of(batches: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    """The token ids of each sample, without padding."""
+    return [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+def measured_gate(folder: Path, pictures: int, **changes: Any) -> Gate:
+    write_data(folder, pictures)
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return gate_of(tiny_recipe(folder, MEASURED | changed))[0]
+
+
+@pytest.mark.parametrize(("count", "decide"), [(17, 5), (47, 15), (48, 16), (60, 16)])
+def test_every_process_knows_how_many_decide(tmp_path: Path, count: int, decide: int) -> None:
+    gate = measured_gate(tmp_path, count)
+    assert gate.deciding == samples_in(gate.again) == decide and samples_in(gate.testing) >= decide
+    assert gate.due(0, evaluated=True) is (decide >= 16)
+
+
+def test_samples_that_broke_are_missed_by_all_parts(tmp_path: Path) -> None:
+    write_data(tmp_path, 60)
+    recipe = tiny_recipe(tmp_path, MEASURED | {"data.bad_records": "drop"})
+    assert gate_of(recipe)[0].deciding == 16
+
+    every = Prepared.samples_with_images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prepared, "samples_with_images", lambda self, count: every(self, count)[:45])
+        gate = gate_of(recipe)[0]
+    assert gate.deciding == samples_in(gate.again) == 15 and samples_in(gate.choosing) == samples_in(gate.testing) == 15
+
+
+@pytest.mark.parametrize("micro_batch", [1, 32])
+@pytest.mark.parametrize("held_out", [None, 0.1])
+def test_enough_samples_decide_and_they_are_not_those_that_chose(
+    tmp_path: Path, micro_batch: int, held_out: float | None
+) -> None:
+    changes: dict[str, Any] = {"training__micro_batch": micro_batch, "training__global_batch": 32}
+    gate = measured_gate(tmp_path, 60, supervision__refinement_batches=16, data__held_out=held_out, **changes)
+    assert samples_in(gate.testing) >= 16 and samples_in(gate.choosing) >= 16
+    data, size = gate_data(tmp_path, changes | {"data__held_out": held_out}), gate.looks.samples
+    samples = [sample["input_ids"] for sample in data.samples_with_images(size)]
+    assert rows_of(gate.choosing) == samples[::2] and rows_of(gate.testing) == samples[1::2]
+    # BASIC's pull is of those that chose, and others are asked; in a run so short not of all.
+    assert rows_of(gate.pull.pulling) == samples[::2][:8]
+    assert rows_of(gate.pull.asked) == samples[1::2][:16]
+    more = [sample["input_ids"] for sample in data.samples_with_images(size + gate.deciding)]
+    assert rows_of(gate.again) == more[size:] and len(more) - size == gate.deciding >= 16
