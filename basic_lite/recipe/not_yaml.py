@@ -6,13 +6,14 @@ line, or one a little above it. A few usual slips are mended on trial; the one w
 
 import itertools
 import re
+from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-# One of so many lines above has the slip, and what stands a few lines below must fit. A longer text isn't read again to
-# find it: some 100,000 characters are read in a second, and that up to thirty times.
-_BACK, _ON, _MOST_READ = 4, 8, 20_000
+# One of so many lines above has the slip, and what stands a few lines below must fit. To find it the text is read again
+# up to thirty times; of a long one only the likeliest mends are tried, since 100,000 characters take a second.
+_BACK, _ON, _MOST_READ = 4, 8, 200_000
 _KEY = r"\s*(?:- )?([A-Za-z_][\w.-]*)"
 _COLON_IN_VALUE = re.compile(rf"{_KEY}:\s+[^\s'\"\[{{#]")
 _BLOCK_TEXT = re.compile(rf"{_KEY}:\s+[|>][-+\d]*\s*(?:#.*)?")
@@ -71,15 +72,17 @@ def _slip(lines: list[str], at: int, column: int) -> tuple[int, str] | None:
         return found
     filled = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
     near = [number for number in filled if number <= at][-_BACK:]
-    lines = [line if number in filled else "" for number, line in enumerate(lines[: at + _ON])]
-    if not near or sum(map(len, lines)) > _MOST_READ:
+    kept = set(filled)
+    lines = [line if number in kept else "" for number, line in enumerate(lines[: at + _ON])]
+    if not near:
         return None
+    tries = iter(range(_MOST_READ // max(1, sum(map(len, lines)))))
     for number, (lack, mend, says) in itertools.product(reversed(near), _LACKS):
         if match := lack.match(lines[number]):
             mended = f"{match[0].rstrip(':')}{mend}{lines[number][match.end() :]}"
-            if _reads([*lines[:number], mended, *lines[number + 1 :]]):
+            if _reads([*lines[:number], mended, *lines[number + 1 :]], tries):
                 return number, f"line {number + 1} {says.format(match[1])}"
-    return _wrong_indent(lines, near)
+    return _wrong_indent(lines, near, tries)
 
 
 def _column(line: str) -> int:
@@ -107,7 +110,7 @@ def _outside_its_text(lines: list[str], at: int) -> tuple[int, str] | None:
     return None
 
 
-def _wrong_indent(lines: list[str], near: list[int]) -> tuple[int, str] | None:
+def _wrong_indent(lines: list[str], near: list[int], tries: Iterator[int]) -> tuple[int, str] | None:
     """The line that must be indented as others are, alone or with those below that are like it; the likeliest first."""
     filled = [number for number, line in enumerate(lines) if line]
     columns = {column(lines[number]) for number in filled if number >= near[0] for column in (_column, _key_column)}
@@ -120,7 +123,7 @@ def _wrong_indent(lines: list[str], near: list[int]) -> tuple[int, str] | None:
             moved = [" " * wanted + line.lstrip() if number in block else line for number, line in enumerate(lines)]
             found.append(((_empty_sections(moved), len(block), alike), block, moved))
     for _, block, moved in sorted(found, key=lambda one: one[0]):
-        if _reads(moved):
+        if _reads(moved, tries):
             own, opens = _column(lines[block[0]]), _opens(lines[block[-1]])
             above = [number for number in filled if number < block[0]][-1:]
             # What is in a section says nothing about its name.
@@ -133,7 +136,10 @@ def _wrong_indent(lines: list[str], near: list[int]) -> tuple[int, str] | None:
     return None
 
 
-def _reads(lines: list[str]) -> bool:
+def _reads(lines: list[str], tries: Iterator[int]) -> bool:
+    """Whether lines are YAML; no where there are no tries left."""
+    if next(tries, None) is None:
+        return False
     try:
         YAML(typ="safe", pure=True).compose("\n".join(lines))
     except (YAMLError, RecursionError):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from ruamel.yaml import YAML
 
 from basic_lite.recipe import shipped_recipe
 from basic_lite.recipe.yaml import read_document
@@ -125,3 +126,14 @@ def test_a_key_in_the_wrong_section_is_told_of_its_indent() -> None:
     Checker(document).section(Recipe, document.values, ())
     said = "\n".join(map(str, document.problems))
     assert "did you mean `training.micro_batch`? Then indent it as the keys of `training:`" in said
+
+
+@pytest.mark.parametrize("keys", [800, 2000])
+def test_a_long_text_is_read_again_a_few_times(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds in all. Without a limit it would be read up to thirty times."""
+    read: list[int] = []
+    compose = YAML.compose
+    monkeypatch.setattr(YAML, "compose", lambda self, text: read.append(len(text)) or compose(self, text))
+    section = ["training:", *(f"  key_{number}: {number}" for number in range(keys))]
+    assert "this doesn't fit to the lines before it" in told([*section, "  - other", "  last: 4"])
+    assert 100_000 < sum(read[1:]) <= 200_000, "the first is the recipe's own reading"
