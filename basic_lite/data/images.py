@@ -240,9 +240,10 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         head = _head(source)
         # Of the system's errors without the path.
         said = getattr(error, "strerror", None) or " ".join(str(error).replace(f" {source!r}", "").split())
+        shut = isinstance(error, PermissionError)
         reason, mend = what_it_is(head) or (
             said or type(error).__name__,
-            lacking(head) or "fetch it again, or leave the record out",
+            lacking(head) or f"{'let this user read it' if shut else 'fetch it again'}, or leave the record out",
         )
         raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
 

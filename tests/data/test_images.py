@@ -326,7 +326,7 @@ def test_a_picture_that_must_not_be_read_is_told_without_its_path(
 
     write_image(tmp_path / "a.png")
     monkeypatch.setattr(images.Image, "open", refuse)
-    with pytest.raises(BadImage, match=r"'a\.png' can't be decoded \(Permission denied\); "):
+    with pytest.raises(BadImage, match=r"'a\.png' can't be decoded \(Permission denied\); let this user read it, or"):
         check_image(ImageRef("a.png", str(tmp_path)), "open")
 
 
