@@ -148,7 +148,8 @@ def looks_products(
         return 0.0
     passes = looks.passes_after(done)
     if passes and recipe.supervision.gate:
-        passes += looks.full_trials(parted=scores_decide(recipe.supervision)).passes
+        trials = looks.full_trials(parted=scores_decide(recipe.supervision))
+        passes += trials.again_passes + trials.passes
     return passes * forward_products(sizes)
 
 

@@ -60,7 +60,7 @@ class _Gate(BaseModel):
     chosen: bool
     steps_on: _Count
     refused: _Count | None = None
-    tried: _Count = 0
+    asked: Annotated[_Finite, Field(ge=0)] = 0.0
     verdict: str
 
 

@@ -34,7 +34,7 @@ from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.look_lines import pull_text
-from basic_lite.training.looks import COST, Looks, Trials, looks_of, shared_out
+from basic_lite.training.looks import ASKED, COST, Looks, Trials, looks_of, shared_out
 from basic_lite.training.processes import Processes
 from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import first_samples, samples_in
@@ -50,8 +50,9 @@ class GateState:
     chosen: bool = False  # all that the recipe leaves open was measured
     steps_on: int = 0  # steps that had BASIC
     verdict: str = "can't tell"  # of the last look
-    refused: int | None = None  # the last step at which the premise held, and the pull wasn't seen to lower the loss
-    tried: int = 0  # how often the pull was
+    # The last step at which the premise held, and the pull wasn't seen to lower the loss; None once BASIC goes on.
+    refused: int | None = None
+    asked: float = 0.0  # forwards of one sample that second opinions and trials have cost
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Gate:
     testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
     again: Sequence[dict[str, Tensor]]  # others: the second opinion before BASIC goes on
     pull: Pull  # what is tried then, on samples that it isn't of
-    trials: Trials  # how often
+    trials: Trials  # what that may cost
     parted: bool  # they are every second one of the same samples; else all of them do both
     deciding: int  # how many of them decide, in any process; as many are asked again
     cost: float  # of the looks that are planned, and of all trials, as a share of the run's arithmetic
@@ -111,13 +112,12 @@ class Gate:
 
     def outlook(self) -> list[str]:
         """What will be looked at, for the run's start."""
-        when, choose = ", ".join(str(step) for step in self.looks.steps), samples_in(self.choosing)
-        lines = []
+        when, choose, lines = ", ".join(str(step) for step in self.looks.steps), samples_in(self.choosing), []
         if self.settings.gate and not self.decides:
             return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
             parted = f", {choose} others choose its target" if self.parted else ""
-            limited = f"; more would cost over {COST:.0%} of this run" if self.limited and self.cost <= COST else ""
+            limited = "; a longer run would look at more" if self.limited else ""
             dear = f"; that costs up to {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
             lines.append(
                 f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
@@ -226,15 +226,14 @@ class Gate:
             self.pull.tried,
             None,
             lambda: self.say(
-                f"warning: step {step}: BASIC's pull can't be tried: it takes the memory of a step, and some more; a "
-                "smaller training.micro_batch helps"
+                f"warning: step {step}: BASIC's pull can't be tried: it takes the memory of a step; a smaller "
+                "training.micro_batch helps"
             ),
         )
 
-    def _may_try(self, step: int) -> bool:
-        """Whether the pull is tried at a step where the premise holds."""
-        refused = self.state.refused
-        return refused is None or (step >= 2 * refused and self.state.tried < self.trials.most)
+    def _may_ask(self, step: int) -> bool:
+        """Whether to ask further at a step where the premise holds."""
+        return step >= 2 * (self.state.refused or 0) and self.trials.left(self.state.asked)
 
     def ask_again(self) -> RefinementCurve:
         """v and v̂ of the other samples."""
@@ -262,26 +261,28 @@ class Gate:
 
         Args:
             again: measures the same on other samples. It is asked where a gate that is shut would open.
-            tried: how the pull changes the loss, None without memory; asked after ``again``. It takes the time of some
-                steps, so a pull that was refused is tried again when the run has come twice as far, and only so often
-                as the run's length allows.
+            tried: how the pull changes the loss, None without memory; asked after ``again``. A pull that was refused is
+                tried again when the run has come twice as far. Both are asked only for as long as the run's share for
+                it lasts.
         """
         was, state, second, change = self.state.open, self.state, None, None
         verdict: str = curve.verdict
         goes_on = verdict == "holds"
         if goes_on and not was:
-            goes_on = self._may_try(step)
+            goes_on = self._may_ask(step)
             if goes_on:
                 second = again()  # there may be no memory for it, and then nothing has changed
+                state.asked += self.trials.again_passes
                 verdict = "holds" if second.verdict == "holds" else "can't tell"
-                change = tried() if verdict == "holds" else None
-                state.tried += change is not None
+                if verdict == "holds":
+                    change = tried()
+                    state.asked += self.trials.passes
                 goes_on = change is not None and change.high < 0
-                if verdict == "holds" and not goes_on:
-                    state.refused = step
+                if verdict == "holds":
+                    state.refused = None if goes_on else step
         state.open, state.verdict = goes_on, verdict
-        last = state.tried >= self.trials.most
-        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted, last=last)}")
+        left = self.trials.left(state.asked)
+        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted, left=left)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
         record |= {"gain": curve.gain, "samples": curve.samples}
@@ -366,12 +367,12 @@ def _words(
     change: Interval | None,
     *,
     parted: bool,
-    last: bool,
+    left: bool,
 ) -> str:
     """What the gate did, on what numbers: not the evaluation's, where the other half chose the target.
 
     Args:
-        last: the pull isn't tried any more.
+        left: more may be asked before BASIC goes on.
     """
     which = "samples that its target wasn't chosen on" if parted else "samples"
     found = curve.comparison(which)
@@ -387,10 +388,11 @@ def _words(
         elif second is not None:
             refused = "couldn't be tried"
         else:
-            at = now.refused or 0
-            until = "in this run, which is short" if last else f"before step {2 * at:,}"
-            refused = f"wasn't seen to at step {at:,}; it isn't tried again {until}"
+            refused = "isn't tried now" if now.refused is None else f"wasn't seen to at step {now.refused:,}"
+        again = f"before step {2 * now.refused:,}" if now.refused and left else "in this run"
+        spent = "" if left else f": trials may take {ASKED:.1%} of a run, and that is spent"
         doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
+        found += "" if left and not now.refused else f"; it isn't tried again {again}{spent}"
     then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
     return (
         f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "

@@ -19,10 +19,8 @@ FIRST_LOOK = 16
 COST, PLANNED, ASKED = 0.01, 0.005, 0.004
 # Half of them may choose the target, and as many others as an interval needs decide.
 FEWEST_SAMPLES = 2 * LEAST_SAMPLES
-# How often BASIC's pull is tried, where fewer samples make that possible: that of a young projector may be refused.
-WANTED_TRIALS = 2
-# Forwards of one sample that a trial of BASIC's pull costs: two forwards and backwards for its gradient, and the loss
-# before and after.
+# Forwards of one sample that a trial of BASIC's pull costs: two forwards and backwards for its gradient, BASIC's own
+# products not counted, and the loss before and after.
 PULLING, LOSSES = 4, 2
 # Beside a model in 16 bit, a product in float32 takes this many times as long: 2 to 8 by NVIDIA's data sheets.
 FLOAT32_COST = 4
@@ -50,7 +48,8 @@ class Looks:
     def trials(self, *, again: int, pulling: int, asked: int) -> "Trials":
         """What is asked before BASIC goes on: the premise on other samples, and then what its pull does to the loss.
 
-        In a short run the pull is tried on fewer samples, but on as many as an interval needs, and once at least.
+        The pull of a young projector may be refused, so it should be tried twice at least. In a short run it is tried
+        on fewer samples, but on as many as an interval needs, and once, whatever that costs.
 
         Args:
             again: samples of the second opinion.
@@ -58,14 +57,16 @@ class Looks:
             asked: others that may be asked for their loss.
         """
         affordable, second = ASKED * self.run_passes, again * self.deciding_passes
-        whole = max(1, PULLING * pulling + LOSSES * asked)
-        share = min(1.0, max(0.0, affordable / WANTED_TRIALS - second) / whole)
-        pulling, asked = (
-            min(most, max(least, int(share * most)))
-            for most, least in ((pulling, LEAST_SAMPLES // 2), (asked, LEAST_SAMPLES))
-        )
-        passes = second + PULLING * pulling + LOSSES * asked
-        return Trials(pulling, asked, max(1, int(affordable / max(passes, 1))), passes, self.run_passes)
+        whole, least = PULLING * pulling + LOSSES * asked, (min(pulling, LEAST_SAMPLES // 2), min(asked, LEAST_SAMPLES))
+        for times in (2, 1):
+            share = min(1.0, (affordable / times - second) / max(whole, 1))
+            sizes = int(share * pulling), int(share * asked)
+            if sizes[0] >= least[0] and sizes[1] >= least[1]:
+                break
+        else:
+            sizes = least
+        passes = PULLING * sizes[0] + LOSSES * sizes[1]
+        return Trials(*sizes, second, passes, max(affordable, second + passes), self.run_passes)
 
     def full_trials(self, *, parted: bool) -> "Trials":
         """Those of a run with samples enough; ``parted``: half of a look's samples choose the target."""
@@ -75,18 +76,23 @@ class Looks:
 
 @dataclass(frozen=True)
 class Trials:
-    """How often BASIC's pull is tried, and on how many samples each time."""
+    """On how many samples BASIC's pull is tried, and what a run may spend on that. Costs are forwards of one sample."""
 
-    pulling: int  # give its gradient
-    asked: int  # are asked for their loss
-    most: int  # of a run
-    passes: float  # forwards of one sample that one of them costs, with the second opinion before it
+    pulling: int  # samples that give its gradient
+    asked: int  # samples whose loss is measured
+    again_passes: float  # of the second opinion, which comes first
+    passes: float  # of the trial
+    most_passes: float  # of all of them in a run
     run_passes: float
 
     @property
     def cost(self) -> float:
         """The most that they take, as a share of the run's arithmetic."""
-        return self.most * self.passes / self.run_passes
+        return self.most_passes / self.run_passes
+
+    def left(self, spent: float) -> bool:
+        """Whether there is enough for one more."""
+        return spent + self.again_passes + self.passes <= self.most_passes
 
 
 def shared_out(most: int, there: int, *, parted: bool) -> tuple[int, int]:

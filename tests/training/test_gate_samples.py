@@ -1,4 +1,4 @@
-"""Which samples choose BASIC's target, decide, are asked again, and try its pull: others each time, and enough."""
+"""Which samples choose BASIC's target, decide, are asked again, and try its pull, and what that costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.model.frontend import load_frontend
+from basic_lite.resampling import Interval
+from basic_lite.supervision.premise import RefinementCurve
 from basic_lite.training.gate import Gate
+from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import samples_in
 from tests.support.runs import gate_of, tiny_recipe, write_data
 
@@ -43,6 +46,15 @@ def test_every_process_knows_how_many_decide(tmp_path: Path, count: int, decide:
     gate = measured_gate(tmp_path, count)
     assert gate.deciding == samples_in(gate.again) == decide and samples_in(gate.testing) >= decide
     assert gate.due(0, evaluated=True) is (decide >= 16)
+
+
+def test_a_look_keeps_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = measured_gate(tmp_path, 60)
+    assert gate.cost == gate.looks.cost(32) + gate.trials.cost and gate.trials.cost > 0.004
+    monkeypatch.setattr(RefinementCurve, "verdict", "holds")
+    monkeypatch.setattr(Pull, "tried", lambda self: Interval(0.02, 0.01, 0.03))
+    for step in (1, 2):  # refused first, then spent
+        assert gate.look(step) is not None and gate.state.asked == gate.trials.again_passes + gate.trials.passes
 
 
 def test_samples_that_broke_are_missed_by_all_parts(tmp_path: Path) -> None:
