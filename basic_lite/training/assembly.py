@@ -274,4 +274,5 @@ def make_step(
         autocast=autocast_of(recipe, device, processes),
         processes=processes,
         mark=mark,
+        float16="float16" in (recipe.model.dtype, recipe.quantization.compute_dtype),
     )

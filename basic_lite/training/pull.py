@@ -63,6 +63,7 @@ class Pull:
         step, weights, kept = self.step, self._weights, random_state(self.step.device)
         assert step.supervision is not None
         counts = StepCounts.of(self.pulling, step.parts.image_token_id)
+        scale = step.loss_scale(counts)  # how long the gradient is doesn't matter
         total = [torch.zeros_like(weight, device="cpu") for weight in weights]
         step.train_mode()
         try:
@@ -70,7 +71,7 @@ class Pull:
             for batch in self._cut(self.pulling):
                 for lambdas, sign in ((step.supervision.full_lambdas, 1), ((0.0, 0.0), -1)):
                     set_random_state(kept, step.device)  # the same dropout in both
-                    loss = step.loss(batch, counts, lambdas).loss
+                    loss = step.loss(batch, counts, lambdas).loss * scale
                     for one, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
                         one.add_(gradient.cpu(), alpha=sign)
         finally:

@@ -25,6 +25,11 @@ Lambdas = tuple[float, float]
 Lap = Callable[[], object]
 Mark = Callable[[str], object]
 
+# Labelled tokens that a loss in float16 may be divided by before its gradients run out of the type's small numbers.
+# Measured with SmolLM2 in NF4, computed in float16, beside float32: their relative error is .01 by 200 or fewer, .02 to
+# .06 by 5,000, and .3 by 40,000.
+FLOAT16_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class StepCounts:
@@ -135,6 +140,7 @@ class TrainStep:
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         processes: Processes = ALONE,
         mark: Mark = lambda name: None,
+        float16: bool = False,
     ) -> None:
         """Put the model into training mode.
 
@@ -148,10 +154,11 @@ class TrainStep:
             autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
             processes: the processes that share the step.
             mark: told the name of the part of a step that begins, as ``breakdown`` has them.
+            float16: something of the backward is in float16, so the loss is made larger for it (``loss_scale``).
         """
         self.parts, self.supervision, self.device = parts, supervision, device
         self.optimizer, self.scheduler, self.max_grad_norm = optimizer, scheduler, max_grad_norm
-        self.processes, self.mark = processes, mark
+        self.processes, self.mark, self.float16 = processes, mark, float16
         self.trainable = [p for p in parts.model.parameters() if p.requires_grad]
         self._autocast = autocast
         if autocast is not None:
@@ -177,7 +184,7 @@ class TrainStep:
             number: of the step in the run, for the tokens that SDS draws.
         """
         self.train_mode()
-        terms = Terms()
+        terms, scale = Terms(), self.loss_scale(counts)
         self.mark(OTHER)
         mean_mass = self.mean_mass(batches, counts, lambdas)
         lap()
@@ -185,12 +192,22 @@ class TrainStep:
             self.mark(OTHER)
             result = self.loss(batch, counts, lambdas, number=number, mean_mass=mean_mass, detailed=index == 0)
             self.mark(LOSS_BACKWARD)
-            result.loss.backward()
+            (result.loss if scale == 1 else result.loss * scale).backward()
             terms.add(result)
             del result
             lap()
         self.processes.sum_gradients(self.trainable)
+        found = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        if scale != 1 and found:
+            torch._foreach_mul_(found, 1 / scale)
         return terms
+
+    def loss_scale(self, counts: StepCounts) -> int:
+        """What the loss is multiplied with before a backward in float16, and the gradients divided by after it.
+
+        A power of two: without it gradients that are divided by a large step's tokens become 0. 1 in any other type.
+        """
+        return 2 ** max(0, (counts.labelled_tokens // FLOAT16_TOKENS).bit_length() - 1) if self.float16 else 1
 
     def loss(
         self,
