@@ -135,9 +135,9 @@ class _LigerAttention:
 
     @property
     def window(self: Any) -> int | None:
-        """Tokens that a query sees; None: all before it."""
-        whole: int | None = getattr(self.config, "sliding_window", None)  # Mistral, Phi-3
-        return self.sliding_window if hasattr(self, "sliding_window") else whole  # Gemma 3, Qwen: by layer
+        """Tokens that a query sees; None: all before it. Gemma 3 and Qwen have one by layer, Llama and Gemma none."""
+        seen: int | None = getattr(self, "sliding_window", None)
+        return seen
 
     def heads(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [B, T, H, d], key and value [B, T, H_kv, d]."""
@@ -150,11 +150,20 @@ class _LigerAttention:
         return query, key, value
 
 
+class _WholeWindow(_LigerAttention):
+    """That of a family whose window is its config's."""
+
+    @property
+    def window(self: Any) -> int | None:
+        seen: int | None = self.config.sliding_window
+        return seen
+
+
 class LigerLlamaAttention(_LigerAttention, llama.LlamaAttention):
     eager = staticmethod(llama.eager_attention_forward)
 
 
-class LigerMistralAttention(_LigerAttention, mistral.MistralAttention):
+class LigerMistralAttention(_WholeWindow, mistral.MistralAttention):
     eager = staticmethod(mistral.eager_attention_forward)
 
 
@@ -174,7 +183,7 @@ class LigerGemma3Attention(_LigerAttention, gemma3.Gemma3Attention):
     eager = staticmethod(gemma3.eager_attention_forward)
 
 
-class LigerPhi3Attention(_LigerAttention, phi3.Phi3Attention):
+class LigerPhi3Attention(_WholeWindow, phi3.Phi3Attention):
     eager = staticmethod(phi3.eager_attention_forward)
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,8 +92,8 @@ class QuantizationSection(Section):
     double: bool = Field(True, description="Quantise the block statistics too: 0.4 bit a weight less.")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type the 4-bit weights are multiplied in; auto: as `model.dtype`. With float16 the loss of a large "
-        "step is made larger for its backward, so that no gradient becomes 0.",
+        description="Type the 4-bit weights are multiplied in; auto: as `model.dtype`. With float16 the loss of a "
+        "large step is made larger for its backward, so that no gradient becomes 0.",
     )
 
 

@@ -21,15 +21,15 @@ from basic_lite_kernels.operations import Operations
 
 Watcher = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
 
-_PREFIX = "basic_lite_"
-_MEND = "set supervision.token_weights to a number (Σa, spread evenly), which reads no attention"
+PREFIX = "basic_lite_"
+NO_ATTENTION = "set supervision.token_weights to a number (Σa, spread evenly), which reads no attention"
 
 # Attention modules being watched right now, and by whom. Empty outside ``WatchedAttention.watching``.
 _watchers: dict[nn.Module, Watcher] = {}
 
 
 @contextmanager
-def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
+def named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
     """Let ``configs`` name the attention ``name`` for a while."""
     before = [config._attn_implementation for config in configs]
     for config in configs:
@@ -43,7 +43,7 @@ def _named(configs: list[PreTrainedConfig], name: str) -> Iterator[None]:
 
 def is_watched(config: PreTrainedConfig) -> bool:
     """Whether attention of this config is watched right now."""
-    return str(config._attn_implementation).startswith(_PREFIX)
+    return str(config._attn_implementation).startswith(PREFIX)
 
 
 def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -54,11 +54,11 @@ def _watched(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if watcher is not None:
             watcher(module, query, key, options)
         if original == "eager":
-            return _eager(module)(module, query, key, *rest, **options)
+            return eager_attention(module)(module, query, key, *rest, **options)
         if original == "sdpa":
             return ALL_ATTENTION_FUNCTIONS[original](module, query, key, *rest, **options)
         # flash-attention reads the name from the config again, and must find the one it knows.
-        with _named([module.config], original):
+        with named([module.config], original):
             return ALL_ATTENTION_FUNCTIONS[original](module, query, key, *rest, **options)
 
     return attention
@@ -74,7 +74,7 @@ class WatchedAttention:
     """
 
     def __init__(self, language_model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        self._configs = _attention_configs(language_model)
+        self._configs = attention_configs(language_model)
         self._modules = [module for layer in layers for module in layer.modules()]
 
     @contextmanager
@@ -85,20 +85,20 @@ class WatchedAttention:
         sliding_window, softcap, …).
         """
         original = self._configs[0]._attn_implementation
-        name = _PREFIX + original
+        name = PREFIX + original
         if name not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(name, _watched(original))
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
         _watchers.update(dict.fromkeys(self._modules, watcher))
         try:
-            with _named(self._configs, name):
+            with named(self._configs, name):
                 yield
         finally:
             for module in self._modules:
                 _watchers.pop(module, None)
 
 
-def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Eager attention has no entry in transformers' table: each modelling file brings its own."""
     files = [sys.modules[kind.__module__] for kind in type(module).__mro__]
     function: Callable[..., tuple[Tensor, Tensor | None]] = next(
@@ -114,17 +114,19 @@ def check_attention(language_model: nn.Module, count: int) -> None:
         UserError: the first ``count`` layers use anything but causal full or sliding-window softmax
             attention, or an implementation that no attention function can be put in front of.
     """
-    config = _attention_configs(language_model)[0]
+    config = attention_configs(language_model)[0]
     name = config._attn_implementation
     if name != "eager" and (name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS):
         raise UserError(
             f"the LLM's attention {name!r} has no attention and mask function registered with transformers, so its "
-            f"weights can't be read; set model.attention to sdpa, eager or flash_attention_2, or {_MEND}"
+            f"weights can't be read; set model.attention to sdpa, eager or flash_attention_2, or {NO_ATTENTION}"
         )
     kinds = set((getattr(config, "layer_types", None) or [])[:count]) - {"full_attention", "sliding_attention"}
     if kinds or not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         found = ", ".join(sorted(kinds)) or "attention that is not causal"
-        raise UserError(f"the LLM {type(language_model).__name__} uses {found}, whose weights can't be read; {_MEND}")
+        raise UserError(
+            f"the LLM {type(language_model).__name__} uses {found}, whose weights can't be read; {NO_ATTENTION}"
+        )
 
 
 def check_options(module: nn.Module, options: dict[str, Any]) -> None:
@@ -135,7 +137,9 @@ def check_options(module: nn.Module, options: dict[str, Any]) -> None:
     """
     odd = [name for name in ("s_aux", "sinks", "position_bias") if options.get(name) is not None]
     if odd:
-        raise UserError(f"{type(module).__name__} adds {', '.join(odd)} to its attention, which can't be read; {_MEND}")
+        raise UserError(
+            f"{type(module).__name__} adds {', '.join(odd)} to its attention, which can't be read; {NO_ATTENTION}"
+        )
 
 
 def attention_mass(
@@ -157,19 +161,20 @@ def attention_mass(
         UserError: see ``check_options``.
     """
     check_options(module, options)
+    return operations.attention_mass(query, key, tokens=layout.mass_tokens, out=out, **softmax_options(query, options))
+
+
+def softmax_options(query: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """What of a model's options changes its softmax."""
     scaling = options.get("scaling")
-    return operations.attention_mass(
-        query,
-        key,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        tokens=layout.mass_tokens,
-        sliding_window=options.get("sliding_window"),
-        softcap=options.get("softcap"),
-        out=out,
-    )
+    return {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "sliding_window": options.get("sliding_window"),
+        "softcap": options.get("softcap"),
+    }
 
 
-def _attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:
+def attention_configs(language_model: nn.Module) -> list[PreTrainedConfig]:
     """The distinct configs that the language model and its modules hold, the model's own first."""
     configs = [getattr(module, "config", None) for module in language_model.modules()]
     return list({id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values())

@@ -27,6 +27,7 @@ class Layout:
     positions: Tensor  # [M] int64 into the flattened B·T
     sample: Tensor  # [M] int64, row of the batch each visual token belongs to
     patches: Tensor  # [B] int64, visual tokens of each sample
+    shares: Tensor  # [M] float32, a visual token's share in the mean over a sample's, and then over samples
     pair_shares: Tensor  # [B] float32, a pair's share in the mean over pairs and samples
     rows_with_image: Tensor  # [S] int64, rows of the batch that have an image
     text_rows: Tensor  # [B, R] int32, the positions of ``text`` and of ``visual``, each listed as in ``MassTokens``
@@ -86,11 +87,17 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
         positions=positions,
         sample=positions // ids.shape[1],
         patches=patches,
+        shares=_shares(visual.sum(dim=1)),
         pair_shares=_pair_shares(visual.sum(dim=1).tolist()),
         rows_with_image=patches.nonzero().squeeze(1),
         text_rows=listed(text),
         visual_columns=listed(visual & valid),
     )
+
+
+def _shares(patches: Tensor) -> Tensor:
+    """1 / N / the samples with N > 0, for each of the N visual tokens of a sample, [M] float32."""
+    return (1 / (patches * (patches > 0).sum())).repeat_interleave(patches)
 
 
 def _pair_shares(patches: list[int]) -> Tensor:

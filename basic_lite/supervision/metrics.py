@@ -16,16 +16,17 @@ def embedding_metrics(
     """Float32 scalars on the device, for v and v̂ [M, D] and a [M].
 
     - ``sum_a``: Σ_i a_i, mean over the samples with an image.
-    - ``cos``: mean cos(v_i, v̂_i).
+    - ``cos``: cos(v_i, v̂_i), the mean over samples of the mean over their patches, as all means here.
     - ``pairwise_cos``: mean cosine of two different patches of one sample; towards 1 is collapse.
-    - ``norm_to_target``: mean ‖v_i‖ / mean ‖v̂_i‖.
+    - ``norm_to_target``: mean ‖v_i‖ / mean ‖v̂_i‖. Over several micro-batches the ratios are averaged.
     - ``norm_to_vocabulary``: mean ‖v_i‖ / mean ‖E_w‖.
     """
     v, target = v.detach(), target.detach()
     norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (v, target)])  # [2, M]
     inverse, inverse_target = torch.where(norms > 0, norms.reciprocal(), norms)  # 0 of a row of zeros
     cosine = torch.linalg.vecdot(v, target) * inverse * inverse_target
-    norm, norm_target, mean_cosine = torch.cat([norms, cosine.unsqueeze(0)]).mean(dim=1)
+    with torch.autocast(v.device.type, enabled=False):
+        norm, norm_target, mean_cosine = torch.cat([norms, cosine.unsqueeze(0)]) @ layout.shares.to(v.dtype)
     return {
         "sum_a": weights.sum() / layout.samples_with_image,
         "cos": mean_cosine,

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from basic_lite.recipe.rules import check_without_gpu, recomputed_layers
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.scoring.questions import most_tokens
 from basic_lite.supervision import Supervision, choose_kernels
+from basic_lite.supervision.attention_trial import try_attention
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
@@ -191,6 +192,10 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
     settings = recipe.supervision
     supervision = supervision_of(loaded, settings, watch(operations), seed=recipe.seed)
+    if supervision.active and supervision.reads_attention:
+        autocast = autocast_of(recipe, supervision.device)
+        with autocast() if autocast is not None else nullcontext():
+            try_attention(loaded.parts.language_model, supervision.layers)
     if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
         say(
             f"note: supervision.preset is {settings.preset}, but the recipe itself has {', '.join(changed)}, and that "

@@ -20,10 +20,12 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.liger import ATTENTIONS, NORMS, LigerMlp, LigerNorm, _LigerAttention, fuse, fusions, with_liger
 from basic_lite.model.liger_kernels import PLAIN, TRIALS, LigerKernels, choose_liger
 from basic_lite.model.load import Loaded, load_base
+from basic_lite.model.parts import find_parts
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.assembly import make_step, supervise
 from basic_lite.training.step import StepCounts
+from tests.support import supervision as kit
 from tests.support.kernels import DEVICE, kernel_test, relative, slow_interpreted
 from tests.support.liger import runnable_liger
 from tests.support.models import LLM_KINDS, text_config, write_llm, write_vision
@@ -117,6 +119,18 @@ def test_heads_that_turn_in_part(tmp_path: Path, rotated: float) -> None:
     recipe = recipe_of(tmp_path, "phi3", LOUD)
     mine, theirs = (losses_and_gradients(recipe, adapted(recipe, kernels)) for kernels in (PLAIN, None))
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_a_window_that_a_family_ignores_stays_ignored() -> None:
+    """A Llama's config may have one left over: neither its attention nor the weights that BASIC reads have a window."""
+    found = []
+    for window, fused in ((None, False), (5, False), (5, True)):
+        model = kit.tiny_llava()
+        model.config.text_config.sliding_window = model.model.language_model.config.sliding_window = window
+        if fused:
+            with_liger(find_parts(model), PLAIN)
+        found.append(kit.run(kit.build(model), kit.tiny_batch())[1].das.item())
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-6)
 
 
 def test_another_family_stays_as_it_is(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_it_moves_as_a_whole() -> None:
     layout = find_layout(kit.tiny_batch(), kit.IMAGE, "all")
     moved = layout.to(torch.device("meta"))
     tensors = {name: value for name, value in vars(moved).items() if isinstance(value, Tensor)}
-    assert len(tensors) == 10 and all(value.is_meta for value in tensors.values())
+    assert len(tensors) == 11 and all(value.is_meta for value in tensors.values())
     assert moved.samples_with_image == 3
 
 

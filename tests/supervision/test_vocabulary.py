@@ -103,7 +103,12 @@ def test_pairs_of_samples_with_few_patches() -> None:
     for rows in unit.split(counts):
         if len(rows) > 1:
             means.append((rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)].mean())
-    metrics = embedding_metrics(v, v, torch.ones(6), layout, supervision.vocabulary)
+    other = torch.randn(6, kit.WIDTH, generator=torch.Generator().manual_seed(1))
+    metrics = embedding_metrics(v, other, torch.ones(6), layout, supervision.vocabulary)
+    own = [rows.mean() for rows in torch.cosine_similarity(v, other, dim=1).split(counts[1:])]
+    assert float(metrics["cos"]) == pytest.approx(float(torch.stack(own).mean()), abs=1e-6)
+    long = torch.stack([rows.norm(dim=1).mean() for rows in v.split(counts[1:])]).mean()
+    assert float(metrics["norm_to_vocabulary"]) == pytest.approx(float(long / supervision.vocabulary.mean_norm()))
     assert float(metrics["pairwise_cos"]) == pytest.approx(float(torch.stack(means).mean()), abs=1e-6)
 
 
@@ -117,16 +122,20 @@ def test_metrics_are_what_they_say() -> None:
     v = v.detach()
     weights = patch_weights(captured, "attention", None)
     cosine = torch.nn.functional.cosine_similarity
-    pairwise = []
-    for rows in v.split([kit.PATCHES, 2 * kit.PATCHES, kit.PATCHES]):
+    pairwise, patches = [], [kit.PATCHES, 2 * kit.PATCHES, kit.PATCHES]
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.stack([rows.mean() for rows in values.split(patches)]).mean()
+
+    for rows in v.split(patches):
         grid = cosine(rows[:, None], rows[None], dim=2)
         pairwise.append(grid[~torch.eye(len(rows), dtype=torch.bool)].mean())
     expected = {
         "sum_a": weights.sum() / 3,
-        "cos": cosine(v, target).mean(),
+        "cos": mean(cosine(v, target)),
         "pairwise_cos": torch.stack(pairwise).mean(),
-        "norm_to_target": v.norm(dim=1).mean() / target.norm(dim=1).mean(),
-        "norm_to_vocabulary": v.norm(dim=1).mean() / supervision.vocabulary.mean_norm(),
+        "norm_to_target": mean(v.norm(dim=1)) / mean(target.norm(dim=1)),
+        "norm_to_vocabulary": mean(v.norm(dim=1)) / supervision.vocabulary.mean_norm(),
         "nearest_special_share": torch.isin(supervision.vocabulary.nearest(v), torch.tensor([0, 1, 2])).float().mean(),
     }
     assert set(metrics) == set(expected)
