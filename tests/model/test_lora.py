@@ -221,6 +221,6 @@ def gradients(recipe: Recipe, loaded: Loaded, step: TrainStep) -> list[Tensor]:
 
 def test_switches_of_other_packages_have_the_names_that_are_set() -> None:
     """A release that renames one would take more memory, or repack weights, and no result would be another."""
-    layer = LoraLinear(nn.Linear(4, 4), "default", config=LoraConfig(r=2))
+    layer = LoraLinear(nn.Linear(4, 4), "default", config=LoraConfig(r=2), r=2)
     assert layer.cast_input_dtype_enabled is True
     assert hasattr(Linear4bit(4, 4), "support_avx512bf16_for_cpu")
