@@ -33,26 +33,12 @@ from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
-from basic_lite.training.look_lines import pull_text
-from basic_lite.training.looks import ASKED, COST, Looks, Trials, looks_of, shared_out
+from basic_lite.training.gate_state import GateState, gate_words
+from basic_lite.training.looks import COST, Looks, Trials, looks_of, shared_out
 from basic_lite.training.processes import Processes
 from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import first_samples, samples_in
 from basic_lite.training.step import TrainStep
-
-
-@dataclass
-class GateState:
-    """What a checkpoint keeps of the gate. JSON."""
-
-    open: bool
-    plan: dict[str, Any] | None = None  # the target that was measured; None: the recipe's own
-    chosen: bool = False  # all that the recipe leaves open was measured
-    steps_on: int = 0  # steps that had BASIC
-    verdict: str = "can't tell"  # of the last look
-    # The last step at which the premise held, and the pull wasn't seen to lower the loss; None once BASIC goes on.
-    refused: int | None = None
-    asked: float = 0.0  # forwards of one sample that second opinions and trials have cost
 
 
 @dataclass
@@ -64,12 +50,13 @@ class Gate:
 
     supervision: Supervision
     looks: Looks
-    choosing: Sequence[dict[str, Tensor]]  # batches of samples with pictures, on the host; none in processes that
-    testing: Sequence[dict[str, Tensor]]  # don't measure. What scores choose is tested on other samples.
-    again: Sequence[dict[str, Tensor]]  # others: the second opinion before BASIC goes on
+    # Of samples with pictures, on the host; none in processes that don't measure. ``choosing`` choose the target.
+    choosing: Sequence[dict[str, Tensor]]
+    testing: Sequence[dict[str, Tensor]]  # decide; where scores choose, these are other samples
+    again: Sequence[dict[str, Tensor]]  # give the second opinion before BASIC goes on; always other samples
     pull: Pull  # what is tried then, on samples that it isn't of
     trials: Trials  # what that may cost
-    parted: bool  # they are every second one of the same samples; else all of them do both
+    parted: bool  # every second sample of a look chooses, and the others decide; else all of them do both
     deciding: int  # how many of them decide, in any process; as many are asked again
     cost: float  # of the looks that are planned, and of all trials, as a share of the run's arithmetic
     limited: bool  # there are more, but they would cost too much
@@ -282,7 +269,7 @@ class Gate:
                     state.refused = None if goes_on else step
         state.open, state.verdict = goes_on, verdict
         left = self.trials.left(state.asked)
-        self.say(f"step {step}: {_words(was, state, curve, second, change, parted=self.parted, left=left)}")
+        self.say(f"step {step}: {gate_words(was, state, curve, second, change, parted=self.parted, left=left)}")
         score = curve.score or [0.0]
         record = {"open": state.open, "verdict": state.verdict, "v": score[0], "target": score[-1]}
         record |= {"gain": curve.gain, "samples": curve.samples}
@@ -356,45 +343,4 @@ def make_gate(
         say=say,
         autocast=autocast_of(recipe, supervision.device),
         processes=processes,
-    )
-
-
-def _words(
-    was: bool,
-    now: GateState,
-    curve: RefinementCurve,
-    second: RefinementCurve | None,
-    change: Interval | None,
-    *,
-    parted: bool,
-    left: bool,
-) -> str:
-    """What the gate did, on what numbers: not the evaluation's, where the other half chose the target.
-
-    Args:
-        left: more may be asked before BASIC goes on.
-    """
-    which = "samples that its target wasn't chosen on" if parted else "samples"
-    found = curve.comparison(which)
-    if second is not None:
-        found += f"; and on others {second.comparison('samples')}"
-    if now.open:
-        lowers = "" if change is None else f"; and its pull lowers the loss: {pull_text(change)}"
-        return f"BASIC {'stays' if was else 'is'} on: its premise holds, {found}{lowers}"
-    doubt = "does not hold here" if now.verdict == "fails" else "isn't shown here"
-    if now.verdict == "holds":
-        if change is not None:
-            refused = f"isn't seen to: {pull_text(change)}"
-        elif second is not None:
-            refused = "couldn't be tried"
-        else:
-            refused = "isn't tried now" if now.refused is None else f"wasn't seen to at step {now.refused:,}"
-        again = f"before step {2 * now.refused:,}" if now.refused and left else "in this run"
-        spent = "" if left else f": trials may take {ASKED:.1%} of a run, and that is spent"
-        doubt, found = "holds", f"{found}; but its pull has to lower the loss, and {refused}"
-        found += "" if left and not now.refused else f"; it isn't tried again {again}{spent}"
-    then = "From here the run trains as LLaVA does" if was else "The run trains as LLaVA does, so nothing is lost"
-    return (
-        f"BASIC is {'off again' if was else 'off'}: its premise {doubt}, {found}. {then}; "
-        "supervision.gate=false trains with BASIC all the same"
     )

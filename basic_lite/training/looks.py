@@ -187,5 +187,5 @@ def passes_a_look(search: float, *, layers: int, chooses: bool) -> float:
 
 
 def passes_a_decision(search: float) -> float:
-    """… for each sample that is asked whether v̂ is better than v."""
+    """Forwards of one sample that a sample costs that is only asked whether v̂ is better than v."""
     return 1 + 2 * search
