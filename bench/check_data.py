@@ -156,7 +156,7 @@ def cost_of_pictures(folder: Path, timed: int, pictures: int) -> Pictured:
         found.numbers[draw.integers(2**62).item()] = number
         found.places.append(Place(0, number, 0))
         hashes, thumb = draw.integers(0, 256, HASH_BYTES, np.uint8), draw.integers(0, 256, 3 * THUMB_SIDE**2, np.uint8)
-        found.keep(number, Fingerprint(draw.bytes(16), hashes, thumb, 640, 480))
+        found.keep(number, Fingerprint(draw.bytes(16), hashes, thumb, 640, 480, 255))
     held = psutil.Process().memory_full_info().uss - before
     start, watch = time.process_time(), _Memory()
     with watch:

@@ -12,7 +12,7 @@ from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem,
 from basic_lite.data.unknown_words import UnknownWords
 from basic_lite.recipe.schema import DataSection
 from basic_lite.tools.check.languages import UNSURE, languages_of
-from basic_lite.tools.check.survey import Pictures
+from basic_lite.tools.check.survey import FLAT, Pictures
 from basic_lite.tools.check.texts import COMMON, Texts
 
 # Examples of a finding on the page.
@@ -218,6 +218,16 @@ def of_pictures(
                 "isn't meant",
                 [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]], "Largest",
             )  # fmt: skip
+    flat = pictures.flat.tolist()
+    if flat:
+        yield Finding(
+            "look", "pictures of one colour", _of(len(flat), count),
+            f"their darkest and brightest places differ by less than {FLAT} of 255 levels, as the model sees them: "
+            "transparency is left out, and 16-bit grey is taken by its upper 8 bits",
+            "look at them; a black drawing on a transparent ground has to be put on white, and a dark 16-bit picture has "
+            "to be made brighter; else leave them out",
+            [Example("", None, (number,)) for number in flat[:MOST_EXAMPLES]],
+        )  # fmt: skip
     yield from _leaks(same, near, readable, sides)
 
 

@@ -25,6 +25,7 @@ class Fingerprint(NamedTuple):
             brighter (D. Buchanan's and N. Krawetz's dHash, both ways).
         thumb: [192] uint8, 8 × 8 pixels in RGB.
         width, height: in pixels, upright.
+        span: levels of 255 between the darkest and the brightest place, in the colour where they differ most.
     """
 
     digest: bytes
@@ -32,6 +33,7 @@ class Fingerprint(NamedTuple):
     thumb: NDArray[np.uint8]
     width: int
     height: int
+    span: int
 
 
 def fingerprint(image: ImageRef) -> Fingerprint:
@@ -45,4 +47,5 @@ def fingerprint(image: ImageRef) -> Fingerprint:
     here = grey[:8, :8] + _MARGIN
     bits = np.concatenate([grey[:8, 1:] > here, grey[1:, :8] > here])
     thumb = np.asarray(small.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)).reshape(-1)
-    return Fingerprint(picture_digest(image), np.packbits(bits), thumb.copy(), width, height)
+    span = int(np.ptp(np.asarray(small).reshape(-1, 3), axis=0).max())
+    return Fingerprint(picture_digest(image), np.packbits(bits), thumb.copy(), width, height, span)

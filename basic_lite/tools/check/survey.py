@@ -19,6 +19,8 @@ from basic_lite.tools.check.texts import Texts
 
 # Pictures in memory or waiting at a time.
 _AT_ONCE = 512
+# Levels of 255: a picture whose places differ by less looks of one colour.
+FLAT = 16
 
 
 class Place(NamedTuple):
@@ -42,11 +44,12 @@ class Pictures:
     places: list[Place] = field(default_factory=list)
     problems: dict[int, BadImage] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
-    # Of the readable ones in a row, 232 bytes each: digests, hashes, thumbnails, sizes.
+    # Of the readable ones in a row, 233 bytes each: digests, hashes, thumbnails, sizes, spans.
     _digests: bytearray = field(default_factory=bytearray)
     _hashes: bytearray = field(default_factory=bytearray)
     _thumbs: bytearray = field(default_factory=bytearray)
     _sizes: "array[int]" = field(default_factory=lambda: array("i"))
+    _spans: bytearray = field(default_factory=bytearray)
     _of: "array[int]" = field(default_factory=lambda: array("q"))
 
     def keep(self, number: int, one: Fingerprint | BadImage) -> None:
@@ -58,6 +61,7 @@ class Pictures:
         self._hashes += one.hash.tobytes()
         self._thumbs += one.thumb.tobytes()
         self._sizes.extend((one.width, one.height))
+        self._spans.append(one.span)
         self._of.append(number)
 
     @property
@@ -69,6 +73,11 @@ class Pictures:
     def sizes(self) -> NDArray[np.int64]:
         """[m, 2], width and height of the readable ones."""
         return np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
+
+    @property
+    def flat(self) -> NDArray[np.int64]:
+        """Numbers of those with hardly anything to see."""
+        return self.readable[np.frombuffer(self._spans, dtype=np.uint8) < FLAT]
 
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Two labels [m] of the readable ones: equal for equal files, and equal for pictures that look alike."""

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from basic_lite.cli import main
@@ -87,6 +89,19 @@ def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None
     page = PageText(text)
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links) and len(page.links) > 10
     assert "small.jpg" in page.text and "asked 8 times" in page.text and "<script" not in text
+
+
+def test_pictures_without_anything_to_see_are_found(made: Callable[..., Path]) -> None:
+    """A black drawing on a transparent ground, a scan of 12 bits in 16, and one that is dark, but no more than that."""
+    path = made(*[one(name, "x ?", "y") for name in ("drawing.png", "scan.png", "dark.png")])
+    drawing = np.zeros((64, 64, 4), dtype=np.uint8)
+    drawing[16:48, 16:48, 3] = 255
+    grey = np.random.default_rng(0).random((64, 64))
+    for name, pixels in (("drawing", drawing), ("scan", grey * 4095), ("dark", grey * 8191)):
+        kept = pixels if name == "drawing" else pixels.astype(np.uint16)
+        Image.fromarray(kept).save(path.parent / f"{name}.png")
+    found = found_in(path)["pictures of one colour"]
+    assert found.count.startswith("2 ") and found.kind == "look" and "put on white" in found.mend
 
 
 @pytest.mark.parametrize("broken", [0, 1, 20])
