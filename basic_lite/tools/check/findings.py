@@ -224,8 +224,8 @@ def of_pictures(
             "look", "pictures of one colour", _of(len(flat), count),
             f"their darkest and brightest places differ by less than {FLAT} of 255 levels, as the model sees them: "
             "transparency is left out, and 16-bit grey is taken by its upper 8 bits",
-            "look at them; a black drawing on a transparent ground has to be put on white, and a dark 16-bit picture has "
-            "to be made brighter; else leave them out",
+            "look at them; put a black drawing on a transparent ground on white, and make a dark 16-bit picture "
+            "brighter; else leave them out",
             [Example("", None, (number,)) for number in flat[:MOST_EXAMPLES]],
         )  # fmt: skip
     yield from _leaks(same, near, readable, sides)

@@ -101,7 +101,7 @@ def test_pictures_without_anything_to_see_are_found(made: Callable[..., Path]) -
         kept = pixels if name == "drawing" else pixels.astype(np.uint16)
         Image.fromarray(kept).save(path.parent / f"{name}.png")
     found = found_in(path)["pictures of one colour"]
-    assert found.count.startswith("2 ") and found.kind == "look" and "put on white" in found.mend
+    assert found.count.startswith("2 ") and found.kind == "look" and "on white" in found.mend
 
 
 @pytest.mark.parametrize("broken", [0, 1, 20])
