@@ -62,7 +62,7 @@ class Recovery:
             next_plan: finds the fastest plan that needs less than the one that failed. Where it is None, or fails,
                 micro-batches are halved, and when there is a single sample left all layers are recomputed.
         """
-        self.whole, self.global_batch = training.micro_batch, training.global_batch
+        self.micro_batch, self.global_batch = training.micro_batch, training.global_batch
         self.device, self.image_token_id = device, image_token_id
         self.alone, self.active = alone, active
         self._say, self._next = say, next_plan
@@ -134,7 +134,7 @@ class Recovery:
                 found = one_line(f"{type(error).__name__}: {error}")
                 self._say(f"warning: no plan could be looked for ({found}); smaller micro-batches are tried")
                 self._next = None
-        smaller = [n for n in range(1, (samples + 1) // 2 + 1) if self.whole % n == 0 and n < samples]
+        smaller = [n for n in range(1, (samples + 1) // 2 + 1) if self.micro_batch % n == 0 and n < samples]
         if smaller:
             return replace(plan, micro_batch=smaller[-1])
         return replace(plan, recomputed=plan.layers) if backward and plan.recomputed < plan.layers else None

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from basic_lite_kernels.signatures import Kind, RowScaling, compute_dtype
 
-# A chunk of rows takes about this much. It is small next to a training step, and enough to keep a GPU busy. Where few
-# rows are left it is at most 4 bytes an element of them: what their gradient takes when the scratch memory is free.
+# A chunk of rows takes about this much. It is small next to a training step, and enough to keep a GPU busy. Few rows
+# take 4 bytes an element at most. Their gradient needs as much later, when this memory is free again.
 SCRATCH_BYTES = 8 * 2**20
 
 
