@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,17 @@ class DataUrl:
             raise BadImage(
                 f"the picture {shorten(head)} can't be decoded: {error}", "write it as data:image/png;base64,…"
             ) from error
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a column holds something: no null, blank text or NaN, nor a list or an object of these alone."""
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(is_filled, value))
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return value is not None and not (isinstance(value, (str, bytes)) and not value.strip())
 
 
 def images_of(value: Any, image_dir: str) -> Iterator[ImageRef]:

@@ -18,6 +18,7 @@ from basic_lite.data.pictures import image_at, images_of
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit
 from basic_lite.outside import parse_json
 
 _ROLES: dict[str, Role] = {
@@ -74,6 +75,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     if not isinstance(row, Mapping):
         raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
     one = _Row(row, columns, image_dir)
+    refuse_unfit(row, one.columns)
     images = tuple(images_of(one.get("image"), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
@@ -207,6 +209,7 @@ def _history(row: _Row) -> Iterator[Turn]:
     for pair in history:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
             raise BadRecord(f"its history has {shorten(pair)}", "list pairs of a question and an answer")
+        refuse_marks(pair[0], 1, row.row)
         yield Turn("human", clean(pair[0]))
         yield Turn("gpt", clean(pair[1]))
 
@@ -214,6 +217,7 @@ def _history(row: _Row) -> Iterator[Turn]:
 def _turn(turn: Any, number: int, row: _Row) -> Turn:
     if not isinstance(turn, Mapping):
         raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
+    refuse_media_in(turn, number)
     if called := next((key for key in _CALLS if turn.get(key)), None):
         raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
@@ -229,11 +233,13 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
 
 def _text(value: Any, number: int, role: Role, row: _Row) -> str:
     if isinstance(value, str):
-        return _noted(value, role, row)
+        return _noted(value, number, role, row)
     if not isinstance(value, (list, tuple)):
         raise BadRecord(f"turn {number} has {shorten(value)} where its text belongs", "make it a string")
     out = ""
     for part in value:
+        if isinstance(part, Mapping):
+            refuse_media_in(part, number)
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         if kind in _PICTURE_TYPES:
@@ -246,15 +252,16 @@ def _text(value: Any, number: int, role: Role, row: _Row) -> str:
         elif isinstance(text, str):
             # As LLaVA writes it: the image, a line break, then the text.
             gap = "\n" if out.endswith(IMAGE_PLACEHOLDER) and not text.startswith("\n") else ""
-            out += gap + _noted(text, role, row)
+            out += gap + _noted(text, number, role, row)
         else:
             raise BadRecord(f"turn {number} has a part {shorten(part)}", "write parts of type text or image")
     return out
 
 
-def _noted(text: str, role: Role, row: _Row) -> str:
+def _noted(text: str, number: int, role: Role, row: _Row) -> str:
     """The text, its placeholders counted: they are filled from the row's own pictures."""
     if role == "human":
+        refuse_marks(text, number, row.row)
         row.pictures += [None] * text.count(IMAGE_PLACEHOLDER)
     return text
 

@@ -1,0 +1,147 @@
+"""Records with what can't be trained on: each is refused with its mend, and what only looks like one is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite.data.conversation import IMAGE, conversation
+from basic_lite.data.memory import records_of
+from basic_lite.data.problems import RecordProblem
+from basic_lite.data.record import Record
+from basic_lite.data.sources import load_records
+from basic_lite.recipe.schema import SourceSection
+
+Row = dict[str, Any]
+ASKED, SAID = {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}
+TALK = {"messages": [ASKED, SAID]}
+PAIR = {"question": "What is it?", "answer": "A cat."}
+BAD = {"role": "assistant", "content": "A dog."}
+EXPECTED = [("human", "What is it?"), ("gpt", "A cat.")]
+
+
+def read(row: Row, folder: Path | None = None, **columns: str) -> Record:
+    """The record of a row, out of a program or a file."""
+    if folder is None:
+        return records_of([row], None)[0]
+    (folder / "data.json").write_text(json.dumps([row]), encoding="utf-8")
+    return load_records(SourceSection(path="data.json", columns=columns), root=folder)[0]
+
+
+def said(record: Record) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text.replace(IMAGE, "<image>")) for turn in conversation(record)]
+
+
+def refusal(row: Row, folder: Path | None = None, **columns: str) -> str:
+    with pytest.raises(RecordProblem) as caught:
+        read(row, folder, **columns)
+    told = str(caught.value)
+    assert caught.value.mend and len(told) < 400
+    return told
+
+
+def asking(*parts: Any, **of_turn: Any) -> Row:
+    return {"messages": [{"role": "user", "content": list(parts) if len(parts) > 1 else parts[0], **of_turn}, SAID]}
+
+
+TEXT = {"type": "text", "text": "What is it?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**TALK, "videos": ["a.mp4"]}, "it has a video or sound ('videos': ['a.mp4'])"),
+        ({**TALK, "video": "a.mp4"}, "'video': 'a.mp4'"),
+        ({**TALK, "audios": ["a.wav"]}, "'audios'"),
+        ({**TALK, "Audio": {"path": "a.wav", "bytes": None}}, "'Audio'"),
+        ({**PAIR, "image": "a.png", "video_path": "a.mp4"}, "'video_path'"),
+        (asking("What is it?", videos=["a.mp4"]), "turn 1 has a video or sound ('videos'"),
+        (asking(TEXT, {"type": "video", "video": "a.mp4", "text": ""}), "turn 1 has a part of type video;"),
+        (asking(TEXT, {"type": "input_audio", "text": None}), "turn 1 has a part of type input_audio"),
+        (asking(TEXT, {"type": "video_url", "video_url": {"url": "a.mp4"}}), "turn 1 has a part of type video_url"),
+        ({**asking("<video>What is it?"), "videos": []}, "turn 1 has <video> in its text"),
+        ({**PAIR, "question": "<audio> What?", "audios": None}, "turn 1 has <audio> in its text"),
+    ],
+    ids=str,
+)
+def test_videos_and_sound_are_refused(row: Row, expected: str) -> None:
+    told = refusal(row)
+    assert expected in told and "videos and sound aren't trained; take the record out" in told
+
+
+@pytest.mark.parametrize("empty", [None, "", " ", [], [None], [""], {"path": None, "bytes": None}, False, 7])
+def test_a_column_for_videos_may_be_empty(empty: Any) -> None:
+    assert said(read({**TALK, "videos": empty, "audio": empty})) == EXPECTED
+    assert said(read({"messages": [{**ASKED, "videos": empty}, SAID]})) == EXPECTED
+    page = asking("Explain the tag <video>.")
+    assert said(read(page))[0] == ("human", "Explain the tag <video>.")
+
+
+TURN, BAD_TURN = {"from": "gpt", "value": "A cat."}, {"from": "gpt", "value": "A dog."}
+
+
+@pytest.mark.parametrize(
+    ("row", "mend", "columns"),
+    [
+        ({"prompt": [ASKED], "chosen": [SAID], "rejected": [BAD]}, "columns.answer=chosen", {"answer": "chosen"}),
+        (
+            {"prompt": [ASKED, SAID, ASKED], "chosen": [SAID], "rejected": [BAD]},
+            "data.train.columns.answer=chosen learns the preferred answers",
+            {"answer": "chosen"},
+        ),
+        ({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}, "answer=chosen", {"answer": "chosen"}),
+        ({"instruction": "What is it?", "chosen": "A cat.", "rejected": "no"}, "answer=chosen", {"answer": "chosen"}),
+        (
+            {"chosen": [ASKED, SAID], "rejected": [ASKED, BAD]},
+            "columns.conversations=chosen",
+            {"conversations": "chosen"},
+        ),
+    ],
+    ids=str,
+)
+def test_preferences_are_refused_and_the_key_learns_the_good_answers(
+    row: Row, mend: str, columns: dict[str, str], tmp_path: Path
+) -> None:
+    told = refusal(row, tmp_path)
+    assert "one that isn't ('rejected'), and only single answers are learned" in told and mend in told
+    turns = said(read(row, tmp_path, **columns))
+    assert turns[-2:] == EXPECTED and "A dog." not in str(turns)
+    assert len(turns) == 2 * sum(one["role"] == "user" for one in row.get("prompt", [ASKED]) if isinstance(one, dict))
+
+
+def test_a_preference_beside_a_conversation_says_what_to_write() -> None:
+    talk = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}, {"from": "human", "value": "and?"}]
+    row = {"conversations": talk, "chosen": TURN, "rejected": BAD_TURN}
+    assert "add the preferred answer to the conversation as its last turn" in refusal(row)
+    assert said(read({"conversations": [*talk, TURN], "chosen": TURN}))[-1] == ("gpt", "A cat.")
+    # As ms-swift has it: the good answer is in the conversation already.
+    assert said(read({**TALK, "rejected_response": "A dog."})) == EXPECTED
+    assert said(read({**TALK, "chosen": None, "rejected": None})) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TALK, "label": False},
+        {**TALK, "kto_tag": False},
+        {"instruction": "q", "output": "a", "kto_tag": "false"},
+        {"prompt": "q", "completion": "a", "label": False},
+        {"prompt": [ASKED], "completion": [BAD], "label": False},
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_marked_as_bad_is_refused(row: Row) -> None:
+    told = refusal(row)
+    assert "its answer is marked as a bad one" in told and "take the record out" in told
+    good = {name: True if name in ("label", "kto_tag") else value for name, value in row.items()}
+    assert conversation(read(good))[-1].role == "gpt"
+
+
+@pytest.mark.parametrize("label", [True, None, 0, 1, "no", "false", "cat", 0.0, [False]])
+def test_other_labels_beside_an_answer_mean_nothing(label: Any) -> None:
+    assert said(read({**TALK, "label": label})) == EXPECTED
+    assert said(read({**PAIR, "label": label})) == EXPECTED
+    assert said(read({"prompt": "What is it?", "completion": "A cat.", "label": label})) == EXPECTED
