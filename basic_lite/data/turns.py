@@ -19,6 +19,7 @@ from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
 from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit
+from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
 _ROLES: dict[str, Role] = {
@@ -228,7 +229,7 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
         mend = "from must be human, gpt or system" if from_value else "role must be user, assistant or system"
         raise BadRecord(f"turn {number} {what}", mend)
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
-    return Turn(role, clean(_text(value, number, role, row)))
+    return Turn(role, clean(_text(value, number, role, row)), role != "gpt" or is_learned(turn, number))
 
 
 def _text(value: Any, number: int, role: Role, row: _Row) -> str:

@@ -326,7 +326,7 @@ def _spread(count: int) -> list[int]:
 def _words_of(record: Record) -> Text:
     text = Text()
     for turn in conversation(record):
-        style = "bold green" if turn.role == "gpt" else "dim"
+        style = "bold green" if turn.role == "gpt" and turn.learned else "dim"
         text.append(f"{turn.role}: ", style="bold")
         text.append(printable(turn.text.replace(IMAGE, "<image>").strip()) + "\n", style=style)
     text.rstrip()
