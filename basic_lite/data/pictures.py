@@ -3,14 +3,18 @@
 import base64
 import binascii
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from basic_lite.data.columns import plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
+
+# Two usual names for the same column.
+_TWINS = ("image", "images")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,43 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isnan(value)
     return value is not None and not (isinstance(value, (str, bytes)) and not value.strip())
+
+
+def shown(value: Any) -> str:
+    """What stands for a file, for messages: its path or address, or that its bytes are there."""
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("url")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(shown, value[:2]))}{', …' if len(value) > 2 else ''}]"
+    return shorten(value, 60) if isinstance(value, str) else "bytes"
+
+
+def looked_at_in(row: Mapping[str, Any], names: Sequence[str]) -> set[str]:
+    """Those of some columns whose pictures are looked at: the first that holds something, and image and images."""
+    chosen = next((name for name in names if is_filled(row.get(name))), None)
+    return {name for name in names if name == chosen or plain_name(name) in _TWINS}
+
+
+def filled_column(row: Mapping[str, Any], names: Sequence[str], whose: str = "it") -> str | None:
+    """The first of some columns that holds something, else the first of them.
+
+    Args:
+        whose: what has them, for messages.
+
+    Raises:
+        BadRecord: there are an image and images, and they differ.
+    """
+    filled = [name for name in names if is_filled(row.get(name))]
+    twins = [name for name in filled if plain_name(name) in _TWINS]
+    one, *others = (_listed(row[name]) for name in twins) if twins else ([],)
+    if any(other != one for other in others):
+        what = " and ".join(f"{name!r} ({shown(row[name])})" for name in twins)
+        raise BadRecord(f"{whose} has different pictures under {what}", "leave those of one of the two")
+    return next(iter([*filled, *names]), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def images_of(value: Any, image_dir: str) -> Iterator[ImageRef]:

@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from basic_lite.data.columns import find_columns
+from basic_lite.data.columns import find_columns, picture_columns
 from basic_lite.data.images import ImageRef
-from basic_lite.data.pictures import image_at, images_of
+from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
-from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit
+from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
@@ -38,6 +38,8 @@ _CALLS = ("tool_calls", "function_call")
 # A part that is a picture has one of these types, and its picture under one of these keys.
 _PICTURE_TYPES = ("image", "image_url", "input_image")
 _PICTURE_KEYS = ("image_url", "image", "path", "url")
+# A turn itself may have pictures, as Ollama writes them.
+PICTURES_OF_TURN = ("images", "image")
 
 
 class Content(NamedTuple):
@@ -77,10 +79,14 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
         raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
     one = _Row(row, columns, image_dir)
     refuse_unfit(row, one.columns)
-    images = tuple(images_of(one.get("image"), image_dir))
+    column = filled_column(row, picture_columns(one.columns, row))
+    images = tuple(images_of(row.get(column), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
-    return Content(_placed(one, images), turns, answer, name_of(one.get("question_type")))
+    placed = _placed(one, images)
+    if not placed:
+        refuse_unread_pictures(row, one.columns)
+    return Content(placed, turns, answer, name_of(one.get("question_type")))
 
 
 def name_of(value: Any) -> str | None:
@@ -229,7 +235,39 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
         mend = "from must be human, gpt or system" if from_value else "role must be user, assistant or system"
         raise BadRecord(f"turn {number} {what}", mend)
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
-    return Turn(role, clean(_text(value, number, role, row)), role != "gpt" or is_learned(turn, number))
+    first = len(row.pictures)
+    text = _text(value, number, role, row)
+    if own := list(images_of(turn.get(filled_column(turn, PICTURES_OF_TURN, f"turn {number}")), row.image_dir)):
+        _require_user(number, role)
+        text = _with_own_pictures(text, own, first, number, row)
+    return Turn(role, clean(text), role != "gpt" or is_learned(turn, number))
+
+
+def _require_user(number: int, role: Role) -> None:
+    if role != "human":
+        raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
+
+
+def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, row: _Row) -> str:
+    """The text of a turn that has pictures of its own: they take its open places, or stand before it if it has none.
+
+    Args:
+        first: how many pictures the turns before have.
+    """
+    row.in_parts = True
+    if len(row.pictures) == first:
+        row.pictures += own
+        return IMAGE_PLACEHOLDER * len(own) + (f"\n{text}" if text else "")
+    places = [n for n in range(first, len(row.pictures)) if row.pictures[n] is None]
+    if len(places) != len(own):
+        count = f"{len(own)} picture{'s' * (len(own) != 1)}"
+        raise BadPlaceholders(
+            f"turn {number} has {count} of its own, and {len(places)} places for them",
+            f"write {IMAGE_PLACEHOLDER} once for each of them in its text, or leave it out altogether",
+        )
+    for n, picture in zip(places, own, strict=True):
+        row.pictures[n] = picture
+    return text
 
 
 def _text(value: Any, number: int, role: Role, row: _Row) -> str:
@@ -244,13 +282,17 @@ def _text(value: Any, number: int, role: Role, row: _Row) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         if kind in _PICTURE_TYPES:
-            if role != "human":
-                raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
+            _require_user(number, role)
             row.in_parts = True
             picture = picture_in(part)
             row.pictures.append(None if picture is None else image_at(picture, row.image_dir))
             out += IMAGE_PLACEHOLDER
         elif isinstance(text, str):
+            if isinstance(part, Mapping) and any(is_filled(part.get(key)) for key in _PICTURE_TYPES):
+                raise BadRecord(
+                    f"turn {number} has a text and a picture in one part {shorten(part)}",
+                    "write them as two parts, of type text and image",
+                )
             # As LLaVA writes it: the image, a line break, then the text.
             gap = "\n" if out.endswith(IMAGE_PLACEHOLDER) and not text.startswith("\n") else ""
             out += gap + _noted(text, number, role, row)

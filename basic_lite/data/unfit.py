@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from basic_lite.data.columns import plain_name
 from basic_lite.data.endings import PICTURE_ENDINGS
-from basic_lite.data.pictures import is_filled
+from basic_lite.data.pictures import is_filled, shown
 from basic_lite.data.problems import BadRecord, shorten
 
 _NO_MEDIA = "videos and sound aren't trained"
@@ -48,6 +48,19 @@ def _names(present: tuple[str, ...]) -> _Names:
 
 def _of(row: Mapping[str, Any]) -> _Names:
     return _names(tuple(name for name in row if isinstance(name, str)))
+
+
+def looked_at(present: Iterable[str]) -> tuple[str, ...]:
+    """The columns that the functions here look at, of those that are there."""
+    names = _names(tuple(present))
+    held = (*names.media, *names.verdicts, names.chosen, names.rejected, *names.pictures)
+    return tuple(name for name in held if name is not None)
+
+
+def holding_files(present: Iterable[str]) -> tuple[str, ...]:
+    """Those of the columns that may hold whole pictures, videos or sound."""
+    names = _names(tuple(present))
+    return (*names.media, *names.pictures)
 
 
 def refuse_unfit(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
@@ -98,7 +111,7 @@ def _refuse_media(held: Mapping[str, Any], names: Iterable[str], whose: str) -> 
         value = held[name]
         if is_filled(value) and not isinstance(value, (bool, int, float)):
             raise BadRecord(
-                f"{whose} has a video or sound ({name!r}: {shorten(value)})",
+                f"{whose} has a video or sound ({name!r}: {shown(value)})",
                 f"{_NO_MEDIA}; take the record out, or {name!r}, if the answers don't need it",
             )
 
@@ -146,7 +159,7 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
         if name in used or not _is_picture(row[name], by_name=bool(set(plain_name(name).split("_")) & _PICTURE_WORDS)):
             continue
         raise BadRecord(
-            f"it has no picture, but {name!r} looks like one ({shorten(row[name])})",
+            f"it has no picture, but {name!r} looks like one ({shown(row[name])})",
             f"set data.train.columns.image={name} if it is the record's picture, or remove {name!r}",
         )
 

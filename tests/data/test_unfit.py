@@ -145,3 +145,109 @@ def test_other_labels_beside_an_answer_mean_nothing(label: Any) -> None:
     assert said(read({**TALK, "label": label})) == EXPECTED
     assert said(read({**PAIR, "label": label})) == EXPECTED
     assert said(read({"prompt": "What is it?", "completion": "A cat.", "label": label})) == EXPECTED
+
+
+@pytest.mark.parametrize("text", ["Picture 1: <img>p24.png</img>\nWhat is it?", "<img>a</img><img>b</img>"])
+def test_pictures_in_qwen_vls_text_are_refused(text: str) -> None:
+    for row in (asking(text), asking(TEXT, {"type": "text", "text": text}), {**PAIR, "question": text}):
+        told = refusal(row)
+        assert "turn 1 names a picture in its text ('<img>" in told
+        assert "list the files in a column images, and write <image> in their places" in told
+    assert "turn 1" in refusal({"instruction": "q", "output": "a", "history": [[text, "x"]]})
+    page = 'What does <img src="a.png"> do?'
+    assert said(read(asking(page)))[0] == ("human", page)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_path", "sub/a.png"), ("img", "a.JPG"), ("file_name", "a.jpeg"), ("image_url", "https://x.org/a?id=3"),
+        ("Image File", "a.webp"), ("pictures", ["a.png", "b.png"]), ("image_paths", ["a.png"]), ("image_id", "7.jpg"),
+        ("photo", {"path": "a.png", "bytes": None}), ("path", "a.png"), ("img", "data:image/png;base64,AA=="),
+    ],
+)  # fmt: skip
+def test_a_picture_under_a_name_that_is_not_read_beside_a_conversation(name: str, value: Any, tmp_path: Path) -> None:
+    for row in ({**TALK, name: value}, {**TALK, name: value, "image": None}, {**TALK, name: value, "images": []}):
+        told = refusal(row)
+        assert f"it has no picture, but {name!r} looks like one" in told
+        assert f"set data.train.columns.image={name} if it is" in told
+    if "http" not in str(value):
+        row = {**TALK, name: value}
+        assert len(read(row, tmp_path, image=name).images) == (len(value) if isinstance(value, list) else 1)
+
+
+def test_a_picture_under_an_unusual_name_beside_question_and_answer() -> None:
+    assert "columns.image=photo_path" in refusal({**PAIR, "photo_path": "a.png"})
+    assert "columns.image=pic" in refusal({"instruction": "q", "output": "a", "pic": "https://x.org/a"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_id", 7), ("image_id", "7"), ("image_source", "coco"), ("file_name", "part-3.json"), ("path", "a/b"),
+        ("image_url", None), ("images_n", 0), ("img", ""), ("image_size", [8, 6]), ("source", "a.png"),
+        ("path", "https://x.org/a"), ("has_image", False), ("image_paths", []), ("file", "a page\nabout a.png"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_leaves_a_record_of_text(name: str, value: Any) -> None:
+    assert said(read({**TALK, name: value})) == EXPECTED
+
+
+@pytest.mark.parametrize("empty", [None, "", [], " "])
+def test_what_is_filled_of_image_and_images(empty: Any, tmp_path: Path) -> None:
+    for row in (TALK, PAIR):
+        for one, other in (("image", "images"), ("images", "image")):
+            for folder in (None, tmp_path):
+                record = read({**row, one: empty, other: ["b.png"]}, folder)
+                assert [image.name for image in record.images] == ["b.png"]
+            assert said(read({**row, one: empty})) == EXPECTED
+    assert [one.name for one in read({**PAIR, "image": empty, "image_path": "b.png"}).images] == ["b.png"]
+
+
+def test_image_and_images_that_differ_are_refused(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        for row in (TALK, PAIR):
+            told = refusal({**row, "image": "a.png", "images": ["b.png"]}, folder)
+            assert "it has different pictures under 'image' (" in told and "and 'images' (" in told
+            assert "leave those of one of the two" in told
+            assert len(read({**row, "image": "a.png", "images": ["a.png"]}, folder).images) == 1
+            # A file's name beside its picture is an ordinary thing.
+            assert len(read({**row, "image": "a.png", "file_name": "b.png"}, folder).images) == 1
+    assert "different" in refusal(asking("q", image="a.png", images=["b.png"]))
+
+
+@pytest.mark.parametrize(
+    ("turn", "names", "asked"),
+    [
+        ({"content": "What is it?", "images": ["a.png"]}, "a", "<image>\nWhat is it?"),
+        ({"content": "What is it?", "image": "a.png"}, "a", "<image>\nWhat is it?"),
+        ({"content": "<image>What is it?", "images": ["a.png"]}, "a", "<image>\nWhat is it?"),
+        ({"content": "Is <image> like <image>?", "images": ["a.png", "b.png"]}, "ab", "Is <image> like <image>?"),
+        ({"content": "Which?", "images": ["a.png", "b.png"]}, "ab", "<image><image>\nWhich?"),
+        ({"content": [{"type": "image"}, TEXT], "images": ["a.png"]}, "a", "<image>\nWhat is it?"),
+        ({"content": "What is it?", "images": [], "image": ""}, "", "What is it?"),
+        ({"content": "", "images": ["a.png"]}, "a", "<image>"),
+    ],
+    ids=str,
+)
+def test_a_turns_own_pictures(turn: Row, names: str, asked: str, tmp_path: Path) -> None:
+    last = {"role": "user", "content": "And <image>?", "images": ["z.png"]}
+    row = {"messages": [{"role": "user", **turn}, SAID, last, SAID]}
+    for folder in (None, tmp_path):
+        record = read(row, folder)
+        assert [one.name.removesuffix(".png") for one in record.images] == [*names, "z"]
+        assert [text for role, text in said(record) if role == "human"] == [asked, "<image>\nAnd ?"]
+    # The record's own pictures go to the other places.
+    mixed = {"messages": [{"role": "user", **turn}, SAID, {"role": "user", "content": "<image> And?"}, SAID]}
+    mixed["images"] = ["y.png"]
+    assert [one.name.removesuffix(".png") for one in read(mixed, tmp_path).images] == [*names, "y"]
+
+
+def test_a_turns_own_pictures_that_do_not_fit_are_refused() -> None:
+    told = refusal(asking("<image> and <image>", images=["a.png"]))
+    assert "turn 1 has 1 picture of its own, and 2 places for them; write <image> once for each" in told
+    told = refusal({"messages": [ASKED, {**SAID, "images": ["a.png"]}]})
+    assert "turn 2 is no user's and has a picture; move the picture to a user's turn" in told
+    assert "the record lists 1" in refusal({**asking("q", images=["a.png"]), "images": ["b.png"]})
+    told = refusal(asking(TEXT, {"type": "text", "text": "What?", "image": "a.png"}))
+    assert "turn 1 has a text and a picture in one part" in told and "write them as two parts" in told
