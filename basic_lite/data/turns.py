@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from basic_lite.data.columns import find_columns, picture_columns
+from basic_lite.data.columns import COLUMNS, find_columns, picture_columns, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
@@ -84,7 +84,8 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     placed = _placed(one, images)
-    if not placed:
+    # A column of an unusual name was mapped by the user, who so says which pictures there are.
+    if not placed and plain_name(columns.get("image", "image")) in COLUMNS["image"]:
         refuse_unread_pictures(row, one.columns)
     return Content(placed, turns, answer, name_of(one.get("question_type")))
 

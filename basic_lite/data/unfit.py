@@ -112,7 +112,7 @@ def _refuse_media(held: Mapping[str, Any], names: Iterable[str], whose: str) -> 
         if is_filled(value) and not isinstance(value, (bool, int, float)):
             raise BadRecord(
                 f"{whose} has a video or sound ({name!r}: {shown(value)})",
-                f"{_NO_MEDIA}; take the record out, or {name!r}, if the answers don't need it",
+                f"{_NO_MEDIA}; take the record out, or only {name!r} if the answers don't need it",
             )
 
 

@@ -251,3 +251,9 @@ def test_a_turns_own_pictures_that_do_not_fit_are_refused() -> None:
     assert "the record lists 1" in refusal({**asking("q", images=["a.png"]), "images": ["b.png"]})
     told = refusal(asking(TEXT, {"type": "text", "text": "What?", "image": "a.png"}))
     assert "turn 1 has a text and a picture in one part" in told and "write them as two parts" in told
+
+
+def test_a_mapped_column_says_which_pictures_there_are(tmp_path: Path) -> None:
+    row = {**TALK, "main": None, "image_path": "a.png"}
+    assert said(read(row, tmp_path, image="main")) == EXPECTED
+    assert "columns.image=image_path" in refusal(row, tmp_path)
