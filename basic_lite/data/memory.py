@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from basic_lite.data.columns import find_columns, picture_columns
 from basic_lite.data.images import ImageRef, to_rgb
-from basic_lite.data.pictures import image_at, looked_at_in
+from basic_lite.data.pictures import image_at, is_filled, looked_at_in
 from basic_lite.data.problems import BadImage, shorten
 from basic_lite.data.record import Record, numbered
 from basic_lite.data.records import Records
@@ -100,7 +100,7 @@ class MemorySource:
         return {name: self._pictures(held) if name in chosen else self._parts(held) for name, held in row.items()}
 
     def _pictures(self, held: Any) -> list[ImageRef]:
-        if held is None or (isinstance(held, str) and not held.strip()):
+        if not is_filled(held):
             return []
         return [picture_of(one, self._folder) for one in (held if isinstance(held, list | tuple) else [held])]
 

@@ -61,6 +61,8 @@ def shown(value: Any) -> str:
     """What stands for a file, for messages: its path or address, or that its bytes are there."""
     if isinstance(value, Mapping):
         value = value.get("path") or value.get("url")
+    if isinstance(value, ImageRef):
+        value = value.name
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(shown, value[:2]))}{', …' if len(value) > 2 else ''}]"
     return shorten(value, 60) if isinstance(value, str) else "bytes"
@@ -100,15 +102,20 @@ def images_of(value: Any, image_dir: str) -> Iterator[ImageRef]:
     Raises:
         BadRecord, BadImage: it is something else, or lies on the web.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()) or _is_null(value):
         return
     if isinstance(value, (list, tuple)):
         for n, one in enumerate(value, 1):
-            if one is None or isinstance(one, (list, tuple)):
+            if one is None or isinstance(one, (list, tuple)) or _is_null(one):
                 raise BadRecord(f"image {n} of its list is {shorten(one)}", "list paths")
             yield from images_of(one, image_dir)
     else:
         yield image_at(value, image_dir)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value is how a table of objects writes that there is no picture."""
+    return isinstance(value, Mapping) and bool(value) and all(one is None for one in value.values())
 
 
 def image_at(value: Any, image_dir: str) -> ImageRef:

@@ -201,6 +201,8 @@ def test_what_is_filled_of_image_and_images(empty: Any, tmp_path: Path) -> None:
                 record = read({**row, one: empty, other: ["b.png"]}, folder)
                 assert [image.name for image in record.images] == ["b.png"]
             assert said(read({**row, one: empty})) == EXPECTED
+            assert said(read({**row, one: {"bytes": None, "path": None}, other: empty}, tmp_path)) == EXPECTED
+            assert said(read({**row, one: [""]}, None)) == EXPECTED
     assert [one.name for one in read({**PAIR, "image": empty, "image_path": "b.png"}).images] == ["b.png"]
 
 
@@ -213,6 +215,7 @@ def test_image_and_images_that_differ_are_refused(tmp_path: Path) -> None:
             assert len(read({**row, "image": "a.png", "images": ["a.png"]}, folder).images) == 1
             # A file's name beside its picture is an ordinary thing.
             assert len(read({**row, "image": "a.png", "file_name": "b.png"}, folder).images) == 1
+            assert "'a.png'" in told and "'b.png'" in told
     assert "different" in refusal(asking("q", image="a.png", images=["b.png"]))
 
 
