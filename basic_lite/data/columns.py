@@ -70,6 +70,20 @@ def find_columns(asked: Mapping[str, str], present: Iterable[str]) -> Mapping[st
     return _found(tuple(asked.items()), tuple(name for name in present if isinstance(name, str)))
 
 
+def picture_columns(columns: Mapping[str, str], present: Iterable[str]) -> tuple[str, ...]:
+    """The columns in which a record's pictures may be, the first choice first.
+
+    Args:
+        columns: our names to theirs. A picture column of a name that isn't usual is the only one.
+    """
+    first = columns.get("image")
+    if first is None or plain_name(first) not in COLUMNS["image"]:
+        return () if first is None else (first,)
+    usual = _BESIDE_A_CONVERSATION if "conversations" in columns else COLUMNS
+    names = {plain_name(name): name for name in present if isinstance(name, str) and name not in columns.values()}
+    return (first, *(names[one] for one in usual["image"] if one in names))
+
+
 def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str) -> dict[str, str]:
     """Our names to theirs, for a source whose records all have the same columns.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from basic_lite.data.columns import find_columns
+from basic_lite.data.columns import find_columns, picture_columns
 from basic_lite.data.images import ImageRef, to_rgb
-from basic_lite.data.pictures import image_at
+from basic_lite.data.pictures import image_at, is_filled, looked_at_in
 from basic_lite.data.problems import BadImage, shorten
 from basic_lite.data.record import Record, numbered
 from basic_lite.data.records import Records
-from basic_lite.data.turns import picture_in
+from basic_lite.data.turns import PICTURES_OF_TURN, is_turns, picture_in
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 """A path, the bytes of an image file, or a PIL image. In a row also what a file may have: see ``image_at``."""
@@ -95,11 +95,12 @@ class MemorySource:
         row = self._rows[index]
         if not isinstance(row, Mapping):
             return row
-        column = find_columns({}, row).get("image")
-        return {name: self._pictures(held) if name == column else self._parts(held) for name, held in row.items()}
+        columns = find_columns({}, row)
+        chosen = looked_at_in(row, picture_columns(columns, row))
+        return {name: self._pictures(held) if name in chosen else self._parts(held) for name, held in row.items()}
 
     def _pictures(self, held: Any) -> list[ImageRef]:
-        if held is None or (isinstance(held, str) and not held.strip()):
+        if not is_filled(held):
             return []
         return [picture_of(one, self._folder) for one in (held if isinstance(held, list | tuple) else [held])]
 
@@ -109,6 +110,11 @@ class MemorySource:
             return [self._parts(one) for one in held]
         if not isinstance(held, Mapping):
             return held
+        if is_turns([held]):
+            return {
+                name: self._pictures(one) if name in PICTURES_OF_TURN else self._parts(one)
+                for name, one in held.items()
+            }
         picture = picture_in(held)
         if picture is None:
             return {name: self._parts(one) for name, one in held.items()}

@@ -2,14 +2,19 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from basic_lite.data.columns import plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
+
+# Two usual names for the same column.
+_TWINS = ("image", "images")
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,76 @@ class DataUrl:
             ) from error
 
 
+def is_filled(value: Any) -> bool:
+    """Whether a column holds something: no null, blank text or NaN, nor a list or an object of these alone."""
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(is_filled, value))
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return value is not None and not (isinstance(value, (str, bytes)) and not value.strip())
+
+
+def shown(value: Any) -> str:
+    """What stands for a file, for messages: its path or address, or that its bytes are there."""
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("url")
+    if isinstance(value, ImageRef):
+        value = value.name
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(shown, value[:2]))}{', …' if len(value) > 2 else ''}]"
+    return shorten(value, 60) if isinstance(value, str) else "bytes"
+
+
+def looked_at_in(row: Mapping[str, Any], names: Sequence[str]) -> set[str]:
+    """Those of some columns whose pictures are looked at: the first that holds something, and image and images."""
+    chosen = next((name for name in names if is_filled(row.get(name))), None)
+    return {name for name in names if name == chosen or plain_name(name) in _TWINS}
+
+
+def filled_column(row: Mapping[str, Any], names: Sequence[str], whose: str = "it") -> str | None:
+    """The first of some columns that holds something, else the first of them.
+
+    Args:
+        whose: what has them, for messages.
+
+    Raises:
+        BadRecord: there are an image and images, and they differ.
+    """
+    filled = [name for name in names if is_filled(row.get(name))]
+    twins = [name for name in filled if plain_name(name) in _TWINS]
+    one, *others = (_listed(row[name]) for name in twins) if twins else ([],)
+    if any(other != one for other in others):
+        what = " and ".join(f"{name!r} ({shown(row[name])})" for name in twins)
+        raise BadRecord(f"{whose} has different pictures under {what}", "leave those of one of the two")
+    return next(iter([*filled, *names]), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def images_of(value: Any, image_dir: str) -> Iterator[ImageRef]:
     """The pictures of a record's image column.
 
     Raises:
         BadRecord, BadImage: it is something else, or lies on the web.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()) or _is_null(value):
         return
     if isinstance(value, (list, tuple)):
         for n, one in enumerate(value, 1):
-            if one is None or isinstance(one, (list, tuple)):
+            if one is None or isinstance(one, (list, tuple)) or _is_null(one):
                 raise BadRecord(f"image {n} of its list is {shorten(one)}", "list paths")
             yield from images_of(one, image_dir)
     else:
         yield image_at(value, image_dir)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value is how a table of objects writes that there is no picture."""
+    return isinstance(value, Mapping) and bool(value) and all(one is None for one in value.values())
 
 
 def image_at(value: Any, image_dir: str) -> ImageRef:

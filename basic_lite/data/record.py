@@ -13,10 +13,14 @@ IMAGE_PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as the record has it; in a human turn `<image>` stands where an image goes."""
+    """One turn as the record has it; in a human turn `<image>` stands where an image goes.
+
+    An answer that isn't ``learned`` is read by the model as a question is: its tokens have no labels.
+    """
 
     role: Role
     text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)

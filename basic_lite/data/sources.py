@@ -22,6 +22,7 @@ from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.saved_folder import sound_folder
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
+from basic_lite.data.unfit import holding_files, looked_at
 from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
@@ -150,7 +151,9 @@ class DatasetsSource:
             dataset = dataset.select(range(min(section.limit, len(dataset))))
         # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
         # picture.
-        self.dataset = dataset.select_columns(sorted(set(self.columns.values()))).with_format("arrow")
+        wanted = {*self.columns.values(), *looked_at(self.present)}
+        self.dataset = dataset.select_columns(sorted(wanted)).with_format("arrow")
+        self._lazy = {*holding_files(self.present)} - {*self.columns.values()} | {self.columns.get("image", "")}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -166,8 +169,7 @@ class DatasetsSource:
             BadRecord: Python has no such value: text that isn't UTF-8, a date after the year 9999, …
         """
         table = self.dataset[index]
-        image = self.columns.get("image")
-        row = {name: _value(table.column(name)[0], name, lazy=name == image) for name in table.column_names}
+        row = {name: _value(table.column(name)[0], name, lazy=name in self._lazy) for name in table.column_names}
         for name in self._classes.keys() & row.keys():
             number, names = row[name], self._classes[name]
             # −1 is how the library writes that there is none.

@@ -5,6 +5,7 @@ Supervised is an answer together with the token that ends it, and nothing else.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -44,7 +45,8 @@ class Format(Protocol):
     def pieces(self, turns: list[Turn]) -> Pieces:
         """Pieces of a conversation that ends with a gpt turn.
 
-        Blank answers are not supervised. An unsupervised piece, possibly empty, stands before each answer.
+        Answers that are blank or not ``learned`` are not supervised. An unsupervised piece, possibly empty, stands
+        before each answer.
         """
         ...
 
@@ -61,13 +63,13 @@ class Plain:
 
     def pieces(self, turns: list[Turn]) -> Pieces:
         images = sum(turn.text.count(IMAGE) for turn in turns)
-        answers = [turn.text for turn in turns if turn.role == "gpt"]
+        answers = [turn for turn in turns if turn.role == "gpt"]
         pieces: Pieces = [(IMAGE * images, False)]
-        for text in answers:
+        for turn in answers:
             pieces.append(("", False))
             # Apart: joined with a full stop, the line break may become one token, which wouldn't end a generation.
-            pieces.append((self.tokens.harmless(text), bool(text.strip())))
-            pieces.append((self.end_of_turn, bool(text.strip())))
+            pieces.append((self.tokens.harmless(turn.text), _supervised(turn)))
+            pieces.append((self.end_of_turn, _supervised(turn)))
         return pieces
 
 
@@ -88,9 +90,13 @@ class V1:
             elif turn.role == "human":
                 prompt += f"USER: {text} ASSISTANT:"
             else:
-                pieces += [(prompt, False), (f" {text}{self.end_of_turn}", bool(text.strip()))]
+                pieces += [(prompt, False), (f" {text}{self.end_of_turn}", _supervised(turn))]
                 prompt = ""
         return pieces
+
+
+def _supervised(turn: Turn) -> bool:
+    return turn.learned and bool(turn.text.strip())
 
 
 def _eos(tokens: Tokens, template: str) -> str:
@@ -155,10 +161,10 @@ class OwnTemplate:
             self.lead = before[len(prompt) :]
 
     def pieces(self, turns: list[Turn]) -> Pieces:
-        harmless = [Turn(turn.role, self.tokens.harmless(turn.text)) for turn in turns]
+        harmless = [replace(turn, text=self.tokens.harmless(turn.text)) for turn in turns]
         text, ranges = self._render(harmless, marked=False)
         if self.tracked:
-            return _from_ranges(text, ranges)
+            return _from_ranges(text, ranges, _learned_ranges(text, ranges, harmless))
         marked, _ = self._render(harmless, marked=True)
         answers = sum(turn.role == "gpt" and bool(turn.text.strip()) for turn in turns)
         whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * answers
@@ -166,19 +172,19 @@ class OwnTemplate:
             raise TemplateRefused(
                 "the chat template changes an answer's text, so which tokens are the answer is unknown", _MEND
             )
-        return self._from_marks(marked)
+        return self._from_marks(marked, [turn.learned for turn in turns if turn.role == "gpt" and turn.text.strip()])
 
-    def _from_marks(self, text: str) -> Pieces:
+    def _from_marks(self, text: str, learned: list[bool]) -> Pieces:
         pieces: Pieces = []
         prompt, *answers = text.split(START)
-        for answer in answers:
+        for answer, is_learned in zip(answers, learned, strict=True):
             inside, _, after = answer.partition(END)
             if self.lead and prompt.endswith(self.lead):
                 prompt, inside = prompt[: -len(self.lead)], self.lead + inside
             ending = self.end_of_turn if after.startswith(self.end_of_turn) else ""
             if not ending and (special := self.tokens.leading_special.match(after)):
                 ending = special.group()
-            pieces += [(prompt, False), (inside + ending, True)]
+            pieces += [(prompt, False), (inside + ending, is_learned)]
             prompt = after[len(ending) :]
         return [*pieces, (prompt, False)]
 
@@ -222,11 +228,31 @@ class OwnTemplate:
         return texts[0], ranges[0] if self.tracked else []
 
 
-def _from_ranges(text: str, ranges: list[tuple[int, int]]) -> Pieces:
+def _learned_ranges(text: str, ranges: list[tuple[int, int]], turns: list[Turn]) -> list[bool]:
+    """Which of the parts that a template marks as answers are learned.
+
+    Raises:
+        TemplateRefused: they aren't one for each answer, and an answer isn't to be learned.
+    """
+    answers = [turn for turn in turns if turn.role == "gpt"]
+    if all(turn.learned for turn in answers):
+        return [True] * len(ranges)
+    known = len(ranges) == len(answers) and all(
+        turn.text.strip() in text[start:end] for (start, end), turn in zip(ranges, answers, strict=True)
+    )
+    if not known:
+        raise TemplateRefused(
+            "the chat template doesn't mark each answer as one part, so which one is not to be learned is unknown",
+            _MEND,
+        )
+    return [turn.learned for turn in answers]
+
+
+def _from_ranges(text: str, ranges: list[tuple[int, int]], learned: list[bool]) -> Pieces:
     pieces: Pieces = []
     done = 0
-    for start, end in ranges:
-        pieces += [(text[done:start], False), (text[start:end], True)]
+    for (start, end), is_learned in zip(ranges, learned, strict=True):
+        pieces += [(text[done:start], False), (text[start:end], is_learned)]
         done = end
     return [*pieces, (text[done:], False)]
 

@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from basic_lite.data.columns import find_columns
+from basic_lite.data.columns import COLUMNS, find_columns, picture_columns, plain_name
 from basic_lite.data.images import ImageRef
-from basic_lite.data.pictures import image_at, images_of
+from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
+from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
 _ROLES: dict[str, Role] = {
@@ -36,6 +38,8 @@ _CALLS = ("tool_calls", "function_call")
 # A part that is a picture has one of these types, and its picture under one of these keys.
 _PICTURE_TYPES = ("image", "image_url", "input_image")
 _PICTURE_KEYS = ("image_url", "image", "path", "url")
+# A turn itself may have pictures, as Ollama writes them.
+PICTURES_OF_TURN = ("images", "image")
 
 
 class Content(NamedTuple):
@@ -74,10 +78,16 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     if not isinstance(row, Mapping):
         raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
     one = _Row(row, columns, image_dir)
-    images = tuple(images_of(one.get("image"), image_dir))
+    refuse_unfit(row, one.columns)
+    column = filled_column(row, picture_columns(one.columns, row))
+    images = tuple(images_of(row.get(column), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
-    return Content(_placed(one, images), turns, answer, name_of(one.get("question_type")))
+    placed = _placed(one, images)
+    # A column of an unusual name was mapped by the user, who so says which pictures there are.
+    if not placed and plain_name(columns.get("image", "image")) in COLUMNS["image"]:
+        refuse_unread_pictures(row, one.columns)
+    return Content(placed, turns, answer, name_of(one.get("question_type")))
 
 
 def name_of(value: Any) -> str | None:
@@ -207,6 +217,7 @@ def _history(row: _Row) -> Iterator[Turn]:
     for pair in history:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
             raise BadRecord(f"its history has {shorten(pair)}", "list pairs of a question and an answer")
+        refuse_marks(pair[0], 1, row.row)
         yield Turn("human", clean(pair[0]))
         yield Turn("gpt", clean(pair[1]))
 
@@ -214,6 +225,7 @@ def _history(row: _Row) -> Iterator[Turn]:
 def _turn(turn: Any, number: int, row: _Row) -> Turn:
     if not isinstance(turn, Mapping):
         raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
+    refuse_media_in(turn, number)
     if called := next((key for key in _CALLS if turn.get(key)), None):
         raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
@@ -224,37 +236,76 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
         mend = "from must be human, gpt or system" if from_value else "role must be user, assistant or system"
         raise BadRecord(f"turn {number} {what}", mend)
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
-    return Turn(role, clean(_text(value, number, role, row)))
+    first = len(row.pictures)
+    text = _text(value, number, role, row)
+    if own := list(images_of(turn.get(filled_column(turn, PICTURES_OF_TURN, f"turn {number}")), row.image_dir)):
+        _require_user(number, role)
+        text = _with_own_pictures(text, own, first, number, row)
+    return Turn(role, clean(text), role != "gpt" or is_learned(turn, number))
+
+
+def _require_user(number: int, role: Role) -> None:
+    if role != "human":
+        raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
+
+
+def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, row: _Row) -> str:
+    """The text of a turn that has pictures of its own: they take its open places, or stand before it if it has none.
+
+    Args:
+        first: how many pictures the turns before have.
+    """
+    row.in_parts = True
+    if len(row.pictures) == first:
+        row.pictures += own
+        return IMAGE_PLACEHOLDER * len(own) + (f"\n{text}" if text else "")
+    places = [n for n in range(first, len(row.pictures)) if row.pictures[n] is None]
+    if len(places) != len(own):
+        count = f"{len(own)} picture{'s' * (len(own) != 1)}"
+        raise BadPlaceholders(
+            f"turn {number} has {count} of its own, and {len(places)} places for them",
+            f"write {IMAGE_PLACEHOLDER} once for each of them in its text, or leave it out altogether",
+        )
+    for n, picture in zip(places, own, strict=True):
+        row.pictures[n] = picture
+    return text
 
 
 def _text(value: Any, number: int, role: Role, row: _Row) -> str:
     if isinstance(value, str):
-        return _noted(value, role, row)
+        return _noted(value, number, role, row)
     if not isinstance(value, (list, tuple)):
         raise BadRecord(f"turn {number} has {shorten(value)} where its text belongs", "make it a string")
     out = ""
     for part in value:
+        if isinstance(part, Mapping):
+            refuse_media_in(part, number)
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         if kind in _PICTURE_TYPES:
-            if role != "human":
-                raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
+            _require_user(number, role)
             row.in_parts = True
             picture = picture_in(part)
             row.pictures.append(None if picture is None else image_at(picture, row.image_dir))
             out += IMAGE_PLACEHOLDER
         elif isinstance(text, str):
+            if isinstance(part, Mapping) and any(is_filled(part.get(key)) for key in _PICTURE_TYPES):
+                raise BadRecord(
+                    f"turn {number} has a text and a picture in one part {shorten(part)}",
+                    "write them as two parts, of type text and image",
+                )
             # As LLaVA writes it: the image, a line break, then the text.
             gap = "\n" if out.endswith(IMAGE_PLACEHOLDER) and not text.startswith("\n") else ""
-            out += gap + _noted(text, role, row)
+            out += gap + _noted(text, number, role, row)
         else:
             raise BadRecord(f"turn {number} has a part {shorten(part)}", "write parts of type text or image")
     return out
 
 
-def _noted(text: str, role: Role, row: _Row) -> str:
+def _noted(text: str, number: int, role: Role, row: _Row) -> str:
     """The text, its placeholders counted: they are filled from the row's own pictures."""
     if role == "human":
+        refuse_marks(text, number, row.row)
         row.pictures += [None] * text.count(IMAGE_PLACEHOLDER)
     return text
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,8 @@ def _digest(asked: Asked) -> str:
     for question in asked.questions:
         one = question.record
         pictures = [picture_key(image) for image in one.images]
-        text = [one.number, one.id, one.question_type, one.answer, [asdict(turn) for turn in one.turns], pictures]
+        turns = [{"role": turn.role, "text": turn.text} for turn in one.turns]
+        text = [one.number, one.id, one.question_type, one.answer, turns, pictures]
         digest.update(json.dumps([*text, question.answers, question.groups, question.circle]).encode())
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from basic_lite.data.images import open_image
+from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
@@ -162,3 +163,27 @@ def test_nobody_is_told_of_a_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="the hub can't be reached"):
         load(tmp_path, hub="org/data")
     assert datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"videos": [["a.mp4"], []]}, "it has a video or sound ('videos'"),
+        ({"audio": [{"bytes": b"RIFF", "path": None}, None]}, "it has a video or sound ('audio'"),
+        ({"label": [False, True]}, "its answer is marked as a bad one ('label' is False)"),
+        ({"chosen": ["a", None], "rejected": ["b", None]}, "it has an answer that is preferred ('chosen')"),
+        ({"img": [{"bytes": b"PNG", "path": None}, None]}, "columns.image=img"),
+        ({"image_path": ["a.png", None]}, "columns.image=image_path"),
+        ({"image": ["a.png", None], "images": [["b.png"], None]}, "it has different pictures under 'image'"),
+    ],
+    ids=str,
+)
+def test_columns_that_cannot_be_trained_on_are_seen(columns: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    """Of a file only the columns that are used are read, and these."""
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    datasets.Dataset.from_dict({"messages": [talk] * 2, **columns}).to_parquet(tmp_path / "a.parquet")
+    records = load_records(SourceSection(parquet="a.parquet"), root=tmp_path)
+    with pytest.raises(RecordProblem) as caught:
+        records[0]
+    assert expected in str(caught.value) and "b'" not in str(caught.value)
+    assert [turn.text for turn in records[1].turns] == ["q", "a"] and not records[1].images

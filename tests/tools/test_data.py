@@ -203,6 +203,10 @@ def test_hints_about_columns_can_be_typed() -> None:
     mixed = [*rows, {"image": "bilder/p0.png", "text": "a text"}]
     Path("m.json").write_text(json.dumps(mixed))
     assert "aren't used: 'question' (" in run("m.json", width=1000)[1]
+    better = [{"images": ["bilder/p0.png"], "image": "", "question": "q", "chosen": "a", "rejected": "b"}]
+    Path("d.json").write_text(json.dumps(better))
+    said = run("d.json", "data.train.columns.answer=chosen", width=1000)[1]
+    assert "columns that aren't used: 'rejected'\n" in said
 
 
 def test_a_json_file_whose_keys_say_nothing_gets_both_hints() -> None:

@@ -14,7 +14,7 @@ from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
-from basic_lite.data.columns import has_text, mapping_example
+from basic_lite.data.columns import has_text, mapping_example, plain_name
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -290,11 +290,12 @@ def _meaning(found: Found) -> list[str]:
             f"them, as in {mapping_example(found.columns, present)}"
         )
     elif found.unused:
-        free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
-        lines.append(
-            f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"{command_line([f'data.train.columns.{free}={found.unused[0]}'])})"
-        )
+        paired = found.columns.keys() & {"question", "answer"}
+        free = "image" if "image" not in found.columns else "answer" if paired else "conversations"
+        # Nobody wants to learn the worse one of two answers.
+        another = [f"data.train.columns.{free}={one}" for one in found.unused if plain_name(one) != "rejected"][:1]
+        hint = f" (to take another one: {command_line(another)})" if another else ""
+        lines.append(f"columns that aren't used: {', '.join(map(repr, found.unused))}{hint}")
     return lines
 
 
@@ -326,7 +327,7 @@ def _spread(count: int) -> list[int]:
 def _words_of(record: Record) -> Text:
     text = Text()
     for turn in conversation(record):
-        style = "bold green" if turn.role == "gpt" else "dim"
+        style = "bold green" if turn.role == "gpt" and turn.learned else "dim"
         text.append(f"{turn.role}: ", style="bold")
         text.append(printable(turn.text.replace(IMAGE, "<image>").strip()) + "\n", style=style)
     text.rstrip()

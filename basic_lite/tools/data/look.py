@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from basic_lite.data.columns import find_columns
+from basic_lite.data.columns import find_columns, picture_columns
 from basic_lite.data.folder_source import FolderSource
+from basic_lite.data.pictures import looked_at_in
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
@@ -65,7 +66,7 @@ def look(section: SourceSection) -> Found:
     for row in rows:
         found = find_columns(source.columns, row)
         columns |= found
-        used.update(found.values())
+        used.update(found.values(), looked_at_in(row, picture_columns(found, row)))
         present |= dict.fromkeys(row)
     captions = "answer" in columns and not columns.keys() & {"question", "conversations"}
     answers = [text for row in rows if captions and isinstance(text := row.get(columns["answer"]), str)]
