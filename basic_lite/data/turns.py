@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from basic_lite.data.columns import find_columns
 from basic_lite.data.images import ImageRef
 from basic_lite.data.pictures import image_at, images_of
+from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
@@ -77,7 +78,8 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     images = tuple(images_of(one.get("image"), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
-    return Content(_placed(one, images), turns, answer, name_of(one.get("question_type")))
+    pictures = _placed(one, images)
+    return Content(pictures, as_ours(turns, len(pictures)), answer, name_of(one.get("question_type")))
 
 
 def name_of(value: Any) -> str | None:
