@@ -19,6 +19,7 @@ from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.data.unclear import require_one_question, require_shown_options
 from basic_lite.outside import parse_json
 
 _ROLES: dict[str, Role] = {
@@ -78,6 +79,9 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     images = tuple(images_of(one.get("image"), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
+    if one.get("conversations") is None:
+        asked = "\n".join(turn.text for turn in turns if turn.role == "human")
+        require_shown_options(row, asked, one.get("answer"))
     pictures = _placed(one, images)
     return Content(pictures, as_ours(turns, len(pictures)), answer, name_of(one.get("question_type")))
 
@@ -167,6 +171,9 @@ def _listed(conversation: Any) -> Sequence[Any]:
         raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
     if not conversation:
         raise BadRecord("its conversations are empty", "give it at least a question and an answer")
+    if all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in conversation):
+        # The Cauldron has a question and its answer in one object.
+        return [{"role": role, "content": one[role]} for one in conversation for role in ("user", "assistant")]
     return conversation
 
 
@@ -184,6 +191,8 @@ def _pair(
                 "columns.question of this data source",
             )
         question = drawn(prompts, number)
+    else:
+        require_one_question(row.columns["question"], question, row.get("answer"))
     text = _text(question, 1, "human", row)
     more = row.get("input")
     if isinstance(more, str) and more.strip():
@@ -194,6 +203,11 @@ def _pair(
 
 
 def _without_text(row: _Row) -> BadRecord:
+    if row.get("answer"):
+        return BadRecord(
+            f"its {row.columns['answer']!r} is no text, but {shorten(row.get('answer'))}",
+            "write the answer as a text, or name another column with columns.answer of this data source",
+        )
     if "answer" in row.columns:
         return BadRecord(f"its {row.columns['answer']!r} is empty", "write its text, or remove it")
     return BadRecord(

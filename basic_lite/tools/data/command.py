@@ -14,7 +14,7 @@ from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
-from basic_lite.data.columns import has_text, mapping_example
+from basic_lite.data.columns import candidates, has_text, mapping_example
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -291,10 +291,9 @@ def _meaning(found: Found) -> list[str]:
         )
     elif found.unused:
         free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
-        lines.append(
-            f"columns that aren't used: {', '.join(map(repr, found.unused))} (to take another one: "
-            f"{command_line([f'data.train.columns.{free}={found.unused[0]}'])})"
-        )
+        others = candidates(free, found.unused)
+        mend = f" (to take another one: {command_line([f'data.train.columns.{free}={others[0]}'])})" if others else ""
+        lines.append(f"columns that aren't used: {', '.join(map(repr, found.unused))}{mend}")
     return lines
 
 
