@@ -10,14 +10,20 @@ from basic_lite.data.problems import BadPlaceholders, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Turn
 
 # Phi-3's <|image_1|>, MMMU's <image 1>, and <Image>: one for each picture.
-_TAKEN = re.compile(r"<image[_ ](\d{1,6})>|<\|image_(\d{1,6})\|>|<(?!image>)[Ii][Mm][Aa][Gg][Ee]>")
-# These may be words, too: of HTML, or of another numbering.
-_REFUSED = re.compile(r"<img>|<image[-#]?\d+>|<image #\d+>", re.IGNORECASE)
+_TAKEN = re.compile(r"<image[_ ](\d{1,6})>|<\|image_(\d{1,6})\|>|<image>", re.IGNORECASE)
+# What looks like a mark for a picture. Some of these may be words, as of HTML. No repetition is without a bound: a
+# long text would take for ever.
+_MARKS = re.compile(
+    r"<(?:image|img|picture|pic|photo)s?[-_#: ]{0,3}\d{0,6} ?>|<\|image_\d{1,6}\|>"
+    r"|\[(?:image|picture|photo)[-_#: ]{0,3}\d{0,6}\]",
+    re.IGNORECASE,
+)
 # These are never words: tokens of other models, and what closes their marks.
 _TOKENS = re.compile(
-    r"<\|(?:vision_start|vision_end|vision_pad|image_pad|image|img|image_start|image_end|begin_of_image|end_of_image"
-    r"|endofimage|media_begin|media_pad|media_end)\|>|</(?:image|img)>|<IMG_CONTEXT>|\[IMG(?:_BREAK|_END)?\]|\[IMAGE\]"
-    r"|<image_placeholder>|<image_soft_token>|<(?:start|end)_of_image>|<ImageHere>|<fake_token_around_image>"
+    r"<\|(?!image_\d{1,6}\|>)\w{0,20}(?:image|img|vision|media)\w{0,20}\|>|</(?:image|img)>|<IMG_CONTEXT>"
+    r"|\[IMG(?:_BREAK|_END)?\]|<image_placeholder>|<image_soft_token>|<(?:start|end)_of_image>|<ImageHere>"
+    r"|<fake_token_around_image>",
+    re.IGNORECASE,
 )
 
 
@@ -33,12 +39,14 @@ def as_ours(turns: tuple[Turn, ...], pictures: int) -> tuple[Turn, ...]:
     asked = [turn.text for turn in turns if turn.role == "human" and ("<" in turn.text or "[" in turn.text)]
     if not pictures or not asked:
         return turns
-    _require_none(_TOKENS, asked)
+    _require_none([mark[0] for text in asked for mark in _TOKENS.finditer(text)])
     places = sum(text.count(IMAGE_PLACEHOLDER) for text in asked)
     if places == pictures:
         return turns
-    _require_none(_REFUSED, asked)
-    marks = [mark for text in asked for mark in _TAKEN.finditer(text)]
+    found = [mark[0] for text in asked for mark in _MARKS.finditer(text) if mark[0] != IMAGE_PLACEHOLDER]
+    taken = [_TAKEN.fullmatch(one) for one in found]
+    _require_none([one for one, mark in zip(found, taken, strict=True) if mark is None])
+    marks = [mark for mark in taken if mark is not None]
     if not marks:
         return turns
     numbers = [int(mark[1] or mark[2]) for mark in marks if mark[1] or mark[2]]
@@ -54,8 +62,7 @@ def as_ours(turns: tuple[Turn, ...], pictures: int) -> tuple[Turn, ...]:
     )
 
 
-def _require_none(marks: re.Pattern[str], texts: Sequence[str]) -> None:
-    found = [mark[0] for text in texts for mark in marks.finditer(text)]
+def _require_none(found: Sequence[str]) -> None:
     if found:
         raise BadPlaceholders(
             f"its questions have {shorten(_listed(found))}, another program's mark for a picture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def asked(folder: Path, images: list[str], *questions: str, answer: str = "a") -
     ("one", "two"),
     [
         ("<image_1>", "<image_2>"), ("<image 1>", "<image 2>"), ("<|image_1|>", "<|image_2|>"), ("<Image>", "<Image>"),
-        ("<image>", "<image>"),
+        ("<image>", "<image>"), ("<IMAGE>", "<IMAGE>"), ("<Image_1>", "<Image 2>"),
     ],
 )  # fmt: skip
 def test_marks_that_are_taken(tmp_path: Path, one: str, two: str) -> None:
@@ -53,6 +54,9 @@ def test_marks_that_are_taken(tmp_path: Path, one: str, two: str) -> None:
         (["a.png"], "<image1> What?", "have '<image1>', another program's mark"),
         (["a.png"], "<|vision_start|><|image_pad|><|vision_end|>What?", "have '<|vision_start|> <|image_pad|> <|vis"),
         (["a.png"], "<|vision_start|><image><|vision_end|>What?", "have '<|vision_start|> <|vision_end|>', another"),
+        (["a.png"], "<img_1> or <Picture 1>?", "have '<img_1> <Picture 1>', another program's mark"),
+        (["a.png"], "<|image|>What?", "have '<|image|>', another program's mark"),
+        (["a.png"], "What is in [Image 1]?", "have '[Image 1]', another program's mark"),
         (["a.png"], "[IMG]What?", "have '[IMG]', another program's mark"),
         (["a.png"], "(<image>./</image>)\nWhat?", "have '</image>', another program's mark"),
     ],
@@ -71,3 +75,12 @@ def test_words_stay_words(tmp_path: Path, word: str) -> None:
     assert asked(tmp_path, ["a.png"], "Write it.", answer=f"{word} in full") == ["<image>\nWrite it."]
     if word in ("<image_1>", "<img>", "<Image>"):
         assert asked(tmp_path, ["a.png"], f"<image>\nWhat is {word}?") == [f"<image>\nWhat is {word}?"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<|" + "image" * 100_000, "<image" * 100_000, "<image" + " " * 300_000, "[IMG" * 100_000]
+)
+def test_long_texts_take_no_time(tmp_path: Path, text: str) -> None:
+    started = time.process_time()
+    assert asked(tmp_path, ["a.png"], f"{text} x") == [f"<image>\n{text} x"]
+    assert time.process_time() - started < 1

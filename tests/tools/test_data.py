@@ -215,17 +215,6 @@ def test_a_json_file_whose_keys_say_nothing_gets_both_hints() -> None:
     assert first == "columns: image is 'image'" and line.endswith("as in data.train.columns.answer=beschreibung")
 
 
-def test_hints_name_no_picture_and_no_options_as_the_answer() -> None:
-    source = SimpleNamespace(sources=[None])
-    known = {"image": "image", "question": "question", "answer": "answer"}
-    found = Found(source, "", known, ("image_path", "choices"), False, ())  # type: ignore[arg-type]
-    assert _meaning(found)[1] == "columns that aren't used: 'image_path', 'choices'"
-    (_, line) = _meaning(replace(found, unused=("options", "image_id", "wort")))
-    assert line.endswith("(to take another one: data.train.columns.answer=wort)")
-    (_, line) = _meaning(replace(found, columns={"image": "image"}))
-    assert "columns.answer=NAME" in line
-
-
 def test_few_pictures_with_many_questions_hold_none_out() -> None:
     photos("p", 3)
     rows = [{"image": f"p{n % 3}.png", "question": f"what {n}?", "answer": "a dog"} for n in range(60)]

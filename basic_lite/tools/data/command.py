@@ -290,7 +290,8 @@ def _meaning(found: Found) -> list[str]:
             f"them, as in {mapping_example(found.columns, present)}"
         )
     elif found.unused:
-        free = "image" if "image" not in found.columns else "answer" if "answer" in found.columns else "conversations"
+        pairs = found.columns.keys() & {"question", "answer"}
+        free = "image" if "image" not in found.columns else "answer" if pairs else "conversations"
         others = candidates(free, found.unused)
         mend = f" (to take another one: {command_line([f'data.train.columns.{free}={others[0]}'])})" if others else ""
         lines.append(f"columns that aren't used: {', '.join(map(repr, found.unused))}{mend}")
