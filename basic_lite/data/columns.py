@@ -34,10 +34,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _OPTIONS = ("choices", "options", "answer_choices")
 _BEFORE_LETTERS = ("", "option_", "choice_")
 _LETTERS = "abcdefghij"
-# What holds pictures, or says something about them.
-_OF_A_PICTURE = re.compile(r"(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?")
+# What is a number, holds pictures, or says something about them.
+_NO_TEXT = re.compile(
+    r"(.*_)?(idx|index|ids?|width|height)|(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?"
+)
 
-KNOWN = {name for names in COLUMNS.values() for name in names}
+# The names that tell a record, or a table's header. VQA's files have all of their records in a list `questions`.
+KNOWN = {name for names in COLUMNS.values() for name in names} - {"questions", "texts"}
 
 # Beside a conversation, `text` or `path` mean something else; only these keep their meaning.
 _BESIDE_A_CONVERSATION = {
@@ -144,7 +147,7 @@ def candidates(ours: str, present: Sequence[str]) -> list[str]:
     if ours == "image":
         return free
     names = COLUMNS["image"]
-    return [one for one in free if plain_name(one) not in names and not _OF_A_PICTURE.fullmatch(plain_name(one))]
+    return [one for one in free if plain_name(one) not in names and not _NO_TEXT.fullmatch(plain_name(one))]
 
 
 def mapping_example(found: Mapping[str, str], present: Sequence[str]) -> str:

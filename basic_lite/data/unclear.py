@@ -21,9 +21,9 @@ _LONGEST_CELL = 20_000
 
 
 def require_rows(value: Any, name: str) -> None:
-    """Refuse a file whose one object is a whole table: each key a column, with the values of all rows.
+    """Refuse a file whose one object is a whole table, as pandas writes it unless told otherwise.
 
-    pandas' ``to_json`` writes it, with orient "list" (through ``to_dict``) and "columns", its default.
+    In most of its orients each key is a column, with the values of all rows.
 
     Args:
         value: the object at the file's top level.
@@ -34,18 +34,22 @@ def require_rows(value: Any, name: str) -> None:
     """
     if not isinstance(value, Mapping) or len(value) < 2:
         return
-    columns = [_listed(column) for column in value.values()]
+    keys, columns = shorten(list(value)), [_listed(column) for column in value.values()]
     lengths = {-1 if column is None else len(column) for column in columns}
-    if len(lengths) != 1 or lengths <= {-1, 0, 1}:
+    rows = all(str(key).isdigit() and isinstance(row, Mapping) for key, row in value.items())
+    if rows or value.keys() == {"columns", "index", "data"}:
+        what = (
+            f"this is one object, a table as pandas writes it with orient={'index' if rows else 'split'!r}, with {keys}"
+        )
+    elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
+        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
+        # A list of objects is that of one record: turns, parts of a message, answers of several people.
+        if any(isinstance(one, Mapping) for values in texts or columns for one in values or ()):
+            return
+        what = f"this is a table by columns: its keys {keys} have {lengths.pop()} values each"
+    else:
         return
-    texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
-    # A list of objects is that of one record: turns, parts of a message, answers of several people.
-    if any(isinstance(one, Mapping) for values in texts or columns for one in values or ()):
-        return
-    raise UserError(
-        f"{name}: this is a table by columns: its keys {shorten(list(value))} have {lengths.pop()} values each; write "
-        "one record a line: df.to_json(path, orient='records', lines=True)."
-    )
+    raise UserError(f"{name}: {what}; write one record a line: df.to_json(path, orient='records', lines=True).")
 
 
 def _listed(column: Any) -> list[Any] | None:

@@ -51,6 +51,16 @@ def test_a_table_by_columns_is_refused(tmp_path: Path, table: Any, name: str, in
     assert "df.to_json(path, orient='records', lines=True)" in str(caught.value)
 
 
+def test_other_tables_of_pandas_are_refused(tmp_path: Path) -> None:
+    by_row = {n: {"image": f"{n}.png", "caption": "x"} for n in range(2)}
+    for table, orient in (
+        (by_row, "index"),
+        ({"columns": ["image", "caption"], "index": [0], "data": [["0.png", "x"]]}, "split"),
+    ):
+        with pytest.raises(UserError, match=f"as pandas writes a table with orient='{orient}'; .*lines=True"):
+            load(tmp_path, table)
+
+
 @pytest.mark.parametrize(
     "row",
     [
