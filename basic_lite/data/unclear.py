@@ -38,9 +38,8 @@ def require_rows(value: Any, name: str) -> None:
     lengths = {-1 if column is None else len(column) for column in columns}
     rows = all(str(key).isdigit() and isinstance(row, Mapping) for key, row in value.items())
     if rows or value.keys() == {"columns", "index", "data"}:
-        what = (
-            f"this is one object, a table as pandas writes it with orient={'index' if rows else 'split'!r}, with {keys}"
-        )
+        orient = "index" if rows else "split"
+        what = f"it is one object with the keys {keys}, as pandas writes a table with orient={orient!r}"
     elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
         texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
         # A list of objects is that of one record: turns, parts of a message, answers of several people.
