@@ -1,5 +1,6 @@
 """Which column of the data is which of ours: what the recipe maps, else the column that has a usual name."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -10,14 +11,17 @@ from basic_lite.errors import UserError
 # Our names, each with the names it is known by elsewhere; of several that are there, the first is taken.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
-    "conversations": ("conversations", "conversation", "messages"),
+    # `texts` is The Cauldron's.
+    "conversations": ("conversations", "conversation", "messages", "texts"),
     "image": (
         "image", "images", "file_name", "file_names", "filename", "file", "image_path", "image_file", "path",
         "picture", "pictures", "photo", "photos", "img", "image_url",
     ),
-    "question": ("question", "instruction", "query", "prompt", "input"),
+    "question": ("question", "questions", "instruction", "query", "prompt", "input"),
+    # VQA v2 has the commonest of its `answers` as `multiple_choice_answer`.
     "answer": (
-        "answer", "answers", "response", "output", "completion", "caption", "captions", "description", "text", "label",
+        "answer", "multiple_choice_answer", "answers", "response", "output", "completion", "caption", "captions",
+        "description", "text", "label",
     ),
     "question_type": ("question_type",),
     # Of LLaMA-Factory's formats: more of the question, the system prompt, and the turns before.
@@ -26,7 +30,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
 }  # fmt: skip
 
-KNOWN = {name for names in COLUMNS.values() for name in names}
+# Columns with the options of a question: one with all of them, or one for each (MMBench's A, B, C, D).
+_OPTIONS = ("choices", "options", "answer_choices")
+_BEFORE_LETTERS = ("", "option_", "choice_")
+_LETTERS = "abcdefghij"
+# What is a number, holds pictures, or says something about them.
+_NO_TEXT = re.compile(
+    r"(.*_)?(idx|index|ids?|width|height)|(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?"
+)
+
+# The names that tell a record, or a table's header. VQA's files have all of their records in a list `questions`.
+KNOWN = {name for names in COLUMNS.values() for name in names} - {"questions", "texts"}
 
 # Beside a conversation, `text` or `path` mean something else; only these keep their meaning.
 _BESIDE_A_CONVERSATION = {
@@ -52,7 +66,11 @@ def _found(asked: tuple[tuple[str, str], ...], present: tuple[str, ...]) -> Mapp
     found = {ours: theirs for ours, theirs in asked if theirs in present}
     # A map that names question or answer means those, even where a conversation is there too.
     pairs = {"question", "answer"} & found.keys() and "conversations" not in found
-    talk = "conversations" in found or (not pairs and any(one in names for one in COLUMNS["conversations"]))
+    talks = [one for one in COLUMNS["conversations"] if one in names]
+    # A list of captions may be called so, too.
+    if talks == ["texts"] and names.keys() & {*COLUMNS["question"], *COLUMNS["answer"]}:
+        talks = []
+    talk = "conversations" in found or bool(talks and not pairs)
     usual = _BESIDE_A_CONVERSATION if talk else {**COLUMNS, "conversations": ()}
     taken = set(found.values())
     for ours, candidates in usual.items():
@@ -101,6 +119,10 @@ def require_columns(asked: Mapping[str, str], present: Sequence[str], name: str)
                 f"Correct columns.{ours} of this data source."
             )
     found = dict(find_columns(asked, present))
+    if not has_text(found) and not candidates("answer", present):
+        raise UserError(
+            f"{name}: none of its columns ({listed}) can be the text to learn; add a column answer, or caption."
+        )
     if not has_text(found):
         raise UserError(
             f"{name}: none of its columns ({listed}) has a name that says which is the text; rename them to image and "
@@ -115,10 +137,39 @@ def has_text(found: Mapping[str, str]) -> bool:
     return bool(found.keys() & {"conversations", "question", "answer"})
 
 
+@lru_cache(maxsize=4096)
+def _options_of(present: tuple[str, ...]) -> tuple[str, ...]:
+    names = {plain_name(name): name for name in present}
+    if held := [names[one] for one in _OPTIONS if one in names]:
+        return tuple(held[:1])
+    for before in _BEFORE_LETTERS:
+        lettered = [names[before + letter] for letter in _LETTERS if before + letter in names]
+        if before + "a" in names and before + "b" in names:
+            return tuple(lettered)
+    return ()
+
+
+def options_columns(present: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold the options of a question: none, one with all of them, or one for each."""
+    return _options_of(tuple(name for name in present if isinstance(name, str)))
+
+
+def candidates(ours: str, present: Sequence[str]) -> list[str]:
+    """The columns that may be meant for one of ours, for hints: no options, and for a text no pictures."""
+    known = {*options_columns(present), *(name for name in present if plain_name(name) in _OPTIONS)}
+    free = [name for name in present if name not in known]
+    if ours == "image":
+        return free
+    names = COLUMNS["image"]
+    return [one for one in free if plain_name(one) not in names and not _NO_TEXT.fullmatch(plain_name(one))]
+
+
 def mapping_example(found: Mapping[str, str], present: Sequence[str]) -> str:
     """How columns are named on the command line, for a source none of whose columns is known to be the text."""
-    example = [f"data.train.columns.image={present[0]}"] * ("image" not in found and len(present) > 1)
-    rest = [one for one in present[1:] if one not in found.values()]
+    rest = [one for one in candidates("answer", present) if one not in found.values()]
+    pictures = [one for one in candidates("image", present) if one not in (*rest, *found.values())]
+    example = []
+    if "image" not in found and (pictures or len(rest) > 1):
+        example = [f"data.train.columns.image={pictures[0] if pictures else rest.pop(0)}"]
     # Of several columns none is taken for the answer: a user who copies the line would train on the questions.
-    answer = "NAME" if len(rest) > 1 else (rest or present)[-1]
-    return command_line([*example, f"data.train.columns.answer={answer}"])
+    return command_line([*example, f"data.train.columns.answer={rest[0] if len(rest) == 1 else 'NAME'}"])

@@ -19,6 +19,7 @@ from basic_lite.data.held_file import HeldFile
 from basic_lite.data.problems import BadRecord, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
+from basic_lite.data.unclear import require_rows
 from basic_lite.errors import UserError
 from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
 from basic_lite.recipe.schema import SourceSection
@@ -47,10 +48,15 @@ class JsonSource:
         self.notes: tuple[str, ...] = ()
         flat = array("q")
         self._file = HeldFile(self.path, self.name)
-        for span in itertools.islice(_spans(self._file), section.limit):
+        spans = _spans(self._file)
+        for span in itertools.islice(spans, section.limit):
             flat.extend(span)
+        alone = len(flat) == 3 and flat[2] > 0 and next(spans, None) is None
         self._file.require_same()
         self._spans = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        if alone:
+            with suppress(BadRecord):
+                require_rows(self.row(0), self.name)
         self._require_mapped()
 
     def __len__(self) -> int:
@@ -162,6 +168,8 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
         what = "the file should be a list of records, or have one record a line; this is neither"
         reader.fail(what + (f", but a table by its first line, so rename it to {table}" if table else ""))
     value = reader.value()[2]
+    if not reader.skip_space():
+        require_rows(value, name)
     if not reader.skip_space() and not KNOWN & {plain_name(key) for key in value}:
         raise UserError(
             f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "

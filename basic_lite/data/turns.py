@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from basic_lite.data.columns import COLUMNS, find_columns, picture_columns, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
+from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.data.unclear import require_one_question, require_shown_options
 from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
@@ -83,11 +85,14 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     images = tuple(images_of(row.get(column), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
+    if one.get("conversations") is None:
+        asked = "\n".join(turn.text for turn in turns if turn.role == "human")
+        require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)
     # A column of an unusual name was mapped by the user, who so says which pictures there are.
     if not placed and plain_name(columns.get("image", "image")) in COLUMNS["image"]:
         refuse_unread_pictures(row, one.columns)
-    return Content(placed, turns, answer, name_of(one.get("question_type")))
+    return Content(placed, as_ours(turns, len(placed)), answer, name_of(one.get("question_type")))
 
 
 def name_of(value: Any) -> str | None:
@@ -175,6 +180,9 @@ def _listed(conversation: Any) -> Sequence[Any]:
         raise BadRecord(f"conversations must be a list of turns, it is {shorten(conversation)}", "make it a list")
     if not conversation:
         raise BadRecord("its conversations are empty", "give it at least a question and an answer")
+    if all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in conversation):
+        # The Cauldron has a question and its answer in one object.
+        return [{"role": role, "content": one[role]} for one in conversation for role in ("user", "assistant")]
     return conversation
 
 
@@ -192,6 +200,8 @@ def _pair(
                 "columns.question of this data source",
             )
         question = drawn(prompts, number)
+    else:
+        require_one_question(row.columns["question"], question, row.get("answer"))
     text = _text(question, 1, "human", row)
     more = row.get("input")
     if isinstance(more, str) and more.strip():
@@ -202,6 +212,11 @@ def _pair(
 
 
 def _without_text(row: _Row) -> BadRecord:
+    if row.get("answer"):
+        return BadRecord(
+            f"its {row.columns['answer']!r} is no text, but {shorten(row.get('answer'))}",
+            "write the answer as a text, or name another column with columns.answer of this data source",
+        )
     if "answer" in row.columns:
         return BadRecord(f"its {row.columns['answer']!r} is empty", "write its text, or remove it")
     return BadRecord(

@@ -14,7 +14,7 @@ from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
 from basic_lite.data.check import DataReport, check_data, listing
-from basic_lite.data.columns import has_text, mapping_example, plain_name
+from basic_lite.data.columns import candidates, has_text, mapping_example, plain_name
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of, source_of
@@ -293,9 +293,9 @@ def _meaning(found: Found) -> list[str]:
         paired = found.columns.keys() & {"question", "answer"}
         free = "image" if "image" not in found.columns else "answer" if paired else "conversations"
         # Nobody wants to learn the worse one of two answers.
-        another = [f"data.train.columns.{free}={one}" for one in found.unused if plain_name(one) != "rejected"][:1]
-        hint = f" (to take another one: {command_line(another)})" if another else ""
-        lines.append(f"columns that aren't used: {', '.join(map(repr, found.unused))}{hint}")
+        others = [one for one in candidates(free, found.unused) if plain_name(one) != "rejected"]
+        mend = f" (to take another one: {command_line([f'data.train.columns.{free}={others[0]}'])})" if others else ""
+        lines.append(f"columns that aren't used: {', '.join(map(repr, found.unused))}{mend}")
     return lines
 
 

@@ -105,6 +105,8 @@ def _contents(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> 
         first = turns[0] if isinstance(turns, (list, tuple)) and turns else {}
         if isinstance(first, Mapping) and first.get("role") is not None:
             return "messages with role and content (as OpenAI and TRL have them)"
+        if isinstance(first, Mapping) and "assistant" in first:
+            return "turns with user and assistant (as The Cauldron has them)"
         return "conversations with from and value (as LLaVA and ShareGPT have them)"
     asked = columns.get("question")
     if asked is None:

@@ -1,0 +1,139 @@
+"""Data that could be read in a way nobody meant: a table by columns, lists of questions, options that nobody shows."""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from basic_lite.data.columns import COLUMNS, options_columns, plain_name
+from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.errors import UserError
+
+_TEXTS = {name for ours in ("conversations", "question", "answer") for name in COLUMNS[ours]}
+# An answer that points at an option: B, (B), B. and so on.
+_LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
+_NUMBER = re.compile(r"\(?(\d+)[).:]?")
+# Between options in one text, be it a person's, or a list as numpy writes it.
+_BETWEEN = re.compile(r"[\n;|,]|'\s+'|\"\s+\"|(?=\b[B-J][.):]\s)")
+# Characters. A list of options that a program wrote into one cell of a table is no longer than this.
+_LONGEST_CELL = 20_000
+
+
+def require_rows(value: Any, name: str) -> None:
+    """Refuse a file whose one object is a whole table, as pandas writes it unless told otherwise.
+
+    In most of its orients each key is a column, with the values of all rows.
+
+    Args:
+        value: the object at the file's top level.
+        name: the file, for messages.
+
+    Raises:
+        UserError: it is such a table.
+    """
+    if not isinstance(value, Mapping) or len(value) < 2:
+        return
+    keys, columns = shorten(list(value)), [_listed(column) for column in value.values()]
+    lengths = {-1 if column is None else len(column) for column in columns}
+    rows = all(str(key).isdigit() and isinstance(row, Mapping) for key, row in value.items())
+    if rows or value.keys() == {"columns", "index", "data"}:
+        orient = "index" if rows else "split"
+        what = f"it is one object with the keys {keys}, as pandas writes a table with orient={orient!r}"
+    elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
+        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
+        # A list of objects is that of one record: turns, parts of a message, answers of several people.
+        if any(isinstance(one, Mapping) for values in texts or columns for one in values or ()):
+            return
+        what = f"this is a table by columns: its keys {keys} have {lengths.pop()} values each"
+    else:
+        return
+    raise UserError(f"{name}: {what}; write one record a line: df.to_json(path, orient='records', lines=True).")
+
+
+def _listed(column: Any) -> list[Any] | None:
+    """The values of a column: a list, or an object from the rows' numbers to values."""
+    if isinstance(column, Mapping):
+        return list(column.values()) if all(str(key).isdigit() for key in column) else None
+    return column if isinstance(column, list) else None
+
+
+def require_one_question(name: str, question: Any, answer: Any) -> None:
+    """Refuse several questions in one record. A list of parts, as messages have them, is one question.
+
+    Args:
+        name: the question's column.
+
+    Raises:
+        BadRecord: there are several questions, or several answers to a list of them.
+    """
+    if not isinstance(question, (list, tuple)) or not all(isinstance(one, str) for one in question):
+        return
+    if len(question) > 1 or (isinstance(answer, (list, tuple)) and len(answer) > 1):
+        answers = f" and {len(answer)} answers" if isinstance(answer, (list, tuple)) else ""
+        raise BadRecord(
+            f"its {name!r} is a list of {len(question)} question{'s' * (len(question) != 1)}{answers}",
+            "write one record a question, each with its picture and its answer",
+        )
+
+
+def require_shown_options(row: Mapping[str, Any], asked: str, answer: Any) -> None:
+    """Refuse an answer that names one of several options (1, "B") where the question doesn't show them.
+
+    Args:
+        asked: all that is asked.
+        answer: as the row has it.
+
+    Raises:
+        BadRecord: the model would learn a number or a letter, and never see what it stands for.
+    """
+    name, options = _options(row)
+    answer = next(iter(answer), None) if isinstance(answer, (list, tuple)) else answer
+    if len(options) < 2 or not _points(answer, options):
+        return
+    number = _NUMBER.fullmatch(answer.strip() if isinstance(answer, str) else str(int(answer)))
+    # Numbers must be shown, too: they may count from 0 or from 1.
+    if all(one in asked for one in options) and (not number or re.search(rf"(?<!\d){number[1]}[).:]", asked)):
+        return
+    raise BadRecord(
+        f"its answer {shorten(answer)} stands for one of the options in {name}, which aren't shown to the model",
+        "write the options into the question, and the right one's text as the answer",
+    )
+
+
+def _options(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The options of a row, after the names of their columns."""
+    names = options_columns(row)
+    held: Any = row[names[0]] if len(names) == 1 else [row[name] for name in names]
+    return ", ".join(map(repr, names)), _texts_of(held)
+
+
+def _texts_of(held: Any) -> list[str]:
+    if isinstance(held, Mapping):
+        held = next((held[key] for key in ("text", "texts") if isinstance(held.get(key), list)), list(held.values()))
+    if isinstance(held, str) and held.strip()[:1] in ("[", "{") and len(held) <= _LONGEST_CELL:
+        # MMMU, and tables, have the list as a text.
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            written = ast.literal_eval(held.strip())
+            if isinstance(written, list | dict) and len(written) != 1:
+                return _texts_of(written)
+    if isinstance(held, (list, tuple)):
+        texts = (one.get("text") if isinstance(one, Mapping) else one for one in held)
+        told = (one.strip() if isinstance(one, str) else shorten(one) for one in texts if one is not None)
+        return [one for one in told if one]
+    if isinstance(held, str):
+        return [one.strip() for one in _BETWEEN.split(held) if one.strip()]
+    return []
+
+
+def _points(answer: Any, options: Sequence[str]) -> bool:
+    """Whether an answer names an option by its letter or number, and is none itself."""
+    if isinstance(answer, bool) or not isinstance(answer, (int, float, str)):
+        return False
+    if not isinstance(answer, str):
+        return answer == answer // 1 and 0 <= answer <= len(options)
+    text = answer.strip()
+    if text in options:
+        return False
+    number = _NUMBER.fullmatch(text)
+    return bool(_LETTER.fullmatch(text)) or bool(number and len(number[1]) < 3 and int(number[1]) <= len(options))
