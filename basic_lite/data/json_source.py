@@ -19,6 +19,7 @@ from basic_lite.data.held_file import HeldFile
 from basic_lite.data.problems import BadRecord, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
+from basic_lite.data.top_level import HEAD, TAIL, spread
 from basic_lite.errors import UserError
 from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
 from basic_lite.recipe.schema import SourceSection
@@ -47,7 +48,7 @@ class JsonSource:
         self.notes: tuple[str, ...] = ()
         flat = array("q")
         self._file = HeldFile(self.path, self.name)
-        for span in itertools.islice(_spans(self._file), section.limit):
+        for span in itertools.islice(_spans(self._file, self.columns), section.limit):
             flat.extend(span)
         self._file.require_same()
         self._spans = np.array(flat, dtype=np.int64).reshape(-1, 3)
@@ -117,8 +118,8 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
     return path, str(folder.absolute())
 
 
-def _spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
-    """Byte range and line of each record; line 0 in a list.
+def _spans(held: HeldFile, columns: Mapping[str, str]) -> Iterator[tuple[int, int, int]]:
+    """Byte range and line of each record; line 0 in a list, and of records that span several lines.
 
     A list is parsed: one that is broken has no end to its records.
 
@@ -126,13 +127,35 @@ def _spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
         UserError: not a list of records nor lines; a list that isn't UTF-8 or JSON (line and column).
     """
     with held.open() as file:
-        start = file.read(_MARGIN).removeprefix(codecs.BOM_UTF8).lstrip()
+        start = file.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
+        several = start.startswith(b"{") and _several_lines(start, file, held, columns)
         file.seek(0)
-        lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{")
+        lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{") and not several
         if not lines:
             lines = yield from _list_spans(_Reader(file, held.name), held.name)
+        if lines and several:
+            file.seek(0)
+            yield from _value_spans(_Reader(file, held.name))
+            return
     if lines:
         yield from _line_spans(held)
+
+
+def _several_lines(start: bytes, file: BinaryIO, held: HeldFile, columns: Mapping[str, str]) -> bool:
+    """Whether a file's first record spans several lines; refuses an object around the records."""
+    file.seek(max(0, held.size - TAIL))
+    tail = file.read().decode("utf-8", "ignore")
+    return spread(start.decode("utf-8", "ignore"), tail, held.size <= HEAD, columns, held.name)
+
+
+def _value_spans(reader: _Reader) -> Iterator[tuple[int, int, int]]:
+    """Byte range of each record of those that stand one after the other, over several lines each."""
+    while sign := reader.skip_space():
+        if sign == ",":
+            reader.fail("records with commas between them are a list, and '[' isn't before the first of them")
+        if sign != "{":
+            reader.fail("a record belongs here, in braces")
+        yield (*reader.value()[:2], 0)
 
 
 def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], None, bool]:
@@ -165,7 +188,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
     if not reader.skip_space() and not KNOWN & {plain_name(key) for key in value}:
         raise UserError(
             f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
-            f"of records; write the list alone."
+            "of records, and none of these belongs to a record; write the records as one list, or one a line."
         )
     return True
 
