@@ -29,6 +29,8 @@ _CHUNK = 1 << 24
 # Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
 _MARGIN = 4096
 _SPACE = " \t\r\n"
+# A file none of whose first lines is JSON isn't read on.
+_FIRST_LINES = 1_000
 
 
 class JsonSource:
@@ -52,6 +54,7 @@ class JsonSource:
             flat.extend(span)
         self._file.require_same()
         self._spans = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        self._require_json()
         self._require_mapped()
 
     def __len__(self) -> int:
@@ -79,6 +82,22 @@ class JsonSource:
             raise BadRecord(what, "fix the line") from error
         except ValueError as error:
             raise BadRecord(f"broken JSON: {error}", "fix the line") from error
+
+    def _require_json(self) -> None:
+        """Refuse a file none of whose first lines is JSON: it has another form, and no line of it need be listed."""
+        first: BadRecord | None = None
+        for index in range(min(len(self), _FIRST_LINES)):
+            try:
+                self.row(index)
+            except BadRecord as problem:
+                first = first or problem.at(self.place(index))
+            else:
+                return
+        if first is not None and len(self) > _FIRST_LINES:
+            raise UserError(
+                f"none of the first {_FIRST_LINES:,} lines of {self.name} is a record ({first.place}: {first.what}); "
+                "write one record a line, as json.dumps of Python does, or all records as one list."
+            )
 
     def _require_mapped(self) -> None:
         """Refuse a column map that names what no record has. Records are read until each name was met."""

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from basic_lite.data.check import check_data
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
-from basic_lite.recipe.schema import SourceSection
+from basic_lite.recipe.schema import DataSection, SourceSection
+from basic_lite.tools.data.command import Words
 
 PICTURE = {"license": 3, "file_name": "a b.jpg", "id": 7, "height": 4}
 CAPTION = {"image_id": 7, "id": 1, "caption": "Ein Kätzchen."}
@@ -144,3 +146,22 @@ def test_lines_stay_lines(tmp_path: Path) -> None:
     assert [one.answer for one in load(tmp_path, "a.jsonl", f"{long}\n{good}\n")] == ["x", "x"]
     own = {"id": 1, "image": "a.png", "question": "?", "answers": [{"answer": "yes"}]}
     assert load(tmp_path, "a.json", json.dumps(own))[0].answer == "yes"
+
+
+def test_a_file_of_another_form_is_one_error(tmp_path: Path) -> None:
+    """Python's own way of writing, with single quotes: nobody wants each line of it named."""
+    lines = [str({**PAIR, "id": number}) for number in range(1_001)]
+    expected = (
+        r"^none of the first 1,000 lines of a\.jsonl is a record \(a\.jsonl, line 1: column 2: .*one record a line"
+    )
+    with pytest.raises(UserError, match=expected):
+        load(tmp_path, "a.jsonl", "\n".join(lines))
+    assert len(load(tmp_path, "a.jsonl", "\n".join([*lines[:-2], json.dumps(PAIR), *lines]))) == 2_001
+
+
+def test_problems_of_many_records_take_no_frames_along(tmp_path: Path) -> None:
+    section = DataSection(train=SourceSection(path="a.jsonl"), bad_records="drop")
+    records = load(tmp_path, "a.jsonl", json.dumps(PAIR) + '\n{"image": 3, "caption": "x"}\n{"caption": \n')
+    problems = check_data(records, Words(), section.model_copy(update={"check_images": "none"})).problems
+    assert len(problems) == 2
+    assert not any(one.__traceback__ or one.__cause__ or one.__context__ for one in problems)
