@@ -200,7 +200,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
             if reader.skip_space() == "]":
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
-        table = _as_table(reader.text[reader.at :], name)
+        table = as_table(reader.text[reader.at :], name)
         what = "the file should be a list of records, or have one record a line; this is neither"
         reader.fail(what + (f", but a table by its first line, so rename it to {table}" if table else ""))
     value = reader.value()[2]
@@ -228,7 +228,7 @@ def _line_spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
             yield start, end, number
 
 
-def _as_table(text: str, name: str) -> str | None:
+def as_table(text: str, name: str) -> str | None:
     """What a file should be called whose first line has a table's usual columns; None: it has none of them."""
     head = text.partition("\n")[0]
     for sign, ending in {",": ".csv", ";": ".csv", "\t": ".tsv"}.items():
