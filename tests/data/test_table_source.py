@@ -148,3 +148,12 @@ def test_bars_between_columns_are_named_and_replaced(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
     section = SourceSection(path=words[-1], columns={"image": "image_name", "answer": "comment"})
     assert pairs(load_records(section, root=tmp_path)) == [("a.png", 'One, "a" | b .')]
+
+
+@pytest.mark.parametrize("key", ["path", "folder", "parquet"])
+def test_a_path_that_lost_its_backslashes_says_so_in_one_line(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_records(SourceSection(**{key: "photos\new\table.csv"}), root=tmp_path)
+    said = str(caught.value)
+    assert said.isprintable() and r"'photos\new\table.csv'; it was probably written with backslashes in double" in said
+    assert said.endswith("write / instead, or put the text in single quotes")
