@@ -16,10 +16,10 @@ import numpy as np
 
 from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.held_file import HeldFile
-from basic_lite.data.problems import BadRecord, nearest, shorten
+from basic_lite.data.problems import BadRecord, RecordProblem, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
-from basic_lite.data.top_level import HEAD, TAIL, spread
+from basic_lite.data.top_level import HEAD, TAIL, require_flat, spread
 from basic_lite.errors import UserError
 from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
 from basic_lite.recipe.schema import SourceSection
@@ -85,7 +85,7 @@ class JsonSource:
 
     def _require_json(self) -> None:
         """Refuse a file none of whose first lines is JSON: it has another form, and no line of it need be listed."""
-        first: BadRecord | None = None
+        first: RecordProblem | None = None
         for index in range(min(len(self), _FIRST_LINES)):
             try:
                 self.row(index)
@@ -147,6 +147,8 @@ def _spans(held: HeldFile, columns: Mapping[str, str]) -> Iterator[tuple[int, in
     """
     with held.open() as file:
         start = file.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
+        if start.startswith(b"["):
+            require_flat(start.decode("utf-8", "ignore"), held.size <= HEAD, columns, held.name)
         several = start.startswith(b"{") and _several_lines(start, file, held, columns)
         file.seek(0)
         lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{") and not several

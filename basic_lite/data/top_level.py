@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from basic_lite.console import command_line
-from basic_lite.data.columns import KNOWN, find_columns, plain_name
+from basic_lite.data.columns import COLUMNS, KNOWN, find_columns, plain_name
 from basic_lite.data.problems import shorten
 from basic_lite.data.turns import is_turns
 from basic_lite.errors import UserError
@@ -82,6 +82,31 @@ def spread(text: str, tail: str, whole: bool, asked: Mapping[str, str], name: st
                 "of these belongs to a record; write the records as one list, or one a line."
             )
     return "\n" in text[: top.end]
+
+
+def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) -> None:
+    """Refuse a list whose entries have lists of records in them, as Visual Genome has one for each picture.
+
+    Args:
+        text: the file's beginning, from its "[" on.
+        whole, asked, name: as in ``spread``.
+    """
+    start = _behind_space(text, 1)
+    if asked or text[start : start + 1] != "{":
+        return
+    entry = _top_of(text[start:], whole).entries
+    (path, one), *_ = [*_lists(entry), ((), None)]
+    if one is None or len(path) > 1 or find_columns({}, entry).keys() - {"id"} or not _SIMPLE_KEY.fullmatch(path[0]):
+        return
+    code = (
+        f"import json,sys; json.dump([r for e in json.load(open(sys.argv[1],'rb')) for r in e['{path[0]}']],"
+        "open(sys.argv[2],'w'))"
+    )
+    written = _python(code, name, f"{Path(name).stem}_{path[0]}.json")
+    raise UserError(
+        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. This writes them as one "
+        f"list: {written}{_no_picture(one)}"
+    )
 
 
 def _top_of(text: str, whole: bool) -> _Top:
@@ -215,20 +240,27 @@ def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
     if all(_SIMPLE_KEY.fullmatch(key) for key in path):
         target = Path(name).stem + "_" + ("_".join(path) or "list") + ".json"
         mend = f"this writes a list alone: {_python(code, name, target)}"
-    picture = "" if "image" in find_columns({}, one) else (
-        f" The records have no name of a picture file, only {shorten(list(one), 120)}; add it to each, as `image`."
-    )  # fmt: skip
+    picture = _no_picture(one)
     raise UserError(
         f"{name}: the file's top level is an object, not a list of records; {where}. "
-        f"{mend[0].upper()}{mend[1:]}{'.' * bool(picture)}{picture}"
+        f"{mend[0].upper()}{mend[1:]}{picture}"
     )
+
+
+def _no_picture(one: Mapping[str, Any]) -> str:
+    """What to say of records that don't name their picture; empty: they do."""
+    if "image" in find_columns({}, one):
+        return ""
+    return f". The records have no name of a picture file, only {shorten(list(one), 120)}; add it to each, as `image`."
 
 
 def _lists(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """The lists of records, in the object or one deeper: the keys that lead there, and the first record."""
     for key, value in entries.items():
         if (one := _first_record(value)) is not None:
-            yield (key,), one
+            # VQA's answers of several people are one record's.
+            if plain_name(key) not in COLUMNS["answer"] or "image" in find_columns({}, one):
+                yield (key,), one
         elif isinstance(value, dict):
             deeper = ((inner, _first_record(held)) for inner, held in value.items())
             yield from (((key, inner), first) for inner, first in deeper if first is not None)

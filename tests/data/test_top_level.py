@@ -99,6 +99,17 @@ def test_records_inside_an_object_are_got_out(tmp_path: Path, data: Any, expecte
     assert [one.answer for one in done(tmp_path, said)] == ["x"] * (2 if "0001" in data else 1)
 
 
+def test_lists_inside_a_list_are_made_one(tmp_path: Path) -> None:
+    """As Visual Genome's questions and regions, a list for each picture."""
+    said = refused(tmp_path, [{"id": n, "qas": [{"question": "q", "answer": "a", "image_id": n}] * 2} for n in (1, 2)])
+    assert "in a list of its own, 'qas'" in said and "add it to each, as `image`" in said
+    assert len(done(tmp_path, said.partition(". The records")[0])) == 4
+    assert "'regions'" in refused(tmp_path, [{"id": 1, "regions": [{"phrase": "a cat", "image_id": 1}]}])
+    kept = [{"image": "a.png", "answers": [{"answer": "yes"}]}]
+    assert load(tmp_path, "a.json", json.dumps(kept))[0].answer == "yes"
+    assert load(tmp_path, "b.json", json.dumps(kept[0]))[0].answer == "yes"
+
+
 def test_what_such_records_lack_is_said(tmp_path: Path) -> None:
     said = refused(tmp_path, {"annotations": [CAPTION]})
     assert "no name of a picture file, only ['image_id', 'id', 'caption']; add it to each, as `image`" in said
