@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from basic_lite.errors import UserError
+from basic_lite.printable import one_line
 
 # What people call these. Spelling alone would take `gpu` for `cpu`.
 _OTHER_NAMES = {
@@ -63,6 +64,12 @@ def require_place(path: Path, following: Sequence[str] = ()) -> None:
     Raises:
         UserError: with what mends it.
     """
+    if os.path.exists(path) and following and "=" not in following[0] and os.path.exists(following[0]):
+        # As a shell writes `photos/*` out.
+        raise UserError(
+            f"{one_line(str(path))} and {len(following)} more files are named, as a shell does with *; name one: the "
+            f"folder that they are in ({path.parent.as_posix()}), or one data file."
+        )
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
         if following and "=" not in following[0]:
             meant = f'"{path} {following[0]}"'

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from basic_lite.choices import meant, meant_beside
+from basic_lite.choices import meant, meant_beside, require_place
+from basic_lite.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -34,3 +35,16 @@ def test_meant_beside(tmp_path: Path) -> None:
     assert meant_beside(tmp_path / "photo.csv") == f"did you mean {(tmp_path / 'Photos.csv').as_posix()}?"
     assert meant_beside(tmp_path / "photos", Path.is_dir) == f"did you mean {(tmp_path / 'photo').as_posix()}?"
     assert meant_beside(tmp_path / "questions.json") == meant_beside(tmp_path / "nowhere" / "photo.csv") == ""
+
+
+def test_a_pattern_that_the_shell_wrote_out_is_one_error(tmp_path: Path) -> None:
+    """`basic-lite data photos/*` arrives as the names of all pictures."""
+    names = [tmp_path / f"{number}.png" for number in range(50)]
+    for name in names:
+        name.touch()
+    with pytest.raises(UserError) as caught:
+        require_place(names[0], [str(name) for name in names[1:]])
+    said = str(caught.value)
+    assert "and 49 more files are named, as a shell does with *" in said
+    assert f"name one: the folder that they are in ({tmp_path.as_posix()}), or one data file." in said
+    require_place(names[0], ["seed=3", str(names[1])])

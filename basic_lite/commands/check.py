@@ -44,7 +44,7 @@ def check(
     for word teach nothing about pictures.
     """
     if path.suffix.lower() not in (".yaml", ".yml"):
-        require_place(path)
+        require_place(path, overrides or [])
     from basic_lite.tools.check.command import check as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, model=model)

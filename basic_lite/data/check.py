@@ -292,7 +292,7 @@ def _check_range(records: Records, chat: Encoder, max_length: int, look: _Look, 
             if look.identify:
                 out.pictures[-1] = tuple(picture_key(image, as_it_is=False) for image in record.images)
         except RecordProblem as problem:
-            out.problems.append((index, problem.at(place)))
+            out.problems.append((index, _alone(problem.at(place))))
             continue
         out.unopened.extend(unopened)
         supervised = len(encoded.labels) - encoded.labels.count(IGNORE)
@@ -300,6 +300,12 @@ def _check_range(records: Records, chat: Encoder, max_length: int, look: _Look, 
         digest.update(array("q", [*encoded.input_ids, *encoded.labels]).tobytes())
         digest.update("\0".join(image.name for image in record.images).encode("utf-8", "surrogatepass"))
     return out._replace(hash=digest.digest())
+
+
+def _alone(problem: RecordProblem) -> RecordProblem:
+    """A problem without the frames it was raised in: of each record they are kept, and take kilobytes."""
+    problem.__traceback__ = problem.__cause__ = problem.__context__ = None
+    return problem
 
 
 def _look_at(record: Record, index: int, look: _Look) -> list[Unopened]:

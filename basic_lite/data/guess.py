@@ -2,26 +2,31 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import require_place
+from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
+from basic_lite.data.json_source import as_table
 from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.data.table_source import TABLE_ENDINGS
 from basic_lite.errors import UserError
+from basic_lite.outside import open_file, parse_json
 from basic_lite.recipe.schema import SourceSection
 
 _JSON_ENDINGS = (".json", ".jsonl")
 _READ = "CSV, TSV, JSON, JSONL and parquet files are read, folders of pictures, and folders written by save_to_disk"
 # What lies beside data and is none.
 _BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "package.json"}
+# Bytes of a file that are looked at to tell a note from data.
+_NOTE = 1 << 16
 # Records that are looked at to find the folder of their pictures.
 _LOOKED_AT = 20
 
@@ -83,6 +88,8 @@ def _of_folder(folder: Path) -> SourceSection:
         return SourceSection(folder=folder.as_posix())
     files = sorted(one for one in folder.iterdir() if one.is_file() and one.name not in _BESIDE)
     tables = [one for one in files if one.suffix.lower() in TABLE_ENDINGS + _JSON_ENDINGS]
+    if any(one.suffix.lower() in _JSON_ENDINGS for one in tables):
+        tables = _without_notes(tables, folder)
     if len(tables) == 1:
         return _of_file(tables[0])
     if len(tables) > 1:
@@ -91,6 +98,30 @@ def _of_folder(folder: Path) -> SourceSection:
             f"{', …' if len(tables) > 6 else ''}); name one of them, as in {tables[0].as_posix()}."
         )
     return _parquet_in(folder) or _pictures_in(folder)
+
+
+def _without_notes(tables: list[Path], folder: Path) -> list[Path]:
+    """Data files without those that only tell of pictures which have texts, as img2dataset writes them."""
+    pictures, texts, _ = files_of(folder)
+    if not any(text_of(one, texts) for one in pictures):
+        return tables
+    stems = {os.path.splitext(one)[0] for one in pictures}
+    return [
+        one for one in tables if one.suffix.lower() not in _JSON_ENDINGS or not (one.stem in stems or _is_note(one))
+    ]
+
+
+def _is_note(file: Path) -> bool:
+    """Whether a JSON file is one object that is no record, as of counts or settings."""
+    try:
+        with open_file(file) as opened:
+            start = opened.read(_NOTE + 1)
+        held = parse_json(start.decode("utf-8-sig")) if len(start) <= _NOTE else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and not any(
+        plain_name(key) in KNOWN or isinstance(value, list) for key, value in held.items()
+    )
 
 
 def _parquet_in(folder: Path) -> SourceSection | None:
@@ -111,13 +142,37 @@ def _pictures_in(folder: Path) -> SourceSection:
     if any(text_of(one, texts) for one in pictures):
         return SourceSection(folder=folder.as_posix())
     if pictures:
-        first = Path(pictures[0])
         raise UserError(
-            f"{folder}: it has {len(pictures):,} pictures, but no text; write a text beside each "
-            f"({first.with_suffix('.txt').as_posix()} for {first.as_posix()}), or one table captions.csv in the "
-            "folder, with the columns image and caption."
+            f"{folder}: it has {len(pictures):,} picture{'s' * (len(pictures) != 1)}, but no text; "
+            f"{_texts_by_other_names(folder, pictures, texts) or _how_to_write(Path(pictures[0]))}."
         )
     raise UserError(f"{folder}: there is no data in this folder ({_READ}); name another.")
+
+
+def _how_to_write(picture: Path) -> str:
+    return (
+        f"write a text beside each ({picture.with_suffix('.txt').as_posix()} for {picture.as_posix()}), or one table "
+        "captions.csv in the folder, with the columns image and caption"
+    )
+
+
+def _texts_by_other_names(folder: Path, pictures: Sequence[str], texts: Mapping[str, str]) -> str:
+    """What mends a folder whose texts don't have the names that are looked for; empty: there is nothing like a text."""
+    for picture in pictures[:_LOOKED_AT]:
+        stem = os.path.splitext(picture)[0]
+        for name in (f"{picture}.txt", f"{stem}.caption", f"{stem}.captions"):
+            if os.path.isfile(folder / name):
+                named = f"{stem}.txt"
+                return f"{name} lies beside {picture}, and the text's name must be {named}; rename them all so"
+    for text in sorted(set(texts.values()))[:_LOOKED_AT]:
+        with suppress(OSError), open_file(folder / text) as opened:
+            start = opened.read(_NOTE).decode("utf-8", "ignore")
+            if table := as_table(start, text):
+                return f"{text} is a table by its first line; rename it to {table}, and name that file"
+    if texts:
+        first = sorted(texts.values())[0]
+        return f"{first} has no picture of the same name; {_how_to_write(Path(pictures[0]))}"
+    return ""
 
 
 def image_dir_of(section: SourceSection, also: Sequence[Path] = ()) -> str | None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.held_file import HeldFile
-from basic_lite.data.problems import BadRecord, nearest, shorten
+from basic_lite.data.problems import BadRecord, RecordProblem, nearest, shorten
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
+from basic_lite.data.top_level import HEAD, TAIL, require_flat, spread
 from basic_lite.data.unclear import require_rows
 from basic_lite.errors import UserError
 from basic_lite.outside import TOO_DEEP, TOO_LONG_A_NUMBER, parse_json, place_in
@@ -29,6 +30,8 @@ _CHUNK = 1 << 24
 # Characters. A parse error this near the end of what is read may come from a record cut in two: read on, try again.
 _MARGIN = 4096
 _SPACE = " \t\r\n"
+# A file none of whose first lines is JSON isn't read on.
+_FIRST_LINES = 1_000
 
 
 class JsonSource:
@@ -48,7 +51,7 @@ class JsonSource:
         self.notes: tuple[str, ...] = ()
         flat = array("q")
         self._file = HeldFile(self.path, self.name)
-        spans = _spans(self._file)
+        spans = _spans(self._file, self.columns)
         for span in itertools.islice(spans, section.limit):
             flat.extend(span)
         alone = len(flat) == 3 and flat[2] > 0 and next(spans, None) is None
@@ -57,6 +60,7 @@ class JsonSource:
         if alone:
             with suppress(BadRecord):
                 require_rows(self.row(0), self.name)
+        self._require_json()
         self._require_mapped()
 
     def __len__(self) -> int:
@@ -84,6 +88,22 @@ class JsonSource:
             raise BadRecord(what, "fix the line") from error
         except ValueError as error:
             raise BadRecord(f"broken JSON: {error}", "fix the line") from error
+
+    def _require_json(self) -> None:
+        """Refuse a file none of whose first lines is JSON: it has another form, and no line of it need be listed."""
+        first: RecordProblem | None = None
+        for index in range(min(len(self), _FIRST_LINES)):
+            try:
+                self.row(index)
+            except BadRecord as problem:
+                first = first or problem.at(self.place(index))
+            else:
+                return
+        if first is not None and len(self) > _FIRST_LINES:
+            raise UserError(
+                f"none of the first {_FIRST_LINES:,} lines of {self.name} is a record ({first.place}: {first.what}); "
+                "write one record a line, as json.dumps of Python does, or all records as one list."
+            )
 
     def _require_mapped(self) -> None:
         """Refuse a column map that names what no record has. Records are read until each name was met."""
@@ -123,8 +143,8 @@ def places(section: SourceSection, root: Path) -> tuple[Path, str]:
     return path, str(folder.absolute())
 
 
-def _spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
-    """Byte range and line of each record; line 0 in a list.
+def _spans(held: HeldFile, columns: Mapping[str, str]) -> Iterator[tuple[int, int, int]]:
+    """Byte range and line of each record; line 0 in a list, and of records that span several lines.
 
     A list is parsed: one that is broken has no end to its records.
 
@@ -132,13 +152,37 @@ def _spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
         UserError: not a list of records nor lines; a list that isn't UTF-8 or JSON (line and column).
     """
     with held.open() as file:
-        start = file.read(_MARGIN).removeprefix(codecs.BOM_UTF8).lstrip()
+        start = file.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
+        if start.startswith(b"["):
+            require_flat(start.decode("utf-8", "ignore"), held.size <= HEAD, columns, held.name)
+        several = start.startswith(b"{") and _several_lines(start, file, held, columns)
         file.seek(0)
-        lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{")
+        lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{") and not several
         if not lines:
             lines = yield from _list_spans(_Reader(file, held.name), held.name)
+        if lines and several:
+            file.seek(0)
+            yield from _value_spans(_Reader(file, held.name))
+            return
     if lines:
         yield from _line_spans(held)
+
+
+def _several_lines(start: bytes, file: BinaryIO, held: HeldFile, columns: Mapping[str, str]) -> bool:
+    """Whether a file's first record spans several lines; refuses an object around the records."""
+    file.seek(max(0, held.size - TAIL))
+    tail = file.read().decode("utf-8", "ignore")
+    return spread(start.decode("utf-8", "ignore"), tail, held.size <= HEAD, columns, held.name)
+
+
+def _value_spans(reader: _Reader) -> Iterator[tuple[int, int, int]]:
+    """Byte range of each record of those that stand one after the other, over several lines each."""
+    while sign := reader.skip_space():
+        if sign == ",":
+            reader.fail("records with commas between them are a list, and '[' isn't before the first of them")
+        if sign != "{":
+            reader.fail("a record belongs here, in braces")
+        yield (*reader.value()[:2], 0)
 
 
 def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], None, bool]:
@@ -164,7 +208,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
             if reader.skip_space() == "]":
                 reader.fail("a record belongs here, after the ','")
     if first != "{":
-        table = _as_table(reader.text[reader.at :], name)
+        table = as_table(reader.text[reader.at :], name)
         what = "the file should be a list of records, or have one record a line; this is neither"
         reader.fail(what + (f", but a table by its first line, so rename it to {table}" if table else ""))
     value = reader.value()[2]
@@ -173,7 +217,7 @@ def _list_spans(reader: _Reader, name: str) -> Generator[tuple[int, int, int], N
     if not reader.skip_space() and not KNOWN & {plain_name(key) for key in value}:
         raise UserError(
             f"{name}: the file's top level is an object with the keys {shorten(list(value))}, not a list "
-            f"of records; write the list alone."
+            "of records, and none of these belongs to a record; write the records as one list, or one a line."
         )
     return True
 
@@ -194,7 +238,7 @@ def _line_spans(held: HeldFile) -> Iterator[tuple[int, int, int]]:
             yield start, end, number
 
 
-def _as_table(text: str, name: str) -> str | None:
+def as_table(text: str, name: str) -> str | None:
     """What a file should be called whose first line has a table's usual columns; None: it has none of them."""
     head = text.partition("\n")[0]
     for sign, ending in {",": ".csv", ";": ".csv", "\t": ".tsv"}.items():

@@ -26,7 +26,9 @@ from basic_lite.data.unfit import holding_files, looked_at
 from basic_lite.errors import UserError, all_at_once
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
+from basic_lite.printable import quoted
 from basic_lite.recipe.combinations import check_source
+from basic_lite.recipe.not_yaml import BACKSLASH
 from basic_lite.recipe.rules import in_order
 from basic_lite.recipe.schema import SourceSection
 
@@ -90,12 +92,19 @@ def _looks_at(section: SourceSection, root: Path, before: str, mend: Mend) -> It
 def _require_folder(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.isdir(place_in(root, name)):
         otherwise = "put it there, correct the path, or leave the key out" if key.endswith("image_dir") else _OTHERWISE
-        raise UserError(f"{key}: there is no folder {name}; {mend(Path(name)) or otherwise}")
+        raise _missing(f"{key}: there is no folder", name, mend(Path(name)) or otherwise)
 
 
 def _require_file(key: str, name: str, root: Path, mend: Mend) -> None:
     if not os.path.exists(place_in(root, name)):
-        raise UserError(f"{key}: there is no file {name}; {mend(Path(name)) or _OTHERWISE}")
+        raise _missing(f"{key}: there is no file", name, mend(Path(name)) or _OTHERWISE)
+
+
+def _missing(what: str, name: str, mend: str) -> UserError:
+    """The error of a path where nothing is; a line break in it is likely to have been a backslash and an n."""
+    if set(name) & set("\a\b\t\n\v\f\r\x1b"):
+        mend = f"it was probably written with backslashes in double quotes, {BACKSLASH}"
+    return UserError(f"{what} {name if name.isprintable() else quoted(name)}; {mend}")
 
 
 def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing) -> list[str]:
@@ -108,7 +117,7 @@ def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing
     files = [str(path)] if os.path.isfile(path) else _matching(path)
     if not files:
         known = "" if glob.has_magic(name) else mend(Path(name))
-        raise UserError(f"{key}: no file matches {name}; {known or _OTHERWISE}")
+        raise _missing(f"{key}: no file matches", name, known or _OTHERWISE)
     return files
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from basic_lite.console import command_line
 from basic_lite.data.columns import KNOWN, plain_name, require_columns
 from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.held_file import HeldFile
@@ -53,6 +54,8 @@ class TableSource:
         if not first:
             raise UserError(f"{self.name}: the file is empty; write a header line into it, and a row for each picture.")
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
+        if headed:
+            self._require_header(first, texts, section)
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
         self.present = tuple(name for name in self.header if name)
         if twice := next((name for name, count in Counter(self.present).items() if count > 1), None):
@@ -95,6 +98,30 @@ class TableSource:
             )
         pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
         return {name: cell.strip() or None for name, cell in pairs if name}
+
+    def _require_header(self, first: Sequence[str], lines: Sequence[str], section: SourceSection) -> None:
+        """Refuse a first line that names no column, where another separator or a picture in it says why."""
+        if set(map(plain_name, first)) & KNOWN or {cell.strip() for cell in first} & set(section.columns.values()):
+            return
+        filled = [line for line in lines if line.strip()]
+        if all("|" in line for line in filled):
+            cells = filled[0].count("|")
+            code = (
+                "import csv,sys; csv.writer(open(sys.argv[2],'w',newline='',encoding='utf-8')).writerows([c.strip() "
+                f"for c in l.split('|',{cells})] for l in open(sys.argv[1],encoding='utf-8-sig') if l.strip())"
+            )
+            target = self.path.with_name(f"{self.path.stem}_commas.csv").name
+            raise UserError(
+                f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. This "
+                f'writes it with commas: python -c "{code}" {command_line([self.name, target])}'
+            )
+        pictures = [at for at, cell in enumerate(first) if cell.strip().lower().endswith(PICTURE_ENDINGS)]
+        if pictures:
+            header = "caption,image" if len(first) == 2 else "a name for each column, image for the pictures"
+            raise UserError(
+                f"{self.name}: the table has no header, since its first line names a picture "
+                f"({shorten(first[pictures[0]])}); write the names of the columns above it: {header}."
+            )
 
     def _no_header(self, first: Sequence[str]) -> list[str]:
         if len(first) != 2:

@@ -36,10 +36,8 @@ def require_rows(value: Any, name: str) -> None:
         return
     keys, columns = shorten(list(value)), [_listed(column) for column in value.values()]
     lengths = {-1 if column is None else len(column) for column in columns}
-    rows = all(str(key).isdigit() and isinstance(row, Mapping) for key, row in value.items())
-    if rows or value.keys() == {"columns", "index", "data"}:
-        orient = "index" if rows else "split"
-        what = f"it is one object with the keys {keys}, as pandas writes a table with orient={orient!r}"
+    if value.keys() == {"columns", "index", "data"}:
+        what = f"it is one object with the keys {keys}, as pandas writes a table with orient='split'"
     elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
         texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
         # A list of objects is that of one record: turns, parts of a message, answers of several people.

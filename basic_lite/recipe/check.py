@@ -141,6 +141,9 @@ def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
             return f"; write {number}, without quotes, spaces or underscores"
         if float in members and _DECIMAL_COMMA.fullmatch(value):
             return f"; write {value.replace(',', '.')}, with a point"
+        lists = any(get_origin(option) is list for option in members)
+        if lists and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
+            return f"; write [{value}], in brackets"
         if bool in members and value.lower() in ("yes", "on", "y", "no", "off", "n"):
             return f"; write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
     if isinstance(value, float) and not math.isfinite(value):

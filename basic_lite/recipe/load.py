@@ -9,12 +9,14 @@ recipe is instant.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
+from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.outside import at_home, read_text
 from basic_lite.recipe import combinations
@@ -25,6 +27,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_KEY = re.compile(r"\w+(\.\w+)*")
 # Recipes of a folder that a message lists.
 _MOST_NAMED = 5
 
@@ -118,8 +121,12 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
             if document.values is not None and _is_key(dotted, document, place):
                 _override(document, tuple(dotted.split(".")), _as_yaml(value), place)
         return
-    for number, text in enumerate(overrides, start=1):
+    for number, text in enumerate(_joined(overrides), start=1):
         place = Place.on_command_line(number)
+        if isinstance(text, _Spaced):
+            what = f"found spaces round the = of {plain(text)}; write it without: {command_line([text.joined])}"
+            document.report(place, (), what)
+            continue
         dotted, equals, value_text = text.partition("=")
         path = tuple(dotted.strip().split("."))
         if not equals or not all(path):
@@ -138,6 +145,35 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
             continue
         if document.values is not None:
             _override(document, path, value, place)
+
+
+class _Spaced(str):
+    """Words of a command line that were meant as one: a key, a =, and a value."""
+
+    @property
+    def joined(self) -> str:
+        key, _, value = self.partition("=")
+        return f"{key.strip()}={value.strip()}"
+
+
+def _joined(words: Sequence[str]) -> Iterator[str]:
+    """Overrides as they were meant; `key = value`, `key= value` and `key =value` are one each."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if _ends_at_equals(word, rest):
+            second = rest.pop(0)
+            third = f" {rest.pop(0)}" if second == "=" and rest and "=" not in rest[0] else ""
+            yield _Spaced(f"{word} {second}{third}")
+        else:
+            yield word
+
+
+def _ends_at_equals(word: str, rest: list[str]) -> bool:
+    """Whether the next word goes on with an override: it begins with its =, or stands alone behind one."""
+    if not rest or not _KEY.fullmatch(word.removesuffix("=")):
+        return False
+    return "=" not in rest[0] if word.endswith("=") else rest[0].startswith("=")
 
 
 def _is_key(dotted: Any, document: Document, place: Place) -> bool:

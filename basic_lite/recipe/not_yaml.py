@@ -6,6 +6,7 @@ line, or one a little above it. A few usual slips are mended on trial; the one w
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from ruamel.yaml import YAML
@@ -22,6 +23,8 @@ _LACKS = (
     (re.compile(rf"{_KEY}:(?=[^\s:/\\])"), ": ", "has no space after `{}:`; add one"),
     (re.compile(rf"{_KEY}(?=\s|$)"), ":", "has no colon after `{}`; add one"),
 )
+# Of a backslash in double quotes, what it does and what mends it.
+BACKSLASH = "where YAML reads \\n as a line break and \\t as a tab; write / instead, or put the text in single quotes"
 _ALIKE = "indent the keys of one section alike"
 # The grammar's complaint → ours. {line} and {sign}: where what it was reading begins.
 _SAYS = {
@@ -53,6 +56,10 @@ def why_not_yaml(error: YAMLError, text: str) -> tuple[int, int, str]:
         return line, column, f"{getattr(error, 'reason', None) or error}; remove this character"
     mark, opened = error.problem_mark, error.context_mark or error.problem_mark
     lines = text.splitlines()
+    if "escape" in (error.problem or ""):
+        return mark.line + 1, mark.column + 1, f"it has a backslash in double quotes, {BACKSLASH}"
+    if blank := _odd_blank(lines, mark.line):
+        return blank
     if slip := _slip(lines, min(mark.line, len(lines) - 1), mark.column):
         line, says = slip
         return line + 1, _column(lines[line]) + 1, says
@@ -60,6 +67,21 @@ def why_not_yaml(error: YAMLError, text: str) -> tuple[int, int, str]:
     says, match = next((says, match) for words, says in _SAYS.items() if (match := re.search(words, said)))
     sign = text[opened.index : opened.index + 1]
     return mark.line + 1, mark.column + 1, says.format(*match.groups(), line=opened.line + 1, sign=sign)
+
+
+def _odd_blank(lines: list[str], at: int) -> tuple[int, int, str] | None:
+    """The first line up to one below ``at`` that is indented by another blank than a space or a tab."""
+    for number, line in enumerate(lines[: at + 2]):
+        blank = line[: _column(line)]
+        if sign := blank.strip(" \t")[:1]:
+            return number + 1, blank.index(sign) + 1, f"line {number + 1} {indented_by(sign)}"
+    return None
+
+
+def indented_by(sign: str) -> str:
+    """What is wrong with a line that begins with a blank which YAML takes for a letter."""
+    name = unicodedata.name(sign, "control character").lower()
+    return f"is indented by a {name} (U+{ord(sign):04X}), as pages of the web have it; indent by plain spaces alone"
 
 
 def _slip(lines: list[str], at: int, column: int) -> tuple[int, str] | None:

@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node
 from ruamel.yaml.representer import SafeRepresenter
 
-from basic_lite.recipe.not_yaml import why_not_yaml
+from basic_lite.recipe.not_yaml import indented_by, why_not_yaml
 from basic_lite.recipe.problems import KeyPath, Place, RecipeProblem, Wrong, plain
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -141,6 +141,9 @@ def _mapping(node: Any, path: KeyPath, document: Document, above: tuple[Any, ...
             document.report(at, path, "a key must be a plain word")
             continue
         key = str(key_node.value)
+        if key_node.style is None and key[:1].isspace():
+            document.report(at, path, f"line {at.line} {indented_by(key[0])}")
+            continue
         child_path = (*path, key)
         if key in result:
             line = document.keys[child_path].line

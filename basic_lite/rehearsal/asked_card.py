@@ -60,7 +60,19 @@ def require_memory(gib: float, near: str = "") -> None:
 
 
 def _near(text: str) -> str:
-    """The first card whose name begins so. One that is spelled alike is another card: H200 is no slip of H100."""
+    """The first card whose name begins so, else the one whose name is in the text, with other words beside it.
+
+    That one is another card, and only named: a 3090 Ti isn't a 3090. H200 is no slip of H100.
+    """
     plain = plain_name(text)
     begins = next((card.name for card in CARDS if len(plain) > 2 and plain_name(card.name).startswith(plain)), None)
-    return f" (did you mean {begins}?)" if begins else ""
+    if begins:
+        return f" (did you mean {begins}?)"
+    inside = [card for card in CARDS if re.search(rf"(?<![a-z0-9]){plain_name(card.name)}(?![0-9])", _words(text))]
+    nearest = max(inside, key=lambda card: len(card.name), default=None)
+    return f" (the nearest name there is {nearest.name}, another card)" if nearest else ""
+
+
+def _words(text: str) -> str:
+    """A text as names are compared, with spaces between its words but before "Ti"."""
+    return re.sub(r"\s+", " ", re.sub(r"\s+(?=ti\b)", "", re.sub(r"\b(nvidia|geforce|rtx)\b|[_-]", " ", text.lower())))

@@ -105,7 +105,7 @@ def test_what_is_no_data() -> None:
         write(name, "")
     cases = {
         "nowhere": "no such file or folder",
-        "bare": r"1 pictures, but no text; .*a.txt for a.png",
+        "bare": r"1 picture, but no text; .*a.txt for a.png",
         "several": r"2 data files \(a.csv, b.json\); name one of them",
         "empty": "no data in this folder",
         "bare/a.png": r"isn't read .*; name the folder that the pictures are in, bare\.$",
@@ -117,3 +117,35 @@ def test_what_is_no_data() -> None:
     for name, expected in cases.items():
         with pytest.raises(UserError, match=expected):
             source_of(name)
+
+
+def test_notes_beside_pictures_are_no_data() -> None:
+    """img2dataset writes a text and a JSON file for each picture, and one of counts."""
+    for number in range(3):
+        pictures("shard", f"{number}.png")
+        write(f"shard/{number}.txt", "x")
+        write(f"shard/{number}.json", '{"caption": "x", "status": "success"}')
+    write("shard/stats.json", '{"count": 3}')
+    assert given(source_of("shard")) == {"folder": "shard"}
+    write("shard/talk.json", json.dumps([{"image": "0.png", "caption": "x"}]))
+    assert given(source_of("shard")) == {"path": "shard/talk.json"}
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "expected"),
+    [
+        ("a.png.txt", "x", r"; a\.png\.txt lies beside a\.png, and the text's name must be a\.txt; rename them all so"),
+        ("a.caption", "x", r"; a\.caption lies beside a\.png, and the text's name must be a\.txt; rename"),
+        (
+            "captions.txt",
+            "image,caption\na.png,x\n",
+            r"; captions\.txt is a table by its first line; rename it to captions\.csv",
+        ),
+        ("notes.txt", "x", r"; notes\.txt has no picture of the same name; write a text beside each"),
+    ],
+)
+def test_texts_by_other_names_are_named(text: str, content: str, expected: str) -> None:
+    pictures("other", "a.png", "b.png")
+    write(f"other/{text}", content)
+    with pytest.raises(UserError, match=f"^other: it has 2 pictures, but no text{expected}"):
+        source_of("other")

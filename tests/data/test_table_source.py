@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import pickle
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,35 @@ def test_cells_are_those_of_dict_reader(
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"captions.csv: two columns are called 'caption'; rename one"):
         table(tmp_path, "image,caption, caption,,\na.png,one,two,,\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [("a red ring,a.png\n", "caption,image"), ("7,a.png,a ring\n", "a name for each column, image for the pictures")],
+)
+def test_a_first_line_with_a_picture_is_no_header(tmp_path: Path, text: str, header: str) -> None:
+    with pytest.raises(UserError) as caught:
+        table(tmp_path, text)
+    assert "no header, since its first line names a picture ('a.png'); write the names" in str(caught.value)
+    assert str(caught.value).endswith(f"{header}.")
+    if header == "caption,image":
+        assert pairs(table(tmp_path, f"{header}\n{text}")) == [("a.png", "a red ring")]
+
+
+def test_bars_between_columns_are_named_and_replaced(tmp_path: Path) -> None:
+    """As in Flickr30k's results.csv, whose texts have commas and quotes in them."""
+    with pytest.raises(UserError, match=r"separated by '\|'") as caught:
+        table(tmp_path, 'image_name| comment_number| comment\na.png| 0| One, "a" | b .\n', "results.csv")
+    words = shlex.split(str(caught.value).partition("python ")[2])
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+    section = SourceSection(path=words[-1], columns={"image": "image_name", "answer": "comment"})
+    assert pairs(load_records(section, root=tmp_path)) == [("a.png", 'One, "a" | b .')]
+
+
+@pytest.mark.parametrize("key", ["path", "folder", "parquet"])
+def test_a_path_that_lost_its_backslashes_says_so_in_one_line(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_records(SourceSection(**{key: "photos\new\table.csv"}), root=tmp_path)
+    said = str(caught.value)
+    assert said.isprintable() and r"'photos\new\table.csv'; it was probably written with backslashes in double" in said
+    assert said.endswith("write / instead, or put the text in single quotes")

@@ -81,7 +81,8 @@ def test_lines_that_were_moved_together_are_named_together() -> None:
         ("a: 'b' c\n", "text follows a value that is complete"),
         ("- a\nb: 1\n", "this doesn't fit to the lines before it"),
         ("a: 1\n---\nb: 2\n", "remove this line"),
-        ('a: "\\q"\n', "YAML's own words are: "),
+        ('a: "\\q"\n', "it has a backslash in double quotes"),
+        ("%YAML 3.0\n---\na: 1\n", "YAML's own words are: "),
     ],
 )
 def test_other_slips_are_said_in_plain_words(text: str, says: str) -> None:
@@ -137,3 +138,26 @@ def test_a_long_text_is_read_again_a_few_times(keys: int, monkeypatch: pytest.Mo
     section = ["training:", *(f"  key_{number}: {number}" for number in range(keys))]
     assert "this doesn't fit to the lines before it" in told([*section, "  - other", "  last: 4"])
     assert 100_000 < sum(read[1:]) <= 200_000, "the first is the recipe's own reading"
+
+
+@pytest.mark.parametrize("path", [r"C:\Users\me\x.json", r"D:\data\x.json", r"photos\x1.csv"])
+def test_backslashes_in_double_quotes_are_named(path: str) -> None:
+    said = told(["data:", "  train:", f'    path: "{path}"'])
+    assert said.startswith("my.yaml:3:") and "a backslash in double quotes" in said
+    assert said.endswith("write / instead, or put the text in single quotes")
+    (path_,) = read_document(f"path: '{path}'", "my.yaml").values.values()  # type: ignore[union-attr]
+    assert path_ == path
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        (["a:", "  b: 1", "\u00a0 c: 2", "  d: 3"], 3),
+        (["a:", "\u00a0 b: 1", "e: 4"], 2),
+        (["a:", "  b: 1", " \u00a0c: 2", "e: 4"], 3),
+    ],
+)
+def test_a_blank_that_is_no_space_is_named(lines: list[str], line: int) -> None:
+    said = told(lines)
+    assert said.startswith(f"my.yaml:{line}:") and f"line {line} is indented by a no-break space (U+00A0)" in said
+    assert said.endswith("indent by plain spaces alone")

@@ -62,3 +62,18 @@ def test_override_values(text: str, value: Any) -> None:
 def test_what_is_written_as_an_override_is_read_back(value: Any) -> None:
     read = read_override(as_override(value))
     assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize("words", [["seed", "=", "3"], ["seed=", "3"], ["seed", "=3"]])
+def test_spaces_round_the_equals_sign_are_one_problem(tmp_path: Path, words: list[str]) -> None:
+    found = problems(tmp_path, GOOD, *words, "lora.rank=4", "name")
+    assert len(found) == 2
+    assert found[0].endswith(f"found spaces round the = of the text {' '.join(words)!r}; write it without: seed=3")
+    assert "found 'name'" in found[1]
+    assert load_recipe(write_recipe(tmp_path, GOOD), ["model.projector=", "seed=3"]).seed == 3
+
+
+def test_a_list_without_brackets_is_told_its_brackets(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD, "lora.targets=q_proj,v_proj")
+    assert found.endswith("found the text 'q_proj,v_proj'; write [q_proj,v_proj], in brackets")
+    assert load_recipe(write_recipe(tmp_path, GOOD), ["lora.targets=[q_proj,v_proj]"]).lora.targets

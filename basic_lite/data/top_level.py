@@ -1,0 +1,270 @@
+"""A JSON file that begins with an object: a record, or one object around all records, as COCO has it.
+
+Told from the file's first megabyte, so that a file of any size is refused at once, with what would mend it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from basic_lite.console import command_line
+from basic_lite.data.columns import COLUMNS, KNOWN, find_columns, plain_name
+from basic_lite.data.problems import shorten
+from basic_lite.data.turns import is_turns
+from basic_lite.errors import UserError
+from basic_lite.printable import one_line
+
+# Bytes of a file that are looked at: its first ones, and its last ones for what comes behind a long list.
+HEAD, TAIL = 1 << 20, 1 << 12
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+# Keys of records that say less than a file's name or a text; `KNOWN` has the others.
+_HALF_KNOWN = {"image_id", "sentences", "question_id"}
+_SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+# Lines of Python for the forms that everybody has. Each takes the names of files.
+_JOIN_COCO = (
+    "import json,sys; d=json.load(open(sys.argv[1],'rb')); n={i['id']:i['file_name'] for i in d['images']}; "
+    "open(sys.argv[2],'w').writelines(json.dumps({'image':n[a['image_id']],'caption':a['caption']})+chr(10) "
+    "for a in d['annotations'])"
+)
+_JOIN_KARPATHY = (
+    "import json,sys; d=json.load(open(sys.argv[1],'rb')); open(sys.argv[2],'w').writelines(json.dumps({'image':"
+    "'/'.join(filter(None,[i.get('filepath'),i['filename']])),'caption':s['raw']})+chr(10) "
+    "for i in d['images'] for s in i['sentences'])"
+)
+_JOIN_VQA = (
+    "import json,sys; q,a=(json.load(open(f,'rb')) for f in sys.argv[1:3]); a={x['question_id']:x for x in "
+    "a['annotations']}; open(sys.argv[3],'w').writelines(json.dumps({'image':'COCO_train2014_%012d.jpg'%x['image_id'],"
+    "'question':x['question'],'answer':a[x['question_id']]['multiple_choice_answer']})+chr(10) for x in q['questions'])"
+)
+
+
+class _Top(NamedTuple):
+    """What is seen of the first object.
+
+    Attributes:
+        entries: its keys with their values; of one that is cut off, the first value inside.
+        closed: whether its end is seen.
+        cut: whether what is looked at ends inside it.
+        end: the position behind what was read of it.
+    """
+
+    entries: dict[str, Any]
+    closed: bool
+    cut: bool
+    end: int
+
+
+def spread(text: str, tail: str, whole: bool, asked: Mapping[str, str], name: str) -> bool:
+    """Whether the first record of a file spans several lines.
+
+    Args:
+        text: the file's beginning, from its first "{" on.
+        tail: its end.
+        whole: whether ``text`` is all of it.
+        asked: our names of columns to theirs, as the recipe has them.
+        name: the file, for messages.
+
+    Raises:
+        UserError: it is no record but an object around the records; says how to get at them.
+    """
+    top = _top_of(text, whole)
+    alone = top.closed and whole and not text[top.end :].strip()
+    if (alone or top.cut) and not _is_record(top.entries, asked):
+        _refuse_known_forms(top.entries, text + tail, name)
+        _refuse_a_holder(top.entries, name)
+        last = list(top.entries.values())[-1:]
+        if top.cut and isinstance(next(iter(last), None), list | dict) and not _known(top.entries):
+            raise UserError(
+                f"{name}: the file begins with an object whose first keys are {shorten(list(top.entries))}, and none "
+                "of these belongs to a record; write the records as one list, or one a line."
+            )
+    return "\n" in text[: top.end]
+
+
+def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) -> None:
+    """Refuse a list whose entries have lists of records in them, as Visual Genome has one for each picture.
+
+    Args:
+        text: the file's beginning, from its "[" on.
+        whole, asked, name: as in ``spread``.
+    """
+    start = _behind_space(text, 1)
+    if asked or text[start : start + 1] != "{":
+        return
+    entry = _top_of(text[start:], whole).entries
+    (path, one), *_ = [*_lists(entry), ((), None)]
+    if one is None or len(path) > 1 or find_columns({}, entry).keys() - {"id"} or not _SIMPLE_KEY.fullmatch(path[0]):
+        return
+    code = (
+        f"import json,sys; json.dump([r for e in json.load(open(sys.argv[1],'rb')) for r in e['{path[0]}']],"
+        "open(sys.argv[2],'w'))"
+    )
+    written = _python(code, name, f"{Path(name).stem}_{path[0]}.json")
+    raise UserError(
+        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. This writes them as one "
+        f"list: {written}{_no_picture(one)}"
+    )
+
+
+def _top_of(text: str, whole: bool) -> _Top:
+    """Read the first object as far as it is there. Broken JSON ends it; whoever reads the file tells where."""
+    decoder, entries, end = json.JSONDecoder(), dict[str, Any](), 1
+    while True:
+        at = _behind_space(text, end)
+        if text[at : at + 1] == "}" and not entries:
+            return _Top(entries, True, False, at + 1)
+        key = _value(decoder, text, at)
+        colon = _behind_space(text, key[1]) if key else at
+        if key is None or not isinstance(key[0], str) or text[colon : colon + 1] != ":":
+            return _Top(entries, False, not whole and text.find("\n", at) < 0, end)
+        at = _behind_space(text, colon + 1)
+        value = _value(decoder, text, at)
+        if value is None:
+            if whole:
+                return _Top(entries, False, False, colon + 1)
+            entries[key[0]] = _first_inside(decoder, text, at)
+            return _Top(entries, False, True, at + 1)
+        entries[key[0]], end = value
+        at = _behind_space(text, end)
+        if text[at : at + 1] == "}":
+            return _Top(entries, True, False, at + 1)
+        if text[at : at + 1] != ",":
+            return _Top(entries, False, not whole and at == len(text), end)
+        end = at + 1
+
+
+def _behind_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _value(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any, int] | None:
+    """The value at a position and the position behind it; None: it is broken or cut off."""
+    try:
+        return decoder.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _first_inside(decoder: json.JSONDecoder, text: str, at: int, depth: int = 0) -> Any:
+    """A value that is cut off, with the first value inside it alone; None: not even that is there."""
+    sign, inside = text[at : at + 1], _behind_space(text, at + 1)
+    if sign == "{":
+        key = _value(decoder, text, inside)
+        if key is None or not isinstance(key[0], str):
+            return {}
+        inside = _behind_space(text, _behind_space(text, key[1]) + 1)
+    elif sign != "[":
+        return None
+    first = _value(decoder, text, inside)
+    one = first[0] if first else _first_inside(decoder, text, inside, depth + 1) if depth < 2 else None
+    return {key[0]: one} if sign == "{" else [one]  # type: ignore[index]
+
+
+def _known(entries: Mapping[str, Any]) -> bool:
+    return any(plain_name(key) in KNOWN for key in entries)
+
+
+def _is_record(entries: Mapping[str, Any], asked: Mapping[str, str]) -> bool:
+    """Whether an object is a record itself: it has a conversation, or two of picture, question and answer."""
+    usable = [key for key, value in entries.items() if not _holds_objects(value)]
+    found = find_columns(asked, usable)
+    return "conversations" in found or len(found.keys() & {"image", "question", "answer"}) > 1
+
+
+def _holds_objects(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict) and not is_turns(value)
+    return isinstance(value, dict)
+
+
+def _first_record(value: Any) -> dict[str, Any] | None:
+    """The first of a list of records; None: it isn't one."""
+    one = value[0] if isinstance(value, list) and value and not is_turns(value) else None
+    return one if isinstance(one, dict) and (_known(one) or _HALF_KNOWN & one.keys()) else None
+
+
+def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> None:
+    """Refuse COCO, Karpathy's splits and VQA, each with the line of Python that makes records of it."""
+    image, note = _first_record(entries.get("images")), _first_record(entries.get("annotations"))
+    question = _first_record(entries.get("questions"))
+    lines = Path(name).with_suffix(".jsonl").name
+    if image is not None and "sentences" in image:
+        raise UserError(
+            f"{name}: this has the form of Karpathy's splits, one object whose `images` have several sentences each, "
+            f"and a record is one picture with one text. This writes them, one a line: "
+            f"{_python(_JOIN_KARPATHY, name, lines)}"
+        )
+    if (question and "image_id" in question) or (note and "multiple_choice_answer" in note):
+        files = [name, "ANNOTATIONS.json"] if question else ["QUESTIONS.json", name]
+        raise UserError(
+            f"{name}: this has the form of VQA, whose questions and answers are in two files, and a record has both. "
+            "This writes records, one a line, with the names of train2014's pictures: "
+            f"{_python(_JOIN_VQA, *files, lines)}"
+        )
+    coco = (image is not None and "file_name" in image) or (
+        note is not None and "image_id" in note and "images" in entries
+    )
+    if coco and '"caption"' in seen:
+        raise UserError(
+            f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and a record is "
+            f"one picture with its text. This joins them, one record a line: {_python(_JOIN_COCO, name, lines)}"
+        )
+    if coco:
+        raise UserError(
+            f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and no caption "
+            "is at its beginning or its end. A model learns from texts: take the file of captions "
+            "(captions_train2017.json), or write one record a line with image and caption."
+        )
+
+
+def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
+    """Refuse an object that holds records in a list, or under a name for each."""
+    found = list(_lists(entries))
+    named = [value for value in entries.values() if isinstance(value, dict)]
+    if not found and (not named or len(named) < len(entries) or not all(map(_known, named[:3]))):
+        return
+    (path, one), *more = found or [((), named[0])]
+    if found:
+        lists = one_line(", ".join(repr(".".join(keys)) for keys, _ in [(path, one), *more][:5]), 120)
+        where = f"its records are in the list{'s' * bool(more)} {lists}"
+        picked = "".join(f"['{key}']" for key in path)
+        code = f"import json,sys; json.dump(json.load(open(sys.argv[1],'rb')){picked},open(sys.argv[2],'w'))"
+    else:
+        where = f"each record has a name there ({shorten(next(iter(entries)))}, …)"
+        code = "import json,sys; json.dump(list(json.load(open(sys.argv[1],'rb')).values()),open(sys.argv[2],'w'))"
+    mend = "write that list alone into a file"
+    if all(_SIMPLE_KEY.fullmatch(key) for key in path):
+        target = Path(name).stem + "_" + ("_".join(path) or "list") + ".json"
+        mend = f"this writes a list alone: {_python(code, name, target)}"
+    picture = _no_picture(one)
+    raise UserError(
+        f"{name}: the file's top level is an object, not a list of records; {where}. "
+        f"{mend[0].upper()}{mend[1:]}{picture}"
+    )
+
+
+def _no_picture(one: Mapping[str, Any]) -> str:
+    """What to say of records that don't name their picture; empty: they do."""
+    if "image" in find_columns({}, one):
+        return ""
+    return f". The records have no name of a picture file, only {shorten(list(one), 120)}; add it to each, as `image`."
+
+
+def _lists(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The lists of records, in the object or one deeper: the keys that lead there, and the first record."""
+    for key, value in entries.items():
+        if (one := _first_record(value)) is not None:
+            # VQA's answers of several people are one record's.
+            if plain_name(key) not in COLUMNS["answer"] or "image" in find_columns({}, one):
+                yield (key,), one
+        elif isinstance(value, dict):
+            deeper = ((inner, _first_record(held)) for inner, held in value.items())
+            yield from (((key, inner), first) for inner, first in deeper if first is not None)
+
+
+def _python(code: str, *files: str) -> str:
+    return f'python -c "{code}" {command_line(files)}'
