@@ -14,8 +14,6 @@ What published data holds, and what is done with it:
   text, and never becomes an image token.
 """
 
-from dataclasses import replace
-
 from basic_lite.data.problems import BadPlaceholders, BadRecord, NoSupervisedToken
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Role, Turn
 
@@ -61,7 +59,7 @@ def conversation(record: Record, *, answered: bool = True) -> list[Turn]:
 def _marked(turn: Turn) -> Turn:
     text = turn.text.translate(_FOREIGN)
     if turn.role != "human" or IMAGE_PLACEHOLDER not in text:
-        return replace(turn, text=text)
+        return Turn(turn.role, text, turn.learned)
     text = text.replace(IMAGE_PLACEHOLDER, IMAGE)
     if text.count(IMAGE) == 1:
         rest = text.replace(IMAGE, "").strip()

@@ -48,13 +48,15 @@ class DataUrl:
 
 def is_filled(value: Any) -> bool:
     """Whether a column holds something: no null, blank text or NaN, nor a list or an object of these alone."""
-    if isinstance(value, Mapping):
-        return any(map(is_filled, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(is_filled, value))
+    if value is None:
+        return False
+    if isinstance(value, (str, bytes)):
+        return bool(value.strip())
     if isinstance(value, float):
         return not math.isnan(value)
-    return value is not None and not (isinstance(value, (str, bytes)) and not value.strip())
+    if isinstance(value, (list, tuple)):
+        return any(map(is_filled, value))
+    return not isinstance(value, Mapping) or any(map(is_filled, value.values()))
 
 
 def shown(value: Any) -> str:

@@ -35,6 +35,8 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
+# A turn with no other keys says who speaks, and what.
+_USUAL = frozenset(("from", "value", "role", "content"))
 # Where a turn has a call of a tool.
 _CALLS = ("tool_calls", "function_call")
 # A part that is a picture has one of these types, and its picture under one of these keys.
@@ -240,9 +242,11 @@ def _history(row: _Row) -> Iterator[Turn]:
 def _turn(turn: Any, number: int, row: _Row) -> Turn:
     if not isinstance(turn, Mapping):
         raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
-    refuse_media_in(turn, number)
-    if called := next((key for key in _CALLS if turn.get(key)), None):
-        raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
+    usual = turn.keys() <= _USUAL  # most are, and a record is read in each epoch
+    if not usual:
+        refuse_media_in(turn, number)
+        if called := next((key for key in _CALLS if turn.get(key)), None):
+            raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
@@ -253,6 +257,8 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     first = len(row.pictures)
     text = _text(value, number, role, row)
+    if usual:
+        return Turn(role, clean(text))
     if own := list(images_of(turn.get(filled_column(turn, PICTURES_OF_TURN, f"turn {number}")), row.image_dir)):
         _require_user(number, role)
         text = _with_own_pictures(text, own, first, number, row)
