@@ -104,7 +104,7 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
     )
     written = _python(code, name, f"{Path(name).stem}_{path[0]}.json")
     raise UserError(
-        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. This writes them as one "
+        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. Write them as one "
         f"list: {written}{_no_picture(one)}"
     )
 
@@ -195,14 +195,14 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
     if image is not None and "sentences" in image:
         raise UserError(
             f"{name}: this has the form of Karpathy's splits, one object whose `images` have several sentences each, "
-            f"and a record is one picture with one text. This writes them, one a line: "
+            f"and a record is one picture with one text. Write them, one a line: "
             f"{_python(_JOIN_KARPATHY, name, lines)}"
         )
     if (question and "image_id" in question) or (note and "multiple_choice_answer" in note):
         files = [name, "ANNOTATIONS.json"] if question else ["QUESTIONS.json", name]
         raise UserError(
             f"{name}: this has the form of VQA, whose questions and answers are in two files, and a record has both. "
-            "This writes records, one a line, with the names of train2014's pictures: "
+            "Write records, one a line, with the names of train2014's pictures: "
             f"{_python(_JOIN_VQA, *files, lines)}"
         )
     coco = (image is not None and "file_name" in image) or (
@@ -239,7 +239,7 @@ def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
     mend = "write that list alone into a file"
     if all(_SIMPLE_KEY.fullmatch(key) for key in path):
         target = Path(name).stem + "_" + ("_".join(path) or "list") + ".json"
-        mend = f"this writes a list alone: {_python(code, name, target)}"
+        mend = f"write the list alone: {_python(code, name, target)}"
     picture = _no_picture(one)
     raise UserError(
         f"{name}: the file's top level is an object, not a list of records; {where}. "

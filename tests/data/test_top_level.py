@@ -86,7 +86,7 @@ def test_other_forms_that_everybody_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"data": [PAIR]}, "records are in the list 'data'. This writes a list alone"),
+        ({"data": [PAIR]}, "records are in the list 'data'. Write the list alone"),
         ({"description": "pets", "data": [PAIR]}, "in the list 'data'"),
         ({"train": [PAIR], "test": [PAIR]}, "in the lists 'train', 'test'"),
         ({"set": {"train": [PAIR]}}, "in the list 'set.train'"),
