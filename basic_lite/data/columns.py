@@ -63,6 +63,11 @@ def _found(asked: tuple[tuple[str, str], ...], present: tuple[str, ...]) -> Mapp
     names: dict[str, str] = {}
     for name in present:
         names.setdefault(plain_name(name), name)
+    # These mean something beside or without certain others alone.
+    if "answers" not in names:
+        names.pop("multiple_choice_answer", None)
+    if names.keys() & {*COLUMNS["question"], "caption", "captions", "description"} - {"questions"}:
+        names.pop("questions", None)
     found = {ours: theirs for ours, theirs in asked if theirs in present}
     # A map that names question or answer means those, even where a conversation is there too.
     pairs = {"question", "answer"} & found.keys() and "conversations" not in found

@@ -155,7 +155,9 @@ def _spans(held: HeldFile, columns: Mapping[str, str]) -> Iterator[tuple[int, in
         start = file.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
         if start.startswith(b"["):
             require_flat(start.decode("utf-8", "ignore"), held.size <= HEAD, columns, held.name)
-        several = start.startswith(b"{") and _several_lines(start, file, held, columns)
+        # A first line that is longer than what is read here is a long record, by the file's name.
+        long_line = held.path.suffix.lower() == ".jsonl" and len(start) > HEAD // 2 and b"\n" not in start
+        several = start.startswith(b"{") and not long_line and _several_lines(start, file, held, columns)
         file.seek(0)
         lines = held.path.suffix.lower() == ".jsonl" and start.startswith(b"{") and not several
         if not lines:

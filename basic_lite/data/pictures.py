@@ -86,7 +86,7 @@ def filled_column(row: Mapping[str, Any], names: Sequence[str], whose: str = "it
         BadRecord: there are an image and images, and they differ.
     """
     filled = [name for name in names if is_filled(row.get(name))]
-    twins = [name for name in filled if plain_name(name) in _TWINS]
+    twins = [name for name in filled if plain_name(name) in _TWINS and not isinstance(row[name], (bool, int, float))]
     one, *others = (_listed(row[name]) for name in twins) if twins else ([],)
     if any(other != one for other in others):
         what = " and ".join(f"{name!r} ({shown(row[name])})" for name in twins)

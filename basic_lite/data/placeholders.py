@@ -11,7 +11,7 @@ from basic_lite.data.problems import BadPlaceholders, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Turn
 
 # Phi-3's <|image_1|>, MMMU's <image 1>, and <Image>: one for each picture.
-_TAKEN = re.compile(r"<image[_ ](\d{1,6})>|<\|image_(\d{1,6})\|>|<image>", re.IGNORECASE)
+_TAKEN = re.compile(r"<image[_ ]?(\d{1,6})>|<\|image_(\d{1,6})\|>|<image>", re.IGNORECASE)
 # What looks like a mark for a picture. Some of these may be words, as of HTML. No repetition is without a bound: a
 # long text would take for ever.
 _MARKS = re.compile(

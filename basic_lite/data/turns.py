@@ -20,7 +20,7 @@ from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
 from basic_lite.data.unclear import require_one_question, require_shown_options
-from basic_lite.data.unfit import refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
+from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
@@ -59,7 +59,10 @@ class _Row:
     """A row with our names for its columns, and the pictures that its turns bring along."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str], image_dir: str) -> None:
-        self.row, self.columns, self.image_dir = row, find_columns(columns, row), image_dir
+        # Tables that were joined have VQA's column in all rows, and nothing in it where a row isn't of VQA.
+        named = [name for name in row if name != "multiple_choice_answer" or is_filled(row[name])]
+        known = {ours: theirs for ours, theirs in columns.items() if theirs in named}
+        self.row, self.columns, self.image_dir = row, find_columns(known, named), image_dir
         # In the order of the placeholders of the human turns; None: the next of the row's own pictures.
         self.pictures: list[ImageRef | None] = []
         self.in_parts = False
@@ -83,12 +86,13 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
         raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
     one = _Row(row, columns, image_dir)
     refuse_unfit(row, one.columns)
-    column = filled_column(row, picture_columns(one.columns, row))
-    images = tuple(images_of(row.get(column), image_dir))
+    first, *others = picture_columns(one.columns, row) or ("",)
+    column = filled_column(row, [first, *(name for name in others if holds_pictures(name, row[name]))])
+    images = tuple(images_of(row.get(column or ""), image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     if one.get("conversations") is None:
-        asked = "\n".join(turn.text for turn in turns if turn.role == "human")
+        asked = "\n".join(turn.text for turn in turns if turn.role != "gpt")
         require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)
     # A column of an unusual name was mapped by the user, who so says which pictures there are.
@@ -259,7 +263,9 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
     text = _text(value, number, role, row)
     if usual:
         return Turn(role, clean(text))
-    if own := list(images_of(turn.get(filled_column(turn, PICTURES_OF_TURN, f"turn {number}")), row.image_dir)):
+    held = turn.get(filled_column(turn, PICTURES_OF_TURN, f"turn {number}") or "")
+    # A number or a flag says how many there are, or that there is one.
+    if own := [] if isinstance(held, (bool, int, float)) else list(images_of(held, row.image_dir)):
         _require_user(number, role)
         text = _with_own_pictures(text, own, first, number, row)
     return Turn(role, clean(text), role != "gpt" or is_learned(turn, number))

@@ -14,6 +14,10 @@ _TEXTS = {name for ours in ("conversations", "question", "answer") for name in C
 # An answer that points at an option: B, (B), B. and so on.
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
 _NUMBER = re.compile(r"\(?(\d+)[).:]?")
+# A letter before an option: A. cat, (A) cat, A: cat.
+_MARKED = re.compile(r"^\(?[A-Ja-j][).:]\s*")
+# What stands where a row has fewer options than others.
+_NO_OPTION = {"", "nan", "none", "null", "n/a", "-"}
 # Between options in one text, be it a person's, or a list as numpy writes it.
 _BETWEEN = re.compile(r"[\n;|,]|'\s+'|\"\s+\"|(?=\b[B-J][.):]\s)")
 # Characters. A list of options that a program wrote into one cell of a table is no longer than this.
@@ -87,11 +91,14 @@ def require_shown_options(row: Mapping[str, Any], asked: str, answer: Any) -> No
     """
     name, options = _options(row)
     answer = next(iter(answer), None) if isinstance(answer, (list, tuple)) else answer
-    if len(options) < 2 or not _points(answer, options):
+    # Letters alone stand for what is drawn in the picture.
+    if len(options) < 2 or not _points(answer, options) or all(_LETTER.fullmatch(one) for one in options):
         return
     number = _NUMBER.fullmatch(answer.strip() if isinstance(answer, str) else str(int(answer)))
     # Numbers must be shown, too: they may count from 0 or from 1.
-    if all(one in asked for one in options) and (not number or re.search(rf"(?<!\d){number[1]}[).:]", asked)):
+    shown = asked.casefold()
+    told = [_MARKED.sub("", one).casefold() for one in options]
+    if all(one in shown for one in told) and (not number or re.search(rf"(?<!\d){number[1]}[).:]", asked)):
         return
     raise BadRecord(
         f"its answer {shorten(answer)} stands for one of the options in {name}, which aren't shown to the model",
@@ -102,13 +109,16 @@ def require_shown_options(row: Mapping[str, Any], asked: str, answer: Any) -> No
 def _options(row: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The options of a row, after the names of their columns."""
     names = options_columns(row)
-    held: Any = row[names[0]] if len(names) == 1 else [row[name] for name in names]
+    held: Any = row[names[0]] if len(names) == 1 else [row[name] for name in names if isinstance(row[name], str)]
     return ", ".join(map(repr, names)), _texts_of(held)
 
 
 def _texts_of(held: Any) -> list[str]:
     if isinstance(held, Mapping):
-        held = next((held[key] for key in ("text", "texts") if isinstance(held.get(key), list)), list(held.values()))
+        listed = next((held[key] for key in ("text", "texts") if isinstance(held.get(key), list)), None)
+        if listed is None and any(len(str(key)) > 1 for key in held):
+            return []  # settings of a program
+        held = list(held.values()) if listed is None else listed
     if isinstance(held, str) and held.strip()[:1] in ("[", "{") and len(held) <= _LONGEST_CELL:
         # MMMU, and tables, have the list as a text.
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -118,9 +128,9 @@ def _texts_of(held: Any) -> list[str]:
     if isinstance(held, (list, tuple)):
         texts = (one.get("text") if isinstance(one, Mapping) else one for one in held)
         told = (one.strip() if isinstance(one, str) else shorten(one) for one in texts if one is not None)
-        return [one for one in told if one]
+        return [one for one in told if one.lower() not in _NO_OPTION]
     if isinstance(held, str):
-        return [one.strip() for one in _BETWEEN.split(held) if one.strip()]
+        return [one for part in _BETWEEN.split(held) if (one := part.strip(" \t\"'[](){}"))]
     return []
 
 
@@ -129,7 +139,7 @@ def _points(answer: Any, options: Sequence[str]) -> bool:
     if isinstance(answer, bool) or not isinstance(answer, (int, float, str)):
         return False
     if not isinstance(answer, str):
-        return answer == answer // 1 and 0 <= answer <= len(options)
+        return answer == answer // 1 and 0 <= answer <= len(options) and str(int(answer)) not in options
     text = answer.strip()
     if text in options:
         return False

@@ -20,7 +20,12 @@ _VERDICTS = ("label", "kto_tag")
 _PICTURE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"}
 _FILE_WORDS = {"file", "files", "filename", "filenames", "path", "paths"}
 # As Qwen-VL and ms-swift write a picture into a text. HTML's <img> has no end.
-_PICTURE_IN_TEXT = re.compile(r"<img>[^<>]*</img>")
+_PICTURE_IN_TEXT = re.compile(
+    rf"<img>[^<>]{{1,1000}}(?:{'|'.join(map(re.escape, PICTURE_ENDINGS))})[^<>]{{0,1000}}</img>", re.IGNORECASE
+)
+# To such a question false isn't a verdict on the answer.
+_YES_OR_NO = {"yes", "no", "true", "false"}
+_BEFORE_AN_ANSWER = {"user", "human", "system"}
 
 
 class _Names(NamedTuple):
@@ -75,22 +80,54 @@ def refuse_unfit(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     names, used = _of(row), set(columns.values())
     _refuse_media(row, (name for name in names.media if name not in used), "it")
     chosen, rejected = names.chosen, names.rejected
-    if chosen is not None and rejected is not None and chosen not in used and is_filled(row[rejected]):
+    if (
+        chosen is not None
+        and rejected is not None
+        and chosen not in used
+        and is_filled(row[rejected])
+        # Flags and scores are no answers.
+        and all(isinstance(row[one], (str, list, dict)) for one in (chosen, rejected))
+        and not _ends_with_an_answer(row, columns)
+    ):
         raise BadRecord(
             f"it has an answer that is preferred ({chosen!r}) and one that isn't ({rejected!r}), and only single "
             "answers are learned",
             _good_answer(columns, row[chosen], chosen, rejected),
         )
     for name in names.verdicts:
-        if name not in used and _is_bad(plain_name(name), row[name]):
+        if name not in used and _is_bad(plain_name(name), row[name]) and not _says_yes_or_no(row, columns):
             raise BadRecord(
                 f"its answer is marked as a bad one ({name!r} is {shorten(row[name])}), and every answer is learned",
                 f"take the record out; if {name!r} means something else, rename it",
             )
 
 
+def _last_turn(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    turns = row.get(columns.get("conversations", ""))
+    last = turns[-1] if isinstance(turns, (list, tuple)) and turns else None
+    return last if isinstance(last, Mapping) else {}
+
+
+def _ends_with_an_answer(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    last = _last_turn(row, columns)
+    return str(last.get("from") or last.get("role")).lower() in ("gpt", "assistant", "model")
+
+
+def _says_yes_or_no(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    last = _last_turn(row, columns)
+    answer = row.get(columns.get("answer", "")) or last.get("value") or last.get("content")
+    return isinstance(answer, str) and answer.strip().strip(".!").lower() in _YES_OR_NO
+
+
 def _good_answer(columns: Mapping[str, str], value: Any, chosen: str, rejected: str) -> str:
     """How to train on the preferred answers."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
+    if isinstance(first, Mapping) and str(first.get("role") or first.get("from")).lower() in (
+        "user",
+        "human",
+        "system",
+    ):
+        return f"data.train.columns.conversations={chosen} learns the preferred answers"
     if "conversations" in columns:
         return f"add the preferred answer to the conversation as its last turn, and take {rejected!r} out"
     if "question" in columns:
@@ -162,6 +199,12 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
             f"it has no picture, but {name!r} looks like one ({shown(row[name])})",
             f"set data.train.columns.image={name} if it is the record's picture, or remove {name!r}",
         )
+
+
+def holds_pictures(name: str, value: Any) -> bool:
+    """Whether a column of a picture's usual names holds pictures: `path` and `file_name` may be those of any file."""
+    words = set(plain_name(name).split("_"))
+    return bool(words & {"image", "images"}) or _is_picture(value, by_name=bool(words & _PICTURE_WORDS))
 
 
 def _is_picture(value: Any, *, by_name: bool) -> bool:

@@ -35,6 +35,8 @@ def _yes(value: Any, key: str, number: int) -> bool:
         value = _YES_NO.get(value.strip().lower(), value)
     if isinstance(value, (int, float)) and value in (0, 1):
         return bool(value)
+    if key == "loss" and isinstance(value, float):
+        return True  # what a model had on it
     raise BadRecord(
         f"turn {number} has {key!r} {shorten(value)}, and an answer is learned as a whole or not at all",
         f"write 1 or 0, or rename {key!r} if it means something else",

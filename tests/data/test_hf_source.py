@@ -181,7 +181,9 @@ def test_nobody_is_told_of_a_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_columns_that_cannot_be_trained_on_are_seen(columns: dict[str, Any], expected: str, tmp_path: Path) -> None:
     """Of a file only the columns that are used are read, and these."""
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    datasets.Dataset.from_dict({"messages": [talk] * 2, **columns}).to_parquet(tmp_path / "a.parquet")
+    # One of two answers isn't in the conversation yet.
+    first = talk[:1] if "chosen" in columns else talk
+    datasets.Dataset.from_dict({"messages": [first, talk], **columns}).to_parquet(tmp_path / "a.parquet")
     records = load_records(SourceSection(parquet="a.parquet"), root=tmp_path)
     with pytest.raises(RecordProblem) as caught:
         records[0]

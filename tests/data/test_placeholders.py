@@ -31,7 +31,7 @@ def asked(folder: Path, images: list[str], *questions: str, answer: str = "a") -
     ("one", "two"),
     [
         ("<image_1>", "<image_2>"), ("<image 1>", "<image 2>"), ("<|image_1|>", "<|image_2|>"), ("<Image>", "<Image>"),
-        ("<image>", "<image>"), ("<IMAGE>", "<IMAGE>"), ("<Image_1>", "<Image 2>"),
+        ("<image>", "<image>"), ("<IMAGE>", "<IMAGE>"), ("<Image_1>", "<Image 2>"), ("<image1>", "<image2>"),
     ],
 )  # fmt: skip
 def test_marks_that_are_taken(tmp_path: Path, one: str, two: str) -> None:
@@ -51,7 +51,6 @@ def test_marks_that_are_taken(tmp_path: Path, one: str, two: str) -> None:
         (TWO, "<Image> or <image 1>?", "have '<Image> <image 1>' but it has 2 pictures;"),
         (TWO, "<image> or <image 1>?", "have '<image 1>' but it has 2 pictures, and <image> besides;"),
         (["a.png"], "<img> What?", "have '<img>', another program's mark"),
-        (["a.png"], "<image1> What?", "have '<image1>', another program's mark"),
         (["a.png"], "<|vision_start|><|image_pad|><|vision_end|>What?", "have '<|vision_start|> <|image_pad|> <|vis"),
         (["a.png"], "<|vision_start|><image><|vision_end|>What?", "have '<|vision_start|> <|vision_end|>', another"),
         (["a.png"], "<img_1> or <Picture 1>?", "have '<img_1> <Picture 1>', another program's mark"),

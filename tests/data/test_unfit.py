@@ -147,7 +147,7 @@ def test_other_labels_beside_an_answer_mean_nothing(label: Any) -> None:
     assert said(read({"prompt": "What is it?", "completion": "A cat.", "label": label})) == EXPECTED
 
 
-@pytest.mark.parametrize("text", ["Picture 1: <img>p24.png</img>\nWhat is it?", "<img>a</img><img>b</img>"])
+@pytest.mark.parametrize("text", ["Picture 1: <img>p24.png</img>\nWhat is it?", "<img>a.jpg</img><img>b.jpg</img>"])
 def test_pictures_in_qwen_vls_text_are_refused(text: str) -> None:
     for row in (asking(text), asking(TEXT, {"type": "text", "text": text}), {**PAIR, "question": text}):
         told = refusal(row)
