@@ -51,7 +51,7 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
         if 0 < layers <= 1:
             return None
         whole = f"; for a count of layers write {round(layers)}, without a dot" if layers > 1 else ""
-        return f"a fraction of the layers lies above 0 and is at most 1, found {layers}{whole}"
+        return f"give a fraction of the layers above 0 and at most 1, found {layers}{whole}"
     if layers < 1:
         return f"K = {layers} layers can't be supervised; give a count of at least 1, or a fraction like 0.5"
     if total is not None and layers > total:

@@ -99,7 +99,7 @@ kernels: triton
         ":18:21: lora.targets.1: 'lm_head' is a vocabulary table",
         ":21:13: data.train.0.path: one source can't be data.train.0.path and data.train.0.hub",
         ":23:7: data.train.1: the source names no data",
-        ":25:11: supervision.layers: a fraction of the layers lies above 0 and is at most 1",
+        ":25:11: supervision.layers: give a fraction of the layers above 0 and at most 1",
         ":26:10: kernels: triton needs a GPU",
         ":1:7: name: expected text, found the number 7",
         "command line: lora.rnk: there is no such key; did you mean `lora.rank`?",
