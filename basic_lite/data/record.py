@@ -11,6 +11,20 @@ Role = Literal["human", "gpt", "system"]
 IMAGE_PLACEHOLDER = "<image>"
 
 
+# How data names who speaks, in small letters.
+ROLES: dict[str, Role] = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "chatgpt": "gpt",
+    "model": "gpt",
+    "bot": "gpt",
+    "system": "system",
+    "developer": "system",
+}
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn as the record has it; in a human turn `<image>` stands where an image goes.

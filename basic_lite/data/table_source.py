@@ -112,8 +112,8 @@ class TableSource:
             )
             target = self.path.with_name(f"{self.path.stem}_commas.csv").name
             raise UserError(
-                f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. This "
-                f'writes it with commas: python -c "{code}" {command_line([self.name, target])}'
+                f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. Write "
+                f'it with commas: python -c "{code}" {command_line([self.name, target])}'
             )
         pictures = [at for at, cell in enumerate(first) if cell.strip().lower().endswith(PICTURE_ENDINGS)]
         if pictures:

@@ -18,23 +18,12 @@ from basic_lite.data.pictures import filled_column, image_at, images_of, is_fill
 from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
-from basic_lite.data.record import IMAGE_PLACEHOLDER, Role, Turn
+from basic_lite.data.record import IMAGE_PLACEHOLDER, ROLES, Role, Turn
 from basic_lite.data.unclear import require_one_question, require_shown_options
 from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
-_ROLES: dict[str, Role] = {
-    "human": "human",
-    "user": "human",
-    "gpt": "gpt",
-    "assistant": "gpt",
-    "chatgpt": "gpt",
-    "model": "gpt",
-    "bot": "gpt",
-    "system": "system",
-    "developer": "system",
-}
 # A turn with no other keys says who speaks, and what.
 _USUAL = frozenset(("from", "value", "role", "content"))
 # Where a turn has a call of a tool.
@@ -252,7 +241,7 @@ def _turn(turn: Any, number: int, row: _Row) -> Turn:
         if called := next((key for key in _CALLS if turn.get(key)), None):
             raise BadRecord(f"turn {number} calls a tool ({called!r})", "tools aren't trained; take the record out")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
-    role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         what = "doesn't say who speaks" if speaker is None else f"is from {shorten(speaker)}"
         from_value = "from" in turn or ("role" not in turn and "value" in turn)

@@ -9,6 +9,7 @@ from basic_lite.data.columns import plain_name
 from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.pictures import is_filled, shown
 from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.data.record import ROLES, Role
 
 _NO_MEDIA = "videos and sound aren't trained"
 # Names of columns, and of keys in a turn or in a part of one, that hold a video or sound.
@@ -25,7 +26,6 @@ _PICTURE_IN_TEXT = re.compile(
 )
 # To such a question false isn't a verdict on the answer.
 _YES_OR_NO = {"yes", "no", "true", "false"}
-_BEFORE_AN_ANSWER = {"user", "human", "system"}
 
 
 class _Names(NamedTuple):
@@ -109,8 +109,11 @@ def _last_turn(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[st
 
 
 def _ends_with_an_answer(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
-    last = _last_turn(row, columns)
-    return str(last.get("from") or last.get("role")).lower() in ("gpt", "assistant", "model")
+    return _role_of(_last_turn(row, columns)) == "gpt"
+
+
+def _role_of(turn: Mapping[str, Any]) -> Role | None:
+    return ROLES.get(str(turn.get("from") or turn.get("role")).strip().lower())
 
 
 def _says_yes_or_no(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
@@ -122,11 +125,7 @@ def _says_yes_or_no(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
 def _good_answer(columns: Mapping[str, str], value: Any, chosen: str, rejected: str) -> str:
     """How to train on the preferred answers."""
     first = value[0] if isinstance(value, (list, tuple)) and value else None
-    if isinstance(first, Mapping) and str(first.get("role") or first.get("from")).lower() in (
-        "user",
-        "human",
-        "system",
-    ):
+    if isinstance(first, Mapping) and _role_of(first) in ("human", "system"):
         return f"data.train.columns.conversations={chosen} learns the preferred answers"
     if "conversations" in columns:
         return f"add the preferred answer to the conversation as its last turn, and take {rejected!r} out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,16 @@ def test_other_weights_are_refused(change: Callable[[Tensor], Tensor], monkeypat
     with pytest.raises(UserError, match=r"in layer 1 a text's first tokens get .*; set supervision.token_weights to a"):
         try_attention(language_model, 2)
     assert language_model.config._attn_implementation == name
+
+
+def test_it_keeps_no_model_alive() -> None:
+    """A run of two stages loads one model after the other, and a card has room for one."""
+    model = kit.tiny_llava()
+    try_attention(model.model.language_model, 2)
+    kept = weakref.ref(model.model.language_model.layers[0])
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_mask_of_the_models_own_is_refused() -> None:

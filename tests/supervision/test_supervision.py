@@ -81,7 +81,7 @@ def test_layer_counts() -> None:
         with pytest.raises(UserError, match=f"K = {bad} layers .* at least 1"):
             supervised_layers(bad, 32)
     for bad in (0.0, 1.5, 16.0, -0.5):
-        with pytest.raises(UserError, match=r"supervision\.layers: a fraction .*found"):
+        with pytest.raises(UserError, match=r"supervision\.layers: give a fraction .*found"):
             supervised_layers(bad, 32)
 
 
