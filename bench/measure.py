@@ -25,7 +25,8 @@ from basic_lite.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    "torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "flash-linear-attention", "trl", "numpy"
+    "torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "flash-linear-attention", "trl", "numpy",
+    "pillow",
 )  # fmt: skip
 
 # A GPU row is timed for this long, after a warm-up; a CPU row as long as the caller says.

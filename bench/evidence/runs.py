@@ -31,19 +31,19 @@ def run_all(world: EvidenceWorld, variants: Sequence[str], seeds: int, out: Path
         UserError: a variant that there isn't, keys that this version doesn't have, or results of another set-up.
     """
     torch.set_num_threads(1)
-    setup = world.setup()
-    work = work_folder(world, setup)
     for name in variants:
         if name not in VARIANTS:
             raise UserError(f"--variants: {name!r} is none of {', '.join(VARIANTS)}")
         # All of them are read before the first is run: an unknown key must not stop a night's work.
         for stage in STAGES:
-            world.recipe(stage, work, VARIANTS[name], 0)
+            world.recipe(stage, Path("runs"), VARIANTS[name], 0)
     for seed in range(seeds):
+        setup = world.setup(seed)
+        require_same_setup(out / world.name, seed, setup)
+        work = work_folder(world, setup)
         for name in variants:
             path = result_path(out, world.name, name, seed)
             if path.is_file():
-                require_same_setup(path, setup)
                 print(f"{path.name}: done before", flush=True)
                 continue
             try:
@@ -99,20 +99,34 @@ def result_path(out: Path, world: str, variant: str, seed: int) -> Path:
     return out / world / f"{variant}_{seed}.json"
 
 
-def require_same_setup(path: Path, setup: Mapping[str, Any]) -> None:
-    """Refuse to put results of two set-ups beside each other.
+def require_same_setup(folder: Path, seed: int, setup: Mapping[str, Any]) -> None:
+    """Refuse to put results of two set-ups beside each other. The start is fitted anew for each seed.
 
     Raises:
-        UserError: the file has another one.
+        UserError: a result in the folder has another one.
     """
-    before = json.loads(path.read_text(encoding="utf-8"))["setup"]
-    now = json.loads(json.dumps(setup))
-    if before != now:
+    now = _flat(setup)
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        before = _flat(result["setup"])
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        raise UserError(
-            f"{path} was made with another set-up ({', '.join(keys)} differ), so new results can't stand beside it; "
-            "choose another --out, or delete the old results"
-        )
+        if result["seed"] != seed:
+            keys = [key for key in keys if key != "start"]
+        if keys:
+            found = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys)
+            raise UserError(
+                f"{path} was made with another set-up ({found}), so new results can't stand beside it. Choose another "
+                "--out, delete the old results, or install the versions that they name (another Pillow draws other "
+                "pictures)."
+            )
+
+
+def _flat(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """{"stage1.steps": 160, …}, as JSON reads it back."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(setup)).items():
+        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def read_results(out: Path, world: str) -> list[dict[str, Any]]:

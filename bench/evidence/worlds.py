@@ -84,9 +84,9 @@ class EvidenceWorld:
         source = SourceSection(path=str(self.held_out[stage]), image_dir=str(self.images), limit=count)
         return list(load_records(source, root=Path.cwd()))
 
-    def setup(self) -> dict[str, Any]:
-        """What results must share to be compared: schedule, data and weights."""
-        recipes = [self.recipe(stage, Path("runs"), {}, 0) for stage in STAGES]
+    def setup(self, seed: int) -> dict[str, Any]:
+        """What results of a seed must share to be compared: schedule, data and weights."""
+        recipes = [self.recipe(stage, Path("runs"), {}, seed) for stage in STAGES]
         setup: dict[str, Any] = {"held_out": dict(self.sizes)}
         for recipe in recipes:
             training = recipe.training

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from basic_lite.errors import UserError
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.training.assembly import load_for_training, make_step, preflight
 from basic_lite.training.step import StepCounts
@@ -19,7 +20,7 @@ from bench.evidence.__main__ import main
 from bench.evidence.intervals import over_samples, over_seeds
 from bench.evidence.measure import batch_of, losses
 from bench.evidence.report import came_out, curves
-from bench.evidence.runs import read_results
+from bench.evidence.runs import read_results, require_same_setup
 from bench.evidence.variants import PARTS, VARIANTS
 from bench.evidence.worlds import demo_world, word_f1
 
@@ -74,7 +75,19 @@ def test_results_of_another_set_up_are_refused(cache: Path, capsys: pytest.Captu
     result["setup"]["stage1"]["steps"] = 5
     path.write_text(json.dumps(result))
     assert run(cache, "--seeds", "1", "--variants", "off") == 2
-    assert "stage1 differ" in capsys.readouterr().err
+    assert "stage1.steps was 5 and is 4" in capsys.readouterr().err
+
+
+def test_each_seed_has_its_own_start(tmp_path: Path) -> None:
+    """A result of another seed may have another start, one of the same seed may not."""
+    result = {"seed": 0, "setup": {"start": "a", "stage1": {"steps": 4}}}
+    (tmp_path / "off_0.json").write_text(json.dumps(result))
+    require_same_setup(tmp_path, 0, result["setup"])
+    require_same_setup(tmp_path, 1, {"start": "b", "stage1": {"steps": 4}})
+    with pytest.raises(UserError, match="start was a and is b"):
+        require_same_setup(tmp_path, 0, {"start": "b", "stage1": {"steps": 4}})
+    with pytest.raises(UserError, match="steps was 4 and is 5"):
+        require_same_setup(tmp_path, 1, {"start": "b", "stage1": {"steps": 5}})
 
 
 def test_an_unknown_variant_is_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
