@@ -12,7 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from basic_lite.training.points import Points
 
 WIDTH, HEIGHT = 480, 236
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
+# On the left: six characters of the widest common font, and the name of what is drawn beside them.
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 46
 # Beyond it differences and powers of numbers would be infinite. Nothing that is measured is so large.
 FAR = 1e100
 # A longer line is thinned: more points than pixels show nothing.
