@@ -121,7 +121,9 @@ def test_words_stream_and_stop(opened: Callable[..., Browser], tmp_path: Path) -
     browser = opened(parrot, WIDE)
     browser.ask("go on")
     wait(lambda: browser.said() and "word word" in browser.said()[0], "words")
-    browser.one("#question button.stop-button").click()
+    # While an answer streams, the button is replaced now and then, so it is found and clicked in one go.
+    script = "const one = document.querySelector('#question button.stop-button'); one?.click(); return !!one"
+    wait(lambda: browser.driver.execute_script(script), "the button that stops it")
     wait(lambda: browser.all("#question button.submit-button"), "end")
     (kept,) = browser.said()
     time.sleep(0.5)
