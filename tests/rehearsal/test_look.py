@@ -57,7 +57,7 @@ def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> N
     # Of 1,024 samples every second one keeps its six layers on this machine, 64 rows of 256 numbers each.
     assert rehearsed.look.peak_bytes > 512 * 6 * 64 * 256 * 4
     console = Console(file=io.StringIO(), width=200)
-    found = estimate(recipe, gpu_gib=1.2 * rehearsed.peak_bytes / 2**30, console=console)
+    found = estimate(recipe, gpu=1.2 * rehearsed.peak_bytes / 2**30, console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a look at the premise" in text and "it needs more than a step" in text and "doesn't fit" in text
     (advice,) = found.advice

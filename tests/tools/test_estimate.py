@@ -40,7 +40,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(recipe: Recipe, gpu_gib: float | None, **options: Any) -> tuple[Estimate, str]:
     console = Console(file=io.StringIO(), width=160)
-    found = estimate(recipe, gpu_gib=gpu_gib, console=console, **options)
+    found = estimate(recipe, gpu=gpu_gib, console=console, **options)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
