@@ -5,9 +5,8 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
@@ -39,7 +38,7 @@ from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
 from basic_lite.training.software import versions_of
 from basic_lite.training.start import Origin, notes_on
-from basic_lite.training.step import Mark, TrainStep
+from basic_lite.training.step import Autocast, Mark, TrainStep
 from basic_lite_kernels.operations import Operations
 
 # It makes all float32 products TF32, whatever a program asks for.
@@ -193,8 +192,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     settings = recipe.supervision
     supervision = supervision_of(loaded, settings, watch(operations), seed=recipe.seed)
     if supervision.active and supervision.reads_attention:
-        autocast = autocast_of(recipe, supervision.device)
-        with autocast() if autocast is not None else nullcontext():
+        with autocast_of(recipe, supervision.device)():
             try_attention(loaded.parts.language_model, supervision.layers)
     if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
         say(
@@ -232,16 +230,14 @@ def software_of(device: torch.device) -> dict[str, str]:
     return versions_of(build, name)
 
 
-def autocast_of(
-    recipe: Recipe, device: torch.device, processes: Processes = ALONE
-) -> Callable[[], AbstractContextManager[Any]] | None:
-    """The context that the model's forward runs in; None: none.
+def autocast_of(recipe: Recipe, device: torch.device, processes: Processes = ALONE) -> Autocast:
+    """The context that the model's forward runs in; ``nullcontext`` where there is no autocast.
 
     Without a cache: it would keep a bf16 copy of each float32 adapter until the forward is over, 610 MiB in 7B at rank
     128, and none is used twice in a forward. A recomputed layer makes its copies anew either way.
     """
     if not uses_autocast(recipe, device):
-        return None
+        return nullcontext
     if processes.accelerator is not None:
         return functools.partial(processes.accelerator.autocast, autocast_handler=AutocastKwargs(cache_enabled=False))
     return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)

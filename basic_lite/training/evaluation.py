@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Container, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from basic_lite.supervision.premise import SeenPatches, see_patches
 from basic_lite.training.batches import loading
 from basic_lite.training.loss_text import NO_NUMBER, loss_text
 from basic_lite.training.recovery import Recovery
-from basic_lite.training.step import StepCounts, TrainStep
+from basic_lite.training.step import Autocast, StepCounts, TrainStep
 
 T = TypeVar("T")
 
@@ -125,12 +124,10 @@ def overfit_text(
     return f"{rise}: the model learns the training data by heart; try training.{shorter}, or more data"
 
 
-def if_memory_allows(
-    work: Callable[[], T], autocast: Callable[[], AbstractContextManager[Any]] | None, too_little: Callable[[], None]
-) -> T | None:
+def if_memory_allows(work: Callable[[], T], autocast: Autocast, too_little: Callable[[], None]) -> T | None:
     """What ``work`` gives under the training's autocast; where memory ran out ``too_little`` is called, and None."""
     try:
-        with autocast() if autocast is not None else nullcontext():
+        with autocast():
             return work()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -161,7 +158,7 @@ class RefinementLog:
     batches: Sequence[dict[str, Tensor]]  # of samples with images; none: nothing is measured
     tokenizer: Any
     say: Say
-    autocast: Callable[[], AbstractContextManager[Any]] | None
+    autocast: Autocast
     fresh: bool  # the projector starts untrained, so its output at step 0 is noise and no reason to warn
     _told: set[str] = field(default_factory=set, init=False, repr=False)  # names of illnesses
 

@@ -6,7 +6,6 @@ with their own picture, with another one, and without any.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +33,7 @@ from basic_lite.training.answer_file import Answers
 from basic_lite.training.best_text import GENERATED, NO_SCORE, OTHER_SCORE, SCORE
 from basic_lite.training.interview import Interview, ways
 from basic_lite.training.processes import Processes
+from basic_lite.training.step import Autocast
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class HeldOutScore:
         report: DataReport,
         processes: Processes,
         say: Say,
-        autocast: Callable[[], AbstractContextManager[Any]] | None,
+        autocast: Autocast,
         *,
         longest: int,
     ) -> None:
@@ -224,7 +224,7 @@ class HeldOutScore:
         self.loaded.model.eval()
         while True:
             try:
-                with self._autocast() if self._autocast is not None else nullcontext():
+                with self._autocast():
                     for (shown, _, record, pictures), own in shares:
                         self._interview(kept, size).ask(shown, own, record, pictures)
                 return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ DIGITS = 4
 def measured(run: Path, recipe: Recipe, world: EvidenceWorld) -> dict[str, Any]:
     """Everything that the evidence says of one trained stage, ready for JSON."""
     loaded, bundle = load_trained(run, CPU)
-    context = autocast_of(recipe, CPU)
-    with context() if context is not None else nullcontext():
+    with autocast_of(recipe, CPU)():
         records = world.records(recipe.stage, world.sizes["losses"])
         other = other_images(records, SHUFFLE_SEED)
         shuffled = [replace(record, images=other(i)) for i, record in enumerate(records)]

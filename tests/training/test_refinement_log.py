@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ def curve(gain: Interval, health: Health | None) -> RefinementCurve:
 
 def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, None, fresh=True)
+    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, nullcontext, fresh=True)
     fails, unknown = Interval(-0.02, -0.03, -0.01), Interval(-0.02, -0.03, 0.01)
 
     def measured(step: int, gain: Interval, health: Health | None) -> list[str]:
@@ -38,5 +39,5 @@ def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: py
     assert measured(0, fails, None) == [], "a fresh projector's v is noise"
     assert measured(2, fails, GIANT) == [warning[:26], giant]
     assert measured(4, unknown, GIANT) == measured(6, Interval(0.02, 0.01, 0.03), GIANT) == []
-    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, None, fresh=True)
+    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, nullcontext, fresh=True)
     assert measured(0, fails, GIANT)[0].startswith("note: step 0: giant target"), "the LLM makes giants of noise too"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,7 @@ class OpenRun:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What the run's forwards were under."""
-        made = autocast_of(self.recipe, self.device)
-        return nullcontext() if made is None else made()
+        return autocast_of(self.recipe, self.device)()
 
     def batches(self, data: SourceSection | None, samples: int | None, say: Say) -> list[dict[str, Tensor]]:
         """Batches of samples with pictures, on the host: those that the run itself looks at, or those of other data.
