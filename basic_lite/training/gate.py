@@ -32,12 +32,12 @@ from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinem
 from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.gate_state import GateState, gate_words
 from basic_lite.training.looks import COST, Looks, Trials, looks_of, shared_out
 from basic_lite.training.processes import Processes
 from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import first_samples, samples_in
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.step import Autocast, TrainStep
 
 

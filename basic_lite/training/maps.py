@@ -21,11 +21,11 @@ from basic_lite.supervision.layout import TextQueries
 from basic_lite.supervision.picture_maps import PictureMaps, picture_maps
 from basic_lite.supervision.token_maps import measure_maps, shown_layers
 from basic_lite.training.assembly import autocast_of, supervision_of
-from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX
 from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import MAPS, read_json
+from basic_lite.training.refinement_log import if_memory_allows
 
 # Pictures of a run whose maps are kept, and records that are looked through for as many different ones.
 KEPT, SEARCHED = 3, 60

@@ -16,10 +16,10 @@ from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.scoring.questions import question_of
 from basic_lite.training.answer import answer
-from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX, RunLog
 from basic_lite.training.places import SAMPLES
+from basic_lite.training.refinement_log import if_memory_allows
 from basic_lite.training.step import Autocast
 
 # Tokens of an answer at most, so that no model writes for minutes.

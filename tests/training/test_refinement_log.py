@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from basic_lite.supervision import Health, Interval, RefinementCurve
-from basic_lite.training import evaluation
-from basic_lite.training.evaluation import RefinementLog
+from basic_lite.training import refinement_log
+from basic_lite.training.refinement_log import RefinementLog
 from tests.support import supervision as kit
 
 GIANT = Health([2, 300], [2, 280], [0.01, 0.98], [3, 507], [0.0, 0.1], [0.5, 0.8], [1.0, 0.03])
@@ -29,7 +29,7 @@ def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: py
         """How each line begins, after the curve's."""
         said.clear()
         seen = SimpleNamespace(curve=lambda: curve(gain, health))
-        monkeypatch.setattr(evaluation, "see_patches", lambda *_, **__: seen)
+        monkeypatch.setattr(refinement_log, "see_patches", lambda *_, **__: seen)
         found = log.measure(step)
         assert found is not None and found[0]["refinement"]["gains"][-1] == gain and found[1] is seen
         assert said[0].startswith(f"step {step}: BASIC's premise") and gain.text in said[0]

@@ -27,9 +27,9 @@ from basic_lite.training import loop
 from basic_lite.training.assembly import load_for_training
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import OPTIMIZER, TRAINING, open_bundle
-from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
+from basic_lite.training.refinement_log import RefinementLog
 from basic_lite.training.start import find_origin
 from basic_lite.training.start_names import resolve_start
 from tests.support.runs import (

@@ -28,9 +28,9 @@ from basic_lite.training.assembly import autocast_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
 from basic_lite.training.maps import reading_supervision
 from basic_lite.training.places import RECIPE_YAML
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH, curve_batches
 
 # A description costs a generation for each picture.
 _AT_ONCE = 4

@@ -19,10 +19,9 @@ from basic_lite.tools.report.html import fill, write_page
 from basic_lite.tools.report.scores import score_charts, verdict_of
 from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.training.best_text import best_of
-from basic_lite.training.evaluation import RISE
 from basic_lite.training.known_before import known_before
 from basic_lite.training.log_lines import damaged_text
-from basic_lite.training.loss_text import NO_NUMBER, loss_text
+from basic_lite.training.loss_text import NO_NUMBER, RISE, loss_text
 from basic_lite.training.places import REPORT
 from basic_lite.training.progress import duration_text
 

@@ -8,10 +8,10 @@ from basic_lite.console import Say, command_line
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.assembly import autocast_of
-from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
 from basic_lite.training.processes import Processes
+from basic_lite.training.refinement_log import if_memory_allows
 from basic_lite.training.step import Autocast
 from basic_lite.training.text_probe.measure import TOKENS_AT_ONCE, measure
 from basic_lite.training.text_probe.outcome import KEY, NoOutcome, Outcome
