@@ -35,7 +35,7 @@ from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
 from basic_lite.training.maps import ReportMaps
-from basic_lite.training.places import is_run
+from basic_lite.training.places import is_run, run_path
 from basic_lite.training.processes import Processes, connect, take_device
 from basic_lite.training.projector_start import match_projector
 from basic_lite.training.recovery import memory_needed
@@ -48,7 +48,7 @@ from basic_lite.training.run_folder import (
     require_same_data,
     require_writable,
 )
-from basic_lite.training.stage import changes, look_at_stage, run_path
+from basic_lite.training.stage import changes, look_at_stage
 from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -234,7 +234,7 @@ def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, say: Sa
     with processes.together():
         if processes.is_main:
             look_at_run_folder(recipe, **how)
-            path = Path(recipe.output) / recipe.name
+            path = run_path(recipe)
             new = missing_folders(path)
             require_writable(path)
             stack.callback(remove_empty, new or [path])  # a start that was refused leaves nothing

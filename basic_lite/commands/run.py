@@ -36,7 +36,7 @@ def run(
     from basic_lite.console import command_line
     from basic_lite.recipe.sequence import load_sequence
     from basic_lite.tools.stages import look_ahead
-    from basic_lite.training.stage import run_path
+    from basic_lite.training.places import run_path
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("`run` works in one process; with several, train each recipe with `basic-lite train`")

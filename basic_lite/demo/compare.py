@@ -17,7 +17,7 @@ from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import Side
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.report.page import write_report
-from basic_lite.training.stage import run_path
+from basic_lite.training.places import run_path
 
 PAGE, OUTPUT = "compare.html", "output.txt"
 ON, OFF, MEASURED = "BASIC on", "BASIC off", "BASIC where its premise holds"

@@ -27,10 +27,10 @@ from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
-from basic_lite.training.places import MANIFEST, holds_bundle
+from basic_lite.training.places import MANIFEST, holds_bundle, run_path
 from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
-from basic_lite.training.stage import look_at_stage, run_path
+from basic_lite.training.stage import look_at_stage
 from basic_lite.training.start import find_origin
 
 

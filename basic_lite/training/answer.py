@@ -32,17 +32,12 @@ def enough_for(batch_size: int, option: str, of_one: str) -> AbstractContextMana
     return enough_memory(mend, f"with {batch_size} question{'s' * (batch_size > 1)} at once")
 
 
-def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None) -> ChatFormat:
+def chat_format(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:
     """The conversation format to ask a model in: ``template``, else the one it was trained with.
 
     `plain`, the format of caption training, has no question. A model trained with it is asked in its tokenizer's own
     format, or in `v1` where the tokenizer has none.
     """
-    return format_before_weights(recipe, loaded.frontend, template)
-
-
-def format_before_weights(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:
-    """As ``chat_format``, of a model whose weights aren't loaded."""
     if template is None and recipe.data.template == "plain":
         template = "tokenizer" if frontend.tokenizer.chat_template else "v1"
     return ChatFormat(

@@ -28,7 +28,7 @@ from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimat
 from basic_lite.scoring.metrics.named import METRICS, Metric
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.scoring.questions import Question, ready_to_ask
-from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, format_before_weights
+from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, chat_format
 from basic_lite.training.answer_file import Answers
 from basic_lite.training.best_text import GENERATED, NO_SCORE, OTHER_SCORE, SCORE
 from basic_lite.training.interview import Interview, ways
@@ -104,7 +104,7 @@ class Sample:
         Raises:
             BadRecord: a question can't be asked, or its answer can't be read by the metric.
         """
-        chat, metric = format_before_weights(recipe, frontend), METRICS[recipe.training.eval_metric]
+        chat, metric = chat_format(recipe, frontend), METRICS[recipe.training.eval_metric]
         questions = sample_of(data, report, recipe.training.eval_generate)
         asked = ready_to_ask(
             questions,

@@ -9,14 +9,9 @@ from basic_lite.training.bundle_files import find_bundle, look_at_bundle
 from basic_lite.training.differences import differences
 from basic_lite.training.files import sha256
 from basic_lite.training.inputs import with_start
-from basic_lite.training.places import MANIFEST, holds_bundle, is_run
+from basic_lite.training.places import MANIFEST, holds_bundle, is_run, run_path
 from basic_lite.training.run_folder import RunFolder, look_at_run_folder
 from basic_lite.training.start_names import PROJECTOR
-
-
-def run_path(recipe: Recipe) -> Path:
-    """The run folder of a recipe."""
-    return Path(recipe.output) / recipe.name
 
 
 def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:

@@ -71,7 +71,7 @@ def losses(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> tuple[l
 
 
 def batch_of(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> dict[str, Tensor]:
-    chat = chat_format(recipe, loaded, recipe.data.template)
+    chat = chat_format(recipe, loaded.frontend, recipe.data.template)
     samples: list[dict[str, Any]] = []
     for record in records:
         encoded = chat.encode(record, recipe.data.max_length)

@@ -138,7 +138,7 @@ def test_answers_and_score_are_those_of_eval(place: Path, evaluated: Path) -> No
 
 def test_the_likeliest_options_are_those_of_a_naive_computation(place: Path, evaluated: Path) -> None:
     loaded, bundle = load_trained(place / RUN, torch.device("cpu"))
-    chat = chat_format(bundle.recipe, loaded)
+    chat = chat_format(bundle.recipe, loaded.frontend)
     (stop,) = set(chat.stop_token_ids) - {loaded.tokenizer.eos_token_id} or {loaded.tokenizer.eos_token_id}
     naive, right = Naive(loaded, bundle.recipe, chat, loaded.tokenizer.decode([stop])), 0
     found = samples(evaluated, "options")

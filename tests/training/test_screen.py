@@ -83,7 +83,9 @@ def test_an_evaluation_is_on_the_terminal(tmp_path: Path) -> None:
     from basic_lite.recipe.schema import SourceSection
 
     records = list(load_records(SourceSection(**changes["data.eval"]), root=tmp_path))
-    texts = answer(loaded, chat_format(bundle.recipe, loaded), records, image_fit="pad", batch_size=1, max_new_tokens=6)
+    texts = answer(
+        loaded, chat_format(bundle.recipe, loaded.frontend), records, image_fit="pad", batch_size=1, max_new_tokens=6
+    )
     assert [one["answer"] for one in last] == [" ".join(text.split()) for text in texts]
     assert [one["picture"] for one in last] == [f"{i}.png" for i in range(7)] and last[1]["reference"] == "it is blue"
     place = lines.index(

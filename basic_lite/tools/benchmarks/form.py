@@ -18,10 +18,11 @@ from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
 from basic_lite.data.turns import clean, name_of
 from basic_lite.errors import UserError
-from basic_lite.outside import open_file, read_json_file
+from basic_lite.outside import open_file
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.scoring.metrics.named import MetricName
 from basic_lite.scoring.questions import Question
+from basic_lite.training.places import read_json
 
 # What LLaVA-1.5 adds to the questions of a benchmark, and was trained with.
 SHORT = "Answer the question using a single word or phrase."
@@ -67,7 +68,7 @@ class Published:
         elif path.suffix.lower() in (".json", ".jsonl"):
             self.first = self._first_record()
             if self.first is None:
-                top = _object_in(path)
+                top = read_json(path)
                 self.top = top if isinstance(top, Mapping) else None
 
     def _header(self) -> Sequence[str]:
@@ -251,10 +252,3 @@ def _long_cells() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _object_in(path: Path) -> Any:
-    try:
-        return read_json_file(path)
-    except (OSError, ValueError):
-        return None

@@ -121,7 +121,7 @@ class OpenRun:
         Raises:
             RecordProblem: a picture can't be read.
         """
-        chat, fit = chat_format(self.recipe, self.loaded), self.recipe.data.image_fit
+        chat, fit = chat_format(self.recipe, self.loaded.frontend), self.recipe.data.image_fit
         asked = [
             Record(n, "", one.name, (one,), (Turn("human", f"<image>\n{QUESTION}"),)) for n, one in enumerate(images)
         ]
