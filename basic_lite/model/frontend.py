@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from basic_lite.errors import UserError, all_at_once
+from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.checks import (
     add_image_token,
     require_plain_logits,
@@ -122,7 +122,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     fetch = f"fetch it first: hf download {name}"
     if what == "configuration":  # of a model that doesn't fit, the rest would be fetched for nothing
         fetch = f"fetch its configuration first, which shows whether it fits: hf download {name} config.json"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with a program of its own, and those aren't run here"
     if _SDPA in str(error):

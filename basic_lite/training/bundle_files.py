@@ -16,7 +16,7 @@ from basic_lite.outside import read_text
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
-from basic_lite.training.manifest import read_manifest
+from basic_lite.training.manifest import first_problem, read_manifest
 from basic_lite.training.places import (
     BEST,
     FINAL,
@@ -206,7 +206,7 @@ def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise UserError(
             f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
-            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({_first_problem(error)})"
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({first_problem(error)})"
         ) from error
     if models not in ([True, False, False], [False, True, True]):
         raise UserError(
@@ -214,12 +214,6 @@ def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
             "and model.llm. Restore the file, or take another bundle"
         )
     return recipe
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first key that is wrong, and how."""
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
 def require_checkpoint(bundle: Bundle) -> None:

@@ -58,6 +58,12 @@ class _Manifest(_Entry):
     target: _Target | None = None
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first key that is wrong, and how."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+
+
 def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
     """Read a manifest; one of another format only as far as its format.
 
@@ -72,6 +78,5 @@ def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
         try:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(first_problem(error)) from None
     return manifest

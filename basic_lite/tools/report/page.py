@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from basic_lite.outside import as_object
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.maps.page import heading
@@ -276,7 +276,7 @@ def _time(facts: RunFacts) -> list[tuple[str, str, str]]:
 
 def _data(facts: RunFacts) -> Iterator[tuple[str, str]]:
     for key, name in (("train", "training"), ("eval", "held-out")):
-        counts = _keys(facts.data.get(key))
+        counts = as_object(facts.data.get(key))
         with suppress(KeyError, TypeError, ValueError):  # a file that somebody changed
             text = f"{counts['used']:,} records, {counts['with_images']:,} with a picture; "
             text += f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} of them answers; "
@@ -290,17 +290,13 @@ def _dropped(facts: RunFacts) -> list[str]:
 
 
 def _machine(facts: RunFacts) -> str:
-    machine = _keys(facts.manifest.get("machine"))
+    machine = as_object(facts.manifest.get("machine"))
     return ", ".join(str(machine[key]).removeprefix("torch.") for key in ("device", "dtype") if key in machine)
-
-
-def _keys(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _versions(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the run was made with: since which step, and names with versions; then the models."""
-    models = {name: str(value) for name, value in _keys(facts.manifest.get("models")).items() if value}
+    models = {name: str(value) for name, value in as_object(facts.manifest.get("models")).items() if value}
     software = [
         (f"from step {one['step'] + 1:,}:" if one["step"] else "", list(one["versions"].items()))
         for one in facts.software
