@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from basic_lite.choices import meant
 from basic_lite.errors import UserError
 from basic_lite.model.checks import read_weight_map, require_finite_weights
+from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import (
     Frontend,
     llava_config_of,
@@ -92,8 +93,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     _require_one_of(name, ("auto", *_DTYPES), "dtype")
     if name == "auto":
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if good else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return _DTYPES[name]
 
 

@@ -91,7 +91,7 @@ def answer(
         for sample, i in zip(samples, chosen, strict=True):
             if shown := images(i) if images is not None else records[i].images:
                 sample["pixel_values"] = pixels(shown, loaded.frontend.image_processor, image_fit)
-        inputs = {name: tensor.to(parts.embeddings.weight.device) for name, tensor in collate(samples).items()}
+        inputs = {name: tensor.to(parts.device) for name, tensor in collate(samples).items()}
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_new_tokens": length}
         out = model.generate(**inputs, **generation_options(loaded, chat), **options)
         for row, i in enumerate(chosen):

@@ -18,6 +18,7 @@ from basic_lite.data.prepare import Prepared, prepare_data
 from basic_lite.data.unknown_words import spread, unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
+from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.liger import fuse
 from basic_lite.model.liger_kernels import choose_liger
@@ -188,7 +189,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         return None
-    operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
+    operations, reason = choose_kernels(recipe.kernels, loaded.parts.device, say)
     settings = recipe.supervision
     supervision = supervision_of(loaded, settings, watch(operations), seed=recipe.seed)
     if supervision.active and supervision.reads_attention:
@@ -212,7 +213,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
 def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
     """bf16 autocast: where asked for, or (``auto``) where the GPU has it."""
     if recipe.training.autocast == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_bfloat16(device)
     return recipe.training.autocast == "bfloat16"
 
 

@@ -43,7 +43,7 @@ def reading_supervision(
     Raises:
         UserError: the vocabulary table can't be used, or the target is of another model.
     """
-    operations, _ = choose_kernels("auto", loaded.parts.embeddings.weight.device, say)
+    operations, _ = choose_kernels("auto", loaded.parts.device, say)
     # A number: attention is read apart, where it can be.
     settings = settings.model_copy(update={"enabled": True, "token_weights": 1.0})
     supervision = supervision_of(loaded, settings, operations)

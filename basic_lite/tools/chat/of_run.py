@@ -60,7 +60,7 @@ class RunSpeaker:
                 record.images, self.loaded.frontend.image_processor, self.recipe.data.image_fit
             )
         batch = Collator(int(self.loaded.tokenizer.pad_token_id))([sample])
-        device = self.loaded.parts.embeddings.weight.device
+        device = self.loaded.parts.device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

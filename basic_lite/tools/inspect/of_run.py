@@ -61,8 +61,7 @@ class OpenRun:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.loaded.parts.embeddings.weight.device
-        return device
+        return self.loaded.parts.device
 
     def facts(self) -> Facts:
         """What the model is made of."""
