@@ -15,6 +15,7 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.data.problems import RecordProblem
 from basic_lite.model.families.llava import picture_views
 from basic_lite.model.load import Loaded
+from basic_lite.outside import as_object
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.layout import TextQueries
@@ -101,8 +102,8 @@ class ReportMaps:
             UserError: the vocabulary table can't be used, or the file can't be written.
         """
         step = max((line["step"] for line in lines_of(self.folder)), default=0)
-        before, path = read_json(self.folder / MAPS), self.folder / MAPS
-        if isinstance(before, dict) and before.get("step") == step:
+        path = self.folder / MAPS
+        if as_object(read_json(path)).get("step") == step:
             return
         supervision = self.supervision
         if supervision is None or not supervision.active:
