@@ -22,7 +22,7 @@ from basic_lite.model.known import known_frontend
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import rehearse
+from basic_lite.rehearsal import Rehearser
 from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.planner import ROOM
 from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
@@ -241,7 +241,7 @@ def test_shipped_recipes_fit_the_card_that_they_name(path: Path) -> None:
     recipe = load_recipe(path)
     frontend = known_frontend(recipe.model)
     assert frontend is not None, "an estimate of a shipped recipe needs no network"
-    needed_gib = rehearse(recipe, frontend, machine_of(recipe)).needed_bytes / 2**30
+    needed_gib = Rehearser(recipe, frontend, machine_of(recipe)).rehearse().needed_bytes / 2**30
     assert needed_gib == pytest.approx(float(card["needed_gib"]), abs=0.1)
     # A card sold as 24 GB shows 23.5 to 24 GiB.
     assert needed_gib <= 0.96 * int(card["gb"])
