@@ -35,7 +35,7 @@ from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
 from basic_lite.training.maps import ReportMaps
-from basic_lite.training.places import is_run, run_path
+from basic_lite.training.places import is_run
 from basic_lite.training.processes import Processes, connect, take_device
 from basic_lite.training.projector_start import match_projector
 from basic_lite.training.recovery import memory_needed
@@ -180,7 +180,7 @@ def run_stage(
         UserError: as ``train``; and without ``replace`` the folder holds another run.
     """
     if replace and changes(recipe):
-        remove(run_path(recipe))
+        remove(recipe.run_path)
     _, folder = look_at_stage(recipe, lambda text: None)
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left
     train(recipe, resume=is_run(folder.path), console=console, report=report)
@@ -234,7 +234,7 @@ def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, say: Sa
     with processes.together():
         if processes.is_main:
             look_at_run_folder(recipe, **how)
-            path = run_path(recipe)
+            path = recipe.run_path
             new = missing_folders(path)
             require_writable(path)
             stack.callback(remove_empty, new or [path])  # a start that was refused leaves nothing

@@ -38,7 +38,7 @@ from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle import require_same_model
 from basic_lite.training.inputs import require_inputs_of_plan, with_start
 from basic_lite.training.own_files import not_the_runs_own
-from basic_lite.training.places import is_run, run_path
+from basic_lite.training.places import is_run
 from basic_lite.training.run_folder import (
     kept_place,
     look_at_run_folder,
@@ -70,7 +70,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     say = speaker(console)
     recipe = with_start(recipe, say)
     require_inputs_of_plan(recipe)
-    if overwrite and (replaced := _replaced(run_path(recipe))):
+    if overwrite and (replaced := _replaced(recipe.run_path)):
         say(replaced)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
@@ -123,7 +123,7 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
     Beside it the earlier run, where it is there and fits.
     """
     found, origin = [], None
-    path = run_path(recipe)
+    path = recipe.run_path
     new = missing_folders(path)
     try:
         look_at_run_folder(recipe, resume=False, overwrite=overwrite)

@@ -27,7 +27,7 @@ from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
-from basic_lite.training.places import MANIFEST, holds_bundle, run_path
+from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
 from basic_lite.training.stage import look_at_stage
@@ -82,7 +82,7 @@ def look_ahead(
         try:
             device = _device(recipe, say, dry_run=dry_run, tell=number == 1)
             # The projector of the stage before isn't there yet, as a rule.
-            awaited = number > 1 and not holds_bundle(run_path(recipes[number - 2]))
+            awaited = number > 1 and not holds_bundle(recipes[number - 2].run_path)
             looks.append(_look(recipe, looks[-1] if looks else None, device, say, awaited=awaited))
         except UserError as error:
             for one in each_of(error):

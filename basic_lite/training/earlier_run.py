@@ -7,16 +7,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.differences import differences
-from basic_lite.training.places import (
-    BEST,
-    FINAL,
-    best_between_names,
-    best_record,
-    checkpoints_of,
-    is_finished,
-    is_run,
-    run_path,
-)
+from basic_lite.training.places import BEST, FINAL, best_between_names, best_record, checkpoints_of, is_finished, is_run
 from basic_lite.training.start_names import resolve_start
 
 
@@ -32,7 +23,7 @@ def look_at_earlier_run(recipe: Recipe, *, resume: bool) -> str | None:
     Raises:
         UserError: the folder holds a run, or there is none to go on with, or it was another recipe's.
     """
-    path = run_path(recipe)
+    path = recipe.run_path
     if resume and not path.exists():
         require_run_to_continue(path)
     if not is_run(path):

@@ -9,7 +9,7 @@ from accelerate.tracking import TensorBoardTracker
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.files import saving
 from basic_lite.training.log_lines import is_whole, whole_lines
-from basic_lite.training.places import TENSORBOARD, json_lines, run_path
+from basic_lite.training.places import TENSORBOARD, json_lines
 from basic_lite.training.processes import Processes
 from basic_lite.whole_file import whole_file
 
@@ -19,7 +19,7 @@ FIX = "Make room or allow writing there, and continue from the last checkpoint w
 
 def trackers_of(recipe: Recipe) -> list[Any]:
     """accelerate's trackers: TensorBoard into the run folder, others by name."""
-    folder = run_path(recipe)
+    folder = recipe.run_path
     return [
         TensorBoardTracker(TENSORBOARD, str(folder)) if name == "tensorboard" else name
         for name in recipe.training.trackers

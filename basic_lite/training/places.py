@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.outside import as_object, is_finite, open_file, parse_json, read_json_file
-from basic_lite.recipe.schema import Recipe
 from basic_lite.whole_file import PART
 
 # Where runs are, if a recipe's `output` names no other folder.
@@ -44,11 +43,6 @@ HELD_OUT = "held-out"
 OLD = ".old"
 # Where folders that aren't whole yet begin, beside the place they will have.
 UNFINISHED = ".basic-lite-"
-
-
-def run_path(recipe: Recipe) -> Path:
-    """The run folder of a recipe."""
-    return Path(recipe.output) / recipe.name
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from basic_lite.training.bundle_files import find_bundle, look_at_bundle
 from basic_lite.training.differences import differences
 from basic_lite.training.files import sha256
 from basic_lite.training.inputs import with_start
-from basic_lite.training.places import MANIFEST, holds_bundle, is_run, run_path
+from basic_lite.training.places import MANIFEST, holds_bundle, is_run
 from basic_lite.training.run_folder import RunFolder, look_at_run_folder
 from basic_lite.training.start_names import PROJECTOR
 
@@ -20,7 +20,7 @@ def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:
     Raises:
         UserError: its folder holds another run, or other files.
     """
-    path = run_path(recipe)
+    path = recipe.run_path
     begun = is_run(path)
     recipe = with_start(recipe, say, resume=begun)
     if changed := changes(recipe):
@@ -33,7 +33,7 @@ def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:
 
 def changes(recipe: Recipe) -> list[str]:
     """What differs between a recipe and the run in its folder, the projector that it began with included."""
-    path = run_path(recipe)
+    path = recipe.run_path
     if not holds_bundle(path):
         return []
     bundle = look_at_bundle(path)
