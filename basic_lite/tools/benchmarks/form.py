@@ -116,6 +116,16 @@ class Published:
                     f"{self.name}, line {reader.line_num + 1}: the table can't be read ({error}); fetch it again"
                 ) from error
 
+    def holds(self, names: set[str]) -> bool:
+        """Whether the file's object holds records by their ids, the first of which has keys of these names."""
+        first = next(iter((self.top or {}).values()), None)
+        return isinstance(first, Mapping) and names <= first.keys()
+
+    def lists(self, key: str, name: str) -> bool:
+        """Whether the file's object has a list of records under a key, and the first of them a key of that name."""
+        listed = (self.top or {}).get(key)
+        return isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict) and name in listed[0]
+
     def listed(self, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The records under a key of the file's object, each with its place."""
         assert self.top is not None

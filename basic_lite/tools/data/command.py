@@ -32,6 +32,7 @@ from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
@@ -98,12 +99,12 @@ def data(
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
         section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
-    recipe = _changed(recipe, {"data.train": section})
+    recipe = changed_recipe(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
     fitted = _fitted(recipe, found, report, given, say)
     if fitted.get("data.held_out"):
         fitted |= {key: value for key, value in needing.items() if key not in given}
-    recipe = _changed(recipe, fitted)
+    recipe = changed_recipe(recipe, fitted)
     changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found, asking(recipe, report))
     write_whole(target, text)
@@ -195,14 +196,6 @@ def _plain(section: Any) -> dict[str, Any]:
 def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe with the changes, and then the user's overrides."""
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
-
-
-def _changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with other values in its sections. They are this program's own, so they aren't checked again."""
-    for dotted, value in values.items():
-        name, _, key = dotted.partition(".")
-        recipe = recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={key: value})})
-    return recipe
 
 
 def _target(path: Path, overwrite: bool) -> Path:
