@@ -1,15 +1,14 @@
 """A few answers on held-out pictures at each evaluation, so that people see what the model has learnt."""
 
-import base64
-import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from basic_lite.console import Say
 from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.check import DataReport
-from basic_lite.data.images import open_image
+from basic_lite.data.images import small_copy
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
 from basic_lite.model.load import Loaded
@@ -121,13 +120,8 @@ class HeldOutAnswers:
         """A small copy of each question's first picture as a data URI, by its number; none of what can't be read."""
         found = {}
         for number, record in enumerate(self.records, start=1):
-            try:
-                small = open_image(record.images[0])
-            except RecordProblem:
-                continue
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            small.save(data := io.BytesIO(), "JPEG", quality=80)
-            found[str(number)] = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+            with suppress(RecordProblem):
+                found[str(number)] = small_copy(record.images[0], _THUMBNAIL, 80)
         return found
 
     def _ask(self, record: Record, number: int) -> Answered:
