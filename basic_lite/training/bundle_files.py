@@ -16,7 +16,7 @@ from basic_lite.outside import read_text
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
-from basic_lite.training.manifest import first_problem, read_manifest
+from basic_lite.training.manifest import FORMAT, first_problem, read_manifest
 from basic_lite.training.places import (
     BEST,
     FINAL,
@@ -33,7 +33,6 @@ from basic_lite.training.places import (
 )
 from basic_lite.version import __version__
 
-FORMAT = 1
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # What a checkpoint has besides.
 OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetensors", "training.json"
@@ -158,7 +157,7 @@ def look_at_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> B
 
 def _read(folder: Path, *, whole: bool) -> Bundle:
     try:
-        manifest = read_manifest(folder / MANIFEST, FORMAT)
+        manifest = read_manifest(folder / MANIFEST)
         if (version := manifest["format"]) != FORMAT:
             raise UserError(
                 f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from basic_lite.outside import read_json_file
 from basic_lite.recipe.schema import MOST
 
+FORMAT = 1
 Count = Annotated[int, Field(ge=0, le=MOST)]
 
 
@@ -64,8 +65,8 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
-def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
-    """Read a manifest; one of another format only as far as its format.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest; one of another ``FORMAT`` only as far as its format.
 
     Raises:
         ValueError: says what is wrong with it.
@@ -74,7 +75,7 @@ def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
     manifest = read_json_file(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("it says no format")
-    if manifest["format"] == known_format:
+    if manifest["format"] == FORMAT:
         try:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
