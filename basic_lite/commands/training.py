@@ -69,7 +69,7 @@ def train(
             from basic_lite.console import command_line
 
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
-            note(_what_is_left(stopped, Path(loaded.output) / loaded.name, again))
+            note(_what_is_left(stopped, loaded.run_path, again))
         raise typer.Exit(130) from None
 
 

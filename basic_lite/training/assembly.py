@@ -144,8 +144,7 @@ def load_for_training(
     adapt(loaded.parts, recipe)
     if origin is not None:
         origin.restore(loaded.parts, recipe, say)
-    _, activations = offload(loaded.parts, recipe, device)
-    return replace(loaded, offloaded=activations)
+    return replace(loaded, offloaded=offload(loaded.parts, recipe, device))
 
 
 def projector_is_fresh(recipe: Recipe) -> bool:
