@@ -10,8 +10,6 @@ from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
 from basic_lite.recipe.schema import Template
 
-__all__ = ["IGNORE", "ChatFormat", "Encoded", "Encoder"]
-
 # Of the pictures of one question: no model reads as many, and their ids alone would fill the memory.
 _MOST_TOKENS = 10_000_000
 

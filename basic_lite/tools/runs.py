@@ -18,9 +18,9 @@ from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, as_object, is_finite, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
-from basic_lite.scoring.metrics.estimate import Estimate, estimate_of
+from basic_lite.scoring.metrics.estimate import Estimate, Share, estimate_of
 from basic_lite.sizes import size_text
-from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256

@@ -17,11 +17,12 @@ from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
+from basic_lite.scoring.controls import other_images
 from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.supervision.metrics import embedding_metrics
 from basic_lite.supervision.taps import hooked
 from basic_lite.supervision.target import TargetPlan
-from basic_lite.tools.evaluate import evaluate, other_images
+from basic_lite.tools.evaluate import evaluate
 from basic_lite.tools.score import ALL
 from basic_lite.training.answer import chat_format
 from basic_lite.training.assembly import autocast_of, supervise

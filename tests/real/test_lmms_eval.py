@@ -21,8 +21,8 @@ from basic_lite.demo.place import Place
 from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.run import train
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.tools.predictions import Prediction
 from basic_lite.training.answer import chat_format
 from basic_lite.training.bundle import load_trained
 from tests.support.likelihood import Naive

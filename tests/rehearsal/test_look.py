@@ -12,8 +12,8 @@ from rich.console import Console
 from transformers import CLIPVisionModel
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
-from basic_lite.rehearsal.advice import changed_recipe
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import see_patches
 from basic_lite.tools.estimate import estimate

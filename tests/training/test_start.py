@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import dump_recipe, load_recipe
-from basic_lite.rehearsal.advice import changed_recipe, possible_changes
+from basic_lite.recipe.rules import changed_recipe
+from basic_lite.rehearsal.advice import possible_changes
 from basic_lite.run import train
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.dry_run import dry_run
