@@ -40,9 +40,7 @@ def chat_format(recipe: Recipe, frontend: Frontend, template: Template | None = 
     """
     if template is None and recipe.data.template == "plain":
         template = "tokenizer" if frontend.tokenizer.chat_template else "v1"
-    return ChatFormat(
-        template or recipe.data.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image
-    )
+    return ChatFormat.of(template or recipe.data.template, frontend)
 
 
 def asked_otherwise(recipe: Recipe, chat: ChatFormat) -> str:

@@ -15,7 +15,7 @@ from transformers import get_scheduler
 from basic_lite.console import Say
 from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.prepare import Prepared, prepare_data
-from basic_lite.data.unknown_words import spread, unknown_words
+from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
 from basic_lite.model.device import has_bfloat16
@@ -160,8 +160,7 @@ def doubts(recipe: Recipe, data: Prepared, *, resumed: bool = False) -> list[str
     if resumed:
         return []
     steps, train = Schedule(data.sampler, recipe).steps, data.train
-    looked_at = [train.record(at) for at in spread(len(train))]
-    unknown = map(str, unknown_words(train.chat, looked_at, recipe.data.max_length))
+    unknown = map(str, unknown_words(train.chat, train.records, train.indices, recipe.data.max_length))
     return [*unknown, *sanity_warnings(recipe, samples=len(train), steps=steps, fresh=projector_is_fresh(recipe))]
 
 

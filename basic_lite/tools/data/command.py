@@ -25,7 +25,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import Record
 from basic_lite.data.sources import load_records
-from basic_lite.data.unknown_words import spread, unknown_words
+from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.outside import at_home, read_text
@@ -217,16 +217,18 @@ class Words:
         return Encoded([0], [0], len(record.images))
 
 
+def encoder_of(recipe: Recipe, frontend: Frontend | None) -> Encoder:
+    """What makes tokens of records; words, where the model's files aren't here."""
+    return Words() if frontend is None else ChatFormat.of(recipe.data.template, frontend)
+
+
 def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) -> DataReport:
     """Read everything, open every picture, say what was found, show samples."""
     section = recipe.data.model_copy(update={"bad_records": "drop", "too_long": "drop", "check_images": "open"})
     assert not isinstance(section.train, list)
     records = found.records if section.train.prompt is None else load_records(section.train, root=Path.cwd())
     frontend, reason = frontend_or_why(recipe)
-    encoder: Encoder = Words()
-    if frontend is not None:
-        count = frontend.tokens_per_image
-        encoder = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, count)
+    encoder = encoder_of(recipe, frontend)
     say(f"found: {found.form}")
     for line in _meaning(found):
         say(line)
@@ -244,8 +246,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
         assert isinstance(encoder, ChatFormat)
-        looked_at = [records[int(report.kept[at])] for at in spread(len(report.kept))]
-        for unknown in unknown_words(encoder, looked_at, recipe.data.max_length):
+        for unknown in unknown_words(encoder, records, report.kept, recipe.data.max_length):
             say(f"note: {unknown}")
         say(f"samples, as the model gets them{' (it learns what is green)' if shows_colours(console) else ''}:")
     for index in _spread(len(report.kept)):
