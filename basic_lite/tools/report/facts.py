@@ -165,7 +165,7 @@ class RunFacts:
     def train_seconds(self) -> float | None:
         """Of all steps, from those that are logged; None: none is."""
         timed = self.series("step_s")
-        return sum(s for _, s in timed) / len(timed) * timed[-1][0] if timed else None
+        return self._seconds_until(timed[-1][0]) if timed else None
 
 
 def read_run(run: Path) -> RunFacts:
