@@ -42,6 +42,18 @@ def meant(word: str, choices: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, choices, 1, 0.5)), None)
 
 
+def require_one_of(name: str, choices: Iterable[str], key: str) -> None:
+    """Refuse a name that is no choice. Recipes and options are checked when they are read; this is for programs.
+
+    Raises:
+        UserError: with the choice that was meant, if one is near.
+    """
+    if name not in (choices := list(choices)):
+        near = meant(str(name), choices)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"{key} is {name!r}, which is none of {', '.join(choices)}{hint}")
+
+
 def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     """What mends a path where nothing is: the command that makes it, or `did you mean PATH?`; empty: nobody knows.
 

@@ -70,6 +70,11 @@ class StoppedElsewhere(UserError):
     """Another process reports the error, so this one ends silently."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says; its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OutOfMemory(Exception):
     """A device ran out of memory. Code that can estimate the need turns this error into advice.
 

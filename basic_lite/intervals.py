@@ -28,6 +28,7 @@ No torch is needed here.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def mean_interval(scores: NDArray[Any]) -> Interval:
     if len(scores) == 1 and bool(np.isin(scores, (0, 1)).all()):
         right, n = int(scores.sum()), scores.shape[1]
         return Interval(right / n, *wilson(right, n))
-    return _drawn(scores, np.zeros((0, scores.shape[1])))
+    return difference(scores, np.zeros((0, scores.shape[1])))
 
 
 def difference(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
@@ -79,9 +80,20 @@ def difference(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
 
     Args:
         scores: [runs, n], from 0 to 1.
-        base: [other runs, n].
+        base: [other runs, n]; without a run its mean is 0.
     """
-    return _drawn(scores, base)
+    both = np.concatenate([scores, base]).astype(np.float64)  # [runs of both, n]
+    # One more question of either end: all of one side right and all of the other wrong, and the other way round.
+    ends = np.repeat([[1.0, 0.0], [0.0, 1.0]], [len(scores), len(base)], axis=0)
+    # Questions with the same scores in all runs are of one kind, and drawn together.
+    kinds, counts = np.unique(np.concatenate([both, ends], axis=1), axis=1, return_counts=True)
+    generator, gains = np.random.default_rng(SEED), []
+    for means in _drawn_means(kinds, counts, generator):  # [draws, runs of both]
+        own, other = means[:, : len(scores)], means[:, len(scores) :]
+        gains.append(_of_runs(own, generator) - _of_runs(other, generator))
+    low, high = middle(np.concatenate(gains))
+    value = float(scores.mean() - (base.mean() if len(base) else 0.0))
+    return Interval(value, min(low, value), max(high, value))
 
 
 def difference_of_chosen(looks: NDArray[Any], chosen: int, base: int) -> Interval:
@@ -107,9 +119,7 @@ def difference_of_chosen(looks: NDArray[Any], chosen: int, base: int) -> Interva
     means = counts @ kinds.T / counts.sum()  # [looks]
     centre = means - means[base]
     generator, farthest = np.random.default_rng(SEED), []
-    for start in range(0, RESAMPLES, _CHUNK):
-        drawn = generator.gamma(counts, size=(min(_CHUNK, RESAMPLES - start), len(counts)))  # [draws, kinds]
-        means = drawn @ kinds.T / drawn.sum(axis=1, keepdims=True)  # [draws, looks]
+    for means in _drawn_means(kinds, counts, generator):  # [draws, looks]
         farthest.append(np.abs(means - means[:, [base]] - centre).max(axis=1))
     # Rounded, so that looks without any difference give 0.
     half = float(np.quantile(np.concatenate(farthest).round(12), 0.95))
@@ -161,21 +171,13 @@ def _gain(change: NDArray[np.float64], draws: NDArray[np.float64], pairs: NDArra
     return Interval(float(own.mean() - others.sum() / (count * (count - 1))), *middle(gains))
 
 
-def _drawn(scores: NDArray[Any], base: NDArray[Any]) -> Interval:
-    both = np.concatenate([scores, base]).astype(np.float64)  # [runs of both, n]
-    # One more question of either end: all of one side right and all of the other wrong, and the other way round.
-    ends = np.repeat([[1.0, 0.0], [0.0, 1.0]], [len(scores), len(base)], axis=0)
-    # Questions with the same scores in all runs are of one kind, and drawn together.
-    kinds, counts = np.unique(np.concatenate([both, ends], axis=1), axis=1, return_counts=True)
-    generator, gains = np.random.default_rng(SEED), []
+def _drawn_means(
+    kinds: NDArray[np.float64], counts: NDArray[np.int64], generator: np.random.Generator
+) -> Iterator[NDArray[np.float64]]:
+    """Means of each row of ``kinds`` [rows, kinds], each kind ``counts`` times there: [draws, rows], in chunks."""
     for start in range(0, RESAMPLES, _CHUNK):
         drawn = generator.gamma(counts, size=(min(_CHUNK, RESAMPLES - start), len(counts)))  # [draws, kinds]
-        means = drawn @ kinds.T / drawn.sum(axis=1, keepdims=True)  # [draws, runs of both]
-        own, other = means[:, : len(scores)], means[:, len(scores) :]
-        gains.append(_of_runs(own, generator) - _of_runs(other, generator))
-    low, high = middle(np.concatenate(gains))
-    value = float(scores.mean() - (base.mean() if len(base) else 0.0))
-    return Interval(value, min(low, value), max(high, value))
+        yield drawn @ kinds.T / drawn.sum(axis=1, keepdims=True)
 
 
 def _of_runs(means: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -37,6 +37,11 @@ def is_finite(value: Any) -> TypeGuard[float]:
         return False
 
 
+def as_object(value: Any) -> dict[str, Any]:
+    """An object of JSON; an empty one where there is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def open_file(path: Path) -> BufferedReader:
     """A file opened to be read.
 

@@ -48,7 +48,7 @@ from basic_lite.training.run_folder import (
     require_same_data,
     require_writable,
 )
-from basic_lite.training.stage import changes, look_at_stage, run_path
+from basic_lite.training.stage import changes, look_at_stage
 from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 
@@ -180,7 +180,7 @@ def run_stage(
         UserError: as ``train``; and without ``replace`` the folder holds another run.
     """
     if replace and changes(recipe):
-        remove(run_path(recipe))
+        remove(recipe.run_path)
     _, folder = look_at_stage(recipe, lambda text: None)
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left
     train(recipe, resume=is_run(folder.path), console=console, report=report)
@@ -234,7 +234,7 @@ def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, say: Sa
     with processes.together():
         if processes.is_main:
             look_at_run_folder(recipe, **how)
-            path = Path(recipe.output) / recipe.name
+            path = recipe.run_path
             new = missing_folders(path)
             require_writable(path)
             stack.callback(remove_empty, new or [path])  # a start that was refused leaves nothing

@@ -27,9 +27,9 @@ from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import see_patches
 from basic_lite.training.assembly import load_for_training, make_step, preflight, supervise
 from basic_lite.training.batches import Schedule, step_batches
-from basic_lite.training.evaluation import curve_batches
 from basic_lite.training.gate import make_gate
 from basic_lite.training.processes import ALONE
+from basic_lite.training.refinement_log import curve_batches
 from basic_lite.training.step import StepCounts
 from bench.evidence.measure import CPU
 from bench.evidence.worlds import STAGES, demo_world

@@ -16,7 +16,7 @@ import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.adapt import recompute
-from basic_lite.rehearsal.advice import changed_recipe
+from basic_lite.recipe.rules import changed_recipe
 from bench import measure
 from bench.bench_step import ON, SHAPES, Case, ThreeWays
 from bench.evidence.intervals import over_seeds

@@ -17,10 +17,10 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import replace_with_bnb_linear
 
 from basic_lite.model.adapt import adapt
-from basic_lite.model.frontend import Frontend
+from basic_lite.model.frontend import Frontend, table_rows
 from basic_lite.model.liger import fuse
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration, freeze_in_no_grad
-from basic_lite.model.load import Loaded, keep_weights_unpacked, pick_dtype, quantization_config, table_rows
+from basic_lite.model.load import Loaded, keep_weights_unpacked, pick_dtype, quantization_config
 from basic_lite.model.offload import offload
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe

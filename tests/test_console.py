@@ -127,7 +127,7 @@ def test_wide_letters_are_counted_as_they_are_shown() -> None:
 def test_dry_run_and_estimate_at_40_columns(tmp_path: Path) -> None:
     write_data(tmp_path, 6)
     recipe = tiny_recipe(tmp_path, {"training.micro_batch": 1})
-    for command in (lambda c: dry_run(recipe, c), lambda c: estimate(recipe, gpu_gib=8.0, console=c)):
+    for command in (lambda c: dry_run(recipe, c), lambda c: estimate(recipe, gpu=8.0, console=c)):
         console = terminal(40)
         command(console)
         lines = said(console)

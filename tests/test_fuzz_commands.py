@@ -25,12 +25,13 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.model.hub import hub_is_away
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.sequence import load_sequence
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.scoring.questions import check_pictures
 from basic_lite.tools.asked import File, read_asked
 from basic_lite.tools.doctor.probe import without_names
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.inspect.command import inspect
-from basic_lite.tools.predictions import Prediction, free_place, write_predictions
+from basic_lite.tools.predictions import free_place, write_predictions
 from basic_lite.training.answer_file import answers_kept, part_of
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import sha256

@@ -98,7 +98,7 @@ def test_a_model_that_is_evaluated(part: int, tmp_path: Path) -> None:
     def said() -> list[str]:
         torch.manual_seed(0)  # of the projector, which no checkpoint has
         loaded = load_base(recipe, CPU)
-        chat = chat_format(recipe, loaded)
+        chat = chat_format(recipe, loaded.frontend)
         return answer(loaded, chat, [record], image_fit="pad", batch_size=1, max_new_tokens=3)
 
     before = said()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import basic_lite.cli as cli
+from basic_lite.tools.shipped import CARD
 from tests.support.benchmarks import POPE, POPE_PICTURE, mmbench
 from tests.support.gguf import byte_tokenizer
 from tests.support.models import write_llava, write_llm, write_vision
@@ -54,7 +55,7 @@ def test_cards_are_those_that_the_recipes_name() -> None:
         heads = [
             (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8") for name in re.findall(r"`(\w+)`", names)
         ]
-        own = [int(found[1]) for head in heads if (found := re.search(r"^# Card: (\d+) GB", head, re.MULTILINE))]
+        own = [int(found["gb"]) for head in heads if (found := CARD.search(head))]
         assert len(own) == len(heads) and max(own) == int(card), names
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from basic_lite.choices import require_place
-from basic_lite.commands.common import Device, Template, note
+from basic_lite.commands.common import Device, NumberType, Template, note
 from basic_lite.errors import UserError
 
 Metric = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
@@ -184,10 +184,7 @@ def chat(
         ),
     ] = 0.0,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Number type of a model that isn't a run; auto: bfloat16 on a GPU that has it."),
-    ] = "auto",
+    dtype: NumberType = "auto",
     web: Annotated[
         bool, typer.Option("--web", help="Open a page instead (needs the extra `web`); only this machine sees it.")
     ] = False,

@@ -14,6 +14,10 @@ from basic_lite.printable import printable
 from basic_lite.wrapping import wrapped
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
+NumberType = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Number type of a model that isn't a run; auto: bfloat16 on a GPU that has it."),
+]
 Template = Literal["plain", "v1", "tokenizer"]
 RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.", show_default=False)]
 Overrides = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from basic_lite.commands.common import Device
+from basic_lite.commands.common import Device, NumberType
 
 
 def inspect(
@@ -29,10 +29,7 @@ def inspect(
         typer.Option(min=2, max=100_000, help="Samples of the data. Default: 64; of a run, as many as it looks at."),
     ] = None,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Number type of a model that isn't a run; auto: bfloat16 on a GPU that has it."),
-    ] = "auto",
+    dtype: NumberType = "auto",
     quantization: Annotated[
         Literal["none", "nf4"], typer.Option(help="nf4: the LLM's layers in 4 bit, for a smaller card.")
     ] = "none",

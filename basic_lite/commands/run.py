@@ -36,7 +36,6 @@ def run(
     from basic_lite.console import command_line
     from basic_lite.recipe.sequence import load_sequence
     from basic_lite.tools.stages import look_ahead
-    from basic_lite.training.stage import run_path
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("`run` works in one process; with several, train each recipe with `basic-lite train`")
@@ -55,7 +54,7 @@ def run(
             run_stage(recipe, report=write_report)
         if export is not None and exported is None:
             note(f"\nexport to {export}")
-            exported = write_export(run_path(recipes[-1]), export)
+            exported = write_export(recipes[-1].run_path, export)
     except (Interrupted, KeyboardInterrupt) as stopped:
         note(f"{str(stopped) or 'stopped'}; the same command goes on: {again}")
         raise typer.Exit(130) from None

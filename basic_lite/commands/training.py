@@ -69,7 +69,7 @@ def train(
             from basic_lite.console import command_line
 
             again = command_line([*_command(), "train", recipe, *overrides, "--resume"])
-            note(_what_is_left(stopped, Path(loaded.output) / loaded.name, again))
+            note(_what_is_left(stopped, loaded.run_path, again))
         raise typer.Exit(130) from None
 
 
@@ -138,11 +138,10 @@ def estimate(
     from basic_lite.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from basic_lite.rehearsal.asked_card import AskedCard, asked_card
+    from basic_lite.rehearsal.asked_card import asked_card
     from basic_lite.tools.estimate import estimate as rehearse_and_show
 
-    asked = AskedCard() if gpu is None else asked_card(gpu)
-    rehearse_and_show(loaded, gpu_gib=asked.gib, card=asked.card, measure=measure)
+    rehearse_and_show(loaded, gpu=None if gpu is None else asked_card(gpu), measure=measure)
 
 
 def keys(

@@ -8,9 +8,8 @@ from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordP
 from basic_lite.data.records import Record, Turn
 from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
+from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Template
-
-__all__ = ["IGNORE", "ChatFormat", "Encoded", "Encoder"]
 
 # Of the pictures of one question: no model reads as many, and their ids alone would fill the memory.
 _MOST_TOKENS = 10_000_000
@@ -57,6 +56,11 @@ class ChatFormat:
         self.tokens_per_image = tokens_per_image
         self.tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
         self.format: Format = FORMATS[template](self.tokens)
+
+    @classmethod
+    def of(cls, template: Template, frontend: Frontend) -> "ChatFormat":
+        """That of a model."""
+        return cls(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
 
     @property
     def stop_token_ids(self) -> list[int]:

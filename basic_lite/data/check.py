@@ -19,11 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from basic_lite.console import Say
-from basic_lite.data.chat import IGNORE, Encoder
+from basic_lite.data.chat import Encoder
 from basic_lite.data.images import check_image, picture_key
 from basic_lite.data.opened import OpenedBefore, Unopened, open_all
 from basic_lite.data.problems import BadImage, RecordProblem, TooLong
 from basic_lite.data.records import Record, Records
+from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, ImageCheck
 from basic_lite.whole_file import write_whole

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from basic_lite.data.check import DataReport
+from basic_lite.data.groups import first_of, join
 from basic_lite.data.sampler import generator_of
 from basic_lite.errors import UserError
 
@@ -50,19 +51,12 @@ def can_hold_out(report: DataReport) -> bool:
 
 def _groups(pictures: list[tuple[int, ...]]) -> list[list[int]]:
     """Positions of records that hang together by their pictures, in the order of their first records."""
-    parent = list(range(len(pictures)))
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = place = parent[parent[place]]
-        return place
-
+    parents = list(range(len(pictures)))
     first: dict[int, int] = {}
     for place, keys in enumerate(pictures):
         for key in keys:
-            one, other = root(place), root(first.setdefault(key, place))
-            parent[max(one, other)] = min(one, other)
+            join(parents, place, first.setdefault(key, place))
     groups: dict[int, list[int]] = {}
     for place in range(len(pictures)):
-        groups.setdefault(root(place), []).append(place)
+        groups.setdefault(first_of(parents, place), []).append(place)
     return list(groups.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import io
@@ -216,6 +217,22 @@ def open_small(image: ImageRef, least: int) -> tuple[Image.Image, tuple[int, int
         _turn_upright(opened)
         turned = opened.size != before
         return to_rgb(opened), (size[1], size[0]) if turned else size
+
+
+def small_copy(image: ImageRef, side: int, quality: int, *, least: int | None = None) -> str:
+    """A small JPEG for a page, as a data URI.
+
+    Args:
+        side: pixels of its longer side, at most.
+        least: see ``open_image``.
+
+    Raises:
+        BadImage: as ``open_image``.
+    """
+    small = open_image(image, least=least)
+    small.thumbnail((side, side))
+    small.save(data := io.BytesIO(), "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from basic_lite.data.columns import find_columns, picture_columns
-from basic_lite.data.images import ImageRef, to_rgb
+from basic_lite.data.images import ImageRef
 from basic_lite.data.pictures import image_at, is_filled, looked_at_in
 from basic_lite.data.problems import BadImage, shorten
 from basic_lite.data.record import Record, numbered
 from basic_lite.data.records import Records
+from basic_lite.data.room import to_rgb
 from basic_lite.data.turns import PICTURES_OF_TURN, is_turns, picture_in
 
 Picture = str | os.PathLike[str] | bytes | Image.Image

@@ -119,7 +119,7 @@ def prepare_data(
         UserError: a source can't be read, or records can't be used and the recipe says refuse.
     """
     section = recipe.data
-    chat = ChatFormat(section.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    chat = ChatFormat.of(section.template, frontend)
 
     def checked(source: SourceSection | list[SourceSection], name: str) -> tuple[SupervisedDataset, DataReport]:
         records = load_records(source, root=Path.cwd(), key=name)

@@ -23,7 +23,7 @@ from basic_lite.data.records import Records, Source
 from basic_lite.data.saved_folder import sound_folder
 from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
 from basic_lite.data.unfit import holding_files, looked_at
-from basic_lite.errors import UserError, all_at_once
+from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
 from basic_lite.printable import quoted
@@ -285,7 +285,7 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
     except Exception as error:
         where = section.hub or section.parquet or section.saved
         cause = error.__cause__ or error  # the library says of some errors only that there was one
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = reason_of(cause)
         if section.hub and hub_is_away():
             raise UserError(
                 f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the "

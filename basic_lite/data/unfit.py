@@ -47,8 +47,12 @@ def _names(present: tuple[str, ...]) -> _Names:
         verdicts=tuple(name for name, one in plain.items() if one in _VERDICTS),
         chosen=of.get("chosen"),
         rejected=of.get("rejected"),
-        pictures=tuple(name for name, one in plain.items() if set(one.split("_")) & (_PICTURE_WORDS | _FILE_WORDS)),
+        pictures=tuple(name for name in present if _words_of(name) & (_PICTURE_WORDS | _FILE_WORDS)),
     )
+
+
+def _words_of(name: str) -> set[str]:
+    return set(plain_name(name).split("_"))
 
 
 def _of(row: Mapping[str, Any]) -> _Names:
@@ -192,7 +196,7 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
     """
     used = set(columns.values())
     for name in _of(row).pictures:
-        if name in used or not _is_picture(row[name], by_name=bool(set(plain_name(name).split("_")) & _PICTURE_WORDS)):
+        if name in used or not _is_picture(row[name], by_name=bool(_words_of(name) & _PICTURE_WORDS)):
             continue
         raise BadRecord(
             f"it has no picture, but {name!r} looks like one ({shown(row[name])})",
@@ -202,7 +206,7 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
 
 def holds_pictures(name: str, value: Any) -> bool:
     """Whether a column of a picture's usual names holds pictures: `path` and `file_name` may be those of any file."""
-    words = set(plain_name(name).split("_"))
+    words = _words_of(name)
     return bool(words & {"image", "images"}) or _is_picture(value, by_name=bool(words & _PICTURE_WORDS))
 
 

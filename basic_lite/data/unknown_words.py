@@ -36,16 +36,23 @@ def spread(count: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)).tolist() if count else []
 
 
-def unknown_words(chat: ChatFormat, records: Sequence[Record], max_length: int) -> Iterator[UnknownWords]:
-    """What to say of records that can be used; nothing where few words are unknown."""
+def unknown_words(
+    chat: ChatFormat, records: Sequence[Record], kept: Sequence[int] | np.ndarray, max_length: int
+) -> Iterator[UnknownWords]:
+    """What to say of some of the records that can be used; nothing where few words are unknown.
+
+    Args:
+        kept: numbers of those that can be used.
+    """
     tokenizer = chat.tokenizer
     unknown, stands = tokenizer.unk_token_id, tokenizer.unk_token
     # GPT-2's family has one token for "unknown" and for the end of a text, and knows every byte.
     if unknown is None or unknown == tokenizer.eos_token_id:
         return
     marks = {IGNORE, *tokenizer.all_special_ids} - {unknown}  # no words
-    answers = [label for one in records for label in chat.encode(one, max_length).labels if label not in marks]
-    texts = {turn.text.replace(IMAGE_PLACEHOLDER, "") for one in records for turn in one.turns if turn.role == "human"}
+    some = [records[int(kept[at])] for at in spread(len(kept))]
+    answers = [label for one in some for label in chat.encode(one, max_length).labels if label not in marks]
+    texts = {turn.text.replace(IMAGE_PLACEHOLDER, "") for one in some for turn in one.turns if turn.role == "human"}
     questions = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     for tokens, whose, then, mend in (
         (answers, "answers", "it can't learn them", "take another model, or texts in its language"),

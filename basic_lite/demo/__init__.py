@@ -2,7 +2,5 @@
 
 from pathlib import Path
 
+# `vision` and `llm` there are transformers checkpoints, as AutoModel, AutoImageProcessor and AutoTokenizer read them.
 ASSETS = Path(__file__).parent / "assets"
-# transformers checkpoints, as AutoModel, AutoImageProcessor and AutoTokenizer read them.
-VISION = ASSETS / "vision"
-LLM = ASSETS / "llm"

@@ -17,7 +17,6 @@ from basic_lite.tools.compare.command import compare
 from basic_lite.tools.compare.comparison import Side
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.report.page import write_report
-from basic_lite.training.stage import run_path
 
 PAGE, OUTPUT = "compare.html", "output.txt"
 ON, OFF, MEASURED = "BASIC on", "BASIC off", "BASIC where its premise holds"
@@ -96,7 +95,7 @@ def compare_on_and_off(place: Place, other: Beside, console: Console) -> None:
     else:
         say("BASIC was on for a part of the demo's run, so both stages are trained without it too")
         runs[OFF] = _ask(place, OFF, _train(_recipes(place, OFF), OFF, console), console)
-    runs[ON] = run_path(other.recipes[-1])
+    runs[ON] = other.recipes[-1].run_path
     if not other.finished():
         _ask(place, ON, _train(other.recipes, ON, console), console)
     console.rule("[bold]BASIC on and off", align="left")
@@ -121,7 +120,7 @@ def _train(recipes: Iterable[Recipe], name: str, console: Console) -> Path:
     for stage, recipe in enumerate(recipes, 1):
         console.rule(f"[bold]{name}, stage {stage}", align="left")
         run_stage(recipe, replace=True, console=console, report=write_report)
-    return run_path(recipe)
+    return recipe.run_path
 
 
 def _ask(place: Place, name: str, run: Path, console: Console) -> Path:

@@ -110,7 +110,7 @@ def scores_of(
 def caption_score(loaded: Loaded, recipe: Recipe, place: Place) -> tuple[float, int, int]:
     """Mean F1 of held-out captions, asked for as in stage 1, their number, and how many are right word for word."""
     records = place.records(place.world.eval_captions)
-    chat = chat_format(recipe, loaded)
+    chat = chat_format(recipe, loaded.frontend)
     texts = answer(loaded, chat, records, image_fit=recipe.data.image_fit, batch_size=EVAL_BATCH)
     pairs = [(text, chat.reference(record)) for text, record in zip(texts, records, strict=True)]
     right = sum(exact(text, [reference], "") == 1 for text, reference in pairs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from basic_lite.errors import UserError
-from basic_lite.outside import read_json_file
+from basic_lite.outside import is_finite, read_json_file
 
 # Pixels of an encoder's side. The largest that is published has 1,024.
 _MOST_PIXELS = 8192
@@ -35,7 +35,7 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
     odd = [one for one in ("image_mean", "image_std") if _odd(processor, one)]
     wrong = [f"{one} is {getattr(processor, one)!r}" for one in odd]
     scale = getattr(processor, "rescale_factor", 1.0)
-    if not _is_number(scale) or scale <= 0:
+    if not is_finite(scale) or scale <= 0:
         wrong.append(f"rescale_factor is {scale!r}")
     if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
         wrong.append("do_normalize is set without image_mean and image_std")
@@ -57,11 +57,7 @@ def _odd(processor: Any, name: str) -> bool:
     if value is None:  # then it isn't used
         return False
     values = list(value) if isinstance(value, list | tuple) else [value] * 3
-    return len(values) != 3 or any(not _is_number(one) or (name == "image_std" and one <= 0) for one in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return len(values) != 3 or any(not is_finite(one) or (name == "image_std" and one <= 0) for one in values)
 
 
 def read_weight_map(index: Path, name: str, key: str) -> dict[str, str]:

@@ -79,6 +79,11 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     return host.total, max(host.total - host.available - psutil.Process().memory_info().rss, 0)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in bfloat16 itself."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory so far in GiB: allocated on the GPU, else the resident size of the process."""
     if device.type == "cuda":

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaConfig, PreT
 # Not from transformers itself: 5.17 hands out a placeholder there where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from basic_lite.errors import UserError, all_at_once
+from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.checks import (
     add_image_token,
     require_plain_logits,
@@ -80,28 +80,28 @@ def load_frontend(section: ModelSection) -> Frontend:
             than the model.
     """
     if section.base is not None:
-        config = llava_config_of(section.base)
-        tokenizer = load_tokenizer(section.base, "model.base")
+        key, name = "model.base", section.base
+        config = llava_config_of(name)
+        tokenizer = load_tokenizer(name, key)
         _check_image_token(tokenizer, config, section)
-        select = config.vision_feature_select_strategy
-        images = load_image_processor(section.base, "model.base")
+        images = load_image_processor(name, key)
     else:
         assert section.vision is not None and section.llm is not None
+        key, name = "model.llm", section.llm
         config = composed_config(section)
         try:
             with torch.device("meta"):
                 language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         except Exception as error:  # sizes and names of a configuration may fit in no way
-            raise unreadable(section.llm, "model.llm", error, what="configuration") from error
-        require_decoder(language_model, section.llm)
-        tokenizer = load_tokenizer(section.llm, "model.llm")
-        config.image_token_id = add_image_token(tokenizer, section.image_token, section.llm)
-        select = config.vision_feature_select_strategy
+            raise unreadable(name, key, error, what="configuration") from error
+        require_decoder(language_model, name)
+        tokenizer = load_tokenizer(name, key)
+        config.image_token_id = add_image_token(tokenizer, section.image_token, name)
         images = load_image_processor(section.vision, "model.vision")
-    key, name = ("model.llm", section.llm) if section.base is None else ("model.base", section.base)
     rows = table_rows(config.text_config.vocab_size, config.image_token_id)
-    require_rows_for_tokens(tokenizer, rows, str(name), key)
-    return Frontend(config, tokenizer, images, tokens_per_image(config.vision_config, select))
+    require_rows_for_tokens(tokenizer, rows, name, key)
+    count = tokens_per_image(config.vision_config, config.vision_feature_select_strategy)
+    return Frontend(config, tokenizer, images, count)
 
 
 def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:
@@ -122,7 +122,7 @@ def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") 
     fetch = f"fetch it first: hf download {name}"
     if what == "configuration":  # of a model that doesn't fit, the rest would be fetched for nothing
         fetch = f"fetch its configuration first, which shows whether it fits: hf download {name} config.json"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with a program of its own, and those aren't run here"
     if _SDPA in str(error):

@@ -23,9 +23,10 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, is_flash_attn_2_available
 
-from basic_lite.choices import meant
+from basic_lite.choices import require_one_of
 from basic_lite.errors import UserError
 from basic_lite.model.checks import read_weight_map, require_finite_weights
+from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import (
     Frontend,
     llava_config_of,
@@ -72,7 +73,7 @@ def pick_device(name: str, key: str = "training.device") -> torch.device:
     Raises:
         UserError: cuda is asked for and there is none, or the name is another one.
     """
-    _require_one_of(name, get_args(Device), key)
+    require_one_of(name, get_args(Device), key)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"{key} is cuda, but torch sees no GPU (torch.cuda.is_available() is false); "
@@ -90,19 +91,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: the name is another one.
     """
-    _require_one_of(name, ("auto", *_DTYPES), "dtype")
+    require_one_of(name, ("auto", *_DTYPES), "dtype")
     if name == "auto":
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if good else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return _DTYPES[name]
-
-
-def _require_one_of(name: str, choices: tuple[str, ...], key: str) -> None:
-    """Recipes and options are checked when they are read; this is for programs."""
-    if name not in choices:
-        near = meant(str(name), choices)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"{key} is {name!r}, which is none of {', '.join(choices)}{hint}")
 
 
 def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = None) -> Loaded:

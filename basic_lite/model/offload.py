@@ -172,13 +172,14 @@ class RestOnHost:
             parameter.data = host
 
 
-def offload(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[RestOnHost | None, ActivationOffload | None]:
-    """Offload what the recipe asks for; None for each part it doesn't."""
-    tower = RestOnHost(parts.vision_tower, device) if recipe.model.tower_on_host else None
+def offload(parts: Parts, recipe: Recipe, device: torch.device) -> ActivationOffload | None:
+    """Offload what the recipe asks for; gives what keeps layer inputs on the host, None where they stay."""
+    if recipe.model.tower_on_host:
+        RestOnHost(parts.vision_tower, device)  # its hooks on the tower hold it
     if not recipe.training.offload_activations:
-        return tower, None
+        return None
     count = recomputed_layers(recipe.training.gradient_checkpointing, len(parts.layers))
-    return tower, ActivationOffload(parts.language_model, parts.layers[:count], device)
+    return ActivationOffload(parts.language_model, parts.layers[:count], device)
 
 
 def _copy_to(host: Tensor, device: torch.device) -> Tensor:

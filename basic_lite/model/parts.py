@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
@@ -25,6 +26,12 @@ class Parts:
     # v is read as the input of layer 1, and ṽ_h as that of layer h + 1: some models reorder what the projector gives,
     # or add to what a layer gives. LLaVA does neither.
     layer_inputs: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.embeddings.weight.device
+        return device
 
 
 def require_decoder(language_model: nn.Module, name: str) -> None:

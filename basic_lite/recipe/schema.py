@@ -4,6 +4,7 @@ Plain data, no torch: the command line validates a recipe before anything heavy 
 Reading and error reporting are in ``load.py``, keys that cannot work together in ``combinations.py``.
 """
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -388,3 +389,8 @@ class Recipe(Section):
     data: DataSection
     supervision: SupervisionSection = Field(default_factory=SupervisionSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of its run."""
+        return Path(self.output) / self.name

@@ -66,7 +66,7 @@ def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 def _after(earlier: list[Recipe], recipe: Recipe, name: str, overrides: list[str], say: Say) -> Recipe:
     """A recipe with the projector of the run before it."""
     before, number = earlier[-1], len(earlier) + 1
-    places = [(Path(one.output) / one.name).as_posix() for one in [*earlier, recipe]]
+    places = [one.run_path.as_posix() for one in [*earlier, recipe]]
     if (own := places.pop()) in places:
         raise UserError(
             f"recipes {places.index(own) + 1} and {number} would both train in {own}; give one of them another name, "

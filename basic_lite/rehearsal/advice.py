@@ -16,8 +16,8 @@ from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearsal, Rehearser
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision.calibration import leaves_open
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 from basic_lite.training.looks import FEWEST_SAMPLES
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH
 from basic_lite.training.start import rank_is_fixed
 
 SMALLER_BATCH = "more, smaller micro-batches: a little slower, the same result"

@@ -1,7 +1,6 @@
 """The card that ``--gpu`` asks for: by its memory, or by its name in the table."""
 
 import re
-from dataclasses import dataclass
 
 from basic_lite.errors import UserError
 from basic_lite.rehearsal.cards import CARDS, Card, named_card, plain_name
@@ -17,22 +16,14 @@ _THOUSANDS = re.compile(r"(\d),(\d{3})(?=\s*m)")  # 24,576 MiB
 _TAKES = "give its memory, as in --gpu 24 or --gpu 24GB"
 
 
-@dataclass(frozen=True)
-class AskedCard:
-    """A card's memory, and its ceilings where it was named. None: nothing was asked for."""
-
-    gib: float | None = None
-    card: Card | None = None
-
-
-def asked_card(text: str) -> AskedCard:
-    """Read `24`, `24GB`, `24 GiB`, `24564MiB`, `rtx4090`, `RTX 4090` or `4090`.
+def asked_card(text: str) -> Card | float:
+    """Read `24`, `24GB`, `24 GiB`, `24564MiB`: a memory in GiB; or `rtx4090`, `RTX 4090`, `4090`: that card.
 
     Raises:
         UserError: it is none of these, or a memory that no card has.
     """
     if (card := named_card(text)) is not None:
-        return AskedCard(card.gib, card)
+        return card
     size = _SIZE.fullmatch(_THOUSANDS.sub(r"\1\2", text.lower().strip()))
     if size is None or size["unit"] not in _UNITS:
         names = ", ".join(card.name for card in CARDS)
@@ -41,7 +32,7 @@ def asked_card(text: str) -> AskedCard:
         )
     gib = float(size["number"].replace(",", ".")) / _UNITS[size["unit"]]
     require_memory(gib, _near(text))
-    return AskedCard(gib)
+    return gib
 
 
 def require_memory(gib: float, near: str = "") -> None:

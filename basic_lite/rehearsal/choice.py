@@ -132,14 +132,8 @@ def planner_here(
     processes: int = 1,
 ) -> Planner:
     """The planner of a recipe on its data and on a device of this machine, whose ceilings are measured."""
-    return Planner(
-        Rehearser(recipe, frontend, Machine.here(recipe, device)),
-        Shape.longest(recipe, frontend, report),
-        measured_card(device, product_dtype(recipe, device)),
-        time_shape=Shape.mean(recipe, frontend, report),
-        given=given,
-        processes=processes,
-    )
+    card = measured_card(device, product_dtype(recipe, device))
+    return Planner.on_data(Rehearser(recipe, frontend, Machine.here(recipe, device)), report, card, given, processes)
 
 
 def next_plan_finder(
@@ -156,9 +150,7 @@ def next_plan_finder(
     @cache
     def planner() -> Planner:
         card = card_of(torch.cuda.get_device_properties(device).total_memory / GIB)
-        rehearser = Rehearser(recipe, frontend, Machine.here(recipe, device))
-        longest, mean = Shape.longest(recipe, frontend, report), Shape.mean(recipe, frontend, report)
-        return Planner(rehearser, longest, card, time_shape=mean)
+        return Planner.on_data(Rehearser(recipe, frontend, Machine.here(recipe, device)), report, card)
 
     return lambda failed: planner().after(failed)
 

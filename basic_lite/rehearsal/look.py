@@ -19,7 +19,7 @@ from basic_lite.supervision.health import HealthMeter
 from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.premise import SEARCHED_PATCHES, layers_on_host, nearest_by_place
 from basic_lite.supervision.taps import evaluating
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH, curve_batches
 
 LOOK = "a look at the premise"
 

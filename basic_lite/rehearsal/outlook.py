@@ -110,13 +110,6 @@ def seconds_on(recipe: Recipe, frontend: Frontend, data: Prepared, work: Work, m
 
 def elsewhere(rehearser: Rehearser, report: DataReport, work: Work) -> CardTimes:
     """The run on cards that aren't here."""
-    recipe, frontend = rehearser.recipe, rehearser.frontend
-    auto = recipe.training.plan == "auto"
-    planner = Planner(
-        rehearser,
-        Shape.longest(recipe, frontend, report),
-        CARDS[0],
-        time_shape=Shape.mean(recipe, frontend, report),
-        given=given_keys(recipe) if auto else frozenset(FIELDS),
-    )
-    return CardTimes(work, planner, auto)
+    auto = rehearser.recipe.training.plan == "auto"
+    given = given_keys(rehearser.recipe) if auto else frozenset(FIELDS)
+    return CardTimes(work, Planner.on_data(rehearser, report, CARDS[0], given), auto)

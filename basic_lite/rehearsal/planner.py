@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from basic_lite.data.check import DataReport
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal.advice import ENOUGH_LESS
 from basic_lite.rehearsal.batch import Shape
@@ -114,6 +115,19 @@ class Planner:
         self._seen: dict[Plan, Rehearsal] = {}
         self._corners: dict[int, _Corner] = {}
         self._shifts: dict[Plan, int] = {}  # plan with 0 recomputed layers → what a check has corrected
+
+    @classmethod
+    def on_data(
+        cls,
+        rehearser: Rehearser,
+        report: DataReport,
+        card: Card,
+        given: frozenset[str] = frozenset(),
+        processes: int = 1,
+    ) -> "Planner":
+        """Plans for the longest samples that there are, timed with the mean one."""
+        longest, mean = (make(rehearser.recipe, rehearser.frontend, report) for make in (Shape.longest, Shape.mean))
+        return cls(rehearser, longest, card, time_shape=mean, given=given, processes=processes)
 
     def rehearse(self, plan: Plan) -> Rehearsal:
         """A step of the plan, on the longest samples."""

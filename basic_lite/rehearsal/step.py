@@ -25,7 +25,7 @@ from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last
 from basic_lite.supervision import Supervision, SupervisionLosses
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
-from basic_lite.training.step import StepCounts, TrainStep
+from basic_lite.training.step import Autocast, StepCounts, TrainStep
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream, capture_layer, direction_loss
 from basic_lite_kernels.eager_row_scaling import row_scaling
@@ -105,9 +105,9 @@ class Rehearser:
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
         self._looks: dict[Shape, Look] = {}
-        self._autocast = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)  # as ``autocast_of``
-        autocast = self._autocast if machine.autocast else None
-        self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=autocast)
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)  # as ``autocast_of``
+        self._autocast: Autocast = autocast if machine.autocast else nullcontext
+        self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=self._autocast)
         _watch(self.parts, self.ledger)
 
     @contextmanager
@@ -193,9 +193,8 @@ class Rehearser:
             return None
         shape = Shape(samples_at_once(recipe, step.samples), step.tokens, step.images, 1)
         if shape not in self._looks:
-            autocast = self._autocast() if self.machine.autocast else nullcontext()
             self._looks[shape] = rehearse_look(
-                recipe, self.supervision, self.ledger, self._batch(shape), autocast, cuda=self.machine.cuda
+                recipe, self.supervision, self.ledger, self._batch(shape), self._autocast(), cuda=self.machine.cuda
             )
         return self._looks[shape]
 
@@ -258,13 +257,6 @@ class TaggedSupervision(Supervision):
     def losses(self, *args: Any, **options: Any) -> SupervisionLosses:
         with self._ledger.scope(BASIC):
             return super().losses(*args, **options)
-
-
-def rehearse(
-    recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape | None = None, *, basic: bool = True
-) -> Rehearsal:
-    """What one step of a recipe needs on a machine; see ``Rehearser``."""
-    return Rehearser(recipe, frontend, machine, basic=basic).rehearse(shape)
 
 
 def _watch_part(module: nn.Module, ledger: Ledger, tag: str) -> list[RemovableHandle]:

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from basic_lite.console import Sheet, quiet_libraries, show, shows_colours, speaker
+from basic_lite.console import Say, Sheet, quiet_libraries, show, shows_colours, speaker
 from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.pixel_table import on_device
@@ -70,7 +70,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     say = speaker(console)
     recipe = with_start(recipe, say)
     require_inputs_of_plan(recipe)
-    if overwrite and (replaced := _replaced(Path(recipe.output) / recipe.name)):
+    if overwrite and (replaced := _replaced(recipe.run_path)):
         say(replaced)
     origin, refused = _refusals(recipe, overwrite)  # the plan is worth seeing all the same
     device = pick_device("cpu") if recipe.training.device == "cpu" else None
@@ -78,8 +78,7 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
     if here is not None:
         tell_device(here, recipe.training.device, say)
     else:
-        for refusal in without_gpu(recipe):
-            say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
+        tell_without_gpu(recipe, say)
     frontend, data = preflight(recipe, device, say, origin=origin)
     if here is not None:
         recipe = settle_plan(recipe, frontend, data.report, here, say)
@@ -99,15 +98,14 @@ def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool =
         raise in_one(f"`train` would refuse to start: {refusal}" for refusal in refused)
 
 
-def without_gpu(recipe: Recipe) -> list[str]:
-    """What makes a run impossible on a machine without a GPU."""
+def tell_without_gpu(recipe: Recipe, say: Say) -> None:
+    """Say what makes a run impossible on this machine, which has no GPU."""
     try:
         if recipe.training.device != "auto":
             pick_device(recipe.training.device)
         check_machine(recipe, torch.device("cpu"))
     except UserError as error:
-        return [str(error)]
-    return []
+        say(f"note: this machine has no GPU; on it the run would be refused: {error}")
 
 
 def _replaced(run: Path) -> str | None:
@@ -125,7 +123,7 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
     Beside it the earlier run, where it is there and fits.
     """
     found, origin = [], None
-    path = Path(recipe.output) / recipe.name
+    path = recipe.run_path
     new = missing_folders(path)
     try:
         look_at_run_folder(recipe, resume=False, overwrite=overwrite)

@@ -99,18 +99,14 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe,
-    *,
-    gpu_gib: float | None = None,
-    card: Card | None = None,
-    measure: bool = False,
-    console: Console | None = None,
+    recipe: Recipe, *, gpu: Card | float | None = None, measure: bool = False, console: Console | None = None
 ) -> Estimate:
     """Rehearse a recipe's step on its longest batch: what it needs, whether a card has that, and what is faster.
 
     Args:
-        gpu_gib: memory of the card; None: 24, or what this machine has where the recipe asks for the CPU.
-        card: time is counted for it; None: for the one that is here, else for one of the table with that memory.
+        gpu: a card, for which time is counted then; or the memory of one in GiB, and time is counted for the card that
+            is here, else for one of the table with that memory. None: 24 GiB, or this machine's for a recipe that asks
+            for the CPU.
         measure: also run two real steps on this machine's GPU.
 
     Raises:
@@ -118,14 +114,15 @@ def estimate(
     """
     console = console or Console(highlight=False)
     quiet_libraries()
-    if gpu_gib is None:
-        gpu_gib = _own_gib() if recipe.training.device == "cpu" else 24.0
-    require_memory(gpu_gib)
-    if card is not None and recipe.training.device == "cpu":
+    if isinstance(gpu, Card) and recipe.training.device == "cpu":
         raise UserError(
-            f"--gpu names a card, {card.name}, and the recipe asks for the CPU (training.device=cpu); leave --gpu out, "
+            f"--gpu names a card, {gpu.name}, and the recipe asks for the CPU (training.device=cpu); leave --gpu out, "
             "or set training.device=auto"
         )
+    if gpu is None:
+        gpu = _own_gib() if recipe.training.device == "cpu" else 24.0
+    gpu_gib = gpu.gib if isinstance(gpu, Card) else gpu
+    require_memory(gpu_gib)
     if measure:
         require_gpu()
     started = time.perf_counter()
@@ -134,9 +131,8 @@ def estimate(
     frontend = known or load_frontend(recipe.model)
     auto = recipe.training.plan == "auto"
     given = given_keys(recipe) if auto else frozenset()
-    planner = Planner(
-        Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), card or _card(recipe, gpu_gib), given=given
-    )
+    card = gpu if isinstance(gpu, Card) else _card(recipe, gpu)
+    planner = Planner(Rehearser(recipe, frontend, machine_of(recipe)), Shape.of(recipe), card, given=given)
     budget_bytes = _budget_bytes(gpu_gib)
     fastest = planner.fastest(budget_bytes)
     own = planner.own

@@ -67,7 +67,7 @@ def evaluate(
     Raises:
         RecordProblem: a record has no question, or too few right answers for the metric.
     """
-    chat, rule = chat_format(recipe, loaded, template), metric_named(metric)
+    chat, rule = chat_format(recipe, loaded.frontend, template), metric_named(metric)
     questions = as_questions(records)
     asked = ready_to_ask(questions, recipe.data, loaded.frontend, chat, rule)
     pictures: Pictures = lambda at: asked[at].images  # noqa: E731
@@ -149,7 +149,7 @@ def make_ready(
     Raises:
         BadImage: a picture is missing.
     """
-    chat = chat_format(bundle.recipe, loaded, template)
+    chat = chat_format(bundle.recipe, loaded.frontend, template)
     records = [one.record for one in asked.questions]
     trained = compare(record_of(bundle, partial(counting, console, "comparing")), records)
     settings = {

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
-from basic_lite.outside import CHANGED, is_finite, read_text
+from basic_lite.outside import CHANGED, as_object, is_finite, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe.yaml import read_document
-from basic_lite.scoring.metrics.estimate import Estimate, estimate_of
+from basic_lite.scoring.metrics.estimate import Estimate, Share, estimate_of
 from basic_lite.sizes import size_text
-from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON, Share
+from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
 from basic_lite.training.files import sha256
@@ -143,13 +143,13 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
         read: its log; None: it is read.
     """
     bundles = newest_first(run)
-    manifest = _keys(read_json(bundles[0] / MANIFEST)) if bundles else {}
+    manifest = as_object(read_json(bundles[0] / MANIFEST)) if bundles else {}
     recipe = _recipe_of(run, bundles)
     read = read or read_log(run)
     log = read.rare
     summaries = _summaries(run, log)
     size_bytes, changed = size_and_time(run)
-    model = _keys(recipe.get("model"))
+    model = as_object(recipe.get("model"))
     return RunRow(
         run,
         _state(run, manifest, recipe, log),
@@ -158,7 +158,7 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
         _held_out(run, log),
         tuple(_matches(summaries, recipe, manifest.get("step"))),
         tuple(_others(summaries, manifest.get("step"))),
-        _started_from(model, _keys(manifest.get("started_from"))),
+        _started_from(model, as_object(manifest.get("started_from"))),
         best.short if (best := best_of(run, log)) is not None else "",
         read.damaged,
     )
@@ -190,23 +190,19 @@ def size_and_time(path: Path) -> tuple[int, float]:
 
 
 def _recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
-    if bundles and (recipe := _keys(read_json(bundles[0] / RECIPE_JSON))):
+    if bundles and (recipe := as_object(read_json(bundles[0] / RECIPE_JSON))):
         return recipe
     try:
-        return _keys(read_document(read_text(run / RECIPE_YAML), RECIPE_YAML).values)
+        return as_object(read_document(read_text(run / RECIPE_YAML), RECIPE_YAML).values)
     except (OSError, UnicodeDecodeError):
         return {}
-
-
-def _keys(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _state(run: Path, manifest: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
     step, total = manifest.get("step"), manifest.get("total_steps")
     if is_running(run):
         now = max((line["step"] for line in log), default=0)
-        total = total or _keys(recipe.get("training")).get("max_steps")
+        total = total or as_object(recipe.get("training")).get("max_steps")
         return f"running, step {now}" + (f" of {total}" if total else "")
     if step is None and (is_finished(run) or checkpoints_of(run)):
         return f"damaged: its {MANIFEST} can't be read"
@@ -251,7 +247,7 @@ def _others(every: Sequence[dict[str, Any]], last: Any) -> Iterator[str]:
     latest = {str(summary.get("metric", EXACT)): summary for summary in every}
     for metric, summary in latest.items():
         named = f" ({Path(_table_of(summary)).name}){_earlier(summary, last)}"
-        score, count = (_keys(summary.get(name)).get(ALL) for name in ("score", "counts"))
+        score, count = (as_object(summary.get(name)).get(ALL) for name in ("score", "counts"))
         if metric != EXACT and (told := _told(summary, named)):
             yield f"{metric} {told}"
         elif metric != EXACT and is_finite(score) and isinstance(count, int):  # an older version's
@@ -260,7 +256,7 @@ def _others(every: Sequence[dict[str, Any]], last: Any) -> Iterator[str]:
 
 def _earlier(summary: dict[str, Any], last: Any) -> str:
     """At which step the answers were given, where the run has gone on since."""
-    step = _keys(summary.get("settings")).get("step")
+    step = as_object(summary.get("settings")).get("step")
     return f" at step {step:,}" if isinstance(step, int) and isinstance(last, int) and step < last else ""
 
 
@@ -276,15 +272,15 @@ def _telling(summaries: Sequence[dict[str, Any]], own: Set[str]) -> list[dict[st
 
 def _table_of(summary: dict[str, Any]) -> str:
     """The file that was evaluated, ``HELD_OUT``, or nothing where neither is known."""
-    data = _keys(summary.get("settings")).get("data")
+    data = as_object(summary.get("settings")).get("data")
     return data if isinstance(data, str) else ""
 
 
 def _tables_of(recipe: dict[str, Any]) -> set[str]:
     """Paths of the tables that a recipe names."""
-    data = _keys(recipe.get("data"))
+    data = as_object(recipe.get("data"))
     sections = [one for key in ("train", "eval") for one in _listed(data.get(key))]
-    return {os.path.abspath(path) for one in sections if isinstance(path := _keys(one).get("path"), str)}
+    return {os.path.abspath(path) for one in sections if isinstance(path := as_object(one).get("path"), str)}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -301,14 +297,14 @@ def short_path(path: str, others: Iterable[str]) -> str:
 
 def _rank(summary: dict[str, Any]) -> tuple[bool, int, bool, int]:
     """What an evaluation says of a run: most where it didn't train on the data, of late weights, of its own split."""
-    settings, new = _keys(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
+    settings, new = as_object(summary.get("settings")), _share(summary, NOT_TRAINED_ON)
     step = settings.get("step")
     own = settings.get("data") == HELD_OUT and settings.get("limit") is None and _share(summary, TRAINED_ON) is None
     return new is not None, step if isinstance(step, int) else 0, own, new.n if new else 0
 
 
 def _share(summary: dict[str, Any], name: str) -> Share | None:
-    right, n = (_keys(summary.get(name)).get(key) for key in ("right", "n"))
+    right, n = (as_object(summary.get(name)).get(key) for key in ("right", "n"))
     return Share(right, n) if isinstance(right, int) and isinstance(n, int) and 0 <= right <= n and n else None
 
 
@@ -331,7 +327,7 @@ def _match(summary: dict[str, Any], named: str) -> list[str]:
     """The share of exact matches in words; nothing where the data had no answers."""
     if told := _told(summary, named):
         return [told]
-    match, count = (_keys(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
+    match, count = (as_object(summary.get(name)).get(ALL) for name in ("exact_match", "counts"))
     if not is_finite(match) or not 0 <= match <= 1:
         return []
     if type(count) is not int or count < 1:

@@ -12,12 +12,10 @@ from basic_lite.data.problems import shorten
 from basic_lite.errors import UserError
 from basic_lite.scoring.looking import Controls, controls_of
 from basic_lite.scoring.metrics.circular import as_one, worst
-from basic_lite.scoring.metrics.estimate import Estimate, Share, estimate_json, estimated, percent
+from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, MetricName
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.predictions import require_free, require_writable, write_predictions
-
-__all__ = ["ALL", "FEW", "NOT_KNOWN", "NOT_TRAINED_ON", "TRAINED_ON", "EvalResult", "Share", "accuracy_table"]
 
 ALL = "all"
 # With fewer answers than this it is said that they are few.

@@ -6,8 +6,8 @@ from basic_lite.outside import read_text
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.schema import Recipe
 
-# `tests/tools/test_estimate.py` holds that it is what a rehearsal finds.
-_NEEDED = re.compile(r"^# Card: \d+ GB; ([\d.]+) GiB needed", re.MULTILINE)
+# Of a recipe's first lines. `tests/tools/test_estimate.py` holds that they say what a rehearsal finds.
+CARD = re.compile(r"^# Card: (?P<gb>\d+) GB; (?P<needed_gib>[\d.]+) GiB needed", re.MULTILINE)
 
 
 def shipped_for(recipe: Recipe, gib: float) -> str | None:
@@ -23,9 +23,9 @@ def shipped_for(recipe: Recipe, gib: float) -> str | None:
     """
     found: list[tuple[float, str]] = []
     for path in shipped_recipes():
-        needed = _NEEDED.search(read_text(path, encoding="utf-8"))
-        if needed is not None and float(needed[1]) <= gib and _kind(load_recipe(path)) == _kind(recipe):
-            found.append((float(needed[1]), path.stem))
+        card = CARD.search(read_text(path, encoding="utf-8"))
+        if card is not None and float(card["needed_gib"]) <= gib and _kind(load_recipe(path)) == _kind(recipe):
+            found.append((float(card["needed_gib"]), path.stem))
     if not found or (best := max(found))[1] == recipe.name:
         return None
     needs, name = best

@@ -22,7 +22,7 @@ from basic_lite.rehearsal.disk import disk_of, free_bytes
 from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, rests_on, show_cards
 from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
-from basic_lite.tools.dry_run import without_gpu
+from basic_lite.tools.dry_run import tell_without_gpu
 from basic_lite.tools.export.command import exported_from, free_place
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
@@ -30,7 +30,7 @@ from basic_lite.training.inputs import require_inputs
 from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
 from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
-from basic_lite.training.stage import look_at_stage, run_path
+from basic_lite.training.stage import look_at_stage
 from basic_lite.training.start import find_origin
 
 
@@ -82,7 +82,7 @@ def look_ahead(
         try:
             device = _device(recipe, say, dry_run=dry_run, tell=number == 1)
             # The projector of the stage before isn't there yet, as a rule.
-            awaited = number > 1 and not holds_bundle(run_path(recipes[number - 2]))
+            awaited = number > 1 and not holds_bundle(recipes[number - 2].run_path)
             looks.append(_look(recipe, looks[-1] if looks else None, device, say, awaited=awaited))
         except UserError as error:
             for one in each_of(error):
@@ -112,8 +112,7 @@ def look_ahead(
 def _device(recipe: Recipe, say: Say, *, dry_run: bool, tell: bool) -> torch.device | None:
     """What the stage runs on; None: a card that this machine doesn't have."""
     if dry_run and recipe.training.device != "cpu" and not torch.cuda.is_available():
-        for refusal in without_gpu(recipe):
-            say(f"note: this machine has no GPU; on it the run would be refused: {refusal}")
+        tell_without_gpu(recipe, say)
         return None
     device = pick_device(recipe.training.device)
     if tell:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basic_lite.outside import as_object
 from basic_lite.training.best_text import has_step
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, SUMMARIES, newest_first, read_json
@@ -25,9 +26,7 @@ def _is_of_now(settings: Any, log: Sequence[Mapping[str, Any]], manifests: Mappi
         return True
     name, digest = settings.get("bundle"), settings.get("model_sha256")
     manifest = manifests.get(name) if isinstance(name, str) else None
-    if manifest is not None and digest is not None:
-        written = read_json(manifest)
-        # The log may end before the step of a bundle: not every step has a line.
-        if isinstance(written, dict) and written.get("step") == step:
-            return sha256(manifest) == digest
+    # The log may end before the step of a bundle: not every step has a line.
+    if manifest is not None and digest is not None and as_object(read_json(manifest)).get("step") == step:
+        return sha256(manifest) == digest
     return has_step(log, step)

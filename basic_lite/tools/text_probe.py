@@ -1,5 +1,6 @@
 """``basic-lite text-probe``: what a finished run has cost its LLM of its own ability with text."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def _measured(run: Path, device: str) -> Outcome | NoOutcome:
     with enough_memory(_MEND, "in loading the model"):
         loaded, _ = load_trained(run, place)
     total = 2 * (len(passages()) + sum(len(one.continuations) for one in questions()))
-    found = measured(loaded, None, partial(counting, notes, "reading", total))
+    found = measured(loaded, nullcontext, partial(counting, notes, "reading", total))
     if found is None:
         raise NoMemory(f"out of memory with a single text; {_MEND}")
     return found

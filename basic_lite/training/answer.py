@@ -32,22 +32,15 @@ def enough_for(batch_size: int, option: str, of_one: str) -> AbstractContextMana
     return enough_memory(mend, f"with {batch_size} question{'s' * (batch_size > 1)} at once")
 
 
-def chat_format(recipe: Recipe, loaded: Loaded, template: Template | None = None) -> ChatFormat:
+def chat_format(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:
     """The conversation format to ask a model in: ``template``, else the one it was trained with.
 
     `plain`, the format of caption training, has no question. A model trained with it is asked in its tokenizer's own
     format, or in `v1` where the tokenizer has none.
     """
-    return format_before_weights(recipe, loaded.frontend, template)
-
-
-def format_before_weights(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:
-    """As ``chat_format``, of a model whose weights aren't loaded."""
     if template is None and recipe.data.template == "plain":
         template = "tokenizer" if frontend.tokenizer.chat_template else "v1"
-    return ChatFormat(
-        template or recipe.data.template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image
-    )
+    return ChatFormat.of(template or recipe.data.template, frontend)
 
 
 def asked_otherwise(recipe: Recipe, chat: ChatFormat) -> str:
@@ -96,7 +89,7 @@ def answer(
         for sample, i in zip(samples, chosen, strict=True):
             if shown := images(i) if images is not None else records[i].images:
                 sample["pixel_values"] = pixels(shown, loaded.frontend.image_processor, image_fit)
-        inputs = {name: tensor.to(parts.embeddings.weight.device) for name, tensor in collate(samples).items()}
+        inputs = {name: tensor.to(parts.device) for name, tensor in collate(samples).items()}
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_new_tokens": length}
         out = model.generate(**inputs, **generation_options(loaded, chat), **options)
         for row, i in enumerate(chosen):

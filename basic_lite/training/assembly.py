@@ -5,9 +5,8 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
@@ -16,9 +15,10 @@ from transformers import get_scheduler
 from basic_lite.console import Say
 from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.prepare import Prepared, prepare_data
-from basic_lite.data.unknown_words import spread, unknown_words
+from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt
+from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.liger import fuse
 from basic_lite.model.liger_kernels import choose_liger
@@ -39,7 +39,7 @@ from basic_lite.training.processes import ALONE, Processes
 from basic_lite.training.sanity import sanity_warnings
 from basic_lite.training.software import versions_of
 from basic_lite.training.start import Origin, notes_on
-from basic_lite.training.step import Mark, TrainStep
+from basic_lite.training.step import Autocast, Mark, TrainStep
 from basic_lite_kernels.operations import Operations
 
 # It makes all float32 products TF32, whatever a program asks for.
@@ -144,8 +144,7 @@ def load_for_training(
     adapt(loaded.parts, recipe)
     if origin is not None:
         origin.restore(loaded.parts, recipe, say)
-    _, activations = offload(loaded.parts, recipe, device)
-    return replace(loaded, offloaded=activations)
+    return replace(loaded, offloaded=offload(loaded.parts, recipe, device))
 
 
 def projector_is_fresh(recipe: Recipe) -> bool:
@@ -161,8 +160,7 @@ def doubts(recipe: Recipe, data: Prepared, *, resumed: bool = False) -> list[str
     if resumed:
         return []
     steps, train = Schedule(data.sampler, recipe).steps, data.train
-    looked_at = [train.record(at) for at in spread(len(train))]
-    unknown = map(str, unknown_words(train.chat, looked_at, recipe.data.max_length))
+    unknown = map(str, unknown_words(train.chat, train.records, train.indices, recipe.data.max_length))
     return [*unknown, *sanity_warnings(recipe, samples=len(train), steps=steps, fresh=projector_is_fresh(recipe))]
 
 
@@ -189,12 +187,11 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         return None
-    operations, reason = choose_kernels(recipe.kernels, loaded.parts.embeddings.weight.device, say)
+    operations, reason = choose_kernels(recipe.kernels, loaded.parts.device, say)
     settings = recipe.supervision
     supervision = supervision_of(loaded, settings, watch(operations), seed=recipe.seed)
     if supervision.active and supervision.reads_attention:
-        autocast = autocast_of(recipe, supervision.device)
-        with autocast() if autocast is not None else nullcontext():
+        with autocast_of(recipe, supervision.device)():
             try_attention(loaded.parts.language_model, supervision.layers)
     if changed := differences(settings.model_dump(), SupervisionSection().model_dump()):
         say(
@@ -214,7 +211,7 @@ def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda gi
 def uses_autocast(recipe: Recipe, device: torch.device) -> bool:
     """bf16 autocast: where asked for, or (``auto``) where the GPU has it."""
     if recipe.training.autocast == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_bfloat16(device)
     return recipe.training.autocast == "bfloat16"
 
 
@@ -232,16 +229,14 @@ def software_of(device: torch.device) -> dict[str, str]:
     return versions_of(build, name)
 
 
-def autocast_of(
-    recipe: Recipe, device: torch.device, processes: Processes = ALONE
-) -> Callable[[], AbstractContextManager[Any]] | None:
-    """The context that the model's forward runs in; None: none.
+def autocast_of(recipe: Recipe, device: torch.device, processes: Processes = ALONE) -> Autocast:
+    """The context that the model's forward runs in; ``nullcontext`` where there is no autocast.
 
     Without a cache: it would keep a bf16 copy of each float32 adapter until the forward is over, 610 MiB in 7B at rank
     128, and none is used twice in a forward. A recomputed layer makes its copies anew either way.
     """
     if not uses_autocast(recipe, device):
-        return None
+        return nullcontext
     if processes.accelerator is not None:
         return functools.partial(processes.accelerator.autocast, autocast_handler=AutocastKwargs(cache_enabled=False))
     return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)

@@ -7,8 +7,8 @@ from basic_lite.recipe.rules import computes_das, computes_sds
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision.calibration import scores_decide
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH
 from basic_lite.training.looks import shared_out
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH
 
 
 def why_off(recipe: Recipe) -> str | None:

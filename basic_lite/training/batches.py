@@ -39,6 +39,7 @@ class Schedule:
         self.sampler, self.global_batch, self.micro_batch = sampler, training.global_batch, training.micro_batch
         self.steps_per_epoch = steps_an_epoch(recipe, len(sampler))
         self.steps = steps_of(recipe, len(sampler))
+        self._eval_every = training.eval_every or self.steps
         # Two epochs: near an epoch's end the loader, which reads ahead, is in the next one already.
         self._order_of = lru_cache(maxsize=2)(sampler.order)
 
@@ -57,6 +58,10 @@ class Schedule:
         samples = self.samples_of(step)
         groups = [samples[i : i + self.micro_batch] for i in range(0, len(samples), self.micro_batch)]
         return groups[processes.index if index is None else index :: processes.count]
+
+    def evaluates(self, step: int) -> bool:
+        """Whether held-out data is looked at after a step, from 1: every so many, and after the last."""
+        return step == self.steps or step % self._eval_every == 0
 
     def epochs_after(self, steps: int) -> float:
         """Passes over the data that so many steps are."""

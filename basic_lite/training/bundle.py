@@ -27,8 +27,9 @@ from basic_lite.model.device import dtype_name
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, FORMAT, Bundle, open_bundle
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, Bundle, open_bundle
 from basic_lite.training.files import sha256, write_json
+from basic_lite.training.manifest import FORMAT
 from basic_lite.training.places import MANIFEST, PROJECTOR, RECIPE_JSON
 from basic_lite.training.tensor_files import read_tensors, save_tensors
 from basic_lite.version import __version__

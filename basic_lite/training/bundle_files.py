@@ -16,7 +16,7 @@ from basic_lite.outside import read_text
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
-from basic_lite.training.manifest import read_manifest
+from basic_lite.training.manifest import FORMAT, first_problem, read_manifest
 from basic_lite.training.places import (
     BEST,
     FINAL,
@@ -33,7 +33,6 @@ from basic_lite.training.places import (
 )
 from basic_lite.version import __version__
 
-FORMAT = 1
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 # What a checkpoint has besides.
 OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetensors", "training.json"
@@ -158,7 +157,7 @@ def look_at_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> B
 
 def _read(folder: Path, *, whole: bool) -> Bundle:
     try:
-        manifest = read_manifest(folder / MANIFEST, FORMAT)
+        manifest = read_manifest(folder / MANIFEST)
         if (version := manifest["format"]) != FORMAT:
             raise UserError(
                 f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
@@ -206,7 +205,7 @@ def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise UserError(
             f"{folder / RECIPE_JSON} has other keys than this version of basic-lite ({__version__}); the bundle is of "
-            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({_first_problem(error)})"
+            f"{manifest.get('basic_lite', 'an unknown version')}: use that one ({first_problem(error)})"
         ) from error
     if models not in ([True, False, False], [False, True, True]):
         raise UserError(
@@ -214,12 +213,6 @@ def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:
             "and model.llm. Restore the file, or take another bundle"
         )
     return recipe
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first key that is wrong, and how."""
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
 def require_checkpoint(bundle: Bundle) -> None:

@@ -21,12 +21,13 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, reason_of
 from basic_lite.outside import read_json_file
 from basic_lite.recipe.schema import MOST
 from basic_lite.training import optimizer_state
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
 from basic_lite.training.files import write_json
+from basic_lite.training.manifest import Count, first_problem
 from basic_lite.training.plan import Plan
 from basic_lite.training.processes import Processes
 from basic_lite.training.recovery import set_random_state
@@ -34,7 +35,6 @@ from basic_lite.training.tensor_files import read_tensors, save_tensors
 
 # A file's values are believed only where they are of these types and within these bounds. The loop sets its own.
 _BELIEVED = ConfigDict(strict=True, extra="forbid")
-_Count = Annotated[int, Field(ge=0, le=MOST)]
 _Some = Annotated[int, Field(ge=1, le=MOST)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -48,7 +48,7 @@ class _Target(BaseModel):
 
     model_config = _BELIEVED
     layer_weights: Annotated[list[Annotated[_Finite, Field(ge=0)]], Field(min_length=1)]
-    massive: list[list[_Count]] | None
+    massive: list[list[Count]] | None
 
 
 class _Gate(BaseModel):
@@ -58,8 +58,8 @@ class _Gate(BaseModel):
     open: bool
     plan: _Target | None
     chosen: bool
-    steps_on: _Count
-    refused: _Count | None = None
+    steps_on: Count
+    refused: Count | None = None
     asked: Annotated[_Finite, Field(ge=0)] = 0.0
     verdict: str
 
@@ -79,9 +79,9 @@ def _gate(given: dict[str, Any]) -> dict[str, Any]:
 class Progress:
     """What a run's loop remembers from step to step, besides weights and optimizer."""
 
-    step: _Count = 0  # steps done
+    step: Count = 0  # steps done
     lowered_to: _Some | None = None  # samples of a micro-batch, once memory ran out
-    recomputed: _Count | None = None  # decoder layers since then; None: the recipe's
+    recomputed: Count | None = None  # decoder layers since then; None: the recipe's
     offloaded: bool = False  # whether their inputs are on the host since then
     projector_seen: bool = False  # a step with an image has been looked at
     # Of the last step that had each.
@@ -209,11 +209,7 @@ def _training(bundle: Bundle) -> dict[str, Any]:
 
 
 def _foreign(bundle: Bundle, error: Exception) -> UserError:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    else:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
     return UserError(
         f"--resume: the training state in {bundle.folder} doesn't fit this run's optimizer and model ({reason}). "
         "Use the recipe of the run that wrote it, take another checkpoint with --checkpoint, "

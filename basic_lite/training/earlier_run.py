@@ -23,7 +23,7 @@ def look_at_earlier_run(recipe: Recipe, *, resume: bool) -> str | None:
     Raises:
         UserError: the folder holds a run, or there is none to go on with, or it was another recipe's.
     """
-    path = Path(recipe.output) / recipe.name
+    path = recipe.run_path
     if resume and not path.exists():
         require_run_to_continue(path)
     if not is_run(path):

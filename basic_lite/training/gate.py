@@ -13,7 +13,7 @@ Not of the paper; the reasons are in docs/METHOD.md.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,13 +32,13 @@ from basic_lite.supervision.premise import RefinementCurve, SeenPatches, refinem
 from basic_lite.training.assembly import autocast_of, uses_autocast
 from basic_lite.training.batches import Schedule
 from basic_lite.training.bundle_files import Bundle
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
 from basic_lite.training.gate_state import GateState, gate_words
 from basic_lite.training.looks import COST, Looks, Trials, looks_of, shared_out
 from basic_lite.training.processes import Processes
 from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import first_samples, samples_in
-from basic_lite.training.step import TrainStep
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH, curve_batches, if_memory_allows
+from basic_lite.training.step import Autocast, TrainStep
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Gate:
     limited: bool  # there are more, but they would cost too much
     tokenizer: Any
     say: Say
-    autocast: Callable[[], AbstractContextManager[Any]] | None
+    autocast: Autocast
     processes: Processes
     state: GateState = field(init=False)
 
@@ -211,7 +211,7 @@ class Gate:
         """How the pull changes the loss; None where memory was short."""
         return if_memory_allows(
             self.pull.tried,
-            None,
+            nullcontext,
             lambda: self.say(
                 f"warning: step {step}: BASIC's pull can't be tried: it takes the memory of a step; a smaller "
                 "training.micro_batch helps"

@@ -6,7 +6,6 @@ with their own picture, with another one, and without any.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,11 +28,12 @@ from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimat
 from basic_lite.scoring.metrics.named import METRICS, Metric
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.scoring.questions import Question, ready_to_ask
-from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, format_before_weights
+from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, chat_format
 from basic_lite.training.answer_file import Answers
 from basic_lite.training.best_text import GENERATED, NO_SCORE, OTHER_SCORE, SCORE
 from basic_lite.training.interview import Interview, ways
 from basic_lite.training.processes import Processes
+from basic_lite.training.step import Autocast
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Sample:
         Raises:
             BadRecord: a question can't be asked, or its answer can't be read by the metric.
         """
-        chat, metric = format_before_weights(recipe, frontend), METRICS[recipe.training.eval_metric]
+        chat, metric = chat_format(recipe, frontend), METRICS[recipe.training.eval_metric]
         questions = sample_of(data, report, recipe.training.eval_generate)
         asked = ready_to_ask(
             questions,
@@ -132,7 +132,7 @@ class HeldOutScore:
         report: DataReport,
         processes: Processes,
         say: Say,
-        autocast: Callable[[], AbstractContextManager[Any]] | None,
+        autocast: Autocast,
         *,
         longest: int,
     ) -> None:
@@ -224,7 +224,7 @@ class HeldOutScore:
         self.loaded.model.eval()
         while True:
             try:
-                with self._autocast() if self._autocast is not None else nullcontext():
+                with self._autocast():
                     for (shown, _, record, pictures), own in shares:
                         self._interview(kept, size).ask(shown, own, record, pictures)
                 return None

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from basic_lite.outside import as_object
 from basic_lite.training.places import DATA, read_json
 
 # Said of a score.
@@ -24,17 +25,13 @@ def met_before(run: Path) -> str:
 
 
 def _told(run: Path) -> dict[str, Any]:
-    return _keys(_keys(_keys(read_json(run / DATA)).get("eval")).get("trained_on"))
+    return as_object(as_object(as_object(read_json(run / DATA)).get("eval")).get("trained_on"))
 
 
 def _counts(told: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Name → how many are trained on, and of how many. What somebody changed is passed over."""
-    return {name: (one[0], one[1]) for name, one in _keys(told.get("of")).items() if _is_counts(one)}
+    return {name: (one[0], one[1]) for name, one in as_object(told.get("of")).items() if _is_counts(one)}
 
 
 def _is_counts(counts: Any) -> bool:
     return isinstance(counts, list) and len(counts) == 2 and all(isinstance(one, int) for one in counts)
-
-
-def _keys(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

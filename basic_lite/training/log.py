@@ -19,7 +19,7 @@ FIX = "Make room or allow writing there, and continue from the last checkpoint w
 
 def trackers_of(recipe: Recipe) -> list[Any]:
     """accelerate's trackers: TensorBoard into the run folder, others by name."""
-    folder = Path(recipe.output) / recipe.name
+    folder = recipe.run_path
     return [
         TensorBoardTracker(TENSORBOARD, str(folder)) if name == "tensorboard" else name
         for name in recipe.training.trackers

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from basic_lite.outside import CHANGED, is_finite
-from basic_lite.recipe.schema import MOST
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.estimate import estimate_of
+from basic_lite.training.manifest import Count
 from basic_lite.training.places import LOG, json_lines
 from basic_lite.training.points import Points
 from basic_lite.training.text_probe.outcome import outcome_from
@@ -55,7 +55,6 @@ def _probed(value: Any) -> Any:
 
 
 Number = Annotated[float, AfterValidator(_computed)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
 # Of seconds and GiB; of either this is more than there is.
 Amount = Annotated[float, Field(ge=0, le=1e9)]
 Gain = Annotated[list[Number], Field(min_length=3, max_length=3)]

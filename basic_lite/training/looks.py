@@ -9,7 +9,7 @@ from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.supervision.calibration import leaves_open, scores_decide
 from basic_lite.supervision.premise import SEARCHED_PATCHES
 from basic_lite.training.assembly import projector_is_fresh
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH
 
 # The first look at a fresh projector: before that its output is noise. Later looks double their distance.
 FIRST_LOOK = 16

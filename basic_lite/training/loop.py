@@ -19,18 +19,19 @@ from basic_lite.training.batches import Schedule, StepBatches, step_batches
 from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state
 from basic_lite.training.dropped import DroppedRecords
-from basic_lite.training.evaluating import Evaluation
-from basic_lite.training.evaluation import RefinementLog, curve_batches, overfit_text
+from basic_lite.training.evaluation import Evaluation
 from basic_lite.training.garbage import set_aside
 from basic_lite.training.gate import make_gate
 from basic_lite.training.gradients import GradientCheck
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
+from basic_lite.training.loss_text import overfit_text
 from basic_lite.training.made import Run
 from basic_lite.training.places import LOG
 from basic_lite.training.plan import Plan, start_plan
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
 from basic_lite.training.recovery import Recovery, memory_needed, random_state
+from basic_lite.training.refinement_log import RefinementLog, curve_batches
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.saving import save_checkpoint, save_final
 from basic_lite.training.step import Batch, StepCounts, Terms

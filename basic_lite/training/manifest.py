@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from basic_lite.outside import read_json_file
 from basic_lite.recipe.schema import MOST
 
+FORMAT = 1
 Count = Annotated[int, Field(ge=0, le=MOST)]
 
 
@@ -58,8 +59,14 @@ class _Manifest(_Entry):
     target: _Target | None = None
 
 
-def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
-    """Read a manifest; one of another format only as far as its format.
+def first_problem(error: ValidationError) -> str:
+    """The first key that is wrong, and how."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest; one of another ``FORMAT`` only as far as its format.
 
     Raises:
         ValueError: says what is wrong with it.
@@ -68,10 +75,9 @@ def read_manifest(path: Path, known_format: int) -> dict[str, Any]:
     manifest = read_json_file(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("it says no format")
-    if manifest["format"] == known_format:
+    if manifest["format"] == FORMAT:
         try:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(first_problem(error)) from None
     return manifest

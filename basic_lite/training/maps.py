@@ -15,17 +15,18 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.data.problems import RecordProblem
 from basic_lite.model.families.llava import picture_views
 from basic_lite.model.load import Loaded
+from basic_lite.outside import as_object
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.supervision import Supervision, choose_kernels
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.supervision.picture_maps import PictureMaps, picture_maps
 from basic_lite.supervision.token_maps import measure_maps, shown_layers
 from basic_lite.training.assembly import autocast_of, supervision_of
-from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX
 from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import MAPS, read_json
+from basic_lite.training.refinement_log import if_memory_allows
 
 # Pictures of a run whose maps are kept, and records that are looked through for as many different ones.
 KEPT, SEARCHED = 3, 60
@@ -43,7 +44,7 @@ def reading_supervision(
     Raises:
         UserError: the vocabulary table can't be used, or the target is of another model.
     """
-    operations, _ = choose_kernels("auto", loaded.parts.embeddings.weight.device, say)
+    operations, _ = choose_kernels("auto", loaded.parts.device, say)
     # A number: attention is read apart, where it can be.
     settings = settings.model_copy(update={"enabled": True, "token_weights": 1.0})
     supervision = supervision_of(loaded, settings, operations)
@@ -101,8 +102,8 @@ class ReportMaps:
             UserError: the vocabulary table can't be used, or the file can't be written.
         """
         step = max((line["step"] for line in lines_of(self.folder)), default=0)
-        before, path = read_json(self.folder / MAPS), self.folder / MAPS
-        if isinstance(before, dict) and before.get("step") == step:
+        path = self.folder / MAPS
+        if as_object(read_json(path)).get("step") == step:
             return
         supervision = self.supervision
         if supervision is None or not supervision.active:

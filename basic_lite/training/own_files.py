@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
-from basic_lite.outside import read_text
+from basic_lite.outside import as_object, read_text
 from basic_lite.recipe.load import dump_recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.files import sha256
@@ -49,9 +49,7 @@ def edited_recipe(run: Path) -> list[Path]:
 
 def foreign_in(bundle: Path) -> Iterator[Path]:
     """Files of a bundle that its manifest doesn't list, or lists otherwise; all of them where it has no manifest."""
-    manifest = read_json(bundle / MANIFEST)
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    own = listed if isinstance(listed, dict) else {}
+    own = as_object(as_object(read_json(bundle / MANIFEST)).get("files"))
     for path in _files_in(bundle):
         name = path.relative_to(bundle).as_posix()
         if name != MANIFEST and not _is_as_written(path, own.get(name)):

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.outside import is_finite, open_file, parse_json, read_json_file
+from basic_lite.outside import as_object, is_finite, open_file, parse_json, read_json_file
 from basic_lite.whole_file import PART
 
 # Where runs are, if a recipe's `output` names no other folder.
@@ -58,8 +58,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 def _is_checkpoint(folder: Path, step: int) -> bool:
     if not any((folder / name).exists() for name in (MANIFEST, RECIPE_JSON, PROJECTOR, TRAINER_STATE)):
         return False
-    manifest = read_json(folder / MANIFEST)
-    saved = manifest.get("step") if isinstance(manifest, dict) else None
+    saved = as_object(read_json(folder / MANIFEST)).get("step")
     return not isinstance(saved, int) or saved == step
 
 
@@ -85,8 +84,8 @@ def has_best(folder: Path) -> bool:
 
 def best_record(bundle: Path) -> dict[str, Any] | None:
     """What a best step's manifest says of it: ``step``, ``by`` and ``value``; None: it isn't one."""
-    manifest = read_json(bundle / MANIFEST)
-    record = manifest.get("best") if isinstance(manifest, dict) else None
+    manifest = as_object(read_json(bundle / MANIFEST))
+    record = manifest.get("best")
     if not isinstance(record, dict) or "by" not in record or not is_finite(record.get("value")):
         return None
     return {"step": manifest.get("step"), **record}
@@ -111,8 +110,7 @@ def _is_part_table(path: Path) -> bool:
 
 def _is_ours(manifest: Path) -> bool:
     """Whether a bundle is this program's: others call their checkpoints the same."""
-    found = read_json(manifest)
-    return isinstance(found, dict) and {"format", "files", "step"} <= found.keys()
+    return {"format", "files", "step"} <= as_object(read_json(manifest)).keys()
 
 
 def read_json(path: Path) -> Any:
@@ -149,7 +147,7 @@ def later(path: Path, settings: Any) -> tuple[int, list[tuple[int, str]], str]:
     Args:
         settings: that the summary has; of a file that somebody changed, anything.
     """
-    step = settings.get("step") if isinstance(settings, dict) else None
+    step = as_object(settings).get("step")
     parts = [(int(part), "") if part.isdecimal() else (0, part) for part in re.findall("[0-9]+|[^0-9]+", path.name)]
     return step if type(step) is int else 0, parts, path.name
 

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
-from basic_lite.errors import OutOfMemory, StoppedElsewhere, UserError, is_out_of_memory
+from basic_lite.errors import OutOfMemory, StoppedElsewhere, UserError, is_out_of_memory, reason_of
 from basic_lite.model.load import pick_device
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
@@ -138,7 +138,7 @@ class Processes:
                 raise
             raise UserError(
                 f"process {self.index} of {self.count} lost another one, whose own message says why; "
-                f"fix that, and continue with --resume ({str(error).strip().splitlines()[0]})"
+                f"fix that, and continue with --resume ({reason_of(error)})"
             ) from error
 
 

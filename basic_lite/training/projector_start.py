@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +62,9 @@ def match_projector(
 def _norms(recipe: Recipe, loaded: Loaded, batch: dict[str, Tensor], device: torch.device) -> Tensor:
     """‖v_i‖ of a batch's visual tokens, [M] float32."""
     found: list[Tensor] = []
-    autocast = autocast_of(recipe, device)
     with (
         hooked(loaded.parts.projector, lambda out: found.append(out.float().flatten(0, -2).norm(dim=1))),
-        autocast() if autocast is not None else nullcontext(),
+        autocast_of(recipe, device)(),
     ):
         loaded.parts.model.model.get_image_features(pixel_values=on_device(batch, device)["pixel_values"])
     return torch.cat(found)

@@ -1,27 +1,25 @@
 """A few answers on held-out pictures at each evaluation, so that people see what the model has learnt."""
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from accelerate.utils.memory import clear_device_cache
+from functools import partial
 
 from basic_lite.console import Say
 from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.check import DataReport
-from basic_lite.data.images import open_image
+from basic_lite.data.images import small_copy
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record
-from basic_lite.errors import is_out_of_memory
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
+from basic_lite.scoring.questions import question_of
 from basic_lite.training.answer import answer
 from basic_lite.training.files import saving, write_json
 from basic_lite.training.log import FIX, RunLog
 from basic_lite.training.places import SAMPLES
+from basic_lite.training.refinement_log import if_memory_allows
+from basic_lite.training.step import Autocast
 
 # Tokens of an answer at most, so that no model writes for minutes.
 _ANSWER_TOKENS = 64
@@ -61,7 +59,7 @@ class HeldOutAnswers:
         data: SupervisedDataset | None,
         report: DataReport | None,
         say: Say,
-        autocast: Callable[[], AbstractContextManager[Any]] | None,
+        autocast: Autocast,
     ) -> None:
         """
         Args:
@@ -104,45 +102,36 @@ class HeldOutAnswers:
         found = []
         for number, record in enumerate(records):
             try:
-                one = self._ask(record, number + 1)
+                one = if_memory_allows(partial(self._ask, record, number + 1), self.autocast, self._say_short)
             except RecordProblem as problem:
                 self.say(f"warning: no held-out answer: {problem}")
                 continue
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                one = None
-            if one is None:  # the exception is gone, and with it the frames that hold the attempt's tensors
-                clear_device_cache(garbage_collection=True)
-                self.say("warning: not enough memory for held-out answers; training.eval_answers=0 leaves them out")
+            if one is None:
                 break
             for line in one.lines() if number < said else ():
                 self.say(line)
             found.append(asdict(one))
         return found
 
+    def _say_short(self) -> None:
+        self.say("warning: not enough memory for held-out answers; training.eval_answers=0 leaves them out")
+
     def _thumbnails(self) -> dict[str, str]:
         """A small copy of each question's first picture as a data URI, by its number; none of what can't be read."""
         found = {}
         for number, record in enumerate(self.records, start=1):
-            try:
-                small = open_image(record.images[0])
-            except RecordProblem:
-                continue
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            small.save(data := io.BytesIO(), "JPEG", quality=80)
-            found[str(number)] = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+            with suppress(RecordProblem):
+                found[str(number)] = small_copy(record.images[0], _THUMBNAIL, 80)
         return found
 
     def _ask(self, record: Record, number: int) -> Answered:
         assert self.chat is not None
-        with self.autocast() if self.autocast is not None else nullcontext():
-            (text,) = answer(
-                self.loaded, self.chat, [record], image_fit=self.image_fit, batch_size=1, max_new_tokens=_ANSWER_TOKENS
-            )
-        question = next((turn.text for turn in reversed(record.turns) if turn.role == "human"), "")
+        (text,) = answer(
+            self.loaded, self.chat, [record], image_fit=self.image_fit, batch_size=1, max_new_tokens=_ANSWER_TOKENS
+        )
         # The `plain` template leaves the question out.
-        asked = "" if self.chat.template == "plain" else " ".join(question.replace(IMAGE_PLACEHOLDER, "").split())
+        question = "" if self.chat.template == "plain" else question_of(record)
+        asked = " ".join(question.replace(IMAGE_PLACEHOLDER, "").split())
         names = ", ".join(image.name for image in record.images)
         reference = " ".join(self.chat.reference(record).split())
         return Answered(names, asked, " ".join(text.split()), reference, number)

@@ -14,18 +14,13 @@ from basic_lite.training.run_folder import RunFolder, look_at_run_folder
 from basic_lite.training.start_names import PROJECTOR
 
 
-def run_path(recipe: Recipe) -> Path:
-    """The run folder of a recipe."""
-    return Path(recipe.output) / recipe.name
-
-
 def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:
     """What a stage begins with, and its recipe with the names that `model.start` brings. Nothing is changed.
 
     Raises:
         UserError: its folder holds another run, or other files.
     """
-    path = run_path(recipe)
+    path = recipe.run_path
     begun = is_run(path)
     recipe = with_start(recipe, say, resume=begun)
     if changed := changes(recipe):
@@ -38,7 +33,7 @@ def look_at_stage(recipe: Recipe, say: Say) -> tuple[Recipe, RunFolder]:
 
 def changes(recipe: Recipe) -> list[str]:
     """What differs between a recipe and the run in its folder, the projector that it began with included."""
-    path = run_path(recipe)
+    path = recipe.run_path
     if not holds_bundle(path):
         return []
     bundle = look_at_bundle(path)

@@ -36,7 +36,7 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     if (projector := recipe.model.projector) is not None:
         say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {place}")
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
-    own = Path(recipe.output) / recipe.name
+    own = recipe.run_path
     if resume:
         for bundle in [own / FINAL, *reversed(checkpoints_of(own)), own / BEST]:
             with suppress(UserError):  # which of them is damaged is said where one is chosen

@@ -23,6 +23,7 @@ from basic_lite.training.processes import ALONE, Processes
 Batch = dict[str, Tensor]
 Lambdas = tuple[float, float]
 Lap = Callable[[], object]
+Autocast = Callable[[], AbstractContextManager[Any]]
 Mark = Callable[[str], object]
 
 # Labelled tokens that a loss in float16 may be divided by before its gradients run out of the type's small numbers.
@@ -137,7 +138,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Any = None,
         max_grad_norm: float = 0.0,
-        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        autocast: Autocast = nullcontext,
         processes: Processes = ALONE,
         mark: Mark = lambda name: None,
         float16: bool = False,
@@ -151,7 +152,7 @@ class TrainStep:
             optimizer: None where steps are never updated, as in a rehearsal.
             scheduler: the learning rate's; stepped after the optimizer.
             max_grad_norm: gradients are clipped to it; 0: not.
-            autocast: a context for the model's forward. LoRA layers leave casts to it from now on.
+            autocast: a context for the model's forward. LoRA layers leave casts to it from now on, unless it is none.
             processes: the processes that share the step.
             mark: told the name of the part of a step that begins, as ``breakdown`` has them.
             float16: something of the backward is in float16, so the loss is made larger for it (``loss_scale``).
@@ -161,7 +162,7 @@ class TrainStep:
         self.processes, self.mark, self.float16 = processes, mark, float16
         self.trainable = [p for p in parts.model.parameters() if p.requires_grad]
         self._autocast = autocast
-        if autocast is not None:
+        if autocast is not nullcontext:
             leave_casts_to_autocast(parts)
         self.train_mode()
 
@@ -313,14 +314,14 @@ class TrainStep:
         """L_lm of each sample of a host batch, in nats a labelled token, [B] float64 on the host."""
         inputs, labels = self.inputs(batch, labels=False), batch["labels"]
         inputs.pop("image_positions", None)  # the inner model finds them itself
-        with self._autocast() if self._autocast is not None else nullcontext():
+        with self._autocast():
             hidden = self.parts.model.model(**inputs, use_cache=False).last_hidden_state
             nats = likelihoods_of(hidden, self.parts.lm_head, labels).nats
         return nats / (labels[:, 1:] != IGNORE).sum(dim=1)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward under autocast."""
-        with self._autocast() if self._autocast is not None else nullcontext():
+        with self._autocast():
             return self.parts.model(**inputs)
 
     def train_mode(self) -> None:

@@ -10,7 +10,7 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.recipe.schema import Recipe
 from basic_lite.supervision.supervision import Supervision
 from basic_lite.training.batches import Schedule
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, evaluates
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH
 
 # A token's forward over its forward and backward, and a look's forwards with their search over that.
 FORWARD, LOOK = 1 / 3, 1 / 2
@@ -75,7 +75,7 @@ def time_left_of(recipe: Recipe, data: Prepared, schedule: Schedule, supervision
     curve = SAMPLES_PER_BATCH * recipe.supervision.refinement_batches * float(data.report.lengths.mean())
     look = curve * LOOK if supervision is not None else 0.0
     evaluation = 0.0 if data.eval_report is None else float(data.eval_report.lengths.sum()) * FORWARD + look
-    looks = [step for step in range(1, schedule.steps + 1) if evaluates(recipe, step, schedule.steps)]
+    looks = [step for step in range(1, schedule.steps + 1) if schedule.evaluates(step)]
     looks = looks if data.eval is not None else []
     work = list(inside)
     for step in looks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
+from basic_lite.scoring.controls import other_images
 from basic_lite.supervision import Supervision, refinement_curve
 from basic_lite.supervision.metrics import embedding_metrics
 from basic_lite.supervision.taps import hooked
 from basic_lite.supervision.target import TargetPlan
-from basic_lite.tools.evaluate import evaluate, other_images
+from basic_lite.tools.evaluate import evaluate
 from basic_lite.tools.score import ALL
 from basic_lite.training.answer import chat_format
 from basic_lite.training.assembly import autocast_of, supervise
@@ -42,8 +42,7 @@ DIGITS = 4
 def measured(run: Path, recipe: Recipe, world: EvidenceWorld) -> dict[str, Any]:
     """Everything that the evidence says of one trained stage, ready for JSON."""
     loaded, bundle = load_trained(run, CPU)
-    context = autocast_of(recipe, CPU)
-    with context() if context is not None else nullcontext():
+    with autocast_of(recipe, CPU)():
         records = world.records(recipe.stage, world.sizes["losses"])
         other = other_images(records, SHUFFLE_SEED)
         shuffled = [replace(record, images=other(i)) for i, record in enumerate(records)]
@@ -73,7 +72,7 @@ def losses(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> tuple[l
 
 
 def batch_of(loaded: Loaded, recipe: Recipe, records: Sequence[Record]) -> dict[str, Tensor]:
-    chat = chat_format(recipe, loaded, recipe.data.template)
+    chat = chat_format(recipe, loaded.frontend, recipe.data.template)
     samples: list[dict[str, Any]] = []
     for record in records:
         encoded = chat.encode(record, recipe.data.max_length)

@@ -20,8 +20,8 @@ from basic_lite.demo.place import Place
 from basic_lite.demo.world import caption_f1, write_world
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.training.bundle_files import PROJECTOR
 from basic_lite.training.files import sha256
+from basic_lite.training.places import PROJECTOR
 from bench.world.llms import smollm2
 from bench.world.packages import cache_folder, made_once
 from bench.world.pictures import VERSION, real_world

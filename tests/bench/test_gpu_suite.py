@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -20,6 +19,7 @@ import torch
 
 from basic_lite import cli
 from basic_lite.recipe import shipped_recipe
+from basic_lite.tools.shipped import CARD
 from bench.gpu_suite import needs, profiled
 from bench.gpu_suite.__main__ import main
 from bench.gpu_suite.plan import KERNELS, PLANNED, RUNS, TRAINING, kernel_tests, stages_of
@@ -73,8 +73,8 @@ def test_each_run_has_time_for_its_steps() -> None:
     ] * 3
     assert len(STEPS) == len(set(STEPS)), "a step's log has its name"
     for recipe, (limit_gib, _) in TRAINING.items():
-        card = re.search(r"^# Card: (\d+) GB", shipped_recipe(recipe).read_text(encoding="utf-8"), re.MULTILINE)
-        assert card is not None and int(card[1]) <= limit_gib
+        card = CARD.search(shipped_recipe(recipe).read_text(encoding="utf-8"))
+        assert card is not None and int(card["gb"]) <= limit_gib
 
 
 @pytest.mark.soak

@@ -24,12 +24,12 @@ def test_shares_are_those_of_counting(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     frontend = load_frontend(recipe.model)
     tokenizer = frontend.tokenizer
-    chat = ChatFormat("plain", tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    chat = ChatFormat.of("plain", frontend)
     known = "what colour is it ?"
     assert tokenizer.unk_token_id not in tokenizer(known, add_special_tokens=False)["input_ids"]
-    assert not list(unknown_words(chat, [record(known, "it is red")], 99))
+    assert not list(unknown_words(chat, [record(known, "it is red")], [0], 99))
     records = [record(known, "it is red"), record(f"{known} zorro zirro", "zanzibar zebra")]
-    answers, questions = unknown_words(chat, records, 99)
+    answers, questions = unknown_words(chat, records, range(2), 99)
     # Nothing predicts a text's first token, and the end of an answer is no word.
     assert answers.share == pytest.approx(1 / 3) and answers.share > MANY
     assert questions.share == pytest.approx(2 / 12) and "17% of the words of the questions" in str(questions)

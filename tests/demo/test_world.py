@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from basic_lite.data.tokens import IGNORE
-from basic_lite.demo import ASSETS, LLM, VISION
+from basic_lite.demo import ASSETS
 from basic_lite.demo.language import _TOKEN, _encode
 from basic_lite.demo.rebuild import rebuild
 from basic_lite.demo.text import DESCRIPTIONS, build_tokenizer, conversation, read_lesson
@@ -237,7 +237,7 @@ def test_assets_are_small() -> None:
 def test_shipped_tokenizer_is_the_built_one_and_round_trips(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    shipped, built = AutoTokenizer.from_pretrained(LLM), build_tokenizer()
+    shipped, built = AutoTokenizer.from_pretrained(ASSETS / "llm"), build_tokenizer()
     assert shipped.get_vocab() == built.get_vocab()
     assert shipped.chat_template == built.chat_template
     assert "<image>" not in shipped.get_vocab()
@@ -254,7 +254,7 @@ def test_shipped_tokenizer_is_the_built_one_and_round_trips(tmp_path: Path) -> N
 def test_chat_template_and_image_placeholder() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(LLM)
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "llm")
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     messages = [
         {"role": "system", "content": "describe the image."},
@@ -304,8 +304,8 @@ def test_vision_encoder_loads_and_sees_36_patches(world: World) -> None:
 
     from basic_lite.model.frontend import load_image_processor
 
-    processor = load_image_processor(VISION)
-    encoder = CLIPVisionModel.from_pretrained(VISION)
+    processor = load_image_processor(ASSETS / "vision")
+    encoder = CLIPVisionModel.from_pretrained(ASSETS / "vision")
     pictures = [Image.open(p) for p in sorted(world.images.iterdir())[:3]]
     pixels = processor(pictures, return_tensors="pt")["pixel_values"]
     ours = normalised(np.stack([np.asarray(p) for p in pictures]))
@@ -333,7 +333,7 @@ def held_out_prompts() -> dict[str, list[tuple[str, str]]]:
 def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]], nf4: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(LLM, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "llm", padding_side="left")
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -341,7 +341,7 @@ def test_llm_answers_from_text(held_out_prompts: dict[str, list[tuple[str, str]]
         bnb_4bit_compute_dtype=torch.float32,
     )
     more = {"quantization_config": quantisation} if nf4 else {}
-    model = AutoModelForCausalLM.from_pretrained(LLM, dtype=torch.float32, **more).eval()
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "llm", dtype=torch.float32, **more).eval()
     assert sum(p.numel() for p in model.parameters()) < 2.5e6
     accuracy = {}
     for kind, prompts in held_out_prompts.items():

@@ -200,9 +200,7 @@ def test_autocast_without_a_cache_gives_the_same_bits(folder: Path, card: bool) 
         found.append(gradients(recipe, ours, make_step(recipe, ours, None, CPU)))
     for other in found[1:]:
         assert len(other) > 20 and all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    context = autocast_of(recipe, CPU)
-    assert context is not None
-    with context():
+    with autocast_of(recipe, CPU)():
         assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
 
 

@@ -232,7 +232,7 @@ def test_a_generation_config_changes_no_answer(place: Path) -> None:
     def said() -> tuple[list[str], str]:
         torch.manual_seed(0)  # of the projector, which no checkpoint has
         loaded = load_base(recipe, CPU)
-        chat = chat_format(recipe, loaded)
+        chat = chat_format(recipe, loaded.frontend)
         texts = answer(loaded, chat, [records[0], records[1]], image_fit="pad", batch_size=2, max_new_tokens=6)
         speaker = FolderSpeaker(str(place / "llava"), CPU, "float32")
         asked = [Message("user", "what colour is it ?", (picture(place / "images" / "0.png"),))]

@@ -21,8 +21,8 @@ from basic_lite.demo.place import Place
 from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.run import train
+from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.evaluate import evaluate_run
-from basic_lite.tools.predictions import Prediction
 from basic_lite.training.answer import chat_format
 from basic_lite.training.bundle import load_trained
 from tests.support.likelihood import Naive
@@ -138,7 +138,7 @@ def test_answers_and_score_are_those_of_eval(place: Path, evaluated: Path) -> No
 
 def test_the_likeliest_options_are_those_of_a_naive_computation(place: Path, evaluated: Path) -> None:
     loaded, bundle = load_trained(place / RUN, torch.device("cpu"))
-    chat = chat_format(bundle.recipe, loaded)
+    chat = chat_format(bundle.recipe, loaded.frontend)
     (stop,) = set(chat.stop_token_ids) - {loaded.tokenizer.eos_token_id} or {loaded.tokenizer.eos_token_id}
     naive, right = Naive(loaded, bundle.recipe, chat, loaded.tokenizer.decode([stop])), 0
     found = samples(evaluated, "options")

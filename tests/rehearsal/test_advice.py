@@ -113,7 +113,7 @@ def one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:
     console = Console(file=io.StringIO(), width=160)
-    found = estimate(recipe, gpu_gib=gpu_gib, console=console)
+    found = estimate(recipe, gpu=gpu_gib, console=console)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_answers_need_no_more_than_a_step(folder: Path, tmp_path: Path, words: i
         prepared.eval_report,
         ALONE,
         lambda text: None,
-        None,
+        nullcontext,
         longest=recipe.data.max_length,
     )
     assert score.at_once(4) == 4 if words == 165 else score.at_once(4) > 4

@@ -58,7 +58,7 @@ def test_hours_are_one_number_wherever_they_are_said(recipe: Recipe, monkeypatch
     """`estimate` and the dry run by their tables, `train` by its line, the planner by its time for a sample."""
     card = card_of(24)
     consoles = [Console(file=io.StringIO(), width=160) for _ in range(2)]
-    found = estimate(recipe, gpu_gib=24, console=consoles[0])
+    found = estimate(recipe, gpu=24, console=consoles[0])
     dry_run(recipe, consoles[1])
     rows = [re.search(rf"^{card.name} +24 GB +(\S.*\S) +about (\S+ kWh)", said(c), re.MULTILINE) for c in consoles]
     assert rows[0] is not None and rows[1] is not None and rows[0].groups() == rows[1].groups()

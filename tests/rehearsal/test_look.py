@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from rich.console import Console
 from transformers import CLIPVisionModel
 
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
-from basic_lite.rehearsal.advice import changed_recipe
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import see_patches
 from basic_lite.tools.estimate import estimate
@@ -57,7 +56,7 @@ def test_where_a_look_needs_most_it_is_said_and_the_key_helps(folder: Path) -> N
     # Of 1,024 samples every second one keeps its six layers on this machine, 64 rows of 256 numbers each.
     assert rehearsed.look.peak_bytes > 512 * 6 * 64 * 256 * 4
     console = Console(file=io.StringIO(), width=200)
-    found = estimate(recipe, gpu_gib=1.2 * rehearsed.peak_bytes / 2**30, console=console)
+    found = estimate(recipe, gpu=1.2 * rehearsed.peak_bytes / 2**30, console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a look at the premise" in text and "it needs more than a step" in text and "doesn't fit" in text
     (advice,) = found.advice
@@ -90,7 +89,7 @@ def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, A
     kept = range(1, 32, 2) if "data.held_out" in changes else range(0)
 
     def measure() -> None:
-        with autocast() if autocast is not None else nullcontext():
+        with autocast():
             see_patches(supervision, moved(curve, CPU), loaded.tokenizer, kept=kept)
 
     measure()  # mean ‖E‖ is computed once

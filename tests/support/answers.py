@@ -89,7 +89,7 @@ def our_answers(run: Path, prompts: Sequence[Prompt], scored: int) -> list[Answe
     """
     loaded, bundle = load_trained(run, torch.device("cpu"))
     recipe = bundle.recipe
-    chat = chat_format(recipe, loaded)
+    chat = chat_format(recipe, loaded.frontend)
     records = [
         Record(n, "", "real", (ImageRef.of_file(p.image),), (Turn("human", f"{IMAGE_PLACEHOLDER}\n{p.question}"),))
         for n, p in enumerate(prompts)

@@ -181,7 +181,7 @@ def write_llava(
     )
     section = ModelSection(vision=str(scratch / "vision"), llm=str(scratch / "llm"), vision_feature_layer=layer)
     frontend = load_frontend(section)
-    chat = ChatFormat(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    chat = ChatFormat.of(template, frontend)
     folder.mkdir(parents=True)
     write_files(folder, frontend, chat, fit, torch.float32)
     save_tensors(_tensors(llm, eye), folder / "model.safetensors")

@@ -22,10 +22,11 @@ from basic_lite.model.known import known_frontend
 from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import rehearse
+from basic_lite.rehearsal import Rehearser
 from basic_lite.rehearsal.hours import ON_A_CPU
 from basic_lite.rehearsal.planner import ROOM
 from basic_lite.tools.estimate import Estimate, estimate, machine_of, planned_steps
+from basic_lite.tools.shipped import CARD
 from basic_lite.training.batches import Schedule
 from tests.support.runs import whole_recipe, write_data
 from tests.support.shapes import shape_recipe, write_shapes
@@ -40,7 +41,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(recipe: Recipe, gpu_gib: float | None, **options: Any) -> tuple[Estimate, str]:
     console = Console(file=io.StringIO(), width=160)
-    found = estimate(recipe, gpu_gib=gpu_gib, console=console, **options)
+    found = estimate(recipe, gpu=gpu_gib, console=console, **options)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -235,12 +236,12 @@ ON_A_CARD = [
 
 @pytest.mark.parametrize("path", ON_A_CARD)
 def test_shipped_recipes_fit_the_card_that_they_name(path: Path) -> None:
-    card = re.search(r"^# Card: (\d+) GB; ([\d.]+) GiB needed", path.read_text(encoding="utf-8"), re.MULTILINE)
+    card = CARD.search(path.read_text(encoding="utf-8"))
     assert card is not None, "a recipe's first lines name its card: `# Card: 24 GB; 17.1 GiB needed`"
     recipe = load_recipe(path)
     frontend = known_frontend(recipe.model)
     assert frontend is not None, "an estimate of a shipped recipe needs no network"
-    needed_gib = rehearse(recipe, frontend, machine_of(recipe)).needed_bytes / 2**30
-    assert needed_gib == pytest.approx(float(card[2]), abs=0.1)
+    needed_gib = Rehearser(recipe, frontend, machine_of(recipe)).rehearse().needed_bytes / 2**30
+    assert needed_gib == pytest.approx(float(card["needed_gib"]), abs=0.1)
     # A card sold as 24 GB shows 23.5 to 24 GiB.
-    assert needed_gib <= 0.96 * int(card[1])
+    assert needed_gib <= 0.96 * int(card["gb"])

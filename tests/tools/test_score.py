@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from basic_lite.console import show
+from basic_lite.scoring.metrics.estimate import Share
 from basic_lite.scoring.prediction import Prediction
-from basic_lite.tools.score import EvalResult, Share, remarks, score_table
+from basic_lite.tools.score import EvalResult, remarks, score_table
 
 
 def results(*groups: tuple[bool | None, int, int], reference: str = "red") -> EvalResult:

@@ -48,7 +48,7 @@ def test_answers_depend_on_the_picture_not_on_the_batch(trained: Path) -> None:
     loaded, bundle = load_trained(trained, torch.device("cpu"))
     source = SourceSection(path=str(folder / "data.json"), image_dir=str(folder / "images"))
     records = list(load_records(source, root=Path.cwd()))
-    form = chat_format(bundle.recipe, loaded)
+    form = chat_format(bundle.recipe, loaded.frontend)
 
     def ask(size: int, images=None) -> list[str]:
         return answer(loaded, form, records, image_fit="pad", batch_size=size, max_new_tokens=8, images=images)
@@ -218,10 +218,10 @@ def test_a_caption_model_is_asked_in_words(tmp_path: Path, capsys: pytest.Captur
     record = load_records(
         SourceSection(path=str(tmp_path / "data.json"), image_dir=str(tmp_path / "images")), root=Path.cwd()
     )[0]
-    form = chat_format(bundle.recipe, loaded)
+    form = chat_format(bundle.recipe, loaded.frontend)
     colour = loaded.tokenizer.convert_tokens_to_ids("colour")
     assert colour in form.prompt(record)
-    assert colour not in chat_format(bundle.recipe, loaded, "plain").prompt(record)
+    assert colour not in chat_format(bundle.recipe, loaded.frontend, "plain").prompt(record)
     chat(str(folder), [str(tmp_path / "images" / "0.png"), "what colour is it ?"], device="cpu")
     assert "plain template" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ from basic_lite.scoring.metrics.named import METRICS
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.clean import clean
 from basic_lite.tools.runs import row_of
-from basic_lite.training import evaluating
+from basic_lite.training import evaluation
 from basic_lite.training.best_text import best_of, flattered_by
 from basic_lite.training.bundle_files import find_bundle, open_bundle
 from basic_lite.training.files import write_json
@@ -184,20 +184,20 @@ def test_a_full_disk_keeps_the_earlier_one_and_the_look_is_made_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step isn't in the log as evaluated, so the run that continues looks again, and keeps it."""
-    real = evaluating.BestStep._save
+    real = evaluation.BestStep._save
 
     def full(self: Any, record: dict[str, Any]) -> None:
         if record["value"] == 0.75:
             raise UserError("the disk is full")
         real(self, record)
 
-    monkeypatch.setattr(evaluating.BestStep, "_save", full)
+    monkeypatch.setattr(evaluation.BestStep, "_save", full)
     own = {"output": str(tmp_path)}
     with pytest.raises(UserError, match="disk is full"):
         run(made, changes(made, **own))
     place = tmp_path / "tiny"
     assert open_bundle(place / BEST).step == 1 and (place / "checkpoint-2").is_dir()
-    monkeypatch.setattr(evaluating.BestStep, "_save", real)
+    monkeypatch.setattr(evaluation.BestStep, "_save", real)
     run(made, changes(made, **own), resume=True)
     assert_same_weights(place / BEST, made / "runs" / "tiny" / BEST)
 
@@ -217,7 +217,7 @@ def test_the_best_alone_is_something_saved(made: Path, place: Path) -> None:
 
 def test_by_loss_the_lowest_that_is_a_number(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([math.nan, 2.0, math.inf, 1.5])
-    monkeypatch.setattr(evaluating, "held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr(evaluation.Evaluation, "_loss", lambda *_: next(losses))
     more = {"output": str(tmp_path), "training.metric_for_best_model": "loss", "training.eval_generate": 0}
     place = run(made, changes(made, **more))
     assert best_record(place / BEST) == {"step": 4, "by": "loss", "value": 1.5}

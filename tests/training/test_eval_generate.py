@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,7 +59,7 @@ def asking(
     data = prepare_data(recipe, loaded.frontend, say=lambda text: None)
     assert data.eval is not None and data.eval_report is not None
     longest = int(data.report.lengths.max())
-    return HeldOutScore(recipe, loaded, data.eval, data.eval_report, processes, say, None, longest=longest)
+    return HeldOutScore(recipe, loaded, data.eval, data.eval_report, processes, say, nullcontext, longest=longest)
 
 
 def texts(found: Any) -> list[tuple[str | None, ...]]:

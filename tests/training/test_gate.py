@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def a_gate(said: list[str], batches: Sequence[dict[str, Tensor]] = (), **setting
         limited=False,
         tokenizer=word_tokenizer(),
         say=said.append,
-        autocast=None,
+        autocast=nullcontext,
         processes=ALONE,
     )
 

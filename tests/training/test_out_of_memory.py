@@ -21,7 +21,7 @@ from basic_lite.errors import Interrupted, UserError, is_out_of_memory
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.rehearsal import advice
 from basic_lite.run import train
-from basic_lite.training import evaluation, step
+from basic_lite.training import refinement_log, step
 from basic_lite.training.recovery import slices
 from basic_lite.training.step import TrainStep
 from tests.support.runs import (
@@ -244,7 +244,7 @@ def test_a_refinement_curve_without_memory_is_left_out_and_said(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(evaluation, "see_patches", fails)
+    monkeypatch.setattr(refinement_log, "see_patches", fails)
     console = quiet()
     done = train(recipe(tmp_path, {"supervision.refinement_batches": 1}), console=console)
     assert done.steps == 3

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from basic_lite.supervision import Health, Interval, RefinementCurve
-from basic_lite.training import evaluation
-from basic_lite.training.evaluation import RefinementLog
+from basic_lite.training import refinement_log
+from basic_lite.training.refinement_log import RefinementLog
 from tests.support import supervision as kit
 
 GIANT = Health([2, 300], [2, 280], [0.01, 0.98], [3, 507], [0.0, 0.1], [0.5, 0.8], [1.0, 0.03])
@@ -21,14 +22,14 @@ def curve(gain: Interval, health: Health | None) -> RefinementCurve:
 
 def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, None, fresh=True)
+    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, nullcontext, fresh=True)
     fails, unknown = Interval(-0.02, -0.03, -0.01), Interval(-0.02, -0.03, 0.01)
 
     def measured(step: int, gain: Interval, health: Health | None) -> list[str]:
         """How each line begins, after the curve's."""
         said.clear()
         seen = SimpleNamespace(curve=lambda: curve(gain, health))
-        monkeypatch.setattr(evaluation, "see_patches", lambda *_, **__: seen)
+        monkeypatch.setattr(refinement_log, "see_patches", lambda *_, **__: seen)
         found = log.measure(step)
         assert found is not None and found[0]["refinement"]["gains"][-1] == gain and found[1] is seen
         assert said[0].startswith(f"step {step}: BASIC's premise") and gain.text in said[0]
@@ -38,5 +39,5 @@ def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: py
     assert measured(0, fails, None) == [], "a fresh projector's v is noise"
     assert measured(2, fails, GIANT) == [warning[:26], giant]
     assert measured(4, unknown, GIANT) == measured(6, Interval(0.02, 0.01, 0.03), GIANT) == []
-    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, None, fresh=True)
+    log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, nullcontext, fresh=True)
     assert measured(0, fails, GIANT)[0].startswith("note: step 0: giant target"), "the LLM makes giants of noise too"

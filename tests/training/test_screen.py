@@ -14,10 +14,10 @@ from rich.console import Console
 
 from basic_lite.console import command_line
 from basic_lite.run import train
-from basic_lite.training import evaluating, samples
+from basic_lite.training import evaluation, samples
 from basic_lite.training.answer import answer, chat_format
 from basic_lite.training.bundle import load_trained
-from basic_lite.training.evaluation import held_out_text, overfit_text
+from basic_lite.training.loss_text import held_out_text, overfit_text
 from basic_lite.training.places import SAMPLES
 from basic_lite.training.progress import Pace, ProgressLine, finished_text
 from tests.support.data import write_image
@@ -83,7 +83,9 @@ def test_an_evaluation_is_on_the_terminal(tmp_path: Path) -> None:
     from basic_lite.recipe.schema import SourceSection
 
     records = list(load_records(SourceSection(**changes["data.eval"]), root=tmp_path))
-    texts = answer(loaded, chat_format(bundle.recipe, loaded), records, image_fit="pad", batch_size=1, max_new_tokens=6)
+    texts = answer(
+        loaded, chat_format(bundle.recipe, loaded.frontend), records, image_fit="pad", batch_size=1, max_new_tokens=6
+    )
     assert [one["answer"] for one in last] == [" ".join(text.split()) for text in texts]
     assert [one["picture"] for one in last] == [f"{i}.png" for i in range(7)] and last[1]["reference"] == "it is blue"
     place = lines.index(
@@ -157,7 +159,7 @@ def test_a_rise_is_said_before_the_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool, end: str
 ) -> None:
     found = iter((2.0, 1.363, 1.4, 1.892))
-    monkeypatch.setattr(evaluating, "held_out_loss", lambda *_: next(found))
+    monkeypatch.setattr(evaluation.Evaluation, "_loss", lambda *_: next(found))
     changes = with_held_out(tmp_path, **{"training.eval_every": 1, "training.eval_answers": 0})
     if new:  # pictures of its own
         other = with_held_out(tmp_path / "new")["data.eval"]

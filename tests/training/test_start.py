@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe import dump_recipe, load_recipe
-from basic_lite.rehearsal.advice import changed_recipe, possible_changes
+from basic_lite.recipe.rules import changed_recipe
+from basic_lite.rehearsal.advice import possible_changes
 from basic_lite.run import train
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.dry_run import dry_run
@@ -27,9 +28,9 @@ from basic_lite.training import loop
 from basic_lite.training.assembly import load_for_training
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import OPTIMIZER, TRAINING, open_bundle
-from basic_lite.training.evaluation import RefinementLog
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
+from basic_lite.training.refinement_log import RefinementLog
 from basic_lite.training.start import find_origin
 from basic_lite.training.start_names import resolve_start
 from tests.support.runs import (

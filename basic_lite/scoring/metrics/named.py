@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from basic_lite.choices import meant
-from basic_lite.errors import UserError
+from basic_lite.choices import require_one_of
 from basic_lite.scoring.metrics.anls import anls
 from basic_lite.scoring.metrics.choice import choice, choice_unread
 from basic_lite.scoring.metrics.estimate import Estimate
@@ -64,9 +63,5 @@ def metric_named(name: str) -> Metric:
     Raises:
         UserError: there is none.
     """
-    if name not in METRICS:
-        near = meant(name, METRICS)
-        raise UserError(
-            f"metric is {name!r}, which is none of {', '.join(METRICS)}" + (f"; did you mean {near}?" if near else "")
-        )
+    require_one_of(name, METRICS, "metric")
     return METRICS[name]

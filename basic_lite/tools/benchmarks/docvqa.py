@@ -6,8 +6,7 @@ from basic_lite.tools.benchmarks.form import SHORT, Benchmark, Published, Row, p
 
 
 def _is_its(file: Published) -> bool:
-    data = file.top.get("data") if file.top is not None else None
-    return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and "questionId" in data[0]
+    return file.lists("data", "questionId")
 
 
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:

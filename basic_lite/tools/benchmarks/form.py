@@ -18,10 +18,11 @@ from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
 from basic_lite.data.turns import clean, name_of
 from basic_lite.errors import UserError
-from basic_lite.outside import open_file, read_json_file
+from basic_lite.outside import open_file
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.scoring.metrics.named import MetricName
 from basic_lite.scoring.questions import Question
+from basic_lite.training.places import read_json
 
 # What LLaVA-1.5 adds to the questions of a benchmark, and was trained with.
 SHORT = "Answer the question using a single word or phrase."
@@ -67,7 +68,7 @@ class Published:
         elif path.suffix.lower() in (".json", ".jsonl"):
             self.first = self._first_record()
             if self.first is None:
-                top = _object_in(path)
+                top = read_json(path)
                 self.top = top if isinstance(top, Mapping) else None
 
     def _header(self) -> Sequence[str]:
@@ -114,6 +115,16 @@ class Published:
                 raise UserError(
                     f"{self.name}, line {reader.line_num + 1}: the table can't be read ({error}); fetch it again"
                 ) from error
+
+    def holds(self, names: set[str]) -> bool:
+        """Whether the file's object holds records by their ids, the first of which has keys of these names."""
+        first = next(iter((self.top or {}).values()), None)
+        return isinstance(first, Mapping) and names <= first.keys()
+
+    def lists(self, key: str, name: str) -> bool:
+        """Whether the file's object has a list of records under a key, and the first of them a key of that name."""
+        listed = (self.top or {}).get(key)
+        return isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict) and name in listed[0]
 
     def listed(self, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The records under a key of the file's object, each with its place."""
@@ -251,10 +262,3 @@ def _long_cells() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _object_in(path: Path) -> Any:
-    try:
-        return read_json_file(path)
-    except (OSError, ValueError):
-        return None

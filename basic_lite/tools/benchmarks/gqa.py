@@ -10,8 +10,7 @@ from basic_lite.tools.benchmarks.form import SHORT, Benchmark, Published, Row, p
 
 
 def _is_its(file: Published) -> bool:
-    first = next(iter(file.top.values()), None) if file.top else None
-    return isinstance(first, Mapping) and {"imageId", "question"} <= first.keys()
+    return file.holds({"imageId", "question"})
 
 
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:

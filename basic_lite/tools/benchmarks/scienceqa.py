@@ -16,8 +16,7 @@ _PICTURE = "with picture"
 
 
 def _is_its(file: Published) -> bool:
-    first = next(iter(file.top.values()), None) if file.top else None
-    return isinstance(first, Mapping) and {"question", "choices", "answer", "subject"} <= first.keys()
+    return file.holds({"question", "choices", "answer", "subject"})
 
 
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from basic_lite.data.chat import IGNORE
+from basic_lite.data.tokens import IGNORE
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.of_run import RunSpeaker, record_of

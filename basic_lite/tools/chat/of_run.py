@@ -29,7 +29,7 @@ class RunSpeaker:
         """
         self.loaded, self.bundle = load_trained(place, device)
         self.recipe = self.bundle.recipe
-        self.chat = chat_format(self.recipe, self.loaded)
+        self.chat = chat_format(self.recipe, self.loaded.frontend)
         self.name = str(place)
         unfinished = "" if (place / MANIFEST).is_file() else unfinished_note(self.bundle)
         self.note = "\n".join(filter(None, [unfinished, asked_otherwise(self.recipe, self.chat)]))
@@ -60,7 +60,7 @@ class RunSpeaker:
                 record.images, self.loaded.frontend.image_processor, self.recipe.data.image_fit
             )
         batch = Collator(int(self.loaded.tokenizer.pad_token_id))([sample])
-        device = self.loaded.parts.embeddings.weight.device
+        device = self.loaded.parts.device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

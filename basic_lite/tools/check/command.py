@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from basic_lite.console import Say, Sheet, counting, quiet_libraries, show, speaker
-from basic_lite.data.chat import ChatFormat, Encoder
+from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
@@ -20,7 +20,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.data.unknown_words import UnknownWords, spread, unknown_words
+from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
@@ -40,7 +40,7 @@ from basic_lite.tools.check.findings import (
 from basic_lite.tools.check.page import COMMAND, write_check
 from basic_lite.tools.check.survey import Pictures, survey
 from basic_lite.tools.check.texts import Texts
-from basic_lite.tools.data.command import ENOUGH_TO_HOLD_OUT, HELD_OUT, Words, frontend_or_why
+from basic_lite.tools.data.command import ENOUGH_TO_HOLD_OUT, HELD_OUT, encoder_of, frontend_or_why
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
 from basic_lite.tools.report.html import require_own
@@ -175,15 +175,9 @@ def read(data: Data, records: Records, say: Say) -> DataReport:
     kinder = {"bad_records": "drop", "too_long": "drop", "check_images": "exists"}
     section = data.recipe.data.model_copy(update=kinder)
     name = TRAIN if records is data.train else EVAL
-    return check_data(records, encoder_of(data), section, progress=counter(name), say=say, pictures=True)
-
-
-def encoder_of(data: Data) -> Encoder:
-    """What makes tokens of its records; words, where the model's files aren't here."""
-    if (frontend := data.frontend) is None:
-        return Words()
-    template = data.recipe.data.template
-    return ChatFormat(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
+    return check_data(
+        records, encoder_of(data.recipe, data.frontend), section, progress=counter(name), say=say, pictures=True
+    )
 
 
 def _special(frontend: Frontend | None) -> set[str]:
@@ -211,17 +205,11 @@ def findings(
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)
     if frontend is not None:
-        yield from of_unknown_words(_unknown(data, report))
+        chat = ChatFormat.of(section.template, frontend)
+        yield from of_unknown_words(unknown_words(chat, data.train, report.kept, section.max_length))
         yield lengths(report, frontend.tokens_per_image)
         if (side := input_side(frontend.image_processor)) is not None:
             yield from of_sizes(pictures, side, frontend.tokens_per_image, section)
-
-
-def _unknown(data: Data, report: DataReport) -> Iterator[UnknownWords]:
-    looked_at = [data.train[int(report.kept[at])] for at in spread(len(report.kept))]
-    encoder = encoder_of(data)
-    assert isinstance(encoder, ChatFormat)
-    return unknown_words(encoder, looked_at, data.recipe.data.max_length)
 
 
 def split(data: Data, report: DataReport, pictures: Pictures) -> tuple[set[int], set[int]]:

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from basic_lite.data.groups import join
+
 # Bits of 128 that two pictures which look alike may differ in. Those that differ in 4 or fewer have one of the five
 # bands in common, so they are compared unless more than WINDOW pictures share that band.
 NEAR_BITS = 6
@@ -64,15 +66,7 @@ def _joined(
         return labels
     parent = labels.copy()
     for a, b in pairs.tolist():
-        first, second = _root(parent, a), _root(parent, b)
-        parent[max(first, second)] = min(first, second)
+        join(parent, a, b)
     while not np.array_equal(parent, parent[parent]):
         parent = parent[parent]
     return parent
-
-
-def _root(parent: NDArray[np.int64], place: int) -> int:
-    while parent[place] != place:
-        parent[place] = parent[parent[place]]
-        place = int(parent[place])
-    return place

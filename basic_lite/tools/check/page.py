@@ -1,12 +1,10 @@
 """The page of a check: each finding with examples, in one file that a browser opens without a network."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basic_lite.data.images import open_image
+from basic_lite.data.images import small_copy
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.printable import one_line
@@ -17,8 +15,6 @@ from basic_lite.tools.report.html import fill, mark_of, write_page
 
 COMMAND = "check"
 _THUMBNAIL, _MOST_OF_TEXT = 160, 300
-# Pixels a side that are decoded at least of a JPEG.
-_DECODED = 2 * _THUMBNAIL
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,6 @@ def _thumbnail(sources: Sequence[Records], place: tuple[int, int, int]) -> str:
     """A small copy as a data URI; nothing of a picture that can't be read."""
     source, record, number = place
     try:
-        small = open_image(sources[source][record].images[number], least=_DECODED)
+        return small_copy(sources[source][record].images[number], _THUMBNAIL, 75, least=2 * _THUMBNAIL)
     except RecordProblem:
         return ""
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    small.save(data := io.BytesIO(), "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basic_lite.errors import UserError
+from basic_lite.outside import as_object
 from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.tools.predictions import SHA256, SUMMARY
 from basic_lite.training.files import sha256
@@ -57,8 +58,8 @@ def read_answers(path: Path) -> Answers:
     Raises:
         UserError: it is none, or nothing in it has a score.
     """
-    summary = read_json(path.with_suffix(SUMMARY))
-    settings = summary.get("settings") if isinstance(summary, dict) else None
+    summary = as_object(read_json(path.with_suffix(SUMMARY)))
+    settings = summary.get("settings")
     if not isinstance(settings, dict):
         raise UserError(
             f"{path} has no {path.with_suffix(SUMMARY).name} beside it, so it isn't known what was asked and how it "

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from basic_lite.data.names import HELD_OUT, HELD_OUT_PICTURES
-from basic_lite.outside import is_finite
+from basic_lite.outside import as_object, is_finite
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.places import DATA, LOG, read_json
 
@@ -79,8 +79,7 @@ def _all_alike(facts: Sequence[object]) -> bool:
 
 def _data_of(run: Path, part: str) -> tuple[object, ...] | None:
     """What tells one run's data from another's: counts, and of data.held_out which records and pictures."""
-    data = read_json(run / DATA)
-    counts = data.get(part) if isinstance(data, dict) else None
+    counts = as_object(read_json(run / DATA)).get(part)
     if not isinstance(counts, dict):
         return None
     return tuple(

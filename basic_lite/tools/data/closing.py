@@ -51,7 +51,7 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
             f"note: `train` won't start until the records above are mended; or leave them out: write {keys} below "
             f"`data` in {target.name}, or type {command_line(['basic-lite', 'train', target.as_posix(), *left_out])}"
         )
-    run, file = (command_line([path.as_posix()]) for path in (Path(recipe.output) / recipe.name, target))
+    run, file = (command_line([path.as_posix()]) for path in (recipe.run_path, target))
     say("next:")
     for line in (
         f"  basic-lite check {file}   (looks for copies, answers that need no picture, and more; trains nothing)",

@@ -25,13 +25,14 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import Record
 from basic_lite.data.sources import load_records
-from basic_lite.data.unknown_words import spread, unknown_words
+from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
@@ -98,12 +99,12 @@ def data(
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
         section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
-    recipe = _changed(recipe, {"data.train": section})
+    recipe = changed_recipe(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
     fitted = _fitted(recipe, found, report, given, say)
     if fitted.get("data.held_out"):
         fitted |= {key: value for key, value in needing.items() if key not in given}
-    recipe = _changed(recipe, fitted)
+    recipe = changed_recipe(recipe, fitted)
     changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found, asking(recipe, report))
     write_whole(target, text)
@@ -197,14 +198,6 @@ def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Rec
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
 
 
-def _changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with other values in its sections. They are this program's own, so they aren't checked again."""
-    for dotted, value in values.items():
-        name, _, key = dotted.partition(".")
-        recipe = recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={key: value})})
-    return recipe
-
-
 def _target(path: Path, overwrite: bool) -> Path:
     if path.is_dir():
         raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'photos.yaml').as_posix()}")
@@ -224,16 +217,18 @@ class Words:
         return Encoded([0], [0], len(record.images))
 
 
+def encoder_of(recipe: Recipe, frontend: Frontend | None) -> Encoder:
+    """What makes tokens of records; words, where the model's files aren't here."""
+    return Words() if frontend is None else ChatFormat.of(recipe.data.template, frontend)
+
+
 def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) -> DataReport:
     """Read everything, open every picture, say what was found, show samples."""
     section = recipe.data.model_copy(update={"bad_records": "drop", "too_long": "drop", "check_images": "open"})
     assert not isinstance(section.train, list)
     records = found.records if section.train.prompt is None else load_records(section.train, root=Path.cwd())
     frontend, reason = frontend_or_why(recipe)
-    encoder: Encoder = Words()
-    if frontend is not None:
-        count = frontend.tokens_per_image
-        encoder = ChatFormat(recipe.data.template, frontend.tokenizer, frontend.image_token_id, count)
+    encoder = encoder_of(recipe, frontend)
     say(f"found: {found.form}")
     for line in _meaning(found):
         say(line)
@@ -251,8 +246,7 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
         say(f"samples, as plain text; not as the model gets them, since its files can't be read: {reason}")
     else:
         assert isinstance(encoder, ChatFormat)
-        looked_at = [records[int(report.kept[at])] for at in spread(len(report.kept))]
-        for unknown in unknown_words(encoder, looked_at, recipe.data.max_length):
+        for unknown in unknown_words(encoder, records, report.kept, recipe.data.max_length):
             say(f"note: {unknown}")
         say(f"samples, as the model gets them{' (it learns what is green)' if shows_colours(console) else ''}:")
     for index in _spread(len(report.kept)):

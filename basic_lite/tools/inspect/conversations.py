@@ -72,7 +72,8 @@ class Conversations:
         """
         turns = conversation(record)
         pictures = [open_image(image) for image in record.images]
-        batch = self._prefixed(turns, pictures) if self.opened.family.prefix else self._templated(turns, pictures)
+        prefix = self.opened.family.prefix
+        batch = self._prefixed(turns, pictures) if prefix else self._template(turns, pictures, answered=True)
         parts = self.opened.parts
         separator = self.opened.family.separator_row(parts.model)
         batch = without_separators(parts, batch, separator)
@@ -101,9 +102,6 @@ class Conversations:
             inputs = self._processed(images=[picture], text=self._with_marks([asked]))
             return {name: tensor for name, tensor in inputs.items() if name != "labels"}
         return self._template([asked], [picture], answered=False)
-
-    def _templated(self, turns: list[Turn], pictures: list[Any]) -> dict[str, Tensor]:
-        return self._template(turns, pictures, answered=True)
 
     def _template(self, turns: list[Turn], pictures: list[Any], *, answered: bool) -> dict[str, Tensor]:
         """What the chat template makes of a conversation."""

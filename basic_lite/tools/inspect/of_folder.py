@@ -41,8 +41,7 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where all of it is."""
-        device: torch.device = self.parts.embeddings.weight.device
-        return device
+        return self.parts.device
 
     def supervision(self, say: Say) -> Supervision:
         """BASIC as published: v̂ of the first half of the layers, h² weights."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from basic_lite.training.assembly import autocast_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.data_json import broken_at_start
-from basic_lite.training.evaluation import SAMPLES_PER_BATCH, curve_batches
 from basic_lite.training.maps import reading_supervision
 from basic_lite.training.places import RECIPE_YAML
+from basic_lite.training.refinement_log import SAMPLES_PER_BATCH, curve_batches
 
 # A description costs a generation for each picture.
 _AT_ONCE = 4
@@ -61,8 +61,7 @@ class OpenRun:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.loaded.parts.embeddings.weight.device
-        return device
+        return self.loaded.parts.device
 
     def facts(self) -> Facts:
         """What the model is made of."""
@@ -79,8 +78,7 @@ class OpenRun:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What the run's forwards were under."""
-        made = autocast_of(self.recipe, self.device)
-        return nullcontext() if made is None else made()
+        return autocast_of(self.recipe, self.device)()
 
     def batches(self, data: SourceSection | None, samples: int | None, say: Say) -> list[dict[str, Tensor]]:
         """Batches of samples with pictures, on the host: those that the run itself looks at, or those of other data.
@@ -122,7 +120,7 @@ class OpenRun:
         Raises:
             RecordProblem: a picture can't be read.
         """
-        chat, fit = chat_format(self.recipe, self.loaded), self.recipe.data.image_fit
+        chat, fit = chat_format(self.recipe, self.loaded.frontend), self.recipe.data.image_fit
         asked = [
             Record(n, "", one.name, (one,), (Turn("human", f"<image>\n{QUESTION}"),)) for n, one in enumerate(images)
         ]

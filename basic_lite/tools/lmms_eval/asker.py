@@ -66,7 +66,7 @@ class Asker:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self._run.loaded.parts.embeddings.weight.device
+        return self._run.loaded.parts.device
 
     def answers(self, questions: Sequence[Asked], wanted: Sequence[Generation]) -> list[str]:
         """The likeliest answer to each question.

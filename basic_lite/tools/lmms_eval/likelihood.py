@@ -58,7 +58,7 @@ def likelihoods(
     require_room(loaded.frontend, records, lambda _: len(next(lengths).input_ids), "question with the answer")
     order = sorted(range(len(records)), key=lambda i: (len(encoded[i].input_ids), i))
     found: dict[int, Likelihood] = {}
-    collate, device = Collator(int(loaded.tokenizer.pad_token_id)), loaded.parts.embeddings.weight.device
+    collate, device = Collator(int(loaded.tokenizer.pad_token_id)), loaded.parts.device
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         samples: list[dict[str, object]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.errors import UserError
-from basic_lite.outside import CHANGED, read_text
+from basic_lite.outside import CHANGED, as_object, read_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, row_of
@@ -165,7 +165,7 @@ class RunFacts:
     def train_seconds(self) -> float | None:
         """Of all steps, from those that are logged; None: none is."""
         timed = self.series("step_s")
-        return sum(s for _, s in timed) / len(timed) * timed[-1][0] if timed else None
+        return self._seconds_until(timed[-1][0]) if timed else None
 
 
 def read_run(run: Path) -> RunFacts:
@@ -180,8 +180,6 @@ def read_run(run: Path) -> RunFacts:
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
     bundles = newest_first(run)
-    manifest = read_json(bundles[0] / MANIFEST) if bundles else {}
-    data = read_json(run / DATA)
     try:
         recipe = read_text(run / RECIPE_YAML)
     except (OSError, UnicodeDecodeError):
@@ -189,7 +187,7 @@ def read_run(run: Path) -> RunFacts:
     return RunFacts(
         run,
         row_of(run, read),
-        manifest if isinstance(manifest, dict) else {},
+        as_object(read_json(bundles[0] / MANIFEST)) if bundles else {},
         recipe,
         log,
         read.series,
@@ -198,7 +196,7 @@ def read_run(run: Path) -> RunFacts:
         looks_in(log),
         _answers(log, read_json(run / SAMPLES)),
         _maps(read_json(run / MAPS)),
-        data if isinstance(data, dict) else {},
+        as_object(read_json(run / DATA)),
         read_software(run),
     )
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from basic_lite.outside import as_object
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.tools.maps.page import heading
@@ -19,10 +19,9 @@ from basic_lite.tools.report.html import fill, write_page
 from basic_lite.tools.report.scores import score_charts, verdict_of
 from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.training.best_text import best_of
-from basic_lite.training.evaluation import RISE
 from basic_lite.training.known_before import known_before
 from basic_lite.training.log_lines import damaged_text
-from basic_lite.training.loss_text import NO_NUMBER, loss_text
+from basic_lite.training.loss_text import NO_NUMBER, RISE, loss_text
 from basic_lite.training.places import REPORT
 from basic_lite.training.progress import duration_text
 
@@ -277,7 +276,7 @@ def _time(facts: RunFacts) -> list[tuple[str, str, str]]:
 
 def _data(facts: RunFacts) -> Iterator[tuple[str, str]]:
     for key, name in (("train", "training"), ("eval", "held-out")):
-        counts = _keys(facts.data.get(key))
+        counts = as_object(facts.data.get(key))
         with suppress(KeyError, TypeError, ValueError):  # a file that somebody changed
             text = f"{counts['used']:,} records, {counts['with_images']:,} with a picture; "
             text += f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} of them answers; "
@@ -291,17 +290,13 @@ def _dropped(facts: RunFacts) -> list[str]:
 
 
 def _machine(facts: RunFacts) -> str:
-    machine = _keys(facts.manifest.get("machine"))
+    machine = as_object(facts.manifest.get("machine"))
     return ", ".join(str(machine[key]).removeprefix("torch.") for key in ("device", "dtype") if key in machine)
-
-
-def _keys(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _versions(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the run was made with: since which step, and names with versions; then the models."""
-    models = {name: str(value) for name, value in _keys(facts.manifest.get("models")).items() if value}
+    models = {name: str(value) for name, value in as_object(facts.manifest.get("models")).items() if value}
     software = [
         (f"from step {one['step'] + 1:,}:" if one["step"] else "", list(one["versions"].items()))
         for one in facts.software

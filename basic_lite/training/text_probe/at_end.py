@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 from basic_lite.console import Say, command_line
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.assembly import autocast_of
-from basic_lite.training.evaluation import if_memory_allows
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.log import RunLog
 from basic_lite.training.processes import Processes
+from basic_lite.training.refinement_log import if_memory_allows
+from basic_lite.training.step import Autocast
 from basic_lite.training.text_probe.measure import TOKENS_AT_ONCE, measure
 from basic_lite.training.text_probe.outcome import KEY, NoOutcome, Outcome
 from basic_lite.training.text_probe.scoring import Stopped
@@ -35,7 +35,7 @@ def probe_at_end(
     if not recipe.training.text_probe or not processes.is_main:
         return
     later = command_line(["basic-lite", "text-probe", str(log.path.parent)])
-    device = loaded.parts.embeddings.weight.device
+    device = loaded.parts.device
     try:
         found = measured(loaded, autocast_of(recipe, device), stopped=lambda: interruption.requested)
     except Stopped:
@@ -53,14 +53,14 @@ def probe_at_end(
 
 def measured(
     loaded: Loaded,
-    autocast: Callable[[], AbstractContextManager[Any]] | None,
+    autocast: Autocast,
     counted: Callable[[], AbstractContextManager[Callable[[int], object]]] = lambda: nullcontext(lambda done: None),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome | NoOutcome | None:
     """The probe, in batches for which there is memory; None: there is none for a text alone.
 
     Args:
-        autocast: the context that the training's forwards run in; None: none.
+        autocast: the context that the training's forwards run in.
         counted: opens a bar and gives its ``progress``; each size has its own, as it begins with the first text again.
         stopped: see ``nats_of``.
 

@@ -82,7 +82,7 @@ def test_each_task_has_its_own_length_and_end(
 
 def test_likelihoods_are_those_of_a_naive_computation(folder: Path, asker: Asker, questions: list[Asked]) -> None:
     loaded, bundle = load_trained(folder / "runs" / "tiny", torch.device("cpu"))
-    naive = Naive(loaded, bundle.recipe, chat_format(bundle.recipe, loaded), loaded.tokenizer.eos_token)
+    naive = Naive(loaded, bundle.recipe, chat_format(bundle.recipe, loaded.frontend), loaded.tokenizer.eos_token)
     pairs = [(asked, option) for asked in questions for option in ("red", " it is blue", "two two two two")]
     found = asker.likelihoods([asked for asked, _ in pairs], [option for _, option in pairs])
     for (asked, option), one in zip(pairs, found, strict=True):

@@ -62,7 +62,7 @@ def test_they_are_those_of_the_finished_model(made: Path) -> None:
     records = load_records(SourceSection(path=str(folder / "data.json"), image_dir=str(folder / "images")), root=folder)
     (first, *_) = (PictureMaps.of(one) for one in kept(made)["pictures"])
     record = records[int(first.name.split(".")[0])]
-    encoded = chat_format(run.recipe, run.loaded).encode(record, 64)
+    encoded = chat_format(run.recipe, run.loaded.frontend).encode(record, 64)
     sample: dict[str, Any] = {"input_ids": encoded.input_ids, "labels": encoded.labels}
     sample["pixel_values"] = pixels(record.images, run.loaded.frontend.image_processor, run.recipe.data.image_fit)
     supervision = run.supervision(lambda text: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,7 +175,7 @@ def test_after_out_of_memory_the_bar_begins_anew(monkeypatch: pytest.MonkeyPatch
         return NoOutcome("read")
 
     monkeypatch.setattr(at_end, "measure", measure)
-    assert at_end.measured(None, None, bar) == NoOutcome("read")  # type: ignore[arg-type]
+    assert at_end.measured(None, nullcontext, bar) == NoOutcome("read")  # type: ignore[arg-type]
     assert bars == [[3], [3], [3, 4]]
 
 
