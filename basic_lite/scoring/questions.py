@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import listing
@@ -130,9 +131,8 @@ def _require_questions(records: Iterable[Record], mend: str) -> None:
             raise BadRecord("it has no question: no human turn with text", mend, record.place)
 
 
-def most_tokens(frontend: Frontend) -> int | None:
-    """The most tokens that a model reads, scaled positions included; None: its configuration doesn't say."""
-    text = frontend.config.text_config
+def most_tokens(text: Any) -> int | None:
+    """The most tokens that an LLM of configuration ``text`` reads, scaled positions included; None: it doesn't say."""
     limit: int | None = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None)
     if limit is None or not isinstance(rope, dict):
@@ -157,7 +157,7 @@ def require_room(
     Raises:
         BadRecord: it is.
     """
-    limit = most_tokens(frontend)
+    limit = most_tokens(frontend.config.text_config)
     if limit is None:
         return
     for record in records:

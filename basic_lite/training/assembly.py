@@ -125,7 +125,7 @@ def preflight(
 
 def _require_positions(frontend: Frontend, data: Prepared) -> None:
     """Refuse samples that are longer than the LLM reads, as evaluations and chats do."""
-    limit = most_tokens(frontend)
+    limit = most_tokens(frontend.config.text_config)
     for key, report in ((TRAIN, data.report), (EVAL, data.eval_report)):
         longest = 0 if report is None else int(report.lengths.max(initial=0))
         if limit is not None and longest > limit:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from basic_lite.model.frontend import Frontend
 from basic_lite.scoring.questions import most_tokens
 
 
@@ -25,4 +24,4 @@ from basic_lite.scoring.questions import most_tokens
 )
 def test_scaled_positions_are_read(changed: dict[str, Any], most: int) -> None:
     text = SimpleNamespace(max_position_embeddings=256, rope_parameters={"rope_theta": 1e4, **changed})
-    assert most_tokens(cast(Frontend, SimpleNamespace(config=SimpleNamespace(text_config=text)))) == most
+    assert most_tokens(text) == most

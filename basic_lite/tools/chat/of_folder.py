@@ -14,6 +14,7 @@ from basic_lite.model.checks import require_rows_for_tokens, require_sizes
 from basic_lite.model.families import known_family
 from basic_lite.model.frontend import read_config
 from basic_lite.model.load import pick_dtype, read_checkpoint
+from basic_lite.scoring.questions import most_tokens
 from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
@@ -56,7 +57,7 @@ class FolderSpeaker:
         place: Any = "auto" if device.type == "cuda" else {"": device}
         options = {"dtype": pick_dtype(dtype, device), "device_map": place}
         self.model: Any = read_checkpoint(AutoModelForImageTextToText, name, KEY, **options).eval()
-        self._limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._limit = most_tokens(self.model.config.get_text_config())
         tokenizer, rows = self.processor.tokenizer, self.model.get_input_embeddings().weight.shape[0]
         require_rows_for_tokens(tokenizer, rows, name, KEY, added=False)
         self._ends: list[int] = self.model.generation_config.eos_token_id or [tokenizer.eos_token_id]

@@ -10,6 +10,7 @@ from basic_lite.data.images import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.errors import UserError
+from basic_lite.scoring.questions import most_tokens
 from basic_lite.tools.chat.dialogue import Message, pictures_of
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
@@ -33,7 +34,7 @@ class RunSpeaker:
         self.name = str(place)
         unfinished = "" if (place / MANIFEST).is_file() else unfinished_note(self.bundle)
         self.note = "\n".join(filter(None, [unfinished, asked_otherwise(self.recipe, self.chat)]))
-        self._limit = getattr(self.loaded.frontend.config.text_config, "max_position_embeddings", None)
+        self._limit = most_tokens(self.loaded.frontend.config.text_config)
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
         """See ``Speaker``."""

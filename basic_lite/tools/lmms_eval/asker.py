@@ -150,7 +150,7 @@ class Asker:
 
     def _room(self, records: Sequence[Record], most: int) -> int:
         """As many tokens as are wanted, or as many as the model reads beyond the longest question."""
-        limit = most_tokens(self._run.loaded.frontend)
+        limit = most_tokens(self._run.loaded.frontend.config.text_config)
         if limit is None:
             return most
         room: int = limit - max(len(self._run.chat.prompt(record)) for record in records)

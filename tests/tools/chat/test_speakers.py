@@ -190,3 +190,14 @@ def test_models_that_cannot_be_opened(trained: Path, tmp_path: Path, name: str, 
     name = name.format(empty=tmp_path, run=trained, llm=trained.parent.parent / "llm")
     with pytest.raises(UserError, match=says):
         find_speaker(name, "cpu", dtype)
+
+
+def test_scaled_positions_give_a_conversation_more_room(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "scaled"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    speaker = FolderSpeaker(str(folder), torch.device("cpu"), "auto")
+    assert list(speaker.reply([Message("user", "what " * 600)], Manner(max_new_tokens=2)))
+    with pytest.raises(UserError, match="this model reads 1024 at most"):
+        speaker.reply([Message("user", "what " * 1200)], SHORT)
