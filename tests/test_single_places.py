@@ -44,6 +44,7 @@ model/known_names.py: known_models: json.loads
 tools/export/files.py: _plain: json.loads
 tools/export/files.py: write_tokenizer: json.loads
 tools/export/files.py: write_tokenizer: path.read_text
+tools/export/files.py: write_tokenizer: rules.read_text
 tools/export/gguf/tokenizer.py: vocabulary_of: file.read_text
 tools/export/gguf/tokenizer.py: vocabulary_of: json.loads
 tools/export/gguf/weights.py: __init__: index.read_text

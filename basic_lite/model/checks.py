@@ -39,6 +39,8 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
         wrong.append(f"rescale_factor is {scale!r}")
     if processor.do_normalize is not False and None in (processor.image_mean, processor.image_std):
         wrong.append("do_normalize is set without image_mean and image_std")
+    if getattr(processor, "do_resize", True) is False:
+        wrong.append("do_resize is False")
     if processor.resample is not None and processor.resample not in list(Image.Resampling):
         wrong.append(f"resample is {processor.resample!r}")
     for one in ("size", "crop_size"):
@@ -49,6 +51,29 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
         raise UserError(
             f"{key}: the preprocessor_config.json of {name} makes no usable pixels ({'; '.join(wrong)}); take the one "
             "that its authors publish"
+        )
+
+
+def require_pictures_of(side: int, processor: Any, name: str, key: str) -> None:
+    """Refuse an image processor whose pictures have another size than its encoder takes.
+
+    Args:
+        side: the encoder's, in pixels.
+
+    Raises:
+        UserError: they have, or it makes none.
+    """
+    given = Image.new("RGB", (side + 1, side + 1))  # `data.image_fit` hands over squares
+    try:
+        height, width = processor(images=[given], return_tensors="pt")["pixel_values"].shape[-2:]
+    except Exception as error:  # its settings may be wrong in any way
+        makes = f"makes no pictures ({error})"
+    else:
+        makes = "" if width == height == side else f"makes pictures of {width} × {height} pixels"
+    if makes:
+        raise UserError(
+            f"{key}: the preprocessor_config.json of {name} {makes}, and its encoder takes {side} × {side}; take the "
+            "one that its authors publish"
         )
 
 

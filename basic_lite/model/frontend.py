@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.checks import (
     add_image_token,
+    require_pictures_of,
     require_plain_logits,
     require_rows_for_tokens,
     require_sizes,
@@ -76,8 +77,8 @@ def load_frontend(section: ModelSection) -> Frontend:
     """Read all but the weights of the model a recipe names.
 
     Raises:
-        UserError: a checkpoint is missing, of a wrong kind, or its tokenizer lacks the image token or has more tokens
-            than the model.
+        UserError: a checkpoint is missing, of a wrong kind, its tokenizer lacks the image token or has more tokens than
+            the model, or its image processor makes pictures of another size.
     """
     if section.base is not None:
         key, name = "model.base", section.base
@@ -98,6 +99,8 @@ def load_frontend(section: ModelSection) -> Frontend:
         tokenizer = load_tokenizer(name, key)
         config.image_token_id = add_image_token(tokenizer, section.image_token, name)
         images = load_image_processor(section.vision, "model.vision")
+    pictures = ("model.base", section.base) if section.base is not None else ("model.vision", section.vision)
+    require_pictures_of(config.vision_config.image_size, images, str(pictures[1]), pictures[0])
     rows = table_rows(config.text_config.vocab_size, config.image_token_id)
     require_rows_for_tokens(tokenizer, rows, name, key)
     count = tokens_per_image(config.vision_config, config.vision_feature_select_strategy)

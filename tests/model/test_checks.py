@@ -172,6 +172,7 @@ def test_a_weight_that_is_not_finite(
         {"image_std": None},
         {"resample": 99},
         {"resample": []},
+        {"do_resize": False},
     ],
     ids=str,
 )
@@ -180,6 +181,27 @@ def test_an_image_processor_that_makes_no_pixels(change: dict[str, Any], models_
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | change))
     told = refused(lambda: load_image_processor(tmp_path))
     assert told.startswith("model.vision: ") and len(told) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}, "makes pictures of 24 × 24 pixels"),
+        ({"do_center_crop": False, "size": {"height": 16, "width": 24}}, "makes pictures of 24 × 16 pixels"),
+        ({"crop_size": {"height": 8, "width": 8}}, "makes pictures of 8 × 8 pixels"),
+        ({"size": None}, "makes no pictures"),
+        ({"size": {"longest_edge": 16}}, "makes no pictures"),
+    ],
+    ids=str,
+)
+def test_pictures_of_another_size_than_the_encoders(
+    change: dict[str, Any], said: str, models_: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models_ / "vision", tmp_path / "vision")
+    path = tmp_path / "vision" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    told = refused(lambda: load_frontend(section(models_, vision=str(tmp_path / "vision"))))
+    assert told.startswith("model.vision: ") and said in told and "its encoder takes 16 × 16" in told
 
 
 @pytest.mark.parametrize(

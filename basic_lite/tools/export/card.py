@@ -1,10 +1,12 @@
 """The model card of an exported folder: its ``README.md``, as model hubs show it."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import ModelCardData, RepoCard
 from transformers.utils import cached_file
 
+from basic_lite.console import command_line
 from basic_lite.model.device import dtype_name
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.sizes import GIB, size_text
@@ -197,6 +199,7 @@ def _export(source: Source, checked: Checked | None) -> str:
 
 
 def _use(name: str) -> str:
+    quoted = json.dumps(name, ensure_ascii=False)  # Python's form too
     return f"""\
 `{name}` stands for the path of this folder, or for its name on a hub (`owner/{name}`).
 
@@ -205,16 +208,16 @@ transformers:
 ```python
 from transformers import pipeline
 
-ask = pipeline("image-text-to-text", model="{name}")
+ask = pipeline("image-text-to-text", model={quoted})
 content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
 ```
 
 Where torchvision is installed, transformers resizes pictures with it, a little otherwise than the training did;
-`AutoProcessor.from_pretrained("{name}", backend="pil")` doesn't.
+`AutoProcessor.from_pretrained({quoted}, backend="pil")` doesn't.
 
 vLLM, as a server with OpenAI's interface:
 
 ```bash
-vllm serve {name}
+{command_line(["vllm", "serve", name])}
 ```"""

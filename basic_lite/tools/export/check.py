@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from basic_lite.data.conversation import conversation
 from basic_lite.data.images import open_image
 from basic_lite.scoring.controls import other_images
 from basic_lite.scoring.metrics.exact import normalise
 from basic_lite.tools.export.folder import Source
 from basic_lite.tools.export.gguf.notes import gelu_difference, picture_difference
 from basic_lite.tools.export.merge import Merge, MergeInto, written_name
-from basic_lite.tools.export.samples import Sample, pixels_of
+from basic_lite.tools.export.samples import Sample, asked, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
 from basic_lite.training.answer import answer, answer_length
 from basic_lite.training.bundle import load_trained
@@ -320,8 +319,7 @@ def _open(folder: Path, device: torch.device) -> Any:
 
 def _inputs(processor: Any, sample: Sample) -> dict[str, Any]:
     """What a chat program would give the exported model for the sample's last question."""
-    turns = conversation(sample.record, answered=False)
-    messages = messages_of(turns[:-1] if turns[-1].role == "gpt" else turns)
+    messages = messages_of(asked(sample.record))
     images = iter(sample.record.images)
     for part in (part for message in messages for part in message["content"]):
         if part["type"] == "image":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import LlavaConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
@@ -32,7 +32,7 @@ def write_files(folder: Path, frontend: Frontend, chat: ChatFormat, image_fit: I
     """Write all but the weights into ``folder``; ``frontend.config`` has the real number of rows."""
     write_json(folder / CONFIG_NAME, model_config(frontend.config, dtype))
     write_json(folder / GENERATION_CONFIG_NAME, generation_config(chat))
-    write_tokenizer(folder, chat.tokenizer)
+    write_tokenizer(folder, chat)
     write_json(folder / "preprocessor_config.json", image_processor_config(frontend, image_fit))
     write_json(folder / "processor_config.json", processor_config(frontend, chat))
     (folder / "chat_template.jinja").write_text(chat_template(chat), encoding="utf-8")
@@ -92,20 +92,37 @@ def generation_config(chat: ChatFormat) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_tokenizer(folder: Path, chat: ChatFormat) -> None:
     """The tokenizer's files. Its class is named as all versions of transformers know it."""
-    tokenizer.save_pretrained(str(folder), save_jinja_files=False)
-    path = folder / "tokenizer_config.json"
+    chat.tokenizer.save_pretrained(str(folder), save_jinja_files=False)
+    path, rules = folder / "tokenizer_config.json", folder / "tokenizer.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     for name in ("backend", "is_local", "local_files_only", "chat_template", "processor_class", "name_or_path"):
         settings.pop(name, None)
-    if (folder / "tokenizer.json").is_file():
+    if rules.is_file():
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if _adds_to_prompts(chat):
+            write_json(rules, json.loads(rules.read_text(encoding="utf-8")) | {"post_processor": None})
+            settings = {
+                name: value for name, value in settings.items() if name not in ("add_bos_token", "add_eos_token")
+            }
     # transformers 4 makes token_type_ids otherwise, which no LLM here takes.
     settings["model_input_names"] = ["input_ids", "attention_mask"]
     if extra := settings.pop("extra_special_tokens", None):
         settings["additional_special_tokens"] = list(extra.values()) if isinstance(extra, dict) else extra
     write_json(path, settings)
+
+
+def _adds_to_prompts(chat: ChatFormat) -> bool:
+    """Whether the tokenizer would put tokens around a prompt that has its start token already, or trained without.
+
+    Processors ask it not to where a prompt begins with ``bos_token``. So this is one that ends texts with a token but
+    begins them with none, or begins them with one that it doesn't name.
+    """
+    tokens = chat.tokens
+    if tokens.bos and tokens.bos[0] == tokens.tokenizer.bos_token_id:
+        return False
+    return list(tokens.tokenizer.encode("a")) != tokens.raw("a")
 
 
 def image_processor_config(frontend: Frontend, image_fit: ImageFit) -> dict[str, Any]:

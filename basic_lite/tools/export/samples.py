@@ -1,15 +1,16 @@
 """Records of a run's data as training saw them, for the check of an export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from basic_lite.data.conversation import IMAGE, conversation
+from basic_lite.data.check import policy
+from basic_lite.data.conversation import conversation
 from basic_lite.data.images import ImageRef, pixels
 from basic_lite.data.problems import RecordProblem
-from basic_lite.data.records import Record
+from basic_lite.data.records import Record, Records, Turn
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.tools.export.folder import Source
@@ -37,7 +38,7 @@ class Sample:
     prompt: list[int]
     pixel_values: Tensor | None
     rows: Tensor
-    held_out: bool
+    held_out: bool = False
 
 
 def choose_samples(source: Source, count: int) -> list[Sample]:
@@ -46,17 +47,17 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
     Raises:
         UserError: the data can't be read any more.
     """
-    section = source.bundle.recipe.data
+    section, run = source.bundle.recipe.data, source.bundle.folder.parent
     try:
         records = load_records(section.eval or section.train, root=Path.cwd())
-        kept = None if section.held_out is None else held_out_in(records, source.bundle.folder.parent)
+        kept = None if section.held_out is None else held_out_in(records, run)
         held_out = section.eval is not None or kept is not None
         indices = range(len(records)) if kept is None else kept
         count = min(count, len(indices))
-        chosen = [records[indices[place * len(indices) // count]] for place in range(count)]
-        if held_out and (known := read_record(source.bundle.folder.parent)) is not None:
-            held_out = True not in compare(known, chosen).marks
-        samples = [sample for record in chosen if (sample := _sample(source, record, held_out)) is not None]
+        chosen = [indices[place * len(indices) // count] for place in range(count)]
+        samples = [sample for index in chosen if (sample := _sample(source, records, index)) is not None]
+        if held_out and (known := read_record(run)) is not None:
+            held_out = True not in compare(known, [sample.record for sample in samples]).marks
     except UserError as error:
         raise UserError(
             f"the check can't read the run's data here ({str(error).rstrip('.')}). "
@@ -64,24 +65,33 @@ def choose_samples(source: Source, count: int) -> list[Sample]:
         ) from error
     if not samples:
         raise UserError("the check found no usable record in the run's data; leave it out with --no-check")
-    return samples
+    return [replace(sample, held_out=held_out) for sample in samples]
 
 
-def _sample(source: Source, record: Record, held_out: bool) -> Sample | None:
-    """None for a record that training would have dropped, or with the image token as text, which processors refuse."""
-    recipe = source.bundle.recipe
+def _sample(source: Source, records: Records, index: int) -> Sample | None:
+    """None for a record that training would have dropped, or whose question has a special token as text.
+
+    Training broke such a token up; processors read it as one, or refuse it.
+    """
+    section, chat = source.bundle.recipe.data, source.chat
     try:
-        token = source.chat.tokens.image_text or IMAGE
-        if any(token in turn.text for turn in conversation(record)):
+        record = records[index]
+        if any(chat.tokens.harmless(turn.text) != turn.text for turn in asked(record)):
             return None
-        encoded = source.chat.encode(record, recipe.data.max_length)
+        encoded = chat.encode(record, section.max_length)
         values = pixels_of(source, record.images)
-    except RecordProblem:
-        if recipe.data.bad_records == "drop":
+    except RecordProblem as problem:
+        if policy(problem, section) == "drop":
             return None
         raise
     rows = [place - 1 for place, label in enumerate(encoded.labels) if label >= 0][:COMPARED_TOKENS]
-    return Sample(record, encoded.input_ids, source.chat.prompt(record), values, torch.tensor(rows), held_out)
+    return Sample(record, encoded.input_ids, chat.prompt(record), values, torch.tensor(rows))
+
+
+def asked(record: Record) -> list[Turn]:
+    """A record's turns up to its last question."""
+    turns = conversation(record, answered=False)
+    return turns[:-1] if turns[-1].role == "gpt" else turns
 
 
 def pixels_of(source: Source, images: tuple[ImageRef, ...]) -> Tensor | None:

@@ -1,7 +1,9 @@
 """The exported chat template: Jinja that writes for messages what training wrote for records.
 
 Contents may be strings with ``<image>`` in them or lists of parts. Either becomes marked text first, by the rules of
-``data.conversation``: an image that is alone in its message goes to the front, and a line break follows it.
+``data.conversation``: an image that is alone in its message goes to the front, and a line break follows it; messages of
+one role in a row become one turn; a system message after a question joins the next one; and an answer before the first
+question is left out.
 """
 
 import json
@@ -15,7 +17,7 @@ from basic_lite.data.templates import DATE, V1_SYSTEM, OwnTemplate
 
 # `messages` → `ns.turns`, each with a role and a string as its content.
 _NORMALISE = """\
-{%- set ns = namespace(turns=[], text='', images=0) -%}
+{%- set ns = namespace(turns=[], text='', images=0, asked=false, pending='') -%}
 {%- for message in messages -%}
   {%- set ns.text = '' -%}{%- set ns.images = 0 -%}
   {%- if message['content'] is string -%}
@@ -37,7 +39,17 @@ _NORMALISE = """\
     {%- set ns.text = ns.text.replace(image_text, '') | trim -%}
     {%- set ns.text = image_text + ('\\n' + ns.text if ns.text else '') -%}
   {%- endif -%}
-  {%- set ns.turns = ns.turns + [{'role': message['role'], 'content': ns.text}] -%}
+  {%- if message['role'] == 'user' -%}
+    {%- set ns.text = ns.pending + ns.text -%}{%- set ns.pending = '' -%}{%- set ns.asked = true -%}
+  {%- endif -%}
+  {%- if message['role'] == 'system' and ns.asked -%}
+    {%- set ns.pending = ns.pending + ns.text + '\\n' -%}
+  {%- elif ns.turns and ns.turns[-1]['role'] == message['role'] -%}
+    {%- set ns.text = ns.turns[-1]['content'] + '\\n' + ns.text -%}
+    {%- set ns.turns = ns.turns[:-1] + [{'role': message['role'], 'content': ns.text}] -%}
+  {%- elif message['role'] != 'assistant' or ns.asked -%}
+    {%- set ns.turns = ns.turns + [{'role': message['role'], 'content': ns.text}] -%}
+  {%- endif -%}
 {%- endfor -%}
 """
 

@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from basic_lite.errors import UserError
 from basic_lite.model.checks import read_weight_map
+from basic_lite.model.device import dtype_name
 from basic_lite.model.frontend import unreadable
 from basic_lite.model.hub import local_only
 from basic_lite.sizes import GIB
@@ -175,6 +176,9 @@ def write_shards(
     Args:
         make: name → tensor, of the planned shape; it is cast to the planned type.
         progress: called with the bytes of each tensor that was made.
+
+    Raises:
+        UserError: a value is too large for its planned type.
     """
     shards = shards_of(plan, most_bytes)
     places: dict[str, str] = {}
@@ -183,10 +187,20 @@ def write_shards(
         file = SAFE_WEIGHTS_NAME if len(shards) == 1 else several
         made: dict[str, Tensor] = {}
         for tensor in shard:
-            made[tensor.name] = make(tensor.name).to("cpu", tensor.dtype)
+            made[tensor.name] = _cast(make(tensor.name), tensor)
             progress(tensor.size_bytes)
         save_tensors(made, folder / file)
         places |= dict.fromkeys(made, file)
     if len(shards) > 1:
         total = sum(tensor.size_bytes for tensor in plan)
         write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _cast(made: Tensor, planned: Planned) -> Tensor:
+    out = made.to("cpu", planned.dtype)
+    if out.dtype != made.dtype and not bool(out.isfinite().all()):
+        raise UserError(
+            f"{planned.name} holds {made.abs().max():.3g}, which {dtype_name(out.dtype)} can't; "
+            "choose --dtype bfloat16 or float32"
+        )
+    return out

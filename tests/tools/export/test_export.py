@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +16,10 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlavaForConditionalGeneration
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
+from basic_lite.tools.export.card import _use
 from basic_lite.tools.export.command import export
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.export.samples import choose_samples
@@ -259,3 +264,25 @@ def test_large_models_come_in_several_files(tmp_path: Path) -> None:
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
     assert len(set(index["weight_map"].values())) == 5 == len(list(tmp_path.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("around", ["$A </s>", "<s> $A </s>", "<pad> $A"])
+@pytest.mark.parametrize("template", ["tokenizer", "v1"])
+def test_what_a_tokenizer_puts_around_texts_is_in_no_prompt(tmp_path: Path, around: str, template: str) -> None:
+    """Of an end token, or of a start token that it doesn't name, transformers' processors know nothing."""
+    write_vision(tmp_path / "vision")
+    tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
+    added = [(word, tokenizer.convert_tokens_to_ids(word)) for word in around.split() if word != "$A"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=around, special_tokens=added)
+    tokenizer.save_pretrained(tmp_path / "llm")
+    run, out = random_run(tmp_path, {"data.template": template}), tmp_path / "out"
+    check = exported(run, out)["check"]
+    assert check["passed"] and check["same_ids"] == check["same_answers"] == 2
+
+
+def test_the_card_gives_code_that_runs_whatever_the_name() -> None:
+    name = """my "é" model's"""
+    use = _use(name)
+    code = re.search(r"```python\n(.*?)```", use, re.DOTALL)
+    assert code and any(one.value == name for one in ast.walk(ast.parse(code[1])) if isinstance(one, ast.Constant))
+    assert shlex.split(use.rsplit("```bash\n", 1)[1].splitlines()[0]) == ["vllm", "serve", name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from basic_lite.errors import UserError
@@ -174,3 +175,12 @@ def test_a_tokenizer_with_a_bos_token_says_so(tmp_path: Path) -> None:
     tokenizer: PreTrainedTokenizerFast = byte_tokenizer("llama-bpe")
     tokenizer.bos_token = "<|im_start|>"
     assert not vocabulary(tmp_path, tokenizer).fields["tokenizer.ggml.add_bos_token"]
+
+
+def test_a_prompt_has_no_end_whatever_the_tokenizer_adds(tmp_path: Path) -> None:
+    tokenizer: PreTrainedTokenizerFast = byte_tokenizer("llama-bpe")
+    end = tokenizer.eos_token
+    added = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), added])
+    assert tokenizer.encode("a")[-1] == tokenizer.eos_token_id
+    assert vocabulary(tmp_path, tokenizer).fields["tokenizer.ggml.add_eos_token"] is False

@@ -128,6 +128,19 @@ def test_too_little_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert export(run, tmp_path / "out", samples=0, console=quiet())
 
 
+def test_a_weight_that_the_chosen_type_cannot_hold(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm")
+    write_vision(tmp_path / "vision")
+    weights = tmp_path / "llm" / "model.safetensors"
+    state = load_file(weights)
+    state["model.layers.0.mlp.gate_proj.weight"][0, 0] = 1e5
+    save_file(state, weights, {"format": "pt"})
+    run = random_run(tmp_path)
+    message = refused(run, tmp_path / "out", samples=0, dtype="float16")
+    assert "gate_proj.weight holds 1e+05, which float16 can't; choose --dtype bfloat16" in message
+    assert export(run, tmp_path / "out", samples=0, dtype="bfloat16", console=quiet())
+
+
 def test_a_disk_that_fills_up(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

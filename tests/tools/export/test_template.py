@@ -76,6 +76,29 @@ def test_a_system_turn_takes_the_place_of_the_usual_one(template: str) -> None:
     assert ids_of(form, messages_of(conversation(one, answered=False))) == form.prompt(one)
 
 
+@pytest.mark.parametrize(
+    ("roles", "turns"),
+    [
+        ("hh", ("<image>", "what is it ?")),
+        ("hh", ("How many?", "<image>\nand this?")),
+        ("ghgh", ("Hello!", "<image>\nwhat?", "a ring", "How many?")),
+        ("hgsh", ("<image>\nwhat?", "a ring", "Be brief.", "How many?")),
+        ("hgssh", ("what?", "a ring", "Be brief.", "Be kind.", "<image>\nand this?")),
+        ("hggh", ("<image>\nwhat?", "a ring", "of red", "How many?")),
+        ("hsh", ("<image>\nwhat?", "Be brief.", "How many?")),
+    ],
+)
+@pytest.mark.parametrize("template", FORMATS)
+def test_messages_that_do_not_alternate_are_put_in_order(template: str, roles: str, turns: tuple[str, ...]) -> None:
+    """As records' turns are: some programs send a picture and its question as two messages."""
+    one = record(*turns, roles=roles, images=sum(turn.count("<image>") for turn in turns))
+    names = {"h": "user", "g": "assistant", "s": "system"}
+    strings = [{"role": names[role], "content": turn} for role, turn in zip(roles, turns, strict=True)]
+    for kind in KINDS:
+        form = form_of(kind, template)
+        assert ids_of(form, strings) == form.prompt(one), kind
+
+
 @pytest.mark.parametrize("template", FORMATS)
 def test_several_images_that_text_follows_at_once(template: str) -> None:
     """People who give two pictures and a text get a line break; strings stay as they are, as in training."""

@@ -202,7 +202,10 @@ def _added_spaces(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
 
 
 def _special_fields(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Ids of special tokens, and which of them the tokenizer puts around a text by itself."""
+    """Ids of special tokens, and whether the tokenizer begins a text with one by itself.
+
+    A prompt ends with none, whatever the tokenizer does with other texts.
+    """
     fields: dict[str, Any] = {}
     for name, field in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token = getattr(tokenizer, f"{name}_token_id")
@@ -210,7 +213,7 @@ def _special_fields(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[st
             fields[f"tokenizer.ggml.{field}_token_id"] = int(token)
     ids = tokenizer.encode("a")
     fields["tokenizer.ggml.add_bos_token"] = bool(ids) and ids[0] == tokenizer.bos_token_id
-    fields["tokenizer.ggml.add_eos_token"] = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    fields["tokenizer.ggml.add_eos_token"] = False
     if (folder / "generation_config.json").is_file():
         settings = GenerationConfig.from_pretrained(folder)
         ends = settings.eos_token_id
