@@ -275,6 +275,10 @@ def test_layers_add_up_in_place() -> None:
     running = before.clone()
     assert attention_mass(query, key, scaling=0.25, out=running, **arguments) is running
     assert torch.equal(running, before + mass) and not torch.equal(running, before)
+    # The kernel goes by addresses: what lies between, or behind, belongs to somebody else.
+    for odd in (before.double(), before[:, :-1].contiguous(), kit.draw(4, 80)[:, ::2]):
+        with pytest.raises(ValueError, match=r"out is .* contiguous float32"):
+            attention_mass(query, key, scaling=0.25, out=odd, **arguments)
 
 
 # ---- what only a GPU shows

@@ -188,6 +188,17 @@ def test_nearby_targets_keep_their_digits(gap: float) -> None:
 
 
 @kit.kernel_test
+def test_nearby_targets_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs of its sums are far from 0: their difference, and Σ p u as it stands, lose what this keeps."""
+    if kit.INTERPRETED:
+        monkeypatch.setattr(file, "BLOCK_V", 4096)
+    v, table = kit.draw(4, 8), kit.draw(20000, 8, seed=2, scale=0.3)
+    target = v + 1e-3 * kit.draw(4, 8, seed=1).clamp(-1, 1)
+    loss, *gradients = compare(v, target, table, torch.ones(4, device=kit.DEVICE), tolerance=2e-4)
+    assert loss < 2e-5 and max(gradients) < 2e-4
+
+
+@kit.kernel_test
 def test_one_sided_certainty() -> None:
     """p and q that share no support: exp would overflow or give 0 · inf."""
     table = torch.eye(3, device=kit.DEVICE) * 300.0
