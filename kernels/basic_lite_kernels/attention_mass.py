@@ -278,14 +278,14 @@ def attention_mass(
 
     Raises:
         KernelUnavailable: see ``supports``.
-        ValueError: shapes that don't fit one another, or a window below 1.
+        ValueError: shapes that don't fit one another, an ``out`` that isn't contiguous float32, or a window below 1.
 
     Peak extra bytes: 4·B·T for the result, without ``out``; row statistics 4·B·R·H; partial sums ≤ 1024·P + 4·B·C, P
     the card's multiprocessors.
     """
     B, H, T, d = query.shape
     require("attention_mass", supports(query, key))
-    _check(query, key, tokens)
+    _check(query, key, tokens, out)
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window is {sliding_window}; it is a number of positions from 1 on, or None")
     mass = torch.zeros(B, T, dtype=torch.float32, device=query.device) if out is None else out
@@ -337,9 +337,11 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _check(query: Tensor, key: Tensor, tokens: MassTokens) -> None:
+def _check(query: Tensor, key: Tensor, tokens: MassTokens, out: Tensor | None) -> None:
     B, H, T, d = query.shape
     if key.shape[0] != B or key.shape[2:] != (T, d) or H % key.shape[1]:
         raise ValueError(f"query {list(query.shape)} and key {list(key.shape)} aren't [B, H, T, d] and [B, H_kv, T, d]")
     if tokens.valid.shape != (B, T) or tokens.rows.shape[0] != B or tokens.columns.shape[0] != B:
         raise ValueError(f"the tokens are of {list(tokens.valid.shape)}; the query has [{B}, {T}]")
+    if out is not None and (out.dtype != torch.float32 or not out.is_contiguous() or out.shape != (B, T)):
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}; it must be contiguous float32 [{B}, {T}]")

@@ -127,9 +127,9 @@ def direction_loss_kernel(
         inverse_y = _inverse_norm(y)
         x *= inverse_x
         y *= inverse_y
-        # From the differences: 2 − 2 x·y loses every digit of a small distance.
+        # From the differences: 2 − 2 x·y loses every digit of a small distance. A zero row gives 2, a broken one NaN.
         total = tl.sum((x - y) * (x - y))
-        total = tl.where((inverse_x > 0) & (inverse_y > 0), total, 2.0)
+        total = tl.where((inverse_x > 0) & (inverse_y > 0), total, total * 0 + 2)
         share = 1 - total / 2  # cos θ; 0 with a zero row
         scale_x = -2 * inverse_x
         scale_y = -2 * inverse_y
@@ -269,8 +269,7 @@ def _next_layer(
     layer = _NO_LAYER | {"hidden": hidden, "positions": positions.contiguous(), "weight": float(weight)}
     layer |= {"T": hidden.shape[1], "stride_b": hidden.stride(0), "stride_t": hidden.stride(1), "FIRST": acc is None}
     if scaling is not None:
-        layer["factor"] = scaling.factor.detach()
-        layer["massive"] = None if scaling.massive is None else scaling.massive.view(torch.uint8)
+        layer |= {"factor": scaling.factor.detach().contiguous(), "massive": massive_bytes(scaling.massive)}
     if acc is None:
         acc = torch.empty(shape, dtype=torch.float32, device=hidden.device)
     elif acc.dtype != torch.float32 or not acc.is_contiguous() or acc.shape != shape:
@@ -311,6 +310,11 @@ def _measure(
 def contiguous_rows(x: Tensor) -> Tensor:
     """x with a contiguous last dimension; copied only where it has none."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def massive_bytes(massive: Tensor | None) -> Tensor | None:
+    """A mask [D] bool as kernels read it, uint8."""
+    return None if massive is None else massive.contiguous().view(torch.uint8)
 
 
 @torch.compiler.disable

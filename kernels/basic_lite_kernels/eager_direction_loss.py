@@ -152,7 +152,10 @@ def _combined(like: Tensor, x: Tensor, y: Tensor, of_x: Tensor | None, of_y: Ten
 
 
 def _unit_distance(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """1/norm of the rows of x and y [R, D], 0 for a zero row; squared distance of unit rows, 2 with a zero row; [R]."""
+    """1/norm of the rows of x and y [R, D], 0 for a zero row; squared distance of unit rows, 2 with a zero row; [R].
+
+    A row with NaN or infinity has the distance NaN.
+    """
     inverses = []
     for rows in (x, y):
         norm = torch.linalg.vector_norm(rows, dim=1)
@@ -160,7 +163,7 @@ def _unit_distance(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse_x, inverse_y = inverses
     difference = (x * inverse_x.unsqueeze(1)).sub_(y * inverse_y.unsqueeze(1))
     distance = difference.square_().sum(dim=1)
-    return inverse_x, inverse_y, torch.where((inverse_x > 0) & (inverse_y > 0), distance, 2.0)
+    return inverse_x, inverse_y, torch.where((inverse_x > 0) & (inverse_y > 0), distance, distance * 0 + 2)
 
 
 class EagerTargetStream:

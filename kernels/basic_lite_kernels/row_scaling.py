@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from basic_lite_kernels import eager_row_scaling
-from basic_lite_kernels.direction_loss import contiguous_rows, row_options, supports
+from basic_lite_kernels.direction_loss import contiguous_rows, massive_bytes, row_options, supports
 from basic_lite_kernels.signatures import RowScaling
 from basic_lite_kernels.triton_support import require
 
@@ -47,7 +47,7 @@ def row_scaling_kernel(
         squares = tl.where(kept, squares, 0.0)
     rest = tl.sqrt_rn(tl.sum(squares))
     root = tl.sqrt_rn(tl.sum(tl.where(kept, 1.0, 0.0)))
-    tl.store(factor + row, tl.where(rest > 0, tl.div_rn(root, tl.where(rest > 0, rest, 1.0)), 0.0))
+    tl.store(factor + row, tl.where(rest == 0, 0.0, tl.div_rn(root, tl.where(rest == 0, 1.0, rest))))
 
 
 @torch.compiler.disable
@@ -72,7 +72,7 @@ def row_scaling(hidden: Tensor, positions: Tensor, massive: Tensor | None = None
                 factor=factor,
                 hidden=hidden,
                 positions=positions.contiguous(),
-                massive=None if massive is None else massive.view(torch.uint8),
+                massive=massive_bytes(massive),
                 T=hidden.shape[1],
                 D=D,
                 stride_b=hidden.stride(0),

@@ -5,7 +5,8 @@ Symbols: M packed visual tokens · R rows in flight · D hidden size · V vocabu
 A chunk of R rows takes three matrix products and one pass of ``vocab_kl_kernel``:
 
 1. [v̂ − v; v] Eᵀ in one product, float32 out: [2R, V]. Logits in bf16 would make the gradient 5 to 58 % wrong; factors
-   in bf16 don't, and as v̂ − v is taken before it is rounded, a v̂ near v keeps its digits.
+   in bf16 don't, and as v̂ − v is taken before it is rounded, a v̂ near v keeps its digits. Where v is far longer than
+   v̂ its rounding would drown v̂: such a row has v̂ in the place of v̂ − v.
 2. one program a row: normalisers of both sides, then KL and q − p, rounded to the table's dtype.
 3. (q − p) E, float32 out: [R, D]. a_i and the scale go on after it, in float32.
 
@@ -49,6 +50,9 @@ LARGE_SCRATCH_BYTES = 10**9
 # a large vocabulary is all below fp16's normal numbers. |q − p| ≤ 1; the other stays below 1000 for any sane logits.
 FP16_LIFTS = (2.0**14, 2.0**6)
 
+# v is far longer than v̂ when it is more than so many times as long. Then v̂ − v is longer than v̂, its rounding larger.
+FAR = 2.0
+
 # A logit that stands for "no word": far below any other, and finite, so that differences of two are 0 and not NaN.
 _NONE = tl.constexpr(-1e38)
 # Below this |log p − log q| differences of exponentials lose digits, and their series is exact to 5e-8.
@@ -56,7 +60,7 @@ _SERIES_BELOW = tl.constexpr(0.05)
 
 
 @triton.jit
-def _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale):
+def _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale, base):
     """Scaled logits z and ẑ, [BLOCK_V]; ``_NONE`` behind the vocabulary's end and at excluded rows.
 
     What lies between V and the stride is read, in vectors, and dropped.
@@ -66,7 +70,7 @@ def _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale):
         is_word = is_word & (tl.load(excluded_ptr + words, mask=words < stride, other=1) == 0)
     z = tl.load(z_ptr + words, mask=words < stride, other=0.0) * scale
     change = tl.load(change_ptr + words, mask=words < stride, other=0.0) * scale
-    return tl.where(is_word, z, _NONE), tl.where(is_word, z + change, _NONE)
+    return tl.where(is_word, z, _NONE), tl.where(is_word, z * base + change, _NONE)
 
 
 @triton.jit
@@ -91,10 +95,11 @@ def _compare(z, z_target, log_total, log_ratio):
     return tl.exp(log_p), u, tl.where(u > 0.0, -share, share)
 
 
-@triton.jit(do_not_specialize=["V"], do_not_specialize_on_alignment=["kl_ptr"])
+@triton.jit(do_not_specialize=["V"], do_not_specialize_on_alignment=["kl_ptr", "base_ptr"])
 def vocab_kl_kernel(
     z_ptr,  # [R, V] float32, unscaled logits of v
-    change_ptr,  # [R, V] float32, unscaled logits of v̂ − v
+    change_ptr,  # [R, V] float32, unscaled logits of v̂ − base · v
+    base_ptr,  # [R] float32, 1 or 0
     excluded_ptr,  # [stride] uint8, or None
     kl_ptr,  # [R] float32, written
     dz_ptr,  # [R, V] written with (q − p) · lift, or None; may be z_ptr
@@ -110,6 +115,7 @@ def vocab_kl_kernel(
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * stride
     change_ptr += row * stride
+    base = tl.load(base_ptr + row)
     lanes = tl.arange(0, BLOCK_V)
 
     # Each lane keeps its own maximum and sum, so the loop has no reduction across threads.
@@ -118,7 +124,7 @@ def vocab_kl_kernel(
     total = tl.zeros([BLOCK_V], tl.float32)
     total_target = total
     for start in range(0, V, BLOCK_V):
-        z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, start + lanes, V, stride, scale)
+        z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, start + lanes, V, stride, scale, base)
         top, total = _online(top, total, z)
         top_target, total_target = _online(top_target, total_target, z_target)
     m = tl.max(top, axis=0)
@@ -135,7 +141,7 @@ def vocab_kl_kernel(
     terms = tl.zeros([BLOCK_V], tl.float32)
     for start in range(0, V, BLOCK_V):
         words = start + lanes
-        z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale)
+        z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale, base)
         p, u, difference = _compare(z - m, z_target - m_target, log_total, log_ratio)
         series = p * u * u * (0.5 - u * (1.0 / 6 - u * (1.0 / 24 - u * (1.0 / 120))))
         terms += tl.where(tl.abs(u) < _SERIES_BELOW, series, p * u + difference)
@@ -147,7 +153,7 @@ def vocab_kl_kernel(
     if dtarget_ptr is not None:
         for start in range(0, V, BLOCK_V):
             words = start + lanes
-            z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale)
+            z, z_target = _load_logits(z_ptr, change_ptr, excluded_ptr, words, V, stride, scale, base)
             p, u, difference = _compare(z - m, z_target - m_target, log_total, log_ratio)
             tl.store(dz_ptr + row * stride + words, difference * lift, mask=words < stride)
             tl.store(dtarget_ptr + row * stride + words, p * (u - kl) * lift_target, mask=words < stride)
@@ -183,6 +189,8 @@ def _launch(
     dtarget = torch.empty(target.shape if wants_target else (0,), dtype=target.dtype, device=v.device)
     kl = torch.empty(M, dtype=torch.float32, device=v.device)
     factor = (weights.to(torch.float32) * scale).unsqueeze(1)  # [M, 1]
+    length, target_length = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float32) for x in (v, target))
+    base = (length <= FAR * target_length).to(torch.float32)  # [M]
 
     stride = -(-V // 16) * 16  # every row starts at a multiple of 64 bytes, so loads are vectors
     mask = None if excluded is None else torch.nn.functional.pad(excluded.view(torch.uint8), (0, stride - V))
@@ -199,18 +207,19 @@ def _launch(
             change, z = logits[:r, :V], logits[r : 2 * r, :V]
             if rounds:
                 factors = scratch[: 2 * r * D].view(2 * r, D)
-                torch.sub(target[rows], v[rows], out=factors[:r])
+                _less(target[rows], v[rows], base[rows], out=factors[:r])
                 factors[r:].copy_(v[rows])
                 _mm(factors, table.T, logits[: 2 * r, :V])
                 buffers = [scratch[i * r * stride :][: r * stride].view(r, stride)[:, :V] for i in range(outputs)]
             else:
-                _mm(torch.sub(target[rows].float(), v[rows]), table.T, change)
+                _mm(_less(target[rows], v[rows], base[rows]), table.T, change)
                 _mm(v[rows].float(), table.T, z)
                 buffers = [z, change][:outputs]
             dz, dz_target = (*buffers, None, None)[:2]
             vocab_kl_kernel[(r,)](
                 z_ptr=z,
                 change_ptr=change,
+                base_ptr=base[rows],
                 excluded_ptr=mask,
                 kl_ptr=kl[rows],
                 dz_ptr=dz,
@@ -238,6 +247,11 @@ def _(v: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return v.new_empty((), dtype=torch.float32), dv, dtarget
 
 
+def _less(target: Tensor, v: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
+    """v̂ − base · v, [R, D], taken in float32; v and v̂ [R, D], base [R] float32."""
+    return torch.addcmul(target, v, base.unsqueeze(1), value=-1, out=out)
+
+
 def _mm(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b, [n, k] × [k, m], float32 out of 16-bit factors."""
     if a.dtype == torch.float32:
@@ -263,8 +277,8 @@ def vocab_kl(
 ) -> Tensor:  # fmt: skip
     """``eager_vocab_kl.vocab_kl`` by the kernel, argument by argument.
 
-    Unlike eager code it rounds v and v̂ − v [M, D] to the type of the table [V, D] before they meet it, as matrix
-    instructions want. ``chunk_rows`` None: ``rows_in_flight``.
+    Unlike eager code it rounds v and v̂ − v [M, D] (v̂ where v is FAR longer) to the type of the table [V, D] before they
+    meet it, as matrix instructions want. ``chunk_rows`` None: ``rows_in_flight``.
 
     Returns:
         A scalar ≥ 0, float32; 0 where both sides agree.

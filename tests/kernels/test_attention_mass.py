@@ -116,6 +116,16 @@ def test_groups_windows_and_caps(heads: tuple[int, int], window: int | None, cap
 
 
 @kit.kernel_test
+def test_every_window_has_its_first_key() -> None:
+    """Windows that begin one key before a tile of keys does, at it, and one behind."""
+    visual = torch.arange(36, device=kit.DEVICE)[None] < 20
+    arguments = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
+    query, key = inputs(1, (1, 1), 36, 8, torch.float32)
+    for window in range(3, 8):  # the first query is at 20, and tiles have 16 keys
+        compare(query, key, scaling=0.3, sliding_window=window, **arguments)
+
+
+@kit.kernel_test
 @given(
     B=st.integers(1, 4),
     T=st.integers(1, 70),
@@ -275,6 +285,10 @@ def test_layers_add_up_in_place() -> None:
     running = before.clone()
     assert attention_mass(query, key, scaling=0.25, out=running, **arguments) is running
     assert torch.equal(running, before + mass) and not torch.equal(running, before)
+    # The kernel goes by addresses: what lies between, or behind, belongs to somebody else.
+    for odd in (before.double(), before[:, :-1].contiguous(), kit.draw(4, 80)[:, ::2]):
+        with pytest.raises(ValueError, match=r"out is .* contiguous float32"):
+            attention_mass(query, key, scaling=0.25, out=odd, **arguments)
 
 
 # ---- what only a GPU shows

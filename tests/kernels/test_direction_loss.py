@@ -95,8 +95,9 @@ def test_capture_of_nothing_and_of_what_it_cannot_take() -> None:
     one = torch.zeros(1, dtype=torch.int64, device=kit.DEVICE)
     with pytest.raises(KernelUnavailable, match=r"capture_layer .*float64"):
         capture_layer(None, kit.draw(2, 3, 8).double(), one, 1.0)
-    with pytest.raises(ValueError, match="contiguous float32"):
-        capture_layer(kit.draw(1, 8).half(), kit.draw(2, 3, 8), one, 1.0)
+    for odd in (kit.draw(1, 8).half(), kit.draw(2, 8), kit.draw(1, 16)[:, ::2]):
+        with pytest.raises(ValueError, match="contiguous float32"):
+            capture_layer(odd, kit.draw(2, 3, 8), one, 1.0)
 
 
 # ---- direction_loss
@@ -164,6 +165,32 @@ def test_zero_rows_are_defined(fused: bool) -> None:
 
 
 @kit.kernel_test
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_broken_rows_show(broken: float, kind: str) -> None:
+    """A row with NaN or infinity is no zero row, whose distance is 2."""
+    for which in range(2):
+        rows = [kit.draw(3, 8), kit.draw(3, 8, seed=1)]
+        rows[which][1, 2] = broken
+        assert not direction_loss(*rows, torch.ones(3, device=kit.DEVICE), kind).isfinite()
+        assert not eager_direction_loss.direction_loss(*rows, torch.ones(3, device=kit.DEVICE), kind).isfinite()
+        huge = [kit.draw(3, 8), kit.draw(3, 8, seed=1)]
+        huge[which] *= 1e30  # its squares are beyond float32
+        assert kind == "mse" or direction_loss(*huge, torch.ones(3, device=kit.DEVICE), kind).item() == 6.0
+
+
+@kit.kernel_test
+def test_inputs_that_are_not_contiguous() -> None:
+    plain = kit.draw(5, 40), kit.draw(5, 40, seed=1), kit.draw(5, seed=2).abs()
+    apart = [torch.stack([x, x.flip(0)], dim=-1)[..., 0] for x in plain]
+    found, expected = (
+        results(direction_loss(v.requires_grad_(), target.requires_grad_(), weights), v, target)
+        for v, target, weights in (apart, plain)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@kit.kernel_test
 def test_no_rows() -> None:
     v = kit.draw(0, 8).requires_grad_()
     loss = direction_loss(v, kit.draw(0, 8), kit.draw(0))
@@ -185,6 +212,7 @@ def test_repeated_backward_and_no_grad(dtype: torch.dtype) -> None:
         torch.autograd.grad(loss, v)
     with torch.no_grad():
         assert not direction_loss(v, target, weights).requires_grad
+        assert kit.peak_bytes(lambda: direction_loss(v, target, weights)) < 4 * v.numel()  # no gradient is made
     assert not direction_loss(v.detach(), target, weights).requires_grad
 
 
@@ -233,8 +261,11 @@ def test_bad_arguments_are_named() -> None:
         direction_loss(v, kit.draw(2, 5), weights)
     with pytest.raises(KernelUnavailable, match=f"rows of {file.LONGEST_ROW + 1} numbers"):
         direction_loss(kit.draw(1, file.LONGEST_ROW + 1), kit.draw(1, file.LONGEST_ROW + 1), kit.draw(1))
-    with pytest.raises(KernelUnavailable, match="float64"):
-        direction_loss(v.double(), v, weights)
+    for one, other in ((v.double(), v), (v, v.double())):
+        with pytest.raises(KernelUnavailable, match="float64"):
+            direction_loss(one, other, weights)
+    with pytest.raises(ValueError, match="weights"):
+        direction_loss(v, v, kit.draw(1))
 
 
 @kit.kernel_test

@@ -37,7 +37,7 @@ def test_mass(heads: tuple[int, int], window: int | None, cap: float | None, chu
     visual = torch.zeros_like(valid)
     visual[0, 4:8] = True
     visual[1, 1:3] = visual[1, 6:8] = True  # two images
-    visual[2, 5:9] = True
+    visual[2, 5:8] = True  # fewer than the others
     text = valid & ~visual
     text[0, :4] = text[1, 0] = text[2, :5] = False
     text[3] = True  # text only
@@ -52,6 +52,13 @@ def test_mass(heads: tuple[int, int], window: int | None, cap: float | None, chu
     running = before.clone()
     assert attention_mass(query, key, chunk_elements=chunk, out=running, **arguments) is running
     assert torch.equal(running, before + mass)
+
+
+def test_what_is_not_seen_stays_unseen_however_low_the_scores() -> None:
+    visual = torch.tensor([[True, True, False, False]])
+    arguments = {"text_queries": ~visual, "visual": visual, "valid": torch.ones_like(visual)}
+    mass = attention_mass(torch.full((1, 1, 4, 1), 1e5), torch.full((1, 1, 4, 1), -1e5), scaling=1.0, **arguments)
+    assert mass[0, :2].tolist() == pytest.approx([1 / 3 + 1 / 4] * 2)
 
 
 def test_reads_strided_bf16_in_float32_and_is_deterministic() -> None:

@@ -67,6 +67,16 @@ def test_direction_loss_and_gradients(
         assert kit.relative(x.grad, y.grad) < (1e-6 if nearness == 1.0 or kind == "mse" else 2e-4)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "mse"])
+def test_gradients_in_16_bits_are_rounded_once(kind: str) -> None:
+    inputs = [draw(5, 33, seed=seed).bfloat16() for seed in range(2)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        v, target = (x.to(dtype).requires_grad_() for x in inputs)
+        found.append(torch.autograd.grad(direction_loss(v, target, torch.linspace(0.1, 1, 5), kind), (v, target)))
+    assert all(torch.equal(x, y.bfloat16()) for x, y in zip(*found, strict=True))
+
+
 def test_direction_gradcheck_in_float64() -> None:
     v, target = draw(4, 5).double().requires_grad_(), draw(4, 5, seed=1).double().requires_grad_()
     for kind in ("cosine", "mse"):

@@ -17,7 +17,7 @@ from basic_lite_kernels import eager_row_scaling, naive
 from basic_lite_kernels.direction_loss import TritonTargetStream, capture_layer
 from basic_lite_kernels.eager_direction_loss import EagerTargetStream
 from basic_lite_kernels.row_scaling import row_scaling
-from basic_lite_kernels.signatures import KernelUnavailable, Kind
+from basic_lite_kernels.signatures import KernelUnavailable, Kind, RowScaling
 
 torch.set_num_threads(1)
 
@@ -77,6 +77,33 @@ def test_rows_without_anything_kept() -> None:
     assert nothing.norm.shape == nothing.factor.shape == (0,)
     with pytest.raises(KernelUnavailable, match=r"row_scaling .*float64"):
         row_scaling(hidden.double(), torch.arange(3, device=kit.DEVICE))
+
+
+@kit.kernel_test
+def test_a_broken_row_shows() -> None:
+    hidden = kit.draw(1, 3, 8)
+    hidden[0, 1, 2] = torch.nan
+    for measure in (row_scaling, eager_row_scaling.row_scaling):
+        scaling = measure(hidden, torch.arange(3, device=kit.DEVICE), massive_of(8, True))
+        assert scaling.norm.isnan().tolist() == scaling.factor.isnan().tolist() == [False, True, False]
+
+
+@kit.kernel_test
+def test_arguments_that_are_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a layer that requires a gradient is measured by the kernel, where no graph is wanted."""
+    (hidden,) = layers_of(1, 96)
+    positions, massive = torch.tensor([9, 0, 3], device=kit.DEVICE), massive_of(96, True)
+    apart = [torch.stack([x, x.flip(0)], dim=1)[:, 0] for x in (positions, massive)]
+    hidden.requires_grad_()
+    monkeypatch.setattr(eager_row_scaling, "row_scaling", None)
+    with torch.no_grad():
+        plain, scaling = row_scaling(hidden, positions, massive), row_scaling(hidden, *apart)
+        assert torch.equal(plain.norm, scaling.norm) and torch.equal(plain.factor, scaling.factor)
+        factor = torch.stack([scaling.factor, scaling.norm], dim=1)[:, 0]
+        strided = RowScaling(scaling.norm, factor, scaling.massive)
+        assert torch.equal(
+            capture_layer(None, hidden, apart[0], 0.5, strided), capture_layer(None, hidden, positions, 0.5, plain)
+        )
 
 
 @kit.kernel_test

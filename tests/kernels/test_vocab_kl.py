@@ -188,6 +188,28 @@ def test_nearby_targets_keep_their_digits(gap: float) -> None:
 
 
 @kit.kernel_test
+def test_nearby_targets_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs of its sums are far from 0: their difference, and Σ p u as it stands, lose what this keeps."""
+    if kit.INTERPRETED:
+        monkeypatch.setattr(file, "BLOCK_V", 4096)
+    v, table = kit.draw(4, 8), kit.draw(20000, 8, seed=2, scale=0.3)
+    target = v + 1e-3 * kit.draw(4, 8, seed=1).clamp(-1, 1)
+    loss, *gradients = compare(v, target, table, torch.ones(4, device=kit.DEVICE), tolerance=2e-4)
+    assert loss < 2e-5 and max(gradients) < 2e-4
+
+
+@kit.kernel_test
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_target_far_shorter_than_v(dtype: torch.dtype) -> None:
+    """v + (v̂ − v), both rounded, would lose v̂ in the rounding of v: in bf16 the gradient would be 26 % wrong."""
+    target, table = kit.draw(6, 24, seed=1), kit.draw(90, 24, seed=2, scale=4 / 24**0.5).to(dtype)
+    for size in (1.0, 1.9, 2.1, 30.0, 100.0):
+        weights = torch.ones(6, device=kit.DEVICE)
+        errors = compare(size * kit.draw(6, 24), target, table, weights, tolerance=TOLERANCE[dtype])
+        assert max(errors) <= 2 * TOLERANCE[dtype]
+
+
+@kit.kernel_test
 def test_one_sided_certainty() -> None:
     """p and q that share no support: exp would overflow or give 0 · inf."""
     table = torch.eye(3, device=kit.DEVICE) * 300.0

@@ -122,6 +122,14 @@ def test_memory_is_its_formula(M: int, dtype: torch.dtype, monkeypatch: pytest.M
     assert kit.peak_bytes(lambda: loss.backward(retain_graph=True)) <= 4 * M * D + slack
 
 
+@kit.kernel_test
+def test_no_gradient_is_made_where_none_is_wanted() -> None:
+    v, target, table = kit.draw(64, 512).requires_grad_(), kit.draw(64, 512, seed=1), kit.draw(9, 512, seed=2)
+    weights = torch.ones(64, device=kit.DEVICE)
+    with torch.no_grad():
+        assert kit.peak_bytes(lambda: vocab_kl(v, target, table, weights, chunk_rows=8)) < 4 * v.numel()
+
+
 def test_rows_in_flight() -> None:
     small = torch.device("cpu")
     assert file.rows_in_flight(576, 32000, small) == 576

@@ -76,7 +76,7 @@ def of_row_scaling() -> list[CompileCase]:
 
 def of_vocab_kl() -> list[CompileCase]:
     """Outputs of the table's type, with and without excluded words."""
-    logits = {"z_ptr": "*fp32", "change_ptr": "*fp32", "kl_ptr": "*fp32"}
+    logits = dict.fromkeys(("z_ptr", "change_ptr", "base_ptr", "kl_ptr"), "*fp32")
     numbers = {"stride": "i32", "V": "i32"} | dict.fromkeys(("scale", "lift", "lift_target"), "fp32")
     options = vocab_kl.OPTIONS
     cases = []
@@ -88,8 +88,8 @@ def of_vocab_kl() -> list[CompileCase]:
         constants = {"BLOCK_V": vocab_kl.BLOCK_V} | dict.fromkeys(absent)
         label = ("loss only", f"{table}, gradient", f"{table}, both gradients")[len(outputs)]
         name = f"vocab_kl_kernel[{label}{', excluded' * excludes}]"
-        kernel, kl = vocab_kl.vocab_kl_kernel, ("kl_ptr",)
-        cases.append(CompileCase(name, kernel, signature, constants, options, unaligned=kl, divisible=("stride",)))
+        kernel, odd = vocab_kl.vocab_kl_kernel, ("kl_ptr", "base_ptr")
+        cases.append(CompileCase(name, kernel, signature, constants, options, unaligned=odd, divisible=("stride",)))
 
     for outputs, excludes in itertools.product(((), ("dz_ptr",), ("dz_ptr", "dtarget_ptr")), (False, True)):
         for table in ("bf16", "fp16", "fp32") if outputs else ("bf16",):
