@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from basic_lite.errors import UserError
+from basic_lite.errors import UserError, reason_of
 from basic_lite.outside import is_finite, read_json_file
 
 # Pixels of an encoder's side. The largest that is published has 1,024.
@@ -55,7 +55,7 @@ def require_usable_processor(processor: Any, name: str, key: str) -> None:
 
 
 def require_pictures_of(side: int, processor: Any, name: str, key: str) -> None:
-    """Refuse an image processor whose pictures have another size than its encoder takes.
+    """Refuse an image processor whose pictures have another size or form than its encoder takes.
 
     Args:
         side: the encoder's, in pixels.
@@ -63,17 +63,23 @@ def require_pictures_of(side: int, processor: Any, name: str, key: str) -> None:
     Raises:
         UserError: they have, or it makes none.
     """
-    given = Image.new("RGB", (side + 1, side + 1))  # `data.image_fit` hands over squares
-    try:
-        height, width = processor(images=[given], return_tensors="pt")["pixel_values"].shape[-2:]
-    except Exception as error:  # its settings may be wrong in any way
-        makes = f"makes no pictures ({error})"
-    else:
-        makes = "" if width == height == side else f"makes pictures of {width} × {height} pixels"
-    if makes:
+    # `data.image_fit` hands over squares. Some processors don't enlarge, so a small one is tried too.
+    for given in (side + 1, max(1, side // 2)):
+        try:
+            shape = list(
+                processor(images=[Image.new("RGB", (given, given))], return_tensors="pt")["pixel_values"].shape
+            )
+        except Exception as error:  # its settings may be wrong in any way
+            makes = f"makes no pictures ({reason_of(error)})"
+        else:
+            if shape == [1, 3, side, side]:
+                continue
+            makes = f"makes pictures of {shape[-1]} × {shape[-2]} pixels"
+            if shape[:-2] != [1, 3]:
+                makes = f"cuts pictures into pieces (one becomes {' × '.join(map(str, shape[1:]))} numbers)"
         raise UserError(
             f"{key}: the preprocessor_config.json of {name} {makes}, and its encoder takes {side} × {side}; take the "
-            "one that its authors publish"
+            "one that its authors publish, or choose another model"
         )
 
 

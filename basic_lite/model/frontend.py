@@ -85,7 +85,7 @@ def load_frontend(section: ModelSection) -> Frontend:
         config = llava_config_of(name)
         tokenizer = load_tokenizer(name, key)
         _check_image_token(tokenizer, config, section)
-        images = load_image_processor(name, key)
+        eye_key, eye = key, name
     else:
         assert section.vision is not None and section.llm is not None
         key, name = "model.llm", section.llm
@@ -98,9 +98,9 @@ def load_frontend(section: ModelSection) -> Frontend:
         require_decoder(language_model, name)
         tokenizer = load_tokenizer(name, key)
         config.image_token_id = add_image_token(tokenizer, section.image_token, name)
-        images = load_image_processor(section.vision, "model.vision")
-    pictures = ("model.base", section.base) if section.base is not None else ("model.vision", section.vision)
-    require_pictures_of(config.vision_config.image_size, images, str(pictures[1]), pictures[0])
+        eye_key, eye = "model.vision", section.vision
+    images = load_image_processor(eye, eye_key)
+    require_pictures_of(config.vision_config.image_size, images, eye, eye_key)
     rows = table_rows(config.text_config.vocab_size, config.image_token_id)
     require_rows_for_tokens(tokenizer, rows, name, key)
     count = tokens_per_image(config.vision_config, config.vision_feature_select_strategy)

@@ -183,6 +183,11 @@ def test_an_image_processor_that_makes_no_pixels(change: dict[str, Any], models_
     assert told.startswith("model.vision: ") and len(told) < 1000
 
 
+PIXTRAL, TILES, PATCHES = (
+    {"image_processor_type": f"{name}ImageProcessor"} for name in ("Pixtral", "LlavaNext", "Siglip2")
+)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -191,6 +196,13 @@ def test_an_image_processor_that_makes_no_pixels(change: dict[str, Any], models_
         ({"crop_size": {"height": 8, "width": 8}}, "makes pictures of 8 × 8 pixels"),
         ({"size": None}, "makes no pictures"),
         ({"size": {"longest_edge": 16}}, "makes no pictures"),
+        # They don't enlarge, cut into tiles, or into patches.
+        (
+            PIXTRAL | {"patch_size": 4, "size": {"longest_edge": 16}, "do_center_crop": False},
+            "makes pictures of 8 × 8 pixels",
+        ),
+        (TILES | {"image_grid_pinpoints": [[32, 32]]}, "cuts pictures into pieces (one becomes 5 × 3 × 16 × 16"),
+        (PATCHES | {"patch_size": 4, "max_num_patches": 16}, "cuts pictures into pieces (one becomes 16 × 48"),
     ],
     ids=str,
 )
