@@ -4,12 +4,12 @@ The project's own step runs on fake tensors (shapes and types without values), a
 long as it lives. So the answer follows the code and can't drift from it.
 
     frontend = load_frontend(recipe.model)
-    rehearsal = Rehearser(recipe, frontend, Machine.card(recipe)).rehearse()
+    rehearsal = rehearse(recipe, frontend, Machine.card(recipe))
     rehearsal.peak_bytes, rehearsal.by_part
 """
 
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.machine import Machine
-from basic_lite.rehearsal.step import Rehearsal, Rehearser
+from basic_lite.rehearsal.step import Rehearsal, Rehearser, rehearse
 
-__all__ = ["Machine", "Rehearsal", "Rehearser", "Shape"]
+__all__ = ["Machine", "Rehearsal", "Rehearser", "Shape", "rehearse"]

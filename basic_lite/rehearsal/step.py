@@ -259,6 +259,13 @@ class TaggedSupervision(Supervision):
             return super().losses(*args, **options)
 
 
+def rehearse(
+    recipe: Recipe, frontend: Frontend, machine: Machine, shape: Shape | None = None, *, basic: bool = True
+) -> Rehearsal:
+    """What one step of a recipe needs on a machine; see ``Rehearser``."""
+    return Rehearser(recipe, frontend, machine, basic=basic).rehearse(shape)
+
+
 def _watch_part(module: nn.Module, ledger: Ledger, tag: str) -> list[RemovableHandle]:
     """Hooks that give ``tag`` to what a module makes in the forward."""
 
