@@ -11,13 +11,14 @@ import argparse
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Machine, Rehearser
+from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.sizes import GIB, MIB
 from bench import measure
 from bench.naive_step import NaiveStep
@@ -88,12 +89,12 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
     ways: list[Way] = []
-    for rehearser in (
-        Rehearser(recipe, frontend, machine, basic=False),
-        Rehearser(recipe, frontend, machine),
-        Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep),
+    for rehearsal_of in (
+        partial(rehearse, recipe, frontend, machine, basic=False),
+        partial(rehearse, recipe, frontend, machine),
+        Rehearser(eager, frontend, machine, in_full=True, step=NaiveStep).rehearse,
     ):
-        found = rehearser.rehearse()
+        found = rehearsal_of()
         adds = found.peak_bytes - (ways[0].peak_bytes if ways else found.peak_bytes)
         sizes = found.needed_bytes, found.peak_bytes, found.forward_peak_bytes
         ways.append(Way(*sizes, adds, adds / found.peak_bytes))

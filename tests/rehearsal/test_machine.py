@@ -15,7 +15,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.liger import fusions
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearser, advice, choice
+from basic_lite.rehearsal import Machine, Rehearser, advice, choice, rehearse
 from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.hours import CardTimes, Work, show_cards
 from basic_lite.rehearsal.planner import Planner
@@ -65,7 +65,7 @@ def test_types_and_kernels_are_the_devices(
     named |= {} if liger else {"training.use_liger_kernel": False}
     same = changed_recipe(recipe, named)
     rehearser = Rehearser(recipe, frontend, here)
-    assert rehearser.rehearse().needed_bytes == Rehearser(same, frontend, Machine.card(same)).rehearse().needed_bytes
+    assert rehearser.rehearse().needed_bytes == rehearse(same, frontend, Machine.card(same)).needed_bytes
     assert any(one.fused for one in fusions(rehearser.parts.language_model)) == liger
     off = changed_recipe(recipe, {"training.use_liger_kernel": False})
     assert not Machine.here(off, CARD).liger

@@ -11,7 +11,7 @@ import pytest
 
 from basic_lite.model import offload
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal import Machine, Rehearser
+from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.rehearsal.cost import Sizes, products
 from basic_lite.rehearsal.step import KEPT
 from tests.support.models import write_llm, write_vision
@@ -55,7 +55,7 @@ def test_rehearsed_peak_is_the_measured_one(
 ) -> None:
     recipe = recipe_of(folder, changes)
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
-    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe))
     assert (rehearsed.recomputed, rehearsed.layers) == (changes[KEY], LAYERS)
     monkeypatch.setattr(offload, "empty_host", unseen)
     measured = measured_peak(recipe)

@@ -19,7 +19,7 @@ from basic_lite.model.audit import audit
 from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.rehearsal import Machine, Rehearser, Shape, rehearse
 from basic_lite.rehearsal.build import NF4, TOWER, fake_model
 from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.rehearsal.optimizer import optimizer_state
@@ -83,7 +83,7 @@ def test_rehearsed_peak_is_the_measured_one(
 ) -> None:
     recipe = recipe_of(folder, changes)
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
-    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe))
     monkeypatch.setattr(offload, "empty_host", unseen)
     measured = measured_peak(recipe)
     print(f"rehearsed {rehearsed.peak_bytes / MIB:.1f} MiB, measured {measured / MIB:.1f} MiB", rehearsed.by_part)
@@ -96,7 +96,7 @@ def test_rehearsed_peak_is_the_measured_one(
 def test_the_tower_on_the_host_saves_what_it_weighs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, here = recipe_of(folder, {"model.tower_on_host": True}), recipe_of(folder, {})
     frontend = load_frontend(here.model)
-    rehearsed = [Rehearser(recipe, frontend, Machine.this_cpu(recipe)).rehearse() for recipe in (here, there)]
+    rehearsed = [rehearse(recipe, frontend, Machine.this_cpu(recipe)) for recipe in (here, there)]
     weights = rehearsed[0].by_part[TOWER] - rehearsed[1].by_part[TOWER]
     assert weights == pytest.approx(rehearsed[0].by_part[TOWER], rel=0.01)  # but for ids of positions
     assert rehearsed[1].most_by_part[TOWER] == rehearsed[0].most_by_part[TOWER]  # while it runs
@@ -112,16 +112,14 @@ def test_what_is_on_the_host_is_in_the_books(folder: Path, monkeypatch: pytest.M
     changes = {"training.offload_activations": True, "model.dtype": "bfloat16", "training.micro_batch": 5}
     recipe = recipe_of(folder, {**changes, "training.global_batch": 10})
     frontend = load_frontend(recipe.model)
-    rehearsed = Rehearser(recipe, frontend, Machine.card(recipe)).rehearse()
+    rehearsed = rehearse(recipe, frontend, Machine.card(recipe))
     # Six layers' inputs [5, 256, 256] in bf16 are 640 KiB each; pinned memory is handed out in powers of two.
     assert rehearsed.host_bytes == 6 * MIB
     assert sum(rehearsed.by_part.values()) == rehearsed.peak_bytes
-    plain = Rehearser(
-        recipe_of(folder, {**changes, "training.offload_activations": False}), frontend, rehearsed.machine
-    ).rehearse()
+    plain = rehearse(recipe_of(folder, {**changes, "training.offload_activations": False}), frontend, rehearsed.machine)
     assert plain.host_bytes == 0
     tower = {**changes, "model.tower_on_host": True, "training.global_batch": 10}
-    both = Rehearser(recipe_of(folder, tower), frontend, rehearsed.machine).rehearse()
+    both = rehearse(recipe_of(folder, tower), frontend, rehearsed.machine)
     loaded = load_for_training(recipe_of(folder, {"model.dtype": "bfloat16"}), CPU, frontend, lambda text: None)
     sizes = [p.numel() * p.element_size() for p in loaded.parts.vision_tower.parameters()]
     assert both.host_bytes == 6 * MIB + sum(2 ** math.ceil(math.log2(size)) for size in sizes)
@@ -132,7 +130,7 @@ def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest
     """The card holds none of the six layers' inputs, and a copy of the one whose backward it is in."""
     monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
     off, on = (recipe_of(folder, {"training.offload_activations": value}) for value in (False, True))
-    kept, moved = (Rehearser(r, load_frontend(r.model), Machine.this_cpu(r)).rehearse() for r in (off, on))
+    kept, moved = (rehearse(r, load_frontend(r.model), Machine.this_cpu(r)) for r in (off, on))
     layer_input = 4 * 256 * 256 * 4
     assert kept.by_part[KEPT] - moved.by_part[KEPT] == 6 * layer_input
     assert moved.by_part[LAYER] - kept.by_part[LAYER] == layer_input
@@ -145,7 +143,7 @@ def test_a_layers_input_comes_back_to_the_card(folder: Path, monkeypatch: pytest
 def test_rehearsed_pass_before_the_step_is_the_measured_one(folder: Path, attention: str) -> None:
     """Eager attention's map is half of what this forward takes, and its mask is another one without dropout."""
     recipe = recipe_of(folder, {"supervision.token_weights": "uniform", "model.attention": attention})
-    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
+    rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe))
     step = warmed_step(recipe)
     assert step.supervision is not None
     before = partial(step.step.mean_mass, step.batches, step.counts, step.supervision.lambdas(0, 0))
@@ -162,7 +160,7 @@ def test_the_naive_way_is_rehearsed_as_it_is_measured(folder: Path) -> None:
     frontend, machine = load_frontend(recipe.model), Machine.this_cpu(recipe)
     rehearsed = Rehearser(recipe, frontend, machine, in_full=True, step=NaiveStep).rehearse()
     assert rehearsed.peak_bytes == pytest.approx(measured_peak(recipe, make_naive_step), rel=0.02)
-    ours = Rehearser(recipe, frontend, machine).rehearse()
+    ours = rehearse(recipe, frontend, machine)
     maps = 4 * 6 * 4 * 8 * 256**2  # float32, L · B · H · T²
     assert rehearsed.forward_peak_bytes - ours.forward_peak_bytes > maps
     with pytest.raises(ValueError, match="in_full=True"):
@@ -190,7 +188,7 @@ def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, 
     # By PyTorch alone, which needs more. BASIC takes the same either way, so its share is of this.
     plain = {"use_liger_kernel": False}
     recipe = shape_recipe(shapes, size, micro_batch=micro_batch, max_length=tokens, rank=rank, training=plain)
-    rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.card(recipe)).rehearse()
+    rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.card(recipe))
     print(f"{rehearsed.needed_bytes / 2**30:.2f} GiB", rehearsed.by_part)
     assert rehearsed.needed_bytes <= most_gib * 2**30
     assert rehearsed.by_part["BASIC"] <= 0.01 * rehearsed.needed_bytes
@@ -200,7 +198,7 @@ def test_memory_targets(shapes: Path, size: str, micro_batch: int, tokens: int, 
 def test_basic_adds_little_at_eight_images(shapes: Path) -> None:
     recipe = shape_recipe(shapes, "7b", micro_batch=8, max_length=1024, rank=128)
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
-    on, off = (Rehearser(recipe, frontend, machine, basic=basic).rehearse() for basic in (True, False))
+    on, off = (rehearse(recipe, frontend, machine, basic=basic) for basic in (True, False))
     added = on.peak_bytes - off.peak_bytes
     assert added == pytest.approx(on.by_part["BASIC"], rel=0.05)
     assert added <= min(150 * MIB, 0.01 * on.peak_bytes)
