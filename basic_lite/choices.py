@@ -32,6 +32,8 @@ _OTHER_NAMES = {
 # Where `basic-lite demo` works, and what of it people name.
 DEMO = Path("runs", "demo")
 _OF_THE_DEMO = ("world", "stage1", "stage2")
+# Where a relative path may begin that doesn't begin here. Further up another file may have the name by chance.
+_ABOVE = (Path(".."), Path("..", ".."))
 
 
 def meant(word: str, choices: Iterable[str]) -> str | None:
@@ -55,7 +57,9 @@ def require_one_of(name: str, choices: Iterable[str], key: str) -> None:
 
 
 def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
-    """What mends a path where nothing is: the command that makes it, or `did you mean PATH?`; empty: nobody knows.
+    """What mends a path where nothing is; empty: nobody knows.
+
+    The command that makes it, the folder above that a relative path begins in, or `did you mean PATH?`.
 
     Args:
         fits: as in ``meant_beside``.
@@ -64,6 +68,9 @@ def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> s
     made = next((demo / name for name in _OF_THE_DEMO if full.is_relative_to(demo / name)), demo)
     if full.is_relative_to(made) and not os.path.exists(made):
         return "`basic-lite demo` makes it, in a few minutes"
+    for above in _ABOVE if not path.is_absolute() else ():
+        if os.path.exists(above / path) and fits(above / path):
+            return f"start the command in {above.as_posix()}, the folder that has it"
     return meant_beside(path, fits)
 
 

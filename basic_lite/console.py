@@ -101,6 +101,8 @@ def quiet_libraries() -> None:
     huggingface_hub.utils.logging.set_verbosity_error()
     # PIL warns of 90 million pixels without the picture's name, and reads it; twice as many it refuses.
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
+    # Where workers are more than cores and it is slow, the run's own line on its time says so, with the key.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from basic_lite.choices import meant, meant_beside, require_place
+from basic_lite.choices import meant, meant_beside, mend_of_missing, require_place
 from basic_lite.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -35,6 +35,21 @@ def test_meant_beside(tmp_path: Path) -> None:
     assert meant_beside(tmp_path / "photo.csv") == f"did you mean {(tmp_path / 'Photos.csv').as_posix()}?"
     assert meant_beside(tmp_path / "photos", Path.is_dir) == f"did you mean {(tmp_path / 'photo').as_posix()}?"
     assert meant_beside(tmp_path / "questions.json") == meant_beside(tmp_path / "nowhere" / "photo.csv") == ""
+
+
+def test_a_relative_path_from_another_folder_names_where_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "captions.csv").touch()
+    for inside, above in (("one", ".."), ("one/two", "../..")):
+        (tmp_path / inside / "photos_2").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / inside)
+        said = mend_of_missing(Path("photos/captions.csv"))
+        assert said == f"start the command in {above}, the folder that has it"
+    assert mend_of_missing(tmp_path / "one" / "photos" / "captions.csv") == ""
+    assert mend_of_missing(Path("photos"), Path.is_file) == ""
+    assert mend_of_missing(Path("x" * 5000)) == mend_of_missing(Path("\0")) == ""
 
 
 def test_a_pattern_that_the_shell_wrote_out_is_one_error(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from basic_lite.console import Sheet, show, show_entry
+from basic_lite.console import Sheet, quiet_libraries, show, show_entry
 from basic_lite.demo.report import Phases, refinement_table
 from basic_lite.model.audit import Part, render
 from basic_lite.rehearsal.cards import Card
@@ -142,3 +144,12 @@ def test_keys_are_broken_between_words_on_a_terminal_alone() -> None:
         show_entry(console, "training.eval_every  (an integer; default none)", body)
     assert all(len(line) <= 40 for line in said(narrow)) and said(pipe)[1] == f"    {body}"
     assert all(line.startswith("    ") for line in said(narrow)[2:])
+
+
+def test_a_run_shows_none_of_torchs_warnings_of_workers() -> None:
+    """They name no key; of workers that are more than cores, the run's own line on its time speaks."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        DataLoader(range(4), num_workers=1000)  # type: ignore[arg-type]
+    assert heard == []

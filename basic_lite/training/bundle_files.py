@@ -93,8 +93,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
         raise UserError(f"{key}: {place} is a file; give the folder of a run (runs/NAME) or of a bundle inside one")
     if (place / "config.json").is_file():
         raise UserError(
-            f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat` and `inspect` open it, "
-            "all else takes the run that it was exported from"
+            f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat`, `inspect` and the "
+            "key model.base open it; all else takes the run that it was exported from"
         )
     if inside := sorted(path.name for path in place.glob("*/") if holds_bundle(path)):
         raise UserError(f"{key}: {place} holds runs and is none: {', '.join(inside)}; give one of them")

@@ -71,3 +71,11 @@ def test_nothing_is_guessed_for_a_folder_that_is_there_or_far_from_all() -> None
     for place in ("photoz", "runs/photo", "else"):
         with pytest.raises(UserError, match=r"give a run folder \(runs/NAME\)"):
             find_bundle(Path(place))
+
+
+def test_an_export_is_no_run_and_the_key_that_opens_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"the key model\.base open it; all else takes the run that it was exported from"
+    ):
+        find_bundle(tmp_path, "model.start")

@@ -178,6 +178,8 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
     if reply.stopped and not pieces:
         note("stopped before its first word; the question is taken back")
         return
+    if not "".join(pieces).strip():
+        note("(nothing: the model ends its answer at once)")
     if reply.cut:
         note(f"(cut: {reply.why_cut(manner.max_new_tokens, '--max-new-tokens')})")
     dialogue.keep(asked, "".join(pieces))

@@ -187,3 +187,12 @@ def test_notes_break_between_words(columns: int, monkeypatch: pytest.MonkeyPatch
     lines = screen.getvalue().splitlines()
     assert [word for line in lines for word in line.split()] == text.split()
     assert len(lines) > 1 and all(len(line) <= columns for line in lines)
+
+
+def test_an_empty_answer_is_said(talk: Any) -> None:
+    """A model that ends its answer at once prints nothing, which looks like a fault of the program."""
+    for words in ("", " "):
+        _, err = talk(Parrot(words), "one")
+        assert "(nothing: the model ends its answer at once)" in err
+    _, err = talk(Parrot(), "one")
+    assert "(nothing" not in err
