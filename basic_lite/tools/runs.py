@@ -110,15 +110,16 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
 
 
 def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tuple[Path, bool]]:
-    """A folder and those in it, each with whether it is a run; what is inside a run isn't looked at."""
+    """A folder and those in it, each with whether it is a run; inside a run other runs alone are looked at."""
     try:
         run = is_run(folder) or is_running(folder)
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and (links or not path.is_symlink()))
     except PermissionError:  # another user's
         return
     yield folder, run
-    for path in [] if run or not depth else inside:
-        yield from folders_of(path, depth - 1, links=links)
+    for path in inside if depth else []:
+        if not run or is_run(path) or is_running(path):
+            yield from folders_of(path, depth - 1, links=links)
 
 
 def is_running(folder: Path) -> bool:

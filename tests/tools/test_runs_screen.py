@@ -64,3 +64,12 @@ def test_long_scores_pad_nothing_and_have_lines_of_their_own(tmp_path: Path, mon
     # Of short ones alone the table has room at 80.
     del rows["a"]
     assert lines_of(tmp_path, 80)[0].startswith("run ")
+
+
+def test_a_run_inside_another_is_shown_and_a_runs_own_bundles_are_not(tmp_path: Path) -> None:
+    for folder in (tmp_path / "outer", tmp_path / "outer" / "inner"):
+        for bundle in (folder / "final", folder / "checkpoint-1"):
+            bundle.mkdir(parents=True)
+            (bundle / "manifest.json").write_text(json.dumps({"format": 1, "files": {}, "step": 1}))
+    shown = show_runs(tmp_path, Console(file=io.StringIO()))
+    assert [row.path.name for row in shown] == ["outer", "inner"]
