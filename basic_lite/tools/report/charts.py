@@ -87,7 +87,8 @@ class Chart:
         named = named or [(value, _short(value)) for value in (across.ticks(5) if len(places) > 1 else places)]
         few = max(1, math.ceil(len(named) / 12))
         for number, (value, name) in enumerate(named):
-            if number % few == 0 or number == len(named) - 1:
+            left = len(named) - 1 - number  # the last one has its name, and those beside it have none
+            if left == 0 or (number % few == 0 and left >= few):
                 x = _x(across, value)
                 parts.append(f'<text x="{x:.1f}" y="{bottom + 21}" text-anchor="middle">{escape(str(name))}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2

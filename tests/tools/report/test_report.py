@@ -10,6 +10,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -374,14 +375,18 @@ def test_charts_draw_what_there_is(made: Path) -> None:
 
 
 def test_a_point_lies_where_its_value_is() -> None:
-    """By hand: the drawing is 480 × 236, with margins 52, 12, 12, 46."""
+    """By hand: the drawing is 480 × 236, with margins 72, 12, 12, 46."""
     chart = Chart("", "x", "y", [Line("a", [(0, 0.0), (5, 5.0), (10, 10.0)], marks=True)])
-    assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in chart.svg()
+    assert 'points="72.0,190.0 270.0,101.0 468.0,12.0"' in chart.svg()
     log = Chart("", "x", "y", [Line("a", [(0, 1.0), (1, 0.0), (2, 10.0), (4, 100.0)])], log_y=True)
-    assert 'points="52.0,190.0 260.0,101.0 468.0,12.0"' in log.svg()
+    assert 'points="72.0,190.0 270.0,101.0 468.0,12.0"' in log.svg()
     assert Chart("", "x", "y", [Line("a", [(1, float("nan"))])]).svg() == ""
     one = Chart("", "x", "y", [Line("a", [(1, 2.0)])])
     assert "<circle" in one.svg() and one.legend() == [(0, "a")]
     many = Chart("", "x", "y", [Line("a", [(i, float(i % 7)) for i in range(9_000)])])
     assert len(re.findall(r"\d,\d", many.svg())) <= 402
     assert list(smoothed([(0, 0.0), (1, 2.0), (2, 4.0)], 2)) == [(0, 0.0), (1, 1.0), (2, 3.0)]
+    layers = [f"h{i}" for i in range(32)]
+    named = Chart("", "x", "y", [Line("a", [(i, float(i)) for i in range(32)])], x_names=layers).svg()
+    shown = [int(n) for n in re.findall(r">h(\d+)<", named)]
+    assert shown[-1] == 31 and all(later - one >= 3 for one, later in pairwise(shown))
