@@ -35,7 +35,7 @@ def probe_at_end(
     if not recipe.training.text_probe or not processes.is_main:
         return
     later = command_line(["basic-lite", "text-probe", str(log.path.parent)])
-    device = loaded.parts.device
+    device = loaded.parts.embeddings.weight.device
     try:
         found = measured(loaded, autocast_of(recipe, device), stopped=lambda: interruption.requested)
     except Stopped:

@@ -254,7 +254,7 @@ def test_one_place_on_an_axis_is_in_its_middle(runs: Callable[..., list[Path]]) 
     chart = Chart("says", "step", "nats", [Line("a", [(100, 2.0)]), Line("b", [(100, 1.0)])]).svg()
     ticks = re.findall(r'<text x="([\d.]+)" y="211" text-anchor="middle">([^<]*)<', chart)
     assert [name for _, name in ticks] == ["100"]
-    assert {float(x) for x in re.findall(r'cx="([\d.]+)"', chart)} == {float(ticks[0][0])} == {(52 + 468) / 2}
+    assert {float(x) for x in re.findall(r'cx="([\d.]+)"', chart)} == {float(ticks[0][0])} == {(72 + 468) / 2}
     alone = Chart("says", "step", "nats", [Line("a", [(100, 2.0)])]).svg()
     assert re.findall(r'cy="([\d.]+)"', alone) == ["101.0"]
 
