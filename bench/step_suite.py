@@ -34,7 +34,7 @@ from basic_lite.console import quiet_libraries
 from basic_lite.intervals import ratio_interval
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.rehearsal import Machine, Shape, rehearse
 from basic_lite.resampling import LEAST_SAMPLES, Interval
 from basic_lite.sizes import GIB
 from basic_lite.tools.measure import measure_step, predicted_bytes
@@ -246,9 +246,7 @@ def predicted(recipe: Recipe, device: torch.device, limit_gib: float | None, dev
     started = time.monotonic()
     frontend = load_frontend(recipe.model)
     machine = Machine.here(recipe, device)
-    on, off = (
-        Side(predicted_bytes(Rehearser(recipe, frontend, machine, basic=basic).rehearse())) for basic in (True, False)
-    )
+    on, off = (Side(predicted_bytes(rehearse(recipe, frontend, machine, basic=basic))) for basic in (True, False))
     result = StepResult(recipe.name, device_name, limit_gib, Shape.of(recipe), on, off)
     result.rehearsing_s = time.monotonic() - started
     return result

@@ -13,7 +13,7 @@ from basic_lite.recipe.load import as_override
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.machine import Machine
-from basic_lite.rehearsal.step import Rehearsal, Rehearser
+from basic_lite.rehearsal.step import Rehearsal, Rehearser, rehearse
 from basic_lite.sizes import GIB, size_text
 from basic_lite.supervision.calibration import leaves_open
 from basic_lite.training.looks import FEWEST_SAMPLES
@@ -77,7 +77,7 @@ def advise(rehearser: Rehearser, first: Rehearsal, budget_bytes: int) -> Iterato
 
 def _needed(rehearser: Rehearser, changed: Recipe) -> int:
     """What a changed recipe needs on the same machine."""
-    return Rehearser(changed, rehearser.frontend, rehearser.machine).rehearse().needed_bytes
+    return rehearse(changed, rehearser.frontend, rehearser.machine).needed_bytes
 
 
 def _advice_of(change: dict[str, Any], cost: str, needed: int, before: int, *, fits: bool) -> Advice:

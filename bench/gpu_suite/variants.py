@@ -23,7 +23,7 @@ from basic_lite.model.adapt import recompute
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal import Machine, Rehearser
+from basic_lite.rehearsal import Machine, rehearse
 from basic_lite.sizes import GIB
 from basic_lite.tools.measure import LongestStep, measure_step, predicted_bytes
 from bench import measure
@@ -58,7 +58,7 @@ def variants_of(recipe: Recipe, names: Sequence[str], layers: int, device: torch
         count = counts[name]
         changed = changed_recipe(recipe, {"training.gradient_checkpointing": count})
         machine = Machine.here(changed, device)
-        yield Variant(f"recompute {name}", count, predicted_bytes(Rehearser(changed, frontend, machine).rehearse()))
+        yield Variant(f"recompute {name}", count, predicted_bytes(rehearse(changed, frontend, machine)))
 
 
 def run(step: LongestStep, variant: Variant, device: torch.device, seconds: float) -> None:

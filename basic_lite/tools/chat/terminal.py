@@ -179,7 +179,7 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
         note("stopped before its first word; the question is taken back")
         return
     if not "".join(pieces).strip():
-        note("(nothing: the model ends its answer at once)")
+        note("(nothing: the answer is empty)")
     if reply.cut:
         note(f"(cut: {reply.why_cut(manner.max_new_tokens, '--max-new-tokens')})")
     dialogue.keep(asked, "".join(pieces))

@@ -190,9 +190,9 @@ def test_notes_break_between_words(columns: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_empty_answer_is_said(talk: Any) -> None:
-    """A model that ends its answer at once prints nothing, which looks like a fault of the program."""
+    """A model may answer nothing, which looks like a fault of the program."""
     for words in ("", " "):
         _, err = talk(Parrot(words), "one")
-        assert "(nothing: the model ends its answer at once)" in err
+        assert "(nothing: the answer is empty)" in err
     _, err = talk(Parrot(), "one")
     assert "(nothing" not in err
