@@ -13,16 +13,17 @@ _MIB_FROM = 4000
 _UNITS = {"": 1, "g": 1, "gb": 1, "gib": 1, "m": 1024, "mb": 1024, "mib": 1024}
 _SIZE = re.compile(r"(?P<number>[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))\s*(?P<unit>[a-z]*)")
 _THOUSANDS = re.compile(r"(\d),(\d{3})(?=\s*m)")  # 24,576 MiB
+_WITH_MEMORY = re.compile(r"(?P<name>.+?)[\s-]+(?P<gib>\d+)\s*gi?b", re.IGNORECASE)
 _TAKES = "give its memory, as in --gpu 24 or --gpu 24GB"
 
 
 def asked_card(text: str) -> Card | float:
-    """Read `24`, `24GB`, `24 GiB`, `24564MiB`: a memory in GiB; or `rtx4090`, `RTX 4090`, `4090`: that card.
+    """Read `24`, `24GB`, `24564MiB`: a memory in GiB; or `rtx4090`, `4090`, `RTX 4090 24GB`: that card.
 
     Raises:
         UserError: it is none of these, or a memory that no card has.
     """
-    if (card := named_card(text)) is not None:
+    if (card := named_card(text) or _with_its_memory(text)) is not None:
         return card
     size = _SIZE.fullmatch(_THOUSANDS.sub(r"\1\2", text.lower().strip()))
     if size is None or size["unit"] not in _UNITS:
@@ -33,6 +34,13 @@ def asked_card(text: str) -> Card | float:
     gib = float(size["number"].replace(",", ".")) / _UNITS[size["unit"]]
     require_memory(gib, _near(text))
     return gib
+
+
+def _with_its_memory(text: str) -> Card | None:
+    """The card of a name with that card's own memory behind it, as shops write it; with another memory it is none."""
+    parts = _WITH_MEMORY.fullmatch(text.strip())
+    card = None if parts is None else named_card(parts["name"])
+    return card if card is not None and parts is not None and card.gib == int(parts["gib"]) else None
 
 
 def require_memory(gib: float, near: str = "") -> None:

@@ -75,15 +75,18 @@ def settle_plan(
         return recipe
     given = given_keys(recipe)
     if earlier is not None:
-        kept = with_given(Plan.of(earlier, frontend.layer_count), recipe, given)
+        had = Plan.of(earlier, frontend.layer_count)
+        kept = with_given(had, recipe, given)
         divided = _divided(kept, recipe.training.global_batch, processes.count)
-        if divided == kept:
-            say(f"plan: {kept}, as the run had it")
-        else:
+        if divided != kept:
             say(
                 f"plan: {divided}: the run had micro-batch {kept.micro_batch}, which on each of {processes.count} "
                 f"processes does not divide the global batch {recipe.training.global_batch}; the same result"
             )
+        elif kept == had:
+            say(f"plan: {kept}, as the run had it")
+        else:
+            say(f"plan: {kept}: the run had {had}, and now {kept.overrides(had)} is given; the same result")
         return divided.applied(recipe)
     available = min(processes.gather(available_bytes(device)))
     chosen = None

@@ -135,4 +135,6 @@ def hours_text(seconds: float) -> str:
 
 def _energy(seconds: float, watts: float) -> str:
     kwh = seconds * watts / 3.6e6
+    if kwh < 0.01:
+        return "under 0.01 kWh"
     return f"about {kwh:,.0f} kWh" if kwh >= 10 else f"about {kwh:.2g} kWh"

@@ -158,7 +158,9 @@ class Planner:
         for _ in range(MOST_CHECKS):
             found = self._best_of(self.plans, self.card, budget_bytes)
             if found is None:
-                return None
+                # What is predicted may be a little too much, so the one that needs least has the last word.
+                least = self.leanest()
+                return least if least.needed_bytes <= budget_bytes else None
             if found in self._seen:
                 return self.option(found)
             row, predicted = replace(found, recomputed=0), self._needed(found)

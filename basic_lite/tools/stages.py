@@ -235,7 +235,7 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     """Memory, hours and disk of each stage, of the export, and of all."""
     say = speaker(console)
     left = [look for look in looks if look.work is not None]
-    here = all(look.seconds is not None for look in left)
+    here = bool(left) and all(look.seconds is not None for look in left)
     cards = {look.recipe.name: look.cards for look in left if look.cards is not None}
     table = Sheet(("", "memory", "disk", *["time"] * here, ""), "what all of it takes")
     for look in looks:
@@ -248,13 +248,15 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
         disk_bytes += size
         table.add("export", size_text(size), size_text(size), *["-"] * here, f"{out}; its minutes aren't predicted")
     table.end_section()
-    most = max((look.rehearsal.needed_bytes for look in left if look.rehearsal is not None), default=0)
+    needed = [look.rehearsal.needed_bytes for look in left if look.rehearsal is not None]
+    most = size_text(max(needed)) if needed else "-"
     hours = hours_text(sum(look.seconds or 0.0 for look in left))
     free = free_bytes(Path(looks[-1].recipe.output))
-    total = (size_text(most), size_text(disk_bytes), *[hours] * here)
+    total = (most, size_text(disk_bytes), *[hours] * here)
     table.add("all", *total, f"{size_text(free)} of disk are free", style="bold")
     show(console, table)
-    say("memory is rehearsed with the longest sample, disk is the most at once")
+    if left:
+        say("memory is rehearsed with the longest sample, disk is the most at once")
     if cards:
         show_cards(console, cards)
     elif left:

@@ -16,14 +16,20 @@ def test_a_memory_is_taken_with_any_unit(text: str) -> None:
     assert asked_card(text) == 24
 
 
-@pytest.mark.parametrize("text", ["rtx4090", "RTX 4090", "4090", "NVIDIA GeForce RTX 4090", "rtx-4090", "RTX_4090"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["rtx4090", "RTX 4090", "4090", "NVIDIA GeForce RTX 4090", "rtx-4090", "RTX_4090"],
+        *["RTX 4090 24GB", "4090 24 GB", " GeForce RTX 4090 24GiB ", "rtx-4090-24gb"],  # its own memory behind it
+    ],
+)
 def test_a_name_is_taken_as_people_write_it(text: str) -> None:
     assert asked_card(text) == card_of(24) and card_of(24).name == "RTX 4090"
 
 
 def test_each_card_of_the_table_is_found_by_its_name() -> None:
     assert [asked_card(card.name.lower()) for card in CARDS] == list(CARDS)
-    assert [getattr(asked_card(text), "gib", None) for text in ("4060ti", "4060")] == [16, 8]
+    assert [getattr(asked_card(text), "gib", None) for text in ("4060ti", "4060", "rtx 4060 Ti 16GB")] == [16, 8, 16]
 
 
 @pytest.mark.parametrize(

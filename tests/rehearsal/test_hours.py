@@ -111,12 +111,16 @@ def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "text"), [(0.123, "0.12"), (9.96, "10"), (99.7, "100"), (219, "219"), (12345, "12,345")]
+    ("hours", "text"),
+    [
+        *[(0.0, "under 0.01"), (0.00987, "under 0.01"), (0.0123, "about 0.012"), (0.123, "about 0.12")],
+        *[(9.96, "about 10"), (99.7, "about 100"), (219, "about 219"), (12345, "about 12,345")],
+    ],
 )
 def test_energy_is_said_in_full(hours: float, text: str) -> None:
     """Of a card that takes 1 kW."""
     card = Card("one", 100, 1000, 25, 24, 1000, measured=True)
-    assert f", about {text} kWh (" in time_line(Work(10, 80), 3600 * hours, card)
+    assert f", {text} kWh (" in time_line(Work(10, 80), 3600 * hours, card)
 
 
 TIMED = [path for path in shipped_recipes() if "# Time: " in path.read_text(encoding="utf-8")]

@@ -16,7 +16,7 @@ from basic_lite.rehearsal import Machine, Rehearser, Shape
 from basic_lite.rehearsal.cards import Card, card_of
 from basic_lite.rehearsal.counts import MicroBatchTime, _count, operations_seconds
 from basic_lite.rehearsal.planner import Planner, best_of
-from basic_lite.training.plan import Plan
+from basic_lite.training.plan import FIELDS, Plan
 from tests.support.peaks import measured_peak, recipe_of
 
 LAYERS = 6
@@ -103,6 +103,15 @@ def test_the_fastest_of_all_plans_is_taken(folder: Path) -> None:
         assert len(fresh._seen) <= 12, "a handful of rehearsals"
     assert planner.fastest(least - 1) is None
     assert planner.leanest().needed_bytes == least
+
+
+def test_a_plan_that_fits_by_less_than_predictions_err_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = planner_of(folder, BF16, given=frozenset(FIELDS))
+    needed = planner_of(folder, BF16, given=frozenset(FIELDS)).rehearse(planner.own).needed_bytes
+    monkeypatch.setattr(planner, "_predicted", lambda plan: int(1.002 * needed))
+    found = planner.fastest(needed)
+    assert found is not None and (found.plan, found.needed_bytes, found.rehearsed) == (planner.own, needed, True)
+    assert planner.fastest(needed - 1) is None
 
 
 @pytest.mark.long

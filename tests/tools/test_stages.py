@@ -9,20 +9,24 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from transformers import LlavaForConditionalGeneration
 
 import basic_lite.tools.stages as stages
 from basic_lite import cli
 from basic_lite.errors import UserError
+from basic_lite.model.audit import planned_parts
+from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import pick_device
 from basic_lite.recipe import dump_recipe
 from basic_lite.recipe.sequence import load_sequence
 from basic_lite.sizes import size_text
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.stages import look_ahead
+from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.step import TrainStep
 from tests.support.models import write_llm
 from tests.support.runs import assert_same_weights, quiet, steps_of, tiny_recipe
@@ -172,6 +176,18 @@ def test_a_dry_run_shows_all_and_leaves_nothing(here: Path, command: Command) ->
     assert code == 0, err
     assert "dry run: nothing was loaded" in out and "RTX 4090" in out and "energy" in out
     assert not Path("runs").exists() and not Path("mine").exists()
+
+
+def test_where_nothing_is_left_no_time_and_no_memory_are_added_up(here: Path) -> None:
+    recipe, console = load_sequence(["two.yaml"], print)[0], quiet()
+    frontend = load_frontend(recipe.model)
+    parts = planned_parts(recipe, frontend, torch.float32)
+    finished = stages.StageOutlook(recipe, cast(RunFolder, None), frontend, parts)
+    stages._show([finished, finished], Path("mine"), console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    export = size_text(stages.export_bytes(finished))
+    assert re.search(rf"^all +- +{export} +\S+ GiB of disk are free$", said, re.MULTILINE), said
+    assert "time" not in said and "rehearsed" not in said and said.count("taken as it is") == 2
 
 
 def test_a_named_projector_gives_way_and_the_line_says_so(here: Path) -> None:

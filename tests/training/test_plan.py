@@ -98,6 +98,15 @@ def test_a_kept_micro_batch_divides_over_the_processes_there_are(
     assert (lowered in said[0]) == (now != had) and ("as the run had it" in said[0]) == (now == had)
 
 
+def test_a_key_that_is_given_to_a_continued_run_is_told_from_what_it_had(tmp_path: Path) -> None:
+    recipe, said = auto(tmp_path, {"training.micro_batch": 4}, free=False), list[str]()
+    earlier, frontend, report = Plan(2, 0, 4).applied(recipe), load_frontend(recipe.model), cast("DataReport", None)
+    settled = settle_plan(recipe, frontend, report, torch.device("cpu"), said.append, earlier=earlier)
+    assert Plan.of(settled, 4) == Plan(4, 0, 4)
+    had = "the run had micro-batch 2, no layer recomputed, and now training.micro_batch=4 is given"
+    assert said == [f"plan: micro-batch 4, no layer recomputed: {had}; the same result"]
+
+
 @pytest.mark.long
 def test_where_nothing_fits_the_leanest_plan_is_taken_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
