@@ -59,36 +59,53 @@ class Card:
 
 # NVIDIA's data sheets and whitepapers: bfloat16, dense, summed in float32. A GeForce and the A10G sum in float32 at
 # half the rate that they have in float16, which is twice their plain float32 rate; the others sum at the full rate. The
-# link is four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes. A100 and H100 are the SXM modules; as
-# PCIe cards they reach less. Cards older than RTX 30 (T4, V100) have no bfloat16 and run another step than is counted.
-# The RTX 3050 6GB has no whitepaper: 2304 cores at 1.47 GHz, 96 bits of 14 Gbit/s and 70 W are what was reported at its
-# launch (hwsetup.it, news 35282). Its 8 lanes are assumed: the card of 8 GB has so many.
+# link is four fifths of what PCIe 3, 4 and 5 carry over a card's 8 or 16 lanes. A100, H100 and H200 are the SXM
+# modules; as PCIe cards they reach less. Cards older than RTX 30 (T4, V100) have no bfloat16 and run another step than
+# is counted. A 4060 Ti and a 5060 Ti of 8 GB are as fast. The Super cards and the RTX 5060, 5060 Ti and 5070 Ti are
+# from reports of their launch (svethardware.cz, news 60300, and reviews). The RTX 3050 6GB has no whitepaper either:
+# 2304 cores at 1.47 GHz, 96 bits of 14 Gbit/s and 70 W are what was reported at its launch (hwsetup.it, news 35282).
+# Its 8 lanes are assumed: the card of 8 GB has so many.
 CARDS = (
     Card("RTX 3050 6GB", 13.5, 168, 12.6, 6, 70),
+    Card("RTX 3060 Ti", 32.4, 448, 25.2, 8, 200),
     Card("RTX 3070", 40.6, 448, 25.2, 8, 220),
+    Card("RTX 3070 Ti", 43.5, 608, 25.2, 8, 290),
     Card("RTX 4060", 30.2, 272, 12.6, 8, 115),
+    Card("RTX 5060", 38.4, 448, 25.2, 8, 145),
     Card("RTX 3080", 59.5, 760, 25.2, 10, 320),
     Card("RTX 3060", 25.5, 360, 25.2, 12, 170),
+    Card("RTX 3080 Ti", 68.2, 912, 25.2, 12, 350),
     Card("RTX 4070", 58.3, 504, 25.2, 12, 200),
+    Card("RTX 4070 Super", 71, 504, 25.2, 12, 220),
+    Card("RTX 4070 Ti", 80.2, 504, 25.2, 12, 285),
     Card("RTX 5070", 61.7, 672, 50.4, 12, 250),
     Card("RTX 4060 Ti", 44.1, 288, 12.6, 16, 165),
+    Card("RTX 4070 Ti Super", 88.2, 672, 25.2, 16, 285),
     Card("RTX 4080", 97.5, 717, 25.2, 16, 320),
+    Card("RTX 4080 Super", 104.4, 736, 25.2, 16, 320),
+    Card("RTX 5060 Ti", 47.4, 448, 25.2, 16, 180),
+    Card("RTX 5070 Ti", 87.9, 896, 50.4, 16, 300),
     Card("RTX 5080", 112.6, 960, 50.4, 16, 360),
     Card("L4", 121, 300, 25.2, 24, 72),
     Card("A10G", 70, 600, 25.2, 24, 300),
     Card("RTX 3090", 71.2, 936, 25.2, 24, 350),
+    Card("RTX 3090 Ti", 80, 1008, 25.2, 24, 450),
     Card("RTX 4090", 165.2, 1008, 25.2, 24, 450),
     Card("RTX 5090", 209.5, 1792, 50.4, 32, 575),
     Card("RTX A6000", 154.8, 768, 25.2, 48, 300),
     Card("L40S", 362, 864, 25.2, 48, 350),
     Card("A100 80GB", 312, 2039, 25.2, 80, 400),
     Card("H100 80GB", 989.4, 3350, 50.4, 80, 700),
+    Card("H200", 989.4, 4800, 50.4, 141, 700),
 )
 
 
 def plain_name(name: str) -> str:
-    """A card's name as names are compared: small letters, without spaces and its maker's words."""
-    return re.sub(r"nvidia|geforce|rtx|[\s_-]", "", name.lower())
+    """A card's name as names are compared: small letters, no spaces, nothing of its maker, slot or kind of memory.
+
+    "PCIe" stays: such a card is slower than the module of its name.
+    """
+    return re.sub(r"nvidia|geforce|rtx|sxm\d|hbm\de?|[\s_-]", "", name.lower())
 
 
 def named_card(name: str) -> Card | None:

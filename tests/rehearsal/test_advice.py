@@ -95,10 +95,16 @@ def test_what_a_file_is_refused_for_is_not_advised(tmp_path: Path, monkeypatch: 
 
 def test_the_smallest_cards() -> None:
     assert [card.name for card in smallest_cards(GIB)] == ["RTX 3050 6GB"]
-    assert [card.name for card in smallest_cards(7 * GIB)] == ["RTX 3070", "RTX 4060"]
+    assert [card.name for card in smallest_cards(7 * GIB)] == [
+        "RTX 3060 Ti",
+        "RTX 3070",
+        "RTX 3070 Ti",
+        "RTX 4060",
+        "RTX 5060",
+    ]
     assert [card.name for card in smallest_cards(round(9 * GIB))] == ["RTX 3080"]
     assert {card.gib for card in smallest_cards(round(24.1 * GIB))} == {32}
-    assert smallest_cards(81 * GIB) == []
+    assert smallest_cards(142 * GIB) == []
 
 
 def one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:

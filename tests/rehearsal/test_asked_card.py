@@ -27,6 +27,19 @@ def test_a_name_is_taken_as_people_write_it(text: str) -> None:
     assert asked_card(text) == card_of(24) and card_of(24).name == "RTX 4090"
 
 
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100 80GB"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti Super"),
+    ],
+)
+def test_a_name_is_taken_as_the_driver_writes_it(text: str, name: str) -> None:
+    assert getattr(asked_card(text), "name", None) == name
+
+
 def test_each_card_of_the_table_is_found_by_its_name() -> None:
     assert [asked_card(card.name.lower()) for card in CARDS] == list(CARDS)
     assert [getattr(asked_card(text), "gib", None) for text in ("4060ti", "4060", "rtx 4060 Ti 16GB")] == [16, 8, 16]
@@ -41,17 +54,18 @@ def test_each_card_of_the_table_is_found_by_its_name() -> None:
         ("", "--gpu is '', which isn't in the table of cards; give its memory"),
         ("nan", "--gpu is 'nan', which isn't in the table of cards; "),
         ("3060 8GB", "--gpu is '3060 8GB', which isn't in the table of cards (the nearest name there is RTX 3060, an"),
-        ("RTX 3090 Ti", "(the nearest name there is RTX 3090, another card); give its memory"),
+        ("RTX 3090 Ti Super", "(the nearest name there is RTX 3090 Ti, another card); give its memory"),
+        ("NVIDIA H100 PCIe", "which isn't in the table of cards; give its memory"),
         ("Laptop RTX 4070", "(the nearest name there is RTX 4070, another card); give its memory"),
         ("NVIDIA GeForce RTX 4060 Ti 8GB", "(the nearest name there is RTX 4060 Ti, another card); give its memory"),
         ("24TB", "--gpu is '24TB', which isn't in the table of cards; "),
         ("rtx409", "(did you mean RTX 4090?)"),
         ("A100", "(did you mean A100 80GB?); give its memory"),
         ("L40", "(did you mean L40S?)"),
-        ("rtx 3060 ti", "which isn't in the table of cards (the nearest name there is RTX 3060, another card); give"),
+        ("rtx 3050 ti", "which isn't in the table of cards"),
         ("1080", "--gpu is 1080 GiB, which no card has; give"),
         ("3050", "--gpu is 3050 GiB, which no card has (did you mean RTX 3050 6GB?); give its memory"),
-        ("H200", "--gpu is 'H200', which isn't in the table of cards; give its memory"),
+        ("H20", "--gpu is 'H20', which isn't in the table of cards"),
         ("gtx 1080", "--gpu is 'gtx 1080', which isn't in the table of cards; give its memory"),
     ],
 )
