@@ -18,7 +18,8 @@ def embedding_metrics(
     - ``sum_a``: Σ_i a_i, mean over the samples with an image.
     - ``cos``: cos(v_i, v̂_i), the mean over samples of the mean over their patches, as all means here.
     - ``pairwise_cos``: mean cosine of two different patches of one sample; towards 1 is collapse.
-    - ``norm_to_target``: mean ‖v_i‖ / mean ‖v̂_i‖. Over several micro-batches the ratios are averaged.
+    - ``norm_to_target``: mean ‖v_i‖ / mean ‖v̂_i‖. 0 where v̂ is 0. Over several micro-batches the ratios are
+      averaged.
     - ``norm_to_vocabulary``: mean ‖v_i‖ / mean ‖E_w‖.
     """
     v, target = v.detach(), target.detach()
@@ -31,7 +32,7 @@ def embedding_metrics(
         "sum_a": weights.sum() / layout.samples_with_image,
         "cos": mean_cosine,
         "pairwise_cos": _pairwise_cosine(v, inverse, layout),
-        "norm_to_target": norm / norm_target,
+        "norm_to_target": torch.where(norm_target > 0, norm / norm_target, norm_target),
         "norm_to_vocabulary": norm / vocabulary.mean_norm(),
     }
 

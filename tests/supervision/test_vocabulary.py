@@ -112,6 +112,19 @@ def test_pairs_of_samples_with_few_patches() -> None:
     assert float(metrics["pairwise_cos"]) == pytest.approx(float(torch.stack(means).mean()), abs=1e-6)
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_metrics_of_rows_of_zeros_are_numbers(silent: bool) -> None:
+    """A projector that gives nothing: where no text stands before the picture, v̂ is nothing either."""
+    supervision, batch = kit.build(kit.tiny_llava()), kit.tiny_batch("image")
+    layout = find_layout(batch, kit.IMAGE, "all")
+    v = torch.zeros(layout.positions.numel(), kit.WIDTH)
+    target = torch.zeros_like(v) if silent else torch.ones_like(v)
+    metrics = embedding_metrics(v, target, torch.ones(len(v)), layout, supervision.vocabulary)
+    assert {name: value.item() for name, value in metrics.items() if name != "sum_a"} == dict.fromkeys(
+        ("cos", "pairwise_cos", "norm_to_target", "norm_to_vocabulary"), 0.0
+    )
+
+
 def test_metrics_are_what_they_say() -> None:
     model, batch = kit.tiny_llava(), kit.tiny_batch()
     supervision = kit.build(model)
