@@ -114,6 +114,8 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
         check_data(records, chat, refusing, whole_list=whole)
     refused = [str(problem) for problem in one.problems if problem.kind != "too long"]
     assert whole.read_text(encoding="utf-8").splitlines() == refused
+    with pytest.raises(UserError, match=r"(?s)and 119 more .* The whole list can't be written to .*all\.txt"):
+        check_data(records, chat, refusing, whole_list=whole / "all.txt")
     check_data(records, chat, section, whole_list=whole)
     assert not whole.exists()  # nothing is refused any more
 
