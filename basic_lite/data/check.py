@@ -11,6 +11,7 @@ import sys
 import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -197,7 +198,8 @@ def _require_usable(
                 where = f" The whole list can't be written to {whole_list} ({error.strerror or error})."
         raise UserError(_refusal(refused, total) + where)
     if whole_list is not None:
-        whole_list.unlink(missing_ok=True)  # an earlier start's
+        with suppress(OSError):  # a dry run may be where nothing can be written
+            whole_list.unlink(missing_ok=True)  # an earlier start's
     if not columns[0].any():
         named = "\n".join(listing(problems))
         none = "the one record can't be used" if total == 1 else f"none of the {total:,} records can be used"
