@@ -43,7 +43,7 @@ def digests_of_models(section: ModelSection) -> dict[str, str]:
 
 def _digest(name: str, key: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for file in (CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME):
+    for file in (CONFIG_NAME, *(() if key == "model.llm" else (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME))):
         if (place := file_of(name, file, fetch=False)) is not None:
             settings = {k: v for k, v in as_object(read_json_file(Path(place))).items() if k not in _OF_THE_WRITER}
             digest.update(json.dumps([file, settings], sort_keys=True).encode())
