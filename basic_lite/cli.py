@@ -2,7 +2,7 @@
 
 Whatever is heavy (torch, pydantic) is imported inside the commands, so ``--help`` answers at once. Results go
 to stdout; notes and errors to stderr. Exit status: 0 done, 2 something the user can fix, 130 stopped by
-Ctrl-C; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` shows tracebacks of all errors.
+Ctrl-C or SIGTERM; anything else is a bug and shows its traceback. ``BASIC_LITE_DEBUG=1`` shows those of all errors.
 """
 
 import atexit
@@ -76,8 +76,9 @@ app.command("text-probe")(with_home(text_probe))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
-    """The first Ctrl-C stops; more of them, by an impatient hand, don't break into the stopping."""
-    signal.signal(number, signal.SIG_IGN)
+    """The first Ctrl-C or SIGTERM stops; more of them, by an impatient hand, don't break into the stopping."""
+    for one in STOPPING:
+        signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -90,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if hasattr(sys.stdin, "reconfigure"):  # questions may come in any encoding
         sys.stdin.reconfigure(errors="replace")
     with suppress(ValueError):  # not in the main thread: the caller owns the signals
-        signal.signal(signal.SIGINT, _interrupt_once)
+        for number in STOPPING:
+            signal.signal(number, _interrupt_once)
     try:
         status = _status(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:  # while the last words were printed
@@ -129,10 +131,14 @@ def _status(arguments: list[str]) -> int:
         return 130
     except OSError as error:
         # Of any path: no program looks at its length before it is used.
-        if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None:
             note(
                 f"error: {message(str(error.filename))} can't be read or written here; allow it, or name another place"
             )
+            return 2
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" of {message(str(error.filename))}" if error.filename is not None else ""
+            note(f"error: the disk{place} is full (or your share of it); make room, and give the same command again")
             return 2
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -109,7 +109,7 @@ def train(
             frontend, data = preflight(
                 recipe, device, say, origin=origin, shown=processes.is_main, broken=folder.broken
             )
-            require_same_data(folder, data.report.fingerprint)
+            require_same_data(folder, data.fingerprints)
             _say_each((f"warning: {one}" for one in doubts(recipe, data, resumed=folder.step > 0)), say)
         recipe, falls = plan_of_run(recipe, frontend, data.report, folder, processes, device, say)
         started_from = origin.record() if origin is not None else folder.started_from

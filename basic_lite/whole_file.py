@@ -29,14 +29,14 @@ def whole_file(path: Path, end: str = PART) -> Iterator[BinaryIO]:
     scratch = path.with_name(path.name + end)
     scratch.unlink(missing_ok=True)
     # "x" makes the file and follows no link.
-    with open(scratch, "xb") as file:
-        try:
+    file = open(scratch, "xb")  # noqa: SIM115
+    try:
+        with file:  # what is written last may find the disk full
             yield file
-        except BaseException:
-            file.close()  # Windows removes no file that is open
-            scratch.unlink(missing_ok=True)
-            raise
-    os.replace(scratch, path)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, data: str | bytes, end: str = PART) -> None:

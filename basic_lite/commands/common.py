@@ -27,11 +27,17 @@ Overrides = Annotated[
 
 
 def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command for which `~` at the start of a path is the home folder. Shells leave it in `--out=~/x`."""
+    """A command for which `~` at the start of a path is the home folder. Shells leave it in `--out=~/x`.
+
+    Where Ctrl-C stops it, that is told: typer would end it without a word.
+    """
 
     @wraps(command)
     def run(**given: Any) -> Any:
-        return command(**{name: _expanded(value) for name, value in given.items()})
+        try:
+            return command(**{name: _expanded(value) for name, value in given.items()})
+        except KeyboardInterrupt:
+            raise typer.Abort from None
 
     return run
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -189,12 +190,16 @@ def _require_usable(
     if refused:
         where = ""
         if len(refused) > _SHOWN and whole_list is not None:
-            whole_list.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(whole_list, "".join(f"{one}\n" for one in refused))
-            where = f" The whole list is in {whole_list}."
+            try:
+                whole_list.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(whole_list, "".join(f"{one}\n" for one in refused))
+                where = f" The whole list is in {whole_list}."
+            except OSError as error:
+                where = f" The whole list can't be written to {whole_list} ({error.strerror or error})."
         raise UserError(_refusal(refused, total) + where)
     if whole_list is not None:
-        whole_list.unlink(missing_ok=True)  # an earlier start's
+        with suppress(OSError):  # a dry run may be where nothing can be written
+            whole_list.unlink(missing_ok=True)  # an earlier start's
     if not columns[0].any():
         named = "\n".join(listing(problems))
         none = "the one record can't be used" if total == 1 else f"none of the {total:,} records can be used"
@@ -336,8 +341,9 @@ _job: Callable[[range], Checked]
 def _start_worker(job: Callable[[range], Checked]) -> None:
     global _job
     _job = job
-    # Ctrl-C goes to every process; the main one stops these.
+    # Ctrl-C goes to every process; the main one stops these, by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A fork inherits no threads, and records are tokenised one at a time.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

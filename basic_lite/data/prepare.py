@@ -15,7 +15,16 @@ from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, Progress, check_data
 from basic_lite.data.held_out import hold_out
-from basic_lite.data.names import BROKEN, EVAL, HELD_OUT, HELD_OUT_PICTURES, KNOWN_BEFORE, TRAIN
+from basic_lite.data.names import (
+    BROKEN,
+    EVAL,
+    FINGERPRINT,
+    HELD_OUT,
+    HELD_OUT_FINGERPRINT,
+    HELD_OUT_PICTURES,
+    KNOWN_BEFORE,
+    TRAIN,
+)
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.prompts import with_prompts_of_training
@@ -42,6 +51,12 @@ class Prepared:
     def eval_is_new(self) -> bool:
         """Whether none of ``eval`` is known to be trained on."""
         return self.known_before is None or not any(met for met, _ in self.known_before["of"].values())
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """What is trained on, and what is held out: no loss of a run is compared with one of other data."""
+        held_out = None if self.eval_report is None else self.eval_report.fingerprint
+        return {FINGERPRINT: self.report.fingerprint, HELD_OUT_FINGERPRINT: held_out}
 
     def summary(self) -> dict[str, Any]:
         """Counts for the run folder, with every dropped record."""

@@ -19,7 +19,7 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.scoring.metrics.exact import exact
 from basic_lite.tools.evaluate import evaluate
 from basic_lite.training.answer import answer, chat_format
-from basic_lite.training.files import sha256, write_json
+from basic_lite.training.files import saving, sha256, write_json
 from basic_lite.training.log_lines import lines_of
 from basic_lite.training.places import MANIFEST
 
@@ -102,8 +102,9 @@ def scores_of(
     with counting(console, "questions", len(questions)) as count:
         result = evaluate(loaded, recipe, questions, batch_size=EVAL_BATCH, shuffle_images=shuffle, progress=count)
     scores = Scores(result.accuracy, result.counts, *(caption_score(loaded, recipe, place) if captions else ()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"stamp": stamp, "scores": vars(scores)})
+    with saving(path, "Make room, and give the same command again"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"stamp": stamp, "scores": vars(scores)})
     return scores
 
 

@@ -38,11 +38,12 @@ def hub_is_away() -> bool:
     return False
 
 
-def file_of(name: str, file: str) -> str | None:
+def file_of(name: str, file: str, *, fetch: bool = True) -> str | None:
     """Where a file of a model is on this machine, fetched if need be; None: it has no such file, or can't be reached.
 
     Args:
         name: folder or hub name.
+        fetch: also look on the hub.
 
     Raises:
         OSError, ValueError: there is no such folder, and it is no name on the hub.
@@ -50,7 +51,7 @@ def file_of(name: str, file: str) -> str | None:
     return cached_file(
         name,
         file,
-        local_files_only=local_only(name),
+        local_files_only=not fetch or local_only(name),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,

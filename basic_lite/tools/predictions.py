@@ -1,5 +1,6 @@
 """The predictions of an evaluation on disk: one JSON object a line, and a summary beside them."""
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,11 +11,13 @@ from basic_lite.errors import UserError
 from basic_lite.printable import quoted
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.training.answer_file import is_of_another, part_of
-from basic_lite.training.files import json_text, sha256, write_json
+from basic_lite.training.files import json_text, sha256
 from basic_lite.training.places import read_json
-from basic_lite.whole_file import write_whole
+from basic_lite.whole_file import whole_file, write_whole
 
 SUMMARY = ".summary.json"
+# What both names end in until both are whole. The answers as they came are in a file with the usual ending.
+_NEW = ".new"
 # In the summary: the digest of the predictions as they were written.
 SHA256 = "predictions_sha256"
 # Settings that say which of the data's questions are asked, and in which words; and those that follow from the data.
@@ -37,7 +40,7 @@ def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
     there = path.is_file() and path.stat().st_size > 0
     if not there and not beside.exists():
         return None
-    summary = read_json(beside)
+    summary = _read_summary(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
         return f"{path if there else beside} is there already and holds no predictions of basic-lite"
     if not there:
@@ -110,8 +113,26 @@ def require_writable(path: Path, key: str) -> None:
 
 
 def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any], path: Path) -> None:
-    """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest."""
+    """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest.
+
+    Both are whole before either has its name. After a kill between the names ``_read_summary`` finds the summary.
+
+    Raises:
+        OSError: they can't be written; then what was there stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The answers as they came are in a file with the usual ending.
-    write_whole(path, "".join(json_text(asdict(one)) + "\n" for one in predictions), ".new")
-    write_json(path.with_suffix(SUMMARY), {**summary, SHA256: sha256(path)})
+    lines = "".join(json_text(asdict(one)) + "\n" for one in predictions).encode()
+    about = {**summary, SHA256: hashlib.sha256(lines).hexdigest()}
+    with whole_file(path.with_suffix(SUMMARY), _NEW) as beside:
+        beside.write((json_text(about, indent=1) + "\n").encode())
+        beside.flush()
+        write_whole(path, lines, _NEW)
+
+
+def _read_summary(path: Path) -> Any:
+    """The summary of the predictions in a file, also one that a kill has kept from its name."""
+    beside = path.with_suffix(SUMMARY)
+    new = read_json(beside.with_name(beside.name + _NEW))
+    if isinstance(new, dict) and path.is_file() and new.get(SHA256) == sha256(path):
+        return new
+    return read_json(beside)

@@ -141,7 +141,7 @@ def _look(
     _require_writable(folder.path)
     origin = find_origin(recipe) if folder.checkpoint is None and not awaited else None
     _, data = preflight(recipe, device, say, origin=origin, broken=folder.broken)
-    require_same_data(folder, data.report.fingerprint)
+    require_same_data(folder, data.fingerprints)
     for warning in doubts(recipe, data):
         say(f"warning: {warning}")
     earlier = folder.checkpoint.recipe if folder.checkpoint is not None else None

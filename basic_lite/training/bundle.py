@@ -136,6 +136,23 @@ def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
     _require_none(bundle, key, wrong)
 
 
+def require_same_files(bundle: Bundle, loaded: Loaded) -> None:
+    """Refuse to go on with a model whose files were changed since the bundle was written.
+
+    Raises:
+        UserError: names it.
+    """
+    was = bundle.manifest.get("model_files", {})  # older versions wrote none
+    changed = [key for key, digest in loaded.files.items() if was.get(key, digest) != digest]
+    if changed:
+        raise UserError(
+            f"--resume: {' and '.join(changed)} isn't what it was when {bundle.folder} was saved: weights, config.json "
+            "or the image processor changed, and a run goes on with the model that it began with. "
+            "Restore the files there, or train with the new ones in a new run: "
+            f"model.start={bundle.folder.parent} name=NEW"
+        )
+
+
 def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:
     if wrong:
         models = {k: v for k, v in bundle.manifest["models"].items() if v}

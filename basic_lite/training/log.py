@@ -1,6 +1,8 @@
 """What a run writes as it goes: ``log.jsonl``, and the trackers that the recipe names."""
 
 import json
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class RunLog:
         self._held_out: list[tuple[int, float]] = []  # evaluations' losses
         self._processes = processes
         self._accelerator = processes.accelerator if processes.is_main else None
+        self._trackers: list[Any] = []  # those that have started
+        self._before = threading.excepthook
 
     def keep_until(self, step: int) -> None:
         """Drop lines of later steps, so that a resumed run's log reads as an uninterrupted one's.
@@ -75,10 +79,17 @@ class RunLog:
         return list(whole_lines(self.path, after=self._begins))
 
     def start_trackers(self, recipe: Recipe) -> None:
-        """Open the trackers that the processes were connected with."""
+        """Open the trackers that the processes were connected with.
+
+        Raises:
+            UserError: one can't be written; so ``write``.
+        """
         if self._accelerator is not None:
+            threading.excepthook = self._in_thread
             config = {k: v if isinstance(v, int | float) else str(v) for k, v in flat_values(recipe).items()}
-            self._accelerator.init_trackers("basic-lite", config, {"wandb": {"name": recipe.name}})
+            with saving(self.path.with_name(TENSORBOARD), FIX):
+                self._accelerator.init_trackers("basic-lite", config, {"wandb": {"name": recipe.name}})
+            self._trackers = self._accelerator.trackers
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a line."""
@@ -88,8 +99,9 @@ class RunLog:
         with saving(self.path, FIX), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        if self._accelerator is not None and numbers:
-            self._accelerator.log(numbers, step=step)
+        for tracker in self._trackers if numbers else ():
+            with saving(self.path.with_name(tracker.name), FIX):
+                tracker.log(numbers, step=step)
 
     def _remember(self, line: dict[str, Any]) -> None:
         step, (newest, names) = _step(line), self._newest
@@ -99,10 +111,16 @@ class RunLog:
 
     def close(self) -> None:
         """Let the trackers write what they hold."""
-        if self._accelerator is not None:
-            # Not accelerate's end_training: it also closes the connection to the other processes, here in one alone.
-            for tracker in self._accelerator.trackers:
+        # Not accelerate's end_training: it also closes the connection to the other processes, here in one alone.
+        for tracker in self._trackers:
+            with suppress(OSError):  # told when it was written; an error of the run isn't told over by it
                 tracker.finish()
+        threading.excepthook = self._before
+
+    def _in_thread(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread, whose error its next call raises anew; so the thread needn't print it."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")):
+            self._before(error)
 
 
 def _number(line: dict[str, Any], name: str) -> list[tuple[int, float]]:

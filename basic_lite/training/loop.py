@@ -16,7 +16,7 @@ from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, machine_facts, make_step, projector_is_fresh, software_of
 from basic_lite.training.basic_text import basic_text
 from basic_lite.training.batches import Schedule, StepBatches, step_batches
-from basic_lite.training.bundle import restore_adapter, restore_projector, write_bundle
+from basic_lite.training.bundle import require_same_files, restore_adapter, restore_projector, write_bundle
 from basic_lite.training.checkpoint import Progress, read_progress, restore_training_state
 from basic_lite.training.dropped import DroppedRecords
 from basic_lite.training.evaluation import Evaluation
@@ -129,6 +129,7 @@ class Loop:
             torch.manual_seed(self.recipe.seed + self.processes.index)
         if bundle is None:
             return Progress()
+        require_same_files(bundle, self.run.loaded)
         restore_projector(bundle, parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, parts)
@@ -373,11 +374,12 @@ class Loop:
                 "epoch": self.schedule.epochs_after(step),
                 "samples": self.schedule.samples_after(step),
                 "seed": self.recipe.seed,
-                "fingerprint": self.run.data.report.fingerprint,
+                **self.run.data.fingerprints,
             },
             "machine": machine_facts(self.recipe, self.device),
             "software": software_of(self.device),
             "processes": self.processes.count,
+            "model_files": self.run.loaded.files,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,
         }

@@ -30,6 +30,7 @@ class _File(_Entry):
 class _Data(_Entry):
     samples: int
     fingerprint: str | None = None
+    eval_fingerprint: str | None = None
 
 
 class _Start(_Entry):
@@ -54,6 +55,7 @@ class _Manifest(_Entry):
     processes: int = Field(1, ge=1)
     models: dict[Literal["base", "vision", "llm"], str | None]
     model_facts: dict[str, Any]
+    model_files: dict[str, str] = {}
     files: dict[Annotated[str, AfterValidator(_inside)], _File]
     started_from: _Start | None = None
     target: _Target | None = None

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from basic_lite.data.names import EVAL, FINGERPRINT, HELD_OUT_FINGERPRINT, TRAIN
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe
 from basic_lite.recipe.rules import best_by
@@ -315,19 +316,28 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield from _texts(entry, f"{key}.{name}")
 
 
-def require_same_data(folder: RunFolder, fingerprint: str) -> None:
-    """Refuse to continue with other training data than the run has had so far.
+def require_same_data(folder: RunFolder, fingerprints: Mapping[str, str | None]) -> None:
+    """Refuse to continue with other data than the run has had so far. Held-out data decides too: of the best step, and
+    of whether BASIC is on.
 
     A picture that was replaced under its name isn't noticed: a broken one may be fixed between two parts of a run.
+
+    Args:
+        fingerprints: ``Prepared.fingerprints``.
 
     Raises:
         UserError: the samples aren't those of the checkpoint.
     """
-    if folder.checkpoint is not None and folder.checkpoint.manifest["data"].get("fingerprint") != fingerprint:
-        raise UserError(
-            f"--resume: the training data isn't what it was when {folder.checkpoint.folder} was saved: "
-            "records, their order, their text or image names, or the tokenizer changed (or data.train is a list, and "
-            "an older version read it in another order). "
-            "Restore the files that data.train names, or train on the new data in a new run: "
-            f"model.start={folder.path} name=NEW"
-        )
+    if folder.checkpoint is None:
+        return
+    was = folder.checkpoint.manifest["data"]
+    for name, what, key in ((FINGERPRINT, "training", TRAIN), (HELD_OUT_FINGERPRINT, "held-out", EVAL)):
+        # Older versions wrote nothing of held-out data.
+        if was.get(name) != fingerprints[name] and (name == FINGERPRINT or name in was):
+            raise UserError(
+                f"--resume: the {what} data isn't what it was when {folder.checkpoint.folder} was saved: "
+                "records, their order, their text or image names, or the tokenizer changed (or data.train is a list, "
+                "and an older version read it in another order). "
+                f"Restore the files that {key} names, or train on the new data in a new run: "
+                f"model.start={folder.path} name=NEW"
+            )

@@ -24,6 +24,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, SourceSection
 from tests.support.data import N, image_id, processor, tokenizer, write_image, write_json
+from tests.support.rights import without_roots_rights
 
 
 def talk(question: str = "<image>\nwhat?", answer: str = "a ring") -> list[dict[str, str]]:
@@ -114,8 +115,22 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
         check_data(records, chat, refusing, whole_list=whole)
     refused = [str(problem) for problem in one.problems if problem.kind != "too long"]
     assert whole.read_text(encoding="utf-8").splitlines() == refused
+    with pytest.raises(UserError, match=r"(?s)and 119 more .* The whole list can't be written to .*all\.txt"):
+        check_data(records, chat, refusing, whole_list=whole / "all.txt")
     check_data(records, chat, section, whole_list=whole)
     assert not whole.exists()  # nothing is refused any more
+
+
+def test_data_is_checked_where_nothing_can_be_written(tmp_path: Path) -> None:
+    records, chat, section = setup(tmp_path, ROWS[:1])
+    whole = tmp_path / "runs" / "all.txt"
+    whole.parent.mkdir()
+    whole.touch()
+    with without_roots_rights():
+        whole.parent.chmod(0o555)
+        check_data(records, chat, section, whole_list=whole)
+        whole.parent.chmod(0o755)
+    assert whole.exists()
 
 
 def test_a_wrong_folder_of_pictures_is_one_problem(tmp_path: Path) -> None:

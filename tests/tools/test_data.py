@@ -27,6 +27,7 @@ from basic_lite.tools.data.command import _meaning, data, fitted_epochs
 from basic_lite.tools.data.look import CAPTION_PROMPTS, Found
 from basic_lite.tools.data.write import head_of, legal_name, recipe_text
 from tests.support.data import write_image
+from tests.support.rights import small_disk
 from tests.support.runs import tiny_recipe
 
 DEMO = "demo_photos"
@@ -326,6 +327,10 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="the one record can't be used"):
         run("bad.csv")
     assert not Path("bad.yaml").exists() and not Path("x.yaml").exists()
+    with small_disk(Path("disk"), "4k") as disk:
+        (disk / "other").write_bytes(b"x" * 4096)
+        with pytest.raises(UserError, match=r"full\. Make room, or name .* --out"):
+            run("p", out=disk / "x.yaml")
 
 
 def test_it_reads_well_on_a_narrow_screen() -> None:

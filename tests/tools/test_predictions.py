@@ -14,8 +14,10 @@ from basic_lite.api import open_run
 from basic_lite.errors import UserError
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.evaluate import evaluate_run
+from basic_lite.tools.predictions import why_kept, write_predictions
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.places import MANIFEST
+from tests.support.rights import enlarge, small_disk
 from tests.support.runs import quiet, write_data
 
 
@@ -69,6 +71,34 @@ def older(file: Path, run: Path) -> None:
 
 def moved_away(file: Path, run: Path) -> None:
     file.rename(run.parent / "mine.jsonl")
+
+
+def test_a_kill_between_the_names_of_both_files_costs_nothing(own: Path) -> None:
+    named = own.parent / "named.jsonl"
+    asked(own, out=named)
+    summary, new = named.with_suffix(".summary.json"), own.parent / "named.summary.json.new"
+    summary.rename(new)
+    assert why_kept(named, None) is None
+    asked(own, out=named)
+    assert summary.exists() and not new.exists()
+    shutil.copy(summary, new)
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"predictions_sha256": "of the file before"}))
+    assert why_kept(named, None) is None
+    new.unlink()
+    assert "was changed" in str(why_kept(named, None))
+
+
+@pytest.mark.parametrize("size", ["4k", "8k"])
+def test_a_full_disk_leaves_neither_of_both_files(tmp_path: Path, size: str) -> None:
+    """The predictions take 8 kB there, the summary 4."""
+    prediction = Prediction(1, "0", "colour", [], "q", "b", "a" * 5000, correct=False)
+    with small_disk(tmp_path / "disk", size) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            write_predictions([prediction], {"settings": {}}, disk / "p.jsonl")
+        assert not list(disk.iterdir())
+        enlarge(disk, "1m")
+        write_predictions([prediction], {"settings": {}}, disk / "p.jsonl")
+        assert len(list(disk.iterdir())) == 2
 
 
 CHANGES: dict[Callable[[Path, Path], None], str] = {

@@ -5,16 +5,19 @@ Lost pictures are in ``test_dropped``, a data file that is changed before ``--re
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from basic_lite.errors import UserError
 from basic_lite.run import train
@@ -88,6 +91,27 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
             run(whole.parents[1], {**CHANGES, "output": str(disk)})
         enlarge(disk, "9m")
         goes_on(whole, disk)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_curves_that_cannot_be_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """TensorBoard writes in a thread of its own, and raises later what went wrong there."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    printed: list[object] = []
+    changes = {**CHANGES, "output": str(tmp_path), "training.trackers": ["tensorboard"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", printed.append)
+        hook = threading.excepthook
+        at_step(patch, step, lambda: patch.setattr(RecordWriter, "write", full))
+        if not step:
+            patch.setattr(RecordWriter, "write", full)
+        with pytest.raises(UserError, match=r"tensorboard could not be saved: the disk is full\. Make room .*--resume"):
+            run(whole.parents[1], changes)
+        assert not printed and threading.excepthook == hook
+    goes_on(whole, tmp_path)
 
 
 def test_a_data_file_that_is_replaced_changes_nothing_of_the_run(

@@ -138,7 +138,7 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
             train(recipe(tmp_path, changes), console=quiet())
     text = str(caught.value)
     assert "out of memory in step 2 with a micro-batch of 1: CUDA out of memory" in text and "much more" not in text
-    assert "by the estimate this recipe needs" in text and "cheapest first" in text and " KiB, not yet" in text
+    assert "by the estimate this recipe needs" in text and "cheapest first" in text and " KiB less, not yet (" in text
     resumed = train(recipe(tmp_path, changes), resume=True, console=quiet()).folder
     assert_same_weights(whole / "final", resumed / "final", rtol=1e-4, atol=1e-6)
     assert steps_of(resumed)[-1]["step"] == 3

@@ -40,6 +40,7 @@ from basic_lite.tools.data.look import Found, look, short_answers
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.dry_run import render_sample
 from basic_lite.training.batches import steps_an_epoch
+from basic_lite.training.files import saving
 from basic_lite.training.sanity import MANY_EPOCHS
 from basic_lite.whole_file import write_whole
 
@@ -107,7 +108,8 @@ def data(
     recipe = changed_recipe(recipe, fitted)
     changes |= fitted
     text = _text(base, recipe, changes, overrides, path, target, found, asking(recipe, report))
-    write_whole(target, text)
+    with saving(target, "Make room, or name another file with --out"):
+        write_whole(target, text)
     say_next(recipe, found.records, report, target, say, console)
     return target
 

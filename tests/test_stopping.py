@@ -1,0 +1,67 @@
+"""What stops any command, wherever it is: a signal, a full disk. Those of a training are in ``test_interruption``."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basic_lite import cli
+from basic_lite.signals import STOPPING
+from basic_lite.training.files import new_folder
+
+
+def run_demo(
+    demo: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[Any, str]:
+    """Run a command that does something else; gives its exit status and what it said."""
+    module = types.ModuleType("basic_lite.demo.run")
+    module.demo = demo  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "basic_lite.demo.run", module)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["demo"])
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [None, "a/b"])
+def test_a_full_disk_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str | None
+) -> None:
+    """Where no command knows better."""
+
+    def demo(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    place = "" if path is None else " of a/b"
+    said = f"error: the disk{place} is full (or your share of it); make room, and give the same command again\n"
+    assert run_demo(demo, monkeypatch, capsys) == (2, said)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_stops_any_command_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: int
+) -> None:
+    """What it has begun is put away, also by what timeout, Slurm and systemd send; a second signal changes nothing."""
+
+    def demo(*_: Any, **__: Any) -> None:
+        with new_folder(tmp_path / "out", "make room"):
+            try:
+                signal.raise_signal(number)
+                time.sleep(60)
+            finally:
+                for other in STOPPING:
+                    signal.raise_signal(other)
+
+    before = {one: signal.getsignal(one) for one in STOPPING}
+    try:
+        assert run_demo(demo, monkeypatch, capsys) == (130, "stopped\n") and not list(tmp_path.iterdir())
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
