@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from basic_lite import cli
 from basic_lite.signals import STOPPING
@@ -42,6 +43,18 @@ def test_a_full_disk_is_one_error(
     place = "" if path is None else " of a/b"
     said = f"error: the disk{place} is full (or your share of it); make room, and give the same command again\n"
     assert run_demo(demo, monkeypatch, capsys) == (2, said)
+
+
+def test_debugging_shows_where_a_command_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def demo(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("BASIC_LITE_DEBUG", "1")
+    with pytest.raises(typer.Abort) as stopped:
+        run_demo(demo, monkeypatch, capsys)
+    assert isinstance(stopped.value.__cause__, KeyboardInterrupt)
 
 
 @pytest.mark.parametrize("number", STOPPING)

@@ -36,8 +36,8 @@ def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(**given: Any) -> Any:
         try:
             return command(**{name: _expanded(value) for name, value in given.items()})
-        except KeyboardInterrupt:
-            raise typer.Abort from None
+        except KeyboardInterrupt as stopped:
+            raise typer.Abort from stopped
 
     return run
 

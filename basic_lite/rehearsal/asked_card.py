@@ -13,7 +13,7 @@ _MIB_FROM = 4000
 _UNITS = {"": 1, "g": 1, "gb": 1, "gib": 1, "m": 1024, "mb": 1024, "mib": 1024}
 _SIZE = re.compile(r"(?P<number>[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))\s*(?P<unit>[a-z]*)")
 _THOUSANDS = re.compile(r"(\d),(\d{3})(?=\s*m)")  # 24,576 MiB
-_WITH_MEMORY = re.compile(r"(?P<name>.+?)[\s-]+(?P<gib>\d+)\s*gi?b", re.IGNORECASE)
+_WITH_MEMORY = re.compile(r"(?P<name>.+?)[\s_-]+(?P<gib>\d+)\s*g(?:i?b)?", re.IGNORECASE)
 _TAKES = "give its memory, as in --gpu 24 or --gpu 24GB"
 
 

@@ -103,9 +103,9 @@ CARDS = (
 def plain_name(name: str) -> str:
     """A card's name as names are compared: small letters, no spaces, nothing of its maker, slot or kind of memory.
 
-    "PCIe" stays: such a card is slower than the module of its name.
+    "PCIe" and "HBM2e" stay: such a card is slower than the module of its name.
     """
-    return re.sub(r"nvidia|geforce|rtx|sxm\d|hbm\de?|[\s_-]", "", name.lower())
+    return re.sub(r"nvidia|geforce|rtx|sxm\d|hbm3|[\s_-]", "", name.lower())
 
 
 def named_card(name: str) -> Card | None:

@@ -40,7 +40,7 @@ def why_kept(path: Path, settings: Mapping[str, Any] | None) -> str | None:
     there = path.is_file() and path.stat().st_size > 0
     if not there and not beside.exists():
         return None
-    summary = _read_summary(path)
+    summary = read_summary(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
         return f"{path if there else beside} is there already and holds no predictions of basic-lite"
     if not there:
@@ -115,7 +115,7 @@ def require_writable(path: Path, key: str) -> None:
 def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any], path: Path) -> None:
     """One JSON object a prediction, and ``summary`` beside it as ``.summary.json`` with the file's digest.
 
-    Both are whole before either has its name. After a kill between the names ``_read_summary`` finds the summary.
+    Both are whole before either has its name. After a kill between the names ``read_summary`` finds the summary.
 
     Raises:
         OSError: they can't be written; then what was there stays.
@@ -129,7 +129,7 @@ def write_predictions(predictions: Sequence[Prediction], summary: dict[str, Any]
         write_whole(path, lines, _NEW)
 
 
-def _read_summary(path: Path) -> Any:
+def read_summary(path: Path) -> Any:
     """The summary of the predictions in a file, also one that a kill has kept from its name."""
     beside = path.with_suffix(SUMMARY)
     new = read_json(beside.with_name(beside.name + _NEW))

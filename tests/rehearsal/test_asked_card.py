@@ -20,7 +20,7 @@ def test_a_memory_is_taken_with_any_unit(text: str) -> None:
     "text",
     [
         *["rtx4090", "RTX 4090", "4090", "NVIDIA GeForce RTX 4090", "rtx-4090", "RTX_4090"],
-        *["RTX 4090 24GB", "4090 24 GB", " GeForce RTX 4090 24GiB ", "rtx-4090-24gb"],  # its own memory behind it
+        *["RTX 4090 24GB", "4090 24 GB", " GeForce RTX 4090 24GiB ", "RTX_4090_24G"],  # its own memory behind it
     ],
 )
 def test_a_name_is_taken_as_people_write_it(text: str) -> None:
@@ -56,6 +56,7 @@ def test_each_card_of_the_table_is_found_by_its_name() -> None:
         ("3060 8GB", "--gpu is '3060 8GB', which isn't in the table of cards (the nearest name there is RTX 3060, an"),
         ("RTX 3090 Ti Super", "(the nearest name there is RTX 3090 Ti, another card); give its memory"),
         ("NVIDIA H100 PCIe", "which isn't in the table of cards; give its memory"),
+        ("NVIDIA H100 80GB HBM2e", "which isn't in the table of cards"),  # the PCIe card
         ("Laptop RTX 4070", "(the nearest name there is RTX 4070, another card); give its memory"),
         ("NVIDIA GeForce RTX 4060 Ti 8GB", "(the nearest name there is RTX 4060 Ti, another card); give its memory"),
         ("24TB", "--gpu is '24TB', which isn't in the table of cards; "),

@@ -13,6 +13,7 @@ import pytest
 from basic_lite.api import open_run
 from basic_lite.errors import UserError
 from basic_lite.scoring.prediction import Prediction
+from basic_lite.tools.compare.answers import read_answers
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.predictions import why_kept, write_predictions
 from basic_lite.tools.score import EvalResult
@@ -79,6 +80,7 @@ def test_a_kill_between_the_names_of_both_files_costs_nothing(own: Path) -> None
     summary, new = named.with_suffix(".summary.json"), own.parent / "named.summary.json.new"
     summary.rename(new)
     assert why_kept(named, None) is None
+    assert read_answers(named).settings and not read_answers(named).notes
     asked(own, out=named)
     assert summary.exists() and not new.exists()
     shutil.copy(summary, new)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from basic_lite.errors import UserError
 from basic_lite.outside import as_object
 from basic_lite.scoring.metrics.circular import as_one, worst
-from basic_lite.tools.predictions import SHA256, SUMMARY
+from basic_lite.tools.predictions import SHA256, SUMMARY, read_summary
 from basic_lite.training.files import sha256
-from basic_lite.training.places import PREDICTIONS, is_run, json_lines, later, read_json
+from basic_lite.training.places import PREDICTIONS, is_run, json_lines, later
 
 EVAL = "`basic-lite eval RUN --data FILE` answers the same file with each"
 # What a question is: with any of these changed it is another one.
@@ -58,7 +58,7 @@ def read_answers(path: Path) -> Answers:
     Raises:
         UserError: it is none, or nothing in it has a score.
     """
-    summary = as_object(read_json(path.with_suffix(SUMMARY)))
+    summary = as_object(read_summary(path))
     settings = summary.get("settings")
     if not isinstance(settings, dict):
         raise UserError(
