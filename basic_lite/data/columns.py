@@ -30,6 +30,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
 }  # fmt: skip
 
+# Says which part of the data a record belongs to. Nothing chooses by it.
+SPLIT = "split"
 # Columns with the options of a question: one with all of them, or one for each (MMBench's A, B, C, D).
 _OPTIONS = ("choices", "options", "answer_choices")
 _BEFORE_LETTERS = ("", "option_", "choice_")
@@ -160,8 +162,8 @@ def options_columns(present: Iterable[str]) -> tuple[str, ...]:
 
 
 def candidates(ours: str, present: Sequence[str]) -> list[str]:
-    """The columns that may be meant for one of ours, for hints: no options, and for a text no pictures."""
-    known = {*options_columns(present), *(name for name in present if plain_name(name) in _OPTIONS)}
+    """The columns that may be meant for one of ours, for hints: no options, no `split`, and for a text no pictures."""
+    known = {*options_columns(present), *(name for name in present if plain_name(name) in (*_OPTIONS, SPLIT))}
     free = [name for name in present if name not in known]
     if ours == "image":
         return free

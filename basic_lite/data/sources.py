@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import mend_of_missing
-from basic_lite.data.columns import options_columns, require_columns
+from basic_lite.data.columns import SPLIT, options_columns, plain_name, require_columns
 from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
@@ -160,7 +160,8 @@ class DatasetsSource:
             dataset = dataset.select(range(min(section.limit, len(dataset))))
         # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
         # picture.
-        wanted = {*self.columns.values(), *looked_at(self.present), *options_columns(self.present)}
+        split = {name for name in self.present if plain_name(name) == SPLIT}
+        wanted = {*self.columns.values(), *looked_at(self.present), *options_columns(self.present), *split}
         self.dataset = dataset.select_columns(sorted(wanted)).with_format("arrow")
         self._lazy = {*holding_files(self.present)} - {*self.columns.values()} | {self.columns.get("image", "")}
 

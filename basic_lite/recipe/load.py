@@ -287,6 +287,10 @@ def _meant_by_folder(folder: Path) -> str:
     if inside := sorted(folder.glob("*.y*ml")):
         more = ", …" if len(inside) > _MOST_NAMED else ""
         return f"name one that is in it: {', '.join(map(str, inside[:_MOST_NAMED]))}{more}"
+    recipe = folder.parent / "recipe.yaml"
+    if os.path.isfile(folder / "recipe.json") and os.path.isfile(recipe):
+        further = command_line(["basic-lite", "train", str(recipe), f"model.start={folder}", "name=NEW"])
+        return f"it holds a run's weights; name the run's recipe, {recipe}, or train on from them with `{further}`"
     return "`basic-lite data FOLDER` writes a recipe for the pictures and texts of a folder"
 
 

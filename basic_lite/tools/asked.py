@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basic_lite.data.guess import source_of
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in
@@ -14,6 +13,7 @@ from basic_lite.scoring.metrics.named import Metric, metric_named
 from basic_lite.scoring.questions import Question, as_questions
 from basic_lite.tools.benchmarks.form import Benchmark
 from basic_lite.tools.benchmarks.known import benchmark_questions, published
+from basic_lite.tools.data_argument import data_source
 
 # Tokens that an answer to a benchmark's question may have at least: a model may say more than a letter.
 _LEAST_TOKENS = 32
@@ -100,7 +100,7 @@ def read_asked(file: File, recipe: Recipe | None) -> Asked:
         return Asked(questions, benchmark, added)
     if file.option is not None:
         raise UserError(f"{file.option} belongs to the file of a benchmark, and {path} is none; leave it out")
-    section = source_of(path, image_dir=image_dir, limit=file.limit, also=also)
+    section = data_source(path, image_dir=image_dir, limit=file.limit, also=also)
     return Asked(as_questions(load_records(section, root=Path.cwd())))
 
 

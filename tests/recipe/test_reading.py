@@ -247,6 +247,19 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load_recipe(tmp_path / "latin.yaml")
 
 
+def test_a_runs_weights_in_a_recipes_place_are_told_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = Path("runs/a/final")
+    bundle.mkdir(parents=True)
+    (bundle / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match=r"`basic-lite data FOLDER` writes a recipe"):
+        load_recipe(bundle)  # nobody knows a recipe file
+    (bundle.parent / "recipe.yaml").write_text(GOOD)
+    mend = r"name the run's recipe, runs/a/recipe\.yaml, or .* `basic-lite train runs/a/recipe\.yaml "
+    with pytest.raises(UserError, match=rf"{mend}model\.start=runs/a/final name=NEW`\n"):
+        load_recipe(bundle)
+
+
 def test_a_folder_in_a_recipes_place_is_told_what_was_meant(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

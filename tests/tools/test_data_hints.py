@@ -1,12 +1,17 @@
-"""What `basic-lite data` says about columns that aren't used: no picture and no list of options is taken for a text."""
+"""What `basic-lite data` says about columns that aren't used: which are no text, and which tell parts apart."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
-from basic_lite.tools.data.command import _meaning
+from rich.console import Console
+
+from basic_lite.tools.data.command import _meaning, data
 from basic_lite.tools.data.look import Found
+from tests.support.data import write_image
 
 
 def test_hints_name_no_picture_and_no_options_as_the_answer() -> None:
@@ -21,3 +26,14 @@ def test_hints_name_no_picture_and_no_options_as_the_answer() -> None:
     assert line.endswith("(to take another one: data.train.columns.answer=wort)")
     (_, line) = _meaning(replace(found, columns={"image": "image"}))
     assert "columns.answer=NAME" in line
+
+
+def test_a_column_split_is_told_with_its_counts() -> None:
+    write_image(Path("a.png"))
+    rows = "".join(f"a.png,a red circle,{part}\n" for part in ("train", "train", "val", ""))
+    Path("list.csv").write_text("image,caption,split\n" + rows)
+    console = Console(file=io.StringIO(), width=1000)
+    data(Path("list.csv"), base="demo_photos", console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "note: a run trains on all parts alike, whatever the column 'split' says (train 2, val 1); write" in said
+    assert "columns that aren't used: 'split'\n" in said  # it is no text

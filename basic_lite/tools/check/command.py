@@ -12,7 +12,6 @@ from rich.console import Console
 from basic_lite.console import Say, Sheet, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import DataReport, check_data
-from basic_lite.data.guess import source_of
 from basic_lite.data.held_out import can_hold_out, hold_out
 from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.prepare import counter
@@ -20,6 +19,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
+from basic_lite.data.split_column import parts_of
 from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
@@ -31,6 +31,7 @@ from basic_lite.tools.check.findings import (
     Example,
     Finding,
     lengths,
+    of_parts,
     of_pictures,
     of_records,
     of_sizes,
@@ -43,6 +44,7 @@ from basic_lite.tools.check.texts import Texts
 from basic_lite.tools.data.command import ENOUGH_TO_HOLD_OUT, HELD_OUT, encoder_of, frontend_or_why
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
+from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.report.html import require_own
 
 _RECIPES = (".yaml", ".yml")
@@ -144,7 +146,7 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         recipe, name = load_recipe(path.as_posix(), list(overrides)), path.stem
     else:
         name = legal_name(path)
-        section = from_here(source_of(path))
+        section = from_here(data_source(path))
         own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
         evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
         alone = [] if evaluated else _NOTHING_HELD_OUT
@@ -201,6 +203,7 @@ def findings(
     section, frontend, report = data.recipe.data, data.frontend, reports[0]
     for source, one in enumerate(reports):
         yield from of_records(one, section, broken_of(one, pictures), source)
+    yield from of_parts(parts_of(data.train))
     yield from of_texts(texts, len(report.kept))
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)

@@ -1,5 +1,6 @@
 """What is wrong with data, or worth knowing, and which key or command mends it."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from basic_lite.data.check import DataReport, key_of
 from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.data.split_column import SPLIT_MEND, counted
 from basic_lite.data.unknown_words import UnknownWords
 from basic_lite.recipe.schema import DataSection
 from basic_lite.tools.check.languages import UNSURE, languages_of
@@ -121,6 +123,15 @@ def lengths(report: DataReport, tokens_per_image: int) -> Finding:
         f"half of the records have at most so many, 95 % at most {long:,}, the longest {longest:,}; a picture is "
         f"{tokens_per_image:,} of them",
     )  # fmt: skip
+
+
+def of_parts(parts: Counter[str]) -> Iterator[Finding]:
+    """A column `split` that nothing chooses by."""
+    if parts:
+        yield Finding(
+            "look", "column 'split'", f"{len(parts):,} values",
+            f"a run trains on all of its parts alike, whatever this column says: {counted(parts)}", SPLIT_MEND,
+        )  # fmt: skip
 
 
 def of_unknown_words(found: Iterable[UnknownWords]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.columns import candidates, has_text, mapping_example, plain_name
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
-from basic_lite.data.guess import image_dir_of, source_of
+from basic_lite.data.guess import image_dir_of
 from basic_lite.data.held_out import can_hold_out
 from basic_lite.data.opened import cache_folder
 from basic_lite.data.prepare import counter
@@ -25,6 +25,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import Record
 from basic_lite.data.sources import load_records
+from basic_lite.data.split_column import SPLIT_MEND, counted, parts_of
 from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend, load_frontend
@@ -38,6 +39,7 @@ from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
 from basic_lite.tools.data.look import Found, look, short_answers
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
+from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.dry_run import render_sample
 from basic_lite.training.batches import steps_an_epoch
 from basic_lite.training.files import saving
@@ -81,7 +83,7 @@ def data(
     require_place(path, overrides)
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
-    changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(source_of(path)))}
+    changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(data_source(path)))}
     held_out = "data.held_out" in given
     needing = _needs_held_out(base)
     if not any(key.startswith("data.eval") for key in given):
@@ -238,6 +240,8 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
         say(f"pictures: {os.path.abspath(at_home(section.train.image_dir))}")
     for note in records.notes:
         say(f"note: {note}")
+    if parts := parts_of(records):
+        say(f"note: a run trains on all parts alike, whatever the column 'split' says ({counted(parts)}); {SPLIT_MEND}")
     say(f"reading {len(records):,} records, opening their pictures …")
     report = check_data(
         records, encoder, section, progress=counter("data"), say=say, cache=cache_folder(), pictures=True

@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import Tensor
 
 from basic_lite.console import counting, note, quiet_libraries
-from basic_lite.data.guess import source_of
 from basic_lite.data.images import ImageRef
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError, enough_memory
@@ -21,6 +20,7 @@ from basic_lite.recipe.schema import SourceSection
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.tools.chat.arguments import picture
+from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.inspect.conversations import DESCRIBED, SAMPLES, Conversations
 from basic_lite.tools.inspect.facts import facts_of, training_of
 from basic_lite.tools.inspect.look import Inspection, look
@@ -70,7 +70,7 @@ def inspect(
         raise UserError("give pictures or --data, one of both: with --data the pictures are those of the data")
     if data is None and (image_dir is not None or (pictures and samples is not None)):
         raise UserError("--image-dir and --samples belong to --data; leave them out")
-    source = None if data is None else source_of(data, image_dir=image_dir)
+    source = None if data is None else data_source(data, image_dir=image_dir)
     shown = WantedMaps.of(maps, layers, looks=bool(pictures) or data is not None or is_run(model))
     wanted = _Wanted([picture(name) for name in pictures], data, source, samples, shown)
     if is_run(model):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
@@ -256,3 +257,29 @@ def test_what_is_refused(made: Callable[..., Path], capsys: pytest.CaptureFixtur
 def test_it_fits_a_narrow_terminal(made: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     check(made(), base=DEMO, console=Console(width=40, force_terminal=True, color_system=None))
     assert all(len(line) <= 40 for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_column_split_is_told_with_its_counts(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(f"list.{ending}")
+    rows = [{"image": f"{n}.png", "caption": "a red circle", "Split": ("train", "val")[n % 4 == 3]} for n in range(8)]
+    for n in range(8):
+        scene(n).save(f"{n}.png")
+
+    def write() -> None:
+        if ending == "csv":
+            path.write_text("\n".join(",".join(one) for one in [rows[0].keys(), *(row.values() for row in rows)]))
+        elif ending == "jsonl":
+            path.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            Dataset.from_list(rows).to_parquet(path)
+
+    write()
+    found = found_in(path)["column 'split'"]
+    assert (found.kind, found.count) == ("look", "2 values")
+    assert found.text.endswith(": train 6, val 2") and "data.eval.path" in found.mend
+    for row in rows:
+        row["Split"] = "train"
+    write()
+    assert "column 'split'" not in found_in(path)
