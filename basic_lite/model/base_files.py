@@ -45,8 +45,7 @@ def _digest(name: str, key: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in (CONFIG_NAME, *(() if key == "model.llm" else (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME))):
         if (place := file_of(name, file, fetch=False)) is not None:
-            settings = {k: v for k, v in as_object(read_json_file(Path(place))).items() if k not in _OF_THE_WRITER}
-            digest.update(json.dumps([file, settings], sort_keys=True).encode())
+            digest.update(file.encode() + _settings(Path(place)))
     for path in _weights(name, key):
         with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -55,6 +54,15 @@ def _digest(name: str, key: str) -> str:
                 stream.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
                 digest.update(stream.read(_PIECE_BYTES))
     return digest.hexdigest()
+
+
+def _settings(path: Path) -> bytes:
+    """What a file of settings says, in one order. One that is no JSON may be there where another is read instead."""
+    try:
+        settings = as_object(read_json_file(path))
+    except ValueError:
+        return path.read_bytes()
+    return json.dumps({k: v for k, v in settings.items() if k not in _OF_THE_WRITER}, sort_keys=True).encode()
 
 
 def _weights(name: str, key: str) -> Iterator[Path]:

@@ -146,8 +146,8 @@ def require_same_files(bundle: Bundle, loaded: Loaded) -> None:
     changed = [key for key, digest in loaded.files.items() if was.get(key, digest) != digest]
     if changed:
         raise UserError(
-            f"--resume: {' and '.join(changed)} isn't what it was when {bundle.folder} was saved: weights, config.json "
-            "or the image processor changed, and a run goes on with the model that it began with. "
+            f"--resume: {' and '.join(changed)} changed since {bundle.folder} was saved (weights, config.json or the "
+            "image processor), and a run goes on with the model that it began with. "
             "Restore the files there, or train with the new ones in a new run: "
             f"model.start={bundle.folder.parent} name=NEW"
         )

@@ -80,7 +80,7 @@ def test_a_changed_base_model_is_refused(finished: Path, what: str) -> None:
         if key is None:
             assert_same_weights(run(finished, SAVING, resume=True) / "final", whole / "final")
         else:
-            told = rf"--resume: {key} isn't what it was when .*checkpoint-1 .*Restore the files there, or train"
+            told = rf"--resume: {key} changed since .*checkpoint-1 was saved .*Restore the files there, or train"
             with pytest.raises(UserError, match=told):
                 run(finished, SAVING, resume=True)
     finally:
@@ -104,3 +104,13 @@ def test_large_files_are_known_by_pieces(tmp_path: Path, file: str) -> None:
         (tmp_path / file).write_bytes(new)
         found.add(digests_of_models(section)["model.base"])
     assert len(found) == 4
+
+
+def test_settings_that_are_no_json_end_no_run(tmp_path: Path) -> None:
+    """transformers reads no preprocessor_config.json where processor_config.json has its settings."""
+    section, file = ModelSection(base=str(tmp_path)), tmp_path / "preprocessor_config.json"
+    found = set()
+    for text in ("{", "[", "{}"):
+        file.write_text(text)
+        found.add(digests_of_models(section)["model.base"])
+    assert len(found) == 3
