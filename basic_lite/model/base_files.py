@@ -61,7 +61,8 @@ def _settings(path: Path) -> bytes:
     try:
         settings = as_object(read_json_file(path))
     except ValueError:
-        return path.read_bytes()
+        with open_file(path) as stream:
+            return stream.read()
     return json.dumps({k: v for k, v in settings.items() if k not in _OF_THE_WRITER}, sort_keys=True).encode()
 
 
