@@ -1,7 +1,7 @@
 """Digests of the files that a model is loaded from, by which a run that continues knows whether it is still the same.
 
-Of each file of weights only pieces are read, so 14 GB take no longer than a small file. A model that was trained on has
-other numbers in many tensors, which a piece shows. A change of the same size within one tensor may stay unseen.
+Of each file of weights only pieces are read, however large it is. A model that was trained on has other numbers in many
+tensors, which a piece shows. A change of the same size within one tensor may stay unseen.
 """
 
 import hashlib

@@ -7,7 +7,7 @@ quantised. Weights are read once and quantised as they are read.
 import copy
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,6 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from basic_lite.choices import require_one_of
 from basic_lite.errors import UserError
-from basic_lite.model.base_files import digests_of_models
 from basic_lite.model.checks import read_weight_map, require_finite_weights
 from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import (
@@ -57,7 +56,6 @@ class Loaded:
     parts: Parts
     frontend: Frontend
     offloaded: ActivationOffload | None = None  # what keeps layer inputs on the host; None: they stay on the device
-    files: dict[str, str] = field(default_factory=dict)  # a digest of each model's files, by its key
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -121,7 +119,7 @@ def load_base(recipe: Recipe, device: torch.device, frontend: Frontend | None = 
         model.generation_config.eos_token_id = frontend.tokenizer.eos_token_id
     parts = find_parts(model)
     freeze_in_no_grad(parts.vision_tower)
-    return Loaded(model, parts, frontend, files=digests_of_models(recipe.model))
+    return Loaded(model, parts, frontend)
 
 
 def quantization_config(

@@ -13,6 +13,7 @@ A checkpoint is a bundle plus what is needed to continue: see ``checkpoint``.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,17 @@ def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
     _require_none(bundle, key, wrong)
 
 
-def require_same_files(bundle: Bundle, loaded: Loaded) -> None:
+def require_same_files(bundle: Bundle, digests: Mapping[str, str]) -> None:
     """Refuse to go on with a model whose files were changed since the bundle was written.
+
+    Args:
+        digests: ``digests_of_models`` now.
 
     Raises:
         UserError: names it.
     """
     was = bundle.manifest.get("model_files", {})  # older versions wrote none
-    changed = [key for key, digest in loaded.files.items() if was.get(key, digest) != digest]
+    changed = [key for key, digest in digests.items() if was.get(key, digest) != digest]
     if changed:
         raise UserError(
             f"--resume: {' and '.join(changed)} changed since {bundle.folder} was saved (weights, config.json or the "

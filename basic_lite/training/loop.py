@@ -11,6 +11,7 @@ import torch
 
 from basic_lite.console import speaker
 from basic_lite.errors import Interrupted, OutOfMemory, UserError
+from basic_lite.model.base_files import digests_of_models
 from basic_lite.model.device import peak_memory_gib
 from basic_lite.supervision.premise import SeenPatches
 from basic_lite.training.assembly import autocast_of, machine_facts, make_step, projector_is_fresh, software_of
@@ -58,6 +59,7 @@ class Loop:
         self.log = RunLog(run.folder.path / LOG, run.processes)
         left = time_left_of(recipe, run.data, self.schedule, run.supervision)
         self.line = ProgressLine(run.console, recipe.name, left=left, shown=run.processes.is_main)
+        self.model_files = digests_of_models(recipe.model)
         self.progress = self._start()
         self.dropped = DroppedRecords(
             run.folder.path, self.log, run.processes, self.say, on=run.data.drops, summary=run.data.summary()
@@ -129,7 +131,7 @@ class Loop:
             torch.manual_seed(self.recipe.seed + self.processes.index)
         if bundle is None:
             return Progress()
-        require_same_files(bundle, self.run.loaded)
+        require_same_files(bundle, self.model_files)
         restore_projector(bundle, parts, "--resume")
         if bundle.has_adapter:
             restore_adapter(bundle, parts)
@@ -379,7 +381,7 @@ class Loop:
             "machine": machine_facts(self.recipe, self.device),
             "software": software_of(self.device),
             "processes": self.processes.count,
-            "model_files": self.run.loaded.files,
+            "model_files": self.model_files,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,
         }
