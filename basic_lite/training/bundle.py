@@ -22,8 +22,10 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import LlavaConfig, PreTrainedTokenizerBase
 
+from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_parameters
+from basic_lite.model.base_files import digests_of_models
 from basic_lite.model.device import dtype_name
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
@@ -146,15 +148,30 @@ def require_same_files(bundle: Bundle, digests: Mapping[str, str]) -> None:
     Raises:
         UserError: names it.
     """
-    was = bundle.manifest.get("model_files", {})  # older versions wrote none
-    changed = [key for key, digest in digests.items() if was.get(key, digest) != digest]
-    if changed:
+    if changed := changed_files(bundle, digests):
         raise UserError(
-            f"--resume: {' and '.join(changed)} changed since {bundle.folder} was saved (weights, config.json or the "
-            "image processor), and a run goes on with the model that it began with. "
+            f"--resume: {changed}, and a run goes on with the model that it began with. "
             "Restore the files there, or train with the new ones in a new run: "
             f"model.start={bundle.folder.parent} name=NEW"
         )
+
+
+def changed_files(bundle: Bundle, digests: Mapping[str, str]) -> str:
+    """Which models' files were changed since the bundle was written, in words; "" where none was.
+
+    Args:
+        digests: ``digests_of_models`` now.
+    """
+    was = bundle.manifest.get("model_files", {})  # older versions wrote none
+    keys = [key for key, digest in digests.items() if was.get(key, digest) != digest]
+    what = "weights, config.json or the image processor"
+    return f"{' and '.join(keys)} changed since {bundle.folder} was saved ({what})" if keys else ""
+
+
+def note_changed_files(bundle: Bundle) -> None:
+    """Say on stderr where a base model isn't what it was when the bundle was trained."""
+    if changed := changed_files(bundle, digests_of_models(bundle.recipe.model)):
+        note(f"note: {changed}. What was trained is used with another model than its own. Restore the files there")
 
 
 def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:
@@ -190,14 +207,19 @@ def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, bool]]:
     return {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in state.items()}
 
 
-def load_trained(place: Path, device: torch.device) -> tuple[Loaded, Bundle]:
+def load_trained(place: Path, device: torch.device, *, told: bool = False) -> tuple[Loaded, Bundle]:
     """The model of a run folder or bundle, adapter and projector restored, in eval mode.
+
+    Args:
+        told: a base model whose files were changed since has been noted already; else it is noted on stderr here.
 
     Raises:
         UserError: no bundle, or one that doesn't hold together or fit its models.
     """
     bundle = open_bundle(place)
     loaded = load_base(bundle.recipe, device)
+    if not told:
+        note_changed_files(bundle)
     adapt(loaded.parts, bundle.recipe)
     restore_projector(bundle, loaded.parts)
     if bundle.has_adapter:

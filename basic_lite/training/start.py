@@ -10,9 +10,10 @@ from typing import Any
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError
+from basic_lite.model.base_files import digests_of_models
 from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
-from basic_lite.training.bundle import restore_adapter, restore_projector
+from basic_lite.training.bundle import changed_files, restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST
@@ -55,6 +56,8 @@ class Origin:
         names = {k: v for k, v in earlier.manifest["models"].items() if not same_model(v, getattr(recipe.model, k))}
         if names:
             say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
+        elif changed := changed_files(earlier, digests_of_models(recipe.model)):
+            say(f"note: {changed}. This run trains with the files as they are now")
 
 
 def find_origin(recipe: Recipe) -> Origin | None:

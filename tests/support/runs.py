@@ -164,7 +164,7 @@ def assert_same_terms(one: Path, other: Path, rel: float, names: tuple[str, ...]
 
 
 def run(folder: Path, changes: dict[str, Any] | None = None, **kwargs: Any) -> Path:
-    return train(tiny_recipe(folder, changes), console=quiet(), **kwargs).folder
+    return train(tiny_recipe(folder, changes), **{"console": quiet()} | kwargs).folder
 
 
 def inside_copy(folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from basic_lite.errors import UserError
 from basic_lite.model.base_files import digests_of_models
 from basic_lite.recipe.schema import ModelSection
+from basic_lite.tools.export.command import export
+from basic_lite.training.bundle import load_trained
 from basic_lite.training.places import MANIFEST
 from tests.support.runs import assert_same_weights, run, write_data
 
@@ -87,6 +90,32 @@ def test_a_changed_base_model_is_refused(finished: Path, what: str) -> None:
         (finished / file).write_bytes(before)
         shutil.rmtree(folder)
         whole.rename(folder)
+
+
+@pytest.mark.parametrize("what", ["weights of the LLM", "weights of the tower", "who wrote it"])
+def test_a_changed_base_model_is_told_wherever_the_run_is_used(
+    finished: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, change, key = BASES[what]
+    folder, before = finished / "runs" / "tiny", (finished / file).read_bytes()
+    next_stage = {"model.start": str(folder), "name": "next"}
+    uses = {
+        "eval, chat and others": lambda place: load_trained(folder, torch.device("cpu")),
+        "export": lambda place: export(folder, place / "exported", samples=1, limit=9.0),
+        "export without its check": lambda place: export(folder, place / "unchecked", samples=0),
+        "the next stage": lambda place: run(finished, next_stage, console=Console()),
+    }
+    change(finished / file)
+    try:
+        for use, act in uses.items():
+            capsys.readouterr()
+            act(finished / what.replace(" ", "_"))
+            told = " ".join("".join(capsys.readouterr()).split())
+            assert told.count("changed since") == (key is not None), use
+            assert key is None or f"note: {key} changed since {folder}" in told, use
+    finally:
+        (finished / file).write_bytes(before)
+        shutil.rmtree(finished / "runs" / "next", ignore_errors=True)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "part-2.safetensors", "pytorch_model.bin"])

@@ -225,7 +225,7 @@ class _Trained:
 def _trained(
     source: Source, samples: list[Sample], length: int, device: torch.device, progress: Callable[[int], None]
 ) -> _Trained:
-    loaded, bundle = load_trained(source.bundle.folder, device)
+    loaded, bundle = load_trained(source.bundle.folder, device, told=True)
     records = [sample.record for sample in samples]
     # One at a time: padding changes the last digits.
     ask = partial(

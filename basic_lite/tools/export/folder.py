@@ -16,7 +16,7 @@ from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
 from basic_lite.tools.model_place import may_be_on_the_hub
-from basic_lite.training.bundle import require_same_model
+from basic_lite.training.bundle import note_changed_files, require_same_model
 from basic_lite.training.bundle_files import Bundle, open_bundle
 from basic_lite.training.places import MANIFEST
 
@@ -59,6 +59,7 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
     recipe = bundle.recipe
     frontend = load_frontend(recipe.model)
     require_same_model(bundle, frontend.config, str(run))
+    note_changed_files(bundle)
     config = copy.deepcopy(frontend.config)
     grow_config(config)
     frontend = replace(frontend, config=config)
