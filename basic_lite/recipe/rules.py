@@ -59,6 +59,11 @@ def layers_problem(layers: int | float, total: int | None = None) -> str | None:
     return None
 
 
+def evaluates(recipe: Recipe) -> bool:
+    """Whether the recipe has data that its run is evaluated on."""
+    return recipe.data.eval is not None or recipe.data.held_out is not None
+
+
 def best_by(recipe: Recipe) -> Literal["score", "loss"] | None:
     """What the best step is chosen by; None: none is kept."""
     by = recipe.training.metric_for_best_model

@@ -127,6 +127,16 @@ def forward_products(sizes: Sizes) -> float:
     return 2.0 * linears + 4.0 * sizes.tokens**2 * sizes.D * sizes.L
 
 
+def evaluation_products(recipe: Recipe, frontend: Frontend, parts: Sequence[Part], report: DataReport) -> float:
+    """The products of the loss on held-out data.
+
+    Args:
+        report: of that data.
+    """
+    sizes = mean_sizes(recipe, frontend, parts, report)
+    return len(report.lengths) * (forward_products(sizes) + 2.0 * sizes.labelled * sizes.D * sizes.V)
+
+
 def looks_products(
     recipe: Recipe, frontend: Frontend, sizes: Sizes, *, steps: int, samples: int, half: bool, done: int = 0
 ) -> float:

@@ -28,15 +28,17 @@ class Work:
 
     Attributes:
         samples: of all steps.
-        products: operations that are the same in each plan, which the time of a sample leaves out: BASIC's and a
-            gate's looks.
+        products: operations that are the same in each plan, which the time of a sample leaves out: BASIC's, a
+            gate's looks and evaluations.
         processes: how many share it, each on a card of its own.
+        uncounted: what else it has to do, of which the time isn't known here.
     """
 
     steps: int
     samples: int
     products: float = 0.0
     processes: int = 1
+    uncounted: str = ""
 
     def seconds(self, sample_seconds: float, card: Card) -> float:
         """How long it takes on a card, with a plan's time for a sample there."""
@@ -69,14 +71,15 @@ def time_line(work: Work, seconds: float, card: Card, note: str = "") -> str:
         note: what to say of the number of steps.
     """
     energy = f", {_energy(seconds, card.watts * work.processes)}" if card.watts else ""
-    return f"time for {_steps(work, note)}: {hours_text(seconds)}{energy} ({rests_on(measured=card.measured)})"
+    return f"time for {_steps(work, note)}: {hours_text(seconds)}{energy} ({rests_on(work, measured=card.measured)})"
 
 
-def rests_on(*, measured: bool) -> str:
-    """What a predicted time rests on, and how far to trust it."""
+def rests_on(*works: Work, measured: bool) -> str:
+    """What a predicted time rests on, how far to trust it, and what it leaves out."""
     sheet = f"{PRODUCTS_SHARE:.0%} and {BYTES_SHARE:.0%} of the data sheets' speeds (assumed)"
     speeds = "the speeds that this card reached just now" if measured else sheet
-    return f"predicted from counted operations, bytes and launches at {speeds}; {UNTIMED}"
+    left_out = "".join(f"; {what} come on top" for what in dict.fromkeys(w.uncounted for w in works) if what)
+    return f"predicted from counted operations, bytes and launches at {speeds}; {UNTIMED}{left_out}"
 
 
 def show_cards(console: Console, times: dict[str, CardTimes], note: str = "") -> None:
@@ -91,7 +94,8 @@ def show_cards(console: Console, times: dict[str, CardTimes], note: str = "") ->
         return
     table = cards_table(times, note)
     show(console, table)
-    say(f"the time is {rests_on(measured=False)}" if table.rows else "no card of the table has the memory")
+    why = rests_on(*(one.work for one in times.values()), measured=False)
+    say(f"the time is {why}" if table.rows else "no card of the table has the memory")
 
 
 def cards_table(times: dict[str, CardTimes], note: str = "") -> Sheet:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from basic_lite.recipe.rules import evaluates
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
 from basic_lite.supervision import Supervision
@@ -74,8 +75,7 @@ def rehearse_look(
     parts, samples = supervision.parts, len(batch["input_ids"])
     total = SAMPLES_PER_BATCH * recipe.supervision.refinement_batches
     # Of an evaluation's curve, every second sample decides (see ``Gate.kept``).
-    evaluated = recipe.data.eval is not None or recipe.data.held_out is not None
-    keeps = recipe.supervision.gate and scores_decide(recipe.supervision) and evaluated
+    keeps = recipe.supervision.gate and scores_decide(recipe.supervision) and evaluates(recipe)
     layout = find_layout(batch, parts.image_token_id, "all")
     patches = min(SEARCHED_PATCHES, int(layout.patches.max()))
     ledger.reset_peak()

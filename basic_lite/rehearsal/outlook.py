@@ -13,7 +13,7 @@ from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
 from basic_lite.rehearsal.cards import CARDS, Card, measured_card
-from basic_lite.rehearsal.cost import basic_products, looks_products, mean_sizes
+from basic_lite.rehearsal.cost import basic_products, evaluation_products, looks_products, mean_sizes
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes
 from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, time_line
@@ -54,7 +54,13 @@ def work_of(
         half=half,
         done=done,
     )
-    return Work(schedule.steps - done, samples, samples * basic + looks, processes)
+    products, uncounted = samples * basic + looks, ""
+    if data.eval_report is not None:
+        evaluations = sum(map(schedule.evaluates, range(done + 1, schedule.steps + 1)))
+        evaluations += done == 0 and recipe.model.start is not None
+        products += evaluations * evaluation_products(recipe, frontend, parts, data.eval_report)
+        uncounted = "answers to held-out questions" if recipe.training.eval_generate else ""
+    return Work(schedule.steps - done, samples, products, processes, uncounted)
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -15,6 +15,7 @@ from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.known import known_frontend
+from basic_lite.recipe.rules import evaluates
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
@@ -291,7 +292,8 @@ def longest_work(
     labelled = shape.tokens - shape.images * frontend.tokens_per_image - 1
     sizes = sizes_of(recipe, frontend, parts, tokens=shape.tokens, images=shape.images, labelled=labelled)
     looks = looks_products(recipe, frontend, sizes, steps=steps, samples=samples, half=half)
-    return Work(steps, samples, samples * basic_products(recipe, sizes) + looks)
+    uncounted = "evaluations" if evaluates(recipe) else ""
+    return Work(steps, samples, samples * basic_products(recipe, sizes) + looks, uncounted=uncounted)
 
 
 def planned_steps(recipe: Recipe) -> tuple[int | None, str]:

@@ -260,6 +260,10 @@ def _show(looks: Sequence[StageOutlook], out: Path | None, console: Console) -> 
     if cards:
         show_cards(console, cards)
     elif left:
-        say(f"the time is {rests_on(measured=True)}" if here else ON_A_CPU)
+        say(
+            f"the time is {rests_on(*(look.work for look in left if look.work is not None), measured=True)}"
+            if here
+            else ON_A_CPU
+        )
     if disk_bytes > free:
         say(f"warning: all of it writes up to {size_text(disk_bytes)}, and {size_text(free)} are free: make room")

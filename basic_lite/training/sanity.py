@@ -2,6 +2,7 @@
 
 import math
 
+from basic_lite.recipe.rules import evaluates
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.batches import steps_an_epoch
 
@@ -88,9 +89,7 @@ def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
     enough = (
         f"training.max_steps={_ENOUGH * per_pass}" if training.max_steps is not None else f"training.epochs={_ENOUGH}"
     )
-    watch = (
-        "" if recipe.data.eval is not None or recipe.data.held_out is not None else "; or see it with data.held_out=0.1"
-    )
+    watch = "" if evaluates(recipe) else "; or see it with data.held_out=0.1"
     return (
         f"the run goes {passes:.0f} times over {samples:,} samples: it will learn them by heart and answer worse on "
         f"other pictures; set {enough}{watch}"
@@ -99,8 +98,7 @@ def _many_passes(recipe: Recipe, samples: int, steps: int) -> str | None:
 
 def _evaluation(recipe: Recipe, steps: int) -> str | None:
     every = recipe.training.eval_every
-    evaluates = recipe.data.eval is not None or recipe.data.held_out is not None
-    if not evaluates or every is None or every <= steps or steps == 1:
+    if not evaluates(recipe) or every is None or every <= steps or steps == 1:
         return None
     when = "at its end" if recipe.model.start is None else "at its start and its end"
     return (

@@ -10,10 +10,10 @@ import torch
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal.cards import products_a_second
+from basic_lite.rehearsal.cards import Card, products_a_second
 from basic_lite.rehearsal.cost import basic_products, forward_products, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.hours import ON_A_CPU
+from basic_lite.rehearsal.hours import ON_A_CPU, time_line
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.sizes import GIB
 from tests.support.runs import WHOLE, quiet, run, whole_recipe, write_data
@@ -76,6 +76,34 @@ def test_a_gates_looks_are_counted_by_their_number(tmp_path: Path) -> None:
     assert looks <= 0.011 * work.samples * sum(products(sizes).values())
     last = work_of(recipe, frontend, data, parts, half=False, done=1999)
     assert last.products == pytest.approx(last.samples / work.samples * without.products)
+
+
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    """A forward for each held-out sample, and the words of its labels; answers are named as what comes on top."""
+    write_data(tmp_path, 10, text_only=4)
+    held_out = {"data.held_out": 0.3, "training.eval_every": 2, "training.max_steps": 5}
+    works, sizes, counted = {}, None, 0
+    for name, changes in {
+        "none": {"training.max_steps": 5},
+        "loss": held_out,
+        "answers": {**held_out, "training.eval_generate": 2},
+    }.items():
+        recipe = whole_recipe(tmp_path, changes)
+        frontend = load_frontend(recipe.model)
+        data = prepare_data(recipe, frontend, say=lambda text: None)
+        parts = planned_parts(recipe, frontend, torch.float32)
+        works[name] = [work_of(recipe, frontend, data, parts, half=False, done=done) for done in (0, 2, 4)]
+        basic = basic_products(recipe, mean_sizes(recipe, frontend, parts, data.report))
+        if data.eval_report is not None:
+            sizes = mean_sizes(recipe, frontend, parts, data.eval_report)
+            counted = len(data.eval_report.lengths)
+            each = counted * (forward_products(sizes) + 2 * sizes.labelled * sizes.D * sizes.V)
+            looks = [(work.products - work.samples * basic) / each for work in works[name]]
+            assert looks == pytest.approx([3, 2, 1])  # after steps 2, 4 and 5
+    assert counted and [works[name][0].uncounted for name in works] == ["", "", "answers to held-out questions"]
+    card = Card("one", 100, 1000, 25, 24, 300, measured=True)
+    lines = [time_line(works[name][0], 60.0, card) for name in works]
+    assert [line.count("; answers to held-out questions come on top)") for line in lines] == [0, 0, 1]
 
 
 def test_a_timed_product_takes_little_time_and_no_random_number() -> None:
