@@ -120,7 +120,7 @@ class RefinementCurve:
         return (
             "BASIC's premise (README): visual tokens nearest to a word of their own text, beyond chance: "
             f"{self.comparison(judged=judged)} (best after layer {best + 1}: {signed(layers[best])})"
-            + ("" if judged else "; some of them chose v̂, so the gate asks others")
+            + ("" if judged else "; some of these chose v̂, so the gate asks other samples")
         )
 
     def warning(self) -> str | None:

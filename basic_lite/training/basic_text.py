@@ -41,8 +41,8 @@ def basic_text(recipe: Recipe, data: Prepared, *, shown: bool = False) -> str:
     if text := _too_few(settings, data):
         return text
     return (
-        "BASIC is off until its premise is shown to hold and its pull to lower the loss, which may never be; with "
-        "supervision.gate=false it is on from the first step"
+        "BASIC is off at first. It goes on once its premise is shown to hold and its pull to lower the loss, which may "
+        "never be; supervision.gate=false turns it on from the first step"
     )
 
 

@@ -103,13 +103,13 @@ class Gate:
         if self.settings.gate and not self.decides:
             return []  # ``basic_text`` has said that nothing can be decided
         if self.settings.gate:
-            parted = f", {choose} others choose its target" if self.parted else ""
+            chosen = f"{choose} samples choose its target, {self.deciding} others" if self.parted else ""
             limited = "; a longer run would look at more" if self.limited else ""
             dear = f"; that costs up to {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
             lines.append(
-                f"looks at BASIC's premise: after step {when} and at each evaluation; {self.deciding} samples decide"
-                f"{parted}; where they show it, as many are asked again, and its pull has to lower the loss, before "
-                f"BASIC goes on{limited}{dear}"
+                f"BASIC's premise is looked at after step {when} and at each evaluation: "
+                f"{chosen or f'{self.deciding} samples'} decide. Where they show it, {self.deciding} more are asked, "
+                f"and BASIC's pull has to lower the loss; then BASIC goes on{limited}{dear}"
             )
         if leaves_open(self.settings):
             when = "at each look while BASIC is off" if self.settings.gate else f"after step {when}"

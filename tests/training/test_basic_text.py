@@ -31,10 +31,7 @@ GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinemen
     [
         ({}, "BASIC is on from the first step to the last"),
         ({"supervision.every_n_steps": 4}, "BASIC is on from the first step to the last, in every 4th"),
-        (
-            GATE,
-            "BASIC is off until its premise is shown to hold and its pull to lower the loss, which may never be; with ",
-        ),
+        (GATE, "BASIC is off at first. It goes on once its premise is shown to hold and its pull to lower the loss"),
         (GATE | {"data.train.limit": 9}, "warning: BASIC stays off in this run: 3 samples decide whether its premise"),
         ({"supervision.enabled": False}, "BASIC is off in this run: supervision.enabled is false"),
         ({"supervision.stages": [1]}, "BASIC is off in this run: this is stage 2, and supervision.stages is [1]"),
