@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from basic_lite.supervision.target import TargetPlan
 from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.gate import Gate
+from basic_lite.training.gate_state import GateState
 from basic_lite.training.looks import Looks, Trials
 from basic_lite.training.places import MANIFEST
 from basic_lite.training.processes import ALONE
@@ -159,6 +160,19 @@ def test_what_other_samples_do_not_show_opens_nothing(low: float, high: float) -
     assert said[0].startswith("step 7: BASIC is off: its premise isn't shown here") and "+0.010, +0.100" in said[0]
     others = said[0].partition("; and on others ")[2]
     assert f"[{low:+.3f}, {high:+.3f}] over 20 samples: " in others
+
+
+def test_it_goes_on_as_its_checkpoint_says() -> None:
+    """Each thing that it knows: BASIC's way, when it was refused, what asking has cost."""
+    batches = [picture_and_word(word) for word in (5, 6, 7)]
+    gate = a_gate([], batches, gate=True, layers="measured", refinement_batches=8)
+    plan = asdict(gate.supervision.target_plan)
+    for opened in (True, False):
+        state = GateState(opened, plan, chosen=True, steps_on=7, verdict="fails", refused=40, asked=12.5)
+        assert all(getattr(state, one.name) != one.default for one in fields(state) if one.name != "open")
+        gate.restore(asdict(state), Bundle(Path("checkpoint-9"), {}, None))  # type: ignore[arg-type]
+        assert gate.state == state
+        assert bool(gate.kept) is not opened  # while BASIC is on, its target stays
 
 
 def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from basic_lite.run import train
+from basic_lite.training.bundle_files import TRAINING
 from basic_lite.training.look_lines import GateLook, looks_in
 from tests.support.helping import helping_recipe, write_helping_world
 from tests.support.runs import assert_same_weights, log_of, quiet, steps_of
@@ -28,6 +30,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gate_and_steps(run: Path) -> tuple[list[GateLook], list[dict[str, Any]]]:
     steps = [{key: line[key] for key in ("step", "lm", "das", "sds") if key in line} for line in steps_of(run)]
     return looks_in(log_of(run)), steps
+
+
+def kept_of_the_gate(run: Path) -> dict[str, Any]:
+    """By its last checkpoint."""
+    training = json.loads((run / f"checkpoint-{STEPS}" / TRAINING).read_text())
+    state: dict[str, Any] = training["progress"]["gate"]
+    return state
 
 
 def losses(run: Path) -> list[float]:
@@ -57,6 +66,7 @@ def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(world: Pat
         train(helping_recipe(world, LOOKS | FAST | {"name": "part"}), resume=True, console=quiet())
         assert_same_weights(part / "final", whole / "final")
         assert gate_and_steps(part)[1] == steps
+        assert kept_of_the_gate(part) == kept_of_the_gate(whole)
 
 
 def test_what_the_trial_promises_is_what_training_gives(world: Path) -> None:
