@@ -29,6 +29,7 @@ from basic_lite.commands.export import export
 from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
+from basic_lite.commands.spare import Command
 from basic_lite.commands.text_probe import text_probe
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
@@ -70,9 +71,9 @@ def _options(
 # In the order in which help lists them.
 commands = (demo, data, check, train, estimate, run, chat, inspect, report, export, runs, compare, clean, keys, doctor)
 for command in commands:
-    app.command()(with_home(command))
-app.command("eval")(with_home(evaluate))
-app.command("text-probe")(with_home(text_probe))
+    app.command(cls=Command)(with_home(command))
+app.command("eval", cls=Command)(with_home(evaluate))
+app.command("text-probe", cls=Command)(with_home(text_probe))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from basic_lite.choices import require_questions_named
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.digests import digests_of
@@ -253,8 +254,7 @@ def evaluate_run(
 
 def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
     """The questions of a file, or those that a run kept; ``named``: somebody named a file."""
-    if named == held_out:
-        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+    require_questions_named(data=named, held_out=held_out)
     quiet_libraries()
     bundle = look_at_bundle(run)
     if not held_out:

@@ -103,6 +103,8 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
     Raises:
         UserError: there is no such folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that holds your runs (the recipe's `output`), or one run")
     if not folder.is_dir():
         mend = mend_of_missing(folder) or "give the folder that holds your runs (the recipe's `output`), or one run"
         raise UserError(f"there is no folder {folder}; {mend}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import command_line
+from basic_lite.data.endings import DATA_ENDINGS
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
@@ -58,6 +59,11 @@ def picture(name: str | Path) -> ImageRef:
         UserError: there is none, or it can't be decoded.
     """
     path = Path(name).expanduser()
+    if path.suffix.lower() in DATA_ENDINGS:
+        raise UserError(
+            f"{name} is a file of data and no picture; give it with --data: `basic-lite eval` asks its questions, and "
+            "`basic-lite inspect` looks at its pictures"
+        )
     require_there(name)
     if path.is_dir():
         raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
@@ -65,5 +71,7 @@ def picture(name: str | Path) -> ImageRef:
     try:
         check_image(image, "open")
     except RecordProblem as problem:
-        raise UserError(f"{name} can't be used as a picture: {problem.what}; name another file") from problem
+        mend = problem.mend.removesuffix(", or leave the record out")
+        mend = f"{mend}, or name another file" if mend else "name another file"
+        raise UserError(f"{name} can't be used as a picture: {problem.what}; {mend}") from problem
     return image

@@ -46,6 +46,8 @@ def require_there(name: str | Path) -> None:
     """
     path = Path(name).expanduser()
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
+        if "://" in str(name):
+            raise UserError(f"{name} is an address, and pictures are files; download it, and name the file")
         raise UserError(f"there is no picture {name}; {mend_of_missing(path) or 'correct its path'}")
 
 

@@ -96,6 +96,8 @@ def require_answers(place: Path) -> None:
     """
     if place.is_file():
         return
+    if place.suffix.lower() in (".html", ".htm"):
+        raise UserError(f"{place} is no run; if the page is meant, name it with --out {place}")
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
     if not any(place.glob(PREDICTIONS)):

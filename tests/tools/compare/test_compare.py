@@ -168,6 +168,7 @@ def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.Capture
     assert "two runs or more" in refused(one, capsys=capsys)
     assert "two runs or more" in refused(capsys=capsys)
     assert "named twice" in refused(one, f"{one}/../run0", capsys=capsys)
+    assert "is the only file that answers these questions" in refused(one, next(one.glob("*.jsonl")), capsys=capsys)
     assert "NAME=RUN" in refused("--group", "x", "--group", "y=z", capsys=capsys)
     assert "two sides are called" in refused("--group", f"x={one}", "--group", f"x={third}", capsys=capsys)
     assert "no run folder" in refused(one, tmp_path / "none", capsys=capsys)
