@@ -83,9 +83,9 @@ def _digest(row: Mapping[str, Any]) -> str:
 
 
 def _score(row: Mapping[str, Any]) -> float | None:
-    """From 0 to 1; files of earlier versions only say what is right."""
+    """From 0 to 1, else none: somebody changed it. Files of earlier versions only say what is right."""
     value = row.get("correct") if row.get("score") is None else row["score"]
-    return float(value) if isinstance(value, bool | int | float) else None
+    return float(value) if isinstance(value, bool | int | float) and 0 <= value <= 1 else None
 
 
 def require_answers(place: Path) -> None:
