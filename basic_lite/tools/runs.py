@@ -147,7 +147,7 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
     """
     bundles = newest_first(run)
     manifest = as_object(read_json(bundles[0] / MANIFEST)) if bundles else {}
-    recipe = _recipe_of(run, bundles)
+    recipe = recipe_of(run, bundles)
     read = read or read_log(run)
     log = read.rare
     summaries = _summaries(run, log)
@@ -192,7 +192,8 @@ def size_and_time(path: Path) -> tuple[int, float]:
     return sum(one.st_size for one in times), max(one.st_mtime for one in times)
 
 
-def _recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
+def recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
+    """A run's recipe as JSON has it, of its newest bundle or from its folder; empty: neither can be read."""
     if bundles and (recipe := as_object(read_json(bundles[0] / RECIPE_JSON))):
         return recipe
     try:

@@ -264,8 +264,10 @@ def test_means_are_those_of_the_points_so_far(count: int) -> None:
 
 
 def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="holds runs and is none: run; give one of them"):
         write_report(tmp_path)
+    with pytest.raises(UserError, match="is no run folder"):
+        write_report(tmp_path / "none")
     (place / "log.jsonl").unlink()
     with pytest.raises(UserError, match="nothing to report"):
         write_report(place)
