@@ -68,10 +68,22 @@ def picture(name: str | Path) -> ImageRef:
     if path.is_dir():
         raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
     image = ImageRef.of_file(path)
+    require_picture(image, str(name))
+    return image
+
+
+def require_picture(image: ImageRef, name: str) -> None:
+    """Refuse a picture that can't be decoded.
+
+    Args:
+        name: that the person gave.
+
+    Raises:
+        UserError: it can't.
+    """
     try:
         check_image(image, "open")
     except RecordProblem as problem:
         mend = problem.mend.removesuffix(", or leave the record out")
         mend = f"{mend}, or name another file" if mend else "name another file"
         raise UserError(f"{name} can't be used as a picture: {problem.what}; {mend}") from problem
-    return image

@@ -51,6 +51,11 @@ def test_a_folder_beside_the_run_leads_to_it(run: Path, tmp_path: Path) -> None:
         shutil.copytree(run, holder / name)
     with pytest.raises(UserError, match="holder holds runs and is none: one, two; give one of them"):
         read_run(holder)
+    with pytest.raises(UserError, match="is no run folder"):
+        read_run(tmp_path.parent / "none")
+    (run / "log.jsonl").unlink()
+    with pytest.raises(UserError, match="nothing to report"):
+        read_run(run)
 
 
 def test_a_gate_that_never_looked_is_said(run: Path) -> None:
