@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from basic_lite.console import counting, note, quiet_libraries
@@ -250,6 +251,9 @@ class TrainedModel(Model):
                 _require_whole(name, value)
         if controls != 0:
             _require_whole("controls", controls)
+        for name, place in {"image_dir": image_dir, "annotations": annotations}.items():
+            if place is not None:
+                _require_path(place, name, "path")
         path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
         asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
         rule = asked.metric(metric)
@@ -286,8 +290,11 @@ def _asked(records: Rows, file: File, recipe: Recipe) -> Asked:
 
 def _records(records: Any, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
     records = [records] if isinstance(records, SourceSection) else records
-    if isinstance(records, Mapping) or not isinstance(records, Iterable):
-        raise UserError(f"records is {shorten(records)}; give a file, a list of dicts, or the data of a recipe")
+    if isinstance(records, Mapping | BaseModel) or not isinstance(records, Iterable):
+        raise UserError(
+            f"records is {shorten(records)}; give a file, a list of dicts, or the data "
+            "of a recipe, as in recipe.data.train"
+        )
     several = list(records)
     if sections := [one for one in several if isinstance(one, SourceSection)]:
         if len(sections) < len(several) or image_dir is not None:
@@ -332,7 +339,7 @@ def _checked(question: str, order: str) -> str:
     return clean(question)
 
 
-def _refs(pictures: Pictures) -> list[ImageRef]:
+def _refs(pictures: Any) -> list[ImageRef]:
     if pictures is None:
         return []
     texts = str | os.PathLike | bytes | bytearray | memoryview | Mapping
@@ -341,7 +348,7 @@ def _refs(pictures: Pictures) -> list[ImageRef]:
     return [_ref(one) for one in pictures]
 
 
-def _ref(one: Picture) -> ImageRef:
+def _ref(one: Any) -> ImageRef:
     if isinstance(one, str | os.PathLike):
         return picture(os.fspath(one))
     ref = picture_of(one)

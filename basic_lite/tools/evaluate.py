@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
-from basic_lite.choices import require_questions_named
+from basic_lite.choices import require_one_of, require_questions_named
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.digests import digests_of
@@ -149,7 +149,10 @@ def make_ready(
 
     Raises:
         BadImage: a picture is missing.
+        UserError: there is no such template.
     """
+    if template is not None:
+        require_one_of(template, get_args(Template), "template")
     chat = chat_format(bundle.recipe, loaded.frontend, template)
     records = [one.record for one in asked.questions]
     trained = compare(record_of(bundle, partial(counting, console, "comparing")), records)

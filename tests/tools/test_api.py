@@ -142,6 +142,10 @@ def test_what_is_refused(model: TrainedModel, images: Path, tmp_path: Path) -> N
         open_run(tmp_path, device="gpu")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"train takes a recipe, and this is 'photos.yaml'; load_recipe reads one"):
         train("photos.yaml")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"load_recipe takes a file, .*, and this is None; name one"):
+        load_recipe(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--checkpoint chooses the checkpoint for --resume; add --resume"):
+        train(model.recipe, checkpoint=80)  # it would begin anew
 
 
 def test_what_holds_a_pictures_bytes_says_how_to_hand_them_over(model: TrainedModel, images: Path) -> None:
@@ -248,6 +252,14 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
     ):
         with pytest.raises(UserError, match=says):
             model.evaluate(rows)  # type: ignore[arg-type]
+    for recipe in (model.recipe, model.recipe.data):
+        with pytest.raises(UserError, match=r"or the data of a recipe, as in recipe\.data\.train"):
+            model.evaluate(recipe)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="template is 'v2', which is none of plain, v1, tokenizer; did you mean v1"):
+        model.evaluate([fine], template="v2")  # type: ignore[arg-type]
+    for name in ("image_dir", "annotations"):
+        with pytest.raises(UserError, match=f"{name} takes a path, and this is 3; name one"):
+            model.evaluate([fine], **{name: 3})  # type: ignore[arg-type]
     for name, value in (
         ("batch_size", 0),
         ("batch_size", None),
