@@ -156,7 +156,7 @@ def test_what_holds_a_pictures_bytes_says_how_to_hand_them_over(model: TrainedMo
             (file, "give the bytes that its read"),
             (bytearray(data), "make bytes of it"),
             (memoryview(data), "make bytes of it"),
-            (b"%PDF-1.7", "it is a PDF.; save its pages as JPEG, or name another file"),
+            (b"%PDF-1.7", "it is a PDF.; save its pages as JPEG, or take another picture"),
             ("", "the name of a picture is empty"),
             ("https://a.b/c.png", "is an address, and pictures are files; download it"),
         ):

@@ -84,6 +84,10 @@ def require_picture(image: ImageRef, name: str) -> None:
     try:
         check_image(image, "open")
     except RecordProblem as problem:
-        mend = problem.mend.removesuffix(", or leave the record out")
-        mend = f"{mend}, or name another file" if mend else "name another file"
-        raise UserError(f"{name} can't be used as a picture: {problem.what}; {mend}") from problem
+        raise UserError(f"{name} can't be used as a picture: {problem.what}; {mend_of(problem)}") from problem
+
+
+def mend_of(problem: RecordProblem) -> str:
+    """What mends a picture that belongs to no record."""
+    mend = problem.mend.removesuffix(", or leave the record out")
+    return f"{mend}, or take another picture" if mend else "take another picture"
