@@ -147,7 +147,24 @@ def _status(arguments: list[str]) -> int:
         return 2
 
 
+# Options that people look for in commands which do that in another way.
+_PICTURES = "Pictures stand behind the model, and then the question, without options."
+_NO_OPTION = {
+    (" chat", "--image"): _PICTURES,
+    (" chat", "--picture"): _PICTURES,
+    (" chat", "-i"): _PICTURES,
+    (" clean", "--dry-run"): "`clean` shows what would go, and asks before it deletes.",
+    (" report", "--out"): "The page is report.html in the run's folder.",
+}
+
+
 def _hint(command: str, text: str) -> str:
+    if "no such option" in text.lower():
+        named = text.partition(": ")[2].split(" ")[0]
+        if said := next(
+            (said for (end, name), said in _NO_OPTION.items() if command.endswith(end) and name == named), ""
+        ):
+            return f"\n{said}"
     if command.endswith((" train", " estimate", " run")) and "Missing argument" in text:
         from basic_lite.recipe import shipped_recipes
 

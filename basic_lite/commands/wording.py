@@ -20,6 +20,9 @@ def reworded(error: Any) -> str:
     if (match := _COMMAND.fullmatch(text)) and (context := getattr(error, "ctx", None)) is not None:
         near = meant(match["value"], [*context.command.commands, "--help"])
         return f"there is no command '{match['value']}'" + (f"; did you mean '{near}'?" if near else "")
+    about = getattr(getattr(error, "param", None), "help", None)
+    if text.startswith("Missing argument ") and about:
+        return f"{text.rstrip('.')}: {about[:1].lower()}{about[1:]}"
     found = getattr(error, "message", "").replace("Value error, ", "")
     return text.replace(found, _plain(found, _value(error))) if found else text
 
