@@ -1,5 +1,6 @@
 """basic-lite from Python: train, open a model, ask it, evaluate it. ``basic_lite`` hands out these names."""
 
+import errno
 import math
 import os
 import warnings
@@ -8,15 +9,16 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from pydantic import BaseModel
 from rich.console import Console
 
 from basic_lite.console import counting, note, quiet_libraries
-from basic_lite.data.images import ImageRef, check_image
+from basic_lite.data.images import ImageRef
 from basic_lite.data.memory import Picture, picture_of, records_of
 from basic_lite.data.problems import shorten
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
+from basic_lite.data.turns import clean
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
@@ -27,11 +29,11 @@ from basic_lite.scoring.controls import MOST_ASKED_AGAIN
 from basic_lite.scoring.metrics.named import MetricName
 from basic_lite.scoring.questions import as_questions, check_pictures
 from basic_lite.tools.asked import Asked, File, read_asked
-from basic_lite.tools.chat.arguments import is_picture, picture
+from basic_lite.tools.chat.arguments import is_picture, picture, require_picture
 from basic_lite.tools.chat.command import find_speaker
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
-from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.chat.speaker import Manner, Speaker, require_temperature
 from basic_lite.tools.evaluate import make_ready
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
@@ -107,8 +109,16 @@ def open_model(name: str | os.PathLike[str], device: Device = "auto", dtype: str
 
 
 def _require_path(value: object, function: str, wanted: str) -> None:
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{function} takes a {wanted}, and this is {shorten(value)}")
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise UserError(f"{function} takes a {wanted}, and this is {shorten(value)}; name one")
+    try:
+        os.lstat(value)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = shorten(value)
+            raise UserError(f"{function}: {name}: the name is longer than file systems take; shorten it") from error
+    except ValueError:  # a zero byte; whoever looks for it says that nothing is there
+        pass
 
 
 class Conversation:
@@ -171,6 +181,17 @@ class Model:
         """Start a conversation."""
         return Conversation(self._speaker, _manner(max_new_tokens, temperature))
 
+    def evaluate(self, *records: Any, **options: Any) -> EvalResult:
+        """Only a run's model can be evaluated.
+
+        Raises:
+            UserError: this is none.
+        """
+        raise UserError(
+            f"{self._speaker.name} is no run, and scores need to know what was trained on; open the run that it was "
+            "exported from with open_run, or ask it"
+        )
+
 
 class TrainedModel(Model):
     """The model of a run: it can also be evaluated.
@@ -230,6 +251,9 @@ class TrainedModel(Model):
                 _require_whole(name, value)
         if controls != 0:
             _require_whole("controls", controls)
+        for name, place in {"image_dir": image_dir, "annotations": annotations}.items():
+            if place is not None:
+                _require_path(place, name, "path")
         path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
         asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
         rule = asked.metric(metric)
@@ -266,8 +290,11 @@ def _asked(records: Rows, file: File, recipe: Recipe) -> Asked:
 
 def _records(records: Any, image_dir: str | os.PathLike[str] | None, limit: int | None) -> list[Record]:
     records = [records] if isinstance(records, SourceSection) else records
-    if isinstance(records, Mapping) or not isinstance(records, Iterable):
-        raise UserError(f"records is {shorten(records)}; give a file, a list of dicts, or the data of a recipe")
+    if isinstance(records, Mapping | BaseModel) or not isinstance(records, Iterable):
+        raise UserError(
+            f"records is {shorten(records)}; give a file, a list of dicts, or the data "
+            "of a recipe, as in recipe.data.train"
+        )
     several = list(records)
     if sections := [one for one in several if isinstance(one, SourceSection)]:
         if len(sections) < len(several) or image_dir is not None:
@@ -287,8 +314,10 @@ def _require_whole(name: str, value: object) -> None:
 def _manner(max_new_tokens: int, temperature: float) -> Manner:
     _require_whole("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
-        raise UserError(f"temperature is {temperature}; give 0 for the likeliest answer, or a number above it")
-    return Manner(max_new_tokens, temperature)
+        raise UserError(f"temperature is {shorten(temperature)}; give 0 for the likeliest answer, or a number above it")
+    require_temperature(temperature, "temperature")
+    # Of numpy's numbers, which transformers takes for none.
+    return Manner(int(max_new_tokens), float(temperature))
 
 
 def _answer(speaker: Speaker, asked: list[Message], manner: Manner) -> str:
@@ -307,20 +336,21 @@ def _checked(question: str, order: str) -> str:
         raise UserError("the question is empty; write one")
     if is_picture(question):
         raise UserError(f"{question} is a picture, and it stands where the question belongs; {order}")
-    return question
+    return clean(question)
 
 
-def _refs(pictures: Pictures) -> list[ImageRef]:
+def _refs(pictures: Any) -> list[ImageRef]:
     if pictures is None:
         return []
-    if isinstance(pictures, str | os.PathLike | bytes | Image.Image) or not isinstance(pictures, Iterable):
+    texts = str | os.PathLike | bytes | bytearray | memoryview | Mapping
+    if isinstance(pictures, texts) or hasattr(pictures, "read") or not isinstance(pictures, Iterable):
         return [_ref(pictures)]
     return [_ref(one) for one in pictures]
 
 
-def _ref(one: Picture) -> ImageRef:
+def _ref(one: Any) -> ImageRef:
     if isinstance(one, str | os.PathLike):
         return picture(os.fspath(one))
     ref = picture_of(one)
-    check_image(ref, "open")
+    require_picture(ref, ref.name)
     return ref

@@ -26,6 +26,18 @@ _OTHER_NAMES = {
     "4bit": "nf4",
     "4-bit": "nf4",
     "vicuna": "v1",
+    "ask": "chat",
+    "predict": "chat",
+    "infer": "chat",
+    "score": "eval",
+    "test": "eval",
+    "benchmark": "eval",
+    "ls": "runs",
+    "list": "runs",
+    "help": "--help",
+    "delete": "clean",
+    "convert": "export",
+    "merge": "export",
 }
 
 
@@ -74,6 +86,19 @@ def mend_of_missing(path: Path, fits: Callable[[Path], bool] = Path.exists) -> s
     return meant_beside(path, fits)
 
 
+def require_questions_named(*, data: bool, held_out: bool) -> None:
+    """Refuse an evaluation without questions, and one with two kinds of them.
+
+    Args:
+        data: somebody named a file.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if data == held_out:
+        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+
+
 def require_place(path: Path, following: Sequence[str] = ()) -> None:
     """Refuse a path where nothing is.
 
@@ -84,6 +109,11 @@ def require_place(path: Path, following: Sequence[str] = ()) -> None:
         UserError: with what mends it.
     """
     if os.path.exists(path) and following and "=" not in following[0] and os.path.exists(following[0]):
+        if len(following) == 1:
+            raise UserError(
+                f"{one_line(str(path))} and {one_line(following[0])} are named, and one place is taken; name one: a "
+                "folder that holds both, or one data file."
+            )
         # As a shell writes `photos/*` out.
         raise UserError(
             f"{one_line(str(path))} and {len(following)} more files are named, as a shell does with *; name one: the "

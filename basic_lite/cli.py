@@ -29,6 +29,7 @@ from basic_lite.commands.export import export
 from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
+from basic_lite.commands.spare import Command
 from basic_lite.commands.text_probe import text_probe
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
@@ -70,9 +71,9 @@ def _options(
 # In the order in which help lists them.
 commands = (demo, data, check, train, estimate, run, chat, inspect, report, export, runs, compare, clean, keys, doctor)
 for command in commands:
-    app.command()(with_home(command))
-app.command("eval")(with_home(evaluate))
-app.command("text-probe")(with_home(text_probe))
+    app.command(cls=Command)(with_home(command))
+app.command("eval", cls=Command)(with_home(evaluate))
+app.command("text-probe", cls=Command)(with_home(text_probe))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
@@ -146,7 +147,24 @@ def _status(arguments: list[str]) -> int:
         return 2
 
 
+# Options that people look for in commands which do that in another way.
+_PICTURES = "Pictures stand behind the model, and then the question, without options."
+_NO_OPTION = {
+    (" chat", "--image"): _PICTURES,
+    (" chat", "--picture"): _PICTURES,
+    (" chat", "-i"): _PICTURES,
+    (" clean", "--dry-run"): "`clean` shows what would go, and asks before it deletes.",
+    (" report", "--out"): "The page is report.html in the run's folder.",
+}
+
+
 def _hint(command: str, text: str) -> str:
+    if "no such option" in text.lower():
+        named = text.partition(": ")[2].split(" ")[0]
+        if said := next(
+            (said for (end, name), said in _NO_OPTION.items() if command.endswith(end) and name == named), ""
+        ):
+            return f"\n{said}"
     if command.endswith((" train", " estimate", " run")) and "Missing argument" in text:
         from basic_lite.recipe import shipped_recipes
 

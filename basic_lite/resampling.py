@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
     def verdict(self, samples: int) -> Verdict:
         """Whether the difference is above 0 beyond doubt (``holds``), below it (``fails``), or neither."""
-        if samples < LEAST_SAMPLES or self.low <= 0 <= self.high:
+        if samples < LEAST_SAMPLES or not (self.low > 0 or self.high < 0):  # NaN is neither
             return "can't tell"
         return "holds" if self.low > 0 else "fails"
 

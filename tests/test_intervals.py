@@ -233,6 +233,7 @@ def test_a_verdict_needs_samples_and_an_interval_off_zero() -> None:
     assert Interval(-0.02, -0.03, -0.01).verdict(16) == "fails"
     assert Interval(0.02, 0.0, 0.03).verdict(64) == Interval(-0.02, -0.03, 0.0).verdict(64) == "can't tell"
     assert Interval(0.02, 0.01, 0.03).verdict(15) == Interval(-0.02, -0.03, -0.01).verdict(15) == "can't tell"
+    assert Interval(math.nan, math.nan, math.nan).verdict(64) == "can't tell"
     assert Interval(0.0041, -0.01, 0.018).text == "+0.004 [-0.010, +0.018]"
 
 

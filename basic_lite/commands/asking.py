@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from basic_lite.choices import require_place
+from basic_lite.choices import require_place, require_questions_named
 from basic_lite.commands.common import Device, NumberType, Template, note
 from basic_lite.errors import UserError
 
@@ -63,8 +63,7 @@ def _asked_again(controls: int | None, no_controls: bool) -> int:
 
 def _look_first(run: Path, data: Path | None, held_out: bool) -> None:
     """What names alone tell is told before seconds of imports."""
-    if data is None and not held_out:  # there is something else to say
-        return
+    require_questions_named(data=data is not None, held_out=held_out)
     from basic_lite.training.bundle_files import find_bundle
 
     find_bundle(run)
@@ -205,7 +204,7 @@ def chat(
     from basic_lite.tools.chat.words import split_words
     from basic_lite.tools.model_place import look_at_model
 
-    look_at_model(model)
+    look_at_model(model, "chat")
     if not web:
         split_words(words or [], question)
     from basic_lite.tools.chat.command import chat as converse

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from basic_lite.choices import require_place
 from basic_lite.commands.common import Overrides
+from basic_lite.commands.spare import require_place_and_keys
 
 
 def check(
@@ -44,7 +44,7 @@ def check(
     for word teach nothing about pictures.
     """
     if path.suffix.lower() not in (".yaml", ".yml"):
-        require_place(path, overrides or [])
+        require_place_and_keys("check", path, overrides or [])
     from basic_lite.tools.check.command import check as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, model=model)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from basic_lite.choices import require_place
 from basic_lite.commands.common import Overrides
+from basic_lite.commands.spare import require_place_and_keys
 
 
 def data(
@@ -29,7 +29,7 @@ def data(
     docs/DATA.md shows each. Every picture is opened.
     """
     # What can be told by the path alone is told before seconds of imports.
-    require_place(path, overrides or [])
+    require_place_and_keys("data", path, overrides or [])
     from basic_lite.tools.data.command import data as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, overwrite=overwrite)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from basic_lite.commands.common import Device, NumberType
+from basic_lite.errors import UserError
 
 
 def inspect(
@@ -60,9 +61,14 @@ def inspect(
     Of a run without data: the samples that the run itself looks at. Of another model without data or pictures: only
     what its configuration says, and no weight is read.
     """
+    from basic_lite.console import command_line
+    from basic_lite.tools.chat.words import names_picture
     from basic_lite.tools.model_place import look_at_model
 
-    look_at_model(model)
+    look_at_model(model, "inspect")
+    if asked := next((word for word in pictures or [] if not names_picture(word)), None):
+        chat = command_line(["basic-lite", "chat", model, asked])
+        raise UserError(f"`inspect` takes pictures and asks nothing, and {asked} is none; ask with {chat}")
     from basic_lite.tools.inspect.command import inspect as look_into
 
     look_into(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from basic_lite.commands.common import Overrides, RecipeName, note
+from basic_lite.commands.spare import require_no_card
 from basic_lite.errors import Interrupted, StoppedElsewhere, UserError
 from basic_lite.outside import at_home
 
@@ -137,6 +138,7 @@ def estimate(
     """
     from basic_lite.recipe import load_recipe
 
+    require_no_card(recipe, overrides or [])
     loaded = load_recipe(recipe, overrides or [])
     from basic_lite.rehearsal.asked_card import asked_card
     from basic_lite.tools.estimate import estimate as rehearse_and_show

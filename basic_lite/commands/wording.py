@@ -10,12 +10,19 @@ _WHOLE = re.compile(r"Input should be a valid integer.*|(?P<value>'.*') is not a
 _NUMBER = re.compile(r"Input should be a valid number.*|(?P<value>'.*') is not a valid float(?: range)?\.?")
 _BELOW = re.compile(r"Input should be greater than or equal to (?P<bound>\S+)")
 _ABOVE = re.compile(r"Input should be less than or equal to (?P<bound>\S+)")
+_COMMAND = re.compile(r"No such command '(?P<value>.*?)'\..*", re.DOTALL)
 _CHOICE = re.compile(r"(?P<value>'.*') is not one of (?P<choices>'.*')\.?")
 
 
 def reworded(error: Any) -> str:
     """The text of a typer exception, in plain words, with the choice that was meant."""
     text = str(error.format_message()).replace("Value error, ", "")
+    if (match := _COMMAND.fullmatch(text)) and (context := getattr(error, "ctx", None)) is not None:
+        near = meant(match["value"], [*context.command.commands, "--help"])
+        return f"there is no command '{match['value']}'" + (f"; did you mean '{near}'?" if near else "")
+    about = getattr(getattr(error, "param", None), "help", None)
+    if text.startswith("Missing argument ") and about:
+        return f"{text.rstrip('.')}: {about[:1].lower()}{about[1:]}"
     found = getattr(error, "message", "").replace("Value error, ", "")
     return text.replace(found, _plain(found, _value(error))) if found else text
 

@@ -1,6 +1,8 @@
-"""Endings of picture files. Nothing heavy is imported here."""
+"""Endings of files. Nothing heavy is imported here."""
 
 # As they are looked for in folders.
 PICTURE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif",
 )  # fmt: skip
+# Of files that hold records.
+DATA_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

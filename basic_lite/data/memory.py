@@ -39,6 +39,10 @@ def picture_of(picture: Picture | Mapping[str, Any], folder: str | os.PathLike[s
         return ImageRef("(bytes)", blob=picture)
     if not isinstance(picture, Image.Image):
         hint = "Image.fromarray of PIL makes one of an array of bytes"
+        if isinstance(picture, bytearray | memoryview):
+            hint = "make bytes of it with bytes(…)"
+        elif hasattr(picture, "read"):
+            hint = "give the bytes that its read() returns"
         raise BadImage(f"a picture is a path, bytes or a PIL image, and this is {shorten(picture)}", hint)
     file = getattr(picture, "filename", "")
     name = os.path.basename(file) if isinstance(file, str) and file else "(PIL image)"

@@ -13,6 +13,9 @@ _STARTS = {
     b"<head": _PAGE,
     b"<body": _PAGE,
 }
+# Videos': what stands behind the first four bytes of MP4 and QuickTime files, and the beginning of Matroska and WebM.
+_VIDEO = tuple(b"ftyp" + kind for kind in (b"iso", b"mp4", b"avc", b"dash", b"qt", b"3g", b"M4V", b"MSNV", b"mmp4"))
+_MATROSKA = b"\x1a\x45\xdf\xa3"
 
 
 def what_it_is(head: bytes) -> tuple[str, str] | None:
@@ -23,6 +26,8 @@ def what_it_is(head: bytes) -> tuple[str, str] | None:
     """
     if not head:
         return "the file is empty", "fetch it again, or leave the record out"
+    if head[4:].startswith(_VIDEO) or head.startswith(_MATROSKA) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return "it is a video", "save a frame of it as JPEG"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     found = next((found for first, found in _STARTS.items() if start.startswith(first)), None)
     return found or (("it is an SVG drawing", "save it as PNG") if b"<svg" in start else None)

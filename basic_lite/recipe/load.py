@@ -19,6 +19,7 @@ from typing import Any
 from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.outside import at_home, read_text
+from basic_lite.printable import quoted
 from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
 from basic_lite.recipe.presets import with_preset
@@ -44,6 +45,10 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
     Raises:
         UserError: with every problem found, each on a line of its own: place, key path, what and fix.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(
+            f"load_recipe takes a file, or the name of a shipped recipe, and this is {quoted(path)}; name one"
+        )
     path = find_recipe(path)
     document = read_document(_read_text(path), path.name)
     apply_overrides(document, overrides)

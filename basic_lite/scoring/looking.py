@@ -43,14 +43,16 @@ class Controls:
         yield self.verdict()
         if self.asked < LEAST_SAMPLES or _none_right(self.own, self.none):
             return
-        if self.none_gain and self.none_gain.low <= 0 <= self.none_gain.high:
-            yield f"the questions alone do as well ({points(self.none_gain)}): many may need no picture"
+        if self.none_gain and self.none_gain.high < 0:
+            yield f"the questions alone do better ({points(self.none_gain)}): pictures lead it away from the answers"
+        elif self.none_gain and self.none_gain.low <= 0:
+            yield f"the questions alone may do as well ({points(self.none_gain)}): many may need no picture"
 
     def verdict(self) -> str:
         """Whether it looks at the picture, in a sentence."""
         gain = self.other_gain
         if gain is None:
-            return "all questions have the same picture, so there is no other one to ask with"
+            return "there is no other picture to ask with: all questions have the same, or each another number of them"
         if self.asked < LEAST_SAMPLES:
             return f"{self.asked} questions are too few to say whether it looks at the picture"
         if _none_right(self.own, self.other):

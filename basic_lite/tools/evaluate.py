@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
+from basic_lite.choices import require_one_of, require_questions_named
 from basic_lite.console import Say, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.digests import digests_of
@@ -148,7 +149,10 @@ def make_ready(
 
     Raises:
         BadImage: a picture is missing.
+        UserError: there is no such template.
     """
+    if template is not None:
+        require_one_of(template, get_args(Template), "template")
     chat = chat_format(bundle.recipe, loaded.frontend, template)
     records = [one.record for one in asked.questions]
     trained = compare(record_of(bundle, partial(counting, console, "comparing")), records)
@@ -253,8 +257,7 @@ def evaluate_run(
 
 def _asked(run: Path, file: File, *, held_out: bool, named: bool) -> Asked:
     """The questions of a file, or those that a run kept; ``named``: somebody named a file."""
-    if named == held_out:
-        raise UserError("give --data FILE, or --held-out for the questions that the run kept; one of both")
+    require_questions_named(data=named, held_out=held_out)
     quiet_libraries()
     bundle = look_at_bundle(run)
     if not held_out:

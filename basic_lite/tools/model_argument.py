@@ -5,7 +5,7 @@ from pathlib import Path
 from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.arguments import is_picture
-from basic_lite.tools.model_place import can_speak, holds_model
+from basic_lite.tools.model_place import can_speak, holds_model, picture_for_model
 from basic_lite.training.bundle_files import meant_run
 
 
@@ -20,9 +20,7 @@ def require_model(model: str, command: str) -> None:
         _require_no_pictures(place, model, command)
         return
     if is_picture(model):
-        raise UserError(
-            f"{model} is a picture; the model goes first: basic-lite {command} MODEL {command_line([model])}"
-        )
+        raise picture_for_model(model, command)
     if place.suffix.lower() == ".gguf":
         raise UserError(
             f"{model}: GGUF files are for llama.cpp and Ollama; give the run, or the folder that it was exported to"
@@ -38,7 +36,7 @@ def _require_no_pictures(place: Path, model: str, command: str) -> None:
         return
     if picture := next((path for path in sorted(place.iterdir()) if is_picture(path.name)), None):
         meant = meant_run(place)
-        order = "The model goes first" if meant else "the model goes first"
+        order = "Give the model first" if meant else "give the model first"
         raise UserError(
             f"{model} is a folder of pictures; {f'{meant} ' if meant else ''}{order}: basic-lite {command} MODEL "
             f"{command_line([str(Path(model) / picture.name)])}"

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from basic_lite.console import command_line
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.words import PICTURE_ENDING
 from basic_lite.training.bundle_files import find_bundle, meant_run
@@ -43,13 +44,23 @@ def may_be_on_the_hub(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "~", "/", "runs/")) and not name.endswith("/")
 
 
-def look_at_model(model: str) -> None:
+def look_at_model(model: str, command: str) -> None:
     """Refuse a model that can't be there, in a moment; ``require_model`` looks at all else.
 
+    Args:
+        command: that has the argument, for the message.
+
     Raises:
-        UserError: there is no such folder, and it can be no name on the hub either.
+        UserError: it is a picture, or there is no such folder, and it can be no name on the hub either.
     """
     place = Path(model).expanduser()
-    # Names of files have words of their own.
-    if not os.path.exists(place) and not PICTURE_ENDING.search(model) and place.suffix.lower() != ".gguf":
+    if PICTURE_ENDING.search(model) and not os.path.isdir(place):
+        raise picture_for_model(model, command)
+    # GGUF files have words of their own.
+    if not os.path.exists(place) and place.suffix.lower() != ".gguf":
         is_run(model)
+
+
+def picture_for_model(model: str, command: str) -> UserError:
+    """What to say of a picture where the model belongs."""
+    return UserError(f"{model} is a picture; give the model first: basic-lite {command} MODEL {command_line([model])}")

@@ -103,6 +103,8 @@ def runs_in(folder: Path, *, links: bool = True) -> list[Path]:
     Raises:
         UserError: there is no such folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that holds your runs (the recipe's `output`), or one run")
     if not folder.is_dir():
         mend = mend_of_missing(folder) or "give the folder that holds your runs (the recipe's `output`), or one run"
         raise UserError(f"there is no folder {folder}; {mend}")
@@ -145,7 +147,7 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
     """
     bundles = newest_first(run)
     manifest = as_object(read_json(bundles[0] / MANIFEST)) if bundles else {}
-    recipe = _recipe_of(run, bundles)
+    recipe = recipe_of(run, bundles)
     read = read or read_log(run)
     log = read.rare
     summaries = _summaries(run, log)
@@ -190,7 +192,8 @@ def size_and_time(path: Path) -> tuple[int, float]:
     return sum(one.st_size for one in times), max(one.st_mtime for one in times)
 
 
-def _recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
+def recipe_of(run: Path, bundles: Sequence[Path]) -> dict[str, Any]:
+    """A run's recipe as JSON has it, of its newest bundle or from its folder; empty: neither can be read."""
     if bundles and (recipe := as_object(read_json(bundles[0] / RECIPE_JSON))):
         return recipe
     try:

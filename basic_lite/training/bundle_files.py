@@ -96,8 +96,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
             f"{key}: {place} is a model that transformers opens (an export?) and no run; `chat`, `inspect` and the "
             "key model.base open it; all else takes the run that it was exported from"
         )
-    if inside := sorted(path.name for path in place.glob("*/") if holds_bundle(path)):
-        raise UserError(f"{key}: {place} holds runs and is none: {', '.join(inside)}; give one of them")
+    if inside := _runs_in(place, holds_bundle):
+        raise UserError(f"{key}: {inside}")
     raise UserError(
         f"{key}: {place} holds no bundle (no {MANIFEST}, no final/, no checkpoint-N/): "
         "the run wrote none yet, or this is not a run folder; "
@@ -133,8 +133,18 @@ def require_run(place: Path) -> None:
         UserError: with the run that was meant, if one is near.
     """
     if not is_run(place):
+        if os.path.isdir(place) and (inside := _runs_in(place, is_run)):
+            raise UserError(inside)
+        if os.path.isdir(place) and is_run(above := place.absolute().parent):
+            raise UserError(f"{place} is part of a run; give that: {above}")
         mend = meant_run(place, fits=is_run) or "give the folder that `basic-lite train` wrote, such as runs/NAME"
         raise UserError(f"{place} is no run folder; {mend}")
+
+
+def _runs_in(place: Path, fits: Callable[[Path], bool]) -> str:
+    """What to say of a folder that holds runs; empty: it holds none."""
+    inside = sorted(path.name for path in place.glob("*/") if fits(path))
+    return f"{place} holds runs and is none: {', '.join(inside)}; give one of them" if inside else ""
 
 
 def open_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Bundle:

@@ -44,12 +44,14 @@ def saved_in(path: Path) -> list[Path]:
     return [*([best] if best_record(best) else []), *checkpoints_of(path)]
 
 
-def require_one_way(*, resume: bool, overwrite: bool) -> None:
-    """Refuse to go on with a run and to replace it.
+def require_one_way(*, resume: bool, overwrite: bool, checkpoint: int | None = None) -> None:
+    """Refuse to go on with a run and to replace it, and to begin at a checkpoint without going on.
 
     Raises:
-        UserError: both are asked for.
+        UserError: that is asked for.
     """
+    if checkpoint is not None and not resume:
+        raise UserError("--checkpoint chooses the checkpoint for --resume; add --resume")
     if resume and overwrite:
         raise UserError("--overwrite begins anew and --resume continues what is there; leave one of the two out")
 

@@ -234,7 +234,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
     Raises:
         UserError: it holds another run or other files, or there is nothing that this recipe can continue from.
     """
-    require_one_way(resume=resume, overwrite=overwrite)
+    require_one_way(resume=resume, overwrite=overwrite, checkpoint=step)
     path = recipe.run_path
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; change name or output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from typing import get_args
 
 import pytest
@@ -131,10 +132,21 @@ def test_relaxed(text: str, answer: str, wanted: float) -> None:
         ("abcde", ["ab"], 0.0),
         ("pepsi", ["coke", "pepsy"], 1 - 1 / 5),
         ("", ["x"], 0.0),
+        ("straße", ["strase"], 1 - 1 / 7),  # the script's lengths are those in capitals
     ],
 )
 def test_anls(text: str, answers: list[str], wanted: float) -> None:
     assert anls(text, answers, "") == pytest.approx(wanted)
+
+
+def test_options_end_where_their_words_do() -> None:
+    assert options_of("Which?\r\nA. a square\r\nB. a circle\r\n") == {"A": "a square", "B": "a circle"}
+    assert options_of("Which? (A) a square\t(B) a circle \t") == {"A": "a square", "B": "a circle"}
+    assert options_of("(A)  \t(B) \n") == {}
+    start = time.process_time()
+    for mark in ("A. x", "(A) x"):  # such a question took many seconds
+        options_of(f"{mark}{' ' * 50_000}({mark}{' ' * 50_000}y")
+    assert time.process_time() - start < 1
 
 
 def test_levenshtein() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import pkgutil
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -125,12 +127,48 @@ def test_what_is_refused(model: TrainedModel, images: Path, tmp_path: Path) -> N
     for wrong in ({"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"temperature": -1}, {"temperature": float("nan")}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             model.chat(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"temperature 1e-09 is too low to draw with; give 0, or 0.001 or more"):
+        model.chat(temperature=1e-9)
+    with pytest.raises(UserError, match=r"temperature is '0.5'; give 0"):
+        model.chat(temperature="0.5")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         open_run(tmp_path / "nowhere")
+    for empty in ("", None):
+        with pytest.raises(UserError, match=r"open_run takes a run folder, such as 'runs/NAME', .*; name one"):
+            open_run(empty)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the name is longer than file systems take; shorten it"):
+        open_model("x" * 300)
     with pytest.raises(UserError, match="device is 'gpu', which is none of auto, cpu, cuda; did you mean cuda"):
         open_run(tmp_path, device="gpu")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"train takes a recipe, and this is 'photos.yaml'; load_recipe reads one"):
         train("photos.yaml")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"load_recipe takes a file, .*, and this is None; name one"):
+        load_recipe(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--checkpoint chooses the checkpoint for --resume; add --resume"):
+        train(model.recipe, checkpoint=80)  # it would begin anew
+
+
+def test_what_holds_a_pictures_bytes_says_how_to_hand_them_over(model: TrainedModel, images: Path) -> None:
+    data = (images / "0.png").read_bytes()
+    with (images / "0.png").open("rb") as file:
+        for held, says in (
+            (io.BytesIO(data), "give the bytes that its read"),
+            (file, "give the bytes that its read"),
+            (bytearray(data), "make bytes of it"),
+            (memoryview(data), "make bytes of it"),
+            (b"%PDF-1.7", "it is a PDF.; save its pages as JPEG, or take another picture"),
+            ("", "the name of a picture is empty"),
+            ("https://a.b/c.png", "is an address, and pictures are files; download it"),
+        ):
+            with pytest.raises(UserError, match=says):
+                model.ask(held, QUESTION)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_half_a_character_are_taken(model: TrainedModel, images: Path) -> None:
+    assert model.ask(images / "0.png", QUESTION, max_new_tokens=np.int64(8)) == "it is red"  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the answer is cut
+        assert model.ask(None, f"{QUESTION} \ud800", max_new_tokens=2, temperature=np.float32(0.5)) is not None
 
 
 def test_a_cut_answer_is_a_warning_where_it_was_asked(model: TrainedModel, images: Path) -> None:
@@ -151,6 +189,8 @@ def test_an_exported_folder_is_asked_too(trained: Path, images: Path, tmp_path: 
     export(trained, tmp_path / "out", samples=0, device="cpu", console=quiet())
     exported = open_model(tmp_path / "out", device="cpu")
     assert type(exported) is Model and exported.ask(images / "1.png", QUESTION, max_new_tokens=8) == "it is blue"
+    with pytest.raises(UserError, match=r"out is no run, .*; open the run that it was exported from with open_run"):
+        exported.evaluate([{"image": str(images / "1.png"), "question": QUESTION, "answer": "it is blue"}])
     assert isinstance(open_model(trained, device="cpu"), TrainedModel)
 
 
@@ -212,6 +252,14 @@ def test_records_that_cannot_be_asked(model: TrainedModel, images: Path) -> None
     ):
         with pytest.raises(UserError, match=says):
             model.evaluate(rows)  # type: ignore[arg-type]
+    for recipe in (model.recipe, model.recipe.data):
+        with pytest.raises(UserError, match=r"or the data of a recipe, as in recipe\.data\.train"):
+            model.evaluate(recipe)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="template is 'v2', which is none of plain, v1, tokenizer; did you mean v1"):
+        model.evaluate([fine], template="v2")  # type: ignore[arg-type]
+    for name in ("image_dir", "annotations"):
+        with pytest.raises(UserError, match=f"{name} takes a path, and this is 3; name one"):
+            model.evaluate([fine], **{name: 3})  # type: ignore[arg-type]
     for name, value in (
         ("batch_size", 0),
         ("batch_size", None),

@@ -106,7 +106,13 @@ def test_what_is_said() -> None:
     assert looks.startswith("it looks at the picture: its own one is worth +50 points [+3")
     _, blind, alone = said(*[(1, 1, 1)] * 20 + [(0, 1, 0)] * 2 + [(1, 0, 1)] * 3 + [(0, 0, 0)] * 9)
     assert blind.startswith("it may not look at the picture: its own one instead of another changes the score by +3 ")
-    assert alone.startswith("the questions alone do as well (+0 points [-8, +8])")
+    assert alone.startswith("the questions alone may do as well (+0 points [-8, +8])")
+    # Better by 20 points, and yet it can't be told: nothing says that the questions alone are as good.
+    assert said(*[(1, 0, 0)] * 3 + [(1, 0, 1)] * 4 + [(0, 0, 0)] * 9)[2].startswith(
+        "the questions alone may do as well (+19"
+    )
+    misled = said(*[(0, 0, 1)] * 12 + [(1, 0, 1)] * 8)[2]
+    assert misled.startswith("the questions alone do better (-60 points") and "away from the answers" in misled
     none_right = said(*[(0, 0, 0)] * 20)
     assert none_right[1:] == ["no answer is right, so it can't be told whether it looks at the picture"]
     assert "too few to say" in said(*[(1, 0, 0)] * 15)[1]
@@ -114,7 +120,7 @@ def test_what_is_said() -> None:
     assert controls_of([replace(one, score=None) for one in predictions((1, 0, 0))]) is None
     one_picture = [replace(one, score_other_picture=None) for one in predictions(*[(1, 0, 0)] * 20)]
     found = controls_of(one_picture)
-    assert found is not None and "all questions have the same picture" in list(found.lines())[1]
+    assert found is not None and "there is no other picture to ask with" in list(found.lines())[1]
     partly = [*predictions(*[(1, 0, 0)] * 20), *[replace(one_picture[0], score_no_picture=None)] * 30]
     part = controls_of(partly)
     assert part is not None and next(part.lines()).endswith("(20 of the 50 questions, drawn with seed 0)")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import command_line
+from basic_lite.data.endings import DATA_ENDINGS
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
 from basic_lite.errors import UserError
@@ -58,12 +59,35 @@ def picture(name: str | Path) -> ImageRef:
         UserError: there is none, or it can't be decoded.
     """
     path = Path(name).expanduser()
+    if path.suffix.lower() in DATA_ENDINGS:
+        raise UserError(
+            f"{name} is a file of data and no picture; give it with --data: `basic-lite eval` asks its questions, and "
+            "`basic-lite inspect` looks at its pictures"
+        )
     require_there(name)
     if path.is_dir():
         raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
     image = ImageRef.of_file(path)
+    require_picture(image, str(name))
+    return image
+
+
+def require_picture(image: ImageRef, name: str) -> None:
+    """Refuse a picture that can't be decoded.
+
+    Args:
+        name: that the person gave.
+
+    Raises:
+        UserError: it can't.
+    """
     try:
         check_image(image, "open")
     except RecordProblem as problem:
-        raise UserError(f"{name} can't be used as a picture: {problem.what}; name another file") from problem
-    return image
+        raise UserError(f"{name} can't be used as a picture: {problem.what}; {mend_of(problem)}") from problem
+
+
+def mend_of(problem: RecordProblem) -> str:
+    """What mends a picture that belongs to no record."""
+    mend = problem.mend.removesuffix(", or leave the record out")
+    return f"{mend}, or take another picture" if mend else "take another picture"

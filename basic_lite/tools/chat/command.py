@@ -13,14 +13,11 @@ from basic_lite.tools.chat.arguments import pictures_and_question
 from basic_lite.tools.chat.dialogue import Dialogue
 from basic_lite.tools.chat.of_folder import FolderSpeaker
 from basic_lite.tools.chat.of_run import RunSpeaker
-from basic_lite.tools.chat.speaker import Manner, Speaker
+from basic_lite.tools.chat.speaker import Manner, Speaker, require_temperature
 from basic_lite.tools.chat.terminal import converse
 from basic_lite.tools.model_argument import require_model
 from basic_lite.tools.model_place import is_run
 from basic_lite.training.answer import MAX_NEW_TOKENS
-
-# Below it, a logit divided by it may be no number any more.
-_LEAST_TEMPERATURE = 0.001
 
 
 def chat(
@@ -51,10 +48,7 @@ def chat(
     require_model(model, "chat")
     if web:
         _check_web(words, question)
-    if 0 < temperature < _LEAST_TEMPERATURE:
-        raise UserError(
-            f"--temperature {temperature:g} is too low to draw with; give 0, or {_LEAST_TEMPERATURE} or more"
-        )
+    require_temperature(temperature, "--temperature")
     manner = Manner(max_new_tokens, temperature)
     pictures, question = pictures_and_question(words, question)
     question = None if question is None else clean(question)

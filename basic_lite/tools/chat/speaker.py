@@ -9,6 +9,9 @@ from basic_lite.tools.chat.dialogue import Message
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.training.answer import MAX_NEW_TOKENS
 
+# Below it, a logit divided by it may be no number any more.
+_LEAST_TEMPERATURE = 0.001
+
 
 @dataclass(frozen=True)
 class Manner:
@@ -22,6 +25,19 @@ class Manner:
         if self.temperature == 0:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {"do_sample": True, "temperature": self.temperature}
+
+
+def require_temperature(value: float, key: str) -> None:
+    """Refuse a temperature that is above 0 and too low to draw with.
+
+    Args:
+        key: what it was given as.
+
+    Raises:
+        UserError: it is.
+    """
+    if 0 < value < _LEAST_TEMPERATURE:
+        raise UserError(f"{key} {value:g} is too low to draw with; give 0, or {_LEAST_TEMPERATURE} or more")
 
 
 class Speaker(Protocol):

@@ -9,8 +9,9 @@ from typing import Any
 
 from basic_lite.console import note
 from basic_lite.data.images import ImageRef
+from basic_lite.data.problems import BadImage
 from basic_lite.errors import UserError
-from basic_lite.tools.chat.arguments import picture
+from basic_lite.tools.chat.arguments import mend_of, picture
 from basic_lite.tools.chat.dialogue import Dialogue, Message
 from basic_lite.tools.chat.inside import look_inside
 from basic_lite.tools.chat.of_run import RunSpeaker
@@ -28,6 +29,7 @@ CSS = """
 #top { align-items: center; }
 #about { overflow-wrap: anywhere; }
 .toast-wrap { top: 5rem !important; }
+#talk .message-content .md { unicode-bidi: plaintext; }
 """
 NOT_OURS = (
     "Token map and attention are shown for runs and bundles of basic-lite. They need the LLM's decoder layers and the "
@@ -122,7 +124,7 @@ class Page:
                 about = [f"<strong>{escape(self.speaker.name)}</strong>", *escape(self.speaker.note).splitlines()]
                 gr.HTML("<br>".join(about), scale=1, min_width=220, elem_id="about")
                 fresh = gr.Button("New conversation", size="sm", scale=0, min_width=160, elem_id="fresh")
-            # Not as markdown: what a model writes must not fetch pictures from anywhere.
+            # Not as markdown, nor as HTML (``shown``): what a model writes must not fetch pictures from anywhere.
             talk = gr.Chatbot(
                 show_label=False,
                 render_markdown=False,
@@ -165,9 +167,10 @@ def readable(paths: list[str]) -> tuple[list[ImageRef], list[str]]:
     for path in paths:
         try:
             pictures.append(picture(path))
-        except UserError:  # its text names gradio's own folder, which tells the visitor nothing
-            name = os.path.basename(path)
-            refused.append(f"{name} isn't a picture that can be read, so it was taken out; add another.")
+        except UserError as error:  # its text names gradio's own folder, which tells the visitor nothing
+            name, why = os.path.basename(path), error.__cause__
+            told = f": {why.what}; {mend_of(why)}" if isinstance(why, BadImage) else "; add another"
+            refused.append(f"{name} isn't a picture that can be read, so it was taken out{told}.")
     return pictures, refused
 
 
@@ -180,11 +183,14 @@ def box(value: dict[str, Any] | None = None, *, answering: bool = False) -> Any:
 
 
 def shown(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as gradio's chatbot takes them, pictures before their question."""
+    """Messages as gradio's chatbot takes them, pictures before their question.
+
+    It puts a text into the page as HTML, whatever it is told of markdown, so texts are escaped.
+    """
     entries: list[dict[str, Any]] = []
     for message in messages:
         entries += [{"role": message.role, "content": {"path": _path(image)}} for image in message.pictures]
-        entries.append({"role": message.role, "content": message.text})
+        entries.append({"role": message.role, "content": escape(message.text, quote=False)})
     return entries
 
 

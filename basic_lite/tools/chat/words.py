@@ -44,8 +44,12 @@ def require_there(name: str | Path) -> None:
     Raises:
         UserError: nothing is there.
     """
+    if not str(name).strip():
+        raise UserError("the name of a picture is empty; write one")
     path = Path(name).expanduser()
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
+        if "://" in str(name):
+            raise UserError(f"{name} is an address, and pictures are files; download it, and name the file")
         raise UserError(f"there is no picture {name}; {mend_of_missing(path) or 'correct its path'}")
 
 

@@ -83,9 +83,9 @@ def _digest(row: Mapping[str, Any]) -> str:
 
 
 def _score(row: Mapping[str, Any]) -> float | None:
-    """From 0 to 1; files of earlier versions only say what is right."""
+    """From 0 to 1, else none: somebody changed it. Files of earlier versions only say what is right."""
     value = row.get("correct") if row.get("score") is None else row["score"]
-    return float(value) if isinstance(value, bool | int | float) else None
+    return float(value) if isinstance(value, bool | int | float) and 0 <= value <= 1 else None
 
 
 def require_answers(place: Path) -> None:
@@ -96,6 +96,8 @@ def require_answers(place: Path) -> None:
     """
     if place.is_file():
         return
+    if place.suffix.lower() in (".html", ".htm"):
+        raise UserError(f"{place} is no run; if the page is meant, name it with --out {place}")
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
     if not any(place.glob(PREDICTIONS)):

@@ -27,7 +27,7 @@ def compare(sides: Sequence[Side], out: Path | None = None, console: Console | N
         require_own(out, COMMAND)
     found = compared(sides)
     say = speaker(console)
-    say(f"{found.n:,} questions{f' of {found.data}' if found.data else ''}, scored by {found.metric}")
+    say(f"{found.questions}{f' of {found.data}' if found.data else ''}, scored by {found.metric}")
     show(console, *_sheets(found))
     for line in remarks(found):
         say(line)

@@ -88,6 +88,15 @@ class Comparison:
     right: NDArray[np.float64]
     notes: list[str]
 
+    @property
+    def questions(self) -> str:
+        """How many, in words."""
+        return _questions(self.n)
+
+
+def _questions(count: int) -> str:
+    return f"{count:,} question{'s' * (count != 1)}"
+
 
 def sides_of(runs: Sequence[Path], groups: Sequence[str]) -> list[Side]:
     """The runs, each with as much of its path as tells it from the others, then the groups (``NAME=RUN,RUN``).
@@ -128,7 +137,8 @@ def compared(sides: Sequence[Side]) -> Comparison:
     notes = [f"passed over: {why}" for one in flat for why in one.passed]
     notes += [note for one in flat for note in one.notes]
     if seen and kept:
-        notes.append(f"{len(digests) - len(kept):,} questions whose pictures a run was trained on are left out")
+        left_out = _questions(len(digests) - len(kept))
+        notes.append(f"left out: {left_out} whose pictures a run was trained on")
     elif seen:
         notes.append("the pictures of all questions were trained on, so this says nothing of new ones")
         kept = list(range(len(digests)))
@@ -191,6 +201,6 @@ def remarks(found: Comparison) -> Iterator[str]:
     """What belongs below the tables."""
     yield from found.notes
     if found.n < LEAST_SAMPLES:
-        yield f"{found.n} questions are too few to tell better from worse"
+        yield f"too few to tell better from worse: {found.questions}"
     if len(found.against) > 2:
         yield f"of {len(found.against)} comparisons one may seem clear by chance: each is wrong in 1 of 20 cases"

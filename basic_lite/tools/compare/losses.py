@@ -48,7 +48,7 @@ def losses_of(groups: Sequence[Sequence[Path]]) -> tuple[list[Losses], list[str]
         groups: places of runs; a place that is no folder has none.
 
     Returns:
-        The losses, and a remark on each run whose log has lines that are left out of them.
+        The losses, and remarks on what of the runs' logs is left out of them.
     """
     runs = [run for group in groups for run in group]
     if not all((run / LOG).is_file() for run in runs):
@@ -58,7 +58,17 @@ def losses_of(groups: Sequence[Sequence[Path]]) -> tuple[list[Losses], list[str]
     found = [_common(name, loss, [[logs[run] for run in group] for group in groups]) for name, loss in alike]
     found = [one for one in found if one.steps]
     damaged = [f"{run}: {damaged_text(log.damaged)}" for run, log in logs.items() if log.damaged]
-    return found, damaged if found else []
+    no_number = [_no_number(run, log, name, key) for name, key in alike for run, log in logs.items()]
+    return found, [*(damaged if found else []), *filter(None, no_number)]
+
+
+def _no_number(run: Path, log: ReadLog, name: str, key: str) -> str:
+    """The steps at which a loss is no number, in words; nothing where it is one. A run that broke down has some."""
+    steps = [line["step"] for line in log.rare if key in line and not is_finite(line[key])]
+    which = (
+        f"step {steps[0]:,}" if len(steps) == 1 else f"{len(steps):,} steps, the last of them {max(steps, default=0):,}"
+    )
+    return f"{run}: its {name} is no number at {which}; that is left out" if steps else ""
 
 
 def _common(name: str, key: str, groups: Sequence[Sequence[ReadLog]]) -> Losses:

@@ -22,6 +22,10 @@ def in_common(places: Sequence[Path]) -> list[Answers]:
     found = [candidates(place) for place in places]
     if picked := _picked(found, _comparable):
         return picked
+    if same := _picked(found, _may_be_one):
+        raise UserError(
+            f"{same[0].path} is the only file that answers these questions, and it is no better than itself; {EVAL}"
+        )
     passed = dict.fromkeys(why for files in found for why in files[0].passed)
     also = f" (passed over: {'; '.join(passed)})" if passed else ""
     raise UserError(_why_none(found) + also)
@@ -39,6 +43,11 @@ def _picked(found: Sequence[Sequence[Answers]], fit: Callable[[Answers, Answers]
 
 
 def _comparable(one: Answers, other: Answers) -> bool:
+    return one.path.resolve() != other.path.resolve() and _may_be_one(one, other)
+
+
+def _may_be_one(one: Answers, other: Answers) -> bool:
+    """Whether they can be compared, if they aren't the same file."""
     return _same_questions(one, other) and one.metric == other.metric and not other_pictures(one, other)
 
 

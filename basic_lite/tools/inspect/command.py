@@ -68,8 +68,10 @@ def inspect(
     require_model(model, "inspect")
     if data is not None and pictures:
         raise UserError("give pictures or --data, one of both: with --data the pictures are those of the data")
-    if data is None and (image_dir is not None or (pictures and samples is not None)):
-        raise UserError("--image-dir and --samples belong to --data; leave them out")
+    # A run has data of its own.
+    own = not pictures and is_run(model)
+    if data is None and (image_dir is not None or (samples is not None and not own)):
+        raise UserError("--image-dir and --samples belong to --data; leave them out, or add it")
     source = None if data is None else data_source(data, image_dir=image_dir)
     shown = WantedMaps.of(maps, layers, looks=bool(pictures) or data is not None or is_run(model))
     wanted = _Wanted([picture(name) for name in pictures], data, source, samples, shown)

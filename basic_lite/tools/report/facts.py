@@ -12,7 +12,7 @@ from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, as_object, read_text
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
-from basic_lite.tools.runs import RunRow, row_of
+from basic_lite.tools.runs import RunRow, recipe_of, row_of
 from basic_lite.training.bundle_files import require_run
 from basic_lite.training.log_lines import read_log
 from basic_lite.training.look_lines import GateLook, looks_in
@@ -94,6 +94,7 @@ class RunFacts:
     """Everything that a report shows.
 
     Attributes:
+        gated: BASIC is on where its premise is found to hold.
         log: its lines that have more than a step's numbers, and the newest.
         steps: by name, numbers with their steps.
         damaged: how many lines of the log aren't whole.
@@ -103,6 +104,7 @@ class RunFacts:
     row: RunRow
     manifest: dict[str, Any]
     recipe: str
+    gated: bool
     log: list[dict[str, Any]]
     steps: Mapping[str, Series]
     damaged: int
@@ -157,6 +159,11 @@ class RunFacts:
         return sum(timed) / len(timed) * step if timed else 0.0
 
     @property
+    def holds_out(self) -> bool:
+        """Whether data was held out; where its counts are lost, whether it was evaluated."""
+        return bool(self.held_out) or isinstance(self.data.get("eval"), dict)
+
+    @property
     def steps_with_basic(self) -> int | None:
         """Logged steps that had BASIC, of those that are logged; None: no step is logged."""
         return len(self.series("das")) if self.series("lm") else None
@@ -189,6 +196,7 @@ def read_run(run: Path) -> RunFacts:
         row_of(run, read),
         as_object(read_json(bundles[0] / MANIFEST)) if bundles else {},
         recipe,
+        _is_gated(as_object(recipe_of(run, bundles).get("supervision"))),
         log,
         read.series,
         read.damaged,
@@ -199,6 +207,10 @@ def read_run(run: Path) -> RunFacts:
         as_object(read_json(run / DATA)),
         read_software(run),
     )
+
+
+def _is_gated(supervision: Mapping[str, Any]) -> bool:
+    return supervision.get("enabled") is True and supervision.get("gate") is True
 
 
 def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:

@@ -99,11 +99,14 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         note = f"nats a token; {known}" if known else "nats a token, on data that it wasn't trained on"
         yield Card("Held-out loss", f"{start}{loss_text(held[-1][1])}", note + _since_the_lowest(held))
     elif trained:
-        yield Card("Training loss", f"{trained[-1][1]:.3f}", "no data was held out: data.held_out=0.1 keeps a tenth")
+        none = "no data was held out: data.held_out=0.1 keeps a tenth"
+        note = "nats a token; the held-out data wasn't looked at yet" if facts.holds_out else none
+        yield Card("Training loss", f"{trained[-1][1]:.3f}", note)
     for share, _, rest in (match.partition(" ") for match in facts.row.matches):
         yield Card("Exact match", share, rest)
     if verdict is None and not facts.row.matches:
-        yield Card("Exact match", "not measured", "measure it: basic-lite eval RUN --held-out")
+        asked = "--held-out" if facts.holds_out else "--data FILE"
+        yield Card("Exact match", "not measured", f"measure it: basic-lite eval RUN {asked}")
     yield Card("BASIC", *_basic(facts))
     if premise := _premise_card(facts):
         yield premise
@@ -167,7 +170,8 @@ def _basic(facts: RunFacts) -> tuple[str, str]:
     if last is not None and not last.open:
         why = last.why_shut
     if not on:
-        return "off", why or "this run trains as LLaVA does"
+        unjudged = "its premise wasn't judged: for that there were too few pictures or steps"
+        return "off", why or (unjudged if facts.gated else "this run trains as LLaVA does")
     return f"on in {on} of {steps} logged steps", why
 
 

@@ -47,12 +47,18 @@ class Verdict:
         """The metric's name for people."""
         return METRICS[self.metric].title if self.metric in METRICS else self.metric
 
+    @property
+    def count(self) -> str:
+        """How many questions, and of what."""
+        kind, named = self.of.split("questions", 1)
+        return f"{self.score.n:,} {kind}question{'s' * (self.score.n != 1)}{named}"
+
     def cards(self) -> Iterator[tuple[str, str, str]]:
         """Title, value and note of each fact for the top of the page."""
         yield (
-            "Held-out score",
+            "Held-out score" if self.held_out else "Score",
             _unbroken(percent(self.score)),
-            f"{self.title}, {self.score.n:,} {self.of}, step {self.step:,}",
+            f"{self.title}, {self.count}, step {self.step:,}",
         )
         if self.controls is not None:
             with_intervals, *found = self.controls.lines()
@@ -124,7 +130,7 @@ def score_charts(run: Path, log: list[dict[str, Any]]) -> Iterator[tuple[str, Ch
         values = [(one.step, getattr(one.controls, part)) for one in looks if one.controls is not None]
         lines.append(_line(name, [(step, value) for step, value in values if value is not None]))
     last = looks[-1]
-    says = f"{last.title} on {last.score.n:,} {last.of}; at step {last.step:,} {percent(last.score)}"
+    says = f"{last.title} on {last.count}; at step {last.step:,} {percent(last.score)}"
     if last.controls is not None:
         says += f". {last.controls.verdict()[:1].upper()}{last.controls.verdict()[1:]}"
     best = best_of(run, log)

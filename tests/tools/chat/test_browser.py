@@ -117,7 +117,8 @@ def test_pictures_conversation_and_a_look_inside(
 
 
 def test_words_stream_and_stop(opened: Callable[..., Browser], tmp_path: Path) -> None:
-    parrot = Parrot("![](http://example.com/x.png) " + "word " * 2000, delay=0.004)
+    pictures = '![](http://example.com/x.png) <img src="http://example.com/y.png"> <b>bold</b>'
+    parrot = Parrot(f"{pictures} " + "word " * 2000, delay=0.004)
     browser = opened(parrot, WIDE)
     browser.ask("go on")
     wait(lambda: browser.said() and "word word" in browser.said()[0], "words")
@@ -128,7 +129,7 @@ def test_words_stream_and_stop(opened: Callable[..., Browser], tmp_path: Path) -
     (kept,) = browser.said()
     time.sleep(0.5)
     assert browser.said() == [kept] and len(kept.split()) < 1000
-    assert kept.startswith("![](http://example.com/x.png) word")  # text, not a picture from elsewhere
+    assert kept.startswith(f"{pictures} word") and browser.asked_elsewhere() == []  # text, no pictures from elsewhere
     broken = tmp_path / "fake.png"
     broken.write_text("no picture")
     browser.ask("what ?", broken)

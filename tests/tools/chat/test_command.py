@@ -15,11 +15,11 @@ from basic_lite.tools.chat.command import chat
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("my cat.png", 'my cat.png is a picture; the model goes first: basic-lite chat MODEL "my cat.png"$'),
-        ("gone/cat.png", "is a picture; the model goes first"),
-        ("photo", "photo is a picture; the model goes first"),
-        ("photos", "photos is a folder of pictures; the model goes first: basic-lite chat MODEL photos/a.jpg"),
-        ("pets", r"pets is a folder of pictures; did you mean runs/pets\? The model goes first: basic-lite chat MODEL"),
+        ("my cat.png", 'my cat.png is a picture; give the model first: basic-lite chat MODEL "my cat.png"$'),
+        ("gone/cat.png", "is a picture; give the model first"),
+        ("photo", "photo is a picture; give the model first"),
+        ("photos", "photos is a folder of pictures; give the model first: basic-lite chat MODEL photos/a.jpg"),
+        ("pets", r"pets is a folder of pictures; did you mean runs/pets\? Give the model first: basic-lite chat MODEL"),
         ("model.gguf", "GGUF files are for llama.cpp and Ollama"),
         ("exported/model.safetensors", "give exported$"),
         ("run/final/adapter/adapter_model.safetensors", "give run/final$"),

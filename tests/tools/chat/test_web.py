@@ -76,9 +76,9 @@ def test_a_broken_picture_is_named_and_taken_out(page: Any, session: Any, images
     broken.write_bytes((images / "0.png").read_bytes()[:40])
     with pytest.warns(UserWarning, match="picture") as warned:
         talk, box = asked(page, session, "what ?", images / "1.png", broken)[-1]
-    assert [str(one.message) for one in warned] == [
-        "broken.png isn&#x27;t a picture that can be read, so it was taken out; add another."
-    ]
+    (said,) = (str(one.message) for one in warned)
+    assert said.startswith("broken.png isn&#x27;t a picture that can be read, so it was taken out: image ")
+    assert said.endswith("; fetch it again, or take another picture.") and str(tmp_path) not in said
     assert talk == [] and box.value["text"] == "what ?"
     assert [Path(file["path"]).name for file in box.value["files"]] == ["1.png"]
 
@@ -92,6 +92,16 @@ def test_a_bug_leaves_the_page_usable(page: Any, session: Any) -> None:
     assert talk == [] and box.submit_btn is True and box.value["text"] == "what ?"
     with pytest.raises(RuntimeError):
         next(steps)
+
+
+def test_what_a_model_writes_is_text_and_no_html(page: Any, session: Any) -> None:
+    """The conversation's component puts it into the page as it is: a picture in it would be fetched from its server."""
+    page.manner = Manner()
+    page.speaker = Parrot('<img src="http://example.com/x.png"> a < b &amp; c')
+    (question, answer) = list(page.answer({"text": "is <b>x</b> it?", "files": []}, session))[-1][0]
+    assert question["content"] == "is &lt;b&gt;x&lt;/b&gt; it?"
+    assert answer["content"] == '&lt;img src="http://example.com/x.png"&gt; a &lt; b &amp;amp; c'
+    assert session.dialogue.messages[-1].text == '<img src="http://example.com/x.png"> a < b &amp; c'
 
 
 def test_stop_and_clear(page: Any, session: Any) -> None:

@@ -18,7 +18,7 @@ from basic_lite.errors import UserError
 from basic_lite.scoring.prediction import Prediction
 from basic_lite.tools.compare.answers import candidates
 from basic_lite.tools.compare.command import compare
-from basic_lite.tools.compare.comparison import compared, sides_of
+from basic_lite.tools.compare.comparison import compared, remarks, sides_of
 from basic_lite.tools.compare.losses import losses_of
 from basic_lite.tools.predictions import write_predictions
 from basic_lite.tools.report.charts import Chart, Line
@@ -96,9 +96,30 @@ def test_what_was_trained_on_is_left_out(runs: Callable[..., list[Path]]) -> Non
     one, other = runs("rrww", "rrrw")
     answered(other, "rrrw", trained_on="2")
     found = compared(sides_of([one, other], []))
-    assert found.n == 3 and found.against[0].gain.value == 0 and "1 questions" in found.notes[0]
+    assert found.n == 3 and found.against[0].gain.value == 0 and "1 question whose" in found.notes[0]
     answered(other, "rrrw", trained_on="0123")
     assert compared(sides_of([one, other], [])).n == 4
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 7, -3, 1e308])
+def test_a_score_that_is_none_is_not_believed(
+    runs: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str], odd: float
+) -> None:
+    """One such answer made a run `better` or `worse`."""
+    one, other = runs("rw" * 20, "rw" * 20)
+    path = next(other.glob("*.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | ({"score": odd} if row["number"] == 3 else {})) + "\n" for row in rows))
+    assert "1 of 40 are only in the first" in refused(one, other, capsys=capsys)
+
+
+def test_one_question_is_counted_as_one(runs: Callable[..., list[Path]]) -> None:
+    found = compared(sides_of(runs("rr", "rw", trained_on="0"), []))
+    assert found.questions == "1 question"
+    assert list(remarks(found)) == [
+        "left out: 1 question whose pictures a run was trained on",
+        "too few to tell better from worse: 1 question",
+    ]
 
 
 def test_rotations_of_a_question_count_once(runs: Callable[..., list[Path]]) -> None:
@@ -168,6 +189,7 @@ def test_what_is_refused(runs: Callable[..., list[Path]], capsys: pytest.Capture
     assert "two runs or more" in refused(one, capsys=capsys)
     assert "two runs or more" in refused(capsys=capsys)
     assert "named twice" in refused(one, f"{one}/../run0", capsys=capsys)
+    assert "is the only file that answers these questions" in refused(one, next(one.glob("*.jsonl")), capsys=capsys)
     assert "NAME=RUN" in refused("--group", "x", "--group", "y=z", capsys=capsys)
     assert "two sides are called" in refused("--group", f"x={one}", "--group", f"x={third}", capsys=capsys)
     assert "no run folder" in refused(one, tmp_path / "none", capsys=capsys)
@@ -273,6 +295,11 @@ def test_losses_at_the_same_steps(runs: Callable[..., list[Path]]) -> None:
     assert held.values == [[1], [3]]
     (train, held), _ = losses_of([[a, b], [c]])
     assert (train.steps, train.values, held.values) == ([2], [[2.5], [1]], [[2], [5]])
+    logged(b, {2: 2}, {3: 3, 4: float("nan")})
+    assert losses_of([[a], [b]])[1] == [f"{b}: its held-out loss is no number at step 4; that is left out"]
+    logged(b, {2: 2}, {2: float("inf"), 3: float("nan")})
+    (train,), (said,) = losses_of([[a], [b]])
+    assert said.endswith("its held-out loss is no number at 2 steps, the last of them 3; that is left out")
     logged(b, {2: 2}, {3: 3}, records=6)
     assert [one.name for one in losses_of([[a], [b]])[0]] == ["training loss"]
     logged(b, {2: 2}, {3: 3}, trained=8)

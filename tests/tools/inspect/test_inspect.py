@@ -215,7 +215,9 @@ def test_what_is_refused(place: Path, tmp_path: Path) -> None:
         looked(llava, picture, data=data)
     with pytest.raises(UserError, match="belong to --data"):
         looked(llava, picture, samples=3)
-    with pytest.raises(UserError, match="the model goes first: basic-lite inspect MODEL"):
+    with pytest.raises(UserError, match="belong to --data"):  # it looks at nothing, so of nothing there can be three
+        looked(llava, samples=3)
+    with pytest.raises(UserError, match="give the model first: basic-lite inspect MODEL"):
         looked(picture)
     with pytest.raises(UserError, match="there is no folder"):
         looked(tmp_path / "nothing")

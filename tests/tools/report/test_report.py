@@ -263,14 +263,6 @@ def test_means_are_those_of_the_points_so_far(count: int) -> None:
         assert [mean for _, mean in smoothed(values, over)] == pytest.approx(means, abs=1e-6)
 
 
-def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
-        write_report(tmp_path)
-    (place / "log.jsonl").unlink()
-    with pytest.raises(UserError, match="nothing to report"):
-        write_report(place)
-
-
 def test_a_report_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     def fail(run: Path) -> None:
         raise UserError(f"can't write {run / REPORT} (No space left on device); make room")

@@ -110,7 +110,14 @@ def test_an_evaluation_without_reference_answers_is_passed_over(tmp_path: Path) 
 def test_other_questions_are_named_where_there_are_no_held_out_ones(tmp_path: Path) -> None:
     evaluated(tmp_path, 20, 59, 0, data="/data/other.json")
     verdict = verdict_of(tmp_path, [])
-    assert verdict is not None and next(verdict.cards())[2] == "exact match, 60 questions of other.json, step 20"
+    assert verdict is not None
+    assert next(verdict.cards())[::2] == ("Score", "exact match, 60 questions of other.json, step 20")
+    # Trained on: to call that score held-out would be false.
+    evaluated(tmp_path, 30, 1, 0, data="/data/questions.json", of=1, known=1)
+    (tmp_path / "predictions_other_20.summary.json").unlink()
+    verdict = verdict_of(tmp_path, [])
+    assert verdict is not None
+    assert next(verdict.cards())[::2] == ("Score", "exact match, 1 question of questions.json, trained on, step 30")
 
 
 def test_the_curve_has_all_three_with_intervals(tmp_path: Path) -> None:
