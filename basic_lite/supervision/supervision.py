@@ -150,8 +150,7 @@ class Supervision:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.parts.embeddings.weight.device
-        return device
+        return self.parts.device
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -35,9 +35,8 @@ def probe_at_end(
     if not recipe.training.text_probe or not processes.is_main:
         return
     later = command_line(["basic-lite", "text-probe", str(log.path.parent)])
-    device = loaded.parts.embeddings.weight.device
     try:
-        found = measured(loaded, autocast_of(recipe, device), stopped=lambda: interruption.requested)
+        found = measured(loaded, autocast_of(recipe, loaded.parts.device), stopped=lambda: interruption.requested)
     except Stopped:
         say(f"stopped: the text probe is left out; measure it later with: {later}")
         return

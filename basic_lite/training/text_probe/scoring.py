@@ -84,10 +84,8 @@ def _batch_nats(parts: Parts, samples: Sequence[Sample]) -> list[float]:
     ids = _padded([one.ids for one in samples], 0)  # [B, T]; what a padded place holds is never looked at
     mask = _padded([[1] * len(one.ids) for one in samples], 0)
     labels = _padded([one.labels for one in samples], IGNORE)
-    device = parts.embeddings.weight.device
-    hidden = parts.language_model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state  # [B, T, D]
+    inputs = {"input_ids": ids.to(parts.device), "attention_mask": mask.to(parts.device)}
+    hidden = parts.language_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
     nats: list[float] = likelihoods_of(hidden, parts.lm_head, labels).nats.tolist()
     return nats
 
