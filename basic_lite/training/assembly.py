@@ -177,7 +177,7 @@ def supervision_of(
         settings,
         vocabulary_ids=loaded.vocabulary_ids,
         operations=operations,
-        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+        special_ids=loaded.tokenizer.all_special_ids,
         seed=seed,
     )
 
