@@ -178,7 +178,9 @@ class Loop:
                         self.answers.ask(0, self.log, every=True)
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
-                    self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
+                    evaluated = self._evaluate(self.progress.step)
+                    if self.progress.step:  # the look before the first step is made
+                        self._look(self.progress.step, evaluated=evaluated)
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     with self.time.step(step):
