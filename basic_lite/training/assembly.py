@@ -43,7 +43,6 @@ from basic_lite_kernels.operations import Operations
 
 # It makes all float32 products TF32, whatever a program asks for.
 _TF32, _OFF = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", ("", "0", "FALSE", "N", "NO", "OFF")
-Watch = Callable[[Operations], Operations]
 
 
 def check_machine(recipe: Recipe, device: torch.device | None) -> None:
@@ -182,7 +181,9 @@ def supervision_of(
     )
 
 
-def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
+def supervise(
+    recipe: Recipe, loaded: Loaded, say: Say, watch: Callable[[Operations], Operations] = lambda given: given
+) -> Supervision | None:
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         return None
