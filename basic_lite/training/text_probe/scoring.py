@@ -48,7 +48,7 @@ def nats_of(
     batch, padded on the right: no token looks to its right, so a sample's score is what it is alone. Nothing is drawn
     from any generator.
 
-    Peak extra bytes: a forward of ``tokens_at_once`` tokens without gradients, and one chunk of logits (``lm_loss``).
+    Peak extra bytes: a forward of ``tokens_at_once`` tokens without gradients, and what ``likelihoods_of`` takes.
 
     Args:
         tokens_at_once: tokens of a batch with its padding; a longer sample is a batch alone.
