@@ -1,7 +1,7 @@
 """What the name of a model on the hub says of its kind, for where its configuration can't be read."""
 
+import os
 import re
-from pathlib import Path
 
 # Vision-language models that aren't built like LLaVA, so that they can't be trained here.
 _KINDS = {
@@ -26,6 +26,6 @@ _KINDS = {
 def kind_in_name(name: str) -> str | None:
     """The kind of vision-language model that OWNER/NAME is, with its article; None: another one, or a folder."""
     owner, _, own = name.partition("/")
-    if not owner or not own or "/" in own or Path(owner).exists():
+    if not owner or not own or "/" in own or os.path.exists(owner):
         return None
     return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, own.lower())), None)

@@ -9,8 +9,8 @@ from pathlib import Path
 from basic_lite.model.audit import Part
 from basic_lite.recipe.rules import best_by
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.optimizer import STATE_BLOCK
 from basic_lite.sizes import size_text
+from basic_lite.training.optimizer_state import STATE_BLOCK
 
 
 @dataclass(frozen=True)

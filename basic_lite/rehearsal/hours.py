@@ -60,8 +60,10 @@ class CardTimes:
 
     def on(self, card: Card) -> tuple[float, str] | None:
         """Seconds on a card of the table, and the plan; None: the run doesn't fit."""
-        found = self.planner.on(card, own=not self.auto)
-        return None if found is None else (self.work.seconds(found.seconds, card), str(found.plan))
+        plan = self.planner.on(card, own=not self.auto)
+        if plan is None:
+            return None
+        return self.work.seconds(self.planner.time.sample_seconds(plan, card), card), str(plan)
 
 
 def time_line(work: Work, seconds: float, card: Card, note: str = "") -> str:

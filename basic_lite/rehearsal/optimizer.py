@@ -9,11 +9,11 @@ from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import TrainingSection
 from basic_lite.rehearsal.ledger import Ledger
 from basic_lite.training.optimizer import parameter_groups
+from basic_lite.training.optimizer_state import STATE_BLOCK
 
-# bitsandbytes 0.50: smaller parameters keep their state in 32 bit; a float32 maximum for each 256 values of an 8-bit
-# state; two tables of 256 float32; smaller parameters aren't paged.
+# bitsandbytes 0.50: smaller parameters keep their state in 32 bit; two tables of 256 float32; smaller parameters aren't
+# paged.
 MIN_8BIT_ELEMENTS = 4096
-STATE_BLOCK = 256
 TABLE_BYTES = 2 * 4 * 256
 MIN_PAGED_ELEMENTS = 100_000
 

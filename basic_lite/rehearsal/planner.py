@@ -208,7 +208,7 @@ class Planner:
         options = sorted(map(self.option, found.values()), key=lambda option: option.seconds)
         return [option for place, option in enumerate(options) if place == 0 or not option.plan.on_host]
 
-    def on(self, card: Card, *, own: bool) -> Option | None:
+    def on(self, card: Card, *, own: bool) -> Plan | None:
         """The fastest plan that fits a card of the table (``best_of``), by what is predicted for it; None: none does.
 
         Args:
@@ -218,10 +218,7 @@ class Planner:
         if own:
             self.rehearse(self.own)
         plans = [self.own] if own else self._fastest_first(card)
-        found = self._best_of(plans, card, budget_bytes)
-        if found is None:
-            return None
-        return replace(self.option(found), seconds=self.time.sample_seconds(found, card))
+        return self._best_of(plans, card, budget_bytes)
 
     def _best_of(self, plans: Iterable[Plan], card: Card, budget_bytes: int) -> Plan | None:
         return best_of(plans, budget_bytes, self._needed, lambda plan: self.time.sample_seconds(plan, card))

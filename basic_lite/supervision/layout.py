@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from basic_lite.data.tokens import IGNORE
 from basic_lite.to_device import to_device
 from basic_lite_kernels.signatures import MassTokens, listed
 
@@ -76,7 +77,7 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
     if text_queries != "all":
         if "labels" not in batch:
             raise ValueError(f"text_queries: {text_queries} needs labels in the batch")
-        labelled = batch["labels"].cpu() != -100
+        labelled = batch["labels"].cpu() != IGNORE
         text = text & (labelled if text_queries == "response" else ~labelled)
     positions = visual.flatten().nonzero().squeeze(1)
     patches = (visual & valid).sum(dim=1)

@@ -262,7 +262,7 @@ def nearest_by_place(
     def keep_layer(h: int, hidden: Tensor) -> None:
         if each_layer:
             keep(h, hidden.flatten(0, 1).index_select(0, positions), partial(plan.without_massive, h))
-        if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
+        if plan.target.adds(h):
             stream.add(*plan.share(h, hidden, positions, supervision.operations))
 
     def keep_v(v: Tensor) -> None:

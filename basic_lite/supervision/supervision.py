@@ -67,7 +67,7 @@ class Supervision:
         *,
         vocabulary_ids: Tensor,
         operations: Operations,
-        special_ids: Iterable[int] | Tensor = (),
+        special_ids: Iterable[int] = (),
         embedding_scale: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -91,7 +91,7 @@ class Supervision:
         self.reads_attention = isinstance(settings.token_weights, str)
         self._vocabulary_ids = vocabulary_ids
         self._embedding_scale = embedding_scale
-        self.special_ids = torch.as_tensor(sorted(int(i) for i in special_ids), dtype=torch.int64).to(self.device)
+        self.special_ids = torch.tensor(sorted(set(special_ids)), dtype=torch.int64).to(self.device)
         self.operations = operations
         self._direction = None if not self.computes_das or settings.direction == "off" else settings.direction
         layers = supervised_layers(settings.layers, len(parts.layers))
@@ -150,8 +150,7 @@ class Supervision:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.parts.embeddings.weight.device
-        return device
+        return self.parts.device
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

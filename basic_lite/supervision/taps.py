@@ -66,10 +66,6 @@ class TapPlan:
         """Decoder layers 1..K."""
         return list(self.parts.layers[: len(self.target.layer_weights)])
 
-    def reads(self, h: int) -> bool:
-        """Whether the output of layer h is needed: for v̂, or for the norms that tell sinks."""
-        return h <= len(self.target.layer_weights) and (self.target.layer_weights[h - 1] > 0 or self.drop_sinks)
-
     def share(
         self, h: int, hidden: Tensor, positions: Tensor, operations: Operations
     ) -> tuple[Tensor, Tensor, float, RowScaling | None]:
@@ -110,7 +106,7 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
             capture.stream = operations.target_stream(plan.direction)
             inner.enter_context(hooked(plan.parts.projector, taps.keep_v))
             for h, layer in enumerate(plan.layers, start=1):
-                if plan.reads(h):
+                if plan.target.adds(h) or plan.drop_sinks:  # for the norms that tell sinks
                     inner.enter_context(hooked(layer, partial(taps.keep_layer, h)))
         if plan.attention is not None:
             inner.enter_context(plan.attention.watching(taps.keep_mass))

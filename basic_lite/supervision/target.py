@@ -65,7 +65,11 @@ class TargetPlan:
     @property
     def last(self) -> int:
         """The last layer h that adds to v̂."""
-        return max(h for h, weight in enumerate(self.layer_weights, start=1) if weight > 0)
+        return max(h for h in range(1, len(self.layer_weights) + 1) if self.adds(h))
+
+    def adds(self, h: int) -> bool:
+        """Whether layer h has a share of v̂."""
+        return h <= len(self.layer_weights) and self.layer_weights[h - 1] > 0
 
     def masks(self, width: int, device: torch.device) -> list[Tensor | None]:
         """For each layer its massive dimensions as a mask [D] bool; None where it has none."""

@@ -55,9 +55,8 @@ class TextAttention:
 
     def over(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
         """The batches; each is the one that the next forward is taken for."""
-        device = self._parts.embeddings.weight.device
         for batch in batches:
-            self._layout = find_layout(batch, self._parts.image_token_id, self._queries).to(device)
+            self._layout = find_layout(batch, self._parts.image_token_id, self._queries).to(self._parts.device)
             self._samples += self._layout.samples_with_image
             yield batch
 

@@ -119,7 +119,7 @@ class _Seen:
             self.words[h] = supervision.vocabulary.nearest(plan.without_massive(h, rows))
         if h <= supervision.layers:
             self.norms.append(operations.row_scaling(hidden, positions).norm)
-        if h <= plan.target.last and plan.target.layer_weights[h - 1] > 0:
+        if plan.target.adds(h):
             self.stream.add(*plan.share(h, hidden, positions, operations))
 
     def keep_attention(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:

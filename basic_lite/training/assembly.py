@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from accelerate.utils import AutocastKwargs
 from transformers import get_scheduler
 
 from basic_lite.console import Say
@@ -44,7 +43,6 @@ from basic_lite_kernels.operations import Operations
 
 # It makes all float32 products TF32, whatever a program asks for.
 _TF32, _OFF = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", ("", "0", "FALSE", "N", "NO", "OFF")
-Watch = Callable[[Operations], Operations]
 
 
 def check_machine(recipe: Recipe, device: torch.device | None) -> None:
@@ -178,12 +176,14 @@ def supervision_of(
         settings,
         vocabulary_ids=loaded.vocabulary_ids,
         operations=operations,
-        special_ids=torch.tensor(sorted(set(loaded.tokenizer.all_special_ids))),
+        special_ids=loaded.tokenizer.all_special_ids,
         seed=seed,
     )
 
 
-def supervise(recipe: Recipe, loaded: Loaded, say: Say, watch: Watch = lambda given: given) -> Supervision | None:
+def supervise(
+    recipe: Recipe, loaded: Loaded, say: Say, watch: Callable[[Operations], Operations] = lambda given: given
+) -> Supervision | None:
     """BASIC on this model, with its operations as ``watch`` makes them; None where the recipe has it off."""
     if not basic_is_on(recipe):
         return None
@@ -229,7 +229,7 @@ def software_of(device: torch.device) -> dict[str, str]:
     return versions_of(build, name)
 
 
-def autocast_of(recipe: Recipe, device: torch.device, processes: Processes = ALONE) -> Autocast:
+def autocast_of(recipe: Recipe, device: torch.device) -> Autocast:
     """The context that the model's forward runs in; ``nullcontext`` where there is no autocast.
 
     Without a cache: it would keep a bf16 copy of each float32 adapter until the forward is over, 610 MiB in 7B at rank
@@ -237,8 +237,6 @@ def autocast_of(recipe: Recipe, device: torch.device, processes: Processes = ALO
     """
     if not uses_autocast(recipe, device):
         return nullcontext
-    if processes.accelerator is not None:
-        return functools.partial(processes.accelerator.autocast, autocast_handler=AutocastKwargs(cache_enabled=False))
     return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
 
 
@@ -271,7 +269,7 @@ def make_step(
         optimizer=optimizer,
         scheduler=scheduler,
         max_grad_norm=training.max_grad_norm,
-        autocast=autocast_of(recipe, device, processes),
+        autocast=autocast_of(recipe, device),
         processes=processes,
         mark=mark,
         float16="float16" in (recipe.model.dtype, recipe.quantization.compute_dtype),

@@ -18,18 +18,14 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.manifest import FORMAT, first_problem, read_manifest
 from basic_lite.training.places import (
-    BEST,
-    FINAL,
     MANIFEST,
     PROJECTOR,
     RECIPE_JSON,
     RUNS,
     TRAINER_STATE,
-    checkpoints_of,
-    has_best,
     holds_bundle,
-    is_finished,
     is_run,
+    newest_first,
 )
 from basic_lite.version import __version__
 
@@ -67,13 +63,8 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
     # Of ``os.path``, since pathlib's own raise where a name is too long for a file system.
     if os.path.isfile(place / MANIFEST):
         return place
-    if is_finished(place):
-        return place / FINAL
-    checkpoints = checkpoints_of(place) if os.path.isdir(place) else []
-    if checkpoints:
-        return checkpoints[-1]
-    if has_best(place):
-        return place / BEST
+    if os.path.isdir(place) and (found := newest_first(place)):
+        return found[0]
     if place.name.startswith("checkpoint-"):
         raise UserError(
             f"{key}: {place} lacks its {MANIFEST}: it is damaged. Take another one (--resume --checkpoint STEP)"

@@ -27,6 +27,7 @@ from basic_lite.recipe.schema import MOST
 from basic_lite.training import optimizer_state
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, Bundle
 from basic_lite.training.files import write_json
+from basic_lite.training.log_lines import RARE
 from basic_lite.training.manifest import Count, first_problem
 from basic_lite.training.plan import Plan
 from basic_lite.training.processes import Processes
@@ -37,10 +38,6 @@ from basic_lite.training.tensor_files import read_tensors, save_tensors
 _BELIEVED = ConfigDict(strict=True, extra="forbid")
 _Some = Annotated[int, Field(ge=1, le=MOST)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-# What a log line has besides a step's terms; these would be written over.
-_LOGS_OWN = {"step", "eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "generated", "text_probe"}
 
 
 class _Target(BaseModel):
@@ -65,7 +62,8 @@ class _Gate(BaseModel):
 
 
 def _terms(given: dict[str, float]) -> dict[str, float]:
-    if taken := _LOGS_OWN & given.keys():
+    # What a log line has besides: these would be written over.
+    if taken := ({"step"} | RARE) & given.keys():
         raise ValueError(f"{min(taken)} is no term of a loss")
     return given
 

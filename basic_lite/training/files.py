@@ -64,7 +64,7 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:
-            scratch.chmod(0o777 & ~umask())
+            give_usual_rights(scratch)
             yield scratch
             if folder.exists():
                 folder.rmdir()  # refuses one that isn't empty
@@ -73,11 +73,11 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 
 
-def umask() -> int:
-    """The rights that new files lack."""
+def give_usual_rights(path: Path) -> None:
+    """Let other users read what a library has made for its user alone: it is no secret, and a server may be another."""
     lacking = os.umask(0)
     os.umask(lacking)
-    return lacking
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~lacking)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from basic_lite.training.points import Points
 from basic_lite.training.text_probe.outcome import outcome_from
 
 # What few lines have: those of evaluations, looks, answers, lost records, measured time and the end.
-_RARE = {"eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "time", "generated", "text_probe"}
+RARE = {"eval_loss", "eval_score", "refinement", "gate", "answers", "dropped", "time", "generated", "text_probe"}
 # A run computes its numbers in float32, so none is near to this; it may be infinite or no number.
 LARGEST = 1e100
 
@@ -157,7 +157,7 @@ class _Line(_Part):
 
 
 # What most lines have.
-_USUAL = _Line.model_fields.keys() - _RARE - {"step"}
+_USUAL = _Line.model_fields.keys() - RARE - {"step"}
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def read_log(run: Path) -> ReadLog:
         for name in _USUAL & line.keys():
             if is_finite(line[name]):
                 series[name].add(line["step"], float(line[name]))
-        if line.keys() & _RARE:
+        if line.keys() & RARE:
             rare.append(line)
         if line["step"] >= newest.get("step", 0):
             newest = line

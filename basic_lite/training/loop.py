@@ -31,7 +31,7 @@ from basic_lite.training.made import Run
 from basic_lite.training.places import LOG
 from basic_lite.training.plan import Plan, start_plan
 from basic_lite.training.progress import OF_IMAGES, Pace, ProgressLine, finished_text
-from basic_lite.training.recovery import Recovery, memory_needed, random_state
+from basic_lite.training.recovery import Recovery, memory_needed, random_state, set_random_state
 from basic_lite.training.refinement_log import RefinementLog, curve_batches
 from basic_lite.training.samples import HeldOutAnswers
 from basic_lite.training.saving import save_checkpoint, save_final
@@ -68,6 +68,7 @@ class Loop:
         self.pace = Pace(run.device, self.first, last, self.say)
         self.time = TimeUse(run.breakdown, run.loaded.parts, recipe, self.log, self.say, first=self.first, last=last)
         self._basic_terms: Terms | None = None  # of the last step with BASIC, still on the device
+        self._before: list[torch.Tensor] = []  # the generators as they were before a step that isn't made yet
         losses, leave = self.progress.losses, self._save_before_leaving
         self.watch = Watch(
             self.train_step, run.data.train, self.schedule, run.folder, self.log, self.say, losses=losses, save=leave
@@ -178,7 +179,9 @@ class Loop:
                         self.answers.ask(0, self.log, every=True)
                 # Also the one that stopped the run, once it goes on.
                 if not processes.from_main(self.log.has(self.progress.step, "eval_loss")):
-                    self._look(self.progress.step, evaluated=self._evaluate(self.progress.step))
+                    evaluated = self._evaluate(self.progress.step)
+                    if self.progress.step:  # the look before the first step is made
+                        self._look(self.progress.step, evaluated=evaluated)
                 self.line.start(self.progress.step)
                 for step in range(self.progress.step + 1, last + 1):
                     with self.time.step(step):
@@ -231,7 +234,7 @@ class Loop:
 
     def _step(self, step: int, batches: list[Batch], counts: StepCounts, started: float) -> None:
         """Gradients of all micro-batches, the update, the log line."""
-        lambdas = self._lambdas(step)
+        lambdas, self._before = self._lambdas(step), random_state(self.device)
         with self._kept_when_stopped(all_here=False):
             for attempt in self.recovery.attempts(batches, f"step {step}", self._begin_again):
                 with attempt as parts:
@@ -241,7 +244,7 @@ class Loop:
             self.check.look(step, has_image=counts.samples_with_image > 0)
         rates = self.train_step.rates()
         self.train_step.update()
-        self.progress.step = step
+        self.progress.step, self._before = step, []
         if any(lambdas) and counts.samples_with_image:
             self._basic_terms = terms
             if self.gate is not None:
@@ -352,6 +355,8 @@ class Loop:
 
     def _save_before_leaving(self) -> None:
         self.train_step.drop_gradients()
+        if self._before:  # a step that broke off has drawn from them
+            set_random_state(self._before, self.device)
         if self.progress.step and not self.processes.from_main(
             self.run.folder.checkpoint_at(self.progress.step).exists()
         ):

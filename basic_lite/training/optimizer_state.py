@@ -9,7 +9,8 @@ from torch import Tensor
 
 # What torch and bitsandbytes call a parameter's second moment, and bitsandbytes the factors of its 8-bit blocks.
 _NEVER_NEGATIVE = ("exp_avg_sq", "state2", "absmax1", "absmax2")
-_BLOCK = 256
+# Numbers of an 8-bit state that have a factor in float32.
+STATE_BLOCK = 256
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def _form(
     config = optimizer.get_config(group, index, optimizer.param_groups[group])
     if config["optim_bits"] == 32 or parameter.numel() < config["min_8bit_size"]:
         return dict.fromkeys(("state1", "state2"), (shape, torch.float32))
-    blocks = -(-parameter.numel() // _BLOCK)
+    blocks = -(-parameter.numel() // STATE_BLOCK)
     return {
         **dict.fromkeys(("state1", "state2"), (shape, torch.uint8)),
         **dict.fromkeys(("qmap1", "qmap2"), ((256,), torch.float32)),

@@ -88,7 +88,7 @@ class Recovery:
             backward: False: the work is a forward alone, which recomputed layers don't help.
 
         Raises:
-            OutOfMemory: no plan has room, or other processes wait. The generators are as before.
+            OutOfMemory: no plan has room, or other processes wait.
         """
         random = random_state(self.device)
         while True:

@@ -62,16 +62,14 @@ def held_out_in(records: Records, run: Path) -> Sequence[int] | None:
     if held is None or not all(held_out_pictures_of(run) or []):
         return None
     # In another order, or with more records. Whole pictures are held out, so their names tell.
-    found = [index for index in range(len(records)) if _is_of(records, index, held)]
+    each = ((index, one) for index in range(len(records)) for one in _readable(records, [index], drop=True))
+    found = [index for index, one in each if _shows_only(one, held)]
     return found if len(found) == len(numbers) else None
 
 
-def _is_of(records: Records, index: int, names: frozenset[str]) -> bool:
+def _shows_only(record: Record, names: frozenset[str]) -> bool:
     """Whether a record has pictures of these names, and no others."""
-    try:
-        own = {image.name for image in records[index].images}
-    except RecordProblem:
-        return False
+    own = {image.name for image in record.images}
     return bool(own) and own <= names
 
 
@@ -111,10 +109,8 @@ class TrainedRecords:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Record]:
-        for record in _readable(self.records, self.chosen, drop=True):
-            names = {image.name for image in record.images}
-            if not names or not names <= self.held_out:
-                yield record
+        found = _readable(self.records, self.chosen, drop=True)
+        return (record for record in found if not _shows_only(record, self.held_out))
 
 
 def trained_records(bundle: Bundle) -> TrainedRecords | None:

@@ -120,7 +120,7 @@ class RunFolder:
                 best.rename(self.best)
             # The part table comes first: it is what marks the folder as a run's, also if this is killed half way.
             write_json(self.path / PARTS, [vars(part) for part in parts])
-            moved = self._clear() if self.checkpoint is None else self._set_aside(self.checkpoint.step)
+            moved = self._clear() if self.checkpoint is None else self._set_aside()
             # Before the others, so that it is seen later whether people have changed it (``own_files.edited_recipe``).
             write_whole(self.path / RECIPE_YAML, dump_recipe(recipe))
             write_json(self.path / DATA, data)
@@ -147,8 +147,8 @@ class RunFolder:
             path.rename(place / name)
         return [f"{what} was moved to {place}: " + ", ".join(name.as_posix() for name in names)]
 
-    def _set_aside(self, step: int) -> list[str]:
-        later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > step]
+    def _set_aside(self) -> list[str]:
+        later = [p for p in checkpoints_of(self.path) if int(p.name.split("-")[1]) > self.step]
         changed = f"{self.path / RECIPE_YAML} was changed, and a run that continues doesn't read it; it"
         said, moved = self.keep(edited_recipe(self.path), changed), []
         for old in [*later, self.final, *[self.best] * self.best_is_later]:

@@ -10,7 +10,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
 from basic_lite.recipe.load import as_override
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.places import BEST, FINAL, checkpoints_of
+from basic_lite.training.places import newest_first
 
 START, PROJECTOR = "model.start", "model.projector"
 NAMES = ("base", "vision", "llm")
@@ -36,12 +36,10 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     if (projector := recipe.model.projector) is not None:
         say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {place}")
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
-    own = recipe.run_path
     if resume:
-        for bundle in [own / FINAL, *reversed(checkpoints_of(own)), own / BEST]:
+        for bundle in newest_first(recipe.run_path):
             with suppress(UserError):  # which of them is damaged is said where one is chosen
-                begun = look_at_bundle(bundle).recipe
-                return _named_as(begun, recipe)
+                return _named_as(look_at_bundle(bundle).recipe, recipe)
     start = look_at_bundle(Path(place), START, Path(recipe.output))
     _require_same_names(start, recipe)
     _require_same_lora(start, recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -99,10 +99,6 @@ class Terms:
         total, before = self._totals.get(tuple(found), (None, 0))
         self._totals[tuple(found)] = (values if total is None else total + values, before + weight)
 
-    def _each(self) -> Iterator[tuple[str, int]]:
-        """Each total's name and weight, in their order."""
-        return ((name, weight) for names, (_, weight) in self._totals.items() for name in names)
-
     def sums(self) -> dict[str, Tensor]:
         """This process's shares of the losses, on the device."""
         losses = [(names, total) for names, (total, weight) in self._totals.items() if not weight]
@@ -112,7 +108,8 @@ class Terms:
         """The step's terms and measures, the same in every process."""
         # One copy brings all of them.
         read = torch.cat([total for total, _ in self._totals.values()]).tolist() if self._totals else []
-        own = [(name, total, weight) for (name, weight), total in zip(self._each(), read, strict=True)]
+        named = [(name, weight) for names, (_, weight) in self._totals.items() for name in names]
+        own = [(name, total, weight) for (name, weight), total in zip(named, read, strict=True)]
         sums: dict[str, tuple[float, int]] = {}
         # A process may have had no image, or no micro-batch at all: totals are brought together by name.
         for row in processes.gather(own):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from basic_lite.errors import UserError
-from basic_lite.training.files import umask
+from basic_lite.training.files import give_usual_rights
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -22,8 +22,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         written[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
     save_file(written, str(path), {"format": "pt"})
-    # The library keeps its files from other users. These are no secret, and a server may run as another user.
-    path.chmod(0o666 & ~umask())
+    give_usual_rights(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

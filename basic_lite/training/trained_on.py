@@ -27,7 +27,7 @@ from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import sha256
+from basic_lite.training.files import give_usual_rights, sha256
 from basic_lite.training.places import MANIFEST, TRAINED_ON
 from basic_lite.training.run_data import trained_records
 
@@ -59,6 +59,7 @@ class TrainedOn:
         """Write it into a run's folder, 16 bytes a picture."""
         rows = np.frombuffer(b"".join(sorted(self.digests)), np.uint8).reshape(-1, DIGEST_BYTES)
         save_file({_DIGESTS: rows}, run / TRAINED_ON, {_UNKNOWN: json.dumps(self.unknown)})
+        give_usual_rights(run / TRAINED_ON)
 
 
 @dataclass(frozen=True)

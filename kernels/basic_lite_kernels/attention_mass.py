@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from basic_lite_kernels.signatures import MassTokens
-from basic_lite_kernels.triton_support import INTERPRETED, ceil_div, is_amd, require, why_not
+from basic_lite_kernels.triton_support import AMD_SPILLS, INTERPRETED, ceil_div, is_amd, require, why_not
 
 LOG2_E, LIST_BLOCK = 1 / math.log(2), 1024
 # Visual tokens that a program of the last kernel adds, and its warps.
@@ -80,7 +80,7 @@ def choose_tiles(d: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
 def supports(query: Tensor, key: Tensor) -> str | None:
     """Why the kernels don't take these queries and keys; None where they do."""
     if is_amd() and not INTERPRETED:
-        return "its kernels spill registers on AMD's cards"
+        return AMD_SPILLS
     if query.dtype != key.dtype:
         return f"queries are {query.dtype} and keys {key.dtype}"
     return why_not(query, key)

@@ -12,14 +12,12 @@ from basic_lite_kernels.eager_direction_loss import EagerTargetStream
 from basic_lite_kernels.eager_row_scaling import row_scaling
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
 from basic_lite_kernels.signatures import KernelUnavailable, Kind, MassTokens, Operations, TargetStream
-from basic_lite_kernels.triton_support import LEAST_CAPABILITY, interpreted, is_amd
+from basic_lite_kernels.triton_support import AMD_SPILLS, LEAST_CAPABILITY, interpreted, is_amd
 
 __all__ = ["EAGER", "Choice", "KernelUnavailable", "Kind", "Operations", "TargetStream", "choose"]
 
 EAGER = Operations("reference", EagerTargetStream, row_scaling, vocab_kl, attention_mass)
 
-# Why one operation of four stays with plain PyTorch there.
-AMD = "its kernels spill registers on AMD's cards"
 # A kernel that is right differs from eager code by bf16's rounding, some 1 %; one that is broken by far more.
 TRIAL_ERROR = 0.05
 
@@ -63,7 +61,7 @@ def choose(
     else:  # it is for tests
         obstacle = "TRITON_INTERPRET is set, which interprets kernels on the CPU, far slower than plain PyTorch"
     if obstacle is None and by_name and not interpreted() and is_amd():
-        obstacle = f"attention_mass: {AMD}; kernels: auto takes Triton for the other operations"
+        obstacle = f"attention_mass: {AMD_SPILLS}; kernels: auto takes Triton for the other operations"
     if obstacle is not None and by_name:
         raise KernelUnavailable(f"the Triton kernels were asked for and can't run here: {obstacle}")
     if obstacle is not None:

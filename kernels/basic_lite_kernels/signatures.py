@@ -133,7 +133,7 @@ class AttentionMass(Protocol):
 
 @dataclass(frozen=True)
 class Operations:
-    """Who computes BASIC's operations. ``dataclasses.replace`` makes one with a clock or a ledger around some."""
+    """Who computes BASIC's operations."""
 
     name: str  # as the recipe's key ``kernels`` has it
     target_stream: MakeTargetStream

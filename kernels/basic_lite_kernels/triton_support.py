@@ -9,6 +9,8 @@ from basic_lite_kernels.signatures import KernelUnavailable
 
 # The oldest NVIDIA cards with bf16 matrix instructions; the kernels are compiled and checked from here on.
 LEAST_CAPABILITY = (8, 0)
+# Why ``attention_mass``, one operation of four, stays with plain PyTorch there.
+AMD_SPILLS = "its kernels spill registers on AMD's cards"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -253,7 +253,7 @@ def test_without_a_network_the_name_tells_the_kind(
 @pytest.mark.parametrize(
     "name",
     ["Qwen/Qwen2.5-7B-Instruct", "google/gemma-3-1b-it", "llava-hf/llava-1.5-7b-hf", "internvl", "runs/a/qwen2-vl",
-     "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384", "lmsys/vicuna-7b-v1.5"],
+     "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384", "lmsys/vicuna-7b-v1.5", "a" * 300 + "/b"],
 )  # fmt: skip
 def test_a_name_of_another_kind_says_nothing(name: str) -> None:
     assert kind_in_name(name) is None

@@ -91,6 +91,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "losses of NaN": (progress(losses=[float("nan")]), "losses"),
     "terms of text": (progress(last_terms={"das": "x"}), "last_terms"),
     "terms with a step": (progress(last_terms={"step": 9.0}), "step is no term"),
+    "terms with a time": (progress(last_terms={"time": 9.0}), "time is no term"),
     "gate of text": (progress(gate={"open": "x"}), "gate"),
     "gate below 0": (
         progress(gate={"open": True, "plan": {"layer_weights": [-1.0], "massive": None}, "chosen": True,

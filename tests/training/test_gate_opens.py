@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basic_lite.run import train
 from basic_lite.training.bundle_files import TRAINING
+from basic_lite.training.gate import Gate
 from basic_lite.training.look_lines import GateLook, looks_in
 from tests.support.helping import helping_recipe, write_helping_world
 from tests.support.runs import assert_same_weights, log_of, quiet, steps_of
@@ -87,3 +89,14 @@ def test_a_pull_that_raises_the_loss_is_refused_although_the_premise_holds(tmp_p
     assert_same_weights(
         run.bundle, train(helping_recipe(folder, short | OFF | {"name": "off"}), console=quiet()).bundle
     )
+
+
+def test_a_look_for_which_there_is_no_memory_is_made_once_a_step(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Gate, "_measure", measure)
+    console = quiet()
+    train(helping_recipe(world, LOOKS | {"name": "short", "training.max_steps": 2}), console=console)
+    told = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert told.count("step 0: no look at BASIC's premise") == 1

@@ -144,6 +144,19 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     assert steps_of(resumed)[-1]["step"] == 3
 
 
+def test_a_step_without_memory_leaves_the_dropout_of_the_next_try_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training.micro_batch": 1, "training.global_batch": 2, "training.max_steps": 2, "data.eval": None}
+    whole = train(recipe(tmp_path, {**changes, "name": "whole"}), console=quiet()).folder
+    with monkeypatch.context() as patch:
+        little_memory(patch, lambda call: 1 if call < 2 else 0, "backward")
+        with pytest.raises(UserError, match="out of memory in step 2 with a micro-batch of 1"):
+            train(recipe(tmp_path, {**changes, "name": "broken"}), console=quiet())
+    resumed = train(recipe(tmp_path, {**changes, "name": "broken"}), resume=True, console=quiet()).folder
+    assert_same_weights(whole / "final", resumed / "final")
+
+
 @pytest.mark.long
 def test_a_run_that_was_halved_is_resumed_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"training.save_every": 1, "data.eval": None}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from basic_lite.data.digests import DIGEST_BYTES
 from basic_lite.data.images import ImageRef
 from basic_lite.data.records import Record, Turn
 from basic_lite.run import train
@@ -20,7 +21,7 @@ from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.data_json import held_out_of
 from basic_lite.training.files import sha256
 from basic_lite.training.places import TRAINED_ON
-from basic_lite.training.trained_on import Compared, compare, read_record, record_of
+from basic_lite.training.trained_on import Compared, TrainedOn, compare, read_record, record_of
 from tests.support.data import write_image
 from tests.support.runs import inside_copy, quiet, run, tiny_recipe
 
@@ -55,6 +56,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return inside_copy(trained, tmp_path, monkeypatch)
+
+
+def test_other_users_may_read_it_as_any_file(tmp_path: Path) -> None:
+    """The library keeps its files from them, and another user's `eval` would not know what was trained on."""
+    (tmp_path / "plain").touch()
+    TrainedOn(frozenset({b"x" * DIGEST_BYTES})).write(tmp_path)
+    assert (tmp_path / TRAINED_ON).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def recipe_of(changes: dict[str, Any], name: str) -> dict[str, Any]:

@@ -59,6 +59,11 @@ def embedding(step: TrainStep, batches: list[dict[str, torch.Tensor]]) -> None:
     spoil(table[int(batches[0]["input_ids"][0, -1])])
 
 
+def endless_gradient(step: TrainStep, batches: Any) -> None:
+    parameter = next(p for p in step.trainable if p.ndim > 1)
+    parameter.register_hook(lambda gradient: gradient.clone().fill_(math.inf))
+
+
 def run_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch, inject: Inject, changes: dict[str, Any] | None = None
 ) -> tuple[UserError, Path]:
@@ -143,15 +148,19 @@ def test_what_is_not_finite_is_named_in_its_step(
 
 
 def test_a_gradient_is_named_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: Path) -> None:
-    def inject(step: TrainStep, batches: Any) -> None:
-        parameter = next(p for p in step.trainable if p.ndim > 1)
-        handle = parameter.register_hook(lambda gradient: gradient.clone().fill_(math.inf))
-        weakened.append(handle)
-
-    weakened: list[Any] = []
-    error, run = run_with(tmp_path, monkeypatch, inject)
+    error, run = run_with(tmp_path, monkeypatch, endless_gradient)
     assert "the gradient of " in str(error) and "(gradients of " in str(error) and " loss," not in str(error)
     assert_same_weights(run / f"checkpoint-{BAD - 1}", sound)
+
+
+def test_without_the_fault_it_goes_on_as_if_there_had_been_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"lora.dropout": 0.2, "training.max_steps": BAD}
+    run_with(tmp_path, monkeypatch, endless_gradient, changes)
+    went_on = train(tiny_recipe(tmp_path, changes), resume=True, console=quiet()).folder
+    whole = train(tiny_recipe(tmp_path, changes | {"name": "whole"}), console=quiet()).folder
+    assert_same_weights(went_on / "final", whole / "final")
 
 
 def test_the_way_back_is_a_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,8 @@ def probe_at_end(
     if not recipe.training.text_probe or not processes.is_main:
         return
     later = command_line(["basic-lite", "text-probe", str(log.path.parent)])
-    device = loaded.parts.embeddings.weight.device
     try:
-        found = measured(loaded, autocast_of(recipe, device), stopped=lambda: interruption.requested)
+        found = measured(loaded, autocast_of(recipe, loaded.parts.device), stopped=lambda: interruption.requested)
     except Stopped:
         say(f"stopped: the text probe is left out; measure it later with: {later}")
         return
@@ -67,19 +66,12 @@ def measured(
     Raises:
         Stopped: ``stopped`` says so.
     """
+
+    def of_size(size: int) -> Outcome | NoOutcome:
+        with counted() as progress:
+            return measure(loaded, tokens_at_once=size, progress=progress, stopped=stopped)
+
     for size in SIZES:
-        work = partial(_counted, loaded, size, counted, stopped)
-        found = if_memory_allows(work, autocast, lambda: None)
-        if found is not None:
+        if (found := if_memory_allows(partial(of_size, size), autocast, lambda: None)) is not None:
             return found
     return None
-
-
-def _counted(
-    loaded: Loaded,
-    size: int,
-    counted: Callable[[], AbstractContextManager[Callable[[int], object]]],
-    stopped: Callable[[], bool],
-) -> Outcome | NoOutcome:
-    with counted() as progress:
-        return measure(loaded, tokens_at_once=size, progress=progress, stopped=stopped)

@@ -48,7 +48,7 @@ def nats_of(
     batch, padded on the right: no token looks to its right, so a sample's score is what it is alone. Nothing is drawn
     from any generator.
 
-    Peak extra bytes: a forward of ``tokens_at_once`` tokens without gradients, and one chunk of logits (``lm_loss``).
+    Peak extra bytes: a forward of ``tokens_at_once`` tokens without gradients, and what ``likelihoods_of`` takes.
 
     Args:
         tokens_at_once: tokens of a batch with its padding; a longer sample is a batch alone.
@@ -84,10 +84,8 @@ def _batch_nats(parts: Parts, samples: Sequence[Sample]) -> list[float]:
     ids = _padded([one.ids for one in samples], 0)  # [B, T]; what a padded place holds is never looked at
     mask = _padded([[1] * len(one.ids) for one in samples], 0)
     labels = _padded([one.labels for one in samples], IGNORE)
-    device = parts.embeddings.weight.device
-    hidden = parts.language_model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state  # [B, T, D]
+    inputs = {"input_ids": ids.to(parts.device), "attention_mask": mask.to(parts.device)}
+    hidden = parts.language_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
     nats: list[float] = likelihoods_of(hidden, parts.lm_head, labels).nats.tolist()
     return nats
 

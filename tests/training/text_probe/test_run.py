@@ -191,7 +191,7 @@ def test_nothing_else_of_it_ends_a_run(
 ) -> None:
     monkeypatch.setattr(at_end, "measure", Failing(error))
     recipe, said = tiny_recipe(tmp_path, {"training.text_probe": True}), list[str]()
-    loaded = SimpleNamespace(parts=SimpleNamespace(embeddings=torch.nn.Embedding(1, 1)))
+    loaded = SimpleNamespace(parts=SimpleNamespace(device=torch.device("cpu")))
     log, interruption = RunLog(tmp_path / "log.jsonl", ALONE), Interruption(said.append, alone=True)
     at_end.probe_at_end(recipe, loaded, ALONE, log, 1, said.append, interruption)  # type: ignore[arg-type]
     assert len(said) == 1 and word in said[0] and not log.path.exists()

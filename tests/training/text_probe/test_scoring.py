@@ -23,7 +23,7 @@ IMAGE = 300
 
 def parts_of(model: Any) -> Any:
     """The parts that are asked: an LLM alone has no tower."""
-    return SimpleNamespace(language_model=model.model, embeddings=model.model.embed_tokens, lm_head=model.lm_head)
+    return SimpleNamespace(language_model=model.model, lm_head=model.lm_head, device=model.device)
 
 
 def samples_of(tokenizer: Any) -> list[Sample]:
