@@ -86,7 +86,7 @@ def train(
     """
     # The processes of a launcher come first: each has its own device, and one of them speaks and writes.
     device = take_device(recipe)
-    processes = connect(recipe, device, trackers=trackers_of(recipe))
+    processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=trackers_of(recipe))
     console = console or Console(stderr=True, highlight=False, quiet=not processes.is_main)
     say = speaker(console)
     _introduce(recipe, device, processes, say)

@@ -163,7 +163,7 @@ def train_with_basic_lite(task: Task, found: Measured, output: Path) -> None:
     """basic-lite's own loop, as ``basic_lite.run.train`` makes it, with a stopwatch on its optimizer."""
     recipe, device = task.recipe(output), pick_device("auto")
     set_seed(recipe.seed)
-    processes = connect(recipe, device, trackers=[])
+    processes = connect(recipe, device, bf16=uses_autocast(recipe, device), trackers=[])
     frontend, data = preflight(recipe, device, lambda text: None)
     loaded = load_for_training(recipe, device, frontend, lambda text: None)
     watched = replace(data, collator=FirstStep(data.collator, found))

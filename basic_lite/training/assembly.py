@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from accelerate.utils import AutocastKwargs
 from transformers import get_scheduler
 
 from basic_lite.console import Say
@@ -229,7 +230,7 @@ def software_of(device: torch.device) -> dict[str, str]:
     return versions_of(build, name)
 
 
-def autocast_of(recipe: Recipe, device: torch.device) -> Autocast:
+def autocast_of(recipe: Recipe, device: torch.device, processes: Processes = ALONE) -> Autocast:
     """The context that the model's forward runs in; ``nullcontext`` where there is no autocast.
 
     Without a cache: it would keep a bf16 copy of each float32 adapter until the forward is over, 610 MiB in 7B at rank
@@ -237,6 +238,8 @@ def autocast_of(recipe: Recipe, device: torch.device) -> Autocast:
     """
     if not uses_autocast(recipe, device):
         return nullcontext
+    if processes.accelerator is not None:
+        return functools.partial(processes.accelerator.autocast, autocast_handler=AutocastKwargs(cache_enabled=False))
     return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
 
 
@@ -269,7 +272,7 @@ def make_step(
         optimizer=optimizer,
         scheduler=scheduler,
         max_grad_norm=training.max_grad_norm,
-        autocast=autocast_of(recipe, device),
+        autocast=autocast_of(recipe, device, processes),
         processes=processes,
         mark=mark,
         float16="float16" in (recipe.model.dtype, recipe.quantization.compute_dtype),

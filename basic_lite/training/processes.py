@@ -158,11 +158,12 @@ def take_device(recipe: Recipe) -> torch.device:
     return device
 
 
-def connect(recipe: Recipe, device: torch.device, *, trackers: list[Any]) -> Processes:
+def connect(recipe: Recipe, device: torch.device, *, bf16: bool, trackers: list[Any]) -> Processes:
     """The processes of a run.
 
     Args:
         device: this process's.
+        bf16: the model's forwards run under bf16 autocast.
         trackers: accelerate's trackers, or their names.
 
     Raises:
@@ -171,8 +172,9 @@ def connect(recipe: Recipe, device: torch.device, *, trackers: list[Any]) -> Pro
     _refuse_sharding()
     # accelerate's state is the whole program's: an earlier run of this program may have had other settings.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    # Forwards have an autocast of ours (``autocast_of``), whatever the launcher says.
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", log_with=trackers or None)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no", log_with=trackers or None
+    )
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UserError(
