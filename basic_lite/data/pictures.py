@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from basic_lite.data.columns import plain_name
+from basic_lite.data.columns import TEXTS, find_columns, has_text, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
 
@@ -57,6 +57,25 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(is_filled, value))
     return not isinstance(value, Mapping) or any(map(is_filled, value.values()))
+
+
+def columns_of(row: Mapping[str, Any], asked: Mapping[str, str]) -> Mapping[str, str]:
+    """Our names to a row's. Of several usual names for a text, the first that holds something is taken.
+
+    Tables that were joined have the columns of all of them, and nothing in most.
+
+    Args:
+        asked: what the recipe maps. A mapped column is taken even if it holds nothing.
+    """
+    mapped, every = asked.values(), find_columns(asked, row)
+    blank = {name for name in row if isinstance(name, str) and plain_name(name) in TEXTS and not is_filled(row[name])}
+    if not blank - {*mapped}:
+        return every
+    found = find_columns(asked, [name for name in row if name in mapped or name not in blank])
+    if not has_text(found):
+        return every
+    # What is wrong with an empty answer is told by its name.
+    return found if "answer" in found or "answer" not in every else {**found, "answer": every["answer"]}
 
 
 def shown(value: Any) -> str:

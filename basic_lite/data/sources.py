@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import mend_of_missing
-from basic_lite.data.columns import SPLIT, options_columns, plain_name, require_columns
+from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
 from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
@@ -151,7 +151,8 @@ class DatasetsSource:
             folder = place_in(root, section.image_dir)
         self.image_dir = str(folder.absolute())
         self.present = tuple(dataset.column_names)
-        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
+        self.columns: Mapping[str, str] = dict(section.columns)
+        found = require_columns(section.columns, self.present, self.name)
         self.prompts = prompts_of(section)
         self.notes: tuple[str, ...] = ()
         # A class is stored as a number; its name is what is meant.
@@ -161,9 +162,10 @@ class DatasetsSource:
         # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
         # picture.
         split = {name for name in self.present if plain_name(name) == SPLIT}
-        wanted = {*self.columns.values(), *looked_at(self.present), *options_columns(self.present), *split}
+        usual = {name for name in self.present if plain_name(name) in TEXTS}
+        wanted = {*found.values(), *usual, *looked_at(self.present), *options_columns(self.present), *split}
         self.dataset = dataset.select_columns(sorted(wanted)).with_format("arrow")
-        self._lazy = {*holding_files(self.present)} - {*self.columns.values()} | {self.columns.get("image", "")}
+        self._lazy = {*holding_files(self.present)} - {*found.values()} | {found.get("image", "")}
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -60,9 +60,10 @@ class TableSource:
         self.present = tuple(name for name in self.header if name)
         if twice := next((name for name, count in Counter(self.present).items() if count > 1), None):
             raise UserError(f"{self.name}: two columns are called {twice!r}; rename one in the file's first line.")
-        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
-        if self.prompts and self.columns.keys() & {"question", "conversations"}:
-            theirs = self.columns.get("question") or self.columns["conversations"]
+        self.columns: Mapping[str, str] = dict(section.columns)
+        found = require_columns(section.columns, self.present, self.name)
+        if self.prompts and found.keys() & {"question", "conversations"}:
+            theirs = found.get("question") or found["conversations"]
             raise UserError(
                 f"{self.name}: its column {theirs!r} has the questions, and this data source sets `prompt`, which is "
                 "for captions; remove `prompt`."

@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from basic_lite.data.columns import COLUMNS, find_columns, picture_columns, plain_name
+from basic_lite.data.columns import COLUMNS, picture_columns, plain_name
 from basic_lite.data.images import ImageRef
-from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
+from basic_lite.data.pictures import columns_of, filled_column, image_at, images_of, is_filled
 from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
@@ -48,10 +48,7 @@ class _Row:
     """A row with our names for its columns, and the pictures that its turns bring along."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str], image_dir: str) -> None:
-        # Tables that were joined have VQA's column in all rows, and nothing in it where a row isn't of VQA.
-        named = [name for name in row if name != "multiple_choice_answer" or is_filled(row[name])]
-        known = {ours: theirs for ours, theirs in columns.items() if theirs in named}
-        self.row, self.columns, self.image_dir = row, find_columns(known, named), image_dir
+        self.row, self.columns, self.image_dir = row, columns_of(row, columns), image_dir
         # In the order of the placeholders of the human turns; None: the next of the row's own pictures.
         self.pictures: list[ImageRef | None] = []
         self.in_parts = False
@@ -64,7 +61,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     """Read one row.
 
     Args:
-        columns: our names to the row's, as far as the source knows them; the others are found.
+        columns: our names to the row's, as the recipe maps them; the others are found.
         prompts: the source's `prompt`.
         number: the record's, which chooses one of the prompts.
 
@@ -186,6 +183,8 @@ def _pair(
 ) -> Iterator[Turn]:
     """A question and its answer; without a question, the prompt of this record's number."""
     if question is None:
+        if talk := row.columns.get("conversations"):
+            raise BadRecord(f"its {talk!r} is empty", "give it at least a question and an answer")
         if answer is None:
             raise _without_text(row)
         if not has_image:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from basic_lite.data.columns import COLUMNS, options_columns, plain_name
+from basic_lite.data.columns import TEXTS, options_columns, plain_name
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.errors import UserError
 
-_TEXTS = {name for ours in ("conversations", "question", "answer") for name in COLUMNS[ours]}
 # An answer that points at an option: B, (B), B. and so on.
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
 _NUMBER = re.compile(r"\(?(\d+)[).:]?")
@@ -43,7 +42,7 @@ def require_rows(value: Any, name: str) -> None:
     if value.keys() == {"columns", "index", "data"}:
         what = f"it is one object with the keys {keys}, as pandas writes a table with orient='split'"
     elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
-        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
+        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in TEXTS]
         # A list of objects is that of one record: turns, parts of a message, answers of several people.
         if any(isinstance(one, Mapping) for values in texts or columns for one in values or ()):
             return
