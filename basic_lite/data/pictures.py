@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 from basic_lite.data.columns import TEXTS, find_columns, has_text, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
+from basic_lite.data.unclear import is_written_list
 
 # Two usual names for the same column.
 _TWINS = ("image", "images")
@@ -163,6 +164,11 @@ def image_at(value: Any, image_dir: str) -> ImageRef:
 
 
 def _named(text: str, image_dir: str) -> ImageRef:
+    if is_written_list(text):
+        raise BadImage(
+            f"its picture is a list written as one text ({shorten(text)})",
+            "write one path, or make the file JSON or parquet, where a list is one",
+        )
     scheme = text[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):
         raise BadImage(
@@ -172,7 +178,13 @@ def _named(text: str, image_dir: str) -> ImageRef:
         return ImageRef("(picture in the record)", blob=DataUrl(text))
     if scheme == "file":
         try:
-            return ImageRef(url2pathname(urlsplit(text).path), image_dir)
+            address = urlsplit(text)
         except ValueError as error:
             raise BadImage(f"the address {shorten(text)} is none ({error})", "write the file's path instead") from error
+        if address.netloc not in ("", "localhost"):
+            raise BadImage(
+                f"the address {shorten(text)} names a computer, {shorten(address.netloc)}, where its path should begin",
+                "write file:/// with the whole path, or the path alone",
+            )
+        return ImageRef(url2pathname(address.path), image_dir)
     return ImageRef(text, image_dir)

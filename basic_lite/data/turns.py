@@ -19,7 +19,7 @@ from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, ROLES, Role, Turn
-from basic_lite.data.unclear import require_one_question, require_shown_options
+from basic_lite.data.unclear import refuse_written_lists, require_one_question, require_shown_options
 from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
@@ -78,6 +78,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     if one.get("conversations") is None:
+        refuse_written_lists(row, one.columns)
         asked = "\n".join(turn.text for turn in turns if turn.role != "gpt")
         require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)
