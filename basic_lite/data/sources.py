@@ -14,7 +14,7 @@ from typing import Any
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
-from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
+from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, require_no_split, unreadable
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -126,6 +126,7 @@ def _open_source(section: SourceSection, root: Path) -> Source:
     if section.folder:
         metadata = metadata_of(place_in(root, section.folder), section.split)
         if metadata is None:
+            require_no_split(section.folder, section.split)
             return FolderSource(section, root)
         section = _described(section, metadata)
     if not section.path:
