@@ -69,7 +69,6 @@ data/json_source.py: _spans: held.open
 data/opened.py: alone: self.load
 data/table_source.py: _lines: self._file.open
 data/table_source.py: _not_unicode: self._file.open
-data/table_source.py: _require_closed: self._file.open
 demo/place.py: scores_of: load
 """,
     "tensors: no format that holds a program is read": """

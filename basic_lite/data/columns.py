@@ -41,6 +41,7 @@ _NO_TEXT = re.compile(
     r"(.*_)?(idx|index|ids?|width|height)|(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?"
 )
 
+TEXTS = {name for ours in ("conversations", "question", "answer") for name in COLUMNS[ours]}
 # The names that tell a record, or a table's header. VQA's files have all of their records in a list `questions`.
 KNOWN = {name for names in COLUMNS.values() for name in names} - {"questions", "texts"}
 

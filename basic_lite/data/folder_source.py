@@ -14,7 +14,7 @@ from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in, read_file
-from basic_lite.recipe.schema import SourceSection
+from basic_lite.recipe.schema import ANY_SPLIT, SourceSection
 
 # How the `datasets` library calls the file that describes a folder of pictures.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -24,8 +24,25 @@ _OF_SYSTEMS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 
 def metadata_of(folder: Path, split: str) -> str | None:
     """Path inside a folder of the file that describes its pictures (those of its split, where splits have folders)."""
-    inside = [*METADATA, *(f"{split}/{name}" for name in METADATA)]
+    own = [f"{split}/{name}" for name in METADATA]
+    inside = [*METADATA, *own] if split == ANY_SPLIT else own
     return next((name for name in inside if os.path.isfile(folder / name)), None)
+
+
+def require_no_split(name: str, split: str) -> None:
+    """Refuse a split of what has none: all of it would be read.
+
+    Args:
+        name: the source's.
+
+    Raises:
+        UserError: a split is given.
+    """
+    if split != ANY_SPLIT:
+        raise UserError(
+            f"{name}: it has no split {split!r}, so all of it would be read; name that part's own folder, and remove "
+            "`split` of this data source"
+        )
 
 
 class FolderSource:

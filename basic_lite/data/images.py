@@ -109,6 +109,8 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         if not other and os.path.isfile(os.path.join(above, image.name)):
             # `photos/a.png` in the folder `photos`: people name the folder twice.
             hint = f"it is in {above}: set image_dir of this source to that folder"
+        elif os.path.islink(path):
+            hint = f"it is a link to {quoted(os.readlink(path))}, where nothing is: correct it"
         elif not other:
             hint = _inside(image.name, root) or hint
         raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
@@ -257,10 +259,10 @@ def _reading(image: ImageRef) -> Iterator[Image.Image]:
         head = _head(source)
         # Of the system's errors without the path.
         said = getattr(error, "strerror", None) or " ".join(str(error).replace(f" {source!r}", "").split())
-        shut = isinstance(error, PermissionError)
+        mends = {PermissionError: "let this user read it", Image.DecompressionBombError: "save it with fewer pixels"}
         reason, mend = what_it_is(head) or (
             said or type(error).__name__,
-            lacking(head) or f"{'let this user read it' if shut else 'fetch it again'}, or leave the record out",
+            lacking(head) or f"{mends.get(type(error), 'fetch it again')}, or leave the record out",
         )
         raise BadImage(f"image {quoted(image.name)} can't be decoded ({reason})", mend) from error
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from basic_lite.data.columns import find_columns, picture_columns
+from basic_lite.data.columns import picture_columns
 from basic_lite.data.images import ImageRef
-from basic_lite.data.pictures import image_at, is_filled, looked_at_in
+from basic_lite.data.pictures import columns_of, image_at, is_filled, looked_at_in
 from basic_lite.data.problems import BadImage, shorten
 from basic_lite.data.record import Record, numbered
 from basic_lite.data.records import Records
@@ -100,8 +100,7 @@ class MemorySource:
         row = self._rows[index]
         if not isinstance(row, Mapping):
             return row
-        columns = find_columns({}, row)
-        chosen = looked_at_in(row, picture_columns(columns, row))
+        chosen = looked_at_in(row, picture_columns(columns_of(row, {}), row))
         return {name: self._pictures(held) if name in chosen else self._parts(held) for name, held in row.items()}
 
     def _pictures(self, held: Any) -> list[ImageRef]:

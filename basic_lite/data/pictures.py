@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from basic_lite.data.columns import plain_name
+from basic_lite.data.columns import TEXTS, find_columns, has_text, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
+from basic_lite.data.unclear import is_written_list
 
 # Two usual names for the same column.
 _TWINS = ("image", "images")
@@ -57,6 +58,25 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(is_filled, value))
     return not isinstance(value, Mapping) or any(map(is_filled, value.values()))
+
+
+def columns_of(row: Mapping[str, Any], asked: Mapping[str, str]) -> Mapping[str, str]:
+    """Our names to a row's. Of several usual names for a text, the first that holds something is taken.
+
+    Tables that were joined have the columns of all of them, and nothing in most.
+
+    Args:
+        asked: what the recipe maps. A mapped column is taken even if it holds nothing.
+    """
+    mapped, every = asked.values(), find_columns(asked, row)
+    blank = {name for name in row if isinstance(name, str) and plain_name(name) in TEXTS and not is_filled(row[name])}
+    if not blank - {*mapped}:
+        return every
+    found = find_columns(asked, [name for name in row if name in mapped or name not in blank])
+    if not has_text(found):
+        return every
+    # What is wrong with an empty answer is told by its name.
+    return found if "answer" in found or "answer" not in every else {**found, "answer": every["answer"]}
 
 
 def shown(value: Any) -> str:
@@ -144,6 +164,11 @@ def image_at(value: Any, image_dir: str) -> ImageRef:
 
 
 def _named(text: str, image_dir: str) -> ImageRef:
+    if is_written_list(text):
+        raise BadImage(
+            f"its picture is a list written as one text ({shorten(text)})",
+            "write one path, or make the file JSON or parquet, where a list is one",
+        )
     scheme = text[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):
         raise BadImage(
@@ -153,7 +178,13 @@ def _named(text: str, image_dir: str) -> ImageRef:
         return ImageRef("(picture in the record)", blob=DataUrl(text))
     if scheme == "file":
         try:
-            return ImageRef(url2pathname(urlsplit(text).path), image_dir)
+            address = urlsplit(text)
         except ValueError as error:
             raise BadImage(f"the address {shorten(text)} is none ({error})", "write the file's path instead") from error
+        if address.netloc not in ("", "localhost"):
+            raise BadImage(
+                f"the address {shorten(text)} names a computer, {shorten(address.netloc)}, where its path should begin",
+                "write file:/// with the whole path, or the path alone",
+            )
+        return ImageRef(url2pathname(address.path), image_dir)
     return ImageRef(text, image_dir)

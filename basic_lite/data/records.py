@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from basic_lite.data.columns import find_columns
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Role, Turn, named
 from basic_lite.data.turns import name_of, read_row
@@ -21,7 +22,7 @@ class Source(Protocol):
 
     Attributes:
         name: As the recipe names it.
-        columns: Our column names to theirs, as far as the recipe or the file's head says them.
+        columns: Our column names to theirs, as the recipe maps them; the others are found in each row.
         present: All columns there are; empty where each record has its own.
         image_dir: Folder that image paths are relative to.
         prompts: What is asked about a picture that has a text but no question; a record's number chooses one.
@@ -88,7 +89,7 @@ def _record(source: Source, number: int) -> Record:
     place, identity = source.place(number - 1), ""
     try:
         row = source.row(number - 1)
-        raw = row.get(source.columns.get("id", "id")) if isinstance(row, Mapping) else None
+        raw = row.get(find_columns(source.columns, row).get("id", "id")) if isinstance(row, Mapping) else None
         identity = name_of(raw) or ""
         content = read_row(row, source.columns, source.image_dir, source.prompts, number)
     except RecordProblem as problem:

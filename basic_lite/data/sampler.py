@@ -29,8 +29,8 @@ class GroupedSampler:
     - length: in pools of 50 global batches, samples are sorted by length (longest first) and cut into global batches;
       these are then shuffled.
     - modality_length: the same among samples with images and among those without, so a global batch has one modality.
-      What is left over of both (fewer than ``global_batch`` each) comes mixed at the end, images first, so at most one
-      micro-batch of an epoch holds both.
+      What is left over of both (fewer than ``global_batch`` each) comes mixed at the end, images first, or at the
+      beginning if it has the longest sample. So at most one micro-batch of an epoch holds both.
     - none: a random order.
 
     The global batch with the longest sample comes first: a run that lacks memory fails in its first step, not after
@@ -80,6 +80,11 @@ class GroupedSampler:
         if order:
             longest = max(range(len(order)), key=lambda n: self.lengths[order[n]].max())
             order.insert(0, order.pop(longest))
+            if len(mixed) and self.lengths[mixed].max() > self.lengths[order[0]].max():
+                # Of a modality that fills no global batch all are left over: that batch fills one with them.
+                joined = np.concatenate([mixed, order[0]])
+                first, mixed = np.split(joined, [self.global_batch])
+                order[0] = first[np.argsort(~self.has_image[first], kind="stable")]
         return np.concatenate([*order, mixed])
 
     def _longest_batch_first(self, order: np.ndarray) -> np.ndarray:

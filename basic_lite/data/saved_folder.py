@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basic_lite.data.folder_source import require_no_split
 from basic_lite.data.problems import nearest, shorten
 from basic_lite.errors import UserError
-from basic_lite.outside import open_file, read_json_file
+from basic_lite.outside import as_object, open_file, read_json_file
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
 
@@ -35,16 +36,22 @@ def sound_folder(path: Path, name: str, split: str) -> Path:
                 "Set `split` of this data source."
             )
         path = path / _plain(split, path / _SPLITS, name)
+    elif split != as_object(_read(path / _STATE, name)).get("_split"):
+        require_no_split(name, split)
     for file in _files(path, name):
         _require_sound(file, name)
     return path
 
 
-def _part(file: Path, key: str, name: str) -> list[Any]:
+def _read(file: Path, name: str) -> Any:
     try:
-        found = read_json_file(file)
+        return read_json_file(file)
     except ValueError as error:
         raise _damaged(file, name, str(error)) from error
+
+
+def _part(file: Path, key: str, name: str) -> list[Any]:
+    found = _read(file, name)
     value = found.get(key) if isinstance(found, dict) else None
     if not isinstance(value, list):
         raise _damaged(file, name, f"it has no list {key!r}")

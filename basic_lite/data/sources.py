@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.choices import mend_of_missing
-from basic_lite.data.columns import SPLIT, options_columns, plain_name, require_columns
-from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, unreadable
+from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
+from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, require_no_split, unreadable
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -126,6 +126,7 @@ def _open_source(section: SourceSection, root: Path) -> Source:
     if section.folder:
         metadata = metadata_of(place_in(root, section.folder), section.split)
         if metadata is None:
+            require_no_split(section.folder, section.split)
             return FolderSource(section, root)
         section = _described(section, metadata)
     if not section.path:
@@ -151,7 +152,8 @@ class DatasetsSource:
             folder = place_in(root, section.image_dir)
         self.image_dir = str(folder.absolute())
         self.present = tuple(dataset.column_names)
-        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
+        self.columns: Mapping[str, str] = dict(section.columns)
+        found = require_columns(section.columns, self.present, self.name)
         self.prompts = prompts_of(section)
         self.notes: tuple[str, ...] = ()
         # A class is stored as a number; its name is what is meant.
@@ -161,9 +163,10 @@ class DatasetsSource:
         # Arrow rows, with no feature decoding: an image column gives its bytes as a scalar, not a decoded
         # picture.
         split = {name for name in self.present if plain_name(name) == SPLIT}
-        wanted = {*self.columns.values(), *looked_at(self.present), *options_columns(self.present), *split}
+        usual = {name for name in self.present if plain_name(name) in TEXTS}
+        wanted = {*found.values(), *usual, *looked_at(self.present), *options_columns(self.present), *split}
         self.dataset = dataset.select_columns(sorted(wanted)).with_format("arrow")
-        self._lazy = {*holding_files(self.present)} - {*self.columns.values()} | {self.columns.get("image", "")}
+        self._lazy = {*holding_files(self.present)} - {*found.values()} | {found.get("image", "")}
 
     def __len__(self) -> int:
         return len(self.dataset)

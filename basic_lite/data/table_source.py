@@ -7,7 +7,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,10 @@ from basic_lite.recipe.schema import SourceSection
 TABLE_ENDINGS = (".csv", ".tsv")
 _DELIMITERS = (",", ";", "\t")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-# Lines that are looked at to find the delimiter.
-_HEAD_LINES = 50
+# Lines that are looked at to find the delimiter, and characters of a cell.
+_HEAD_LINES, _MOST_OF_CELL = 50, 1 << 26
+_AFTER_QUOTE = "a cell begins with a double quote, and more text follows where that is closed"
+_QUOTES = 'write "" for each quote inside a text, and one more at both of its ends'
 
 
 class TableSource:
@@ -52,7 +54,9 @@ class TableSource:
         self.delimiter = _delimiter(texts, self.path.suffix.lower())
         first = next(_rows(texts, self.delimiter), None)
         if not first:
-            raise UserError(f"{self.name}: the file is empty; write a header line into it, and a row for each picture.")
+            broken = any(line.strip() for line in texts)
+            what = f"its first line can't be read: {_AFTER_QUOTE}" if broken else "the file is empty"
+            raise UserError(f"{self.name}: {what}; write a header line into it, and a row for each picture.")
         headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
         if headed:
             self._require_header(first, texts, section)
@@ -60,17 +64,19 @@ class TableSource:
         self.present = tuple(name for name in self.header if name)
         if twice := next((name for name, count in Counter(self.present).items() if count > 1), None):
             raise UserError(f"{self.name}: two columns are called {twice!r}; rename one in the file's first line.")
-        self.columns: Mapping[str, str] = require_columns(section.columns, self.present, self.name)
-        if self.prompts and self.columns.keys() & {"question", "conversations"}:
-            theirs = self.columns.get("question") or self.columns["conversations"]
+        self.columns: Mapping[str, str] = dict(section.columns)
+        found = require_columns(section.columns, self.present, self.name)
+        if self.prompts and found.keys() & {"question", "conversations"}:
+            theirs = found.get("question") or found["conversations"]
             raise UserError(
                 f"{self.name}: its column {theirs!r} has the questions, and this data source sets `prompt`, which is "
                 "for captions; remove `prompt`."
             )
         rows = itertools.islice(self._spans(len(mark), skipped), int(headed), None)
         flat = array("q")
-        for span in itertools.islice(rows, section.limit):
-            flat.extend(span)
+        with long_cells():
+            for span in itertools.islice(rows, section.limit):
+                flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
         self._file.require_same()
 
@@ -85,11 +91,15 @@ class TableSource:
         """The row at a 0-based position, without white space around the cells; empty cells are None.
 
         Raises:
-            BadRecord: it has more cells than the header.
+            BadRecord: it has more cells than the header, or a cell with quotes that say nothing.
         """
         start, end, _ = self._spans_of[index]
         text = self._file.bytes(start, end).decode(self.encoding)
-        cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
+        try:
+            with long_cells():
+                cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
+        except csv.Error as error:
+            raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
         extra = [cell for cell in cells[len(self.header) :] if cell.strip()]
         if extra:
             raise BadRecord(
@@ -180,37 +190,48 @@ class TableSource:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise UserError(
-                    f"{self.name}, line {number}: {error}; perhaps a double quote is opened there and never closed."
-                ) from error
+                if what := _open_quote(str(error), number + len(ends) - 1 if len(ends) > 1 else None):
+                    raise UserError(f"{self.name}, line {number}: {what}; {_QUOTES}.") from None
+                cells = ["a row that is named when it is read"]
             if cells is None:
                 return
             count, end = len(ends), ends[-1]
             ends.clear()
             if any(cell.strip() for cell in cells):
-                if count > 1:
-                    self._require_closed(start, end, number)
                 yield start, end, number
             start, number = end, number + count
 
-    def _require_closed(self, start: int, end: int, number: int) -> None:
-        """Refuse a row of several lines whose last quote is open: it has swallowed the rest of the file."""
-        if end < self._file.size:
-            return
-        with self._file.open() as file:
-            file.seek(start)
-            text = file.read().decode(self.encoding)
-        # A row that is complete ends at its line break; an open one takes whatever follows.
-        if len(list(_cells(io.StringIO(text.rstrip("\r\n") + "\nx", newline=""), self.delimiter))) == 1:
-            raise UserError(
-                f"{self.name}, line {number}: a double quote is opened in this row and never closed; close it, or "
-                'write "" for a quote inside a text.'
-            )
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Cells may hold whole pictures. The limit is one for the program, and others rely on it."""
+    before = csv.field_size_limit(_MOST_OF_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _open_quote(error: str, last: int | None) -> str | None:
+    """What is wrong with a row that has swallowed others, so that nobody knows which; None: it is one line.
+
+    Args:
+        error: in csv's own words.
+        last: the line it ends in, where that isn't its first.
+    """
+    if "field larger" in error:
+        return f"a cell has more than {_MOST_OF_CELL:,} characters, perhaps because a double quote isn't closed"
+    if "unexpected end" in error:
+        return "a double quote is opened in this row and never closed"
+    return f"a double quote is opened in this row and closed in line {last}, where more text follows" if last else None
 
 
 def _cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Rows of cells. People write a space after a comma, and then a quote."""
-    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    """Rows of cells. People write a space after a comma, and then a quote.
+
+    Strictly: a quote that opens a cell must close it. Else it would swallow other rows, or be lost from the text.
+    """
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:

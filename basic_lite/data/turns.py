@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from basic_lite.data.columns import COLUMNS, find_columns, picture_columns, plain_name
+from basic_lite.data.columns import COLUMNS, picture_columns, plain_name
 from basic_lite.data.images import ImageRef
-from basic_lite.data.pictures import filled_column, image_at, images_of, is_filled
+from basic_lite.data.pictures import columns_of, filled_column, image_at, images_of, is_filled
 from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, ROLES, Role, Turn
-from basic_lite.data.unclear import require_one_question, require_shown_options
+from basic_lite.data.unclear import refuse_written_lists, require_one_question, require_shown_options
 from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
@@ -48,10 +48,7 @@ class _Row:
     """A row with our names for its columns, and the pictures that its turns bring along."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str], image_dir: str) -> None:
-        # Tables that were joined have VQA's column in all rows, and nothing in it where a row isn't of VQA.
-        named = [name for name in row if name != "multiple_choice_answer" or is_filled(row[name])]
-        known = {ours: theirs for ours, theirs in columns.items() if theirs in named}
-        self.row, self.columns, self.image_dir = row, find_columns(known, named), image_dir
+        self.row, self.columns, self.image_dir = row, columns_of(row, columns), image_dir
         # In the order of the placeholders of the human turns; None: the next of the row's own pictures.
         self.pictures: list[ImageRef | None] = []
         self.in_parts = False
@@ -64,7 +61,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     """Read one row.
 
     Args:
-        columns: our names to the row's, as far as the source knows them; the others are found.
+        columns: our names to the row's, as the recipe maps them; the others are found.
         prompts: the source's `prompt`.
         number: the record's, which chooses one of the prompts.
 
@@ -81,6 +78,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     if one.get("conversations") is None:
+        refuse_written_lists(row, one.columns)
         asked = "\n".join(turn.text for turn in turns if turn.role != "gpt")
         require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)
@@ -186,6 +184,8 @@ def _pair(
 ) -> Iterator[Turn]:
     """A question and its answer; without a question, the prompt of this record's number."""
     if question is None:
+        if talk := row.columns.get("conversations"):
+            raise BadRecord(f"its {talk!r} is empty", "give it at least a question and an answer")
         if answer is None:
             raise _without_text(row)
         if not has_image:

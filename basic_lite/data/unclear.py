@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from basic_lite.data.columns import COLUMNS, options_columns, plain_name
+from basic_lite.data.columns import TEXTS, options_columns, plain_name
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.errors import UserError
 
-_TEXTS = {name for ours in ("conversations", "question", "answer") for name in COLUMNS[ours]}
 # An answer that points at an option: B, (B), B. and so on.
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
 _NUMBER = re.compile(r"\(?(\d+)[).:]?")
@@ -18,6 +17,9 @@ _NUMBER = re.compile(r"\(?(\d+)[).:]?")
 _MARKED = re.compile(r"^\(?[A-Ja-j][).:]\s*")
 # What stands where a row has fewer options than others.
 _NO_OPTION = {"", "nan", "none", "null", "n/a", "-"}
+# Columns that hold a list, by their name.
+_LISTS = ("answers", "captions")
+_WRITTEN_LIST = re.compile(r"\[\s*(?:(['\"]).*\1|\{.*\})\s*\]", re.DOTALL)
 # Between options in one text, be it a person's, or a list as numpy writes it.
 _BETWEEN = re.compile(r"[\n;|,]|'\s+'|\"\s+\"|(?=\b[B-J][.):]\s)")
 # Characters. A list of options that a program wrote into one cell of a table is no longer than this.
@@ -43,7 +45,7 @@ def require_rows(value: Any, name: str) -> None:
     if value.keys() == {"columns", "index", "data"}:
         what = f"it is one object with the keys {keys}, as pandas writes a table with orient='split'"
     elif len(lengths) == 1 and not lengths <= {-1, 0, 1}:
-        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in _TEXTS]
+        texts = [values for key, values in zip(value, columns, strict=True) if plain_name(str(key)) in TEXTS]
         # A list of objects is that of one record: turns, parts of a message, answers of several people.
         if any(isinstance(one, Mapping) for values in texts or columns for one in values or ()):
             return
@@ -77,6 +79,35 @@ def require_one_question(name: str, question: Any, answer: Any) -> None:
             f"its {name!r} is a list of {len(question)} question{'s' * (len(question) != 1)}{answers}",
             "write one record a question, each with its picture and its answer",
         )
+
+
+def is_written_list(text: str) -> bool:
+    """Whether a text is a list of texts or objects as Python, JSON or numpy writes it."""
+    return text[:1] == "[" and bool(_WRITTEN_LIST.fullmatch(text))
+
+
+def refuse_written_lists(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuse a list that a program wrote into one cell of a table, as ['A cat.', 'A dog.'].
+
+    An answer to a question may be such a list, as one in JSON that was asked for.
+
+    Args:
+        columns: our names to the row's.
+
+    Raises:
+        BadRecord: its brackets and quotes would be learned.
+    """
+    asked, said = columns.get("question"), columns.get("answer")
+    if asked is not None and said is not None and plain_name(said) not in _LISTS:
+        said = None
+    for name in (asked, said):
+        text = row[name].strip() if name is not None and isinstance(row[name], str) else ""
+        if is_written_list(text):
+            raise BadRecord(
+                f"its {name!r} is a list written as one text ({shorten(text)}), and its brackets would be learned",
+                "write one of its texts, or make the file JSON or parquet, where a list is one; if the list is what a "
+                "question asks for, give the question too, and call this column answer",
+            )
 
 
 def require_shown_options(row: Mapping[str, Any], asked: str, answer: Any) -> None:

@@ -49,7 +49,9 @@ class Checker:
         unknown = [key for key in value if key not in model.model_fields]
         if len(unknown) > _SHOWN:
             more, first = len(unknown) - _SHOWN, one_line(unknown[_SHOWN], 80)
-            self.report((*path, unknown[_SHOWN]), f"{more:,} more keys from `{first}` on are none", key=True)
+            self.report(
+                (*path, unknown[_SHOWN]), f"{more:,} more keys from `{first}` on are none; remove them", key=True
+            )
         for key in unknown[:_SHOWN]:
             nearest = nearest_key((*path, key))
             holder, _, leaf = (nearest or "").rpartition(".")

@@ -15,7 +15,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.problems import Finding, Unusable, Values, Wrong
 from basic_lite.recipe.rules import batch_problem, layers_problem, measured_keys, needs_gpu
-from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.recipe.schema import ANY_SPLIT, Recipe, SourceSection
 
 # What the vocabulary tables (input embeddings and head) are called in transformers' language models.
 VOCABULARY_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
@@ -292,6 +292,9 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
     try:
         if v["config"] is not None and given and f"{at}hub" not in given:
             yield [f"{at}config", given[0]], f"{at}config belongs to {at}hub; remove it"
+        if v["split"] != ANY_SPLIT and (v["path"] or v["parquet"]):
+            what = f"a file has no splits, so all of it would be read, not {v['split']} alone"
+            yield [f"{at}split", given[0]], f"{what}; name that part's own file in {given[0]}, and remove {at}split"
         if v["image_dir"] is not None and v["folder"]:
             yield [f"{at}image_dir"], f"the pictures are in {at}folder itself; remove {at}image_dir"
         prompts = v["prompt"]

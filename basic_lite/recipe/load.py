@@ -91,7 +91,9 @@ def _read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"the recipe {path} is not a text file in UTF-8 (line {line}); save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"the recipe {path} can't be read: {error.strerror or error}") from None
+        raise UserError(
+            f"the recipe {path} can't be read: {error.strerror or error}; give a file that can be"
+        ) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -36,7 +36,7 @@ _SAYS = {
     "undefined alias '(.*)'": "*{0} is an undefined alias; put a text that begins with * in quotes",
     r"but found '([\]},])'": "nothing that `{0}` could belong to is open; remove it, or put the text in quotes",
     "<scalar>": "text follows a value that is complete; put the whole value in quotes",
-    "another document": "a second document begins with `---`; a file holds one recipe, so remove this line",
+    "another document": "a second document begins with `---`; a file holds one recipe; remove this line",
     "not allowed here|<block end>|could not find expected ':'": "this doesn't fit to the lines before it; write "
     f"`key: value`, and {_ALIKE}",
     "(?s)(.*)": "YAML's own words are: {0}; correct it there",

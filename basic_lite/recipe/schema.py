@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from basic_lite.recipe.presets import keys_of
 from basic_lite.recipe.texts import text_problem, texts_in
 
+# The split of a source that names none; whatever has no splits is read whole.
+ANY_SPLIT = "train"
 # The most steps, samples or records that a key may name: a billion.
 MOST = 1_000_000_000
 
@@ -124,7 +126,7 @@ class SourceSection(Section):
     config: str | None = Field(None, description="Configuration of the hub data set.")
     parquet: str | None = Field(None, description="Local parquet file, or a glob of them.")
     saved: str | None = Field(None, description="Folder written by `Dataset.save_to_disk`.")
-    split: str = Field("train", description="Split of a `datasets` source.")
+    split: str = Field(ANY_SPLIT, description="Split of `hub`, `saved`, or an `imagefolder`.")
     image_dir: str | None = Field(None, description="Folder that image paths are relative to; default: beside `path`.")
     prompt: str | list[str] | None = Field(
         None,

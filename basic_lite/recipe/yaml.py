@@ -9,10 +9,12 @@ the same values.
 import io
 import itertools
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import ReusedAnchorWarning
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node
 from ruamel.yaml.representer import SafeRepresenter
@@ -79,17 +81,22 @@ def read_document(text: str, source: str) -> Document:
     document = Document(source)
     top = Place.in_file(source, 1, 1)
     if len(text) > _MOST_OF_TEXT:
-        document.report(top, (), f"{len(text):,} characters are too many to be a recipe")
+        document.report(top, (), f"{len(text):,} characters are too many for a recipe; name its own file")
         return document
     try:
         if _depth(text) > _DEEPEST:
             raise RecursionError
-        root = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            # YAML allows a name that is given twice, and takes the later one.
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            root = YAML(typ="safe", pure=True).compose(text)
         value = None if root is None else _value(root, (), document, ())
     except RecursionError:
-        document.report(top, (), "brackets nested too deeply to be a recipe")
+        document.report(top, (), "brackets nested too deeply to be a recipe; take some out")
     except _TooManyValues:
-        document.report(top, (), f"it has more than {_MOST_VALUES:,} values, with those that aliases stand for")
+        document.report(
+            top, (), f"it has more than {_MOST_VALUES:,} values, with those that aliases stand for; take aliases out"
+        )
     except YAMLError as error:
         line, column, reason = why_not_yaml(error, text)
         document.report(Place.in_file(source, line, column), (), f"not valid YAML: {reason}")
@@ -122,7 +129,7 @@ def _value(node: Any, path: KeyPath, document: Document, above: tuple[Any, ...])
     if len(document.places) > _MOST_VALUES:
         raise _TooManyValues
     if any(node is other for other in above):
-        return document.report(place, path, "an alias that contains itself")
+        return document.report(place, path, "an alias that contains itself; write its value out")
     tag = str(node.tag)
     if not tag.startswith("tag:yaml.org,2002:") or tag.rpartition(":")[2] not in _CORE_TAGS:
         return document.report(place, path, f"recipes have no YAML tags, found {tag}; leave it out")

@@ -116,6 +116,17 @@ def test_imagefolder(tmp_path: Path, kind: str, split: str, monkeypatch: pytest.
     assert records.place(0).startswith(f"{inside}metadata.{kind}, {first[kind]}")
 
 
+def test_a_split_is_that_of_its_own_folder(tmp_path: Path, photos: Path) -> None:
+    (photos / "metadata.csv").write_text("file_name,text\ncat.jpg,whole\n")
+    for split in ("train", "test"):
+        (photos / split).mkdir()
+        (photos / split / "metadata.csv").write_text(f"file_name,text\ncat.jpg,{split}\n")
+    assert load(tmp_path)[0].turns[1].text == "whole"
+    assert load(tmp_path, split="test")[0].turns[1].text == "test"
+    with pytest.raises(UserError, match="photos: it has no split 'val', so all of it would be read; name that part's"):
+        load(tmp_path, split="val")
+
+
 def test_what_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "bare").mkdir()
     cases: list[tuple[dict[str, Any], str]] = [

@@ -66,6 +66,16 @@ def test_saved_with_image_features(tmp_path: Path) -> None:
         load(tmp_path, saved="both", split="vall")
 
 
+def test_a_split_of_a_folder_that_has_none(tmp_path: Path) -> None:
+    """Else an evaluation on a part would be one on all of it."""
+    rows = {"question": ["q"], "answer": ["a"]}
+    for name, split in (("whole", None), ("own", "val")):  # the library notes of which split a data set is
+        datasets.Dataset.from_dict(rows, split=split).save_to_disk(str(tmp_path / name))
+    assert len(load(tmp_path, saved="whole")) == len(load(tmp_path, saved="own", split="val")) == 1
+    with pytest.raises(UserError, match="whole: it has no split 'val', so all of it would be read; name that part's"):
+        load(tmp_path, saved="whole", split="val")
+
+
 def test_parquet_glob_lists_of_images_and_pairs(tmp_path: Path) -> None:
     for n in range(2):
         data = datasets.Dataset.from_dict(

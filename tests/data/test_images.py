@@ -216,6 +216,21 @@ def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:
         locate(ImageRef("photos/a.png", str(tmp_path / "photos")))
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("gone.png")
+    with pytest.raises(
+        BadImage, match=r"does not exist in .*; it is a link to 'gone\.png', where nothing is: correct it"
+    ):
+        locate(ImageRef("a.png", str(tmp_path)))
+
+
+def test_more_pixels_than_pil_reads_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.png", (9, 9))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadImage, match=r"81 pixels.*; save it with fewer pixels, or leave the record out"):
+        open_image(ImageRef("a.png", str(tmp_path)))
+
+
 def test_a_large_picture_is_read_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "a.png", (4, 4))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # PIL warns of more, and refuses twice as many

@@ -44,6 +44,7 @@ def look_at(record: Record) -> None:
         ({"image": {"bytes": [137, 80]}}, "the bytes of its image are"),
         ({"image": {"bytes": ""}}, "the bytes of its image are ''"),
         ({"image": "file://[::1"}, "Invalid IPv6 URL"),
+        ({"image": "file://a.png"}, "names a computer, 'a.png', where its path should begin; write file:///"),
         ({"image": "a" * 5000}, "aaa…aaa"),
         ({"conversations": {"from": [2], "value": [1]}}, "turn 1 is from 2"),
         ({"conversations": {"from": ["human", "gpt"], "value": ["q"]}}, "differ in length"),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from basic_lite.data import table_source
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
@@ -84,12 +85,35 @@ def test_the_line_is_named_whatever_is_wrong(tmp_path: Path) -> None:
         ("image,caption\n", "no record"),
         ("image,caption\na.png,ü\n".encode("latin-1"), "line 2: this isn't UTF-8.*CSV UTF-8"),
         ('image,caption\na.png,"x\nb.png,y\nc.png,z\n', "line 2: a double quote is opened"),
-        ("image,caption\na.png," + "x" * 140_000, "line 2: field larger"),
+        (
+            'image,caption\na.png,"x\nb.png,y\nc.png,He said "hi"\n',
+            "line 2: a double quote is opened .* in line 4, where",
+        ),
+        ('"image" or so,caption\na.png,x\n', "its first line can't be read: a cell begins with a double quote"),
+        ("image,caption\na.png," + "x" * 2_000_000, "line 2: a cell has more than 1,000,000 characters"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str | bytes, expected: str) -> None:
+def test_what_is_refused(tmp_path: Path, text: str | bytes, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_source, "_MOST_OF_CELL", 1_000_000)
     with pytest.raises(UserError, match=expected):
         table(tmp_path, text)
+
+
+@pytest.mark.parametrize("line", ['a.png,"Stop" says the sign', r'a.png,"He said \"hi\""', '"a.png" or b.png,x'])
+def test_a_quote_that_closes_before_the_cells_end_is_one_bad_row(tmp_path: Path, line: str) -> None:
+    """Read leniently, the quotes would be lost from the text that is learned."""
+    records = table(tmp_path, f'image,caption\n{line}\nb.png,"He said ""hi"""\n')
+    with pytest.raises(
+        BadRecord, match=r'^captions\.csv, line 2: a cell begins with a double quote.*; write "" for each'
+    ):
+        records[0]
+    assert records[1].turns[1].text == 'He said "hi"'
+
+
+def test_a_cell_may_hold_a_picture(tmp_path: Path) -> None:
+    whole = "data:image/png;base64," + "A" * 300_000
+    assert table(tmp_path, f'image,caption\n"{whole}",x\n')[0].images[0].blob.url == whole
+    assert csv.field_size_limit() == 131_072  # other programs' is as it was
 
 
 def test_columns_and_prompts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from basic_lite.data.conversation import IMAGE, conversation
-from basic_lite.data.problems import BadRecord
+from basic_lite.data.problems import BadImage, BadRecord
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
@@ -95,6 +95,44 @@ def test_a_list_of_questions_is_refused(tmp_path: Path, row: dict[str, Any], tol
     with pytest.raises(BadRecord) as caught:
         load(tmp_path, {"image": "a.png", **row}, [])[0]
     assert told in str(caught.value) and "write one record a question" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"caption": "['A cat.', 'A dog.']"},
+        {"caption": '["A cat."]'},
+        {"text": "['A cat.'\n 'A dog.']"},  # as numpy writes it
+        {"question": "q", "answers": "[{'answer': 'net'}, {'answer': 'nets'}]"},
+        {"question": "['q1', 'q2']", "answer": "a"},
+    ],
+    ids=str,
+)
+def test_a_list_that_a_program_wrote_into_a_cell_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    """As pandas writes a column of lists to CSV."""
+    with pytest.raises(BadRecord, match=r"is a list written as one text .*brackets would be learned; write one"):
+        load(tmp_path, {"image": "a.png", **row})[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "List what you see, in JSON.", "answer": '["cat", "dog"]'},
+        {"caption": "[1, 2]"},
+        {"caption": "[A cat and a dog]"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "['a', 'b']"}]},
+    ],
+    ids=str,
+)
+def test_other_brackets_are_texts(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert said(load(tmp_path, {"image": "a.png", **row})[0])[-1][1].startswith("[")
+
+
+def test_a_list_of_pictures_in_a_cell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadImage, match=r"its picture is a list written as one text .*; write one path, or make the file"
+    ):
+        load(tmp_path, {"image": "['a.png', 'b.png']", "caption": "x"})[0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from basic_lite.errors import UserError
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.schema import MOST, Recipe, Section
+from tests.support.fuzzing import require_good
 from tests.support.recipes import GOOD, problem, write_recipe
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -27,7 +28,9 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("".join(f"k{n}: 1\n" for n in range(12_000)), "11,980 more keys from `k20` on are none"),
         ("training:\n" + "".join(f"  k{n}: 1\n" for n in range(10_000)), "9,980 more keys"),
         ("? " + "x" * 150_000 + "\n: 1\n", "there is no such key"),
-        ("name: " + "x" * 10_000_000, "characters are too many to be a recipe"),
+        ("name: " + "x" * 10_000_000, "characters are too many for a recipe"),
+        (GOOD + "---\n", "a second document begins with `---`"),
+        ("name: &a [*a]\n", "an alias that contains itself"),
         ('name: "a\\0b"\nstage: 2\n', "the character NUL"),
         ('output: "\\ud800"\n', "isn't Unicode"),
     ],
@@ -38,8 +41,15 @@ def test_a_recipe_that_is_none_is_refused_in_a_moment(tmp_path: Path, text: str,
     with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert time.process_time() - started < 5
-    assert len(str(caught.value)) <= 2000
+    require_good(str(caught.value))
     assert said in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_of_yaml_may_be_given_twice(tmp_path: Path) -> None:
+    """ruamel.yaml warns of it in words of its own."""
+    text = GOOD.replace("name: run", "name: &a run") + "training:\n  max_steps: &a 5\n  save_every: *a\n"
+    assert load_recipe(write_recipe(tmp_path, text)).training.save_every == 5
 
 
 @pytest.mark.parametrize(

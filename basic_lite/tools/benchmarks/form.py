@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from basic_lite.data.json_source import JsonSource
 from basic_lite.data.pictures import image_at
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
+from basic_lite.data.table_source import long_cells
 from basic_lite.data.turns import clean, name_of
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file
@@ -73,7 +73,7 @@ class Published:
 
     def _header(self) -> Sequence[str]:
         try:
-            with _text_of(self.path) as file, _long_cells():
+            with _text_of(self.path) as file, long_cells():
                 return next(csv.reader(file, delimiter="\t"), [])
         except (OSError, UnicodeDecodeError, csv.Error):
             return []
@@ -107,7 +107,7 @@ class Published:
         Raises:
             UserError: it is no such table.
         """
-        with _text_of(self.path) as file, _long_cells():
+        with _text_of(self.path) as file, long_cells():
             reader = csv.DictReader(file, delimiter="\t")
             try:
                 yield from ((f"{self.name}, line {reader.line_num}", row) for row in reader)
@@ -252,13 +252,3 @@ def placed(place: str) -> Iterator[None]:
 
 def _text_of(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Cells may hold whole pictures. The limit is one for the program, and others rely on it."""
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

@@ -8,7 +8,7 @@ from typing import Any
 
 from basic_lite.data.columns import find_columns, picture_columns
 from basic_lite.data.folder_source import FolderSource
-from basic_lite.data.pictures import looked_at_in
+from basic_lite.data.pictures import columns_of, looked_at_in
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
@@ -60,11 +60,11 @@ def look(section: SourceSection) -> Found:
     records = load_records(section, root=Path.cwd())
     [source] = records.sources
     rows = list(_rows(records))
-    columns: dict[str, str] = dict(source.columns)
+    columns: dict[str, str] = dict(find_columns(source.columns, source.present))
     present = dict.fromkeys(source.present)
     used = set(columns.values())
     for row in rows:
-        found = find_columns(source.columns, row)
+        found = columns_of(row, source.columns)
         columns |= found
         used.update(found.values(), looked_at_in(row, picture_columns(found, row)))
         present |= dict.fromkeys(row)
