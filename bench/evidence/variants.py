@@ -20,9 +20,10 @@ PAPER: Mapping[str, Any] = {"supervision.preset": "paper"}
 MEASURED: Mapping[str, Any] = {"supervision.preset": "measured"}
 # No part of BASIC, and so in no preset: it is compared with `off` on the same start.
 START: Mapping[str, Any] = {"model.projector_start": "matched"}
+FLOAT32: Mapping[str, Any] = {"training.autocast": "off"}
 
 # `off`: the rest is compared with it. `with_…`: the paper's method and one part; `without_…`: all parts but one.
-# `…_start`: from a matched projector. `off_float32`: without bf16 autocast, which the real world has.
+# `…_start`: from a matched projector. `…_float32`: without bf16 autocast, which the real world has.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "off": {"supervision.enabled": False},
     "paper": PAPER,
@@ -31,7 +32,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "measured": MEASURED,
     **{f"with_{part}": {**PAPER, **on} for part, (on, _) in PARTS.items()},
     **{f"without_{part}": {**MEASURED, **out} for part, (_, out) in PARTS.items()},
-    "off_float32": {"supervision.enabled": False, "training.autocast": "off"},
+    "off_float32": {"supervision.enabled": False, **FLOAT32},
+    "das_float32": {**PAPER, "supervision.lambda_sds": 0.0, **FLOAT32},
     "off_start": {"supervision.enabled": False, **START},
     "paper_start": {**PAPER, **START},
     "measured_start": {**MEASURED, **START},
