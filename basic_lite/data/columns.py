@@ -8,6 +8,8 @@ from basic_lite.console import command_line
 from basic_lite.data.problems import nearest
 from basic_lite.errors import UserError
 
+# What describes a picture, and answers no question where another column is meant to.
+CAPTIONS = ("caption", "captions", "description", "text", "label")
 # Our names, each with the names it is known by elsewhere; of several that are there, the first is taken.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
@@ -20,8 +22,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "question": ("question", "questions", "instruction", "query", "prompt", "input"),
     # VQA v2 has the commonest of its `answers` as `multiple_choice_answer`.
     "answer": (
-        "answer", "multiple_choice_answer", "answers", "response", "output", "completion", "caption", "captions",
-        "description", "text", "label",
+        "answer", "multiple_choice_answer", "answers", "response", "output", "completion", *CAPTIONS,
     ),
     "question_type": ("question_type",),
     # Of LLaMA-Factory's formats: more of the question, the system prompt, and the turns before.

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from basic_lite.data.columns import TEXTS, find_columns, has_text, plain_name
+from basic_lite.data.columns import CAPTIONS, TEXTS, find_columns, has_text, plain_name
 from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
 from basic_lite.data.unclear import is_written_list
@@ -75,8 +75,12 @@ def columns_of(row: Mapping[str, Any], asked: Mapping[str, str]) -> Mapping[str,
     found = find_columns(asked, [name for name in row if name in mapped or name not in blank])
     if not has_text(found):
         return every
-    # What is wrong with an empty answer is told by its name.
-    return found if "answer" in found or "answer" not in every else {**found, "answer": every["answer"]}
+    empty = every.get("answer")
+    asked_for = is_filled(row.get(found.get("question", ""))) and plain_name(empty or "") not in CAPTIONS
+    if empty is None or ("answer" in found and not (asked_for and plain_name(found["answer"]) in CAPTIONS)):
+        return found
+    # A caption answers no question. What is wrong with an empty answer is told by its name.
+    return {**found, "answer": empty}
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import itertools
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ _DELIMITERS = (",", ";", "\t")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Lines that are looked at to find the delimiter, and characters of a cell.
 _HEAD_LINES, _MOST_OF_CELL = 50, 1 << 26
+# A cell in quotes, and spaces behind it that are no part of it.
+_SPACES_BEHIND = re.compile(r'("[^"]*(?:""[^"]*)*")(?: +(?=[,;\t\r\n]|\Z))?')
 _AFTER_QUOTE = "a cell begins with a double quote, and more text follows where that is closed"
 _QUOTES = 'write "" for each quote inside a text, and one more at both of its ends'
 
@@ -50,7 +53,7 @@ class TableSource:
         mark, self.encoding = next((one for one in _MARKS if head.startswith(one[0])), (b"", "utf-8"))
         lines = list(itertools.islice(self._lines(len(mark)), _HEAD_LINES))
         skipped = bool(lines) and lines[0][2].lower().startswith("sep=")  # Excel's own hint, no row
-        texts = [line for _, _, line in lines[skipped:]]
+        texts = [_SPACES_BEHIND.sub(r"\1", line) for _, _, line in lines[skipped:]]
         self.delimiter = _delimiter(texts, self.path.suffix.lower())
         first = next(_rows(texts, self.delimiter), None)
         if not first:
@@ -95,11 +98,7 @@ class TableSource:
         """
         start, end, _ = self._spans_of[index]
         text = self._file.bytes(start, end).decode(self.encoding)
-        try:
-            with long_cells():
-                cells = next(_cells(io.StringIO(text, newline=""), self.delimiter))
-        except csv.Error as error:
-            raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
+        cells = self._cells_of(text)
         extra = [cell for cell in cells[len(self.header) :] if cell.strip()]
         if extra:
             raise BadRecord(
@@ -108,6 +107,16 @@ class TableSource:
             )
         pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
         return {name: cell.strip() or None for name, cell in pairs if name}
+
+    def _cells_of(self, text: str) -> list[str]:
+        """A row's cells; people write a space behind a quote, too."""
+        with long_cells(), suppress(csv.Error):
+            return next(_cells(io.StringIO(text, newline=""), self.delimiter))
+        try:
+            with long_cells():
+                return next(_cells(io.StringIO(_SPACES_BEHIND.sub(r"\1", text), newline=""), self.delimiter))
+        except csv.Error as error:
+            raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
 
     def _require_header(self, first: Sequence[str], lines: Sequence[str], section: SourceSection) -> None:
         """Refuse a first line that names no column, where another separator or a picture in it says why."""

@@ -78,7 +78,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     if one.get("conversations") is None:
-        refuse_written_lists(row, one.columns)
+        refuse_written_lists(row, one.columns, prompted=bool(prompts))
         asked = "\n".join(turn.text for turn in turns if turn.role != "gpt")
         require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)

@@ -9,6 +9,7 @@ from typing import Any
 from basic_lite.data.columns import TEXTS, options_columns, plain_name
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.errors import UserError
+from basic_lite.outside import parse_json
 
 # An answer that points at an option: B, (B), B. and so on.
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
@@ -86,20 +87,21 @@ def is_written_list(text: str) -> bool:
     return text[:1] == "[" and bool(_WRITTEN_LIST.fullmatch(text))
 
 
-def refuse_written_lists(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+def refuse_written_lists(row: Mapping[str, Any], columns: Mapping[str, str], *, prompted: bool) -> None:
     """Refuse a list that a program wrote into one cell of a table, as ['A cat.', 'A dog.'].
 
-    An answer to a question may be such a list, as one in JSON that was asked for.
+    An answer to a question may be such a list, as one in JSON that was asked for; one of objects also to a prompt.
 
     Args:
         columns: our names to the row's.
+        prompted: the source has a prompt for texts without a question.
 
     Raises:
         BadRecord: its brackets and quotes would be learned.
     """
     asked, said = columns.get("question"), columns.get("answer")
-    if asked is not None and said is not None and plain_name(said) not in _LISTS:
-        said = None
+    if said is not None and plain_name(said) not in _LISTS:
+        said = None if asked is not None or (prompted and _is_objects(row[said])) else said
     for name in (asked, said):
         text = row[name].strip() if name is not None and isinstance(row[name], str) else ""
         if is_written_list(text):
@@ -108,6 +110,14 @@ def refuse_written_lists(row: Mapping[str, Any], columns: Mapping[str, str]) -> 
                 "write one of its texts, or make the file JSON or parquet, where a list is one; if the list is what a "
                 "question asks for, give the question too, and call this column answer",
             )
+
+
+def _is_objects(text: Any) -> bool:
+    """Whether a text is a list of objects as JSON writes it; pandas writes one of Python."""
+    with suppress(ValueError):
+        found = parse_json(text) if isinstance(text, str) else None
+        return isinstance(found, list) and all(isinstance(one, Mapping) for one in found)
+    return False
 
 
 def require_shown_options(row: Mapping[str, Any], asked: str, answer: Any) -> None:

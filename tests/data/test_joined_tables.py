@@ -81,3 +81,15 @@ def test_a_mapped_column_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_an_id_in_capitals_is_named(tmp_path: Path) -> None:
     [record] = load(tmp_path, **as_json([{"ID": 5, "question": "q", "answer": "a"}], tmp_path))
     assert record.id == "5"
+
+
+@pytest.mark.parametrize("name", ["caption", "Description", "text"])
+def test_a_caption_answers_no_question(name: str, tmp_path: Path) -> None:
+    """Of a question without its answer, the picture's description was learned as that."""
+    row = {"image": "a.png", "question": "What colour is it?", "answer": None, name: "A dog."}
+    [record] = load(tmp_path, **as_json([row], tmp_path))
+    assert record.answer is None and [turn.text for turn in record.turns] == ["What colour is it?"]
+    [record] = load(tmp_path, **as_json([{**row, "question": None}], tmp_path))
+    assert record.turns[1].text == "A dog."
+    [record] = load(tmp_path, **as_json([{**row, "q": None}], tmp_path), columns={"question": "q"})
+    assert record.turns[1].text == "A dog."

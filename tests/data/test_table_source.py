@@ -110,6 +110,13 @@ def test_a_quote_that_closes_before_the_cells_end_is_one_bad_row(tmp_path: Path,
     assert records[1].turns[1].text == 'He said "hi"'
 
 
+@pytest.mark.parametrize("head", ["image,caption", '"image" , "caption" '])
+def test_spaces_behind_a_quote_are_no_text(head: str, tmp_path: Path) -> None:
+    records = table(tmp_path, f'{head}\n"a.png" , "He said ""so"" , wet" \nb.png,"A dog" \r\nc.png,"A cat"  ')
+    assert [record.turns[1].text for record in records] == ['He said "so" , wet', "A dog", "A cat"]
+    assert records[0].images[0].name == "a.png"
+
+
 def test_a_cell_may_hold_a_picture(tmp_path: Path) -> None:
     whole = "data:image/png;base64," + "A" * 300_000
     assert table(tmp_path, f'image,caption\n"{whole}",x\n')[0].images[0].blob.url == whole

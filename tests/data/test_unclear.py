@@ -128,6 +128,18 @@ def test_other_brackets_are_texts(tmp_path: Path, row: dict[str, Any]) -> None:
     assert said(load(tmp_path, {"image": "a.png", **row})[0])[-1][1].startswith("[")
 
 
+@pytest.mark.parametrize(("text", "fits"), [('[{"label": "cat"}]', True), ("[{'caption': 'x'}]", False)])
+def test_a_prompt_may_ask_for_objects_in_json(text: str, fits: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_text(text)
+    records = load_records(SourceSection(folder=".", prompt="List the objects as JSON."), root=tmp_path)
+    if fits:
+        assert records[0].turns[1].text == text
+    else:
+        with pytest.raises(BadRecord, match="is a list written as one text"):
+            records[0]
+
+
 def test_a_list_of_pictures_in_a_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         BadImage, match=r"its picture is a list written as one text .*; write one path, or make the file"
