@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -54,6 +55,11 @@ def note(text: str) -> None:
 def command_line(words: Sequence[str]) -> str:
     """A command as it is typed: as every shell takes it where that can be, else as this system's does."""
     return " ".join(map(_typed, words))
+
+
+def new_run_from(start: Path) -> str:
+    """The words that train on from a run or a bundle in a new run, as they are typed."""
+    return command_line([f"model.start={start}", "name=NEW"])
 
 
 def _typed(word: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.console import Say
+from basic_lite.console import Say, command_line
 from basic_lite.errors import UserError, in_one
 from basic_lite.outside import at_home
 from basic_lite.recipe.load import find_recipe, load_recipe
@@ -75,7 +75,8 @@ def _after(earlier: list[Recipe], recipe: Recipe, name: str, overrides: list[str
     if before.lora.enabled:
         raise UserError(
             f"recipe {number - 1} ({before.name}) trains a LoRA, and recipe {number} ({recipe.name}) would take its "
-            f"projector alone; train on from it with: basic-lite train {name} model.start={places[-1]}"
+            "projector alone; train on from it with: "
+            + command_line(["basic-lite", "train", name, f"model.start={places[-1]}"])
         )
     if recipe.model.start is not None:
         raise UserError(

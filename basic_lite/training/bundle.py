@@ -22,7 +22,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import LlavaConfig, PreTrainedTokenizerBase
 
-from basic_lite.console import note
+from basic_lite.console import new_run_from, note
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import ADAPTER, adapt, lora_parameters, projector_parameters
 from basic_lite.model.base_files import digests_of_models
@@ -151,8 +151,7 @@ def require_same_files(bundle: Bundle, digests: Mapping[str, str]) -> None:
     if changed := changed_files(bundle, digests):
         raise UserError(
             f"--resume: {changed}, and a run goes on with the model that it began with. "
-            "Restore the files there, or train with the new ones in a new run: "
-            f"model.start={bundle.folder.parent} name=NEW"
+            "Restore the files there, or train with the new ones in a new run: " + new_run_from(bundle.folder.parent)
         )
 
 

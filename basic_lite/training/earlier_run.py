@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+from basic_lite.console import new_run_from
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
 from basic_lite.training.bundle_files import look_at_bundle
@@ -110,4 +111,4 @@ def require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | No
 
 def going_on(run: Path) -> str:
     """How a new run goes on from another one, as advice."""
-    return f"go on from its weights in a new run with model.start={run} name=NEW"
+    return f"go on from its weights in a new run with {new_run_from(run)}"

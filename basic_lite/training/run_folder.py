@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from basic_lite.console import new_run_from
 from basic_lite.data.names import EVAL, FINGERPRINT, HELD_OUT_FINGERPRINT, TRAIN
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, dump_recipe
@@ -339,5 +340,5 @@ def require_same_data(folder: RunFolder, fingerprints: Mapping[str, str | None])
                 "records, their order, their text or image names, or the tokenizer changed (or data.train is a list, "
                 "and an older version read it in another order). "
                 f"Restore the files that {key} names, or train on the new data in a new run: "
-                f"model.start={folder.path} name=NEW"
+                + new_run_from(folder.path)
             )

@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from basic_lite.console import Say
+from basic_lite.console import Say, new_run_from
 from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import StoppedElsewhere, UserError
@@ -139,8 +139,8 @@ class Watch:
         raise UserError(
             f"step {step} has numbers that aren't finite: {', '.join(found)}{where}{records}. "
             + (
-                f"The last good weights are in {good[-1]}; go on from them in a new run with model.start={good[-1]} "
-                f"name=NEW and {mend}. --resume would come to the same numbers again"
+                f"The last good weights are in {good[-1]}; go on from them in a new run with "
+                f"{new_run_from(good[-1])} and {mend}. --resume would come to the same numbers again"
                 if good
                 else f"No step before it was saved; start again with {mend}"
             )

@@ -201,9 +201,11 @@ def test_a_named_projector_gives_way_and_the_line_says_so(here: Path) -> None:
 
 def test_after_a_lora_comes_no_other_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["run", "two.yaml", "one.yaml"])
+        cli.main(["run", "two.yaml", "one.yaml", "output=my runs"])
     assert stopped.value.code == 2
-    assert "recipe 1 (second) trains a LoRA" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "recipe 1 (second) trains a LoRA" in told
+    assert told.endswith('train on from it with: basic-lite train one.yaml "model.start=my runs/second"')
 
 
 @pytest.mark.long

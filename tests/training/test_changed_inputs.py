@@ -143,3 +143,27 @@ def test_settings_that_are_no_json_end_no_run(tmp_path: Path) -> None:
         file.write_text(text)
         found.add(digests_of_models(section)["model.base"])
     assert len(found) == 3
+
+
+def test_advice_to_train_in_a_new_run_is_typed_as_it_stands(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished / "runs" / "tiny", tmp_path / "my runs" / "tiny")
+    changes, base = {**SAVING, "output": str(tmp_path / "my runs")}, finished / "llm" / "model.safetensors"
+    before, data = base.read_bytes(), (finished / "data.json").read_text()
+
+    def assert_told(changes: dict[str, Any], *, resume: bool) -> None:
+        with pytest.raises(UserError) as told:
+            run(finished, changes, resume=resume)
+        assert f'"model.start={folder}" name=NEW' in str(told.value)
+
+    assert_told({**changes, "seed": 5}, resume=False)
+    assert_told({**changes, "seed": 5}, resume=True)
+    unfinish(folder)
+    try:
+        noisy(base)
+        assert_told(changes, resume=True)
+        base.write_bytes(before)
+        (finished / "data.json").write_text(data.replace("blue", "green"))
+        assert_told(changes, resume=True)
+    finally:
+        base.write_bytes(before)
+        (finished / "data.json").write_text(data)
