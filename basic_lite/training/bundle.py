@@ -150,8 +150,8 @@ def require_same_files(bundle: Bundle, digests: Mapping[str, str]) -> None:
     """
     if changed := changed_files(bundle, digests):
         raise UserError(
-            f"--resume: {changed}, and a run goes on with the model that it began with. "
-            "Restore the files there, or train with the new ones in a new run: " + new_run_from(bundle.folder.parent)
+            f"--resume: {changed}. A run goes on with the model that it began with. "
+            "Restore these files, or train with the new ones in a new run: " + new_run_from(bundle.folder.parent)
         )
 
 
@@ -162,15 +162,17 @@ def changed_files(bundle: Bundle, digests: Mapping[str, str]) -> str:
         digests: ``digests_of_models`` now.
     """
     was = bundle.manifest.get("model_files", {})  # older versions wrote none
+    names = {f"model.{kind}": name for kind, name in bundle.manifest["models"].items()}
     keys = [key for key, digest in digests.items() if was.get(key, digest) != digest]
-    what = "weights, config.json or the image processor"
-    return f"{' and '.join(keys)} changed since {bundle.folder} was saved ({what})" if keys else ""
+    changed = " and ".join(f"{key} ({names[key]})" for key in keys)
+    what = "weights or config.json" if keys == ["model.llm"] else "weights, config.json or image processor"
+    return f"{changed} changed since {bundle.folder} was saved: {what}" if keys else ""
 
 
 def note_changed_files(bundle: Bundle) -> None:
     """Say on stderr where a base model isn't what it was when the bundle was trained."""
     if changed := changed_files(bundle, digests_of_models(bundle.recipe.model)):
-        note(f"note: {changed}. What was trained is used with another model than its own. Restore the files there")
+        note(f"note: {changed}. What was trained is used with another model than its own. Restore these files")
 
 
 def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:

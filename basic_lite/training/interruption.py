@@ -13,6 +13,8 @@ from typing import Any
 from basic_lite.console import Say
 from basic_lite.signals import STOPPING
 
+_FIRST = "this step is finished first, evaluated where that is due, and saved"
+
 
 class Interruption:
     """A context in which the first signal sets ``requested`` and the second stops at once."""
@@ -56,14 +58,14 @@ class Interruption:
             return
         if not self._alone:
             if not self.requested:
-                self._say("stopping: finishing and saving this step, if the launcher allows the time")
+                self._say(f"stopping: {_FIRST}, if the launcher allows the time")
             self.requested = True
             return
         if self.requested:
             self._leaving = True
             raise KeyboardInterrupt
         self.requested = True
-        self._say("stopping: finishing and saving this step first (press Ctrl-C again to stop now without saving)")
+        self._say(f"stopping: {_FIRST} (press Ctrl-C again to stop now without saving)")
 
     def _again(self, lost: Any) -> None:
         """Raise anew what the second signal raised in a place where Python drops exceptions, as in a finalizer."""

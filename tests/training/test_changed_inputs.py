@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,10 @@ def test_a_changed_base_model_is_refused(finished: Path, what: str) -> None:
         if key is None:
             assert_same_weights(run(finished, SAVING, resume=True) / "final", whole / "final")
         else:
-            told = rf"--resume: {key} changed since .*checkpoint-1 was saved .*Restore the files there, or train"
+            place = re.escape(str(finished / file.split("/")[0]))
+            told = (
+                rf"--resume: {key} \({place}\) changed since .*checkpoint-1 was saved: .*Restore these files, or train"
+            )
             with pytest.raises(UserError, match=told):
                 run(finished, SAVING, resume=True)
     finally:
@@ -112,7 +116,9 @@ def test_a_changed_base_model_is_told_wherever_the_run_is_used(
             act(finished / what.replace(" ", "_"))
             told = " ".join("".join(capsys.readouterr()).split())
             assert told.count("changed since") == (key is not None), use
-            assert key is None or f"note: {key} changed since {folder}" in told, use
+            place = finished / file.split("/")[0]
+            assert key is None or f"note: {key} ({place}) changed since {folder}" in told, use
+            assert key != "model.llm" or "was saved: weights or config.json." in told
     finally:
         (finished / file).write_bytes(before)
         shutil.rmtree(finished / "runs" / "next", ignore_errors=True)
