@@ -18,6 +18,8 @@ SYNONYMS = {
     "per_device_train_batch_size": "training.micro_batch",
     "gradient_accumulation_steps": "training.global_batch",
     "num_train_epochs": "training.epochs",
+    "steps": "training.max_steps",
+    "num_steps": "training.max_steps",
     "mm_projector_lr": "training.projector_learning_rate",
     "r": "lora.rank",
     "lora_r": "lora.rank",
