@@ -69,8 +69,10 @@ def require_run_to_continue(path: Path) -> None:
         UserError: it isn't.
     """
     if not is_run(path):
+        other = f", give the command in the folder where the run was begun (this is {Path.cwd()})"
+        begun = "" if path.is_absolute() else other
         raise UserError(
-            f"--resume: there is no run in {path} to continue; correct name or output, or leave --resume out"
+            f"--resume: there is no run in {path} to continue; correct name or output{begun}, or leave --resume out"
         )
 
 
