@@ -22,7 +22,7 @@ from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.training.files import new_folder, sha256, write_json
-from basic_lite.training.places import MANIFEST, read_json
+from basic_lite.training.places import read_json
 from basic_lite.version import __version__
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"
@@ -190,7 +190,7 @@ def report(source: Source, checked: Checked | None, differences: list[str]) -> d
     bundle = source.bundle
     return {
         "basic_lite": __version__,
-        "manifest_sha256": sha256(bundle.folder / MANIFEST),
+        "manifest_sha256": bundle.digest,
         "step": bundle.step,
         "total_steps": bundle.manifest["total_steps"],
         "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},
