@@ -113,8 +113,11 @@ def test_a_quote_that_closes_before_the_cells_end_is_one_bad_row(tmp_path: Path,
 
 @pytest.mark.parametrize("head", ["image,caption", '"image" , "caption" '])
 def test_spaces_behind_a_quote_are_no_text(head: str, tmp_path: Path) -> None:
-    records = table(tmp_path, f'{head}\n"a.png" , "He said ""so"" , wet" \nb.png,"A dog" \r\nc.png,"A cat"  ')
-    assert [record.turns[1].text for record in records] == ['He said "so" , wet', "A dog", "A cat"]
+    records = table(
+        tmp_path, f'{head}\n"a.png" , "He said ""so"" , wet" \nb.png,"A dog" \r\nc.png,"A cat"  \nd.png,the "A" ; B'
+    )
+    texts = ['He said "so" , wet', "A dog", "A cat", 'the "A" ; B']
+    assert [record.turns[1].text for record in records] == texts
     assert records[0].images[0].name == "a.png"
 
 
