@@ -125,10 +125,15 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process trains in a folder now. A lock file alone doesn't say so: a kill leaves it."""
-    if not (folder / LOCK).is_file():
+    """Whether a process trains in a folder now."""
+    return is_held(folder / LOCK)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file. That it is there doesn't say so: a kill leaves it."""
+    if not path.is_file():
         return False
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
