@@ -87,7 +87,10 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
         UserError: there is no such folder.
     """
     console = console or Console(highlight=False)
-    rows = [row_of(run) for run in runs_in(folder)]
+    rows: list[RunRow] = []
+    for run in runs_in(folder):
+        with suppress(FileNotFoundError):  # a start that was refused has gone since
+            rows.append(row_of(run))
     lines = _lines(rows, console.width if console.is_terminal else None)
     for line in lines if rows else [f"no runs in {folder}"]:
         console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -116,7 +119,7 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
     try:
         run = is_run(folder) or is_running(folder)
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and (links or not path.is_symlink()))
-    except PermissionError:  # another user's
+    except (PermissionError, FileNotFoundError):  # another user's, or it has gone since
         return
     yield folder, run
     for path in inside if depth else []:
