@@ -24,6 +24,7 @@ from basic_lite.tools.export.samples import choose_samples
 from basic_lite.training.files import new_folder, sha256, write_json
 from basic_lite.training.places import read_json
 from basic_lite.version import __version__
+from basic_lite.whole_file import write_whole
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"
 
@@ -90,7 +91,7 @@ def export(
         differences = _differences(files, checked)
         write_json(scratch / REPORT, report(source, checked, differences))
         card = model_card(source, checked, out.name, _run_folder(source), differences if files is not None else None)
-        (scratch / CARD).write_text(card, encoding="utf-8")
+        write_whole(scratch / CARD, card)
     for difference in differences:
         say(f"GGUF: {difference}")
     if checked is not None:
