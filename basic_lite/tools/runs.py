@@ -28,6 +28,7 @@ from basic_lite.training.known_before import UNKNOWN, known_before
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
+    BEFORE_A_RUN,
     HELD_OUT,
     LOCK,
     MANIFEST,
@@ -125,8 +126,13 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process trains in a folder now. A lock file alone doesn't say so: a kill leaves it."""
+    """Whether a process trains in a folder now.
+
+    A lock file alone doesn't say so: a kill leaves it, and other programs call theirs the same. Theirs is left alone.
+    """
     if not (folder / LOCK).is_file():
+        return False
+    if not is_run(folder) and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         return False
     lock = FileLock(folder / LOCK)
     try:
