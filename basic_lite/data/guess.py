@@ -9,7 +9,6 @@ from typing import Any
 
 from basic_lite.choices import require_place
 from basic_lite.data.columns import KNOWN, plain_name
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.json_source import as_table
@@ -17,6 +16,7 @@ from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.data.table_source import TABLE_ENDINGS
+from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file, parse_json
 from basic_lite.recipe.schema import SourceSection

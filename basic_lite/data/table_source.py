@@ -15,11 +15,11 @@ import numpy as np
 
 from basic_lite.console import command_line
 from basic_lite.data.columns import KNOWN, plain_name, require_columns
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.held_file import HeldFile
 from basic_lite.data.json_source import places
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
+from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 

@@ -21,6 +21,7 @@ from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.data.split_column import parts_of
 from basic_lite.data.unknown_words import unknown_words
+from basic_lite.endings import RECIPE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
@@ -47,7 +48,6 @@ from basic_lite.tools.data.write import from_here, legal_name
 from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.report.html import require_own
 
-_RECIPES = (".yaml", ".yml")
 _ORDER = ("bad", "look", "fact")
 # A recipe without data for evaluation.
 _NOTHING_HELD_OUT = (
@@ -141,7 +141,7 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         UserError: there is no data, or the recipe is wrong.
     """
     given = {text.partition("=")[0].strip() for text in overrides}
-    is_data = path.suffix.lower() not in _RECIPES
+    is_data = path.suffix.lower() not in RECIPE_ENDINGS
     if not is_data:
         recipe, name = load_recipe(path.as_posix(), list(overrides)), path.stem
     else:

@@ -6,3 +6,4 @@ PICTURE_ENDINGS = (
 )  # fmt: skip
 # Of files that hold records.
 DATA_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+RECIPE_ENDINGS = (".yaml", ".yml")
