@@ -330,7 +330,7 @@ def _verdict(recipe: Recipe, found: Estimate) -> Iterator[str]:
     room = found.budget_bytes - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
     card = f"{what} of {found.gpu_gib:.4g} GiB"
-    planned = f" ({ROOM:.0%} of it are planned with)"
+    planned = f" (the plan leaves {100 * (1 - ROOM):.0f} % of it free)"
     if found.fits:
         yield f"[bold green]fits[/] {card}, with {size_text(room)} to spare{planned}"
     elif found.fits_paged:
