@@ -23,7 +23,6 @@ from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 
-TABLE_ENDINGS = (".csv", ".tsv")
 _DELIMITERS = (",", ";", "\t")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Lines that are looked at to find the delimiter, and characters of a cell.
