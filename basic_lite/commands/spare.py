@@ -17,9 +17,7 @@ _LEAVE_OUT = "leave it out"
 _PICTURES = "Pictures stand behind the model, and then the question, without options."
 # Options that people look for in commands which do that in another way.
 _NO_OPTION = {
-    ("chat", "--image"): _PICTURES,
-    ("chat", "--picture"): _PICTURES,
-    ("chat", "-i"): _PICTURES,
+    **{("chat", name): _PICTURES for name in ("--image", "--picture", "-i")},
     ("clean", "--dry-run"): "`clean` shows what would go, and asks before it deletes.",
     ("report", "--out"): "The page is report.html in the run's folder.",
 }

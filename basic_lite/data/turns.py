@@ -45,16 +45,16 @@ class Content(NamedTuple):
 
 
 class NamedRow:
-    """A row with our names for its columns, and the pictures that its turns bring along."""
+    """A row with our names for its columns, and the pictures that its turns bring along.
+
+    Args:
+        asked: our names to the row's, as the recipe maps them; the others are found.
+
+    Raises:
+        BadRecord: the row is no object.
+    """
 
     def __init__(self, row: Any, asked: Mapping[str, str], image_dir: str) -> None:
-        """
-        Args:
-            asked: our names to the row's, as the recipe maps them; the others are found.
-
-        Raises:
-            BadRecord: the row is no object.
-        """
         if not isinstance(row, Mapping):
             raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
         self.row, self.asked, self.image_dir = row, asked, image_dir

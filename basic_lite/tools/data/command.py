@@ -123,12 +123,8 @@ def data(
 
 def _needs_held_out(own: Recipe) -> dict[str, Any]:
     """Those of them that the recipe itself sets, with their values."""
-    training = own.training
-    found = {"training.eval_generate": training.eval_generate}
-    by = training.metric_for_best_model
-    return {key: value for key, value in found.items() if value} | (
-        {"training.metric_for_best_model": by} if by in ("score", "loss") else {}
-    )
+    found = {key: getattr(own.training, key.removeprefix("training.")) for key in _OFF}
+    return {key: value for key, value in found.items() if value not in (0, "off", "auto")}
 
 
 def _own_prompt(own: Recipe) -> str | list[str] | None:
