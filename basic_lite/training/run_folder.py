@@ -225,6 +225,19 @@ def require_writable(path: Path) -> None:
         ) from error
 
 
+def try_writing(path: Path) -> None:
+    """See that a run folder can be made and written, and leave nothing of the try.
+
+    Raises:
+        UserError: it can't.
+    """
+    new = missing_folders(path)
+    try:
+        require_writable(path)
+    finally:
+        remove_empty(new)
+
+
 def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None, overwrite: bool = False) -> RunFolder:
     """Look at ``output/name`` before anything is loaded; nothing is changed.
 
