@@ -29,7 +29,7 @@ from basic_lite.commands.export import export
 from basic_lite.commands.inspect import inspect
 from basic_lite.commands.run import run
 from basic_lite.commands.runs import clean, report, runs
-from basic_lite.commands.spare import Command
+from basic_lite.commands.spare import Command, meant_by_option
 from basic_lite.commands.text_probe import text_probe
 from basic_lite.commands.training import estimate, keys, train
 from basic_lite.commands.wording import reworded
@@ -147,30 +147,15 @@ def _status(arguments: list[str]) -> int:
         return 2
 
 
-# Options that people look for in commands which do that in another way.
-_PICTURES = "Pictures stand behind the model, and then the question, without options."
-_NO_OPTION = {
-    (" chat", "--image"): _PICTURES,
-    (" chat", "--picture"): _PICTURES,
-    (" chat", "-i"): _PICTURES,
-    (" clean", "--dry-run"): "`clean` shows what would go, and asks before it deletes.",
-    (" report", "--out"): "The page is report.html in the run's folder.",
-}
-
-
 def _hint(command: str, text: str) -> str:
-    if "no such option" in text.lower():
-        named = text.partition(": ")[2].split(" ")[0]
-        if said := next(
-            (said for (end, name), said in _NO_OPTION.items() if command.endswith(end) and name == named), ""
-        ):
-            return f"\n{said}"
-    if command.endswith((" train", " estimate", " run")) and "Missing argument" in text:
+    """A line more on a wrong command line; empty: there is none."""
+    said, command = "", command.rpartition(" ")[2]
+    if text.lower().startswith("no such option"):
+        said = meant_by_option(command, text.partition(": ")[2].split(" ")[0])
+    elif command in ("train", "estimate", "run") and "Missing argument" in text:
         from basic_lite.recipe import shipped_recipes
 
-        return f"\nShipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
-    if command.endswith((" train", " run", " estimate", " check", " data")) and "no such option" in text.lower():
-        return "\nRecipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
-    if command.endswith(" eval") and "'--data'" in text:
-        return "\nGive it a file of questions with their answers: --data questions.json"
-    return ""
+        said = f"Shipped recipes: {', '.join(path.stem for path in shipped_recipes())}; or the path of your own."
+    elif command == "eval" and "'--data'" in text:
+        said = "Give it a file of questions with their answers: --data questions.json"
+    return said and f"\n{said}"

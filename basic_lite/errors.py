@@ -31,14 +31,14 @@ class UserError(Exception):
 
 
 def in_one(texts: Iterable[str]) -> UserError:
-    """One error of several texts, each on lines of its own. An indented line that they share stands below the last.
+    """One error of several texts, each on lines of its own. A further line that they share stands below the last.
 
     It may be longer than others: what is left out can't be mended in one go.
     """
     each = [text.split("\n") for text in texts]
     for place, lines in enumerate(each):
         later = {line for other in each[place + 1 :] for line in other}
-        lines[1:] = [line for line in lines[1:] if not (line.startswith("  ") and line in later)]
+        lines[1:] = [line for line in lines[1:] if line not in later]
     return UserError(_NEXT.join("\n".join(lines) for lines in each), _MANY * MOST)
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("model",),
     ("recipe",),
     (
-        "kernels", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
+        "kernels", "endings", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
         "whole_file", "wrapping", "resampling", "intervals", "cores", "to_device",
     ),
 )  # fmt: skip

@@ -61,7 +61,6 @@ training/text_probe/texts.py: _rows: resources.files(__package__).joinpath(name)
     "opened by `outside.py`, by a function of ours, or named with its formats": """
 data/check.py: check_data: before.load
 data/images.py: _reading: Image.open
-data/images.py: open_image: opened.load
 data/images.py: open_small: opened.load
 data/images.py: require_whole: opened.load
 data/json_source.py: _line_spans: held.open

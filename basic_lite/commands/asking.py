@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from basic_lite.choices import require_place, require_questions_named
-from basic_lite.commands.common import Device, NumberType, Template, note
+from basic_lite.commands.common import Device, NumberType, Template
 from basic_lite.errors import UserError
 
 Metric = Literal["exact", "vqa", "textvqa", "relaxed", "yes_no", "choice", "anls"]
@@ -209,19 +209,15 @@ def chat(
         split_words(words or [], question)
     from basic_lite.tools.chat.command import chat as converse
 
-    try:
-        converse(
-            model,
-            words or [],
-            question=question,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            device=device,
-            dtype=dtype,
-            web=web,
-            port=port,
-            browser=not no_browser,
-        )
-    except KeyboardInterrupt:  # typer would end without a word
-        note("stopped")
-        raise typer.Exit(130) from None
+    converse(
+        model,
+        words or [],
+        question=question,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        device=device,
+        dtype=dtype,
+        web=web,
+        port=port,
+        browser=not no_browser,
+    )

@@ -7,6 +7,7 @@ import typer
 
 from basic_lite.commands.common import Overrides
 from basic_lite.commands.spare import require_place_and_keys
+from basic_lite.endings import RECIPE_ENDINGS
 
 
 def check(
@@ -43,7 +44,7 @@ def check(
     With --model, a language model reads a sample of 200 answers without their pictures: those that it has right word
     for word teach nothing about pictures.
     """
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in RECIPE_ENDINGS:
         require_place_and_keys("check", path, overrides or [])
     from basic_lite.tools.check.command import check as look_and_write
 

@@ -1,4 +1,4 @@
-"""Words that a command has no place for: what they were meant for, and how that is written."""
+"""Words and options that a command has no place for: what they were meant for, and how that is written."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,19 @@ from typing import Any
 from typer.core import TyperCommand
 
 from basic_lite.choices import require_place
-from basic_lite.data.endings import PICTURE_ENDINGS
+from basic_lite.endings import PICTURE_ENDINGS, RECIPE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.printable import one_line
 from basic_lite.training.places import holds_bundle
 
-_RECIPES = (".yaml", ".yml")
 _LEAVE_OUT = "leave it out"
+_PICTURES = "Pictures stand behind the model, and then the question, without options."
+# Options that people look for in commands which do that in another way.
+_NO_OPTION = {
+    **{("chat", name): _PICTURES for name in ("--image", "--picture", "-i")},
+    ("clean", "--dry-run"): "`clean` shows what would go, and asks before it deletes.",
+    ("report", "--out"): "The page is report.html in the run's folder.",
+}
 
 
 class Command(TyperCommand):
@@ -43,12 +49,19 @@ def require_place_and_keys(command: str, path: Path, following: Sequence[str]) -
     Raises:
         UserError: with what mends it.
     """
-    stray = next((word for word in following if "=" not in word and word.lower().endswith(_RECIPES)), None)
+    stray = next((word for word in following if "=" not in word and word.lower().endswith(RECIPE_ENDINGS)), None)
     if stray is not None and os.path.exists(path):
         what = {"data": ("file for the recipe", "--out"), "check": ("recipe", "--recipe")}[command]
         again = _line(command, path, what[1], stray)
         raise UserError(f"{one_line(stray, 100)}: a {what[0]} is named with {what[1]}; write {again}")
     require_place(path, following)
+
+
+def meant_by_option(command: str, option: str) -> str:
+    """What to do instead of an option that a command doesn't have; empty: nobody knows."""
+    if command in ("train", "run", "estimate", "check", "data"):
+        return "Recipe keys are changed without dashes: key.path=value, as in training.learning_rate=1e-4."
+    return _NO_OPTION.get((command, option), "")
 
 
 def require_no_card(recipe: str, overrides: Sequence[str]) -> None:

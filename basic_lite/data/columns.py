@@ -57,6 +57,7 @@ _BESIDE_A_CONVERSATION = {
 }
 
 
+@lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
     """A column's name as it is compared: "File Name" is `file_name`."""
     return "_".join(name.strip().lower().replace("-", " ").split())

@@ -26,7 +26,7 @@ def picture_digest(image: ImageRef) -> bytes:
         BadImage, OSError: there is no such file, or it can't be read.
     """
     if image.blob is not None:
-        data = memoryview(image.blob.as_buffer() if hasattr(image.blob, "as_buffer") else image.blob)
+        data = memoryview(image.buffer)
         return _of_pieces(data.nbytes, lambda start, count: bytes(data[start : start + count]))
     with open_file(Path(locate(image))) as stream:
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.images import in_other_case
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
+from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in, read_file
 from basic_lite.recipe.schema import ANY_SPLIT, SourceSection

@@ -9,19 +9,17 @@ from typing import Any
 
 from basic_lite.choices import require_place
 from basic_lite.data.columns import KNOWN, plain_name
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.json_source import as_table
 from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.data.table_source import TABLE_ENDINGS
+from basic_lite.endings import JSON_ENDINGS, PICTURE_ENDINGS, TABLE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file, parse_json
 from basic_lite.recipe.schema import SourceSection
 
-_JSON_ENDINGS = (".json", ".jsonl")
 _READ = "CSV, TSV, JSON, JSONL and parquet files are read, folders of pictures, and folders written by save_to_disk"
 # What lies beside data and is none.
 _BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "package.json"}
@@ -56,7 +54,7 @@ def source_of(
 
 def _of_file(path: Path) -> SourceSection:
     ending = path.suffix.lower()
-    if ending in TABLE_ENDINGS + _JSON_ENDINGS:
+    if ending in TABLE_ENDINGS + JSON_ENDINGS:
         return SourceSection(path=path.as_posix())
     if ending == ".parquet":
         return SourceSection(parquet=path.as_posix())
@@ -71,7 +69,7 @@ def _of_file(path: Path) -> SourceSection:
     mend = mends.get(ending, "name one of these")
     if ending == ".txt":
         # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
-        named = Path(path.stem).suffix.lower() in TABLE_ENDINGS + _JSON_ENDINGS
+        named = Path(path.stem).suffix.lower() in TABLE_ENDINGS + JSON_ENDINGS
         mend = f"if it is a table, rename it to {path.stem if named else path.stem + '.csv'}"
     elif ending in PICTURE_ENDINGS:
         mend = f"name the folder that the pictures are in, {path.parent.as_posix()}"
@@ -87,8 +85,8 @@ def _of_folder(folder: Path) -> SourceSection:
     if metadata_of(folder, "train"):
         return SourceSection(folder=folder.as_posix())
     files = sorted(one for one in folder.iterdir() if one.is_file() and one.name not in _BESIDE)
-    tables = [one for one in files if one.suffix.lower() in TABLE_ENDINGS + _JSON_ENDINGS]
-    if any(one.suffix.lower() in _JSON_ENDINGS for one in tables):
+    tables = [one for one in files if one.suffix.lower() in TABLE_ENDINGS + JSON_ENDINGS]
+    if any(one.suffix.lower() in JSON_ENDINGS for one in tables):
         tables = _without_notes(tables, folder)
     if len(tables) == 1:
         return _of_file(tables[0])
@@ -106,9 +104,7 @@ def _without_notes(tables: list[Path], folder: Path) -> list[Path]:
     if not any(text_of(one, texts) for one in pictures):
         return tables
     stems = {os.path.splitext(one)[0] for one in pictures}
-    return [
-        one for one in tables if one.suffix.lower() not in _JSON_ENDINGS or not (one.stem in stems or _is_note(one))
-    ]
+    return [one for one in tables if one.suffix.lower() not in JSON_ENDINGS or not (one.stem in stems or _is_note(one))]
 
 
 def _is_note(file: Path) -> bool:

@@ -58,6 +58,11 @@ class ImageRef:
     blob: Any = None
     encoded_here: bool = False
 
+    @property
+    def buffer(self) -> Any:
+        """The bytes of ``blob``, to be hashed; those of a scalar aren't copied."""
+        return self.blob.as_buffer() if hasattr(self.blob, "as_buffer") else self.blob
+
     @staticmethod
     def of_file(path: str | Path) -> ImageRef:
         """A picture anywhere on disk, not part of a data set."""
@@ -159,7 +164,7 @@ def picture_key(image: ImageRef, *, as_it_is: bool = True) -> int:
         BadImage: the file is missing or outside its folder. With ``as_it_is`` false it may be missing.
     """
     if image.blob is not None:
-        data = image.blob.as_buffer() if hasattr(image.blob, "as_buffer") else image.blob
+        data = image.buffer
     else:
         path, found = _find(image, must_exist=as_it_is)
         seen = f"\0{found.st_size}\0{found.st_mtime_ns}" if as_it_is and found is not None else ""
@@ -176,12 +181,7 @@ def open_image(image: ImageRef, *, least: int | None = None) -> Image.Image:
     Raises:
         BadImage: missing, outside its folder, truncated or not an image.
     """
-    with _reading(image) as opened:
-        if least is not None:
-            opened.draft(None, (least, least))  # does nothing to another format
-        opened.load()
-        _turn_upright(opened)
-        return to_rgb(opened)
+    return open_small(image, least)[0]
 
 
 def require_whole(image: ImageRef) -> None:
@@ -202,18 +202,19 @@ def require_whole(image: ImageRef) -> None:
         to_rgb(opened)
 
 
-def open_small(image: ImageRef, least: int) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture as ``open_image`` gives it, perhaps smaller, and the width and height it has in its file, upright.
+def open_small(image: ImageRef, least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture as ``open_image`` gives it, and the width and height it has in its file, upright.
 
     Args:
-        least: a JPEG is decoded at a half, a quarter or an eighth, as long as both sides keep so many pixels.
+        least: see ``open_image``.
 
     Raises:
         BadImage: as ``open_image``.
     """
     with _reading(image) as opened:
         size = opened.size
-        opened.draft(None, (least, least))
+        if least is not None:
+            opened.draft(None, (least, least))  # does nothing to another format
         opened.load()
         before = opened.size
         _turn_upright(opened)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from basic_lite.data.record import Record, Turn
+from basic_lite.recipe.rules import sources_in
 from basic_lite.recipe.schema import DataSection, SourceSection
 
 
@@ -42,8 +43,7 @@ def _with_prompts(source: SourceSection, section: DataSection) -> SourceSection:
 
 
 def _prompts_of_training(section: DataSection) -> list[str]:
-    sources = section.train if isinstance(section.train, list) else [section.train]
-    return [prompt for source in sources for prompt in prompts_of(source)]
+    return [prompt for source in sources_in(section.train) for prompt in prompts_of(source)]
 
 
 def _asked(record: Record, prompts: Sequence[str]) -> Record:

@@ -9,10 +9,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from basic_lite.data.columns import find_columns
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Role, Turn, named
-from basic_lite.data.turns import name_of, read_row
+from basic_lite.data.turns import NamedRow, read_row
 
 __all__ = ["IMAGE_PLACEHOLDER", "Record", "Records", "Role", "Source", "Turn"]
 
@@ -88,10 +87,9 @@ class Records(Sequence[Record]):
 def _record(source: Source, number: int) -> Record:
     place, identity = source.place(number - 1), ""
     try:
-        row = source.row(number - 1)
-        raw = row.get(find_columns(source.columns, row).get("id", "id")) if isinstance(row, Mapping) else None
-        identity = name_of(raw) or ""
-        content = read_row(row, source.columns, source.image_dir, source.prompts, number)
+        row = NamedRow(source.row(number - 1), source.columns, source.image_dir)
+        identity = row.id
+        content = read_row(row, source.prompts, number)
     except RecordProblem as problem:
         raise problem.at(named(place, identity)) from None
     return Record(number=number, id=identity, source=source.name, at=place, **content._asdict())

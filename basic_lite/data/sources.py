@@ -21,8 +21,9 @@ from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import numbered
 from basic_lite.data.records import Records, Source
 from basic_lite.data.saved_folder import sound_folder
-from basic_lite.data.table_source import TABLE_ENDINGS, TableSource
+from basic_lite.data.table_source import TableSource
 from basic_lite.data.unfit import holding_files, looked_at
+from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in

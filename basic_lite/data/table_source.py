@@ -15,15 +15,14 @@ import numpy as np
 
 from basic_lite.console import command_line
 from basic_lite.data.columns import KNOWN, plain_name, require_columns
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.held_file import HeldFile
 from basic_lite.data.json_source import places
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
+from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 
-TABLE_ENDINGS = (".csv", ".tsv")
 _DELIMITERS = (",", ";", "\t")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Lines that are looked at to find the delimiter, and characters of a cell.

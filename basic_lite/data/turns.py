@@ -44,37 +44,49 @@ class Content(NamedTuple):
     question_type: str | None
 
 
-class _Row:
-    """A row with our names for its columns, and the pictures that its turns bring along."""
+class NamedRow:
+    """A row with our names for its columns, and the pictures that its turns bring along.
 
-    def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str], image_dir: str) -> None:
-        self.row, self.columns, self.image_dir = row, columns_of(row, columns), image_dir
+    Args:
+        asked: our names to the row's, as the recipe maps them; the others are found.
+
+    Raises:
+        BadRecord: the row is no object.
+    """
+
+    def __init__(self, row: Any, asked: Mapping[str, str], image_dir: str) -> None:
+        if not isinstance(row, Mapping):
+            raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
+        self.row, self.asked, self.image_dir = row, asked, image_dir
+        self.columns = columns_of(row, asked)
         # In the order of the placeholders of the human turns; None: the next of the row's own pictures.
         self.pictures: list[ImageRef | None] = []
         self.in_parts = False
+
+    @property
+    def id(self) -> str:
+        """The record's own; empty when it has none."""
+        return name_of(self.row.get(self.columns.get("id", "id"))) or ""
 
     def get(self, ours: str) -> Any:
         return self.row.get(self.columns[ours]) if ours in self.columns else None
 
 
-def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequence[str], number: int) -> Content:
+def read_row(one: NamedRow, prompts: Sequence[str], number: int) -> Content:
     """Read one row.
 
     Args:
-        columns: our names to the row's, as the recipe maps them; the others are found.
         prompts: the source's `prompt`.
         number: the record's, which chooses one of the prompts.
 
     Raises:
         BadRecord, BadImage, BadPlaceholders: it is no usable conversation.
     """
-    if not isinstance(row, Mapping):
-        raise BadRecord(f"a record must be an object, this is {shorten(row)}", "give it id, image, conversations")
-    one = _Row(row, columns, image_dir)
+    row = one.row
     refuse_unfit(row, one.columns)
     first, *others = picture_columns(one.columns, row) or ("",)
     column = filled_column(row, [first, *(name for name in others if holds_pictures(name, row[name]))])
-    images = tuple(images_of(row.get(column or ""), image_dir))
+    images = tuple(images_of(row.get(column or ""), one.image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     if one.get("conversations") is None:
@@ -83,7 +95,7 @@ def read_row(row: Any, columns: Mapping[str, str], image_dir: str, prompts: Sequ
         require_shown_options(row, asked, one.get("answer"))
     placed = _placed(one, images)
     # A column of an unusual name was mapped by the user, who so says which pictures there are.
-    if not placed and plain_name(columns.get("image", "image")) in COLUMNS["image"]:
+    if not placed and plain_name(one.asked.get("image", "image")) in COLUMNS["image"]:
         refuse_unread_pictures(row, one.columns)
     return Content(placed, as_ours(turns, len(placed)), answer, name_of(one.get("question_type")))
 
@@ -97,7 +109,7 @@ def name_of(value: Any) -> str | None:
     return clean(str(value))
 
 
-def _placed(row: _Row, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
+def _placed(row: NamedRow, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
     """The pictures in the order of their places: those inside the messages, and the row's own for the others."""
     if not row.in_parts:
         return images
@@ -135,7 +147,7 @@ def is_turns(value: Any) -> bool:
     )
 
 
-def _turns(row: _Row, answer: str | None, has_image: bool, prompts: Sequence[str], number: int) -> tuple[Turn, ...]:
+def _turns(row: NamedRow, answer: str | None, has_image: bool, prompts: Sequence[str], number: int) -> tuple[Turn, ...]:
     conversation, question = row.get("conversations"), row.get("question")
     if conversation is None and is_turns(question):
         completion = row.get("answer")
@@ -180,7 +192,7 @@ def _listed(conversation: Any) -> Sequence[Any]:
 
 
 def _pair(
-    row: _Row, question: Any, answer: str | None, has_image: bool, prompts: Sequence[str], number: int
+    row: NamedRow, question: Any, answer: str | None, has_image: bool, prompts: Sequence[str], number: int
 ) -> Iterator[Turn]:
     """A question and its answer; without a question, the prompt of this record's number."""
     if question is None:
@@ -206,7 +218,7 @@ def _pair(
         yield Turn("gpt", answer)
 
 
-def _without_text(row: _Row) -> BadRecord:
+def _without_text(row: NamedRow) -> BadRecord:
     if row.get("answer"):
         return BadRecord(
             f"its {row.columns['answer']!r} is no text, but {shorten(row.get('answer'))}",
@@ -220,7 +232,7 @@ def _without_text(row: _Row) -> BadRecord:
     )
 
 
-def _history(row: _Row) -> Iterator[Turn]:
+def _history(row: NamedRow) -> Iterator[Turn]:
     history = row.get("history") or ()
     if not isinstance(history, (list, tuple)):
         raise BadRecord(f"its history is {shorten(history)}", "list pairs of a question and an answer")
@@ -232,7 +244,7 @@ def _history(row: _Row) -> Iterator[Turn]:
         yield Turn("gpt", clean(pair[1]))
 
 
-def _turn(turn: Any, number: int, row: _Row) -> Turn:
+def _turn(turn: Any, number: int, row: NamedRow) -> Turn:
     if not isinstance(turn, Mapping):
         raise BadRecord(f"turn {number} must be an object, it is {shorten(turn)}", 'write {"from": …, "value": …}')
     usual = turn.keys() <= _USUAL  # most are, and a record is read in each epoch
@@ -265,7 +277,7 @@ def _require_user(number: int, role: Role) -> None:
         raise BadRecord(f"turn {number} is no user's and has a picture", "move the picture to a user's turn")
 
 
-def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, row: _Row) -> str:
+def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, row: NamedRow) -> str:
     """The text of a turn that has pictures of its own: they take its open places, or stand before it if it has none.
 
     Args:
@@ -287,7 +299,7 @@ def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, 
     return text
 
 
-def _text(value: Any, number: int, role: Role, row: _Row) -> str:
+def _text(value: Any, number: int, role: Role, row: NamedRow) -> str:
     if isinstance(value, str):
         return _noted(value, number, role, row)
     if not isinstance(value, (list, tuple)):
@@ -318,7 +330,7 @@ def _text(value: Any, number: int, role: Role, row: _Row) -> str:
     return out
 
 
-def _noted(text: str, number: int, role: Role, row: _Row) -> str:
+def _noted(text: str, number: int, role: Role, row: NamedRow) -> str:
     """The text, its placeholders counted: they are filled from the row's own pictures."""
     if role == "human":
         refuse_marks(text, number, row.row)

@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from basic_lite.data.columns import plain_name
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.pictures import is_filled, shown
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.record import ROLES, Role
+from basic_lite.endings import PICTURE_ENDINGS
 
 _NO_MEDIA = "videos and sound aren't trained"
 # Names of columns, and of keys in a turn or in a part of one, that hold a video or sound.

@@ -19,6 +19,8 @@ from basic_lite.recipe.yaml import Document, read_scalar
 
 # What people write where a recipe wants null.
 _NOTHING = ("none", "off", "no", "never")
+# These are turned off by `enabled` of their section.
+_SWITCHED = (("supervision",), ("supervision", "preset"), ("lora",), ("lora", "rank"))
 # Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # Unknown keys of a section that are told one by one.
@@ -44,6 +46,7 @@ class Checker:
             value = {}
         if not isinstance(value, dict):
             mend = f"; write {{path: {value}}}" if isinstance(value, str) and "path" in model.model_fields else ""
+            mend = mend or _switch(value, path)
             return self.report(path, f"expected keys ({', '.join(model.model_fields)}), found {plain(value)}{mend}")
         misspelled = set()
         unknown = [key for key in value if key not in model.model_fields]
@@ -109,7 +112,7 @@ class Checker:
         message = f"expected {wanted(annotation, metadata)}, found {found}"
         # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
         if isinstance(value, bool) and bool not in members:
-            return self.report(path, message + _mend(value, members, texts_allowed))
+            return self.report(path, message + _mend(value, members, texts_allowed, path))
         if isinstance(value, float) and float not in members:
             whole = f"; write {int(value)}" if value.is_integer() and int in members else ""
             return self.report(path, message + whole)
@@ -122,7 +125,7 @@ class Checker:
         try:
             return adapter.validate_python(value)
         except ValidationError:
-            return self.report(path, message + _mend(value, members, texts_allowed))
+            return self.report(path, message + _mend(value, members, texts_allowed, path))
 
 
 def _last_name(path: KeyPath) -> str:
@@ -130,10 +133,23 @@ def _last_name(path: KeyPath) -> str:
     return next((part for part in reversed(path) if not part.isdigit()), "")
 
 
-def _mend(value: Any, members: list[Any], words: list[Any]) -> str:
+def _is_off(value: Any) -> bool:
+    return value in (0, False) or str(value).lower() in _NOTHING
+
+
+def _switch(value: Any, path: KeyPath) -> str:
+    """The hint of which key turns off what somebody would turn off by a value."""
+    return f"; to turn it off, set {path[0]}.enabled=false" if path in _SWITCHED and _is_off(value) else ""
+
+
+def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> str:
     """The hint of what to write instead; empty if there is none."""
-    if types.NoneType in members and (value in (0, False) or str(value).lower() in _NOTHING):
+    if types.NoneType in members and _is_off(value):
         return "; to turn it off, write null"
+    if switch := _switch(value, path):
+        return switch
+    if "none" in words and _is_off(value):
+        return "; write none"
     if isinstance(value, str):
         near = meant(value, [word for word in words if isinstance(word, str)])
         if near:

@@ -240,14 +240,14 @@ def _measured(v: Values) -> Iterator[Finding]:
 
 
 def _micro_batch(v: Values) -> Iterator[Finding]:
-    if problem := batch_problem(v["training.micro_batch"], v["training.global_batch"]):
-        yield ["training.micro_batch", "training.global_batch"], problem
     if (tokens := v["training.micro_batch"] * v["data.max_length"]) > MOST_TOKENS:
         yield (
             ["training.micro_batch", "data.max_length"],
             f"micro_batch samples of max_length are {tokens:,} tokens in memory at once, more than any machine holds; "
             "set training.micro_batch=1, or data.max_length=2048",
         )
+    elif problem := batch_problem(v["training.micro_batch"], v["training.global_batch"]):
+        yield ["training.micro_batch", "training.global_batch"], problem
 
 
 def _betas(v: Values) -> Iterator[Finding]:

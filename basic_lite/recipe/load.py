@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.console import command_line
+from basic_lite.endings import RECIPE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import at_home, read_text
 from basic_lite.printable import quoted
@@ -137,7 +138,7 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
         dotted, equals, value_text = text.partition("=")
         path = tuple(dotted.strip().split("."))
         if not equals or not all(path):
-            second = text.endswith((".yaml", ".yml"))
+            second = text.endswith(RECIPE_ENDINGS)
             what = f"expected key.path=value, found {text!r}; for example training.micro_batch=2"
             if second:
                 what = (
@@ -288,7 +289,7 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
 
 def _meant_by_folder(folder: Path) -> str:
     """What a user means who names a folder as a recipe: the file of that name, one in it, or their data."""
-    for ending in (".yaml", ".yml"):
+    for ending in RECIPE_ENDINGS:
         if folder.name and os.path.isfile(file := folder.with_name(folder.name + ending)):
             return f"did you mean {file}?"
     if inside := sorted(folder.glob("*.y*ml")):

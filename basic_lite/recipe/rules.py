@@ -13,9 +13,14 @@ from basic_lite.recipe.problems import Values
 from basic_lite.recipe.schema import Recipe, SourceSection, SupervisionSection
 
 
+def sources_in(section: SourceSection | Sequence[SourceSection] | None) -> list[SourceSection]:
+    """The sources of `data.train` or `data.eval`: none, one, or several."""
+    return [section] if isinstance(section, SourceSection) else list(section or ())
+
+
 def in_order(section: SourceSection | Sequence[SourceSection]) -> list[SourceSection]:
     """The sources in the order in which they are read: by what they say, however a recipe lists them."""
-    return [section] if isinstance(section, SourceSection) else sorted(section, key=SourceSection.model_dump_json)
+    return sorted(sources_in(section), key=SourceSection.model_dump_json)
 
 
 def batch_problem(micro: int, whole: int, processes: int = 1) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in
+from basic_lite.recipe.rules import sources_in
 from basic_lite.recipe.schema import Recipe
 from basic_lite.scoring.metrics.named import Metric, metric_named
 from basic_lite.scoring.questions import Question, as_questions
@@ -110,6 +111,5 @@ def _path(text: str | os.PathLike[str] | None) -> Path | None:
 
 def folders_of(recipe: Recipe) -> Sequence[Path]:
     """The folders in which a recipe has its pictures."""
-    sections = [recipe.data.train, recipe.data.eval]
-    several = [one for section in sections for one in (section if isinstance(section, list) else [section])]
-    return [place_in(Path.cwd(), one.image_dir) for one in several if one is not None and one.image_dir is not None]
+    several = [*sources_in(recipe.data.train), *sources_in(recipe.data.eval)]
+    return [place_in(Path.cwd(), one.image_dir) for one in several if one.image_dir is not None]

@@ -39,13 +39,7 @@ from basic_lite.training.bundle import require_same_model
 from basic_lite.training.inputs import require_inputs_of_plan, with_start
 from basic_lite.training.own_files import not_the_runs_own
 from basic_lite.training.places import is_run
-from basic_lite.training.run_folder import (
-    kept_place,
-    look_at_run_folder,
-    missing_folders,
-    remove_empty,
-    require_writable,
-)
+from basic_lite.training.run_folder import kept_place, look_at_run_folder, try_writing
 from basic_lite.training.start import Origin, find_origin
 
 SUPERVISED = "bold green"
@@ -123,14 +117,11 @@ def _refusals(recipe: Recipe, overwrite: bool) -> tuple[Origin | None, list[str]
     Beside it the earlier run, where it is there and fits.
     """
     found, origin = [], None
-    path = recipe.run_path
-    new = missing_folders(path)
     try:
         look_at_run_folder(recipe, resume=False, overwrite=overwrite)
-        require_writable(path)
+        try_writing(recipe.run_path)
     except UserError as error:
         found.append(str(error))
-    remove_empty(new)  # it was only tried
     try:
         earlier = find_origin(recipe)
         if earlier is not None:

@@ -15,7 +15,7 @@ from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.known import known_frontend
-from basic_lite.recipe.rules import evaluates
+from basic_lite.recipe.rules import evaluates, sources_in
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
@@ -309,7 +309,7 @@ def planned_steps(recipe: Recipe) -> tuple[int | None, str]:
 def _samples_of(recipe: Recipe) -> int | None:
     """How many records there are to train on, dropped ones included; None: counting them takes long, or can't be."""
     section = recipe.data
-    sources = section.train if isinstance(section.train, list) else [section.train]
+    sources = sources_in(section.train)
     files = [Path(source.path) for source in sources if source.path]
     if any(source.hub for source in sources) or any(f.is_file() and f.stat().st_size > COUNTED_BYTES for f in files):
         return None
@@ -330,7 +330,7 @@ def _verdict(recipe: Recipe, found: Estimate) -> Iterator[str]:
     room = found.budget_bytes - r.needed_bytes
     what = "a card" if r.machine.cuda else "this machine's memory" if found.gpu_gib == _own_gib() else "a memory"
     card = f"{what} of {found.gpu_gib:.4g} GiB"
-    planned = f" ({ROOM:.0%} of it are planned with)"
+    planned = f" (the plan leaves {100 * (1 - ROOM):.0f} % of it free)"
     if found.fits:
         yield f"[bold green]fits[/] {card}, with {size_text(room)} to spare{planned}"
     elif found.fits_paged:

@@ -28,6 +28,7 @@ from basic_lite.training.known_before import UNKNOWN, known_before
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
+    BEFORE_A_RUN,
     HELD_OUT,
     LOCK,
     MANIFEST,
@@ -128,8 +129,10 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process trains in a folder now."""
-    return is_held(folder / LOCK)
+    """Whether a process trains in a folder now. Other programs call their lock file the same: theirs is left alone."""
+    lock = folder / LOCK
+    ours = lock.is_file() and (is_run(folder) or all(path.name in BEFORE_A_RUN for path in folder.iterdir()))
+    return ours and is_held(lock)
 
 
 def is_held(path: Path) -> bool:

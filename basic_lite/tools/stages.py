@@ -29,7 +29,7 @@ from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
 from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
-from basic_lite.training.run_folder import RunFolder, missing_folders, remove_empty, require_same_data, require_writable
+from basic_lite.training.run_folder import RunFolder, require_same_data, try_writing
 from basic_lite.training.stage import look_at_stage
 from basic_lite.training.start import find_origin
 
@@ -138,7 +138,7 @@ def _look(
     parts = planned_parts(recipe, frontend, machine.dtype)
     if folder.finished:
         return StageOutlook(recipe, folder, frontend, parts)
-    _require_writable(folder.path)
+    try_writing(folder.path)
     origin = find_origin(recipe) if folder.checkpoint is None and not awaited else None
     _, data = preflight(recipe, device, say, origin=origin, broken=folder.broken)
     require_same_data(folder, data.fingerprints)
@@ -172,15 +172,6 @@ def _require_same_model(before: StageOutlook, frontend: Frontend) -> None:
             f"it takes the projector of {before.recipe.name}, which is made for another model ({'; '.join(wrong)}); "
             "give both recipes the same model.vision and model.llm"
         )
-
-
-def _require_writable(path: Path) -> None:
-    """See that the run folder can be made; it was only tried."""
-    new = missing_folders(path)
-    try:
-        require_writable(path)
-    finally:
-        remove_empty(new)
 
 
 def _require_memory(recipe: Recipe, frontend: Frontend, found: Rehearsal, device: torch.device, say: Say) -> None:

@@ -181,10 +181,11 @@ def changed_files(bundle: Bundle, digests: Mapping[str, str]) -> str:
     return f"{changed} changed since {bundle.folder} was saved: {what}" if keys else ""
 
 
-def note_changed_files(bundle: Bundle) -> None:
-    """Say on stderr where a base model isn't what it was when the bundle was trained."""
+def note_changed_files(bundle: Bundle) -> bool:
+    """Say on stderr where a base model isn't what it was when the bundle was trained; returns whether it was said."""
     if changed := changed_files(bundle, digests_of_models(bundle.recipe.model)):
         note(f"note: {changed}. What was trained is used with another model than its own. Restore these files")
+    return bool(changed)
 
 
 def _require_none(bundle: Bundle, key: str, wrong: list[str]) -> None:

@@ -275,9 +275,15 @@ class Loop:
             return 0.0, 0.0
         return supervision.lambdas(step - 1, self.schedule.steps)
 
+    def _undo_step(self) -> None:
+        """Leave nothing of a step that broke off: its gradients go, and what it drew is drawn again."""
+        self.train_step.drop_gradients()
+        if self._before:
+            set_random_state(self._before, self.device)
+
     def _begin_again(self, record: dict[str, Any]) -> None:
         self.time.drop()
-        self.train_step.drop_gradients()
+        self._undo_step()
         self.log.write(self.progress.step, {"out_of_memory": record})
 
     def _log(self, step: int, terms: Terms, counts: StepCounts, rates: dict[str, float], started: float) -> None:
@@ -354,9 +360,7 @@ class Loop:
                 save_checkpoint(*what, keep=self.recipe.training.keep, say=self.say)
 
     def _save_before_leaving(self) -> None:
-        self.train_step.drop_gradients()
-        if self._before:  # a step that broke off has drawn from them
-            set_random_state(self._before, self.device)
+        self._undo_step()
         if self.progress.step and not self.processes.from_main(
             self.run.folder.checkpoint_at(self.progress.step).exists()
         ):

@@ -28,6 +28,8 @@ from basic_lite.whole_file import PART
 RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
+# What a start leaves before it has taken its folder.
+BEFORE_A_RUN = frozenset((LOCK, SCRATCH, PARTS + PART))
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 SOFTWARE = "software.json"
 # The page for people, small copies of the held-out pictures that it shows, and token maps of some.

@@ -40,8 +40,7 @@ class Attempt:
 class Recovery:
     """Attempts by plans that need less and less memory; remembers which one had enough.
 
-    The whole optimizer step is tried again, since a backward that broke off has left some of its gradients. It draws
-    the dropout of a run that had the plan from the start, so the step is the one that such a run makes.
+    The whole optimizer step is tried again, since a backward that broke off has left some of its gradients.
     """
 
     def __init__(
@@ -84,13 +83,13 @@ class Recovery:
 
         Args:
             what: the name of the work for messages, such as "step 3".
-            begin_again: called before a further attempt, with a record for the log.
+            begin_again: called before a further attempt, with a record for the log. It undoes what the last one left,
+                gradients and draws of dropout, so that the step is that of a run which had the plan from the start.
             backward: False: the work is a forward alone, which recomputed layers don't help.
 
         Raises:
             OutOfMemory: no plan has room, or other processes wait.
         """
-        random = random_state(self.device)
         while True:
             samples = self.plan.micro_batch
             parts = [part for batch in batches for part in slices(batch, samples, self.image_token_id)]
@@ -102,7 +101,6 @@ class Recovery:
             clear_device_cache(garbage_collection=True)
             largest = max((len(batch["input_ids"]) for batch in batches), default=1)
             record = self._lower(attempt.found, largest, what, backward=backward)
-            set_random_state(random, self.device)
             begin_again(record)
 
     def _lower(self, found: str, largest: int, what: str, *, backward: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from basic_lite.training.earlier_run import (
 from basic_lite.training.files import remove, saving, write_json
 from basic_lite.training.own_files import edited_recipe, not_the_runs_own
 from basic_lite.training.places import (
+    BEFORE_A_RUN,
     BEST,
     DATA,
     FINAL,
@@ -48,7 +49,7 @@ from basic_lite.training.places import (
 )
 from basic_lite.training.software import write_software
 from basic_lite.training.trained_on import TrainedOn
-from basic_lite.whole_file import PART, write_whole
+from basic_lite.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,19 @@ def require_writable(path: Path) -> None:
         ) from error
 
 
+def try_writing(path: Path) -> None:
+    """See that a run folder can be made and written, and leave nothing of the try.
+
+    Raises:
+        UserError: it can't.
+    """
+    new = missing_folders(path)
+    try:
+        require_writable(path)
+    finally:
+        remove_empty(new)
+
+
 def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None, overwrite: bool = False) -> RunFolder:
     """Look at ``output/name`` before anything is loaded; nothing is changed.
 
@@ -249,7 +263,7 @@ def look_at_run_folder(recipe: Recipe, *, resume: bool, step: int | None = None,
         raise UserError(f"{final} is a file, and the trained model must go there; move it away, or change name")
     checkpoints = checkpoints_of(path)
     finished, run = is_finished(path), is_run(path)
-    others = [p for p in path.iterdir() if p.name not in (LOCK, SCRATCH, PARTS + PART)] if path.is_dir() else []
+    others = [p for p in path.iterdir() if p.name not in BEFORE_A_RUN] if path.is_dir() else []
     if others and not run:
         raise UserError(f"{path} already holds other files and no run; change name or output, or empty the folder")
     if resume:

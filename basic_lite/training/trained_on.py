@@ -26,6 +26,7 @@ from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
+from basic_lite.recipe.rules import sources_in
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import give_usual_rights
 from basic_lite.training.places import TRAINED_ON
@@ -187,7 +188,7 @@ def _inherited(started_from: dict[str, Any] | None, bar: Bar) -> TrainedOn:
 
 def _told_by_data(bundle: Bundle, bar: Bar) -> TrainedOn:
     run, section = bundle.folder.parent, bundle.recipe.data.train
-    hubs = [one.hub for one in (section if isinstance(section, list) else [section]) if one.hub]
+    hubs = [one.hub for one in sources_in(section) if one.hub]
     if hubs:
         # The run may be a stranger's, and nobody has named a data set of the hub here.
         why = f"it has no record of it, and the hub isn't asked for its data ({', '.join(hubs)})"

@@ -20,7 +20,7 @@ from basic_lite.data.problems import RecordProblem
 from basic_lite.data.prompts import asked_as_trained, prompts_of, with_prompts_of_training
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
-from basic_lite.data.turns import read_row
+from basic_lite.data.turns import NamedRow, read_row
 from basic_lite.recipe.schema import DataSection, SourceSection
 from tests.support.data import write_image
 
@@ -226,7 +226,7 @@ def test_a_content_is_read_or_refused(content: Any, images: Any) -> None:
     """Whatever a message holds, a record comes whose pictures fit its places, or one sentence of refusal."""
     row = {"messages": [{"role": "user", "content": content}, SAID], "images": images}
     try:
-        got = read_row(row, {}, "/nowhere", (), 1)
+        got = read_row(NamedRow(row, {}, "/nowhere"), (), 1)
         turns = conversation(Record(1, "", "x", got.images, got.turns))
     except RecordProblem:
         return

@@ -32,6 +32,12 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["lora.targets=[]"], "lora.targets", "all-linear"),
         (["lora.targets=[multi_modal_projector.linear_1]"], "lora.targets.0", "not part of the LLM"),
         (["supervision.layers=0"], "supervision.layers", "at least 1"),
+        # One mistake, one problem: what mends the first divides the global batch.
+        (
+            ["training.micro_batch=4096", "data.max_length=5000"],
+            "training.micro_batch",
+            "more than any machine holds; set training.micro_batch=1",
+        ),
         (["supervision.layers=-3"], "supervision.layers", "at least 1"),
         (["supervision.layers=1.5"], "supervision.layers", "at most 1"),
         (["supervision.layers=16.0"], "supervision.layers", "write 16, without a dot"),

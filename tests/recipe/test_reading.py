@@ -159,6 +159,12 @@ kernels: triton
         ("data.held_out", "0", "found the number 0; to turn it off, write null"),
         ("training.eval_every", "off", "to turn it off, write null"),
         ("training.max_steps", "false", "to turn it off, write null"),
+        ("supervision.preset", "off", "found the text 'off'; to turn it off, set supervision.enabled=false"),
+        ("supervision.preset", "null", "found nothing; to turn it off, set supervision.enabled=false"),
+        ("supervision", "false", "to turn it off, set supervision.enabled=false"),
+        ("lora", "off", "to turn it off, set lora.enabled=false"),
+        ("lora.rank", "0", "to turn it off, set lora.enabled=false"),
+        ("quantization.mode", "off", "found the text 'off'; write none"),
     ],
 )
 def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: str, says: str) -> None:

@@ -172,3 +172,11 @@ def test_demo_recipes_fit_together() -> None:
     assert second.model.projector == f"{first.output}/{first.name}"
     assert first.quantization.mode == second.quantization.mode == "nf4"
     assert (first.model.vision, first.model.llm) == (second.model.vision, second.model.llm)
+
+
+def test_of_several_wrong_names_the_shipped_recipes_are_listed_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_sequence(["nothing", "of_this"], print)
+    said = str(caught.value)
+    assert "the recipe nothing doesn't exist" in said and "the recipe of_this doesn't exist" in said
+    assert said.count("Shipped recipes:") == 1

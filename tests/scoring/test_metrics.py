@@ -8,6 +8,8 @@ import time
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from basic_lite.commands.asking import Metric as CommandMetric
 from basic_lite.errors import UserError
@@ -150,16 +152,35 @@ def test_options_end_where_their_words_do() -> None:
     assert time.process_time() - start < 1
 
 
+def by_table(one: str, other: str) -> int:
+    """The edit distance as its definition says it, cell by cell."""
+    above = list(range(len(other) + 1))
+    for row, letter in enumerate(one, 1):
+        line = [row]
+        for column, letter_of_other in enumerate(other, 1):
+            changed = above[column - 1] + (letter != letter_of_other)
+            line.append(min(changed, above[column] + 1, line[-1] + 1))
+        above = line
+    return above[-1]
+
+
 def test_levenshtein() -> None:
     assert levenshtein("kitten", "sitting") == 3 and levenshtein("", "abc") == 3 and levenshtein("same", "same") == 0
+    words = ["".join(word) for size in range(5) for word in itertools.product("ab", repeat=size)]
+    assert all(levenshtein(one, other) == by_table(one, other) for one in words for other in words)
 
-    def slow(one: str, other: str) -> int:
-        if not one or not other:
-            return len(one) + len(other)
-        return min(slow(one[1:], other) + 1, slow(one, other[1:]) + 1, slow(one[1:], other[1:]) + (one[0] != other[0]))
 
-    words = ["".join(word) for size in range(4) for word in itertools.product("ab", repeat=size)]
-    assert all(levenshtein(one, other) == slow(one, other) for one in words for other in words)
+@given(one=st.text("abé ", max_size=150), other=st.text("abc ", max_size=150))
+def test_levenshtein_is_as_defined(one: str, other: str) -> None:
+    assert levenshtein(one, other) == by_table(one, other)
+
+
+def test_long_answers_are_scored_at_once() -> None:
+    """Two of 5,000 words took minutes."""
+    one, other = ("".join(chr(97 + (n * n + n // step) % 26) for n in range(30_000)) for step in (7, 11))
+    start = time.process_time()
+    score = anls(one, [other, one + "x" * 3_000], "")
+    assert score == pytest.approx(1 - 3_000 / 33_000) and time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,9 @@ def test_a_recipe_for_the_cpu_has_this_machines_memory(tmp_path: Path) -> None:
     recipe, own = whole_recipe(tmp_path, one), psutil.virtual_memory().total / 2**30
     (tmp_path / "data.json").write_text("nothing")
     text = run(recipe, None)[1]
-    assert re.search(rf"fits this machine's memory of {own:.4g} GiB, with .* to spare \(98% of it are planned", text)
+    assert re.search(
+        rf"fits this machine's memory of {own:.4g} GiB, with .* to spare \(the plan leaves 2 % of it free\)", text
+    )
     assert ON_A_CPU in text
     text = run(whole_recipe(tmp_path, one | {"training.device": "auto"}), 8)[1]
     assert "(assumed, since data.train isn't read here; `train --dry-run` reads it)" in text and " kWh" in text

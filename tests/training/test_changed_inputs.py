@@ -118,6 +118,10 @@ def test_a_changed_base_model_is_told_wherever_the_run_is_used(
             assert told.count("changed since") == (key is not None), use
             place = finished / file.split("/")[0]
             assert key is None or f"note: {key} ({place}) changed since {folder}" in told, use
+            if use == "export":
+                assert ("it answers as the trained model does" in told) == (key is None)
+                card = (finished / what.replace(" ", "_") / "exported" / "README.md").read_text(encoding="utf-8")
+                assert ("Files of its base models were changed after the training" in card) == (key is not None)
             assert key != "model.llm" or "was saved: weights or config.json." in told
     finally:
         (finished / file).write_bytes(before)

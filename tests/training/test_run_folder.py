@@ -15,6 +15,7 @@ import pytest
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.run import train
 from basic_lite.tools.dry_run import dry_run
+from basic_lite.tools.runs import show_runs
 from basic_lite.training import loop, saving
 from basic_lite.training.files import remove
 from basic_lite.training.run_folder import locked
@@ -320,3 +321,16 @@ def test_a_new_run_goes_on_in_place_of_another(models: Path, old: Path, finished
         ).steps
         == 2
     )
+
+
+def test_a_start_is_known_by_its_lock_and_another_programs_lock_is_left_alone(tmp_path: Path) -> None:
+    starting, others = tmp_path / "starting", tmp_path / "uv"
+    others.mkdir()
+    (others / "CACHEDIR.TAG").touch()
+    starting.mkdir()
+    with locked(starting), locked(others):
+        assert [row.path for row in show_runs(tmp_path, quiet())] == [starting]
+    (others / ".lock").touch()
+    before = (others / ".lock").stat()
+    assert not show_runs(others, quiet())
+    assert (others / ".lock").stat() == before

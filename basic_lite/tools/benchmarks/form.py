@@ -17,6 +17,7 @@ from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
 from basic_lite.data.table_source import allow_long_cells
 from basic_lite.data.turns import clean, name_of
+from basic_lite.endings import JSON_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file
 from basic_lite.recipe.schema import SourceSection
@@ -65,7 +66,7 @@ class Published:
         self.first: Mapping[str, Any] | None = None
         if path.suffix.lower() == ".tsv":
             self.first = dict.fromkeys(self._header())
-        elif path.suffix.lower() in (".json", ".jsonl"):
+        elif path.suffix.lower() in JSON_ENDINGS:
             self.first = self._first_record()
             if self.first is None:
                 top = read_json(path)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from basic_lite.data.problems import BadRecord, shorten
-from basic_lite.data.turns import read_row
+from basic_lite.data.turns import NamedRow, read_row
 from basic_lite.tools.benchmarks.form import LETTER, Benchmark, Published, Row, placed, text_in, texts_in
 
 _PICTURE = "with picture"
@@ -68,7 +68,7 @@ def _of_llava(file: Published) -> Iterator[tuple[str, Row]]:
     """Conversations of a question with its options and an answer that names one."""
     for number, (place, row) in enumerate(file.records(), 1):
         with placed(place):
-            content = read_row(row, {}, "", (), number)
+            content = read_row(NamedRow(row, {}, ""), (), number)
             said = {turn.role: turn.text for turn in content.turns}
             if not said.keys() >= {"human", "gpt"}:
                 raise BadRecord("it has no question and answer", "fetch the file again")

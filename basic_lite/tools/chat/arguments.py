@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basic_lite.console import command_line
-from basic_lite.data.endings import DATA_ENDINGS
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
+from basic_lite.endings import DATA_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.words import PICTURE_ENDING, names_picture, require_there, split_words
 

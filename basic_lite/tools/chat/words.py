@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.console import command_line
-from basic_lite.data.endings import PICTURE_ENDINGS
+from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 
 PICTURE_ENDING = re.compile(rf"({'|'.join(map(re.escape, PICTURE_ENDINGS))})$", re.IGNORECASE)

@@ -1,6 +1,5 @@
 """``basic-lite check``: everything about data that a person should know before a training."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,12 @@ from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
 from basic_lite.data.split_column import parts_of
 from basic_lite.data.unknown_words import unknown_words
+from basic_lite.endings import RECIPE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, enough_memory
 from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.check.example_places import first_places
 from basic_lite.tools.check.findings import (
@@ -41,19 +42,21 @@ from basic_lite.tools.check.findings import (
 from basic_lite.tools.check.page import COMMAND, write_check
 from basic_lite.tools.check.survey import Pictures, survey
 from basic_lite.tools.check.texts import Texts
-from basic_lite.tools.data.command import ENOUGH_TO_HOLD_OUT, HELD_OUT, encoder_of, frontend_or_why
+from basic_lite.tools.data.command import (
+    ENOUGH_TO_HOLD_OUT,
+    HELD_OUT,
+    NOTHING_HELD_OUT,
+    encoder_of,
+    frontend_or_why,
+    plain_section,
+    with_changes,
+)
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
 from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.report.html import require_own
 
-_RECIPES = (".yaml", ".yml")
 _ORDER = ("bad", "look", "fact")
-# A recipe without data for evaluation.
-_NOTHING_HELD_OUT = (
-    *("data.eval=null", "training.eval_every=null", "training.eval_generate=0"),
-    "training.metric_for_best_model=off",
-)
 
 
 @dataclass(frozen=True)
@@ -141,31 +144,31 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         UserError: there is no data, or the recipe is wrong.
     """
     given = {text.partition("=")[0].strip() for text in overrides}
-    is_data = path.suffix.lower() not in _RECIPES
+    is_data = path.suffix.lower() not in RECIPE_ENDINGS
     if not is_data:
         recipe, name = load_recipe(path.as_posix(), list(overrides)), path.stem
     else:
         name = legal_name(path)
         section = from_here(data_source(path))
-        own = json.dumps(dict(section.model_dump(exclude_defaults=True)))
         evaluated = any(key.startswith("data.eval") or key == "data.held_out" for key in given)
-        alone = [] if evaluated else _NOTHING_HELD_OUT
-        recipe = load_recipe(base, [f"name={json.dumps(name)}", f"data.train={own}", *alone, *overrides])
-        if not isinstance(recipe.data.train, list) and recipe.data.train.prompt is None:
-            seen = look(recipe.data.train)
+        alone = {} if evaluated else NOTHING_HELD_OUT
+        recipe = with_changes(base, {"name": name, "data.train": plain_section(section), **alone}, overrides)
+        train = recipe.data.train
+        if not isinstance(train, list) and train.prompt is None:
+            seen = look(train)
             if seen.captions and recipe.data.template != "plain":
-                prompted = recipe.data.train.model_copy(update={"prompt": list(seen.prompts)})
-                recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": prompted})})
+                prompted = train.model_copy(update={"prompt": list(seen.prompts)})
+                recipe = changed_recipe(recipe, {"data.train": prompted})
     own_file = recipe.data.eval and with_prompts_of_training(recipe.data.eval, recipe.data)
     sections = {TRAIN: recipe.data.train} | ({EVAL: own_file} if own_file else {})
     looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]
-    train, *held = all_at_once(*looks)
+    records, *held = all_at_once(*looks)
     frontend, why = frontend_or_why(recipe)
     share, least = recipe.data.held_out or 0.0, 0
     if is_data and "data.held_out" not in given:
         # As `basic-lite data` would hold out.
         share, least = share or HELD_OUT, ENOUGH_TO_HOLD_OUT
-    return Data(name, recipe, train, held[0] if held else None, frontend, why, share, least)
+    return Data(name, recipe, records, held[0] if held else None, frontend, why, share, least)
 
 
 def read(data: Data, records: Records, say: Say) -> DataReport:

@@ -33,7 +33,7 @@ def places_of(example: Example, sources: Sequence[Records], pictures: Pictures) 
         yield place_of(sources[source], index)
     for number in example.pictures:
         at = pictures.places[number]
-        name = one_line(sources[at.source][at.record].images[at.number].name, _MOST_OF_NAME)
+        name = one_line(at.image(sources).name, _MOST_OF_NAME)
         yield f"{name} ({place_of(sources[at.source], at.record)})"
 
 

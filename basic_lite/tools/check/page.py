@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basic_lite.data.images import small_copy
-from basic_lite.data.problems import RecordProblem
+from basic_lite.data.images import ImageRef, small_copy
+from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.printable import one_line
 from basic_lite.tools.check.example_places import place_of
@@ -51,18 +51,14 @@ def _shown(example: Example, sources: Sequence[Records], seen: Pictures) -> Show
         except RecordProblem:
             return Shown(place, example.text, [], [])
         turns = [(turn.role, one_line(turn.text, _MOST_OF_TEXT)) for turn in record.turns[:4]]
-        pictures = [(image.name, _thumbnail(sources, (source, index, n))) for n, image in enumerate(record.images[:2])]
-    for number in example.pictures:
-        at = seen.places[number]
-        name = sources[at.source][at.record].images[at.number].name
-        pictures.append((name, _thumbnail(sources, (at.source, at.record, at.number))))
-    return Shown(place, example.text, turns, pictures)
+        pictures = list(record.images[:2])
+    pictures += [seen.places[number].image(sources) for number in example.pictures]
+    return Shown(place, example.text, turns, [(image.name, _thumbnail(image)) for image in pictures])
 
 
-def _thumbnail(sources: Sequence[Records], place: tuple[int, int, int]) -> str:
+def _thumbnail(image: ImageRef) -> str:
     """A small copy as a data URI; nothing of a picture that can't be read."""
-    source, record, number = place
     try:
-        return small_copy(sources[source][record].images[number], _THUMBNAIL, 75, least=2 * _THUMBNAIL)
-    except RecordProblem:
+        return small_copy(image, _THUMBNAIL, 75, least=2 * _THUMBNAIL)
+    except BadImage:
         return ""

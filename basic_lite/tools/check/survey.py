@@ -30,6 +30,11 @@ class Place(NamedTuple):
     record: int
     number: int  # of the record's pictures
 
+    def image(self, sources: Sequence[Records]) -> ImageRef:
+        """The picture; ``sources``: the records that places are in."""
+        found: ImageRef = sources[self.source][self.record].images[self.number]
+        return found
+
 
 @dataclass
 class Pictures:

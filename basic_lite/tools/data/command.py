@@ -34,7 +34,7 @@ from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
 from basic_lite.recipe.rules import changed_recipe
-from basic_lite.recipe.schema import Recipe
+from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
 from basic_lite.tools.data.look import Found, look, short_answers
@@ -55,6 +55,10 @@ _MOST_HELD_OUT = 2
 # Of held-out questions with short answers so many are asked at each evaluation.
 _MOST_ASKED = 50
 _SHOWN_PROBLEMS = 10
+# Keys, beside `training.eval_every`, that need held-out data, and what turns them off.
+_OFF = {"training.eval_generate": 0, "training.metric_for_best_model": "off"}
+# A recipe without data for evaluation.
+NOTHING_HELD_OUT = {"data.eval": None, "training.eval_every": None, **_OFF}
 # Records that are looked at for short answers.
 _LOOKED_AT = 200
 
@@ -83,15 +87,16 @@ def data(
     require_place(path, overrides)
     name = legal_name(path)
     given = {text.partition("=")[0].strip() for text in overrides}
-    changes: dict[str, Any] = {"name": name, "data.train": _plain(from_here(data_source(path)))}
+    changes: dict[str, Any] = {"name": name, "data.train": plain_section(from_here(data_source(path)))}
     held_out = "data.held_out" in given
-    needing = _needs_held_out(base)
+    own = load_recipe(base)
+    needing = _needs_held_out(own)
     if not any(key.startswith("data.eval") for key in given):
         off = {"training.eval_every": None, **{key: _OFF[key] for key in needing}}
         changes |= {"data.eval": None} | ({} if held_out else off)
     elif not held_out:
         changes["data.held_out"] = None
-    recipe = _recipe(base, changes, overrides)
+    recipe = with_changes(base, changes, overrides)
     target = _target(out or Path(f"{recipe.name}.yaml"), overwrite)
     section = recipe.data.train
     if isinstance(section, list):
@@ -101,7 +106,7 @@ def data(
         section = section.model_copy(update={"image_dir": folder})
     found = look(section.model_copy(update={"prompt": None}))
     if found.captions and section.prompt is None and recipe.data.template != "plain":
-        section = section.model_copy(update={"prompt": _own_prompt(base) or list(found.prompts)})
+        section = section.model_copy(update={"prompt": _own_prompt(own) or list(found.prompts)})
     recipe = changed_recipe(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
     fitted = _fitted(recipe, found, report, given, say)
@@ -116,23 +121,15 @@ def data(
     return target
 
 
-# Keys, beside `training.eval_every`, that need held-out data, and what turns them off.
-_OFF = {"training.eval_generate": 0, "training.metric_for_best_model": "off"}
-
-
-def _needs_held_out(base: str) -> dict[str, Any]:
+def _needs_held_out(own: Recipe) -> dict[str, Any]:
     """Those of them that the recipe itself sets, with their values."""
-    training = load_recipe(base).training
-    found = {"training.eval_generate": training.eval_generate}
-    by = training.metric_for_best_model
-    return {key: value for key, value in found.items() if value} | (
-        {"training.metric_for_best_model": by} if by in ("score", "loss") else {}
-    )
+    found = {key: getattr(own.training, key.removeprefix("training.")) for key in _OFF}
+    return {key: value for key, value in found.items() if value not in (0, "off", "auto")}
 
 
-def _own_prompt(base: str) -> str | list[str] | None:
+def _own_prompt(own: Recipe) -> str | list[str] | None:
     """The question that the recipe itself has for captions: its model may know it best."""
-    train = load_recipe(base).data.train
+    train = own.data.train
     return None if isinstance(train, list) else train.prompt
 
 
@@ -193,11 +190,12 @@ def fitted_epochs(recipe: Recipe, records: int) -> float:
     return max(recipe.training.epochs, float(min(wanted, _MOST_EPOCHS)))
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def plain_section(section: SourceSection) -> dict[str, Any]:
+    """What a source says, as a recipe writes it."""
     return dict(section.model_dump(exclude_defaults=True))
 
 
-def _recipe(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+def with_changes(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe with the changes, and then the user's overrides."""
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
 
@@ -355,7 +353,7 @@ def _text(
         changed[key.strip()] = read_override(value)
     changed = {key: value for key, value in changed.items() if not key.startswith("data.train.")}
     assert not isinstance(recipe.data.train, list)
-    changed |= {"data.train": _plain(recipe.data.train), "name": recipe.name}
+    changed |= {"data.train": plain_section(recipe.data.train), "name": recipe.name}
     file = find_recipe(base)
     text = read_text(file, encoding="utf-8-sig")
     head = [

@@ -12,8 +12,8 @@ from basic_lite.data.pictures import columns_of, looked_at_in
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
-from basic_lite.data.table_source import TABLE_ENDINGS
 from basic_lite.data.turns import is_turns
+from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.recipe.schema import SourceSection
 
 # Records that are looked at to tell the format.

@@ -186,6 +186,8 @@ def _measured(run: Path, step: int, checked: Checked | None) -> list[tuple[str, 
 
 def _export(source: Source, checked: Checked | None) -> str:
     text = f"Merged into {MERGED_INTO[source.merge.into]}; {dtype_name(source.dtype)}, {size_text(source.size_bytes)}."
+    if source.changed:
+        text += " Files of its base models were changed after the training; these are exported as they are now."
     if checked is None:
         return text + " It was not compared with the trained model."
     drift = checked.drift[checked.merged_into]

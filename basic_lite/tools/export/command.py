@@ -96,7 +96,7 @@ def export(
         say(f"GGUF: {difference}")
     if checked is not None:
         show(console, table(checked))
-    console.print(printable(_verdict(out, checked)), soft_wrap=True, markup=False)
+    console.print(printable(_verdict(out, source, checked)), soft_wrap=True, markup=False)
     if passed := checked is None or checked.passed:
         say(f"model card: {out / CARD} (see to its licence before you publish)")
         say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")
@@ -222,13 +222,14 @@ def table(checked: Checked) -> Sheet:
     return out
 
 
-def _verdict(out: Path, checked: Checked | None) -> str:
+def _verdict(out: Path, source: Source, checked: Checked | None) -> str:
     if checked is None:
         return f"exported to {out}; not checked"
     drift = checked.drift[checked.merged_into]
     if checked.passed:
         kl = f"KL {drift.kl:.3g} ≤ {checked.limit:.3g} nats a token"
-        return f"exported to {out}: it answers as the trained model does ({kl})"
+        same = "the run does with its base models as they are now" if source.changed else "the trained model does"
+        return f"exported to {out}: it answers as {same} ({kl})"
     if checked.same_ids < checked.samples or checked.same_pixels < checked.samples:
         return f"exported to {out}: FAILED, its processor gives other inputs than training had; see {out / REPORT}"
     advice = "--merge-into quantized changes it least; " if checked.merged_into == "original" else ""

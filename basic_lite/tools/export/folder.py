@@ -32,6 +32,7 @@ class Source:
     chat: ChatFormat
     merge: Merge
     dtype: torch.dtype
+    changed: bool  # whether files of its base models were changed since it was trained
 
     @property
     def parameters(self) -> int:
@@ -59,7 +60,7 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
     recipe = bundle.recipe
     frontend = load_frontend(recipe.model)
     require_same_model(bundle, frontend.config, str(run))
-    note_changed_files(bundle)
+    changed = note_changed_files(bundle)
     config = copy.deepcopy(frontend.config)
     grow_config(config)
     frontend = replace(frontend, config=config)
@@ -68,7 +69,7 @@ def open_source(run: Path, merge_into: MergeInto | None, dtype: ExportDtype, dev
     default: MergeInto = "original" if recipe.quantization.mode == "none" else "quantized"
     merge = Merge(bundle, config, merge_into or default, device)
     chosen = merge.base_dtype if dtype == "auto" else pick_dtype(dtype, device)
-    return Source(bundle, frontend, chat, merge, chosen)
+    return Source(bundle, frontend, chat, merge, chosen, changed)
 
 
 def _finished_bundle(run: Path) -> Bundle:

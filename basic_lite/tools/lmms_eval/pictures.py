@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.endings import PICTURE_ENDINGS
 from basic_lite.data.images import ImageRef
 from basic_lite.data.memory import picture_of
 from basic_lite.data.problems import BadImage, RecordProblem
+from basic_lite.endings import PICTURE_ENDINGS
 
 
 def shown_by(visuals: object, place: str) -> list[Any]:

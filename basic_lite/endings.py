@@ -5,4 +5,6 @@ PICTURE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif",
 )  # fmt: skip
 # Of files that hold records.
-DATA_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+TABLE_ENDINGS, JSON_ENDINGS = (".csv", ".tsv"), (".json", ".jsonl")
+DATA_ENDINGS = (*TABLE_ENDINGS, *JSON_ENDINGS, ".parquet")
+RECIPE_ENDINGS = (".yaml", ".yml")
