@@ -180,6 +180,8 @@ def run_stage(
         UserError: as ``train``; and without ``replace`` the folder holds another run.
     """
     if replace and changes(recipe):
+        with locked(recipe.run_path):
+            pass  # no other process trains there
         remove(recipe.run_path)
     _, folder = look_at_stage(recipe, lambda text: None)
     clear_device_cache(garbage_collection=True)  # what an earlier stage has left

@@ -34,6 +34,8 @@ REFUSED = {
     "train start.yaml name=more stage=2": "the run folder runs/more already holds another run (its recipe differs: ",
     "train photos.yaml --resume name=nowhere": "--resume: there is no run in runs/nowhere to continue; correct name or "
     "output, give the command in the folder where the run was begun (this is /",
+    "train photos.yaml --resume name=nowhere output=/gone": "--resume: there is no run in /gone/nowhere to continue; "
+    "correct name or output, or leave --resume out",
     "train photos.yaml --resume name=done seed=7": "--resume: the recipe is not the one that runs/done/final was",
     "train photos.yaml --resume --overwrite": "--overwrite begins anew and --resume continues what is there; leave",
     "train photos.yaml name=begun": "the run folder runs/begun already holds a run that has saved checkpoint-4 of this",

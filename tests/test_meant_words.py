@@ -21,7 +21,9 @@ SAID = {
     "eval runs/a photos/c.png 'what is it?'": 'basic-lite chat runs/a photos/c.png "what is it?"',
     "eval runs/a --data q.csv more.csv": "`eval` has no place for more.csv; leave it out",
     "eval runs/a seed=3": "`eval` has no place for seed=3; leave it out",
+    "eval runs/a --held-out more.csv": "`eval` has no place for more.csv; leave it out",
     "eval runs/a": "give --data FILE, or --held-out",
+    "eval runs/a --data q.csv --held-out": "give --data FILE, or --held-out",
     "report runs/a page.html": "the page is report.html in the run's folder; leave it out",
     "report runs/a runs/b": "give the command again for each: basic-lite report runs/b",
     "text-probe runs/a runs/b": "give the command again for each: basic-lite text-probe runs/b",
@@ -46,8 +48,12 @@ SAID = {
     "inspect runs/a gone.json": "gone.json is a file of data and no picture; give it with --data",
     "inspect runs/a 'what is it?'": 'and asks nothing, and what is it? is none; ask with basic-lite chat runs/a "what',
     "chat runs/a video.mp4 why": "(it is a video); save a frame of it as JPEG, or take another picture",
+    "chat runs/a video.mkv why": "(it is a video); save a frame of it as JPEG, or take another picture",
+    "chat runs/a video.avi why": "(it is a video); save a frame of it as JPEG, or take another picture",
+    "chat runs/a half.webp why": "half.webp' can't be decoded (could not create decoder object); fetch it again, or",
     "chat runs/a pages.jpg why": "(it is a PDF); save its pages as JPEG, or take another picture",
     "chat runs/a --image photos/c.png why": "Pictures stand behind the model, and then the question, without options.",
+    "doctor --dry-run": "No such option: --dry-run\nSee `basic-lite doctor --help`.",  # nothing of `clean`
     "clean --dry-run": "`clean` shows what would go, and asks before it deletes.",
     "report runs/a --out x.html": "The page is report.html in the run's folder.",
     "export runs/a": "Missing argument 'out': folder to write; it must not exist yet.",
@@ -68,6 +74,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos" / "c.png").touch()
     (tmp_path / "q.csv").write_text("image,question,answer\nc.png,what is it?,a cat\n")
     (tmp_path / "video.mp4").write_bytes(b"\0\0\0\x20ftypisom\0\0\2\0isomiso2mp41")
+    (tmp_path / "video.mkv").write_bytes(b"\x1a\x45\xdf\xa3\xa3\x42\x86\x81\x01")
+    (tmp_path / "video.avi").write_bytes(b"RIFF\x24\0\0\0AVI LIST")
+    (tmp_path / "half.webp").write_bytes(b"RIFF\x24\0\0\0WEBPVP8 ")
     (tmp_path / "pages.jpg").write_bytes(b"%PDF-1.7\n%")
     monkeypatch.chdir(tmp_path)
     return tmp_path

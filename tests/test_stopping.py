@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,9 @@ import typer
 
 from basic_lite import cli
 from basic_lite.signals import STOPPING
+from basic_lite.tools.clean import clean
 from basic_lite.training.files import new_folder
+from tests.support.runs import quiet
 
 
 def run_demo(
@@ -78,3 +81,13 @@ def test_a_signal_stops_any_command_in_order(
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def test_an_export_that_writes_nothing_for_hours_is_left_alone(tmp_path: Path) -> None:
+    """Its check asks both models, which takes hours on a processor; `clean` took it for one that was killed."""
+    with new_folder(tmp_path / "out", "make room") as scratch:
+        (scratch / "model.safetensors").write_bytes(b"weights")
+        for path in (*scratch.iterdir(), scratch):
+            os.utime(path, (0, 0))
+        assert clean([tmp_path], yes=True, console=quiet()) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]

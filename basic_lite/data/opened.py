@@ -103,8 +103,11 @@ class OpenedBefore:
             path, fresh = self._file(folder), np.array(keys, dtype=np.uint64)
             merged = np.union1d(_read(path), fresh)
             _write(path, merged if len(merged) <= _MOST_KEYS else np.unique(fresh))
-        files = sorted(self.cache.glob("*.keys"), key=lambda file: file.stat().st_mtime)
-        for old in files[:-_MOST_FILES]:
+        files = []
+        for file in self.cache.glob("*.keys"):
+            with suppress(FileNotFoundError):  # another program makes room, too
+                files.append((file.stat().st_mtime, file))
+        for _, old in sorted(files)[:-_MOST_FILES]:
             old.unlink(missing_ok=True)
 
     @contextmanager

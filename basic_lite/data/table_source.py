@@ -8,7 +8,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +76,8 @@ class TableSource:
             )
         rows = itertools.islice(self._spans(len(mark), skipped), int(headed), None)
         flat = array("q")
-        with long_cells():
-            for span in itertools.islice(rows, section.limit):
-                flat.extend(span)
+        for span in itertools.islice(rows, section.limit):
+            flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
         self._file.require_same()
 
@@ -109,11 +108,10 @@ class TableSource:
 
     def _cells_of(self, text: str) -> list[str]:
         """A row's cells; people write a space behind a quote, too."""
-        with long_cells(), suppress(csv.Error):
+        with suppress(csv.Error):
             return next(_cells(io.StringIO(text, newline=""), self.delimiter))
         try:
-            with long_cells():
-                return next(_cells(io.StringIO(_SPACES_BEHIND.sub(r"\1", text), newline=""), self.delimiter))
+            return next(_cells(io.StringIO(_SPACES_BEHIND.sub(r"\1", text), newline=""), self.delimiter))
         except csv.Error as error:
             raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
 
@@ -210,14 +208,10 @@ class TableSource:
             start, number = end, number + count
 
 
-@contextmanager
-def long_cells() -> Iterator[None]:
-    """Cells may hold whole pictures. The limit is one for the program, and others rely on it."""
-    before = csv.field_size_limit(_MOST_OF_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def allow_long_cells() -> None:
+    """Cells may hold whole pictures. All threads share csv's limit, so it stays: put back, it may refuse another's."""
+    if csv.field_size_limit() < _MOST_OF_CELL:
+        csv.field_size_limit(_MOST_OF_CELL)
 
 
 def _open_quote(error: str, last: int | None) -> str | None:
@@ -239,6 +233,7 @@ def _cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
     Strictly: a quote that opens a cell must close it. Else it would swallow other rows, or be lost from the text.
     """
+    allow_long_cells()
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from basic_lite.training.files import written_whole
+from basic_lite.whole_file import write_whole
 
 # Any change that alters a written world must raise this number: folders of another version are written anew.
 WORLD_VERSION = 4
@@ -322,8 +323,8 @@ def _write(world: World, identity: Mapping[str, int], progress: Callable[[str], 
         world.eval_captions: _captions(held_out[: identity["eval_captions"]], first),
     }
     for path, records in files.items():
-        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    (world.folder / "world.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
+        write_whole(path, json.dumps(records, indent=1))
+    write_whole(world.folder / "world.json", json.dumps(identity, indent=1))
 
 
 def _image_name(number: int) -> str:

@@ -12,13 +12,14 @@ from rich.console import Console
 from basic_lite.console import speaker
 from basic_lite.errors import UserError
 from basic_lite.sizes import size_text
-from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
+from basic_lite.tools.runs import folders_of, is_held, is_running, runs_in, size_and_time
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import remove
 from basic_lite.training.own_files import foreign_in, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
     FINAL,
+    HELD,
     LOCK,
     OLD,
     UNFINISHED,
@@ -40,7 +41,7 @@ LOST = {
     SET_ASIDE: "steps that were made again are there in their new form only",
     BEST_STEP: "of these runs only the last step is left, and RUN/best is gone for chat, eval and export",
 }
-# An export that is under way writes into a folder of that name now and then.
+# An export that is under way writes into a folder of that name now and then, and locks it where the disk has locks.
 AT_REST_S = 3600.0
 
 
@@ -168,7 +169,7 @@ def _loose_in(place: Path) -> Iterator[Path]:
     for folder, _ in folders_of(place, links=False):
         for path in sorted(folder.glob(f"{UNFINISHED}*")):
             at_rest = time.time() - size_and_time(path)[1] > AT_REST_S
-            if path.is_dir() and not path.is_symlink() and at_rest:
+            if path.is_dir() and not path.is_symlink() and at_rest and not is_held(path / HELD):
                 yield path
 
 

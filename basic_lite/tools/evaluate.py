@@ -33,9 +33,9 @@ from basic_lite.training.answer import AT_ONCE, answer_length, asked_otherwise, 
 from basic_lite.training.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import saving, sha256
+from basic_lite.training.files import saving
 from basic_lite.training.interview import Interview, Pictures
-from basic_lite.training.places import HELD_OUT, MANIFEST, best_record
+from basic_lite.training.places import HELD_OUT, best_record
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of
 
@@ -159,7 +159,7 @@ def make_ready(
     settings = {
         "bundle": bundle.folder.name,
         "step": bundle.step,
-        "model_sha256": sha256(bundle.folder / MANIFEST),
+        "model_sha256": bundle.digest,
         "data": data,
         "image_dir": None if image_dir is None else os.path.abspath(image_dir),
         "limit": limit,

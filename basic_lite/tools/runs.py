@@ -88,7 +88,10 @@ def show_runs(folder: Path, console: Console | None = None) -> list[RunRow]:
         UserError: there is no such folder.
     """
     console = console or Console(highlight=False)
-    rows = [row_of(run) for run in runs_in(folder)]
+    rows: list[RunRow] = []
+    for run in runs_in(folder):
+        with suppress(FileNotFoundError):  # a start that was refused has gone since
+            rows.append(row_of(run))
     lines = _lines(rows, console.width if console.is_terminal else None)
     for line in lines if rows else [f"no runs in {folder}"]:
         console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -117,7 +120,7 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
     try:
         run = is_run(folder) or is_running(folder)
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and (links or not path.is_symlink()))
-    except PermissionError:  # another user's
+    except (PermissionError, FileNotFoundError):  # another user's, or it has gone since
         return
     yield folder, run
     for path in inside if depth else []:
@@ -126,15 +129,17 @@ def folders_of(folder: Path, depth: int = DEPTH, *, links: bool) -> Iterator[tup
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process trains in a folder now.
+    """Whether a process trains in a folder now. Other programs call their lock file the same: theirs is left alone."""
+    lock = folder / LOCK
+    ours = lock.is_file() and (is_run(folder) or all(path.name in BEFORE_A_RUN for path in folder.iterdir()))
+    return ours and is_held(lock)
 
-    A lock file alone doesn't say so: a kill leaves it, and other programs call theirs the same. Theirs is left alone.
-    """
-    if not (folder / LOCK).is_file():
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file. That it is there doesn't say so: a kill leaves it."""
+    if not path.is_file():
         return False
-    if not is_run(folder) and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
-        return False
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

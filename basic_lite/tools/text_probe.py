@@ -12,8 +12,8 @@ from basic_lite.model.device import tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import saving, sha256, write_json
-from basic_lite.training.places import MANIFEST, TEXT_PROBE
+from basic_lite.training.files import saving, write_json
+from basic_lite.training.places import TEXT_PROBE
 from basic_lite.training.text_probe.at_end import measured
 from basic_lite.training.text_probe.measure import FROZEN
 from basic_lite.training.text_probe.outcome import KEY, TEXTS, Kind, NoOutcome, Outcome
@@ -32,14 +32,16 @@ def probe_run(run: Path, *, device: str = "auto", console: Console | None = None
     """
     quiet_libraries()
     bundle = look_at_bundle(run)
-    found = _measured(run, device) if bundle.has_adapter else NoOutcome(FROZEN)
+    found: Outcome | NoOutcome = NoOutcome(FROZEN)
+    if bundle.has_adapter:
+        found, bundle = _measured(run, device)
     console = console or Console(highlight=False)
     if isinstance(found, Outcome):
         show(console, kinds_table(found))
     speaker(console)(found.text)
     place = place_of(run, bundle)
     with saving(place, _FIX):
-        write_json(place, {"step": bundle.step, "model_sha256": _digest(bundle), KEY: found.to_dict()})
+        write_json(place, {"step": bundle.step, "model_sha256": bundle.digest, KEY: found.to_dict()})
     return found
 
 
@@ -67,18 +69,15 @@ def place_of(run: Path, bundle: Bundle) -> Path:
     return folder / TEXT_PROBE.format(bundle.folder.name)
 
 
-def _digest(bundle: Bundle) -> str:
-    return sha256(bundle.folder / MANIFEST)
-
-
-def _measured(run: Path, device: str) -> Outcome | NoOutcome:
+def _measured(run: Path, device: str) -> tuple[Outcome | NoOutcome, Bundle]:
+    """What came out, and the bundle that was measured."""
     notes = Console(stderr=True, highlight=False)
     place = pick_device(device, "--device")
     tell_device(place, device, speaker(notes))
     with enough_memory(_MEND, "in loading the model"):
-        loaded, _ = load_trained(run, place)
+        loaded, bundle = load_trained(run, place)
     total = 2 * (len(passages()) + sum(len(one.continuations) for one in questions()))
     found = measured(loaded, nullcontext, partial(counting, notes, "reading", total))
     if found is None:
         raise NoMemory(f"out of memory with a single text; {_MEND}")
-    return found
+    return found, bundle

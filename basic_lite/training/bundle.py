@@ -30,7 +30,7 @@ from basic_lite.model.device import dtype_name
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import Parts
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, Bundle, open_bundle
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, Bundle, open_bundle, require_as_opened
 from basic_lite.training.files import sha256, write_json
 from basic_lite.training.manifest import FORMAT
 from basic_lite.training.places import MANIFEST, PROJECTOR, RECIPE_JSON
@@ -110,6 +110,18 @@ def model_facts(config: LlavaConfig) -> dict[str, Any]:
     }
 
 
+def tensors_of(bundle: Bundle, name: str) -> dict[str, Tensor]:
+    """A file of a bundle, as it was when the bundle was opened.
+
+    Raises:
+        UserError: it is another one by now, or can't be read.
+    """
+    path = bundle.folder / name
+    state = read_tensors(path) if path.is_file() else {}
+    require_as_opened(bundle, [name])
+    return state
+
+
 def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector") -> None:
     """Load a bundle's projector into the model.
 
@@ -117,7 +129,7 @@ def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector"
         UserError: it was trained for another model.
     """
     require_same_model(bundle, parts.model.config, key)
-    state = read_tensors(bundle.folder / PROJECTOR)
+    state = tensors_of(bundle, PROJECTOR)
     theirs, ours = (
         {n: [*t.shape, dtype_name(t.dtype)] for n, t in one.items()} for one in (state, parts.projector.state_dict())
     )
@@ -191,9 +203,7 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
     Raises:
         UserError: names or shapes differ from the adapter of this recipe.
     """
-    state = {
-        name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(bundle.folder / ADAPTER_WEIGHTS).items()
-    }
+    state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors_of(bundle, ADAPTER_WEIGHTS).items()}
     own = get_peft_model_state_dict(parts.model, adapter_name=ADAPTER)
     if _layout(state) != _layout(own):
         raise UserError(

@@ -1,5 +1,6 @@
 """A bundle's files, found and verified. No weight is loaded, so no torch is needed; ``bundle`` says what is in it."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from basic_lite.choices import mend_of_missing
 from basic_lite.errors import UserError
 from basic_lite.model.kinds import kind_in_name
-from basic_lite.outside import read_text
+from basic_lite.outside import read_file, read_text
 from basic_lite.recipe import shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.files import sha256, write_json
@@ -36,11 +37,16 @@ OPTIMIZER, GENERATORS, TRAINING = "optimizer.safetensors", "generators.safetenso
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose files match its manifest."""
+    """An opened bundle whose files match its manifest.
+
+    Attributes:
+        digest: of the manifest's file as it was read; a run that goes on may have replaced it since.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     recipe: Recipe
+    digest: str = ""
 
     @property
     def step(self) -> int:
@@ -158,7 +164,8 @@ def look_at_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> B
 
 def _read(folder: Path, *, whole: bool) -> Bundle:
     try:
-        manifest = read_manifest(folder / MANIFEST)
+        data = read_file(folder / MANIFEST)
+        manifest = read_manifest(data)
         if (version := manifest["format"]) != FORMAT:
             raise UserError(
                 f"{folder}: bundle format {version}, this version reads {FORMAT}; use the basic-lite that wrote it"
@@ -184,7 +191,7 @@ def _read(folder: Path, *, whole: bool) -> Bundle:
             f"{folder} {has} {ADAPTER_WEIGHTS}, and lora.enabled is {str(recipe.lora.enabled).lower()} in its "
             f"{RECIPE_JSON}: the bundle was put together from others; take one as `train` has written it"
         )
-    return Bundle(folder, manifest, recipe)
+    return Bundle(folder, manifest, recipe, hashlib.sha256(data).hexdigest())
 
 
 def _not_as_listed(folder: Path, files: dict[str, Any], names: Iterable[str]) -> list[str]:
@@ -197,6 +204,22 @@ def _not_as_listed(folder: Path, files: dict[str, Any], names: Iterable[str]) ->
         elif sha256(path) != files[name]["sha256"]:
             wrong.append(f"{name} was changed (its sha256 isn't the manifest's)")
     return wrong
+
+
+def require_as_opened(bundle: Bundle, names: Iterable[str]) -> None:
+    """Refuse a bundle that is another one by now: a run that goes on replaces its best step and deletes checkpoints.
+
+    Args:
+        names: its files that were read.
+
+    Raises:
+        UserError: one isn't what it was.
+    """
+    if wrong := _not_as_listed(bundle.folder, bundle.manifest["files"], names):
+        raise UserError(
+            f"{bundle.folder} was replaced or deleted while it was read ({wrong[0]}), as by a run that goes on; give "
+            "the command again"
+        )
 
 
 def _recipe_of(folder: Path, manifest: dict[str, Any]) -> Recipe:

@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file
-from basic_lite.training.places import OLD, UNFINISHED
+from basic_lite.training.places import HELD, OLD, UNFINISHED
 from basic_lite.whole_file import PART, write_whole
 
 # Libraries in Rust put the number of the system's error into their text: Linux's and macOS's, Windows'.
@@ -53,6 +54,8 @@ def written_whole(folder: Path, fix: str) -> Iterator[Path]:
 def new_folder(folder: Path, fix: str) -> Iterator[Path]:
     """Give a scratch folder that becomes ``folder`` when it is complete. Nothing that was there before is touched.
 
+    It is locked meanwhile, so that `clean` sees that it isn't one that a kill has left.
+
     Args:
         folder: an absolute path where nothing is, or an empty folder.
         fix: what to do where the disk is full or can't be written.
@@ -63,13 +66,19 @@ def new_folder(folder: Path, fix: str) -> Iterator[Path]:
     with saving(folder, fix):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        lock = FileLock(scratch / HELD)
         try:
             give_usual_rights(scratch)
+            with suppress(OSError):  # some network disks have no locks
+                lock.acquire(timeout=0)
             yield scratch
+            lock.release()  # Windows removes and renames nothing that is open
+            (scratch / HELD).unlink(missing_ok=True)
             if folder.exists():
                 folder.rmdir()  # refuses one that isn't empty
             os.replace(scratch, folder)
         finally:
+            lock.release()
             shutil.rmtree(scratch, ignore_errors=True)  # what an error left
 
 

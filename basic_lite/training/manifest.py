@@ -1,11 +1,11 @@
 """What a bundle's manifest must say, and of which kind each entry is. Who reads one may rely on it."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from basic_lite.outside import read_json_file
+from basic_lite.outside import parse_json
 from basic_lite.recipe.schema import MOST
 
 FORMAT = 1
@@ -67,14 +67,13 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest; one of another ``FORMAT`` only as far as its format.
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """A manifest's contents; of another ``FORMAT`` only as far as its format.
 
     Raises:
         ValueError: says what is wrong with it.
-        OSError: it can't be read.
     """
-    manifest = read_json_file(path)
+    manifest = parse_json(data.decode())
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("it says no format")
     if manifest["format"] == FORMAT:

@@ -43,8 +43,8 @@ TEXT_PROBE = "text_probe_{}.json"
 # What `eval --held-out` calls its data, there and in the names of these files.
 HELD_OUT = "held-out"
 OLD = ".old"
-# Where folders that aren't whole yet begin, beside the place they will have.
-UNFINISHED = ".basic-lite-"
+# How the names of folders that aren't whole yet begin, beside the place they will have, and what is locked in them.
+UNFINISHED, HELD = ".basic-lite-", ".held"
 
 
 def checkpoints_of(run: Path) -> list[Path]:

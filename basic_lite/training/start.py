@@ -15,8 +15,6 @@ from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import changed_files, restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
-from basic_lite.training.files import sha256
-from basic_lite.training.places import MANIFEST
 from basic_lite.training.start_names import PROJECTOR, START, same_model
 
 # What the start's weights see otherwise where a key differs.
@@ -42,8 +40,8 @@ class Origin:
 
     def record(self) -> dict[str, Any]:
         """What the new run's manifest says of it."""
-        digest = sha256(self.bundle.folder / MANIFEST)
-        return {"key": self.key, "bundle": str(self.bundle.folder), "step": self.bundle.step, "manifest_sha256": digest}
+        of = self.bundle
+        return {"key": self.key, "bundle": str(of.folder), "step": of.step, "manifest_sha256": of.digest}
 
     def restore(self, parts: Parts, recipe: Recipe, say: Say) -> None:
         """Load the projector, and the LoRA where it is taken, into an adapted model."""

@@ -28,8 +28,8 @@ from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
 from basic_lite.recipe.rules import sources_in
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
-from basic_lite.training.files import give_usual_rights, sha256
-from basic_lite.training.places import MANIFEST, TRAINED_ON
+from basic_lite.training.files import give_usual_rights
+from basic_lite.training.places import TRAINED_ON
 from basic_lite.training.run_data import trained_records
 
 # Records that are looked at between two steps of a bar.
@@ -176,7 +176,7 @@ def _inherited(started_from: dict[str, Any] | None, bar: Bar) -> TrainedOn:
     try:
         bundle = look_at_bundle(Path(place))
         # Another run may be there by now; this also ends a chain that would come back to where it began.
-        same = sha256(bundle.folder / MANIFEST) == started_from["manifest_sha256"]
+        same = bundle.digest == started_from["manifest_sha256"]
     except (UserError, OSError):
         same = False
     if not same:

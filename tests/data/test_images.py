@@ -17,6 +17,7 @@ from transformers import SiglipImageProcessorPil
 from basic_lite.console import quiet_libraries
 from basic_lite.data import heic, images
 from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
+from basic_lite.data.pictures import image_at
 from basic_lite.data.pixel_table import processed, table_of
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
@@ -208,6 +209,11 @@ def test_a_processor_that_does_more_has_no_table(tmp_path: Path) -> None:
         assert table_of(made) is None
         out = pixels((ref,), made, "square")
         assert out.shape == (1, 3, size, size) and out[0].equal(processed(open_image(ref), made))
+
+
+@pytest.mark.parametrize("computer", ["", "localhost"])
+def test_the_address_of_a_file_is_its_path(computer: str) -> None:
+    assert Path(image_at(f"file://{computer}/my%20photos/a.png", "").name).as_posix() == "/my photos/a.png"
 
 
 def test_a_doubled_folder_gets_a_hint(tmp_path: Path) -> None:

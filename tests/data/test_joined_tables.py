@@ -68,7 +68,7 @@ def test_whatever_is_empty(empty: Any, tmp_path: Path) -> None:
 
 
 def test_a_mapped_column_is_taken_as_it_is(tmp_path: Path) -> None:
-    row = {"image": "a.png", "messages": None, "question": "q", "answer": "a"}
+    row = {"image": "a.png", "messages": None, "caption": None, "question": "q", "answer": "a"}
     source = as_json([{**row, "messages": TALK}, row], tmp_path)
     records = load(tmp_path, **source, columns={"conversations": "messages"})
     assert records[0].turns[1].text == "Rex."
@@ -93,3 +93,6 @@ def test_a_caption_answers_no_question(name: str, tmp_path: Path) -> None:
     assert record.turns[1].text == "A dog."
     [record] = load(tmp_path, **as_json([{**row, "q": None}], tmp_path), columns={"question": "q"})
     assert record.turns[1].text == "A dog."
+    # Where no other column is meant for answers it is one, whichever of them holds it.
+    [record] = load(tmp_path, **as_json([{"image": "a.png", "question": "q", "captions": None, name: "a"}], tmp_path))
+    assert record.turns[1].text == "a"

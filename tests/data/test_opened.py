@@ -202,6 +202,15 @@ def test_memory_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.Mo
     assert known("c") == {7}
 
 
+def test_two_programs_make_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that one had listed was deleted by the other: nothing was remembered from there on."""
+    monkeypatch.setattr(opened, "_MOST_FILES", 1)
+    (tmp_path / "deleted.keys").symlink_to("nowhere")
+    OpenedBefore(tmp_path).keep({"a": [1]})
+    OpenedBefore(tmp_path).keep({"b": [2]})
+    assert len([file for file in tmp_path.glob("*.keys") if file.exists()]) == 1
+
+
 def test_programs_that_start_together_open_a_picture_once(
     check: Check, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

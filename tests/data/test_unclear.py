@@ -101,9 +101,10 @@ def test_a_list_of_questions_is_refused(tmp_path: Path, row: dict[str, Any], tol
     "row",
     [
         {"caption": "['A cat.', 'A dog.']"},
-        {"caption": '["A cat."]'},
+        {"caption": ' ["A cat."]'},
         {"text": "['A cat.'\n 'A dog.']"},  # as numpy writes it
         {"question": "q", "answers": "[{'answer': 'net'}, {'answer': 'nets'}]"},
+        {"question": "q", "captions": "['A cat.', 'A dog.']"},
         {"question": "['q1', 'q2']", "answer": "a"},
     ],
     ids=str,

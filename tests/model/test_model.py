@@ -259,6 +259,12 @@ def test_a_name_of_another_kind_says_nothing(name: str) -> None:
     assert kind_in_name(name) is None
 
 
+def test_a_folder_that_is_here_is_no_owner_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert kind_in_name("models/qwen2-vl") is None and kind_in_name("others/qwen2-vl") is not None
+
+
 def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
     llm, vision = str(write_llm(tmp_path / "llm")), str(write_vision(tmp_path / "vision"))
     llava = str(write_llava(tmp_path / "llava"))

@@ -24,6 +24,7 @@ from tests.support.recipes import GOOD, problem, write_recipe
         (["data.train=[]"], "data.train", "the list of sources is empty"),
         (["data.train.config=c"], "data.train.config", "belongs to data.train.hub"),
         (["data.train.split=test"], "data.train.split", "a file has no splits, so all of it would be read, not test"),
+        (["data.train={parquet: a.parquet, split: test}"], "data.train.split", "a file has no splits, so all of it"),
         (["data.train={hub: h, columns: {imag: x}}"], "data.train.columns.imag", "did you mean 'image'?"),
         (["stage=1"], "lora.enabled", "stage=2"),
         (["lora.targets=[q_proj, model.embed_tokens]"], "lora.targets.1", "vocabulary table"),

@@ -185,6 +185,7 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
         ("quantisation", "quantization"),
         ("per_device_train_batch_size", "training.micro_batch"),
         ("training.steps", "training.max_steps"),
+        ("training.num_steps", "training.max_steps"),
         ("version", None),
         ("lora.hooks", None),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from basic_lite.model.frontend import load_frontend
 from basic_lite.rehearsal.cards import Card, products_a_second
 from basic_lite.rehearsal.cost import basic_products, forward_products, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
-from basic_lite.rehearsal.hours import ON_A_CPU, time_line
+from basic_lite.rehearsal.hours import ON_A_CPU, rests_on, time_line
 from basic_lite.rehearsal.outlook import outlook, work_of
 from basic_lite.sizes import GIB
 from tests.support.runs import WHOLE, quiet, run, whole_recipe, write_data
@@ -100,10 +101,16 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
             each = counted * (forward_products(sizes) + 2 * sizes.labelled * sizes.D * sizes.V)
             looks = [(work.products - work.samples * basic) / each for work in works[name]]
             assert looks == pytest.approx([3, 2, 1])  # after steps 2, 4 and 5
+            started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"start": "runs/earlier"})})
+            more = work_of(started, frontend, data, parts, half=False).products - works[name][0].products
+            assert more == pytest.approx(each)  # a model that was trained is evaluated before, too
     assert counted and [works[name][0].uncounted for name in works] == ["", "", "answers to held-out questions"]
     card = Card("one", 100, 1000, 25, 24, 300, measured=True)
     lines = [time_line(works[name][0], 60.0, card) for name in works]
     assert [line.count("; answers to held-out questions come on top)") for line in lines] == [0, 0, 1]
+    stages = [works["none"][0], works["answers"][0], replace(works["loss"][0], uncounted="evaluations")]
+    told = rests_on(*stages, stages[1], measured=True)
+    assert told.endswith("; answers to held-out questions come on top; evaluations come on top")
 
 
 def test_a_timed_product_takes_little_time_and_no_random_number() -> None:

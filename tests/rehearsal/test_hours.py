@@ -53,6 +53,15 @@ def said(console: Console) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("changes", "told"), [({}, ""), ({"held_out": 0.1}, "evaluations")])
+def test_an_estimate_says_that_evaluations_come_on_top(recipe: Recipe, changes: dict[str, float], told: str) -> None:
+    """It counts records and doesn't read them, so it doesn't know what these are."""
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": None} | changes)})
+    frontend = load_frontend(recipe.model)
+    parts = planned_parts(recipe, frontend, torch.bfloat16)
+    assert longest_work(recipe, frontend, parts, Shape.of(recipe), STEPS, half=True).uncounted == told
+
+
 @pytest.mark.long
 def test_hours_are_one_number_wherever_they_are_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """`estimate` and the dry run by their tables, `train` by its line, the planner by its time for a sample."""

@@ -135,6 +135,7 @@ def test_relaxed(text: str, answer: str, wanted: float) -> None:
         ("pepsi", ["coke", "pepsy"], 1 - 1 / 5),
         ("", ["x"], 0.0),
         ("straße", ["strase"], 1 - 1 / 7),  # the script's lengths are those in capitals
+        ("strase", ["straße"], 1 - 1 / 7),
     ],
 )
 def test_anls(text: str, answers: list[str], wanted: float) -> None:

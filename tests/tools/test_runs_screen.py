@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from basic_lite.tools import runs
 from basic_lite.tools.runs import RunRow, row_of, show_runs
 
 
@@ -73,3 +75,25 @@ def test_a_run_inside_another_is_shown_and_a_runs_own_bundles_are_not(tmp_path: 
             (bundle / "manifest.json").write_text(json.dumps({"format": 1, "files": {}, "step": 1}))
     shown = show_runs(tmp_path, Console(file=io.StringIO()))
     assert [row.path.name for row in shown] == ["outer", "inner"]
+
+
+def test_folders_that_go_while_runs_are_listed_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that is refused makes a folder and removes it, and so does an export."""
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parts.json").write_text('[{"part": "LLM"}]')
+    looked, read = runs.is_run, runs.row_of
+
+    def is_run(folder: Path) -> bool:
+        if folder.name == "a" and (tmp_path / "b").exists():
+            shutil.rmtree(tmp_path / "b")
+        return looked(folder)
+
+    def row(run: Path) -> RunRow:
+        if run.name == "c":
+            shutil.rmtree(run)
+        return read(run)
+
+    monkeypatch.setattr(runs, "is_run", is_run)
+    monkeypatch.setattr(runs, "row_of", row)
+    assert [Path(line.split()[0]).name for line in lines_of(tmp_path)[1:]] == ["a", "d"]

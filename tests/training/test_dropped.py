@@ -143,7 +143,8 @@ def test_a_run_that_stopped_can_go_on_without_the_picture(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         without(patch, place)
         expected = run(tmp_path, {**MET, "name": "expected"})
-    opened = {**MET, "data.check_images": "open"}
+    # Saved when it stops, between two steps.
+    opened = {**MET, "data.check_images": "open", "training.save_every": 9}
     with monkeypatch.context() as patch:
         breaking_at_start(patch, tmp_path, place)
         with pytest.raises(UserError, match=r"it was whole before the run; continue with --resume, .*bad_records=drop"):

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.run import train
 from basic_lite.training.bundle_files import TRAINING
+from basic_lite.training.evaluation import Evaluation
 from basic_lite.training.gate import Gate
 from basic_lite.training.look_lines import GateLook, looks_in
 from tests.support.helping import helping_recipe, write_helping_world
@@ -46,7 +48,9 @@ def losses(run: Path) -> list[float]:
     return [line["eval_loss"] for line in log_of(run) if "eval_loss" in line]
 
 
-def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(world: Path) -> None:
+def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     console = quiet()
     whole = train(helping_recipe(world, LOOKS | FAST | {"name": "whole"}), console=console).folder
     looks, steps = gate_and_steps(whole)
@@ -58,17 +62,39 @@ def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(world: Pat
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "and its pull lowers the loss: -" in text and f"step {shut.step}: BASIC is off again" in text
 
-    # From a checkpoint where BASIC was on, and from one where it was off, the run goes on bit for bit.
-    for begins in (shut.step - 1, shut.step + 1):
+    def cut_back(to: int) -> Path:
+        """A copy of the run that was killed after this step."""
         part = whole.with_name("part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(whole, part)
-        for bundle in [part / "final", *(part / f"checkpoint-{step}" for step in range(begins + 1, STEPS + 1))]:
+        for bundle in [part / "final", *(part / f"checkpoint-{step}" for step in range(to + 1, STEPS + 1))]:
             shutil.rmtree(bundle)
+        return part
+
+    def goes_on(part: Path) -> None:
         train(helping_recipe(world, LOOKS | FAST | {"name": "part"}), resume=True, console=quiet())
         assert_same_weights(part / "final", whole / "final")
         assert gate_and_steps(part)[1] == steps
         assert kept_of_the_gate(part) == kept_of_the_gate(whole)
+
+    # From a checkpoint where BASIC was on, and from one where it was off, the run goes on bit for bit.
+    for begins in (shut.step - 1, shut.step + 1):
+        goes_on(cut_back(begins))
+
+    # So it does from one whose evaluation, and with it the look that shuts the gate, isn't made yet.
+    part, make = cut_back(shut.step - 1), Evaluation.make
+
+    def broken(self: Evaluation, step: int) -> None:
+        if step == shut.step:
+            raise OutOfMemory("in the evaluation", "")
+        make(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "make", broken)
+        with pytest.raises(UserError, match="out of memory in the evaluation"):
+            train(helping_recipe(world, LOOKS | FAST | {"name": "part"}), resume=True, console=quiet())
+    assert (part / f"checkpoint-{shut.step}").is_dir()
+    goes_on(part)
 
 
 def test_what_the_trial_promises_is_what_training_gives(world: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from basic_lite.errors import Interrupted, UserError
 from basic_lite.recipe import dump_recipe
+from basic_lite.run import run_stage
+from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.interruption import Interruption
 from basic_lite.training.run_folder import locked
 from basic_lite.training.step import TrainStep
-from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, run, steps_of, tiny_recipe
+from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe
 
 LONG = {"training.max_steps": 5000, "training.save_every": 5000, "training.micro_batch": 4}
 
@@ -122,7 +124,8 @@ def test_a_second_signal_stops_also_where_python_drops_exceptions(capsys: pytest
     hook = sys.unraisablehook
     with pytest.raises(KeyboardInterrupt):
         twice()
-    assert len(said) == 1 and not capsys.readouterr().err and sys.unraisablehook is hook
+    assert len(said) == 1 and "evaluated where that is due" in said[0] and "press Ctrl-C again to stop now" in said[0]
+    assert not capsys.readouterr().err and sys.unraisablehook is hook
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that holds nothing but the lock is forked")
@@ -141,6 +144,16 @@ def test_a_kill_leaves_no_lock_behind(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     with locked(tmp_path):
         pass
+
+
+def test_a_stage_replaces_no_run_in_which_another_process_trains(tmp_path: Path) -> None:
+    """A second demo with another seed deleted the folder in which the first one trained."""
+    folder = run(tmp_path, {"training.max_steps": 1})
+    with locked(folder), pytest.raises(UserError, match="another process trains"):
+        run_stage(tiny_recipe(tmp_path, {"training.max_steps": 1, "seed": 5}), replace=True, console=quiet())
+    assert (folder / "final").is_dir()
+    run_stage(tiny_recipe(tmp_path, {"training.max_steps": 1, "seed": 5}), replace=True, console=quiet())
+    assert look_at_bundle(folder).recipe.seed == 5
 
 
 def test_a_lock_goes_with_its_run(tmp_path: Path) -> None:

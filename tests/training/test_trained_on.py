@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from basic_lite.data.digests import DIGEST_BYTES
@@ -19,8 +20,9 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.run import train
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.data_json import held_out_of
-from basic_lite.training.files import sha256
+from basic_lite.training.files import new_folder, sha256
 from basic_lite.training.places import TRAINED_ON
+from basic_lite.training.tensor_files import save_tensors
 from basic_lite.training.trained_on import Compared, TrainedOn, compare, read_record, record_of
 from tests.support.data import write_image
 from tests.support.runs import inside_copy, quiet, run, tiny_recipe
@@ -59,10 +61,15 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_other_users_may_read_it_as_any_file(tmp_path: Path) -> None:
-    """The library keeps its files from them, and another user's `eval` would not know what was trained on."""
+    """Libraries keep their files from them, and another user's `eval` would not know what was trained on."""
     (tmp_path / "plain").touch()
+    (tmp_path / "folder").mkdir()
     TrainedOn(frozenset({b"x" * DIGEST_BYTES})).write(tmp_path)
-    assert (tmp_path / TRAINED_ON).stat().st_mode == (tmp_path / "plain").stat().st_mode
+    save_tensors({"x": torch.ones(1)}, tmp_path / "weights")
+    with new_folder(tmp_path / "export", "make room"):
+        pass
+    for name, usual in ((TRAINED_ON, "plain"), ("weights", "plain"), ("export", "folder")):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / usual).stat().st_mode
 
 
 def recipe_of(changes: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from basic_lite.data.json_source import JsonSource
 from basic_lite.data.pictures import image_at
 from basic_lite.data.problems import BadRecord, RecordProblem, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Record, Turn, numbered
-from basic_lite.data.table_source import long_cells
+from basic_lite.data.table_source import allow_long_cells
 from basic_lite.data.turns import clean, name_of
 from basic_lite.endings import JSON_ENDINGS
 from basic_lite.errors import UserError
@@ -74,7 +74,8 @@ class Published:
 
     def _header(self) -> Sequence[str]:
         try:
-            with _text_of(self.path) as file, long_cells():
+            allow_long_cells()
+            with _text_of(self.path) as file:
                 return next(csv.reader(file, delimiter="\t"), [])
         except (OSError, UnicodeDecodeError, csv.Error):
             return []
@@ -108,7 +109,8 @@ class Published:
         Raises:
             UserError: it is no such table.
         """
-        with _text_of(self.path) as file, long_cells():
+        allow_long_cells()
+        with _text_of(self.path) as file:
             reader = csv.DictReader(file, delimiter="\t")
             try:
                 yield from ((f"{self.name}, line {reader.line_num}", row) for row in reader)

@@ -22,8 +22,9 @@ from basic_lite.tools.export.gguf.weights import GgufType
 from basic_lite.tools.export.merge import MERGED_INTO, MergeInto
 from basic_lite.tools.export.samples import choose_samples
 from basic_lite.training.files import new_folder, sha256, write_json
-from basic_lite.training.places import MANIFEST, read_json
+from basic_lite.training.places import read_json
 from basic_lite.version import __version__
+from basic_lite.whole_file import write_whole
 
 REPORT, CARD, GGUF = "export.json", "README.md", "gguf"
 
@@ -90,7 +91,7 @@ def export(
         differences = _differences(files, checked)
         write_json(scratch / REPORT, report(source, checked, differences))
         card = model_card(source, checked, out.name, _run_folder(source), differences if files is not None else None)
-        (scratch / CARD).write_text(card, encoding="utf-8")
+        write_whole(scratch / CARD, card)
     for difference in differences:
         say(f"GGUF: {difference}")
     if checked is not None:
@@ -190,7 +191,7 @@ def report(source: Source, checked: Checked | None, differences: list[str]) -> d
     bundle = source.bundle
     return {
         "basic_lite": __version__,
-        "manifest_sha256": sha256(bundle.folder / MANIFEST),
+        "manifest_sha256": bundle.digest,
         "step": bundle.step,
         "total_steps": bundle.manifest["total_steps"],
         "models": {part: public_name(base) for part, base in bundle.manifest["models"].items() if base},

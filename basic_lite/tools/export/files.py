@@ -20,6 +20,7 @@ from basic_lite.recipe.schema import ImageFit
 from basic_lite.tools.export.template import chat_template
 from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.files import write_json
+from basic_lite.whole_file import write_whole
 
 # What a configuration says of how it was made or is run, not of the model.
 _NOISE = {"_name_or_path", "_from_model_config", "transformers_version", "quantization_config"}
@@ -35,7 +36,7 @@ def write_files(folder: Path, frontend: Frontend, chat: ChatFormat, image_fit: I
     write_tokenizer(folder, chat)
     write_json(folder / "preprocessor_config.json", image_processor_config(frontend, image_fit))
     write_json(folder / "processor_config.json", processor_config(frontend, chat))
-    (folder / "chat_template.jinja").write_text(chat_template(chat), encoding="utf-8")
+    write_whole(folder / "chat_template.jinja", chat_template(chat))
 
 
 def model_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:

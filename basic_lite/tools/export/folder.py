@@ -17,7 +17,7 @@ from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
 from basic_lite.tools.model_place import may_be_on_the_hub
 from basic_lite.training.bundle import note_changed_files, require_same_model
-from basic_lite.training.bundle_files import Bundle, open_bundle
+from basic_lite.training.bundle_files import Bundle, open_bundle, require_as_opened
 from basic_lite.training.places import MANIFEST
 
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -104,5 +104,9 @@ def write_weights(folder: Path, source: Source, progress: Callable[[int], None] 
     """Write the weights.
 
     Peak extra bytes: ``tensors.SHARD_BYTES``, and three float32 copies of the largest weight.
+
+    Raises:
+        UserError: the bundle was replaced meanwhile, so that they are of two models.
     """
     write_shards(folder, source.merge.plan(source.dtype), source.merge.tensor, progress)
+    require_as_opened(source.bundle, source.bundle.manifest["files"])

@@ -19,10 +19,9 @@ from basic_lite.model.frontend import table_rows
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.tools.export.tensors import Checkpoint, Planned, read_tensor, tensor_names, tensor_shape
-from basic_lite.training.bundle import PEFT_PREFIX
+from basic_lite.training.bundle import PEFT_PREFIX, tensors_of
 from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, Bundle
 from basic_lite.training.places import PROJECTOR
-from basic_lite.training.tensor_files import read_tensors
 
 MergeInto = Literal["original", "quantized"]
 MERGED_INTO: dict[MergeInto, str] = {
@@ -103,7 +102,7 @@ class Merge:
         self.trained_dtype = trained_dtype(bundle)
         self.layout = _layout(config)
         self.rows = config.text_config.vocab_size
-        self.projector = read_tensors(bundle.folder / PROJECTOR)
+        self.projector = tensors_of(bundle, PROJECTOR)
         self.scale = recipe.lora.alpha / recipe.lora.rank
         self.adapter = bundle.folder / ADAPTER_WEIGHTS
         self.lora = _lora(self.adapter, self.layout) if bundle.has_adapter else {}

@@ -40,6 +40,9 @@ def test_what_is_not_measured_says_what_measures_it(run: Path) -> None:
     (run / "data.json").write_text(json.dumps({"train": COUNTS}))
     assert notes(run)["Training loss"].startswith("no data was held out")
     assert notes(run)["Exact match"].endswith("basic-lite eval RUN --data FILE")
+    (run / "data.json").unlink()
+    write(run, {"step": 1, "lm": 2.0}, {"step": 1, "eval_loss": 2.0})
+    assert notes(run)["Exact match"].endswith("basic-lite eval RUN --held-out")
 
 
 def test_a_folder_beside_the_run_leads_to_it(run: Path, tmp_path: Path) -> None:

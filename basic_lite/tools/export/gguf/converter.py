@@ -7,6 +7,7 @@ from pathlib import Path
 
 from basic_lite.errors import UserError
 from basic_lite.tools.export.gguf.weights import GgufType
+from basic_lite.whole_file import write_whole
 
 _SCRIPT = "convert_hf_to_gguf.py"
 OTHERWISE = "give --llama-cpp a folder with llama.cpp's source, whose own converter then writes the text part"
@@ -61,8 +62,7 @@ def _run(folder: Path, out: Path, llama_cpp: Path, template: str, options: list[
     with tempfile.TemporaryDirectory() as scratch:
         for file in folder.resolve().iterdir():
             _link(Path(scratch) / file.name, file)
-        (Path(scratch) / "chat_template.jinja").unlink(missing_ok=True)
-        (Path(scratch) / "chat_template.jinja").write_text(template, encoding="utf-8")
+        write_whole(Path(scratch) / "chat_template.jinja", template)
         command = [sys.executable, str(script), scratch, "--outfile", str(out), *options]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not out.is_file():

@@ -23,6 +23,7 @@ from basic_lite.tools.export.gguf.tokenizer import vocabulary_of
 from basic_lite.tools.export.gguf.vision import check_vision, vision_entries, vision_fields
 from basic_lite.tools.export.gguf.weights import FILE_TYPE, Entry, GgufType, Weights, write_file
 from basic_lite.training.files import discard, saving
+from basic_lite.whole_file import write_whole
 
 _SCRATCH = "gguf.part"
 _FIX = "Give the files another place, or make room there."
@@ -133,7 +134,7 @@ def write_gguf(
             convert_text(folder, scratch / "text.gguf", kind, llama_cpp, for_llama_cpp(rendered), name)
         say("writing mmproj.gguf")
         write_file(scratch / "mmproj.gguf", vision, vision_tensors, weights)
-        (scratch / "Modelfile").write_text(modelfile(ollama, facts.stops), encoding="utf-8")
+        write_whole(scratch / "Modelfile", modelfile(ollama, facts.stops))
     return GgufFiles(out / "text.gguf", out / "mmproj.gguf", out / "Modelfile", notes)
 
 
