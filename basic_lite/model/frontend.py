@@ -20,6 +20,7 @@ from basic_lite.model.checks import (
     require_plain_logits,
     require_rows_for_tokens,
     require_sizes,
+    require_unquantized,
     require_usable_processor,
     without_dropout,
 )
@@ -207,6 +208,7 @@ def vision_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.vision")
     if config.model_type not in VISION_TYPES:
         raise wrong_kind(name, "model.vision", f"a {config.model_type}")
+    require_unquantized(config, name, "model.vision")
     inner = VISION_TYPES[config.model_type]
     vision = config if inner is None else getattr(config, inner)
     require_sizes(vision, name, "model.vision")
@@ -223,6 +225,7 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         raise wrong_kind(name, "model.llm", f"a {config.model_type}")
+    require_unquantized(config, name, "model.llm")
     require_sizes(config, name, "model.llm")
     require_plain_logits(config, name)
     without_dropout(config)
@@ -234,6 +237,7 @@ def llava_config_of(name: str) -> LlavaConfig:
     config = read_config(name, "model.base")
     if config.model_type != "llava":
         raise wrong_kind(name, "model.base", f"a {config.model_type}")
+    require_unquantized(config, name, "model.base")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
     for part in (config.text_config, config.vision_config):
