@@ -84,6 +84,7 @@ def load_frontend(section: ModelSection) -> Frontend:
     if section.base is not None:
         key, name = "model.base", section.base
         config = llava_config_of(name)
+        _require_llm(config, name, key)
         tokenizer = load_tokenizer(name, key)
         _check_image_token(tokenizer, config, section)
         eye_key, eye = key, name
@@ -91,12 +92,7 @@ def load_frontend(section: ModelSection) -> Frontend:
         assert section.vision is not None and section.llm is not None
         key, name = "model.llm", section.llm
         config = composed_config(section)
-        try:
-            with torch.device("meta"):
-                language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
-        except Exception as error:  # sizes and names of a configuration may fit in no way
-            raise unreadable(name, key, error, what="configuration") from error
-        require_decoder(language_model, name)
+        _require_llm(config, name, key)
         tokenizer = load_tokenizer(name, key)
         config.image_token_id = add_image_token(tokenizer, section.image_token, name)
         eye_key, eye = "model.vision", section.vision
@@ -106,6 +102,20 @@ def load_frontend(section: ModelSection) -> Frontend:
     require_rows_for_tokens(tokenizer, rows, name, key)
     count = tokens_per_image(config.vision_config, config.vision_feature_select_strategy)
     return Frontend(config, tokenizer, images, count)
+
+
+def _require_llm(config: LlavaConfig, name: str, key: str) -> None:
+    """Refuse an LLM that can't be made or trained on, by its configuration.
+
+    Raises:
+        UserError: see ``require_decoder``.
+    """
+    try:
+        with torch.device("meta"):
+            language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+    except Exception as error:  # sizes and names of a configuration may fit in no way
+        raise unreadable(name, key, error, what="configuration") from error
+    require_decoder(language_model, name, key)
 
 
 def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:
