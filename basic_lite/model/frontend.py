@@ -105,11 +105,7 @@ def load_frontend(section: ModelSection) -> Frontend:
 
 
 def _require_llm(config: LlavaConfig, name: str, key: str) -> None:
-    """Refuse an LLM that can't be made or trained on, by its configuration.
-
-    Raises:
-        UserError: see ``require_decoder``.
-    """
+    """Refuse an LLM that by its configuration can't be made, or trained on (see ``require_decoder``)."""
     try:
         with torch.device("meta"):
             language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
@@ -374,14 +370,20 @@ def load_image_processor(name: str | Path, key: str = "model.vision") -> Any:
             f"choose a CLIP or SigLIP encoder in {key}"
         )
     require_usable_processor(processor, str(name), key)
+    # One number for each channel, as others than transformers want it.
+    for one in ("image_mean", "image_std"):
+        setattr(processor, one, _of_channels(getattr(processor, one, None)))
     return processor
+
+
+def _of_channels(value: Any) -> list[float]:
+    """Three numbers; one is that of each channel, and without any, where nothing is normalised, they are grey."""
+    return list(value) if isinstance(value, list | tuple) else [0.5 if value is None else float(value)] * 3
 
 
 def mean_colour(processor: Any) -> tuple[int, int, int]:
     """The processor's mean as 8-bit RGB: padding of this colour is about 0 after normalisation."""
-    mean = getattr(processor, "image_mean", None)
-    values = list(mean) if isinstance(mean, (list, tuple)) else [0.5 if mean is None else float(mean)] * 3
-    r, g, b = (int(value * 255) for value in values)
+    r, g, b = (int(value * 255) for value in _of_channels(getattr(processor, "image_mean", None)))
     return r, g, b
 
 

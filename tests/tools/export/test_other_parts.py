@@ -1,4 +1,4 @@
-"""LLMs that aren't those of the recipes: what was trained on one can be exported."""
+"""LLMs and image processors that aren't those of the recipes: what was trained with them can be exported."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ def test_it_is_exported(kind: Any, own: dict[str, Any], tmp_path: Path) -> None:
         torch.testing.assert_close(
             model(input_ids=ids).logits, load_trained(run, CPU)[0].model(input_ids=ids).logits, rtol=0, atol=2e-5
         )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"image_mean": 0.5, "image_std": 0.25}, {"do_normalize": False, "image_mean": None}]
+)
+@pytest.mark.parametrize("fit", ["pad", "square"])
+def test_a_processor_without_a_number_for_each_channel(fit: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    whole_recipe(tmp_path)
+    path = tmp_path / "vision" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    run, out = random_run(tmp_path, {"data.image_fit": fit}), tmp_path / "out"
+    assert export(run, out, samples=3, console=quiet())
+    assert json.loads((out / "export.json").read_text())["check"]["same_pixels"] == 3
