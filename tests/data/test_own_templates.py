@@ -85,6 +85,14 @@ def test_a_date_that_cannot_be_held_is_refused() -> None:
         chat("{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
 
 
+def test_an_end_that_is_no_token_would_never_stop() -> None:
+    """ChatML over a tokenizer that has none of its tokens, as people put it over a base model."""
+    with pytest.raises(UserError, match=r"ends an answer with '<\|im_END\|>', .* so no answer would stop; set data\.t"):
+        chat(CHATML.replace("im_end", "im_END"))
+    assert chat(CHATML.replace("<|im_end|>", "")).stop_token_ids  # a line break
+    assert chat(CHATML.replace("<|im_end|>", "<|im_END|></s>")).stop_token_ids == [2]
+
+
 # Mistral's: the system turn is written where the last turn is a question, so never in training.
 LAST = (
     "{% if messages[0]['role'] == 'system' %}{% set system, rest = messages[0]['content'], messages[1:] %}"
