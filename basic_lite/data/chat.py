@@ -8,6 +8,7 @@ from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordP
 from basic_lite.data.records import Record, Turn
 from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
+from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Template
 
@@ -56,18 +57,28 @@ class ChatFormat:
         self.tokens_per_image = tokens_per_image
         self.tokens = Tokens(tokenizer, image_token_id, tokens_per_image)
         self.format: Format = FORMATS[template](self.tokens)
+        self.stop_token_ids = self._stops()
 
     @classmethod
     def of(cls, template: Template, frontend: Frontend) -> "ChatFormat":
         """That of a model."""
         return cls(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
 
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """Tokens that end an answer: eos, and the template's end of turn where that is one token."""
+    def _stops(self) -> list[int]:
+        """Tokens that end an answer: eos, and the template's end of turn where that is one token.
+
+        Raises:
+            UserError: training would end answers with neither, so none would end in a generation.
+        """
         ids = self.tokens.encode([("a", False), (self.format.end_of_turn.strip(" "), True)])[1]
         ending = [one for one in ids if one != IGNORE]
         eos = self.tokenizer.eos_token_id
+        if len(ending) != 1 and eos not in ending:
+            raise UserError(
+                f"the tokenizer's chat template ends an answer with {self.format.end_of_turn!r:.60}, and its "
+                f"vocabulary has no such token ({len(ending)} stand for it), so no answer would stop; set data.template"
+                " to v1 or plain, or take chat template and tokenizer of one model"
+            )
         return sorted(set(ending if len(ending) == 1 else []) | ({eos} if eos is not None else set()))
 
     def encode(self, record: Record, max_length: int) -> Encoded:

@@ -3,9 +3,11 @@
 Supervised is an answer together with the token that ends it, and nothing else.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from typing import Any, Protocol
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -25,8 +27,11 @@ V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# Llama 3's template writes today's date unless it is given one; a resumed run must see the same text.
-DATE = "26 Jul 2024"
+# Templates write today's date unless they are given one (Llama 3's takes `date_string`, SmolLM3's and Mistral Small's
+# take none); a resumed run, and an exported folder next year, must see the same text.
+_DAY = date(2024, 7, 26)
+DATE = f"{_DAY:%d %b %Y}"
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
 # Seconds that a template may take, and for each turn: real ones take less than a millisecond.
 _LIMIT_S, _LIMIT_OF_TURN_S = 10.0, 0.01
 # What makes a text of gigabytes in one instruction, which nothing breaks off.
@@ -110,23 +115,26 @@ def _eos(tokens: Tokens, template: str) -> str:
 
 
 class OwnTemplate:
-    """The tokenizer's chat template. Answers are found by its `{% generation %}`, or else by marks.
+    """The tokenizer's chat template. Answers are found by marks that are put around them while it is rendered.
 
-    Marks are put around each answer while the template is rendered. Each record is checked: all marks are still there,
-    and without them the text is what the template writes without them.
+    Each record is checked: all marks are still there, and without them the text is what the template writes without
+    them. What a template itself marks as an answer (`{% generation %}`) isn't asked: it may begin before the answer
+    (SmolLM3's has the role in it), and end before the end of the turn or behind it.
     """
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
         try:
-            self.source = str(tokens.tokenizer.get_chat_template())
+            source = str(tokens.tokenizer.get_chat_template())
         except (ValueError, AttributeError) as error:
             raise UserError(
                 "data.template is tokenizer, but this tokenizer has no chat template; set data.template=v1, or plain."
             ) from error
-        if any(map(_HUGE.search, _CODE.findall(self.source))):
+        if any(map(_HUGE.search, _CODE.findall(source))):
             raise UserError(f"the tokenizer's chat template multiplies by huge numbers, as none needs to; {_MEND}.")
-        self.tracked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
+        self.source = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found[2])), source)
+        if "strftime_now(" in self.source:
+            raise UserError(f"the tokenizer's chat template writes today's date, so each day another text; {_MEND}.")
         self.in_parts = False
         self.end_of_turn, self.lead = "", ""
         self._probe()
@@ -135,18 +143,16 @@ class OwnTemplate:
         """Learn from a small dialogue how the template ends an answer; see that answers can be found."""
         dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
         try:
-            text, ranges = self._render(dialogue, marked=True)
+            text = self._render(dialogue, marked=True)
             if "question" not in text:
                 # Templates of multimodal models want a list of parts where those of LLMs want a string.
                 self.in_parts = True
-                text, ranges = self._render(dialogue, marked=True)
-            prompt, _ = self._render(dialogue[:1], marked=True, generation=True)
+                text = self._render(dialogue, marked=True)
+            prompt = self._render(dialogue[:1], marked=True, generation=True)
         except TemplateRefused as error:
             raise UserError(f"the tokenizer's chat template can't be used: {error.what}; {_MEND}.") from error
         if "question" not in text or text.count(START) != 1 or text.count(END) != 1:
             raise UserError(f"the tokenizer's chat template does not write out what it is given; {_MEND}.")
-        if self.tracked and not ranges:
-            raise UserError(f"the {{% generation %}} parts of the tokenizer's chat template mark no answer; {_MEND}.")
         before, rest = text.split(START)
         tail = rest.split(END)[1]
         special = self.tokens.leading_special.match(tail)
@@ -162,17 +168,19 @@ class OwnTemplate:
 
     def pieces(self, turns: list[Turn]) -> Pieces:
         harmless = [replace(turn, text=self.tokens.harmless(turn.text)) for turn in turns]
-        text, ranges = self._render(harmless, marked=False)
-        if self.tracked:
-            return _from_ranges(text, ranges, _learned_ranges(text, ranges, harmless))
-        marked, _ = self._render(harmless, marked=True)
-        answers = sum(turn.role == "gpt" and bool(turn.text.strip()) for turn in turns)
-        whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * answers
+        text, marked = self._render(harmless, marked=False), self._render(harmless, marked=True)
+        answers = [turn for turn in turns if turn.role == "gpt" and turn.text.strip()]
+        whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * len(answers)
         if not whole or marked.replace(START, "").replace(END, "") != text:
             raise TemplateRefused(
                 "the chat template changes an answer's text, so which tokens are the answer is unknown", _MEND
             )
-        return self._from_marks(marked, [turn.learned for turn in turns if turn.role == "gpt" and turn.text.strip()])
+        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(harmless[1:], marked=False):
+            raise TemplateRefused(
+                "the chat template leaves the system turn out, as Mistral's does where an answer follows",
+                "put its text into the first question, or set data.template=v1",
+            )
+        return self._from_marks(marked, [turn.learned for turn in answers])
 
     def _from_marks(self, text: str, learned: list[bool]) -> Pieces:
         pieces: Pieces = []
@@ -188,9 +196,7 @@ class OwnTemplate:
             prompt = after[len(ending) :]
         return [*pieces, (prompt, False)]
 
-    def _render(
-        self, turns: list[Turn], *, marked: bool, generation: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def _render(self, turns: list[Turn], *, marked: bool, generation: bool = False) -> str:
         names = {"human": "user", "gpt": "assistant", "system": "system"}
         messages: list[dict[str, Any]] = []
         for turn in turns:
@@ -205,12 +211,8 @@ class OwnTemplate:
         limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
         try:
             with at_most(limit_s):
-                texts, ranges = render_jinja_template(
-                    conversations=[messages],
-                    chat_template=self.source,
-                    return_assistant_tokens_mask=self.tracked,
-                    add_generation_prompt=generation,
-                    **variables,
+                texts, _ = render_jinja_template(
+                    conversations=[messages], chat_template=self.source, add_generation_prompt=generation, **variables
                 )
         except TookTooLong:
             what = f"the tokenizer's chat template hasn't written this conversation in {limit_s:.0f} s"
@@ -225,36 +227,7 @@ class OwnTemplate:
         if len(texts[0]) > most:
             what = f"the tokenizer's chat template makes {len(texts[0]):,} characters of this conversation"
             raise TemplateRefused(what, _MEND)
-        return texts[0], ranges[0] if self.tracked else []
-
-
-def _learned_ranges(text: str, ranges: list[tuple[int, int]], turns: list[Turn]) -> list[bool]:
-    """Which of the parts that a template marks as answers are learned.
-
-    Raises:
-        TemplateRefused: they aren't one for each answer, and an answer isn't to be learned.
-    """
-    answers = [turn for turn in turns if turn.role == "gpt"]
-    if all(turn.learned for turn in answers):
-        return [True] * len(ranges)
-    known = len(ranges) == len(answers) and all(
-        turn.text.strip() in text[start:end] for (start, end), turn in zip(ranges, answers, strict=True)
-    )
-    if not known:
-        raise TemplateRefused(
-            "the chat template doesn't mark each answer as one part, so which one is not to be learned is unknown",
-            _MEND,
-        )
-    return [turn.learned for turn in answers]
-
-
-def _from_ranges(text: str, ranges: list[tuple[int, int]], learned: list[bool]) -> Pieces:
-    pieces: Pieces = []
-    done = 0
-    for (start, end), is_learned in zip(ranges, learned, strict=True):
-        pieces += [(text[done:start], False), (text[start:end], is_learned)]
-        done = end
-    return [*pieces, (text[done:], False)]
+        return str(texts[0])
 
 
 FORMATS: dict[Template, Callable[[Tokens], Format]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,53 @@ def require_plain_logits(config: PreTrainedConfig, name: str, key: str = "model.
 
 def _scales(config: PreTrainedConfig, name: str) -> bool:
     return getattr(config, name, None) not in (None, 1, 1.0)
+
+
+def require_unquantized(config: PreTrainedConfig, name: str, key: str) -> None:
+    """Refuse a checkpoint whose weights are quantised already (GPTQ, AWQ, FP8, saved by bitsandbytes).
+
+    Training quantises the weights of a full one itself, as the recipe says, and an export merges into those.
+
+    Raises:
+        UserError: they are, as its configuration says.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise UserError(
+            f"{key}: {name} is quantised already ({method or '?'!s:.40}, by its config.json), and such weights can "
+            "neither be trained on nor exported; name the full checkpoint that it was made from: training holds "
+            "the LLM in 4 bit by itself (quantization.mode)"
+        )
+
+
+def require_shapes_of_configuration(mismatched: Iterable[Any], name: str, key: str) -> None:
+    """Refuse weights of other shapes than the configuration beside them asks for.
+
+    Args:
+        mismatched: name of a weight, its shape, and the one asked for, of each; transformers' own list.
+
+    Raises:
+        UserError: names the first.
+    """
+    for weight, found, asked in sorted(mismatched, key=str)[:1]:
+        raise UserError(
+            f"{key}: the weight {weight} of {name} has the shape {list(found)}, and its config.json asks for "
+            f"{list(asked)}; take configuration and weights of one checkpoint, or correct its config.json"
+        )
+
+
+def require_one_table(model: Any, name: str, key: str) -> None:
+    """Refuse an LLM whose head isn't the table of words that its configuration says it is.
+
+    Raises:
+        UserError: the checkpoint has two.
+    """
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if model.config.tie_word_embeddings and head is not table and not torch.equal(head, table):
+        raise UserError(
+            f"{key}: {name} has a head of its own, but its config.json says tie_word_embeddings; set that to false"
+        )
 
 
 def require_sizes(config: PreTrainedConfig, name: str, key: str) -> None:

@@ -20,6 +20,7 @@ from basic_lite.model.checks import (
     require_plain_logits,
     require_rows_for_tokens,
     require_sizes,
+    require_unquantized,
     require_usable_processor,
     without_dropout,
 )
@@ -83,6 +84,7 @@ def load_frontend(section: ModelSection) -> Frontend:
     if section.base is not None:
         key, name = "model.base", section.base
         config = llava_config_of(name)
+        _require_llm(config, name, key)
         tokenizer = load_tokenizer(name, key)
         _check_image_token(tokenizer, config, section)
         eye_key, eye = key, name
@@ -90,12 +92,7 @@ def load_frontend(section: ModelSection) -> Frontend:
         assert section.vision is not None and section.llm is not None
         key, name = "model.llm", section.llm
         config = composed_config(section)
-        try:
-            with torch.device("meta"):
-                language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
-        except Exception as error:  # sizes and names of a configuration may fit in no way
-            raise unreadable(name, key, error, what="configuration") from error
-        require_decoder(language_model, name)
+        _require_llm(config, name, key)
         tokenizer = load_tokenizer(name, key)
         config.image_token_id = add_image_token(tokenizer, section.image_token, name)
         eye_key, eye = "model.vision", section.vision
@@ -105,6 +102,16 @@ def load_frontend(section: ModelSection) -> Frontend:
     require_rows_for_tokens(tokenizer, rows, name, key)
     count = tokens_per_image(config.vision_config, config.vision_feature_select_strategy)
     return Frontend(config, tokenizer, images, count)
+
+
+def _require_llm(config: LlavaConfig, name: str, key: str) -> None:
+    """Refuse an LLM that by its configuration can't be made, or trained on (see ``require_decoder``)."""
+    try:
+        with torch.device("meta"):
+            language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+    except Exception as error:  # sizes and names of a configuration may fit in no way
+        raise unreadable(name, key, error, what="configuration") from error
+    require_decoder(language_model, name, key)
 
 
 def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:
@@ -207,6 +214,7 @@ def vision_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.vision")
     if config.model_type not in VISION_TYPES:
         raise wrong_kind(name, "model.vision", f"a {config.model_type}")
+    require_unquantized(config, name, "model.vision")
     inner = VISION_TYPES[config.model_type]
     vision = config if inner is None else getattr(config, inner)
     require_sizes(vision, name, "model.vision")
@@ -223,6 +231,7 @@ def llm_config_of(name: str) -> PreTrainedConfig:
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         raise wrong_kind(name, "model.llm", f"a {config.model_type}")
+    require_unquantized(config, name, "model.llm")
     require_sizes(config, name, "model.llm")
     require_plain_logits(config, name)
     without_dropout(config)
@@ -234,6 +243,7 @@ def llava_config_of(name: str) -> LlavaConfig:
     config = read_config(name, "model.base")
     if config.model_type != "llava":
         raise wrong_kind(name, "model.base", f"a {config.model_type}")
+    require_unquantized(config, name, "model.base")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(f"model.base: {name} feeds several vision layers to its projector; one layer is supported")
     for part in (config.text_config, config.vision_config):
@@ -360,14 +370,20 @@ def load_image_processor(name: str | Path, key: str = "model.vision") -> Any:
             f"choose a CLIP or SigLIP encoder in {key}"
         )
     require_usable_processor(processor, str(name), key)
+    # One number for each channel, as others than transformers want it.
+    for one in ("image_mean", "image_std"):
+        setattr(processor, one, _of_channels(getattr(processor, one, None)))
     return processor
+
+
+def _of_channels(value: Any) -> list[float]:
+    """Three numbers; one is that of each channel, and without any, where nothing is normalised, they are grey."""
+    return list(value) if isinstance(value, list | tuple) else [0.5 if value is None else float(value)] * 3
 
 
 def mean_colour(processor: Any) -> tuple[int, int, int]:
     """The processor's mean as 8-bit RGB: padding of this colour is about 0 after normalisation."""
-    mean = getattr(processor, "image_mean", None)
-    values = list(mean) if isinstance(mean, (list, tuple)) else [0.5 if mean is None else float(mean)] * 3
-    r, g, b = (int(value * 255) for value in values)
+    r, g, b = (int(value * 255) for value in _of_channels(getattr(processor, "image_mean", None)))
     return r, g, b
 
 

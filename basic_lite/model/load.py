@@ -25,7 +25,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from basic_lite.choices import require_one_of
 from basic_lite.errors import UserError
-from basic_lite.model.checks import read_weight_map, require_finite_weights
+from basic_lite.model.checks import (
+    read_weight_map,
+    require_finite_weights,
+    require_one_table,
+    require_shapes_of_configuration,
+)
 from basic_lite.model.device import has_bfloat16
 from basic_lite.model.frontend import (
     Frontend,
@@ -153,8 +158,8 @@ def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
         key: recipe key or argument that names it.
 
     Raises:
-        UserError: it can't be read, its index names a file elsewhere, an adapter lies in it, a weight is missing or not
-            finite, or its end tokens are none.
+        UserError: it can't be read, its index names a file elsewhere, an adapter lies in it, a weight is missing, not
+            finite or of another shape than its configuration says, or its end tokens are none.
     """
     require_no_adapter(name, key)
     for index in (Path(name, one) for one in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)):
@@ -162,10 +167,16 @@ def read_checkpoint(cls: Any, name: str, key: str, **kwargs: Any) -> Any:
             read_weight_map(index, name, key)
     try:
         model, info = cls.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False, local_files_only=local_only(name), **kwargs
+            name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            trust_remote_code=False,
+            local_files_only=local_only(name),
+            **kwargs,
         )
     except Exception as error:  # whatever a damaged or foreign file makes transformers and safetensors raise
         raise unreadable(name, key, error) from error
+    require_shapes_of_configuration(info["mismatched_keys"], name, key)
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(
@@ -198,6 +209,7 @@ def _compose(
     # Read anew: what an earlier load has made of the frontend's is no checkpoint's.
     options["config"] = llm_config_of(section.llm)
     llm = read_checkpoint(AutoModelForCausalLM, section.llm, "model.llm", **options)
+    require_one_table(llm, section.llm, "model.llm")
     if not hasattr(llm, llm.base_model_prefix):
         raise UserError(
             f"model.llm: {section.llm} ({type(llm).__name__}) isn't built as a decoder below a head; choose another LLM"
@@ -231,6 +243,7 @@ def _open_llava(
     options = _llm_options(recipe, dtype, device, skip)
     options["config"] = llava_config_of(section.base)
     source = read_checkpoint(LlavaForConditionalGeneration, section.base, "model.base", **options)
+    require_one_table(source, section.base, "model.base")
     config = source.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

@@ -102,14 +102,12 @@ def test_answers_in_a_row_are_one_so_their_marks_must_agree() -> None:
         conversation(row(OFF, {}))
 
 
-def test_a_template_whose_answers_cannot_be_told_apart_is_refused() -> None:
+def test_a_template_that_marks_all_answers_as_one() -> None:
     made = tokenizer("byte", "generation")
     joined = "{% generation %}{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% endgeneration %}"
     made.chat_template = joined
     try:
-        encoder = ChatFormat("tokenizer", made, image_id(made), N)
-        encoder.encode(read(ONE, TWO), 10_000)
-        with pytest.raises(RecordProblem, match=r"doesn't mark each answer as one part.*data\.template to v1"):
-            encoder.encode(read(ONE | OFF, TWO), 10_000)
+        encoded = ChatFormat("tokenizer", made, image_id(made), N).encode(read(ONE | OFF, TWO), 10_000)
+        assert made.decode(supervised(encoded)) == TWO["content"] + "</s>"
     finally:
         made.chat_template = TEMPLATES["generation"]

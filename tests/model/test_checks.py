@@ -72,8 +72,13 @@ COMMON = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "n
     ("kind", "own", "said"),
     [
         (Gemma2Config, {}, "soft cap of 30 on its logits"),
-        (GptOssConfig, {"num_local_experts": 2, "num_experts_per_tok": 1}, "Set model.attention=eager"),
-        (Llama4TextConfig, {"num_local_experts": 2, "intermediate_size_mlp": 64}, "isn't built as a decoder"),
+        (Gemma2Config, {"final_logit_softcapping": None}, "Set model.attention=eager"),
+        (
+            GptOssConfig,
+            {"num_local_experts": 2, "num_experts_per_tok": 1},
+            "linear layers (GptOssTopKRouter, GptOssExperts)",
+        ),
+        (Llama4TextConfig, {"moe_layers": [], "intermediate_size_mlp": 64}, "isn't built as a decoder"),
         (DiffLlamaConfig, {}, "Choose another LLM, or a fixed number in supervision.token_weights"),
     ],
 )

@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen3_5TextConfig,
+)
 
 from basic_lite.errors import UserError
 from basic_lite.model.adapt import adapt, lora_parameters
@@ -20,7 +28,7 @@ from basic_lite.model.load import Loaded, load_base
 from basic_lite.model.parts import find_parts
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.gradients import gradient_faults
-from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
+from tests.support.models import LLM_KINDS, clip_config, text_config, write_llava, write_llm, write_vision
 
 CPU = torch.device("cpu")
 
@@ -307,11 +315,22 @@ def test_gradient_faults_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_experts_that_stay_unquantised_are_refused(tmp_path: Path) -> None:
-    recipe, loaded = composed(tmp_path, "mixtral")
-    adapt(loaded.parts, recipe)
-    with pytest.raises(UserError, match="MixtralExperts"):
-        check_parts(audit(loaded.parts), recipe, torch.float32)
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        (text_config("mixtral", 64), "MixtralTopKRouter, MixtralExperts"),
+        (Qwen3_5TextConfig(vocab_size=64, hidden_size=64, num_hidden_layers=4, num_attention_heads=4), "Conv1d"),
+    ],
+)
+@pytest.mark.parametrize("key", ["llm", "base"])
+def test_weights_that_would_stay_unquantised_are_refused_by_the_configuration(
+    key: str, config: Any, kinds: str, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path / "llm")
+    LlavaConfig(vision_config=clip_config(), text_config=config).save_pretrained(tmp_path / "base")
+    vision = {} if key == "base" else {"vision": str(write_vision(tmp_path / "vision"))}
+    with pytest.raises(UserError, match=rf"^model\.{key}: .* outside of linear layers \({kinds}\), .* Choose a Llama-"):
+        load_frontend(recipe_for({key: str(tmp_path / key), **vision}).model)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "config", "no decoder"])

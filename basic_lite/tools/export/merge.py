@@ -138,7 +138,8 @@ class Merge:
                     "one that was trained, or the download is incomplete; fetch it again"
                 )
             shape, expected = checkpoint.shape(found), self.layout.shapes[name]
-            grows = shape[1:] == expected[1:] and shape[0] < expected[0] == self.rows
+            # A single number has no rows.
+            grows = bool(shape) and shape[1:] == expected[1:] and shape[0] < expected[0] == self.rows
             if shape != expected and not grows:
                 raise UserError(
                     f"{checkpoint.key}: {found} of {checkpoint.name} has shape {list(shape)}, trained was "
