@@ -28,7 +28,7 @@ from basic_lite.model.growth import require_bounded_growth
 from basic_lite.model.hub import file_of, hub_is_away, local_only, offline_setting
 from basic_lite.model.kinds import kind_in_name
 from basic_lite.model.known_names import nearest_known
-from basic_lite.model.parts import require_decoder
+from basic_lite.model.parts import require_decoder, require_linear_layers
 from basic_lite.recipe.schema import ModelSection
 
 # model type → attribute that holds the vision part of its configuration
@@ -105,13 +105,14 @@ def load_frontend(section: ModelSection) -> Frontend:
 
 
 def _require_llm(config: LlavaConfig, name: str, key: str) -> None:
-    """Refuse an LLM that by its configuration can't be made, or trained on (see ``require_decoder``)."""
+    """Refuse an LLM that by its configuration can't be made, or trained on (see ``parts``)."""
     try:
         with torch.device("meta"):
             language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
     except Exception as error:  # sizes and names of a configuration may fit in no way
         raise unreadable(name, key, error, what="configuration") from error
     require_decoder(language_model, name, key)
+    require_linear_layers(language_model, name, key)
 
 
 def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:

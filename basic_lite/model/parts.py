@@ -34,29 +34,42 @@ class Parts:
         return device
 
 
+_CHOOSE = "Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM"
+
+
 def require_decoder(language_model: nn.Module, name: str, key: str = "model.llm") -> None:
-    """Refuse a language model that is not a plain decoder of linear layers.
+    """Refuse a language model that is not a plain decoder.
 
     Args:
         language_model: may be on the meta device.
 
     Raises:
-        UserError: it has no ``layers``, ``norm`` or ``embed_tokens``, or matrices outside of linear layers.
+        UserError: it has no ``layers``, ``norm`` or ``embed_tokens``.
     """
-    told = f"{key}: {name} ({type(language_model).__name__})"
-    choose = "Choose a Llama-, Mistral-, Gemma-, Phi-3- or Qwen-type LLM"
     lacking = [part for part in ("layers", "norm", "embed_tokens") if not hasattr(language_model, part)]
     if lacking:
         raise UserError(
-            f"{told} has no {', '.join(lacking)}: BASIC reads what the layers of a plain decoder hand on. {choose}"
+            f"{key}: {name} ({type(language_model).__name__}) has no {', '.join(lacking)}: "
+            f"BASIC reads what the layers of a plain decoder hand on. {_CHOOSE}"
         )
+
+
+def require_linear_layers(language_model: nn.Module, name: str, key: str) -> None:
+    """Refuse a language model with matrices outside of linear layers.
+
+    Args:
+        language_model: as its class makes it, since a LoRA may put other matrices in; may be on the meta device.
+
+    Raises:
+        UserError: names the modules that have them.
+    """
     others = (one for one in language_model.modules() if not isinstance(one, (nn.Linear, nn.Embedding)))
     odd = [type(one).__name__ for one in others if any(weight.ndim > 1 for weight in one.parameters(recurse=False))]
     if odd:
-        kinds = ", ".join(dict.fromkeys(odd))
         raise UserError(
-            f"{told} has weights outside of linear layers ({kinds}), as mixtures of experts and linear attention have: "
-            f"they can't be held in 4 bit here, and LoRA trains none of them. {choose} without these"
+            f"{key}: {name} ({type(language_model).__name__}) has weights outside of linear layers "
+            f"({', '.join(dict.fromkeys(odd))}), as mixtures of experts and linear attention have: they can't be held "
+            f"in 4 bit here, and LoRA trains none of them. {_CHOOSE} without these"
         )
 
 
