@@ -175,7 +175,9 @@ class OwnTemplate:
             raise TemplateRefused(
                 "the chat template changes an answer's text, so which tokens are the answer is unknown", _MEND
             )
-        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(harmless[1:], marked=False):
+        # Not rendered without it: some templates write one of their own then, which a record's may equal.
+        other = [replace(harmless[0], text=f"{harmless[0].text} other"), *harmless[1:]]
+        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(other, marked=False):
             raise TemplateRefused(
                 "the chat template leaves the system turn out, as Mistral's does where an answer follows",
                 "put its text into the first question, or set data.template=v1",

@@ -113,3 +113,21 @@ def test_a_system_turn_is_not_lost_in_silence() -> None:
         ):
             act()
     assert chat(LAST).encode(record(" ", "q", "a", roles="shg"), BIG) == form.encode(record("q", "a"), BIG)
+
+
+def test_a_system_turn_that_is_the_template_s_own_is_not_lost() -> None:
+    """Qwen 2.5's writes one where a conversation has none; much data has the same one. Others want one."""
+    own = "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    form = chat("{% if messages[0]['role'] != 'system' %}" + own + "{% endif %}" + CHATML)
+    said = form.encode(record("You are a helpful assistant.", "q", "a", roles="shg"), BIG)
+    assert said == form.encode(record("q", "a"), BIG)
+    wanted = "{% if messages[0]['role'] != 'system' and messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+    assert chat(wanted + CHATML).encode(record("be kind", "q", "a", "r", "b", roles="shghg"), BIG)
+
+
+@pytest.mark.parametrize("text", ["be kind", "You are a helpful assistant."])
+def test_a_system_turn_that_becomes_the_template_s_own_is_lost(text: str) -> None:
+    own = "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    form = chat(own + "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}" + CHATML)
+    with pytest.raises(TemplateRefused, match="leaves the system turn out"):
+        form.encode(record(text, "q", "a", roles="shg"), BIG)
