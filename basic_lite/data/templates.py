@@ -132,7 +132,12 @@ class OwnTemplate:
             ) from error
         if any(map(_HUGE.search, _CODE.findall(source))):
             raise UserError(f"the tokenizer's chat template multiplies by huge numbers, as none needs to; {_MEND}.")
-        self.source = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found[2])), source)
+        try:
+            self.source = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found[2])), source)
+        except ValueError as error:  # Windows knows fewer forms than Linux
+            raise UserError(
+                f"the tokenizer's chat template writes a date in a form that isn't known here ({error}); {_MEND}."
+            ) from error
         if "strftime_now(" in self.source:
             raise UserError(f"the tokenizer's chat template writes today's date, so each day another text; {_MEND}.")
         self.in_parts = False

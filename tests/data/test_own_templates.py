@@ -41,8 +41,8 @@ MARKED = {
 }  # fmt: skip
 
 
-def chat(template: str) -> ChatFormat:
-    tok = tokenizer.__wrapped__("byte")
+def chat(template: str, kind: str = "byte") -> ChatFormat:
+    tok = tokenizer.__wrapped__(kind)
     tok.chat_template = template
     return ChatFormat("tokenizer", tok, image_id(tok), N)
 
@@ -85,10 +85,17 @@ def test_a_date_that_cannot_be_held_is_refused() -> None:
         chat("{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
 
 
+def test_a_date_in_a_form_that_the_system_does_not_know_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a date in a form that isn't known here .*; set data\.template to v1"):
+        chat("{{ strftime_now('\ud800') }}" + CHATML)
+
+
 def test_an_end_that_is_no_token_would_never_stop() -> None:
     """ChatML over a tokenizer that has none of its tokens, as people put it over a base model."""
     with pytest.raises(UserError, match=r"ends an answer with '<\|im_END\|>', .* so no answer would stop; set data\.t"):
         chat(CHATML.replace("im_end", "im_END"))
+    with pytest.raises(UserError, match="so no answer would stop"):
+        chat(CHATML.replace("im_end", "im_END"), "word")  # its token for all unknown words
     assert chat(CHATML.replace("<|im_end|>", "")).stop_token_ids  # a line break
     assert chat(CHATML.replace("<|im_end|>", "<|im_END|></s>")).stop_token_ids == [2]
 
