@@ -73,13 +73,15 @@ class ChatFormat:
         ids = self.tokens.encode([("a", False), (self.format.end_of_turn.strip(" "), True)])[1]
         ending = [one for one in ids if one != IGNORE]
         eos = self.tokenizer.eos_token_id
-        if len(ending) != 1 and eos not in ending:
+        # What isn't known may become one token too, which stands for all that isn't known.
+        known = len(ending) == 1 and ending[0] != self.tokenizer.unk_token_id
+        if not known and eos not in ending:
             raise UserError(
                 f"the tokenizer's chat template ends an answer with {self.format.end_of_turn!r:.60}, and its "
-                f"vocabulary has no such token ({len(ending)} stand for it), so no answer would stop; set data.template"
-                " to v1 or plain, or take chat template and tokenizer of one model"
+                "vocabulary has no such token, so no answer would stop; set data.template to v1 or plain, or take chat "
+                "template and tokenizer of one model"
             )
-        return sorted(set(ending if len(ending) == 1 else []) | ({eos} if eos is not None else set()))
+        return sorted(set(ending if known else []) | ({eos} if eos is not None else set()))
 
     def encode(self, record: Record, max_length: int) -> Encoded:
         """Ids and labels of a record, at most ``max_length`` of them.

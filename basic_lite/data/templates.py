@@ -132,7 +132,12 @@ class OwnTemplate:
             ) from error
         if any(map(_HUGE.search, _CODE.findall(source))):
             raise UserError(f"the tokenizer's chat template multiplies by huge numbers, as none needs to; {_MEND}.")
-        self.source = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found[2])), source)
+        try:
+            self.source = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found[2])), source)
+        except ValueError as error:  # Windows knows fewer forms than Linux
+            raise UserError(
+                f"the tokenizer's chat template writes a date in a form that isn't known here ({error}); {_MEND}."
+            ) from error
         if "strftime_now(" in self.source:
             raise UserError(f"the tokenizer's chat template writes today's date, so each day another text; {_MEND}.")
         self.in_parts = False
@@ -175,7 +180,9 @@ class OwnTemplate:
             raise TemplateRefused(
                 "the chat template changes an answer's text, so which tokens are the answer is unknown", _MEND
             )
-        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(harmless[1:], marked=False):
+        # Not rendered without it: some templates write one of their own then, which a record's may equal.
+        other = [replace(harmless[0], text=f"{harmless[0].text} other"), *harmless[1:]]
+        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(other, marked=False):
             raise TemplateRefused(
                 "the chat template leaves the system turn out, as Mistral's does where an answer follows",
                 "put its text into the first question, or set data.template=v1",

@@ -56,6 +56,11 @@ class Bundle:
     def has_adapter(self) -> bool:
         return ADAPTER_WEIGHTS in self.manifest["files"]
 
+    @property
+    def weights(self) -> list[str]:
+        """The files of what was trained."""
+        return [PROJECTOR, ADAPTER_WEIGHTS] if self.has_adapter else [PROJECTOR]
+
 
 def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path:
     """The bundle meant by ``place``: itself, a run folder's ``final``, its newest checkpoint, or else its best step.

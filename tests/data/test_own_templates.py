@@ -41,8 +41,8 @@ MARKED = {
 }  # fmt: skip
 
 
-def chat(template: str) -> ChatFormat:
-    tok = tokenizer.__wrapped__("byte")
+def chat(template: str, kind: str = "byte") -> ChatFormat:
+    tok = tokenizer.__wrapped__(kind)
     tok.chat_template = template
     return ChatFormat("tokenizer", tok, image_id(tok), N)
 
@@ -85,10 +85,17 @@ def test_a_date_that_cannot_be_held_is_refused() -> None:
         chat("{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
 
 
+def test_a_date_in_a_form_that_the_system_does_not_know_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a date in a form that isn't known here .*; set data\.template to v1"):
+        chat("{{ strftime_now('\ud800') }}" + CHATML)
+
+
 def test_an_end_that_is_no_token_would_never_stop() -> None:
     """ChatML over a tokenizer that has none of its tokens, as people put it over a base model."""
     with pytest.raises(UserError, match=r"ends an answer with '<\|im_END\|>', .* so no answer would stop; set data\.t"):
         chat(CHATML.replace("im_end", "im_END"))
+    with pytest.raises(UserError, match="so no answer would stop"):
+        chat(CHATML.replace("im_end", "im_END"), "word")  # its token for all unknown words
     assert chat(CHATML.replace("<|im_end|>", "")).stop_token_ids  # a line break
     assert chat(CHATML.replace("<|im_end|>", "<|im_END|></s>")).stop_token_ids == [2]
 
@@ -113,3 +120,21 @@ def test_a_system_turn_is_not_lost_in_silence() -> None:
         ):
             act()
     assert chat(LAST).encode(record(" ", "q", "a", roles="shg"), BIG) == form.encode(record("q", "a"), BIG)
+
+
+def test_a_system_turn_that_is_the_template_s_own_is_not_lost() -> None:
+    """Qwen 2.5's writes one where a conversation has none; much data has the same one. Others want one."""
+    own = "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    form = chat("{% if messages[0]['role'] != 'system' %}" + own + "{% endif %}" + CHATML)
+    said = form.encode(record("You are a helpful assistant.", "q", "a", roles="shg"), BIG)
+    assert said == form.encode(record("q", "a"), BIG)
+    wanted = "{% if messages[0]['role'] != 'system' and messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+    assert chat(wanted + CHATML).encode(record("be kind", "q", "a", "r", "b", roles="shghg"), BIG)
+
+
+@pytest.mark.parametrize("text", ["be kind", "You are a helpful assistant."])
+def test_a_system_turn_that_becomes_the_template_s_own_is_lost(text: str) -> None:
+    own = "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    form = chat(own + "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}" + CHATML)
+    with pytest.raises(TemplateRefused, match="leaves the system turn out"):
+        form.encode(record(text, "q", "a", roles="shg"), BIG)

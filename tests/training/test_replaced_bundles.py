@@ -14,12 +14,13 @@ import torch
 from basic_lite.errors import UserError
 from basic_lite.tools import evaluate, text_probe
 from basic_lite.tools.evaluate import evaluate_run
+from basic_lite.tools.export import check, command
 from basic_lite.tools.export.command import export
 from basic_lite.tools.export.merge import Merge
 from basic_lite.tools.text_probe import probe_run
 from basic_lite.training import bundle
 from basic_lite.training.bundle import load_trained
-from basic_lite.training.bundle_files import ADAPTER_WEIGHTS
+from basic_lite.training.bundle_files import ADAPTER_WEIGHTS, OPTIMIZER
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, PROJECTOR
 from basic_lite.training.text_probe.measure import FROZEN
@@ -94,6 +95,23 @@ def test_an_export_is_of_one_model(folder: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=REFUSED):
         export(place, tmp_path / "out", samples=0, device="cpu", console=quiet())
     assert len(made) > 20 and not (tmp_path / "out").exists()
+
+
+def test_an_export_is_compared_with_the_model_that_it_was_made_of(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was compared with the later step, and said not to answer as the trained model does."""
+    place = folder / "checkpoint-1"
+    before(monkeypatch, check, "load_trained", lambda: take(place, folder / "final"))
+    with pytest.raises(UserError, match=REFUSED):
+        export(place, tmp_path / "out", samples=1, device="cpu", console=quiet())
+
+
+def test_an_export_looks_at_what_it_reads(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's optimizer is twice as large as what was trained."""
+    before(monkeypatch, command, "write_weights", (folder / "checkpoint-1" / OPTIMIZER).unlink)
+    export(folder / "checkpoint-1", tmp_path / "out", samples=0, device="cpu", console=quiet())
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_an_evaluation_names_the_model_that_answered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from basic_lite.tools.export.samples import Sample, asked, pixels_of
 from basic_lite.tools.export.template import as_strings, messages_of
 from basic_lite.training.answer import answer, answer_length
 from basic_lite.training.bundle import load_trained
+from basic_lite.training.bundle_files import require_as_opened
 
 LIMIT = 0.01
 """Most mean KL, in nats a token, with which an export passes that should be what was trained."""
@@ -226,6 +227,7 @@ def _trained(
     source: Source, samples: list[Sample], length: int, device: torch.device, progress: Callable[[int], None]
 ) -> _Trained:
     loaded, bundle = load_trained(source.bundle.folder, device, told=True)
+    require_as_opened(source.bundle, source.bundle.weights)
     records = [sample.record for sample in samples]
     # One at a time: padding changes the last digits.
     ask = partial(

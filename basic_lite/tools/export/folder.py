@@ -109,4 +109,4 @@ def write_weights(folder: Path, source: Source, progress: Callable[[int], None] 
         UserError: the bundle was replaced meanwhile, so that they are of two models.
     """
     write_shards(folder, source.merge.plan(source.dtype), source.merge.tensor, progress)
-    require_as_opened(source.bundle, source.bundle.manifest["files"])
+    require_as_opened(source.bundle, source.bundle.weights)
