@@ -1,7 +1,9 @@
 """Values of a recipe file against the schema, key by key: every problem is collected, with its place."""
 
 import math
+import os
 import re
+import shlex
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -45,8 +47,8 @@ class Checker:
             # `lora:` with every key below it commented out: a section all of defaults.
             value = {}
         if not isinstance(value, dict):
-            mend = f"; write {{path: {value}}}" if isinstance(value, str) and "path" in model.model_fields else ""
-            mend = mend or _switch(value, path)
+            is_source = isinstance(value, str) and "path" in model.model_fields
+            mend = self._mend_of_source(value, path) if is_source else _switch(value, path)
             return self.report(path, f"expected keys ({', '.join(model.model_fields)}), found {plain(value)}{mend}")
         misspelled = set()
         unknown = [key for key in value if key not in model.model_fields]
@@ -83,6 +85,14 @@ class Checker:
                 default = field.get_default(call_default_factory=True)
                 checked[key] = default.model_dump() if isinstance(default, Section) else default
         return checked
+
+    def _mend_of_source(self, value: str, path: KeyPath) -> str:
+        """The hint of how to name a file or folder; on a command line quoted, since a shell would split it."""
+        source = f"{{{'folder' if os.path.isdir(value) else 'path'}: {value}}}"
+        if self.document.place_of(path).source != "command line":
+            return f"; write {source}"
+        key = ".".join(path)
+        return f"; write {shlex.quote(f'{key}={source}')}"
 
     def value(self, annotation: Any, field: FieldInfo, value: Any, path: KeyPath) -> Any:
         members = options(annotation)

@@ -288,7 +288,8 @@ def _source(v: Values, at: str) -> Iterator[Finding]:
     if not given:
         yield [at.rstrip(".")], f"the source names no data; give one of {', '.join(at + kind for kind in KINDS)}"
     if len(given) > 1:
-        yield given, f"one source can't be {' and '.join(given)} at once; keep one, or make a list of sources"
+        mend = "keep one, set the other to null, or make a list of sources"
+        yield given, f"one source can't be {' and '.join(given)} at once; {mend}"
     try:
         if v["config"] is not None and given and f"{at}hub" not in given:
             yield [f"{at}config", given[0]], f"{at}config belongs to {at}hub; remove it"

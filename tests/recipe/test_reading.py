@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ kernels: triton
         ("lora.targets", "q_proj", "expected all-linear or a list, each entry text, found the text 'q_proj'"),
         ("model.llm", "{a: 1}", "expected text, found keys (a)"),
         ("model", "openai/clip", "expected keys (base, vision, llm"),
-        ("data.train", "data.json", "write {path: data.json}"),
+        ("data.train", "data.json", "; write 'data.train={path: data.json}'"),
         ("data.eval", "5", "expected keys (path"),
         ("supervision.token_weights", "uniforn", "did you mean uniform?"),
         ("data.held_out", "0", "found the number 0; to turn it off, write null"),
@@ -173,6 +174,30 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
     assert says in line
 
 
+@pytest.mark.parametrize("command_line", [True, False])
+def test_the_mend_of_a_folder_as_source_works_as_typed(tmp_path: Path, command_line: bool) -> None:
+    (tmp_path / "my photos").mkdir()
+    folder = str(tmp_path / "my photos")
+
+    def in_file(source: str) -> str:
+        return GOOD.replace("\n    path: data.json", f" {source}")
+
+    line = problem(tmp_path, GOOD, f"data.train={folder}") if command_line else problem(tmp_path, in_file(folder))
+    _, mend = line.split("; write ")
+    if command_line:
+        (word,) = shlex.split(mend)
+        recipe = load_recipe(write_recipe(tmp_path, GOOD), [word])
+    else:
+        recipe = load_recipe(write_recipe(tmp_path, in_file(mend)))
+    assert recipe.data.train.folder == folder
+
+
+def test_another_kind_of_source_on_the_command_line_says_how_to_take_out_the_first(tmp_path: Path) -> None:
+    assert "set the other to null" in problem(tmp_path, GOOD, "data.train.folder=photos")
+    source = load_recipe(write_recipe(tmp_path, GOOD), ["data.train.folder=photos", "data.train.path=null"]).data.train
+    assert (source.folder, source.path) == ("photos", None)
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
@@ -185,6 +210,10 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
         ("quantisation", "quantization"),
         ("per_device_train_batch_size", "training.micro_batch"),
         ("training.steps", "training.max_steps"),
+        ("training.projector_lr", "training.projector_learning_rate"),
+        ("training.lr_projector", "training.projector_learning_rate"),  # the name of it in a run's log
+        ("training.lr_lora", "training.learning_rate"),
+        ("training.lr_scheduler_type", "training.scheduler"),
         ("training.num_steps", "training.max_steps"),
         ("version", None),
         ("lora.hooks", None),
