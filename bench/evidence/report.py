@@ -111,7 +111,8 @@ def came_out(results: Sequence[Result]) -> str:
         groups.setdefault(result["variant"], []).append(result)
     groups = {name: groups[name] for name in VARIANTS if name in groups}
     parts = ["### What came out", _made(results), _values(groups, OUTCOMES), "### Differences from BASIC off"]
-    parts += [_differences(groups), "### The visual embeddings", _values(groups, STATE), "### Held-out loss on the way"]
+    parts += [_differences(groups), seed_by_seed(groups)]
+    parts += ["### The visual embeddings", _values(groups, STATE), "### Held-out loss on the way"]
     parts += [_on_the_way(groups, stage) for stage in ("stage1", "stage2")]
     parts += ["### The refinement curve, before, during and after", curves(groups)]
     if gates := list(_gates(results)):
@@ -158,6 +159,23 @@ def _differences(groups: Mapping[str, Sequence[Result]]) -> str:
             ["", "samples", *(_by_sample(pairs, m) for m in COMPARED)],
         ]
     return _table(rows) + "\n\n\\* the interval of 95 % leaves 0 out."
+
+
+def seed_by_seed(groups: Mapping[str, Sequence[Result]]) -> str:
+    """LM loss less that of off with the same seed, after each stage."""
+    base = {result["seed"]: result for result in groups[BASELINE]}
+    losses = [measure for measure in COMPARED if measure.title.startswith("LM loss")]
+    rows = [["variant", *(f"{measure.title}, seed {seed}" for measure in losses for seed in sorted(base))]]
+    for name, results in groups.items():
+        found = {result["seed"]: result for result in results}
+        if name == BASELINE or not found:
+            continue
+        rows.append([name])
+        for measure in losses:
+            for seed in sorted(base):
+                less = measure.value(found[seed]) - measure.value(base[seed]) if seed in found else None
+                rows[-1].append("–" if less is None else f"{less:+.3f}")
+    return "The same seed by seed:\n\n" + _table(rows)
 
 
 def _by_sample(pairs: Sequence[tuple[Result, Result]], measure: Measure) -> str:

@@ -19,7 +19,7 @@ from bench.evidence import worlds
 from bench.evidence.__main__ import main
 from bench.evidence.intervals import over_samples, over_seeds
 from bench.evidence.measure import batch_of, losses
-from bench.evidence.report import came_out, curves
+from bench.evidence.report import came_out, curves, seed_by_seed
 from bench.evidence.runs import read_results, require_same_setup
 from bench.evidence.variants import PARTS, VARIANTS
 from bench.evidence.worlds import demo_world, word_f1
@@ -149,6 +149,28 @@ def test_the_gates_looks_are_shown(cache: Path) -> None:
     assert "The gate" not in came_out([off])
     assert "- measured, seed 0, stage 2: 0: shut (" in came_out([off, measured])
     assert len(measured["stage1"]["curve"]["score"]) == 6
+
+
+def test_differences_are_shown_seed_by_seed() -> None:
+    def result(variant: str, seed: int, loss: float) -> dict[str, Any]:
+        stage = {"tokens": [1, 3], "nll": [loss, 3 * loss + 4]}
+        return {"variant": variant, "seed": seed, "stage1": stage, "stage2": {**stage, "nll": [4 * loss, 0.0]}}
+
+    groups = {name: [result(name, seed, by_seed[seed]) for seed in by_seed] for name, by_seed in LOSSES.items()}
+    assert seed_by_seed(groups).splitlines()[2:] == [
+        "| variant | LM loss 1, seed 0 | LM loss 1, seed 2 | LM loss 2, seed 0 | LM loss 2, seed 2 |",
+        "|---|---|---|---|---|",
+        "| sds | – | -0.250 | – | -0.250 |",
+        "| paper | +0.500 | +1.000 | +0.500 | +1.000 |",
+    ]
+
+
+LOSSES: dict[str, dict[int, float]] = {
+    "off": {0: 2.0, 2: 3.0},
+    "measured": {},
+    "sds": {1: 9.0, 2: 2.75},
+    "paper": {0: 2.5, 2: 4.0},
+}
 
 
 def test_curves_are_the_means_over_seeds() -> None:
