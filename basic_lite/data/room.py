@@ -115,8 +115,15 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
         return scaled
     if image.mode == "P" and "transparency" in image.info:
-        return lambda part: part.convert("RGBA").convert("RGB")
+        return _of_palette
     return lambda part: part.convert("RGB")
+
+
+def _of_palette(part: Image.Image) -> Image.Image:
+    """Its colours alone. Pillow warns where a palette's transparency would be lost, so that goes first."""
+    part = part.copy()
+    del part.info["transparency"]
+    return part.convert("RGB")
 
 
 def _array(part: Image.Image) -> np.ndarray:
