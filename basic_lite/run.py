@@ -18,7 +18,7 @@ from basic_lite.data.names import EVAL
 from basic_lite.data.prepare import Prepared
 from basic_lite.errors import OutOfMemory, UserError
 from basic_lite.model.audit import audit, check_parts, render, render_fusions
-from basic_lite.model.device import tell_device
+from basic_lite.model.device import tell_device, warn_of_slow_types
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe import Recipe
 from basic_lite.rehearsal.advice import memory_advice
@@ -225,9 +225,20 @@ def _introduce(recipe: Recipe, device: torch.device, processes: Processes, say: 
     if processes.is_main:
         dtype, autocast = pick_dtype(recipe.model.dtype, device), uses_autocast(recipe, device)
         tell_device(device, recipe.training.device, say, dtype=dtype, autocast=autocast)
+        warn_of_slow_types(device, _types(recipe, device), say)
     if processes.count > 1:
         say(f"{processes.count} processes share each step's micro-batches")
     quiet_libraries()
+
+
+def _types(recipe: Recipe, device: torch.device) -> dict[str, torch.dtype]:
+    """What the recipe computes in, by the override that puts float32 in its place."""
+    types = {"model.dtype=float32": pick_dtype(recipe.model.dtype, device)}
+    if recipe.quantization.mode != "none" and recipe.quantization.compute_dtype != "auto":
+        types["quantization.compute_dtype=float32"] = pick_dtype(recipe.quantization.compute_dtype, device)
+    if uses_autocast(recipe, device):
+        types["training.autocast=off"] = torch.bfloat16
+    return types
 
 
 def _open_folder(recipe: Recipe, processes: Processes, stack: ExitStack, say: Say, **how: Any) -> RunFolder:

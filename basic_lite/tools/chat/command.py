@@ -7,8 +7,8 @@ from pathlib import Path
 from basic_lite.console import note, quiet_libraries
 from basic_lite.data.turns import clean
 from basic_lite.errors import UserError
-from basic_lite.model.device import tell_device
-from basic_lite.model.load import pick_device
+from basic_lite.model.device import tell_device, warn_of_slow_types
+from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.tools.chat.arguments import pictures_and_question
 from basic_lite.tools.chat.dialogue import Dialogue
 from basic_lite.tools.chat.of_folder import FolderSpeaker
@@ -78,6 +78,7 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
     tell_device(where, device, note)
     folder = Path(model).expanduser()
     if not is_run(model):
+        warn_of_slow_types(where, {"--dtype float32": pick_dtype(dtype, where)}, note)
         return FolderSpeaker(str(folder) if folder.exists() else model, where, dtype)
     if dtype != "auto":
         raise UserError(f"--dtype is for exported and other models; {model} is a run, and its recipe has the types")

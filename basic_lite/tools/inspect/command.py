@@ -13,7 +13,7 @@ from basic_lite.console import counting, note, quiet_libraries
 from basic_lite.data.images import ImageRef
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError, enough_memory
-from basic_lite.model.device import tell_device
+from basic_lite.model.device import tell_device, warn_of_slow_types
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.printable import printable
 from basic_lite.recipe.schema import SourceSection
@@ -147,6 +147,7 @@ def _of_folder(name: str, wanted: _Wanted, device: str, dtype: str, quantization
     records = None if wanted.source is None else load_records(wanted.source, root=Path.cwd())
     where = pick_device(device, "--device")
     tell_device(where, device, note, dtype=pick_dtype(dtype, where))
+    warn_of_slow_types(where, {"--dtype float32": pick_dtype(dtype, where)}, note)
     with enough_memory(MEND):
         opened = open_model(name, family, where, dtype, quantization)
         batches: Iterable[dict[str, Tensor]]
