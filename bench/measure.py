@@ -209,7 +209,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     about: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU {_cpu_name()}, {os.cpu_count()} cores",
-        "cpu": _cpu_name(),
+        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "clock": "device events" if on_gpu else "processor time of one thread",
         "load_at_start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),

@@ -116,8 +116,8 @@ def require_same_setup(folder: Path, seed: int, setup: Mapping[str, Any]) -> Non
             found = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys)
             raise UserError(
                 f"{path} was made with another set-up ({found}), so new results can't stand beside it. Choose another "
-                "--out, delete the old results, or install the versions that they name (another Pillow draws other "
-                "pictures)."
+                "--out, delete the old results, or take the versions and the kind of processor that they name (another "
+                "Pillow draws other pictures; a processor without AVX-512 fits another start, by rounding)."
             )
 
 
