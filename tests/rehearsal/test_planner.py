@@ -105,6 +105,7 @@ def test_the_fastest_of_all_plans_is_taken(folder: Path) -> None:
     assert planner.leanest().needed_bytes == least
 
 
+@pytest.mark.long
 def test_a_plan_that_fits_by_less_than_predictions_err_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planner = planner_of(folder, BF16, given=frozenset(FIELDS))
     needed = planner_of(folder, BF16, given=frozenset(FIELDS)).rehearse(planner.own).needed_bytes

@@ -48,6 +48,7 @@ def losses(run: Path) -> list[float]:
     return [line["eval_loss"] for line in log_of(run) if "eval_loss" in line]
 
 
+@pytest.mark.long
 def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_it_opens_where_basic_helps_and_shuts_where_it_no_longer_does(
     goes_on(part)
 
 
+@pytest.mark.long
 def test_what_the_trial_promises_is_what_training_gives(world: Path) -> None:
     on = train(helping_recipe(world, LOOKS | {"name": "on"}), console=quiet()).folder
     off = train(helping_recipe(world, LOOKS | OFF | {"name": "off"}), console=quiet()).folder
