@@ -99,7 +99,9 @@ class BestStep:
         if self.by is None or (self.by == "score" and scored is None):
             return
         value = loss if scored is None or self.by == "loss" else scored.estimate.share
-        if not math.isfinite(value) or (self._so_far is not None and not self._is_better(value)):
+        so_far, lower = self._so_far, self.by == "loss"
+        better = so_far is None or (value < so_far if lower else value > so_far)
+        if not math.isfinite(value) or not better:
             return
         record: dict[str, Any] = {"by": self._metric, "value": value}
         record |= {"score": estimate_json(scored.estimate)} if scored is not None and self.by == "score" else {}
@@ -107,10 +109,6 @@ class BestStep:
             if self._processes.is_main:
                 self._save(record)
         self._so_far = value
-
-    def _is_better(self, value: float) -> bool:
-        assert self._so_far is not None
-        return value < self._so_far if self.by == "loss" else value > self._so_far
 
     def _save(self, record: dict[str, Any]) -> None:
         place = self._folder.best

@@ -69,10 +69,6 @@ class Evaluation:
             for line in self.score.outlook():
                 say(line)
 
-    def begin(self) -> None:
-        """Once the folder is the run's, before the first step."""
-        self.best.begin(self.log)
-
     def restore(self, progress: Progress) -> None:
         """Go on as a run that was never stopped."""
         if self.score is not None:

@@ -13,7 +13,7 @@ from basic_lite.recipe.fetched import mend_of_missing_data
 from basic_lite.recipe.schema import ModelSection, Recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.start import Origin, find_origin
-from basic_lite.training.start_names import PROJECTOR, START, resolve_start
+from basic_lite.training.start_names import earlier_run_of, resolve_start
 
 
 def require_inputs(recipe: Recipe, *, earlier: bool = True) -> None:
@@ -70,10 +70,8 @@ def require_inputs_of_plan(recipe: Recipe) -> None:
 
 
 def _looks_at_earlier(recipe: Recipe) -> Iterator[Callable[[], object]]:
-    for key, place in ((START, recipe.model.start), (PROJECTOR, recipe.model.projector)):
-        if place is not None:
-            yield partial(look_at_bundle, Path(place), key, Path(recipe.output))
-            return
+    if (named := earlier_run_of(recipe)) is not None:
+        yield partial(look_at_bundle, *named, Path(recipe.output))
 
 
 def _looks_at_models(section: ModelSection) -> Iterator[Callable[[], object]]:

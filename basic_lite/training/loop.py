@@ -171,7 +171,7 @@ class Loop:
             ):
                 self.log.start_trackers(self.recipe)
                 self.dropped.write()
-                self.evaluation.begin()
+                self.evaluation.best.begin(self.log)
                 if self.progress.step == 0:
                     self._look(0, evaluated=False)
                     self._measure_premise()

@@ -15,7 +15,7 @@ from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import changed_files, restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
-from basic_lite.training.start_names import PROJECTOR, START, same_model
+from basic_lite.training.start_names import PROJECTOR, START, earlier_run_of, same_model
 
 # What the start's weights see otherwise where a key differs.
 SEEN = {
@@ -64,10 +64,9 @@ def find_origin(recipe: Recipe) -> Origin | None:
     Raises:
         UserError: it isn't there or doesn't hold together.
     """
-    for key, place in ((START, recipe.model.start), (PROJECTOR, recipe.model.projector)):
-        if place is not None:
-            return Origin(open_bundle(Path(place), key, Path(recipe.output)), key)
-    return None
+    if (named := earlier_run_of(recipe)) is None:
+        return None
+    return Origin(open_bundle(*named, Path(recipe.output)), named[1])
 
 
 def rank_is_fixed(recipe: Recipe) -> bool:

@@ -19,6 +19,12 @@ WITH_NAMES = ("image_token", "vision_feature_layer", "vision_feature_select")
 SHAPE = ("rank", "alpha", "targets")
 
 
+def earlier_run_of(recipe: Recipe) -> tuple[Path, str] | None:
+    """The run that a recipe's weights come from, and the key that names it; None: they come from its models alone."""
+    named = ((recipe.model.start, START), (recipe.model.projector, PROJECTOR))
+    return next(((Path(place), key) for place, key in named if place is not None), None)
+
+
 def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
     """Fill in what a recipe with ``model.start`` leaves to that run: the names of its models and what belongs to them.
 

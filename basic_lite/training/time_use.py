@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from basic_lite.console import Say
 from basic_lite.cores import usable_cores
@@ -75,11 +75,9 @@ class TimeUse:
         if self.breakdown.running and number == self._from + STEPS - 1:
             self._finish(number)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """A context around the wait for the next step's data."""
-        with self._base(step_part.DATA):
-            yield
+        return self._base(step_part.DATA)
 
     @contextmanager
     def apart(self, what: str) -> Iterator[Callable[[], float]]:
