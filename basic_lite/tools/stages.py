@@ -23,7 +23,7 @@ from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, re
 from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import tell_without_gpu
-from basic_lite.tools.export.command import exported_from, free_place
+from basic_lite.tools.export.command import exported_from, free_place, no_room
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
@@ -99,7 +99,8 @@ def look_ahead(
             refused.append(f"--export: {error}")
     if len(looks) == len(recipes):
         _show(looks, out if done is None else None, console)
-        refused += _no_room(looks[-1], out if done is None else None)
+        if out is not None and done is None and (why_not := no_room(out, export_bytes(looks[-1]))):
+            refused.append(f"--export: {why_not}")
     if refused:
         raise in_one(refused)
     if done is not None:
@@ -200,16 +201,6 @@ def export_bytes(look: StageOutlook) -> int:
     dtype = getattr(look.frontend.config.text_config, "dtype", None) or torch.float32
     sizes = {"projector": 4}
     return sum(p.parameters * sizes.get(p.part, dtype.itemsize) for p in look.parts if not p.part.startswith("LoRA"))
-
-
-def _no_room(last: StageOutlook, out: Path | None) -> list[str]:
-    """What stands against an export."""
-    if out is None or (needed := export_bytes(last)) <= (free := free_bytes(out)):
-        return []
-    return [
-        f"--export: the disk of {out} has {size_text(free)} left, and the export takes {size_text(needed)}; "
-        "make room, or choose another folder"
-    ]
 
 
 def _state(look: StageOutlook) -> str:

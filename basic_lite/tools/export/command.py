@@ -13,6 +13,7 @@ from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.device import dtype_name, tell_device
 from basic_lite.model.load import pick_device
 from basic_lite.printable import printable
+from basic_lite.rehearsal.disk import free_bytes
 from basic_lite.sizes import MIB, size_text
 from basic_lite.tools.export.card import model_card, public_name
 from basic_lite.tools.export.check import Checked, check
@@ -90,7 +91,8 @@ def export(
                 )
         differences = _differences(files, checked)
         write_json(scratch / REPORT, report(source, checked, differences))
-        card = model_card(source, checked, out.name, _run_folder(source), differences if files is not None else None)
+        run_folder = source.bundle.folder.absolute().parent  # a bundle lies in its run's folder
+        card = model_card(source, checked, out.name, run_folder, differences if files is not None else None)
         write_whole(scratch / CARD, card)
     for difference in differences:
         say(f"GGUF: {difference}")
@@ -102,11 +104,6 @@ def export(
         say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")
         say(f"publish it: {command_line(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
     return passed
-
-
-def _run_folder(source: Source) -> Path:
-    """The run that a bundle is of: a bundle lies in its folder as ``final`` or ``checkpoint-N``."""
-    return source.bundle.folder.absolute().parent
 
 
 class _Megabytes:
@@ -149,13 +146,8 @@ def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | 
     needed = source.size_bytes
     if gguf is not None:
         needed += int(source.parameters * {"f32": 4, "f16": 2, "q8_0": 34 / 32}[gguf])
-    existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    free = psutil.disk_usage(str(existing)).free
-    if free < needed:
-        raise UserError(
-            f"the disk of {out} has {size_text(free)} left, and the export takes {size_text(needed)}; "
-            "make room, or choose another folder"
-        )
+    if why := no_room(out, needed):
+        raise UserError(why)
     memory = psutil.virtual_memory().available
     if torch.cuda.is_available():
         memory += torch.cuda.mem_get_info()[0]
@@ -164,6 +156,16 @@ def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | 
             f"the check loads the exported model, {size_text(source.size_bytes)}, and {size_text(memory)} of "
             "memory are free; leave it out with --no-check"
         )
+
+
+def no_room(out: Path, needed_bytes: int) -> str:
+    """What stands against an export on its folder's disk; empty: nothing."""
+    if (free := free_bytes(out)) >= needed_bytes:
+        return ""
+    return (
+        f"the disk of {out} has {size_text(free)} left, and the export takes {size_text(needed_bytes)}; make room, or "
+        "choose another folder"
+    )
 
 
 def _introduction(source: Source) -> str:

@@ -118,9 +118,8 @@ def test_data_that_is_gone(run: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
-        patch.setattr(command.psutil, "disk_usage", lambda path: usage(1000))
+        patch.setattr(command, "free_bytes", lambda folder: 1000)
         assert "make room" in refused(run, tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(command.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1000))
