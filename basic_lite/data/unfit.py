@@ -91,7 +91,7 @@ def refuse_unfit(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         and is_filled(row[rejected])
         # Flags and scores are no answers.
         and all(isinstance(row[one], (str, list, dict)) for one in (chosen, rejected))
-        and not _ends_with_an_answer(row, columns)
+        and _role_of(_last_turn(row, columns)) != "gpt"
     ):
         raise BadRecord(
             f"it has an answer that is preferred ({chosen!r}) and one that isn't ({rejected!r}), and only single "
@@ -110,10 +110,6 @@ def _last_turn(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[st
     turns = row.get(columns.get("conversations", ""))
     last = turns[-1] if isinstance(turns, (list, tuple)) and turns else None
     return last if isinstance(last, Mapping) else {}
-
-
-def _ends_with_an_answer(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
-    return _role_of(_last_turn(row, columns)) == "gpt"
 
 
 def _role_of(turn: Mapping[str, Any]) -> Role | None:
