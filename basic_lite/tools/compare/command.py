@@ -9,8 +9,8 @@ from basic_lite.console import Sheet, show, speaker
 from basic_lite.printable import printable
 from basic_lite.resampling import Interval
 from basic_lite.tools.compare.comparison import Comparison, Side, compared, remarks
-from basic_lite.tools.compare.page import COMMAND, write_comparison
-from basic_lite.tools.report.html import require_own
+from basic_lite.tools.compare.page import COMMAND, render
+from basic_lite.tools.report.html import require_own, write_page
 
 
 def compare(sides: Sequence[Side], out: Path | None = None, console: Console | None = None) -> Comparison:
@@ -32,7 +32,7 @@ def compare(sides: Sequence[Side], out: Path | None = None, console: Console | N
     for line in remarks(found):
         say(line)
     if out is not None:
-        write_comparison(found, out)
+        write_page(out, render(found))
         console.print(printable(f"page: {out}"), soft_wrap=True, markup=False)
     return found
 

@@ -1,7 +1,6 @@
 """The page of a comparison: one file that a browser opens without a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,18 +8,13 @@ import numpy as np
 from basic_lite.tools.compare.comparison import Comparison, remarks
 from basic_lite.tools.compare.forest import Forest
 from basic_lite.tools.report.charts import Chart, Line, smoothed
-from basic_lite.tools.report.html import fill, mark_of, write_page
+from basic_lite.tools.report.html import fill, mark_of
 
 # Questions shown of those that one side has right and the other wrong.
 MOST_SHOWN = 20
 # The style has so many colours.
 MOST_LINES = 4
 COMMAND = "compare"
-
-
-def write_comparison(found: Comparison, path: Path) -> None:
-    """Write the page; an older one is replaced."""
-    write_page(path, render(found))
 
 
 def render(found: Comparison) -> str:
