@@ -162,8 +162,13 @@ def require_unquantized(config: PreTrainedConfig, name: str, key: str) -> None:
     found = getattr(config, "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else None
+        if method is None:
+            raise UserError(
+                f"{key}: the config.json of {name} has a quantization_config without a quant_method, so how its "
+                "weights are held is unknown; if they aren't quantised, remove quantization_config from config.json"
+            )
         raise UserError(
-            f"{key}: {name} is quantised already ({method or '?'!s:.40}, by its config.json), and such weights can "
+            f"{key}: {name} is quantised already ({method!s:.40}, by its config.json), and such weights can "
             "neither be trained on nor exported; name the full checkpoint that it was made from: training holds "
             "the LLM in 4 bit by itself (quantization.mode)"
         )

@@ -21,8 +21,12 @@ from basic_lite.recipe.yaml import Document, read_scalar
 
 # What people write where a recipe wants null.
 _NOTHING = ("none", "off", "no", "never")
-# These are turned off by `enabled` of their section.
-_SWITCHED = (("supervision",), ("supervision", "preset"), ("lora",), ("lora", "rank"))
+# What turns a section off, by the keys at which people try.
+_SWITCHES: dict[KeyPath, str] = {
+    **dict.fromkeys((("supervision",), ("supervision", "preset")), "supervision.enabled=false"),
+    **dict.fromkeys((("lora",), ("lora", "rank")), "lora.enabled=false"),
+    ("quantization",): "quantization.mode=none",
+}
 # Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # Unknown keys of a section that are told one by one.
@@ -43,12 +47,13 @@ class Checker:
         """Checked values of one section, defaults filled in; :class:`Wrong` in place of what is wrong."""
         if isinstance(value, Wrong):
             return value
-        if value is None:
-            # `lora:` with every key below it commented out: a section all of defaults.
+        if value is None and path in self.document.blank:
+            # `lora:` with every key below it commented out: a section all of defaults. A written null may mean "off".
             value = {}
         if not isinstance(value, dict):
             is_source = isinstance(value, str) and "path" in model.model_fields
             mend = self._mend_of_source(value, path) if is_source else _switch(value, path)
+            mend = mend or ("; leave it out for its defaults" if value is None else "")
             return self.report(path, f"expected keys ({', '.join(model.model_fields)}), found {plain(value)}{mend}")
         misspelled = set()
         unknown = [key for key in value if key not in model.model_fields]
@@ -149,7 +154,8 @@ def _is_off(value: Any) -> bool:
 
 def _switch(value: Any, path: KeyPath) -> str:
     """The hint of which key turns off what somebody would turn off by a value."""
-    return f"; to turn it off, set {path[0]}.enabled=false" if path in _SWITCHED and _is_off(value) else ""
+    switch = _SWITCHES.get(path) if _is_off(value) else None
+    return f"; to turn it off, set {switch}" if switch else ""
 
 
 def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> str:

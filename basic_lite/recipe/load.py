@@ -230,6 +230,7 @@ def _override(document: Document, path: KeyPath, value: Any, place: Place) -> No
             document.keys.pop(known, None)
             document.places.pop(known, None)
     document.keys[path] = document.places[path] = place
+    document.blank.discard(path)
 
 
 def read_override(text: str) -> Any:

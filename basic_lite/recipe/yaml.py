@@ -43,6 +43,7 @@ class Document:
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[RecipeProblem] = field(default_factory=list)
+    blank: set[KeyPath] = field(default_factory=set)  # with nothing behind the colon, as no written null is
 
     def place_of(self, path: KeyPath, *, key: bool = False) -> Place:
         """Place of the value (or the key) at ``path``; where that isn't written, of the section above it."""
@@ -137,6 +138,8 @@ def _value(node: Any, path: KeyPath, document: Document, above: tuple[Any, ...])
         return [_value(child, (*path, str(index)), document, (*above, node)) for index, child in enumerate(node.value)]
     if node.id == "mapping":
         return _mapping(node, path, document, (*above, node))
+    if node.style is None and not node.value:
+        document.blank.add(path)
     return read_scalar(node.value) if node.style is None else node.value
 
 

@@ -41,7 +41,6 @@ QUANTISED = {
     "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_8bit": True},
-    "?": {},
 }
 
 
@@ -60,6 +59,16 @@ def test_a_quantised_checkpoint_is_refused_by_its_configuration(part: str, metho
     told = str(caught.value)
     assert told.startswith(f"model.{part}: ") and f"is quantised already ({method}, by its config.json)" in told
     assert "; name the full checkpoint that it was made from" in told
+
+
+def test_an_empty_quantisation_names_what_to_remove(tmp_path: Path) -> None:
+    section = whole_recipe(tmp_path).model
+    as_written = (tmp_path / "llm/config.json").read_bytes()
+    configure(tmp_path / "llm", quantization_config={})
+    with pytest.raises(UserError, match=r"without a quant_method.* remove quantization_config from config\.json"):
+        load_frontend(section)
+    (tmp_path / "llm/config.json").write_bytes(as_written)
+    load_frontend(section)
 
 
 @pytest.mark.parametrize("mode", ["nf4", "none"])

@@ -163,6 +163,11 @@ kernels: triton
         ("supervision.preset", "off", "found the text 'off'; to turn it off, set supervision.enabled=false"),
         ("supervision.preset", "null", "found nothing; to turn it off, set supervision.enabled=false"),
         ("supervision", "false", "to turn it off, set supervision.enabled=false"),
+        ("supervision", "null", "found nothing; to turn it off, set supervision.enabled=false"),
+        ("lora", "~", "found nothing; to turn it off, set lora.enabled=false"),
+        ("quantization", "null", "found nothing; to turn it off, set quantization.mode=none"),
+        ("quantization", "off", "found the text 'off'; to turn it off, set quantization.mode=none"),
+        ("training", "null", "found nothing; leave it out for its defaults"),
         ("lora", "off", "to turn it off, set lora.enabled=false"),
         ("lora.rank", "0", "to turn it off, set lora.enabled=false"),
         ("quantization.mode", "off", "found the text 'off'; write none"),
@@ -172,6 +177,12 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
     line = problem(tmp_path, GOOD, f"{key}={value}")
     assert line.startswith(f"command line: {key}: ")
     assert says in line
+
+
+@pytest.mark.parametrize("written", ["null", "~"])
+def test_a_null_in_place_of_a_section_may_mean_off_and_is_refused(tmp_path: Path, written: str) -> None:
+    line = problem(tmp_path, GOOD + f"supervision: {written}\n")
+    assert line.endswith("found nothing; to turn it off, set supervision.enabled=false")
 
 
 @pytest.mark.parametrize("command_line", [True, False])
