@@ -89,6 +89,7 @@ def test_a_type_without_instructions_is_told(monkeypatch: pytest.MonkeyPatch, kn
     )
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch can't tell here")
 def test_what_has_no_instructions_is_slow() -> None:
     """By the clock, on this very processor: 50 times as long without them, at most a few times with them."""
     cpu, seconds = torch.device("cpu"), {}
