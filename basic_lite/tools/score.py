@@ -221,5 +221,6 @@ def remarks(result: EvalResult) -> Iterator[str]:
     if result.metric == "exact" and (not told.share or sum(words) / len(words) >= _LONG):
         yield (
             "exact match wants the reference word for word, and captions and long answers rarely are; judge those by "
-            "the answers in the file below, and by the held-out loss (`basic-lite runs` shows it)"
+            "the answers in the file below, and by the held-out loss, if the run had evaluations (`basic-lite runs` "
+            "shows it)"
         )

@@ -50,7 +50,10 @@ def require_there(name: str | Path) -> None:
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
         if "://" in str(name):
             raise UserError(f"{name} is an address, and pictures are files; download it, and name the file")
-        raise UserError(f"there is no picture {name}; {mend_of_missing(path) or 'correct its path'}")
+        parts = str(name).split()
+        several = len(parts) > 1 and all(map(os.path.exists, parts))
+        apart = "these are several in one pair of quotes: quote each on its own" if several else ""
+        raise UserError(f"there is no picture {name}; {apart or mend_of_missing(path) or 'correct its path'}")
 
 
 def _check_spaces(words: Sequence[str], question: str | None) -> None:

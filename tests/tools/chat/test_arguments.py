@@ -47,6 +47,7 @@ def test_words(words: list[str], option: str | None, pictures: list[str], questi
         (["a.png", "my dog.jpg"], None, "no picture my dog.jpg"),
         (["a.png", "photos/b"], None, "no picture photos/b"),
         (["b.png", "what is it?"], None, "no picture b.png"),
+        (["a.png folder/b.png", "what?"], None, "several in one pair of quotes: quote each on its own$"),
         (["what is it?", "a.png"], None, r'pictures first, then the question: a\.png "what is it\?"$'),
         (["a.png", "what", "is", "it", "my cat.jpg"], None, r"""the question: a\.png "my cat\.jpg" "what is it"$"""),
         (["a.png", "what", "colour", "is", "it"], None, 'question of several words in quotes: "what colour is it"$'),
