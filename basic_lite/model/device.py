@@ -66,7 +66,7 @@ def warn_of_slow_types(device: torch.device, chosen: Mapping[str, torch.dtype], 
     Args:
         chosen: types to compute in, by the setting that puts float32 in their place.
     """
-    slow = {mend: dtype for mend, dtype in chosen.items() if not _computes_in(device, dtype)}
+    slow = {mend: dtype for mend, dtype in chosen.items() if not computes_in(device, dtype)}
     if slow:
         names = " and ".join(dict.fromkeys(map(dtype_name, slow.values())))
         say(
@@ -75,7 +75,7 @@ def warn_of_slow_types(device: torch.device, chosen: Mapping[str, torch.dtype], 
         )
 
 
-def _computes_in(device: torch.device, dtype: torch.dtype) -> bool:
+def computes_in(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products of this type are as fast as the hardware can; True where torch can't tell."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return True

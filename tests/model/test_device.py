@@ -80,7 +80,7 @@ def test_a_missing_or_failing_program_says_nothing() -> None:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_type_without_instructions_is_told(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
-    monkeypatch.setattr(devices, "_computes_in", lambda device, dtype: known or dtype.itemsize == 4)
+    monkeypatch.setattr(devices, "computes_in", lambda device, dtype: known or dtype.itemsize == 4)
     said: list[str] = []
     chosen = {"model.dtype=float32": torch.float32, "training.autocast=off": torch.bfloat16}
     warn_of_slow_types(torch.device("cpu"), chosen, said.append)
@@ -102,5 +102,5 @@ def test_what_has_no_instructions_is_slow() -> None:
             matrix @ matrix
             took.append(time.process_time() - started)
         seconds[dtype] = min(took)
-    assert devices._computes_in(cpu, torch.float32)
-    assert devices._computes_in(cpu, torch.bfloat16) is (seconds[torch.bfloat16] < 12 * seconds[torch.float32])
+    assert devices.computes_in(cpu, torch.float32)
+    assert devices.computes_in(cpu, torch.bfloat16) is (seconds[torch.bfloat16] < 12 * seconds[torch.float32])

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.images import open_image
+from basic_lite.model.device import computes_in
 from basic_lite.scoring.controls import other_images
 from basic_lite.scoring.metrics.exact import normalise
 from basic_lite.tools.export.folder import Source
@@ -271,7 +272,7 @@ def _exported(
 ) -> _Exported:
     # Where torchvision is installed, transformers would take it, and it resizes in another way.
     processor = AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
-    model = _open(folder, device)
+    model = _open(source, folder, device)
     inputs = [_inputs(processor, sample) for sample in samples]
     answers = []
     for given in inputs:
@@ -283,10 +284,10 @@ def _exported(
     # On a card that is too small for the model, a part of it is elsewhere, and its weights can't be exchanged.
     if not any(parameter.is_meta for parameter in model.parameters()):
         if (other := source.merge.other()) is not None:
-            _put(model, other)
+            _put(model, other, source.dtype)
             logits[other.into] = logits_of(model, samples)
         if source.merge.lora:
-            _put(model, source.merge.without_lora())
+            _put(model, source.merge.without_lora(), source.dtype)
             without_lora = logits_of(model, samples)
     return _Exported(
         ids=[given["input_ids"][0].tolist() for given in inputs],
@@ -311,11 +312,17 @@ def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]
     )
 
 
-def _open(folder: Path, device: torch.device) -> Any:
+def dtype_of_check(source: Source, device: torch.device) -> torch.dtype:
+    """What the exported weights are computed in: their type, or float32 where a processor takes hours for that."""
+    return source.dtype if computes_in(device, source.dtype) else torch.float32
+
+
+def _open(source: Source, folder: Path, device: torch.device) -> Any:
     """The exported model; on a card that is too small for it, the rest is on the host."""
     place: Any = "auto" if device.type == "cuda" else {"": device}
+    dtype = dtype_of_check(source, device)
     return AutoModelForImageTextToText.from_pretrained(
-        str(folder), dtype="auto", device_map=place, trust_remote_code=False
+        str(folder), dtype="auto" if dtype == source.dtype else dtype, device_map=place, trust_remote_code=False
     ).eval()
 
 
@@ -358,11 +365,11 @@ def _answer(model: Any, processor: Any, given: dict[str, Any], length: int) -> s
 
 
 @torch.no_grad()
-def _put(model: Any, merge: Merge) -> None:
-    """Replace the weights in which two merges differ."""
+def _put(model: Any, merge: Merge, dtype: torch.dtype) -> None:
+    """Replace the weights in which two merges differ, rounded as an export rounds them."""
     for name, parameter in model.named_parameters():
         if (written := written_name(name)) in merge.layout.quantized:
-            parameter.copy_(merge.tensor(written))
+            parameter.copy_(merge.tensor(written).to(dtype))
 
 
 def _free() -> None:

@@ -16,7 +16,7 @@ from basic_lite.printable import printable
 from basic_lite.rehearsal.disk import free_bytes
 from basic_lite.sizes import MIB, size_text
 from basic_lite.tools.export.card import model_card, public_name
-from basic_lite.tools.export.check import Checked, check
+from basic_lite.tools.export.check import Checked, check, dtype_of_check
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
 from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
 from basic_lite.tools.export.gguf.weights import GgufType
@@ -66,7 +66,10 @@ def export(
     tell_device(place, device, say)
     source = open_source(run, merge_into, dtype, place)
     say(_introduction(source))
-    _require_room(source, out, checked=samples > 0, gguf=gguf)
+    in_check = dtype_of_check(source, place)
+    _require_room(source, out, in_check=in_check if samples > 0 else None, gguf=gguf)
+    if samples > 0 and in_check != source.dtype:
+        say(f"the check computes in float32: this processor has no instructions for {dtype_name(source.dtype)}")
     chosen = choose_samples(source, samples) if samples else []
     if (threads := source.bundle.recipe.training.threads) is not None:
         torch.set_num_threads(threads)  # so small a model is no faster on more, and far slower on a busy machine
@@ -141,8 +144,8 @@ def exported_from(out: Path, manifest: Path | None) -> bool | None:
     return found["check"] is None or bool(found["check"]["passed"])
 
 
-def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | None) -> None:
-    """See that disk and memory are enough before an hour is spent."""
+def _require_room(source: Source, out: Path, *, in_check: torch.dtype | None, gguf: GgufType | None) -> None:
+    """See that disk and memory are enough before an hour is spent. ``in_check``: its number type; None: no check."""
     needed = source.size_bytes
     if gguf is not None:
         needed += int(source.parameters * {"f32": 4, "f16": 2, "q8_0": 34 / 32}[gguf])
@@ -151,10 +154,11 @@ def _require_room(source: Source, out: Path, *, checked: bool, gguf: GgufType | 
     memory = psutil.virtual_memory().available
     if torch.cuda.is_available():
         memory += torch.cuda.mem_get_info()[0]
-    if checked and memory < source.size_bytes:
+    loaded = 0 if in_check is None else max(source.size_bytes, source.parameters * in_check.itemsize)
+    if memory < loaded:
         raise UserError(
-            f"the check loads the exported model, {size_text(source.size_bytes)}, and {size_text(memory)} of "
-            "memory are free; leave it out with --no-check"
+            f"the check loads the exported model, {size_text(loaded)}, and {size_text(memory)} of memory are free; "
+            "leave it out with --no-check"
         )
 
 
