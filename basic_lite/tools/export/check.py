@@ -313,7 +313,7 @@ def _llama_cpp(source: Source, model: Any, processor: Any, samples: list[Sample]
 
 
 def dtype_of_check(source: Source, device: torch.device) -> torch.dtype:
-    """What the exported weights are computed in: their type, or float32 where a processor takes hours for that."""
+    """What the exported weights are computed in: their type, or float32 on a processor without instructions for it."""
     return source.dtype if computes_in(device, source.dtype) else torch.float32
 
 
