@@ -59,7 +59,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_chat_llava(folder / "llava")
     on_base = composed.model.model_copy(update={"base": str(folder / "llava"), "llm": None, "vision": None})
     (folder / "composed.yaml").write_text(dump_recipe(composed))
-    (folder / "base.yaml").write_text(dump_recipe(composed.model_copy(update={"model": on_base})))
+    # LLaVA-1.5's own chat template ends no answer, so such a base is trained with v1.
+    data = composed.data.model_copy(update={"template": "v1"})
+    (folder / "base.yaml").write_text(dump_recipe(composed.model_copy(update={"model": on_base, "data": data})))
     write_random_bundle(folder / "runs" / "tiny" / "final", composed)
     for kind in NEEDED:
         shutil.copytree(folder / kind, folder / "whole" / kind)
