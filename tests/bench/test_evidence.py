@@ -68,6 +68,7 @@ def test_two_variants_two_seeds_and_the_page(cache: Path, capsys: pytest.Capture
     assert text.count("### What was expected") == 2 and "No result yet" in text
 
 
+@pytest.mark.long
 def test_results_of_another_set_up_are_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cache, "--seeds", "1", "--variants", "off") == 0
     (path,) = (cache / "results/demo").glob("*.json")

@@ -30,6 +30,7 @@ def test_shares_are_added_up() -> None:
     )
 
 
+@pytest.mark.long
 def test_a_choice_that_decides_too_opens_more_often_than_halves_do() -> None:
     rng = np.random.default_rng(1)
     looks = [made_look(rng, 32, LAYERS) for _ in range(60)]

@@ -28,6 +28,7 @@ from basic_lite.training.step import StepCounts
 from tests.support import supervision as kit
 from tests.support.kernels import DEVICE, kernel_test, relative, slow_interpreted
 from tests.support.liger import runnable_liger
+from tests.support.marks import rest_long
 from tests.support.models import LLM_KINDS, text_config, write_llm, write_vision
 from tests.support.recipes import GOOD, write_recipe
 from tests.support.runs import LOUD, whole_recipe, write_data
@@ -79,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("liger")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", rest_long("eager", "sdpa"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_modules_are_transformers_own_steps(folder: Path, kind: str, attention: str) -> None:
     """With plain PyTorch in the kernels' places no bit differs: NF4, LoRA, checkpointing and taps notice nothing."""

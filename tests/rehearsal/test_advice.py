@@ -123,6 +123,7 @@ def said(recipe: Recipe, gpu_gib: float) -> tuple[Estimate, str]:
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_what_is_too_much_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that needs 99 % of a card doesn't fit, since the plan leaves 2 % free: it is 1 % too much."""
     monkeypatch.setattr(estimates, "shipped_for", lambda recipe, gib: "the shipped one")

@@ -102,6 +102,7 @@ def test_plans_and_advice_are_for_the_card_that_is_there(tmp_path: Path, monkeyp
     assert "this recipe needs" in advice.memory_advice(recipe, CARD)[0] and advised == [here]
 
 
+@pytest.mark.long
 def test_a_stage_is_looked_at_for_the_card_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, bf16=False, liger=False)
     recipe, frontend, data = prepared(tmp_path)

@@ -197,6 +197,7 @@ def test_an_exported_folder_is_asked_too(trained: Path, images: Path, tmp_path: 
 # --- evaluating ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_records_of_a_program_score_as_those_of_a_file(
     model: TrainedModel, trained: Path, images: Path, tmp_path: Path
 ) -> None:

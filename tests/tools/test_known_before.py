@@ -114,6 +114,7 @@ def test_a_loss_on_pictures_that_were_trained_on_is_marked(place: Path, said: Sa
     assert f"({COUNT} of {COUNT} pictures trained on)" in said("runs", "runs/evall")
 
 
+@pytest.mark.long
 def test_it_is_known_after_the_first_run_has_moved(place: Path, said: Said) -> None:
     said("train", "grown.yaml", "model.start=runs/photos")
     seen = grown_seen(place)

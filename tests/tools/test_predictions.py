@@ -18,6 +18,7 @@ from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.predictions import why_kept, write_predictions
 from basic_lite.tools.score import EvalResult
 from basic_lite.training.places import MANIFEST
+from tests.support.marks import rest_long
 from tests.support.rights import enlarge, small_disk
 from tests.support.runs import quiet, write_data
 
@@ -114,7 +115,7 @@ CHANGES: dict[Callable[[Path, Path], None], str] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", rest_long(*CHANGES))
 def test_only_the_same_evaluation_replaces_predictions(
     own: Path, change: Callable[[Path, Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def checked_with(found: Path) -> tuple[set[int], bool]:
     return {sample.record.number for sample in samples}, all(sample.held_out for sample in samples)
 
 
+@pytest.mark.long
 def test_what_a_run_held_out_is_evaluated(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place, held = split.parent.parent, held_out_of(split)
     assert held and len(held) == 3

@@ -28,6 +28,7 @@ from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.stages import look_ahead
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.step import TrainStep
+from tests.support.marks import rest_long
 from tests.support.models import write_llm
 from tests.support.runs import assert_same_weights, quiet, steps_of, tiny_recipe
 
@@ -156,7 +157,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", rest_long(*reversed(WRONG)))
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(here: Path, command: Command, case: str) -> None:
     write_llm(here / "other", hidden_size=128)
     (here / "runs" / "taken").mkdir(parents=True)

@@ -124,6 +124,7 @@ def test_a_resumed_run_goes_on_comparing(made: Path, place: Path, step: int) -> 
     assert scores[0] == scores[1] == [0.25, 0.75, 0.75, 0.5]
 
 
+@pytest.mark.long
 def test_going_back_sets_a_later_best_step_aside(made: Path, place: Path) -> None:
     """The run ends at step 3 this time. Step 1 is the best of those before, and has a checkpoint."""
     said = quiet()

@@ -20,6 +20,7 @@ from basic_lite.recipe.schema import ModelSection
 from basic_lite.tools.export.command import export
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.places import MANIFEST
+from tests.support.marks import rest_long
 from tests.support.runs import assert_same_weights, run, write_data
 
 SAVING = {"training.max_steps": 2, "training.save_every": 1, "training.keep": 9, "lora.dropout": 0.2}
@@ -96,7 +97,7 @@ def test_a_changed_base_model_is_refused(finished: Path, what: str) -> None:
         whole.rename(folder)
 
 
-@pytest.mark.parametrize("what", ["weights of the LLM", "weights of the tower", "who wrote it"])
+@pytest.mark.parametrize("what", rest_long("weights of the LLM", "weights of the tower", "who wrote it"))
 def test_a_changed_base_model_is_told_wherever_the_run_is_used(
     finished: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

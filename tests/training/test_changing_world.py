@@ -25,6 +25,7 @@ from basic_lite.tools.clean import clean
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.runs import row_of
 from basic_lite.training.step import TrainStep
+from tests.support.marks import rest_long
 from tests.support.rights import enlarge, small_disk, without_roots_rights
 from tests.support.runs import (
     LOUD,
@@ -93,7 +94,7 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
         goes_on(whole, disk)
 
 
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("step", rest_long(3, 0))
 def test_curves_that_cannot_be_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """TensorBoard writes in a thread of its own, and raises later what went wrong there."""
 
@@ -114,6 +115,7 @@ def test_curves_that_cannot_be_written(whole: Path, tmp_path: Path, monkeypatch:
     goes_on(whole, tmp_path)
 
 
+@pytest.mark.long
 def test_a_data_file_that_is_replaced_changes_nothing_of_the_run(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_data_file_that_is_replaced_changes_nothing_of_the_run(
         run(whole.parents[1], changes, resume=True)
 
 
+@pytest.mark.long
 def test_a_clock_that_is_set_back(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By five hours in the third step: until then all files and times are of what is the future from there on."""
     real, ahead = time.time, [HOURS]

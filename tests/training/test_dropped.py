@@ -105,6 +105,7 @@ def test_a_step_is_that_of_the_samples_that_are_left(
     assert "dropped_while_training" not in (expected / "data.json").read_text()
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_samples_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One picture was broken at the start, one breaks later: a resumed run drops the same ones in the same steps."""
     write_data(tmp_path, 12)
@@ -137,6 +138,7 @@ def test_a_run_goes_on_with_the_samples_it_began_with(tmp_path: Path, monkeypatc
     assert not [line for line in log_of(folder) if "dropped" in line]
 
 
+@pytest.mark.long
 def test_a_run_that_stopped_can_go_on_without_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_data(tmp_path, 12)
     place = order_of(tmp_path, MET)[5]

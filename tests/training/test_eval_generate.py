@@ -214,6 +214,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return path, console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_no_number_of_the_training_changes(asked: tuple[Path, list[str]]) -> None:
     """Generation in the middle of training with dropout: every loss and weight is bit for bit the same."""
     path, _ = asked

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from basic_lite.run import train
+from basic_lite.training import loop
 from basic_lite.training.garbage import PYTHONS_OWN, set_aside
-from basic_lite.training.loop import Loop
 from tests.support.runs import quiet, tiny_recipe, write_data
 
 
@@ -34,6 +34,7 @@ class Knot:
         self.me = self
 
 
+@pytest.mark.long
 def test_what_was_there_is_passed_over_and_new_cycles_are_collected() -> None:
     with set_aside():
         assert gc.get_freeze_count() > 10_000 and gc.isenabled()
@@ -52,13 +53,14 @@ def test_what_was_there_is_passed_over_and_new_cycles_are_collected() -> None:
 
 def test_a_run_sets_aside_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    turn = Loop._turn
+    turn = loop.Loop._turn
 
-    def counted(self: Loop, *args: Any) -> None:
+    def counted(self: loop.Loop, *args: Any) -> None:
         counts.append(gc.get_freeze_count())
         turn(self, *args)
 
-    monkeypatch.setattr(Loop, "_turn", counted)
+    monkeypatch.setattr(loop, "set_aside", set_aside)  # in tests it is a null context
+    monkeypatch.setattr(loop.Loop, "_turn", counted)
     write_data(tmp_path, 4)
     train(tiny_recipe(tmp_path, {"training.max_steps": 2}), console=quiet())
     assert len(counts) == 2 and min(counts) > 10_000 and gc.get_freeze_count() < PYTHONS_OWN

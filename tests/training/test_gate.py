@@ -343,6 +343,7 @@ def test_a_shut_gate_trains_as_llava_does(tmp_path: Path) -> None:
     assert not any("das" in line for line in log_of(shut.folder))
 
 
+@pytest.mark.long
 def test_one_verdict_a_step(tmp_path: Path) -> None:
     """The evaluation's curve is of all samples, and the gate decides on half of them: they have other numbers."""
     write_data(tmp_path, 48)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from basic_lite.training.differences import differences
+from tests.support.marks import rest_long
 from tests.support.runs import (
     LOUD,
     WHOLE,
@@ -90,7 +91,7 @@ def test_the_result_is_the_same(folder: Path, name: str) -> None:
     assert_same_weights(first / "final", other / "final", **near)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", rest_long(3, 1, 4))
 def test_wherever_it_is_resumed(folder: Path, step: int) -> None:
     other = folder / "runs" / f"resumed{step}"
     shutil.copytree(folder / "runs" / "dropout", other)
@@ -99,7 +100,7 @@ def test_wherever_it_is_resumed(folder: Path, step: int) -> None:
     assert_same_weights(folder / "runs" / "dropout" / "final", other / "final")
 
 
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", rest_long(-1, 1))
 def test_however_its_records_are_cut_into_files(folder: Path, order: int) -> None:
     """And in whatever order the files are named."""
     records = json.loads((folder / "data.json").read_text())

@@ -24,6 +24,7 @@ from basic_lite.run import train
 from basic_lite.training import refinement_log, step
 from basic_lite.training.recovery import slices
 from basic_lite.training.step import TrainStep
+from tests.support.marks import rest_long
 from tests.support.runs import (
     GUARDED,
     assert_same_terms,
@@ -92,7 +93,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Pat
     return of
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", rest_long("backward", "forward"))
 @pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_the_run_is_the_one_with_the_smaller_micro_batch(
     small: Callable[[int], tuple[Path, Path, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, where: str, most: int
@@ -112,6 +113,7 @@ def test_the_run_is_the_one_with_the_smaller_micro_batch(
     assert f"Set training.micro_batch={most} to begin with that" in said
 
 
+@pytest.mark.long
 def test_a_later_micro_batch_makes_the_whole_step_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients of the step's earlier micro-batches are there once, not twice."""
     changes = {"lora.dropout": 0.0}
@@ -191,6 +193,7 @@ def test_what_it_is_lowered_to_could_have_been_the_recipes(
     assert [line["out_of_memory"]["now"] for line in log_of(folder) if "out_of_memory" in line] == halves
 
 
+@pytest.mark.long
 def test_an_evaluation_without_memory_is_made_of_smaller_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +267,7 @@ def test_a_refinement_curve_without_memory_is_left_out_and_said(
     assert "no refinement curve: not enough memory" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_other_errors_and_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(error: Exception) -> Any:
         def raising(*args: Any, **kwargs: Any) -> Any:

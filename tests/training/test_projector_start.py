@@ -62,6 +62,7 @@ def test_no_factor_is_refused(tmp_path: Path) -> None:
         match_projector(recipe, loaded, data, CPU, lambda text: None)
 
 
+@pytest.mark.long
 def test_a_run_starts_there_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Rates of 0 for the projector leave what the start made; a resumed run is not scaled a second time."""
     still = {"training.projector_learning_rate": 0.0, "training.max_steps": 2, "training.save_every": 1}

@@ -20,6 +20,7 @@ from basic_lite.training.look_lines import GateLook, looks_in
 from basic_lite.training.pull import MOVED, Pull
 from basic_lite.training.step import TrainStep
 from tests.support import supervision as kit
+from tests.support.marks import rest_long
 from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe, write_data
 
 CPU = torch.device("cpu")
@@ -151,7 +152,7 @@ def test_it_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 RAISES, LOWERS = Interval(0.0083, 0.0043, 0.0124), Interval(-0.0027, -0.0068, -0.00012)
 
 
-@pytest.mark.parametrize("change", [RAISES, LOWERS])
+@pytest.mark.parametrize("change", rest_long((RAISES,), (LOWERS,)))
 def test_a_gate_goes_on_where_its_pull_lowers_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Interval
 ) -> None:

@@ -19,6 +19,7 @@ from basic_lite.training import loop, tensor_files
 from basic_lite.training.bundle_files import GENERATORS, OPTIMIZER, TRAINING, open_bundle
 from basic_lite.training.files import sha256
 from basic_lite.training.places import MANIFEST, checkpoints_of
+from tests.support.marks import rest_long
 from tests.support.runs import (
     GUARDED,
     LOUD,
@@ -119,7 +120,7 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str, workers: int, evaluated
         assert name != "eval_loss" or len(found[0]) == (3 if evaluated else 0)
 
 
-@pytest.mark.parametrize("log_every", [3, 2])
+@pytest.mark.parametrize("log_every", rest_long(3, 2))
 def test_log_lines_do_not_depend_on_where_a_run_was_resumed(tmp_path: Path, log_every: int) -> None:
     changes = {"training.max_steps": 4, "training.save_every": 2, "training.keep": 9}
     # BASIC is on in steps 1 and 3. The line of step 4, and with 2 every line, shows the terms of the step before.
@@ -140,7 +141,9 @@ def test_resume_may_change_the_micro_batch_but_not_the_rate(place: Path, finishe
     assert [line["step"] for line in steps_of(place)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("length", [{"training.max_steps": 3}, {"training.max_steps": None, "training.epochs": 1.0}])
+@pytest.mark.parametrize(
+    "length", rest_long({"training.max_steps": None, "training.epochs": 1.0}, {"training.max_steps": 3})
+)
 def test_a_run_that_dies_before_its_final_bundle_is_finished_without_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: dict[str, Any]
 ) -> None:

@@ -20,6 +20,7 @@ from basic_lite.training import loop, saving
 from basic_lite.training.files import remove
 from basic_lite.training.run_folder import locked
 from basic_lite.training.step import TrainStep
+from tests.support.marks import rest_long
 from tests.support.runs import assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
 
 TRACKED = {"training.trackers": ["tensorboard"], "training.max_steps": 2, "supervision.refinement_batches": 1}
@@ -122,7 +123,7 @@ def place(models: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("breaks", BREAKS)
+@pytest.mark.parametrize("breaks", rest_long(*reversed(BREAKS)))
 def test_a_failed_start_does_not_block_its_name(place: Path, monkeypatch: pytest.MonkeyPatch, breaks: Break) -> None:
     folder = place / "runs" / "tiny"
     with monkeypatch.context() as patch:
@@ -230,6 +231,7 @@ def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old:
     assert (old / "kept-1" / "predictions_data_final.jsonl").read_text() == f"my {mine[0]}"
 
 
+@pytest.mark.long
 def test_a_changed_recipe_is_kept_wherever_it_is_written_anew(models: Path, tmp_path: Path) -> None:
     """On --resume, and in place of a start that saved nothing; one that nobody changed is not kept."""
     changes = {"output": str(tmp_path), "training.save_every": 1, "training.max_steps": 2}

@@ -107,6 +107,7 @@ def test_optimizer_and_schedule_begin_anew(place: Path, tmp_path: Path) -> None:
     assert all(not torch.equal(final[name], old[name]) for name in final)
 
 
+@pytest.mark.long
 def test_resume_is_exact_without_the_start(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(place / "runs" / "two", tmp_path / "start")
     changes = going_on(place, {"model.start": str(tmp_path / "start"), "lora.dropout": 0.3, "training.max_steps": 4})
@@ -151,6 +152,7 @@ def test_tools_need_no_start_either(place: Path, tmp_path: Path) -> None:
     assert open_bundle(third).recipe.model.image_token == "<picture>"
 
 
+@pytest.mark.long
 def test_what_the_start_has_learnt_is_evaluated_first(place: Path, tmp_path: Path) -> None:
     """With its last held-out loss, which changes no step."""
     source = {"path": str(place / "data.json"), "image_dir": str(place / "images")}
@@ -174,6 +176,7 @@ def test_stage_two_starts_from_stage_one(place: Path, tmp_path: Path) -> None:
     assert len(ours) > len(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.long
 def test_the_recipe_that_trained_the_start_goes_on_again_and_again(place: Path, tmp_path: Path) -> None:
     """Its `model.projector` is what the first run began with, and isn't read."""
     one = str(place / "runs" / "one")

@@ -156,6 +156,7 @@ def test_it_stays_true_whatever_becomes_of_the_data(place: Path) -> None:
     still()
 
 
+@pytest.mark.long
 def test_what_earlier_runs_were_trained_on_counts_without_them(place: Path) -> None:
     first, second = place / "runs" / "one", more(place)
     never = held_in(first) & held_in(second)

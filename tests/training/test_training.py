@@ -19,6 +19,7 @@ from basic_lite.recipe.schema import Recipe
 from basic_lite.run import train
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.step import TrainStep
+from tests.support.marks import rest_long
 from tests.support.runs import (
     GUARDED,
     LOUD,
@@ -46,7 +47,7 @@ def order_of(folder: Path, changes: dict[str, Any]) -> list[int]:
 @pytest.mark.parametrize(
     "switches",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.long),
         pytest.param({"supervision.token_weights": "uniform"}, marks=pytest.mark.long),
         pytest.param({"supervision.token_weights": 0.5, "supervision.direction": "mse"}, marks=pytest.mark.soak),
         GUARDED,
@@ -117,7 +118,7 @@ def test_zero_lambdas_are_no_supervision(tmp_path: Path) -> None:
     assert steps_of(on)[-1]["lm"] != steps_of(off)[-1]["lm"]
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", rest_long(True, False))
 def test_lm_loss_of_every_step_is_transformers_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_gradient_is_named_and_spoils_nothing(tmp_path: Path, monkeypatch: pyt
     assert_same_weights(run / f"checkpoint-{BAD - 1}", sound)
 
 
+@pytest.mark.long
 def test_without_the_fault_it_goes_on_as_if_there_had_been_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_held_out_pictures_that_are_trained_on(made: Callable[..., Path]) -> Non
     assert alike.kind == "look" and "may be too good" in alike.text
 
 
+@pytest.mark.long
 def test_nothing_is_said_of_held_out_pictures_where_none_is_held_out(made: Callable[..., Path], tmp_path: Path) -> None:
     """By a recipe without `data.held_out`, and of so few records that `basic-lite data` holds none out."""
     path = made()

@@ -26,6 +26,7 @@ from basic_lite.tools.export.samples import choose_samples
 from basic_lite.tools.export.tensors import SHARD_BYTES, Planned, shards_of, write_shards
 from basic_lite.training.bundle import load_trained
 from tests.support.bundles import CPU, random_run
+from tests.support.marks import rest_long
 from tests.support.models import LLM_KINDS, write_llava, write_llm, write_vision
 from tests.support.runs import quiet, whole_recipe, write_data
 
@@ -57,7 +58,7 @@ def assert_same_model(run: Path, out: Path, *, atol: float = 2e-5) -> None:
     torch.testing.assert_close(logits_of(model), logits_of(ours.model), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("kind", [*LLM_KINDS, "gemma3"])
+@pytest.mark.parametrize("kind", rest_long("gemma3", *LLM_KINDS))
 def test_every_family(tmp_path: Path, kind: str) -> None:
     run, out = random_run(tmp_path, kind=kind), tmp_path / "out"
     report = exported(run, out)
@@ -75,13 +76,13 @@ def test_every_family(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.image_fit": "square"},
+        pytest.param({"data.image_fit": "square"}, marks=pytest.mark.long),
         {"data.template": "v1"},
         {"data.template": "plain", "stage": 1, "lora.enabled": False},
         {"quantization.mode": "none"},
-        {"quantization.double": False},
+        pytest.param({"quantization.double": False}, marks=pytest.mark.long),
         {"model.vision_feature_layer": -1, "model.vision_feature_select": "full"},
-        {"lora.targets": ["q_proj", "down_proj"]},
+        pytest.param({"lora.targets": ["q_proj", "down_proj"]}, marks=pytest.mark.long),
     ],
     ids=lambda changes: ",".join(changes),
 )
@@ -93,7 +94,7 @@ def test_every_kind_of_recipe(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip_full"])
-@pytest.mark.parametrize("fit", ["pad", "square"])
+@pytest.mark.parametrize("fit", rest_long("square", "pad"))
 def test_every_kind_of_tower(tmp_path: Path, kind: str, fit: str) -> None:
     recipe_of_llm = whole_recipe(tmp_path)
     assert recipe_of_llm.model.llm
@@ -118,7 +119,7 @@ NAMINGS = {
 }
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("naming", rest_long(*NAMINGS))
 def test_a_llava_checkpoint_as_the_base(tmp_path: Path, naming: str) -> None:
     write_llava(tmp_path / "base")
     path = tmp_path / "base" / "model.safetensors"
@@ -200,7 +201,7 @@ def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
     assert abs(check["lm_loss_other_image"] - check["lm_loss"]) > 1e-6
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", rest_long("bfloat16", "float16"))
 def test_half_precision_keeps_the_projector(tmp_path: Path, name: str) -> None:
     run, out = random_run(tmp_path), tmp_path / "out"
     assert exported(run, out, dtype=name)["dtype"] == name
@@ -266,7 +267,7 @@ def test_large_models_come_in_several_files(tmp_path: Path) -> None:
     assert len(set(index["weight_map"].values())) == 5 == len(list(tmp_path.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("around", ["$A </s>", "<s> $A </s>", "<pad> $A"])
+@pytest.mark.parametrize("around", rest_long("<s> $A </s>", "$A </s>", "<pad> $A"))
 @pytest.mark.parametrize("template", ["tokenizer", "v1"])
 def test_what_a_tokenizer_puts_around_texts_is_in_no_prompt(tmp_path: Path, around: str, template: str) -> None:
     """Of an end token, or of a start token that it doesn't name, transformers' processors know nothing."""

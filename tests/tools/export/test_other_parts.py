@@ -20,6 +20,7 @@ from transformers import (
 from basic_lite.tools.export.command import export
 from basic_lite.training.bundle import load_trained
 from tests.support.bundles import CPU, random_run
+from tests.support.marks import rest_long
 from tests.support.models import tiny_tokenizer
 from tests.support.runs import quiet, whole_recipe
 
@@ -31,7 +32,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "own"), KINDS)
+@pytest.mark.parametrize(("kind", "own"), rest_long(*KINDS))
 def test_it_is_exported(kind: Any, own: dict[str, Any], tmp_path: Path) -> None:
     whole_recipe(tmp_path)
     shutil.rmtree(tmp_path / "llm")
@@ -57,7 +58,7 @@ def test_it_is_exported(kind: Any, own: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{"image_mean": 0.5, "image_std": 0.25}, {"do_normalize": False, "image_mean": None}]
 )
-@pytest.mark.parametrize("fit", ["pad", "square"])
+@pytest.mark.parametrize("fit", rest_long("pad", "square"))
 def test_a_processor_without_a_number_for_each_channel(fit: str, settings: dict[str, Any], tmp_path: Path) -> None:
     whole_recipe(tmp_path)
     path = tmp_path / "vision" / "preprocessor_config.json"

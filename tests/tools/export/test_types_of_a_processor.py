@@ -28,7 +28,7 @@ def test_the_check_computes_in_what_the_processor_can(
 
     monkeypatch.setattr(check, "computes_in", lambda device, dtype: known or dtype == torch.float32)
     monkeypatch.setattr(check, "_open", watched)
-    assert export(random_run(tmp_path), tmp_path / "out", dtype="bfloat16", console=quiet())
+    assert export(random_run(tmp_path), tmp_path / "out", dtype="bfloat16", samples=2, console=quiet())
     assert (computed, rounded) == ([torch.bfloat16 if known else torch.float32], [True])
     told = "the check computes in float32: this processor has no instructions for bfloat16"
     assert (told in " ".join(capsys.readouterr().err.split())) is not known
@@ -45,5 +45,5 @@ def test_other_merges_are_rounded_as_an_export_rounds_them(tmp_path: Path, monke
 
     monkeypatch.setattr(check, "computes_in", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr(check, "_put", watched)
-    assert export(random_run(tmp_path), tmp_path / "out", dtype="bfloat16", console=quiet())
+    assert export(random_run(tmp_path), tmp_path / "out", dtype="bfloat16", samples=2, console=quiet())
     assert seen == [True, True]
