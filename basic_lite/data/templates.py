@@ -15,10 +15,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from basic_lite.data.conversation import END, IMAGE, START
 from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.records import Turn
-from basic_lite.data.time_limit import TookTooLong, at_most
+from basic_lite.data.time_limit import TookTooLong, at_most, at_most_bytes
 from basic_lite.data.tokens import Tokens
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Template
+from basic_lite.sizes import GIB
 
 Pieces = list[tuple[str, bool]]
 
@@ -37,8 +38,8 @@ _LIMIT_S, _LIMIT_OF_TURN_S = 10.0, 0.01
 # What makes a text of gigabytes in one instruction, which nothing breaks off.
 _CODE = re.compile(r"\{[{%].*?[}%]\}", re.DOTALL)
 _HUGE = re.compile(r"\d\s*\*\*\s*\d|\*\s*\d{5}|\d{5}\s*\*")
-# Characters that a template may write besides the turns.
-_MOST_WRITTEN = 1_000_000
+# Memory that a template may take, and characters that it may write besides the turns.
+_MOST_BYTES, _MOST_WRITTEN = 2 * GIB, 1_000_000
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 
 
@@ -217,13 +218,15 @@ class OwnTemplate:
         variables["date_string"] = DATE
         limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
         try:
-            with at_most(limit_s):
+            with at_most(limit_s), at_most_bytes(_MOST_BYTES):
                 texts, _ = render_jinja_template(
                     conversations=[messages], chat_template=self.source, add_generation_prompt=generation, **variables
                 )
         except TookTooLong:
             what = f"the tokenizer's chat template hasn't written this conversation in {limit_s:.0f} s"
             raise TemplateRefused(what, _MEND) from None
+        except MemoryError:
+            raise TemplateRefused("the tokenizer's chat template fills the memory", _MEND) from None
         # A template is a program: it raises jinja's errors, and those of whatever it calls.
         except Exception as error:
             raise TemplateRefused(

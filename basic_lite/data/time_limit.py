@@ -1,11 +1,21 @@
-"""An end for programs that others wrote: a chat template that loops would render for ever."""
+"""An end for programs that others wrote: a chat template that loops would render for ever, or fill the memory."""
 
 import ctypes
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from basic_lite.outside import read_file
+
+if sys.platform == "linux":
+    import resource
+
+# The process's own, in pages: first its addresses.
+_SIZES = Path("/proc/self/statm")
 
 
 class TookTooLong(BaseException):
@@ -57,3 +67,26 @@ def at_most(seconds: float) -> Iterator[None]:
         with watch.lock:
             if watch.due.pop(thread, None) is None:  # it was told, and may be about to hear of it
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+
+
+@contextmanager
+def at_most_bytes(count: int) -> Iterator[None]:
+    """Around code of the main thread that may ask for any amount of memory; on Linux alone it is held to one.
+
+    The limit is the process's, so ``count`` leaves room for what other threads take meanwhile.
+
+    Raises:
+        MemoryError: the process would have got more than ``count`` bytes of addresses beyond those that it has.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(read_file(_SIZES).split()[0]) * resource.getpagesize() + count
+    if before[0] != resource.RLIM_INFINITY:
+        most = min(most, before[0])
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

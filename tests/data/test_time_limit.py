@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -12,6 +13,9 @@ from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.time_limit import TookTooLong, at_most
 from basic_lite.errors import UserError
 from tests.support.data import CHATML, N, image_id, record, tokenizer
+
+if sys.platform == "linux":
+    import resource
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -73,6 +77,28 @@ def test_a_template_that_fills_the_memory(sum_: str) -> None:
             ChatFormat("tokenizer", made, image_id(made), N)
     finally:
         made.chat_template = before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there memory is held to an amount")
+@pytest.mark.parametrize(
+    "filling",
+    [
+        "{{ 'a' * 9999 * 9999 * 30 }}",
+        "{% set n = 9999 %}{{ ('a' * n * n * 30) | length }}",
+        "{{ '%2999999999s' | format('a') }}",
+        "{% set t = namespace(x='0123456789') %}{% for i in range(29) %}{% set t.x = t.x ~ t.x %}{% endfor %}",
+    ],
+)
+def test_a_template_that_fills_the_memory_unseen(filling: str) -> None:
+    made = tokenizer("byte", "chatml")
+    before, made.chat_template = made.chat_template, CHATML + filling
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        with pytest.raises(UserError, match=r"fills the memory; set data\.template to v1"):
+            ChatFormat("tokenizer", made, image_id(made), N)
+    finally:
+        made.chat_template = before
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch) -> None:
