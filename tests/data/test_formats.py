@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from basic_lite.data.columns import COLUMNS
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.images import open_image
 from basic_lite.data.problems import RecordProblem
@@ -25,6 +26,7 @@ from basic_lite.recipe.schema import DataSection, SourceSection
 from tests.support.data import write_image
 
 ANSWER = "It is a red panda."
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "DATA.md"
 
 
 def read(folder: Path, row: Any, **keys: Any) -> Record:
@@ -86,7 +88,7 @@ def test_every_format_says_the_same(tmp_path: Path, row: dict[str, Any]) -> None
 
 
 def test_the_documents_samples_say_the_same(tmp_path: Path) -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     rows = []
     for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
         while block := block.lstrip():
@@ -96,6 +98,12 @@ def test_the_documents_samples_say_the_same(tmp_path: Path) -> None:
     assert len(rows) == 7
     for row in rows:
         assert said(read(tmp_path, row)) == [("human", "<image>\nWhat is it?"), ("gpt", "A cat.")], row
+
+
+def test_the_documents_names_of_columns_are_those_that_are_known() -> None:
+    rows = re.findall(r"^\| (image|question|answer) \| (.*) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    known = {ours: re.sub(r" \(.*?\)", "", names).split(", ") for ours, names in rows}
+    assert known == {ours: list(COLUMNS[ours]) for ours in ("image", "question", "answer")}
 
 
 @pytest.mark.parametrize("row", [TRL, TRL_PAIR, SHAREGPT, PAIR])
