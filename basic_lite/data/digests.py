@@ -19,8 +19,9 @@ def picture_digest(image: ImageRef) -> bytes:
     """16 bytes that stand for a picture's file: for its size, and for its first, middle and last 4 KiB.
 
     Of a file of up to 12 KiB all bytes count. Two larger files of one size that differ only between the pieces have one
-    digest, so a new one may be taken for the other. Compressed pictures (JPEG, PNG, WebP) that differ anywhere differ
-    in size or at the end; uncompressed ones (BMP, most TIFF) of one size may not. A copy always has the same digest.
+    digest, so a new one may be taken for the other. Photos hardly ever are so alike. Pictures that a program made, and
+    that differ in one small place, may be: BMP, most TIFF, and JPEGs in which a square is lighter or darker. A copy
+    always has the same digest.
 
     Raises:
         BadImage, OSError: there is no such file, or it can't be read.

@@ -19,7 +19,7 @@ WINDOW = 1000
 def alike(hashes: NDArray[np.uint8], thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Groups of pictures that look alike: for each picture the number of the first one of its group.
 
-    Memory beside the input: some 60 bytes a picture.
+    Memory beside the input: some 80 bytes a picture, 450 where half of them are copies, 850 where all look alike.
 
     Args:
         hashes: [n, 16].
