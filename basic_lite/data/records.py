@@ -1,7 +1,7 @@
 """Records: the conversations of one or more sources, read one at a time.
 
 ``Records`` reads a record when it is asked for. It holds only offsets into a file, the names of pictures, or a
-memory-mapped Arrow table, so 665k records cost a few MB (a folder's names: some 70).
+memory-mapped Arrow table, so 665k records cost 16 MB (a folder's names: some 70).
 """
 
 import bisect

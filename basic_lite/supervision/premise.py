@@ -163,7 +163,7 @@ class SeenPatches:
     def with_target(self, supervision: Supervision, samples: Sequence[int]) -> RefinementCurve:
         """v and v̂ alone, v̂ made as ``supervision`` makes it now; over samples that were kept.
 
-        Peak extra bytes: 4·D for each patch that is looked up, one sample's rows, and what the search needs.
+        Peak extra bytes: 8·D for each patch that is looked up, one sample's rows, and what the search needs.
         """
         targets = [_target_of(supervision, self.rows[i]) for i in samples]
         found = supervision.vocabulary.nearest(torch.cat(targets)).cpu().split([len(rows) for rows in targets])
@@ -241,7 +241,7 @@ def nearest_by_place(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Ids of the nearest words, [places, patches] for each sample, on the CPU; and its rows at all places, [P, R, D].
 
-    Peak extra bytes: 4·D for each place and patch that is looked up, and what the search needs.
+    Peak extra bytes: 8·D for each place and patch that is looked up, half of it to the end, and what the search needs.
     """
     parts, plan, device = supervision.parts, supervision.plan, supervision.device
     target_place = len(parts.layers) + 1 if each_layer else 1

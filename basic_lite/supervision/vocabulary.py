@@ -109,6 +109,7 @@ class Vocabulary:
                     nearer = value > best[chunk]
                     best[chunk] = torch.where(nearer, value, best[chunk])
                     nearest[chunk] = torch.where(nearer, index + w, nearest[chunk])
+                    del scores  # else they are there while the next ones are made
         return nearest
 
 

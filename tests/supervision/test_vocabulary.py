@@ -15,6 +15,7 @@ from basic_lite.supervision.layout import find_layout
 from basic_lite.supervision.metrics import embedding_metrics, nearest_special_share
 from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite_kernels.operations import EAGER
+from bench.measure import peak_bytes
 from tests.support import supervision as kit
 
 torch.set_num_threads(1)
@@ -55,6 +56,15 @@ def test_nearest_word_is_the_cosine_search() -> None:
     special = words[:9]
     share = nearest_special_share(rows, vocabulary, special)
     assert share.item() == pytest.approx((torch.isin(words[cosine.argmax(1)], special)).float().mean().item())
+
+
+def test_the_search_holds_one_block_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a float32 table; else the scores of a block are there while the next ones are made."""
+    vocabulary, elements, rows = kit.build(kit.tiny_llava()).vocabulary, 2**15, 2048
+    monkeypatch.setattr("basic_lite.supervision.vocabulary.SCRATCH_ELEMENTS", elements)
+    states = torch.randn(rows, vocabulary.table.shape[1])
+    vocabulary.nearest(states)
+    assert peak_bytes(lambda: vocabulary.nearest(states), torch.device("cpu")) <= 4 * elements + 32 * rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
