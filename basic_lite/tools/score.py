@@ -15,6 +15,7 @@ from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, MetricName
 from basic_lite.scoring.prediction import Prediction
+from basic_lite.supervision.words import word_count
 from basic_lite.tools.predictions import require_free, require_writable, write_predictions
 
 ALL = "all"
@@ -217,7 +218,7 @@ def remarks(result: EvalResult) -> Iterator[str]:
     if told.n < FEW:
         s = "s are" if told.n > 1 else " is"
         yield f"{told.n} answer{s} few: among many more like these, the share may well be {between(told)}"
-    words = [len(one.reference.split()) for one in result.predictions if one.correct is not None]
+    words = [word_count(one.reference) for one in result.predictions if one.correct is not None]
     if result.metric == "exact" and (not told.share or sum(words) / len(words) >= _LONG):
         yield (
             "exact match wants the reference word for word, and captions and long answers rarely are; judge those by "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from basic_lite.data.sources import load_records
+from basic_lite.recipe.schema import SourceSection
 from basic_lite.tools.data.command import _meaning, data
-from basic_lite.tools.data.look import Found
+from basic_lite.tools.data.look import CAPTION_PROMPTS, LABEL_PROMPTS, Found, look, short_answers
 from tests.support.data import write_image
 
 
@@ -37,3 +41,19 @@ def test_a_column_split_is_told_with_its_counts() -> None:
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "note: a run trains on all parts alike, whatever the column 'split' says (train 2, val 1); write" in said
     assert "columns that aren't used: 'split'\n" in said  # it is no text
+
+
+@pytest.mark.parametrize(
+    ("answer", "short"),
+    [
+        ("a red ball", True), ("a red ball on the grass", False), ("黑猫", True), ("一只黑猫睡在红色的椅子上。", False),
+        ("草の上で眠る黒い猫です。", False), ("빨간 공", True), ("풀밭 위에 있는 빨간 공", False), ("", True),
+    ],
+)  # fmt: skip
+def test_words_are_counted_in_scripts_without_spaces_too(answer: str, short: bool) -> None:
+    write_image(Path("a.png"))
+    Path("list.json").write_text(json.dumps([{"image": "a.png", "caption": answer}] * 3), encoding="utf-8")
+    section = SourceSection(path="list.json")
+    if answer:
+        assert short_answers(load_records(section, root=Path.cwd()), range(3)) == short
+    assert look(section).prompts == (LABEL_PROMPTS if short else CAPTION_PROMPTS)

@@ -15,6 +15,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.data.turns import is_turns
 from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.recipe.schema import SourceSection
+from basic_lite.supervision.words import word_count
 
 # Records that are looked at to tell the format.
 _LOOKED_AT = 200
@@ -70,7 +71,7 @@ def look(section: SourceSection) -> Found:
         present |= dict.fromkeys(row)
     captions = "answer" in columns and not columns.keys() & {"question", "conversations"}
     answers = [text for row in rows if captions and isinstance(text := row.get(columns["answer"]), str)]
-    words = median(len(answer.split()) for answer in answers) if answers else 0
+    words = median(map(word_count, answers)) if answers else 0
     place = section.path or section.folder or section.parquet or section.saved or section.hub
     form = f"{_contents(columns, rows)}, {_container(section, source)} {place}"
     unused = tuple(name for name in present if name not in used)
@@ -83,7 +84,7 @@ def short_answers(records: Records, indices: Iterable[int]) -> bool:
     said = (
         next((turn.text for turn in records[int(index)].turns[::-1] if turn.role == "gpt"), "") for index in indices
     )
-    words = [len(text.split()) for text in said]
+    words = [word_count(text) for text in said]
     return bool(words) and median(words) <= _SHORT
 
 
