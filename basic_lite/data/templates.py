@@ -145,6 +145,7 @@ class OwnTemplate:
         self.end_of_turn, self.lead = "", ""
         self._probe()
 
+    @at_most_bytes(_MOST_BYTES)
     def _probe(self) -> None:
         """Learn from a small dialogue how the template ends an answer; see that answers can be found."""
         dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
@@ -172,6 +173,7 @@ class OwnTemplate:
         if before.startswith(prompt) and before[len(prompt) :].isspace():
             self.lead = before[len(prompt) :]
 
+    @at_most_bytes(_MOST_BYTES)
     def pieces(self, turns: list[Turn]) -> Pieces:
         harmless = [replace(turn, text=self.tokens.harmless(turn.text)) for turn in turns]
         text, marked = self._render(harmless, marked=False), self._render(harmless, marked=True)
@@ -218,7 +220,7 @@ class OwnTemplate:
         variables["date_string"] = DATE
         limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
         try:
-            with at_most(limit_s), at_most_bytes(_MOST_BYTES):
+            with at_most(limit_s):
                 texts, _ = render_jinja_template(
                     conversations=[messages], chat_template=self.source, add_generation_prompt=generation, **variables
                 )

@@ -73,7 +73,8 @@ def at_most(seconds: float) -> Iterator[None]:
 def at_most_bytes(count: int) -> Iterator[None]:
     """Around code of the main thread that may ask for any amount of memory; on Linux alone it is held to one.
 
-    The limit is the process's, so ``count`` leaves room for what other threads take meanwhile.
+    To begin takes some system calls. The limit is the process's, so ``count`` leaves room for what other threads take
+    meanwhile.
 
     Raises:
         MemoryError: the process would have got more than ``count`` bytes of addresses beyond those that it has.
