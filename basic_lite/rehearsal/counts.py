@@ -7,7 +7,7 @@ it takes is the same in each plan, and ``cost.basic_products`` has it.
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -32,6 +32,8 @@ from basic_lite.training.plan import Plan
 COUNTED_SAMPLES = (1, 4)
 
 _Operations: TypeAlias = Counter[tuple[float, float]]
+# Where an operation is: in a decoder layer's forward; in its backward, with what it runs again for that; or elsewhere.
+PLACES = FORWARD, BACKWARD, REST = "forward", "backward", "rest"
 
 aten = torch.ops.aten
 # These start no kernel.
@@ -43,12 +45,11 @@ _ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Counts:
-    """Operations by (floating-point operations, bytes), and how many there are of each."""
+    """Operations by (floating-point operations, bytes), and how many there are of each, by place."""
 
     def __init__(self) -> None:
-        self.operations: _Operations = Counter()
-        self.inside: _Operations = Counter()  # those while ``within`` is set
-        self.within = False
+        self.of: dict[str, _Operations] = {place: Counter() for place in PLACES}
+        self.place = REST
 
     def __call__(self, func: Any, given: Any, out: Any) -> None:
         """Count an operation; a view is none."""
@@ -58,10 +59,7 @@ class Counts:
         args, kwargs = given
         made = sum(_bytes(tree_leaves(out)))
         read = 2 * made if kind in _ROWS else made + sum(_bytes(tree_leaves(given)))
-        found = (_flops(kind, args, kwargs, out), float(read))
-        self.operations[found] += 1
-        if self.within:
-            self.inside[found] += 1
+        self.of[self.place][_flops(kind, args, kwargs, out), float(read)] += 1
 
 
 def _bytes(leaves: Iterable[Any]) -> Iterable[int]:
@@ -87,7 +85,7 @@ def operations_seconds(operations: _Operations, card: Card) -> NDArray[np.float6
 class MicroBatchTime:
     """Seconds of a micro-batch's forward and backward on a card, by its plan.
 
-    Counted on the recipe's model with one and with two decoder layers, since all layers of it take the same.
+    Counted on the recipe's model with one decoder layer, since all layers of it take the same.
 
     Args:
         shape: whose tokens and images a sample has.
@@ -107,27 +105,27 @@ class MicroBatchTime:
         self._on: dict[Card, list[NDArray[np.float64]]] = {}
 
     @cached_property
-    def _models(self) -> list[Rehearser]:
-        """With one layer and with two."""
-        return [
-            Rehearser(self._recipe, _with_layers(self._frontend, n), self._machine, basic=False, in_full=True)
-            for n in (1, 2)
-        ]
+    def _model(self) -> Rehearser:
+        """With one layer."""
+        return Rehearser(self._recipe, _with_one_layer(self._frontend), self._machine, basic=False)
 
     @cached_property
     def _counted(self) -> list[list[_Operations]]:
-        """For each of ``COUNTED_SAMPLES``: operations with one layer, with two, of running one again."""
+        """For each of ``COUNTED_SAMPLES``: operations of all, of a layer's backward when it runs again, of its forward.
+
+        The tower runs in the first rehearsal of a size alone.
+        """
         found = []
         for samples in COUNTED_SAMPLES:
             shape = replace(self.shape, samples=samples, accumulation=2)
-            one, _ = _count(self._models[0], shape, recomputed=0)
-            found.append([one, *_count(self._models[1], shape, recomputed=1)])
+            kept, again = (_count(self._model, shape, recomputed=count) for count in (0, 1))
+            found.append([sum(kept.values(), Counter()), again[BACKWARD], kept[FORWARD]])
         return found
 
     @cached_property
     def tower_bytes(self) -> int:
         """Of the vision tower's weights."""
-        return sum(p.numel() * p.element_size() for p in self._models[0].parts.vision_tower.parameters())
+        return sum(p.numel() * p.element_size() for p in self._model.parts.vision_tower.parameters())
 
     def input_bytes(self, shape: Shape) -> int:
         """A layer's input, of one sample."""
@@ -137,11 +135,7 @@ class MicroBatchTime:
         """For each of ``COUNTED_SAMPLES`` [3, 2]: seconds of all but the layers, of one, of running one again."""
         if card not in self._on:
             seconds = [[operations_seconds(operations, card) for operations in three] for three in self._counted]
-            layers = [(with_two - with_one - again) for with_one, with_two, again in seconds]
-            self._on[card] = [
-                np.stack([with_one - layer, layer, again])
-                for (with_one, _, again), layer in zip(seconds, layers, strict=True)
-            ]
+            self._on[card] = [np.stack([whole - layer, layer, forward]) for whole, layer, forward in seconds]
         return self._on[card]
 
     def seconds(self, plan: Plan, card: Card) -> float:
@@ -161,27 +155,38 @@ class MicroBatchTime:
         return self.seconds(plan, card) / plan.micro_batch
 
 
-def _with_layers(frontend: Frontend, count: int) -> Frontend:
-    """A frontend of the same model with so many decoder layers."""
+def _with_one_layer(frontend: Frontend) -> Frontend:
+    """A frontend of the same model with one decoder layer."""
     config = copy.deepcopy(frontend.config)
     text = config.text_config
-    text.num_hidden_layers = count
+    text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:count]
+        text.layer_types = text.layer_types[:1]
     return replace(frontend, config=config)
 
 
-def _count(rehearser: Rehearser, shape: Shape, *, recomputed: int) -> tuple[_Operations, _Operations]:
-    """A micro-batch's operations, and those of one forward of the last layer."""
+def _count(rehearser: Rehearser, shape: Shape, *, recomputed: int) -> dict[str, _Operations]:
+    """A micro-batch's operations by place; the layer is the last one."""
     counts, layer = Counts(), rehearser.parts.layers[-1]
 
-    def within(value: bool) -> Any:
+    def now(place: str) -> Callable[..., None]:
         def note(*_: Any) -> None:
-            counts.within = value
+            counts.place = place
 
         return note
 
-    handles = [layer.register_forward_pre_hook(within(True)), layer.register_forward_hook(within(False))]
+    # Whether hooks run when a layer runs again depends on transformers' version: then these change nothing.
+    def enter(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if counts.place == REST:
+            counts.place = FORWARD
+            args[0].register_hook(now(REST))
+
+    def leave(_layer: nn.Module, _args: Any, out: Any) -> None:
+        if counts.place == FORWARD:
+            counts.place = REST
+            (out[0] if isinstance(out, tuple) else out).register_hook(now(BACKWARD))
+
+    handles = [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     rehearser.ledger.watch = counts
     try:
         rehearser.rehearse(shape, recomputed=recomputed)
@@ -189,4 +194,4 @@ def _count(rehearser: Rehearser, shape: Shape, *, recomputed: int) -> tuple[_Ope
         rehearser.ledger.watch = None
         for handle in handles:
             handle.remove()
-    return counts.operations, counts.inside
+    return counts.of

@@ -5,6 +5,8 @@ gradients. They give everything else back before the next layer starts. What is 
 from one layer to the next, where layers are alike. So the peak is at an end: in the first or the last layer of either
 sort, or in the last one that BASIC watches. Those run in full. The others only keep and make what they leave behind;
 how much the activations are is read off the first layer that keeps them.
+
+What has no graph runs once for its sizes (``Ledger.once``): the vision tower, and BASIC's operations on a few rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.model.parts import Parts
-from basic_lite.rehearsal.ledger import Ledger, fake_like
+from basic_lite.rehearsal.ledger import BLOCK_BYTES, Ledger, fake, sizes_of
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.attention import is_watched
 from basic_lite_kernels.signatures import MassTokens, MeasureRows, RowScaling
@@ -84,6 +86,7 @@ class RepeatedLayer(nn.Module):
         self.ledger = ledger
         self.watched = watched
         self.footprint = footprint
+        self.gradients: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, D] → [B, T, D]."""
@@ -112,10 +115,11 @@ class RepeatedLayer(nn.Module):
         function(attention, query, key, key, None, scaling=attention.scaling)
 
     def make_gradients(self) -> None:
-        """Leave the gradients that the layer's backward would leave."""
-        for parameter in self.layer.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = fake_like(self.ledger, parameter, "gradients")
+        """Leave the gradients that the layer's backward would leave, as one tensor."""
+        if self.gradients is None:
+            trained = [p for p in self.layer.parameters() if p.requires_grad]
+            size = sum(-(-p.nbytes // BLOCK_BYTES) * BLOCK_BYTES for p in trained)
+            self.gradients = fake(self.ledger, (size,), torch.uint8, "gradients")
 
 
 class _Repeated(torch.autograd.Function):
@@ -168,33 +172,41 @@ def repeated_layers(
                 parts.layers[index] = layer
 
 
-def last_in_full(attention_mass: Callable[..., Tensor], layers: int, chunk: int) -> Callable[..., Tensor]:
-    """Compute attention mass for the last supervised layer only. By then most other memory is in use.
+class OnceTower(nn.Module):
+    """A vision tower that is run once for each size of pictures: it is frozen, so it leaves its output alone behind."""
 
-    Every layer's call takes and gives back the same. Samples are worked on a few at a time, so only as many are
-    computed as make a round of ``chunk`` elements.
-    """
-    calls = 0
+    def __init__(self, tower: nn.Module, ledger: Ledger) -> None:
+        super().__init__()
+        self.tower = tower
+        self.ledger = ledger
 
-    def counted(query: Tensor, key: Tensor, tokens: MassTokens, out: Tensor | None = None, **options: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
+    def forward(self, pixels: Tensor, **options: Any) -> Any:
+        """As the tower's, [I, 3, h, w] → what its family gives."""
+        key = "tower", *sizes_of(pixels), str(options)
+        return self.ledger.once(key, lambda: self.tower(pixels, **options))
+
+
+def few_samples(attention_mass: Callable[..., Tensor], ledger: Ledger, chunk: int) -> Callable[..., Tensor]:
+    """Compute attention mass of a few samples: they are worked on a few at a time, ``chunk`` elements in a round."""
+
+    def shortened(query: Tensor, key: Tensor, tokens: MassTokens, out: Tensor | None = None, **options: Any) -> Tensor:
         B, _, T, d = query.shape
-        if calls % layers == 0:
-            round_of = slice(1 + chunk // (key.shape[1] * T * d))
-            tokens = tokens.samples(round_of)
-            attention_mass(query[round_of], key[round_of], tokens=tokens, **options)
+        round_of = slice(1 + chunk // (key.shape[1] * T * d))
+        few = query[round_of], key[round_of]
+        tokens = tokens.samples(round_of)
+        sizes = sizes_of(*few, *vars(tokens).values())
+        ledger.once(("mass", *sizes, *options.items()), lambda: attention_mass(*few, tokens=tokens, **options))
         return query.new_zeros(B, T, dtype=torch.promote_types(query.dtype, torch.float32)) if out is None else out
 
-    return counted
+    return shortened
 
 
 # Several chunks of every operation of BASIC that goes through visual tokens in chunks.
 FEW_ROWS = 512
 
 
-def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Callable[..., Tensor]:
-    """Compute DAS or SDS on a few rows. Every chunk needs the same scratch; the gradient has all rows.
+def few_rows(loss: Callable[..., Tensor], ledger: Ledger, *, gradient_in_forward: bool) -> Callable[..., Tensor]:
+    """Compute DAS or SDS on a few rows, once. Every chunk needs the same scratch; the gradient has all rows.
 
     SDS makes its gradient in the forward and keeps that; DAS keeps v and v̂.
     """
@@ -205,7 +217,9 @@ def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Calla
 
         def run() -> Tensor:
             cut = [x[:FEW_ROWS] if isinstance(x, Tensor) and x.ndim == 1 else x for x in rest]  # the weights a_i
-            return loss(v.detach()[:FEW_ROWS], target[:FEW_ROWS], *cut, **options)
+            given = v.detach()[:FEW_ROWS], target[:FEW_ROWS], *cut
+            key = "loss", gradient_in_forward, *sizes_of(*given, *options.values())
+            return ledger.once(key, lambda: loss(*given, **options))
 
         out: Tensor = _FewRows.apply(v, target, run, gradient_in_forward)
         return out
@@ -213,32 +227,43 @@ def few_rows(loss: Callable[..., Tensor], *, gradient_in_forward: bool) -> Calla
     return shortened
 
 
-def few_positions(capture_layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def few_positions(capture_layer: Callable[..., Tensor], ledger: Ledger) -> Callable[..., Tensor]:
     """Add a few rows of one layer to the target: they are enough here too."""
 
     def shortened(
         acc: Tensor | None, hidden: Tensor, positions: Tensor, weight: float, scaling: RowScaling | None
     ) -> Tensor:
-        if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
+        if torch.is_grad_enabled() and hidden.requires_grad:
             return capture_layer(acc, hidden, positions, weight, scaling)
         if acc is None:
             dtype = torch.promote_types(hidden.dtype, torch.float32)
             acc = hidden.new_zeros(positions.numel(), hidden.shape[-1], dtype=dtype)
         few = None if scaling is None else replace(scaling, factor=scaling.factor[:FEW_ROWS])
-        capture_layer(acc[:FEW_ROWS], hidden, positions[:FEW_ROWS], weight, few)
+        given = acc[:FEW_ROWS], hidden, positions[:FEW_ROWS]
+
+        def run() -> None:
+            capture_layer(*given, weight, few)
+
+        ledger.once(("share", *sizes_of(*given), few is None, few is None or few.massive is None), run)
         return acc
 
     return shortened
 
 
-def few_sizes(row_scaling: MeasureRows) -> MeasureRows:
+def few_sizes(row_scaling: MeasureRows, ledger: Ledger) -> MeasureRows:
     """Measure a few rows of one layer."""
 
     def shortened(hidden: Tensor, positions: Tensor, massive: Tensor | None = None) -> RowScaling:
-        if positions.numel() <= FEW_ROWS or (torch.is_grad_enabled() and hidden.requires_grad):
+        if torch.is_grad_enabled() and hidden.requires_grad:
             return row_scaling(hidden, positions, massive)
-        few = row_scaling(hidden, positions[:FEW_ROWS], massive)
-        norm, factor = (x.new_zeros(positions.numel()) for x in (few.norm, few.factor))
+
+        def run() -> tuple[Tensor, Tensor]:
+            few = row_scaling(hidden, positions[:FEW_ROWS], massive)
+            return few.norm, few.factor
+
+        norm, factor = ledger.once(("sizes", *sizes_of(hidden, positions[:FEW_ROWS], massive)), run)
+        if positions.numel() > FEW_ROWS:
+            norm, factor = (x.new_zeros(positions.numel()) for x in (norm, factor))
         return RowScaling(norm, factor, massive)
 
     return shortened

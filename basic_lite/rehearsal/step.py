@@ -21,9 +21,16 @@ from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
 from basic_lite.rehearsal.look import Look, look_is_made, rehearse_look, samples_at_once
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
-from basic_lite.rehearsal.repeat import few_positions, few_rows, few_sizes, last_in_full, repeated_layers
+from basic_lite.rehearsal.repeat import (
+    OnceTower,
+    RepeatedLayer,
+    few_positions,
+    few_rows,
+    few_samples,
+    few_sizes,
+    repeated_layers,
+)
 from basic_lite.supervision import Supervision, SupervisionLosses
-from basic_lite.supervision.target import supervised_layers
 from basic_lite.training.assembly import basic_is_on
 from basic_lite.training.step import Autocast, StepCounts, TrainStep
 from basic_lite_kernels.eager_attention_mass import CHUNK_ELEMENTS, attention_mass
@@ -105,6 +112,8 @@ class Rehearser:
         self.supervision = self._supervision() if basic else None
         self.state = optimizer_state(self.parts, recipe.training, self.ledger, OPTIMIZER)
         self._looks: dict[Shape, Look] = {}
+        if not in_full:
+            self.parts.model.model.vision_tower = OnceTower(self.parts.vision_tower, self.ledger)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)  # as ``autocast_of``
         self._autocast: Autocast = autocast if machine.autocast else nullcontext
         self.step = step(self.parts, self.supervision, device=torch.device("cpu"), autocast=self._autocast)
@@ -160,8 +169,8 @@ class Rehearser:
             ledger.base = KEPT
             mean_mass = step.mean_mass([batch], counts, lambdas)
         before_peak = ledger.peak if mean_mass is not None else 0
-        for parameter in step.trainable:
-            parameter.grad = fake_like(ledger, parameter, GRADIENTS) if shape.accumulation > 1 else None
+        if shape.accumulation > 1:
+            self._make_gradients()
         with ledger:
             ledger.base = KEPT
             loss = step.loss(batch, counts, lambdas, mean_mass=mean_mass, detailed=True).loss
@@ -185,6 +194,15 @@ class Rehearser:
             before_peak_bytes=before_peak,
             look=look,
         )
+
+    def _make_gradients(self) -> None:
+        repeated = [layer for layer in self.parts.layers if isinstance(layer, RepeatedLayer)]
+        for layer in repeated:
+            layer.make_gradients()
+        theirs = {id(p) for layer in repeated for p in layer.parameters()}
+        for parameter in self.step.trainable:
+            if id(parameter) not in theirs:
+                parameter.grad = fake_like(self.ledger, parameter, GRADIENTS)
 
     def _look(self, step: Shape) -> Look | None:
         """The look of a recipe whose step has this shape."""
@@ -239,9 +257,10 @@ class Rehearser:
         das: Callable[..., Tensor] = direction_loss
         sds: Callable[..., Tensor] = vocab_kl
         if not self.in_full:
-            mass = last_in_full(mass, supervised_layers(self.recipe.supervision.layers, len(self.parts.layers)), chunk)
-            capture, sizes = few_positions(capture), few_sizes(sizes)
-            das, sds = few_rows(das, gradient_in_forward=False), few_rows(sds, gradient_in_forward=True)
+            mass = few_samples(mass, self.ledger, chunk)
+            capture, sizes = few_positions(capture, self.ledger), few_sizes(sizes, self.ledger)
+            das = few_rows(das, self.ledger, gradient_in_forward=False)
+            sds = few_rows(sds, self.ledger, gradient_in_forward=True)
         tagged = partial(self.ledger.wrap, BASIC)
         stream = partial(EagerTargetStream, capture_layer=tagged(capture), direction_loss=tagged(das))
         return Operations("reference", stream, tagged(sizes), vocab_kl=tagged(sds), attention_mass=tagged(mass))
@@ -292,7 +311,7 @@ def _watch_layer(layer: nn.Module, ledger: Ledger, tag: str) -> list[RemovableHa
 
 def _watch(parts: Parts, ledger: Ledger) -> None:
     """Hooks that tell the ledger where the step is. What a part's backward makes counts as a layer's transients."""
-    _watch_part(parts.vision_tower, ledger, VISION)
+    _watch_part(parts.model.model.vision_tower, ledger, VISION)
     _watch_part(parts.projector, ledger, PROJECTION)
 
     def left(_module: nn.Module, _args: Any, out: Any) -> None:

@@ -348,6 +348,32 @@ def test_the_ledger_counts_storages_once_and_for_as_long_as_they_live() -> None:
     assert again.shape == (1024,)
 
 
+def test_what_runs_once_is_counted_each_time() -> None:
+    """The same books as when it runs again, with another tag, other things alive and a higher peak before."""
+    calls: list[int] = []
+
+    def run() -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        with ledger.scope("inner"):
+            scratch = torch.ones(4096) * 2
+        kept = scratch[:1024] + 1
+        return kept, kept[512:]
+
+    found = []
+    for once in (False, True):
+        ledger, calls[:] = Ledger(), []
+        with ledger:
+            for size, tag in ((0, "first"), (10_000, "second"), (100_000, "third")):
+                with ledger.scope(tag):
+                    before = torch.ones(size)
+                    kept, part = ledger.once(("run",), run) if once else run()
+                    assert kept.shape == (1024,) and part.untyped_storage()._cdata == kept.untyped_storage()._cdata
+                    found.append((ledger.live, ledger.peak, ledger.at_peak, dict(ledger.most), dict(ledger.by_tag)))
+                    del before, kept, part
+        assert len(calls) == (1 if once else 3) and ledger.live == 0
+    assert found[:3] == found[3:]
+
+
 def test_masks_of_real_values_decide_sizes() -> None:
     ledger = Ledger()
     mask = torch.tensor([True, False, True])
