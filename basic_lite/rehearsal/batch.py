@@ -61,7 +61,7 @@ def longest_batch(frontend: Frontend, shape: Shape) -> dict[str, Tensor]:
         raise UserError(
             f"data.max_length is {shape.tokens}, too short for {visual} image tokens and a word; raise data.max_length"
         )
-    word = next(i for i in sorted(frontend.tokenizer.get_vocab().values()) if i != frontend.image_token_id)
+    word = min(i for i in frontend.tokenizer.get_vocab().values() if i != frontend.image_token_id)
     ids = torch.full((shape.samples, shape.tokens), word)
     ids[:, 1 : 1 + visual] = frontend.image_token_id
     labels = ids.clone()

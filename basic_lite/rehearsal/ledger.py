@@ -238,7 +238,7 @@ class Ledger(TorchDispatchMode):
                 out = func(*args, **kwargs)
             else:
                 # What `with self.fake_mode` comes to, a fifth sooner.
-                out = self.fake_mode.__torch_dispatch__(func, types, args, kwargs)
+                out = self.fake_mode.dispatch(func, types, args, kwargs)
             if self._workspace is not None:
                 extra = self._workspace(func, args)
         for leaf in tree_leaves(out):
