@@ -3,18 +3,18 @@
     from basic_lite import load_recipe, open_run, train
 
 docs/PYTHON.md shows them. Importing the package is light on purpose, since ``basic-lite --help`` must answer at once:
-what needs torch is imported when its name is first used.
+all else is imported when its name is first used.
 """
 
 import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from basic_lite.errors import Interrupted, UserError
 from basic_lite.version import __version__
 
 if TYPE_CHECKING:
     from basic_lite.api import Conversation, Model, TrainedModel, open_model, open_run, train
+    from basic_lite.errors import Interrupted, UserError
     from basic_lite.recipe import Recipe, load_recipe
     from basic_lite.run import RunResult
     from basic_lite.scoring.prediction import Prediction
@@ -29,11 +29,13 @@ __all__ = [
 _HOMES = {
     "Conversation": "basic_lite.api",
     "EvalResult": "basic_lite.tools.score",
+    "Interrupted": "basic_lite.errors",
     "Model": "basic_lite.api",
     "Prediction": "basic_lite.scoring.prediction",
     "Recipe": "basic_lite.recipe",
     "RunResult": "basic_lite.run",
     "TrainedModel": "basic_lite.api",
+    "UserError": "basic_lite.errors",
     "load_recipe": "basic_lite.recipe",
     "open_model": "basic_lite.api",
     "open_run": "basic_lite.api",

@@ -11,9 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -76,24 +74,14 @@ app.command("eval", cls=Command)(with_home(evaluate))
 app.command("text-probe", cls=Command)(with_home(text_probe))
 
 
-def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
-    """The first Ctrl-C or SIGTERM stops; more of them, by an impatient hand, don't break into the stopping."""
-    for one in STOPPING:
-        signal.signal(one, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit; the entry point of ``basic-lite`` and ``python -m basic_lite``."""
+    """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
         # A Windows console, or a pipe in another encoding, shows '?' for λ; it must not stop a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if hasattr(sys.stdin, "reconfigure"):  # questions may come in any encoding
         sys.stdin.reconfigure(errors="replace")
-    with suppress(ValueError):  # not in the main thread: the caller owns the signals
-        for number in STOPPING:
-            signal.signal(number, _interrupt_once)
     try:
         status = _status(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:  # while the last words were printed

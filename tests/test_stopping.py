@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
+import tomllib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,30 @@ def test_debugging_shows_where_a_command_was_stopped(
     with pytest.raises(typer.Abort) as stopped:
         run_demo(demo, monkeypatch, capsys)
     assert isinstance(stopped.value.__cause__, KeyboardInterrupt)
+
+
+IN_AN_IMPORT = """
+class Press:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Press())
+"""
+# Typer ends what is stopped there without a word.
+BEFORE_THE_COMMAND = """
+from basic_lite.commands.spare import Command
+Command.parse_args = lambda *_: signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("press", [IN_AN_IMPORT, BEFORE_THE_COMMAND])
+def test_ctrl_c_at_once_is_no_traceback(press: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["basic-lite"].partition(":")
+    start = f"sys.argv = ['basic-lite', 'runs']\nfrom {module} import {function}\n{function}()"
+    code = f"import signal, sys\n{press}\n{start}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
 @pytest.mark.parametrize("number", STOPPING)

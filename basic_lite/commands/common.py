@@ -11,6 +11,7 @@ import typer
 
 from basic_lite.outside import at_home
 from basic_lite.printable import printable
+from basic_lite.signals import stop_in_order
 from basic_lite.wrapping import wrapped
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What it runs on.")]
@@ -29,12 +30,13 @@ Overrides = Annotated[
 def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command for which `~` at the start of a path is the home folder. Shells leave it in `--out=~/x`.
 
-    Where Ctrl-C stops it, that is told: typer would end it without a word.
+    Where Ctrl-C stops it, that is told: typer would end it without a word. Before that, ``__main__`` ends the program.
     """
 
     @wraps(command)
     def run(**given: Any) -> Any:
         try:
+            stop_in_order()
             return command(**{name: _expanded(value) for name, value in given.items()})
         except KeyboardInterrupt as stopped:
             raise typer.Abort from stopped
