@@ -29,6 +29,9 @@ _SWITCHES: dict[KeyPath, str] = {
 }
 # Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
+# A number with something behind it, or with commas at its thousands.
+_NUMBER_AND_MORE = re.compile(r"(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:[.,]\d+)?)\s*(?P<unit>[^\d\s]*)")
+_UNITS = {"%": 0.01, "k": 1_000, "m": 1_000_000}
 # Unknown keys of a section that are told one by one.
 _SHOWN = 20
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -129,7 +132,7 @@ class Checker:
         if isinstance(value, bool) and bool not in members:
             return self.report(path, message + _mend(value, members, texts_allowed, path))
         if isinstance(value, float) and float not in members:
-            whole = f"; write {int(value)}" if value.is_integer() and int in members else ""
+            whole = f"; write {int(value)}" if math.isfinite(value) and int in members else ""
             return self.report(path, message + whole)
         for text in texts_in(value):
             if problem := text_problem(_last_name(path), text):
@@ -158,6 +161,14 @@ def _switch(value: Any, path: KeyPath) -> str:
     return f"; to turn it off, set {switch}" if switch else ""
 
 
+def _number_in(parts: re.Match[str], *, whole: bool) -> int | float:
+    """The number that a text has, if need be the whole one below it; with the units that are no matter of opinion."""
+    digits = parts["number"]
+    digits = digits.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", digits) else digits.replace(",", ".")
+    number = float(digits) * _UNITS.get(parts["unit"].lower(), 1)
+    return int(number) if whole else number
+
+
 def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> str:
     """The hint of what to write instead; empty if there is none."""
     if types.NoneType in members and _is_off(value):
@@ -175,6 +186,8 @@ def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> st
             return f"; write {number}, without quotes, spaces or underscores"
         if float in members and _DECIMAL_COMMA.fullmatch(value):
             return f"; write {value.replace(',', '.')}, with a point"
+        if {int, float} & set(members) and (parts := _NUMBER_AND_MORE.fullmatch(value.strip())):
+            return f"; write a number alone, such as {_number_in(parts, whole=float not in members)}"
         lists = any(get_origin(option) is list for option in members)
         if lists and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
             return f"; write [{value}], in brackets"
