@@ -1,6 +1,7 @@
 """The card that ``--gpu`` asks for: by its memory, or by its name in the table."""
 
 import re
+from difflib import get_close_matches
 
 from basic_lite.errors import UserError
 from basic_lite.rehearsal.cards import CARDS, Card, named_card, plain_name
@@ -27,10 +28,7 @@ def asked_card(text: str) -> Card | float:
         return card
     size = _SIZE.fullmatch(_THOUSANDS.sub(r"\1\2", text.lower().strip()))
     if size is None or size["unit"] not in _UNITS:
-        names = ", ".join(card.name for card in CARDS)
-        raise UserError(
-            f"--gpu is {text!r}, which isn't in the table of cards{_near(text)}; {_TAKES}, or one of its names: {names}"
-        )
+        raise UserError(f"--gpu is {text!r}, which isn't in the table of cards{_near(text) or _alike(text)}; {_TAKES}")
     gib = float(size["number"].replace(",", ".")) / _UNITS[size["unit"]]
     require_memory(gib, _near(text))
     return gib
@@ -70,6 +68,13 @@ def _near(text: str) -> str:
     inside = [card for card in CARDS if re.search(rf"(?<![a-z0-9]){plain_name(card.name)}(?![0-9])", _words(text))]
     nearest = max(inside, key=lambda card: len(card.name), default=None)
     return f" (the nearest name there is {nearest.name}, another card)" if nearest else ""
+
+
+def _alike(text: str) -> str:
+    """The three cards whose names are spelled most like a text."""
+    names = {plain_name(card.name): card.name for card in CARDS}
+    near = [names[plain] for plain in get_close_matches(plain_name(text), names, 3)]
+    return f" (its names nearest to that: {', '.join(near)})" if near else ""
 
 
 def _words(text: str) -> str:
