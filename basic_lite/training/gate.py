@@ -106,6 +106,8 @@ class Gate:
             chosen = f"{choose} samples choose its target, {self.deciding} others" if self.parted else ""
             limited = "; a longer run would look at more" if self.limited else ""
             dear = f"; that costs up to {self.cost:.1%} of this run, since it is short" if self.cost > COST else ""
+            if self.cost > 1:
+                dear = "; the looks cost more than so short a run itself: supervision.enabled=false leaves them out"
             lines.append(
                 f"BASIC's premise is looked at after step {when} and at each evaluation: "
                 f"{chosen or f'{self.deciding} samples'} decide. Where they show it, {self.deciding} more are asked, "

@@ -188,6 +188,9 @@ def test_it_looks_where_something_can_be_decided_and_says_what_came() -> None:
     assert gate.summary(9) == f"{never}a longer run would look at more"
     gate.cost, gate.limited = 0.0587, False
     assert gate.outlook()[0].endswith(f"{asks}; that costs up to 5.9% of this run, since it is short")
+    gate.cost = 1.436
+    more = "the looks cost more than so short a run itself: supervision.enabled=false leaves them out"
+    assert gate.outlook()[0].endswith(f"{asks}; {more}")
     gate.decide(3, curve(-0.1, -0.01), pytest.fail, pytest.fail)
     assert gate.summary(9) == "BASIC was on in 0 of 9 steps: its premise doesn't hold here"
     gate.deciding = 15
