@@ -72,6 +72,11 @@ def _after(earlier: list[Recipe], recipe: Recipe, name: str, overrides: list[str
             f"recipes {places.index(own) + 1} and {number} would both train in {own}; give one of them another name, "
             f"as in {number}:name=NEW, or move all of them with output=FOLDER"
         )
+    if recipe.stage < before.stage:
+        raise UserError(
+            f"recipe {number - 1} ({before.name}) is for stage {before.stage}, and recipe {number} ({recipe.name}) for "
+            f"stage {recipe.stage}; name them in their order"
+        )
     if before.lora.enabled:
         raise UserError(
             f"recipe {number - 1} ({before.name}) trains a LoRA, and recipe {number} ({recipe.name}) would take its "

@@ -202,11 +202,18 @@ def test_a_named_projector_gives_way_and_the_line_says_so(here: Path) -> None:
 
 def test_after_a_lora_comes_no_other_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["run", "two.yaml", "one.yaml", "output=my runs"])
+        cli.main(["run", "two.yaml", "one.yaml", "2:stage=2", "output=my runs"])
     assert stopped.value.code == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "recipe 1 (second) trains a LoRA" in told
     assert told.endswith('train on from it with: basic-lite train one.yaml "model.start=my runs/second"')
+
+
+def test_stages_in_the_wrong_order_are_told(here: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"recipe 1 \(second\) is for stage 2, and .* for stage 1; name them in their or"
+    ):
+        load_sequence(["two.yaml", "one.yaml"], print)
 
 
 @pytest.mark.long
