@@ -128,6 +128,25 @@ def require_place(path: Path, following: Sequence[str] = ()) -> None:
         raise UserError(f"{path}: there is no such file or folder; {mend_of_missing(path) or 'correct the path.'}")
 
 
+def new_place(out: Path) -> Path:
+    """The absolute path of a folder to write, links followed; nothing may be there but an empty folder.
+
+    Raises:
+        UserError: something is, or it can't be a folder.
+    """
+    try:
+        place = out.resolve()
+        taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
+        file = next((one for one in place.parents if one.is_file()), None)
+    except OSError as error:
+        raise UserError(f"{out} can't be written ({error.strerror or error}); choose another folder") from error
+    if taken:
+        raise UserError(f"{out} exists already; choose another folder, or move it away first")
+    if file is not None:
+        raise UserError(f"{out} can't be written, since {file} is a file; choose another folder")
+    return place
+
+
 def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     """`did you mean PATH?` for a path where nothing is: a file or one of its folders is spelled a little otherwise.
 

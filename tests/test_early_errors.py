@@ -27,6 +27,8 @@ REFUSED = {
     "eval runs/photo --held-out": "there is no folder runs/photo; did you mean runs/photos?",
     "eval runs/photos --data a.json": "a.json: there is no such file or folder",
     "export runs/photo out": "there is no folder runs/photo; did you mean runs/photos?",
+    "export runs/photos runs/other": "runs/other exists already; choose another folder",
+    "export runs/photos photos.yaml/out": "photos.yaml/out can't be written, since /",
     "text-probe runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "train photos.yaml": "the run folder runs/photos already holds ",
     "train photos.yaml name=done": "the run folder runs/done already holds a finished run of this recipe; ",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.choices import new_place
 from basic_lite.commands.common import Device, note
 from basic_lite.errors import UserError
 
@@ -62,6 +63,7 @@ def export(
     if not check and (samples is not None or limit is not None):
         raise UserError("--samples and --limit are for the check; leave out --no-check")
     find_bundle(run)
+    new_place(out)
     from basic_lite.tools.export.command import export as write
 
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from basic_lite.choices import new_place
 from basic_lite.console import Say, Sheet, quiet_libraries, show, speaker
 from basic_lite.errors import UserError, each_of, in_one
 from basic_lite.model.audit import Part, planned_parts
@@ -23,7 +24,7 @@ from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, re
 from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, work_of
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import tell_without_gpu
-from basic_lite.tools.export.command import exported_from, free_place, no_room
+from basic_lite.tools.export.command import exported_from, no_room
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
@@ -94,7 +95,7 @@ def look_ahead(
         try:
             done = exported_from(out, looks[-1].folder.final / MANIFEST if len(looks) == len(recipes) else None)
             if done is None:
-                free_place(out)
+                new_place(out)
         except UserError as error:
             refused.append(f"--export: {error}")
     if len(looks) == len(recipes):

@@ -8,6 +8,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from basic_lite.choices import new_place
 from basic_lite.console import Sheet, command_line, counting, quiet_libraries, show, speaker
 from basic_lite.errors import UserError, enough_memory
 from basic_lite.model.device import dtype_name, tell_device
@@ -61,7 +62,7 @@ def export(
     terminal = Console(stderr=True, highlight=False)
     say = speaker(terminal)
     quiet_libraries()
-    out = free_place(out)
+    out = new_place(out)
     place = pick_device(device, "--device")
     tell_device(place, device, say)
     source = open_source(run, merge_into, dtype, place)
@@ -120,18 +121,6 @@ class _Megabytes:
         before = self.bytes // MIB
         self.bytes += more
         self.count(self.bytes // MIB - before)
-
-
-def free_place(out: Path) -> Path:
-    """The absolute path of ``out``, links followed; nothing may be there but an empty folder."""
-    try:
-        place = out.resolve()
-        taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
-    except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror or error}); choose another folder") from error
-    if taken:
-        raise UserError(f"{out} exists already; choose another folder, or move it away first")
-    return place
 
 
 def exported_from(out: Path, manifest: Path | None) -> bool | None:
@@ -235,7 +224,12 @@ def _verdict(out: Path, source: Source, checked: Checked | None) -> str:
     if checked.passed:
         kl = f"KL {drift.kl:.3g} ≤ {checked.limit:.3g} nats a token"
         same = "the run does with its base models as they are now" if source.changed else "the trained model does"
-        return f"exported to {out}: it answers as {same} ({kl})"
+        if checked.same_answers == checked.samples:
+            return f"exported to {out}: it answers as {same} ({kl})"
+        return (
+            f"exported to {out}: it predicts nearly as {same} ({kl}), and {checked.same_answers} of {checked.samples} "
+            "answers are the same"
+        )
     if checked.same_ids < checked.samples or checked.same_pixels < checked.samples:
         return f"exported to {out}: FAILED, its processor gives other inputs than training had; see {out / REPORT}"
     advice = "--merge-into quantized changes it least; " if checked.merged_into == "original" else ""

@@ -16,6 +16,7 @@ from basic_lite.tools.export.files import write_files
 from basic_lite.tools.export.merge import Merge, MergeInto, grow_config
 from basic_lite.tools.export.tensors import write_shards
 from basic_lite.tools.model_place import may_be_on_the_hub
+from basic_lite.tools.runs import is_running
 from basic_lite.training.bundle import note_changed_files, require_same_model
 from basic_lite.training.bundle_files import Bundle, open_bundle, require_as_opened
 from basic_lite.training.places import MANIFEST
@@ -77,9 +78,12 @@ def _finished_bundle(run: Path) -> Bundle:
     bundle = open_bundle(run)
     total = int(bundle.manifest["total_steps"])
     if bundle.folder != run and bundle.step < total:
+        finish = (
+            "It trains now: wait until it ends" if is_running(run) else "Finish it with `basic-lite train … --resume`"
+        )
         raise UserError(
-            f"{run} isn't finished: its newest checkpoint is of step {bundle.step} of {total}. Finish it with "
-            f"`basic-lite train … --resume`, or name the checkpoint: {bundle.folder}"
+            f"{run} isn't finished: its newest checkpoint is of step {bundle.step} of {total}. {finish}, or name the "
+            f"checkpoint: {bundle.folder}"
         )
     return bundle
 

@@ -7,10 +7,12 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from basic_lite.cli import main
@@ -19,6 +21,7 @@ from basic_lite.tools.export import command, tensors
 from basic_lite.tools.export.command import export
 from basic_lite.tools.export.merge import Merge
 from basic_lite.training.bundle_files import open_bundle
+from basic_lite.training.places import LOCK
 from tests.support.bundles import random_run, write_random_bundle
 from tests.support.models import write_llm, write_vision
 from tests.support.runs import quiet, whole_recipe
@@ -53,6 +56,9 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     bundle = write_random_bundle(run / "checkpoint-2", whole_recipe(tmp_path), step=2)
     message = refused(run, tmp_path / "out")
     assert "isn't finished" in message and "step 2 of 4" in message and str(bundle) in message
+    assert "Finish it with `basic-lite train … --resume`, or name the checkpoint" in message
+    with FileLock(run / LOCK):
+        assert "It trains now: wait until it ends, or name the checkpoint" in refused(run, tmp_path / "out")
     assert export(bundle, tmp_path / "out", samples=0, console=quiet())
     assert json.loads((tmp_path / "out" / "export.json").read_text())["step"] == 2
 
@@ -262,3 +268,13 @@ def test_the_command_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_bundle_inside_a_run_is_taken_as_it_is(run: Path, tmp_path: Path) -> None:
     assert open_bundle(run / "final").step == 4
     assert export(run / "final", tmp_path / "out", samples=0, console=quiet())
+
+
+@pytest.mark.parametrize(
+    "same, said, more", [(4, "answers as", ""), (2, "predicts nearly as", ", and 2 of 4 answers are the same")]
+)
+def test_what_it_says_of_the_answers_is_what_the_check_found(same: int, said: str, more: str) -> None:
+    drift = {"original": SimpleNamespace(kl=0.02)}
+    found = SimpleNamespace(passed=True, samples=4, same_answers=same, merged_into="original", drift=drift, limit=0.05)
+    told = command._verdict(Path("out"), SimpleNamespace(changed=False), found)  # type: ignore[arg-type]
+    assert told == f"exported to out: it {said} the trained model does (KL 0.02 ≤ 0.05 nats a token){more}"
