@@ -174,6 +174,20 @@ def require_unquantized(config: PreTrainedConfig, name: str, key: str) -> None:
         )
 
 
+def require_safetensors(name: str, key: str) -> None:
+    """Refuse a folder whose weights are in pickle files alone; one without weights may do for a dry run.
+
+    Raises:
+        UserError: they are.
+    """
+    folder = Path(name)
+    if next(folder.glob("pytorch_model*.bin"), None) and not next(folder.glob("*.safetensors"), None):
+        raise UserError(
+            f"{key}: the weights of {name} are in .bin files, and here they are read from .safetensors files; open it "
+            "in transformers and save it to a new folder (save_pretrained), which writes such"
+        )
+
+
 def require_shapes_of_configuration(mismatched: Iterable[Any], name: str, key: str) -> None:
     """Refuse weights of other shapes than the configuration beside them asks for.
 

@@ -250,19 +250,8 @@ def llava_config_of(name: str) -> LlavaConfig:
     for part in (config.text_config, config.vision_config):
         require_sizes(part, name, "model.base")
     require_plain_logits(config.text_config, name, "model.base")
-    _require_safetensors(name, "model.base")
     without_dropout(config.text_config)
     return config
-
-
-def _require_safetensors(name: str, key: str) -> None:
-    """Refuse a folder whose weights are in pickle files alone; one without weights may do for a dry run."""
-    folder = Path(name)
-    if next(folder.glob("pytorch_model*.bin"), None) and not next(folder.glob("*.safetensors"), None):
-        raise UserError(
-            f"{key}: the weights of {name} are in .bin files, and here they are read from .safetensors files; open it "
-            "in transformers and save it to a new folder (save_pretrained), which writes such"
-        )
 
 
 def tokens_per_image(vision: PreTrainedConfig, select: str) -> int:

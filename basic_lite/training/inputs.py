@@ -8,6 +8,7 @@ from basic_lite.console import Say
 from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.sources import require_sources
 from basic_lite.errors import UserError, all_at_once, each_of, in_one
+from basic_lite.model.checks import require_safetensors
 from basic_lite.model.frontend import composed_config, llava_config_of
 from basic_lite.recipe.fetched import mend_of_missing_data
 from basic_lite.recipe.schema import ModelSection, Recipe
@@ -77,6 +78,7 @@ def _looks_at_earlier(recipe: Recipe) -> Iterator[Callable[[], object]]:
 def _looks_at_models(section: ModelSection) -> Iterator[Callable[[], object]]:
     if section.base is not None:
         yield partial(llava_config_of, section.base)
+        yield partial(require_safetensors, section.base, "model.base")
     elif section.vision is not None and section.llm is not None:  # else `model.start` names them
         yield partial(composed_config, section)
 

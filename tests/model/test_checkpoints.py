@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import llava_config_of, load_frontend
+from basic_lite.model.frontend import load_frontend
 from basic_lite.model.load import load_base
+from basic_lite.training.inputs import require_inputs
 from tests.support.models import write_llava, write_llm
 from tests.support.runs import whole_recipe
 
@@ -145,10 +146,13 @@ def test_the_same_model_in_another_form(change: Callable[[Path], None], tmp_path
 
 def test_a_base_in_pickle_files_alone_is_refused_by_its_folder(tmp_path: Path) -> None:
     """It was refused after its weights had been loaded, and a dry run took it."""
-    write_llava(tmp_path)
-    llava_config_of(str(tmp_path))
-    _pickled(tmp_path)
+    recipe, base = whole_recipe(tmp_path), tmp_path / "base"
+    write_llava(base)
+    model = recipe.model.model_copy(update={"base": str(base), "llm": None, "vision": None})
+    recipe = recipe.model_copy(update={"model": model})
+    require_inputs(recipe)
+    _pickled(base)
     with pytest.raises(UserError, match=r"model\.base: the weights of .* are in \.bin files, .* \(save_pretrained\)"):
-        llava_config_of(str(tmp_path))
-    (tmp_path / "pytorch_model.bin").unlink()
-    llava_config_of(str(tmp_path))  # a dry run needs no weights
+        require_inputs(recipe)
+    (base / "pytorch_model.bin").unlink()
+    require_inputs(recipe)  # a dry run needs no weights
