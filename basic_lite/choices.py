@@ -4,6 +4,7 @@ And what makes a path that isn't there, where a command of this program does.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,6 +42,7 @@ _OTHER_NAMES = {
 }
 
 
+_NUMBER = re.compile(r"[0-9]+")
 # Where `basic-lite demo` works, and what of it people name.
 DEMO = Path("runs", "demo")
 _OF_THE_DEMO = ("world", "stage1", "stage2")
@@ -163,5 +165,20 @@ def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     except OSError:
         return ""
     names = {name.lower(): name for name in beside if not name.startswith(".")}
-    near = get_close_matches(wrong.name.lower(), names, 1)
-    return f"did you mean {(wrong.parent / names[near[0]] / rest).as_posix()}?" if near else ""
+    near = _nearest(wrong.name.lower(), get_close_matches(wrong.name.lower(), names, len(names) or 1))
+    return f"did you mean {(wrong.parent / names[near] / rest).as_posix()}?" if near else ""
+
+
+def _nearest(word: str, near: Sequence[str]) -> str | None:
+    """Of names like a word, from the likest on, the first; of numbered ones, as ``img_7.jpg``, the nearest number.
+
+    By its letters alone ``img_20.jpg`` would be as near to ``img_0.jpg`` as ``img_00.jpg`` is, and nearer than
+    ``img_1.jpg``.
+    """
+    shape, numbers = _NUMBER.sub("#", word), [int(digits) for digits in _NUMBER.findall(word)]
+
+    def distance(name: str) -> int:
+        return sum(abs(int(digits) - number) for digits, number in zip(_NUMBER.findall(name), numbers, strict=True))
+
+    numbered = [name for name in near if numbers and _NUMBER.sub("#", name) == shape]
+    return min(numbered, key=distance) if numbered else next(iter(near), None)

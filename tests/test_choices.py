@@ -63,3 +63,21 @@ def test_a_pattern_that_the_shell_wrote_out_is_one_error(tmp_path: Path) -> None
     assert "and 49 more files are named, as a shell does with *" in said
     assert f"name one: the folder that they are in ({tmp_path.as_posix()}), or one data file." in said
     require_place(names[0], ["seed=3", str(names[1])])
+
+
+@pytest.mark.parametrize(
+    ("there", "typed", "meant_name"),
+    [
+        (["bild_1", "bild_2", "bild_10", "bild_20"], "bild_0", "bild_1"),
+        (["bild_00", "bild_01", "bild_10", "bild_20"], "bild_0", "bild_00"),
+        (["cat.1", "cat.30", "cats"], "cat.29", "cat.30"),
+        (["cat", "dog_20"], "cat0", "cat"),
+    ],
+)
+def test_of_numbered_names_the_nearest_number_was_meant(
+    tmp_path: Path, there: list[str], typed: str, meant_name: str
+) -> None:
+    """Letter by letter, 20 is as near to 0 as 00 is."""
+    for name in there:
+        (tmp_path / f"{name}.jpg").touch()
+    assert meant_beside(tmp_path / f"{typed}.jpg") == f"did you mean {(tmp_path / meant_name).as_posix()}.jpg?"
