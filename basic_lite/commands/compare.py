@@ -1,9 +1,12 @@
 """``compare``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from basic_lite.errors import all_at_once
 
 
 def compare(
@@ -39,8 +42,7 @@ def compare(
     from basic_lite.tools.compare.comparison import sides_of
 
     sides = sides_of(runs or [], group or [])
-    for place in (place for side in sides for place in side.places):
-        require_answers(place)
+    all_at_once(*(partial(require_answers, place) for side in sides for place in side.places))
     from basic_lite.tools.compare.command import compare as show_comparison
 
     show_comparison(sides, out)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.outside import as_object
 from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.tools.predictions import SHA256, SUMMARY, read_summary
+from basic_lite.training.bundle_files import meant_run
 from basic_lite.training.files import sha256
 from basic_lite.training.places import PREDICTIONS, is_run, json_lines, later
 
@@ -98,6 +99,8 @@ def require_answers(place: Path) -> None:
         return
     if place.suffix.lower() in (".html", ".htm"):
         raise UserError(f"{place} is no run; if the page is meant, name it with --out {place}")
+    if not place.exists() and (hint := meant_run(place, fits=is_run)):
+        raise UserError(f"there is no run {place}; {hint}")
     if not place.is_dir() or not (is_run(place) or any(place.glob(PREDICTIONS))):
         raise UserError(f"{place} is no run folder and no file of predictions; {EVAL}, and compare takes the runs")
     if not any(place.glob(PREDICTIONS)):
@@ -126,8 +129,14 @@ def candidates(place: Path) -> list[Answers]:
         raise faults[0]
     # The last part of a message says what to do.
     passed = tuple(str(error).rpartition("; ")[0] for error in faults)
-    found = [replace(one, passed=passed) for one in found]
+    found = [replace(one, passed=passed, notes=(*one.notes, *_before_the_end(one, place))) for one in found]
     return sorted(found, key=lambda one: later(one.path, one.settings), reverse=True)
+
+
+def _before_the_end(one: Answers, run: Path) -> Iterator[str]:
+    bundle = str(one.settings.get("bundle") or "")
+    if bundle.startswith("checkpoint-"):
+        yield f"{run.name} answered as it was at {bundle}, before its end"
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:

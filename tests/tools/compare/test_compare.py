@@ -84,6 +84,13 @@ def test_the_numbers(runs: Callable[..., list[Path]]) -> None:
     ]  # fmt: skip
 
 
+def test_answers_of_a_checkpoint_are_told(runs: Callable[..., list[Path]]) -> None:
+    """Those of a run that wasn't finished stood in the table as any other's."""
+    places = runs("rw" * 10, "rr" * 10, bundle="final")
+    answered(places[0], "rw" * 10, bundle="checkpoint-5")
+    assert compared(sides_of(places, [])).notes == ["run0 answered as it was at checkpoint-5, before its end"]
+
+
 def test_groups_are_means_of_runs(runs: Callable[..., list[Path]]) -> None:
     a, b, c = runs("rrww" * 10, "rwww" * 10, "rrrw" * 10)
     found = compared(sides_of([], [f"off={a},{b}", f"on={c}"]))
