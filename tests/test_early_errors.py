@@ -12,7 +12,7 @@ import pytest
 from basic_lite.recipe import Recipe, load_recipe
 from basic_lite.training.files import sha256
 
-RECIPE = "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json}}\n"
+RECIPE = "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json, image_dir: photos}}\n"
 # Each command with what it says, given in a folder that holds a finished run `runs/photos` without predictions.
 REFUSED = {
     "data fotos": "fotos: there is no such file or folder; did you mean photos?",
@@ -20,8 +20,11 @@ REFUSED = {
     "check fotos": "fotos: there is no such file or folder; did you mean photos?",
     "compare runs/photos runs/other": "runs/photos has no predictions yet; ",
     "compare runs/photos runs/nowhere": "has no predictions yet; ",
+    "compare runs/photo runs/other": "there is no run runs/photo; did you mean runs/photos?",
     "chat runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "chat runs/photos missing.jpg why": "there is no picture missing.jpg; correct its path",
+    "chat runs/done p00.png why": "there is no picture p00.png; did you mean photos/p00.png?",
+    "chat runs/photos p00.png why": "there is no picture p00.png; correct its path",  # its bundle can't be read
     "inspect runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "report runs/photo": "runs/photo is no run folder; did you mean runs/photos?",
     "eval runs/photo --held-out": "there is no folder runs/photo; did you mean runs/photos?",
@@ -73,6 +76,7 @@ for line in sys.stdin.read().splitlines():
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "p00.png").touch()
     for name in ("photos", "other"):
         final = tmp_path / "runs" / name / "final"
         final.mkdir(parents=True)

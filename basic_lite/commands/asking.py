@@ -206,7 +206,7 @@ def chat(
 
     look_at_model(model, "chat")
     if not web:
-        split_words(words or [], question)
+        split_words(words or [], question, model)
     from basic_lite.tools.chat.command import chat as converse
 
     converse(

@@ -15,14 +15,11 @@ from basic_lite.errors import UserError
 from basic_lite.printable import printable
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
+from basic_lite.tools.chat.keyboard import typed
 from basic_lite.tools.chat.lines import Lines
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
-from basic_lite.tools.chat.words import missing_pictures
-
-# With it, ``input`` lets a line be edited and earlier ones be called back. Not every system has it.
-with contextlib.suppress(ImportError):
-    import readline  # noqa: F401
+from basic_lite.tools.chat.words import PICTURE_ENDING, missing_pictures, require_there
 
 HELP = """\
 /image PATH   show a picture with the next question (several paths, or dir/*.png: several pictures)
@@ -77,8 +74,8 @@ def next_line(dialogue: Dialogue, attended: bool) -> str:
     shown = f"[{count} picture{'s' * (count != 1)}] " if count else ""
     try:
         if sys.stdout.isatty():
-            return input(f"{shown}> ").strip()
-        # ``input`` would write its prompt among the answers.
+            return typed(f"{shown}> ").strip()
+        # ``typed`` would write its prompt among the answers.
         print(f"{shown}> ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip()
     except EOFError:
@@ -106,6 +103,8 @@ def obey(line: str, dialogue: Dialogue) -> None:
         note("started again")
     elif command == "/help":
         note(HELP)
+    elif PICTURE_ENDING.search(command):
+        raise UserError(f"{command} is a picture: /image {command} adds it, and then comes the question")
     else:
         raise UserError(f"there is no command {command}; /help lists them (a question can't start with a slash)")
 
@@ -118,7 +117,10 @@ def _paths(text: str) -> list[str]:
     """
     if not text:
         raise UserError("/image needs the path of a picture: /image photo.jpg")
-    return [path for word in split_paths(text) for path in _matches(word)]
+    words = split_paths(text)
+    if len(words) > 1 and not os.path.exists(words[0]) and not any(map(PICTURE_ENDING.search, words[:-1])):
+        require_there(text)  # one name with spaces in it
+    return [path for word in words for path in _matches(word)]
 
 
 def split_paths(line: str) -> list[str]:
@@ -150,6 +152,8 @@ def _refuse_pictures(line: str) -> None:
     Raises:
         UserError: it is.
     """
+    if line.partition(" ")[0] == "/image":
+        return
     if missing := missing_pictures(split_paths(line)):
         raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
     if _is_pictures(line):

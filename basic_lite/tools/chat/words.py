@@ -10,16 +10,19 @@ from basic_lite.choices import mend_of_missing
 from basic_lite.console import command_line
 from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
+from basic_lite.recipe.rules import sources_in
+from basic_lite.training.bundle_files import look_at_bundle
 
 PICTURE_ENDING = re.compile(rf"({'|'.join(map(re.escape, PICTURE_ENDINGS))})$", re.IGNORECASE)
 _ANY_ENDING = re.compile(r"\.\w{2,5}$")
 
 
-def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], str | None]:
+def split_words(words: Sequence[str], question: str | None, run: str = "") -> tuple[list[str], str | None]:
     """The names of pictures, and the question.
 
     Args:
         question: the value of ``--question``; then all words are pictures.
+        run: that is asked, as for ``require_there``.
 
     Raises:
         UserError: a name with spaces has no quotes, the order is wrong, the question is empty, or a picture is missing.
@@ -34,12 +37,15 @@ def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], 
         _check_order(words, question)
     for word in words:
         if PICTURE_ENDING.search(word):
-            require_there(word)
+            require_there(word, run)
     return words, question
 
 
-def require_there(name: str | Path) -> None:
+def require_there(name: str | Path, run: str = "") -> None:
     """Refuse the name of a picture where nothing is.
+
+    Args:
+        run: whose own pictures may be meant.
 
     Raises:
         UserError: nothing is there.
@@ -53,7 +59,22 @@ def require_there(name: str | Path) -> None:
         parts = str(name).split()
         several = len(parts) > 1 and all(map(os.path.exists, parts))
         apart = "these are several in one pair of quotes: quote each on its own" if several else ""
-        raise UserError(f"there is no picture {name}; {apart or mend_of_missing(path) or 'correct its path'}")
+        raise UserError(
+            f"there is no picture {name}; {apart or _of_run(run, path) or mend_of_missing(path) or 'correct its path'}"
+        )
+
+
+def _of_run(run: str, name: Path) -> str:
+    """`did you mean PATH?` for a picture of a run's own data; empty: it has none of that name, or is no run."""
+    try:
+        data = look_at_bundle(Path(run).expanduser()).recipe.data if run else None
+    except UserError:
+        return ""
+    for source in [*sources_in(data.train), *sources_in(data.eval)] if data is not None else []:
+        path = Path(source.image_dir or source.folder or Path(source.path or "").parent, name).expanduser()
+        if os.path.exists(path):
+            return f"did you mean {path.as_posix()}?"
+    return ""
 
 
 def _check_spaces(words: Sequence[str], question: str | None) -> None:

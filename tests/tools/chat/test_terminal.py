@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,51 @@ def test_a_dropped_picture_is_not_asked(talk: Any, images: Path, tmp_path: Path)
     parrot = Parrot()
     talk(parrot, f"is {spaced} red ?")
     assert len(parrot.asked) == 1
+
+
+def test_a_name_with_spaces_or_a_quote(
+    talk: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quote of an existing one, and the words of a missing one, were taken for a mistake of another kind."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(images / "0.png", "my cat's.png")
+    parrot = Parrot()
+    _, err = talk(parrot, "/image my cat's.png", "one", "/image my cats.png")
+    assert [one.name for one in parrot.asked[0][0].pictures] == ["my cat's.png"]
+    assert "error: there is no picture my cats.png; did you mean my cat's.png?" in err and err.count("error") == 1
+
+
+def test_a_picture_before_its_question_is_told_the_order(talk: Any, images: Path) -> None:
+    parrot, picture = Parrot(), images / "0.png"
+    _, err = talk(parrot, f"{picture} what is it ?")
+    assert f"{picture} is a picture: /image {picture} adds it, and then comes the question" in err and not parrot.asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its terminals are others")
+def test_a_pasted_text_is_one_question_with_its_empty_lines() -> None:
+    """An empty line ended the conversation, and the shell ran what came after it."""
+    import pty
+
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("libedit knows no pasted text")
+    terminal, screen = pty.openpty()
+    program = "from basic_lite.tools.chat.keyboard import typed; print(repr(typed('> ')))"
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=screen, stdout=screen, stderr=screen, env=environment
+    ) as process:
+        said = b""
+        while b"> " not in said:
+            said += os.read(terminal, 1000)
+        # A terminal marks what is pasted where it was asked to.
+        begin, end = (b"\x1b[200~", b"\x1b[201~") if b"\x1b[?2004h" in said else (b"", b"")
+        os.write(terminal, begin + b"one\n\ntwo" + end + b"\r")
+        process.wait(60)
+        said += os.read(terminal, 10_000)
+    os.close(terminal)
+    os.close(screen)
+    assert b"'one\\n\\ntwo'" in said
 
 
 def test_a_mistyped_picture_is_not_asked(talk: Any, images: Path) -> None:
