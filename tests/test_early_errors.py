@@ -24,6 +24,7 @@ REFUSED = {
     "chat runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "chat runs/photos missing.jpg why": "there is no picture missing.jpg; correct its path",
     "chat runs/done p00.png why": "there is no picture p00.png; did you mean photos/p00.png?",
+    "chat runs/done p0.png why": "there is no picture p0.png; did you mean photos/p00.png?",
     "chat runs/photos p00.png why": "there is no picture p00.png; correct its path",  # its bundle can't be read
     "inspect runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
     "report runs/photo": "runs/photo is no run folder; did you mean runs/photos?",

@@ -66,7 +66,8 @@ def picture(name: str | Path) -> ImageRef:
         )
     require_there(name)
     if path.is_dir():
-        raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*.jpg'}")
+        ending = next((one.suffix for one in sorted(path.iterdir()) if PICTURE_ENDING.search(one.name)), ".jpg")
+        raise UserError(f"{name} is a folder; name pictures in it, as in {path / '*'}{ending}")
     image = ImageRef.of_file(path)
     require_picture(image, str(name))
     return image

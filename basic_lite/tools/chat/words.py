@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from basic_lite.choices import mend_of_missing
+from basic_lite.choices import meant_beside, mend_of_missing
 from basic_lite.console import command_line
 from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
@@ -59,22 +59,19 @@ def require_there(name: str | Path, run: str = "") -> None:
         parts = str(name).split()
         several = len(parts) > 1 and all(map(os.path.exists, parts))
         apart = "these are several in one pair of quotes: quote each on its own" if several else ""
-        raise UserError(
-            f"there is no picture {name}; {apart or _of_run(run, path) or mend_of_missing(path) or 'correct its path'}"
-        )
+        raise UserError(f"there is no picture {name}; {apart or _meant(path, run) or 'correct its path'}")
 
 
-def _of_run(run: str, name: Path) -> str:
-    """`did you mean PATH?` for a picture of a run's own data; empty: it has none of that name, or is no run."""
+def _meant(name: Path, run: str) -> str:
+    """`did you mean PATH?` for the name of a picture; empty: none is near. One of a run's own data needs no folder."""
     try:
         data = look_at_bundle(Path(run).expanduser()).recipe.data if run else None
-    except UserError:
-        return ""
-    for source in [*sources_in(data.train), *sources_in(data.eval)] if data is not None else []:
-        path = Path(source.image_dir or source.folder or Path(source.path or "").parent, name).expanduser()
-        if os.path.exists(path):
-            return f"did you mean {path.as_posix()}?"
-    return ""
+    except UserError:  # no run
+        data = None
+    sources = [*sources_in(data.train), *sources_in(data.eval)] if data is not None else []
+    own = [Path(one.image_dir or one.folder or Path(one.path or "").parent, name).expanduser() for one in sources]
+    found = next((f"did you mean {path.as_posix()}?" for path in own if os.path.exists(path)), "")
+    return found or mend_of_missing(name) or next(filter(None, map(meant_beside, own)), "")
 
 
 def _check_spaces(words: Sequence[str], question: str | None) -> None:

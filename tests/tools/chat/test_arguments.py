@@ -58,7 +58,7 @@ def test_words(words: list[str], option: str | None, pictures: list[str], questi
         (["a.png", "the", "image."], "describe", r'in quotes: a\.png --question "describe the image\."$'),
         (["a.png", "what is it?"], "what", r"no picture what is it\?"),
         (["holiday.heic"], None, "no picture holiday.heic"),
-        (["folder"], None, r"folder is a folder; name pictures in it, as in folder/\*\.jpg"),
+        (["folder"], None, r"folder is a folder; name pictures in it, as in folder/\*\.png$"),
         (["my", "cat.jpg", "what", "is", "it"], None, r'name with spaces in quotes: "my cat\.jpg" "what is it"$'),
         (["a.png", "my", "cat.jpg"], None, r'name with spaces in quotes: a\.png "my cat\.jpg"$'),
         (["my", "cat.jpg"], "what?", r'name with spaces in quotes: "my cat\.jpg" --question "what\?"$'),
