@@ -25,12 +25,13 @@ from basic_lite.rehearsal.outlook import elsewhere, product_dtype, seconds_on, w
 from basic_lite.sizes import size_text
 from basic_lite.tools.dry_run import tell_without_gpu
 from basic_lite.tools.export.command import exported_from, no_room
+from basic_lite.tools.runs import is_running
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
 from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
-from basic_lite.training.run_folder import RunFolder, require_same_data, try_writing
+from basic_lite.training.run_folder import RunFolder, in_use, require_same_data, try_writing
 from basic_lite.training.stage import look_at_stage
 from basic_lite.training.start import find_origin
 
@@ -131,6 +132,8 @@ def _look(
         awaited: the projector that it begins with isn't there yet.
     """
     recipe, folder = look_at_stage(recipe, say)
+    if is_running(folder.path):
+        raise in_use(folder.path)
     if not folder.finished:
         require_inputs(recipe, earlier=folder.checkpoint is None and not awaited)
     frontend = load_frontend(recipe.model)

@@ -167,6 +167,13 @@ def kept_place(run: Path) -> Path:
     return next(place for n in itertools.count(1) if not os.path.lexists(place := run / f"{KEPT}{n}"))
 
 
+def in_use(path: Path) -> UserError:
+    """The error for a run folder that another process trains in."""
+    return UserError(
+        f"another process trains in {path} now. Wait until it ends, or choose another folder with name=… or output=…"
+    )
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Own a run folder. The lock goes with the process, however that ends.
@@ -178,10 +185,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)  # `basic-lite runs` holds it for a moment to see who does
     except Timeout as error:
-        raise UserError(
-            f"another process trains in {path} now. "
-            "Wait until it ends, or choose another folder with name=… or output=…"
-        ) from error
+        raise in_use(path) from error
     except OSError as error:  # some network disks have no locks
         raise UserError(
             f"{path} can't be locked against other processes ({error.strerror or error}); "

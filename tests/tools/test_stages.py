@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import LlavaForConditionalGeneration
 
 import basic_lite.tools.stages as stages
@@ -26,6 +27,7 @@ from basic_lite.recipe.sequence import load_sequence
 from basic_lite.sizes import size_text
 from basic_lite.tools.export.folder import open_source
 from basic_lite.tools.stages import look_ahead
+from basic_lite.training.places import LOCK
 from basic_lite.training.run_folder import RunFolder
 from basic_lite.training.step import TrainStep
 from tests.support.marks import rest_long
@@ -169,6 +171,14 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(here: Path,
         code, _, err = command(*words, *dry_run)
         assert code == 2 and re.search(says, err), err
     assert sorted(path.name for path in Path("runs").iterdir()) == ["taken"]
+
+
+def test_a_stage_that_another_process_trains_is_refused_before_the_first(here: Path) -> None:
+    """It was told after all checks, and of a later stage when the first one had been trained."""
+    (here / "runs" / "second").mkdir(parents=True)
+    says = r"recipe 1 \(second\) would be refused: another process trains in runs/second now"
+    with FileLock(here / "runs" / "second" / LOCK), pytest.raises(UserError, match=says):
+        look_ahead(load_sequence(["two.yaml"], print), None, console=quiet())
 
 
 @pytest.mark.long
