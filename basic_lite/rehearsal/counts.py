@@ -111,15 +111,16 @@ class MicroBatchTime:
 
     @cached_property
     def _counted(self) -> list[list[_Operations]]:
-        """For each of ``COUNTED_SAMPLES``: operations of all, of a layer's backward when it runs again, of its forward.
+        """For each of ``COUNTED_SAMPLES``: operations of all, of a layer's forward, of its backward, of both.
 
+        A layer that runs again stops at the last tensor that its backward needs, so "both" is less than their sum.
         The tower runs in the first rehearsal of a size alone.
         """
         found = []
         for samples in COUNTED_SAMPLES:
             shape = replace(self.shape, samples=samples, accumulation=2)
             kept, again = (_count(self._model, shape, recomputed=count) for count in (0, 1))
-            found.append([sum(kept.values(), Counter()), again[BACKWARD], kept[FORWARD]])
+            found.append([sum(kept.values(), Counter()), kept[FORWARD], kept[BACKWARD], again[BACKWARD]])
         return found
 
     @cached_property
@@ -134,8 +135,11 @@ class MicroBatchTime:
     def _parts(self, card: Card) -> list[NDArray[np.float64]]:
         """For each of ``COUNTED_SAMPLES`` [3, 2]: seconds of all but the layers, of one, of running one again."""
         if card not in self._on:
-            seconds = [[operations_seconds(operations, card) for operations in three] for three in self._counted]
-            self._on[card] = [np.stack([whole - layer, layer, forward]) for whole, layer, forward in seconds]
+            seconds = [[operations_seconds(operations, card) for operations in four] for four in self._counted]
+            self._on[card] = [
+                np.stack([whole - forward - backward, forward + backward, again - backward])
+                for whole, forward, backward, again in seconds
+            ]
         return self._on[card]
 
     def seconds(self, plan: Plan, card: Card) -> float:
