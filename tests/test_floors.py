@@ -25,7 +25,7 @@ FLOORS = (
     ("recipe",),
     (
         "kernels", "endings", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
-        "whole_file", "wrapping", "resampling", "intervals", "cores", "to_device",
+        "whole_file", "wrapping", "resampling", "intervals", "cores", "to_device", "unspaced",
     ),
 )  # fmt: skip
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

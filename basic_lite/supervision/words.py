@@ -1,19 +1,8 @@
 """Token ids as words, so that the refinement curve can compare visual tokens with a text."""
 
-import re
-
 from transformers import PreTrainedTokenizerBase
 
-# The first character of scripts that are written without spaces (CJK and beyond): in them one letter can be a word.
-UNSPACED = "\u2e80"
-# Korean has spaces.
-_LETTER = rf"{UNSPACED}-\uabff\uf900-\U0010ffff"
-_WORDS = re.compile(rf"[{_LETTER}]|[^\s{_LETTER}]+")
-
-
-def word_count(text: str) -> int:
-    """Words of a text; of scripts that are written without spaces each letter is one."""
-    return len(_WORDS.findall(text))
+from basic_lite.unspaced import UNSPACED
 
 
 class Words:

@@ -15,8 +15,8 @@ from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, MetricName
 from basic_lite.scoring.prediction import Prediction
-from basic_lite.supervision.words import word_count
 from basic_lite.tools.predictions import require_free, require_writable, write_predictions
+from basic_lite.unspaced import word_count
 
 ALL = "all"
 # With fewer answers than this it is said that they are few.

@@ -4,7 +4,7 @@ import re
 
 from rich.cells import cell_len
 
-from basic_lite.supervision.words import UNSPACED
+from basic_lite.unspaced import UNSPACED
 
 # A line may break at each character of a script that is written without spaces.
 _UNITS = re.compile(rf"\n|[^\S\n]+|[{UNSPACED}-\U0010ffff]|[^\s{UNSPACED}-\U0010ffff]+")

@@ -11,7 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from basic_lite.errors import enough_memory
-from basic_lite.supervision.words import UNSPACED
+from basic_lite.unspaced import UNSPACED
 
 THREAD = "reply"
 """Name of the thread that generates."""

@@ -15,7 +15,7 @@ from basic_lite.data.sources import load_records
 from basic_lite.data.turns import is_turns
 from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.recipe.schema import SourceSection
-from basic_lite.supervision.words import word_count
+from basic_lite.unspaced import word_count
 
 # Records that are looked at to tell the format.
 _LOOKED_AT = 200
