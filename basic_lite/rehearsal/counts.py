@@ -6,7 +6,7 @@ it takes is the same in each plan, and ``cost.basic_products`` has it.
 """
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +33,7 @@ COUNTED_SAMPLES = (1, 4)
 
 _Operations: TypeAlias = Counter[tuple[float, float]]
 # Where an operation is: in a decoder layer's forward; in its backward, with what it runs again for that; or elsewhere.
-PLACES = FORWARD, BACKWARD, REST = "forward", "backward", "rest"
+FORWARD, BACKWARD, REST = "forward", "backward", "rest"
 
 aten = torch.ops.aten
 # These start no kernel.
@@ -48,7 +48,7 @@ class Counts:
     """Operations by (floating-point operations, bytes), and how many there are of each, by place."""
 
     def __init__(self) -> None:
-        self.of: dict[str, _Operations] = {place: Counter() for place in PLACES}
+        self.of: dict[str, _Operations] = defaultdict(Counter)
         self.place = REST
 
     def __call__(self, func: Any, given: Any, out: Any) -> None:

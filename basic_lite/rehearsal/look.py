@@ -13,7 +13,7 @@ from torch import Tensor
 
 from basic_lite.recipe.rules import evaluates
 from basic_lite.recipe.schema import Recipe
-from basic_lite.rehearsal.ledger import HOST, Ledger, fake_like
+from basic_lite.rehearsal.ledger import HOST, Ledger, fake
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import leaves_open, scores_decide
 from basic_lite.supervision.health import HealthMeter
@@ -83,7 +83,7 @@ def rehearse_look(
         meter = _FewPlaces(len(parts.layers) + 2, 1.0)
         earlier = max(0, total - samples) // 2 * keeps
         shape = (earlier, len(parts.layers), patches, parts.embeddings.weight.shape[1])
-        kept = [] if cuda else [fake_like(ledger, parts.embeddings.weight.new_empty(shape, device="meta"), LOOK)]
+        kept = [] if cuda else [fake(ledger, shape, parts.embeddings.weight.dtype, LOOK)]
         _, states = nearest_by_place(supervision, batch, layout, meter, each_layer=True)
         if keeps and not cuda:
             kept += [layers_on_host(supervision, rows) for rows in states[1::2]]

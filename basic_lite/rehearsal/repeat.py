@@ -244,7 +244,7 @@ def few_positions(capture_layer: Callable[..., Tensor], ledger: Ledger) -> Calla
         def run() -> None:
             capture_layer(*given, weight, few)
 
-        ledger.once(("share", *sizes_of(*given), few is None, few is None or few.massive is None), run)
+        ledger.once(("share", *sizes_of(*given, *([] if few is None else vars(few).values()))), run)
         return acc
 
     return shortened

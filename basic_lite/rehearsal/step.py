@@ -17,7 +17,7 @@ from basic_lite.recipe.rules import recomputed_layers
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape, longest_batch
 from basic_lite.rehearsal.build import TaggedActivations, fake_model
-from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake_like
+from basic_lite.rehearsal.ledger import HOST, REAL_BYTES, Ledger, fake, fake_like
 from basic_lite.rehearsal.look import Look, look_is_made, rehearse_look, samples_at_once
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.optimizer import optimizer_state
@@ -221,8 +221,8 @@ class Rehearser:
         inputs = longest_batch(self.frontend, shape)
         self.ledger.real_bytes = max(REAL_BYTES, 2 * inputs["input_ids"].nbytes)
         size = self.frontend.config.vision_config.image_size
-        pixels = torch.empty(shape.samples * shape.images, 3, size, size, device="meta")
-        inputs["pixel_values"] = fake_like(self.ledger, pixels, BATCH)
+        pixels = shape.samples * shape.images, 3, size, size
+        inputs["pixel_values"] = fake(self.ledger, pixels, torch.float32, BATCH)
         for tensor in inputs.values():
             self.ledger.enter(tensor, BATCH)
         return inputs
