@@ -5,7 +5,7 @@ And what makes a path that isn't there, where a command of this program does.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -40,7 +40,6 @@ _OTHER_NAMES = {
     "convert": "export",
     "merge": "export",
 }
-
 
 _NUMBER = re.compile(r"[0-9]+")
 # Where `basic-lite demo` works, and what of it people name.
@@ -165,20 +164,20 @@ def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     except OSError:
         return ""
     names = {name.lower(): name for name in beside if not name.startswith(".")}
-    near = _nearest(wrong.name.lower(), get_close_matches(wrong.name.lower(), names, len(names) or 1))
+    near = _nearest(wrong.name.lower(), names)
     return f"did you mean {(wrong.parent / names[near] / rest).as_posix()}?" if near else ""
 
 
-def _nearest(word: str, near: Sequence[str]) -> str | None:
-    """Of names like a word, from the likest on, the first; of numbered ones, as ``img_7.jpg``, the nearest number.
+def _nearest(word: str, names: Collection[str]) -> str | None:
+    """The name that is spelled most like a word; of those that differ in numbers alone, the one of the nearest number.
 
-    By its letters alone ``img_20.jpg`` would be as near to ``img_0.jpg`` as ``img_00.jpg`` is, and nearer than
-    ``img_1.jpg``.
+    By its letters ``img_20.jpg`` would be nearer to ``img_0.jpg`` than ``img_1.jpg`` is.
     """
-    shape, numbers = _NUMBER.sub("#", word), [int(digits) for digits in _NUMBER.findall(word)]
+    near = get_close_matches(word, names, len(names) or 1)
 
     def distance(name: str) -> int:
-        return sum(abs(int(digits) - number) for digits, number in zip(_NUMBER.findall(name), numbers, strict=True))
+        pairs = zip(_NUMBER.findall(name), _NUMBER.findall(word), strict=True)
+        return sum(abs(int(one) - int(other)) for one, other in pairs)
 
-    numbered = [name for name in near if numbers and _NUMBER.sub("#", name) == shape]
-    return min(numbered, key=distance) if numbered else next(iter(near), None)
+    numbered = [name for name in near if _NUMBER.split(name) == _NUMBER.split(word)]
+    return min(numbered, key=distance, default=next(iter(near), None))

@@ -72,6 +72,7 @@ def test_a_pattern_that_the_shell_wrote_out_is_one_error(tmp_path: Path) -> None
         (["bild_00", "bild_01", "bild_10", "bild_20"], "bild_0", "bild_00"),
         (["cat.1", "cat.30", "cats"], "cat.29", "cat.30"),
         (["cat", "dog_20"], "cat0", "cat"),
+        (["cat##"], "cat#1", "cat##"),
     ],
 )
 def test_of_numbered_names_the_nearest_number_was_meant(
