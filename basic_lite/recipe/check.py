@@ -30,7 +30,7 @@ _SWITCHES: dict[KeyPath, str] = {
 # Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # A number with something behind it, or with commas at its thousands.
-_NUMBER_AND_MORE = re.compile(r"(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:[.,]\d+)?)\s*(?P<unit>[^\d\s]*)")
+_NUMBER_AND_MORE = re.compile(r"(?:(?P<thousands>\d{1,3}(?:,\d{3})+)|(?P<number>\d+(?:[.,]\d+)?))\s*(?P<unit>[^\d\s]*)")
 _UNITS = {"%": 0.01, "k": 1_000, "m": 1_000_000}
 # Unknown keys of a section that are told one by one.
 _SHOWN = 20
@@ -162,9 +162,8 @@ def _switch(value: Any, path: KeyPath) -> str:
 
 
 def _number_in(parts: re.Match[str], *, whole: bool) -> int | float:
-    """The number that a text has, if need be the whole one below it; with the units that are no matter of opinion."""
-    digits = parts["number"]
-    digits = digits.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", digits) else digits.replace(",", ".")
+    """The number of a match of ``_NUMBER_AND_MORE``, rounded down to a whole one if need be."""
+    digits = parts["thousands"].replace(",", "") if parts["thousands"] else parts["number"].replace(",", ".")
     number = float(digits) * _UNITS.get(parts["unit"].lower(), 1)
     return int(number) if whole else number
 

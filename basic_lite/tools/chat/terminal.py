@@ -147,23 +147,18 @@ def _matches(word: str) -> list[str]:
 
 
 def _refuse_pictures(line: str) -> None:
-    """Refuse a line that is nothing but pictures, there or not.
+    """Refuse a line that is nothing but pictures, there or not: someone dropped them here.
 
     Raises:
         UserError: it is.
     """
     if line.partition(" ")[0] == "/image":
         return
-    if missing := missing_pictures(split_paths(line)):
-        raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
-    if _is_pictures(line):
-        raise UserError(f"that is a picture; /image {line} adds it to the next question")
-
-
-def _is_pictures(line: str) -> bool:
-    """Whether a line is nothing but pictures that exist: someone dropped them here."""
     words = split_paths(line)
-    return all(os.path.isfile(os.path.expanduser(word)) and is_picture(word) for word in words)
+    if missing := missing_pictures(words):
+        raise UserError(f"there is no picture {missing[0]}; correct its path, and write /image before it")
+    if all(os.path.isfile(os.path.expanduser(word)) and is_picture(word) for word in words):
+        raise UserError(f"that is a picture; /image {line} adds it to the next question")
 
 
 def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None:
