@@ -14,7 +14,7 @@ from basic_lite.outside import read_file
 if sys.platform == "linux":
     import resource
 
-# The process's own, in pages: first its addresses.
+# Sizes of this process in pages, that of its address space first.
 _SIZES = Path("/proc/self/statm")
 
 
@@ -71,23 +71,20 @@ def at_most(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def at_most_bytes(count: int) -> Iterator[None]:
-    """Around code of the main thread that may ask for any amount of memory; on Linux alone it is held to one.
+    """Around code that may ask for any amount of memory. Only on Linux, and only in the main thread, there is a limit.
 
-    To begin takes some system calls. The limit is the process's, so ``count`` leaves room for what other threads take
-    meanwhile.
+    The limit is the process's, so ``count`` must leave room for what other threads take meanwhile.
 
     Raises:
-        MemoryError: the process would have got more than ``count`` bytes of addresses beyond those that it has.
+        MemoryError: the process's address space would have grown by more than ``count`` bytes.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = int(read_file(_SIZES).split()[0]) * resource.getpagesize() + count
-    if before[0] != resource.RLIM_INFINITY:
-        most = min(most, before[0])
-    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
