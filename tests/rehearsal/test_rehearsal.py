@@ -354,15 +354,19 @@ def test_what_runs_once_is_counted_each_time() -> None:
 
     def run() -> tuple[Tensor, Tensor]:
         calls.append(1)
+        own = torch.ones(2048)
         with ledger.scope("inner"):
             scratch = torch.ones(4096) * 2
-        kept = scratch[:1024] + 1
+        kept = scratch[:1024] + own[:1024]
         return kept, kept[512:]
 
     found = []
     for once in (False, True):
         ledger, calls[:] = Ledger(), []
         with ledger:
+            with ledger.scope("second"):
+                other = torch.ones(100)
+            ledger.reset_peak()
             for size, tag in ((0, "first"), (10_000, "first"), (100_000, "second")):
                 with ledger.scope(tag):
                     before = torch.ones(size)
@@ -370,6 +374,7 @@ def test_what_runs_once_is_counted_each_time() -> None:
                     assert kept.shape == (1024,) and part.untyped_storage()._cdata == kept.untyped_storage()._cdata
                     found.append((ledger.live, ledger.peak, ledger.at_peak, dict(ledger.most), dict(ledger.by_tag)))
                     del before, kept, part
+            del other
         assert len(calls) == (2 if once else 3) and ledger.live == 0
     assert found[:3] == found[3:]
 
