@@ -10,7 +10,7 @@ import pytest
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.problems import TemplateRefused
-from basic_lite.data.time_limit import TookTooLong, at_most
+from basic_lite.data.time_limit import TookTooLong, at_most, at_most_bytes
 from basic_lite.errors import UserError
 from tests.support.data import CHATML, N, image_id, record, tokenizer
 
@@ -100,6 +100,24 @@ def test_a_template_that_fills_the_memory_unseen(filling: str, monkeypatch: pyte
     finally:
         made.chat_template = before
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there memory is held to an amount")
+def test_ctrl_c_leaves_no_limit_of_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came between the limit and what takes it back."""
+    limits, limit = resource.getrlimit(resource.RLIMIT_AS), resource.setrlimit
+
+    def pressed(what: int, limits: tuple[int, int]) -> None:
+        limit(what, limits)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resource, "setrlimit", pressed)
+    with pytest.raises(KeyboardInterrupt), at_most_bytes(2**30):
+        pass
+    found = resource.getrlimit(resource.RLIMIT_AS)
+    limit(resource.RLIMIT_AS, limits)
+    assert found == limits
 
 
 def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch) -> None:
