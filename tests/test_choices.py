@@ -73,6 +73,7 @@ def test_a_pattern_that_the_shell_wrote_out_is_one_error(tmp_path: Path) -> None
         (["cat.1", "cat.30", "cats"], "cat.29", "cat.30"),
         (["cat", "dog_20"], "cat0", "cat"),
         (["cat##"], "cat#1", "cat##"),
+        (["bild_#"], "bild_1", "bild_#"),
     ],
 )
 def test_of_numbered_names_the_nearest_number_was_meant(
@@ -82,3 +83,9 @@ def test_of_numbered_names_the_nearest_number_was_meant(
     for name in there:
         (tmp_path / f"{name}.jpg").touch()
     assert meant_beside(tmp_path / f"{typed}.jpg") == f"did you mean {(tmp_path / meant_name).as_posix()}.jpg?"
+
+
+def test_a_number_that_is_longer_than_any_name_is_near_to_none(tmp_path: Path) -> None:
+    """Python refuses to read so many digits."""
+    (tmp_path / "1").touch()
+    assert meant_beside(tmp_path / ("1" * 5000)) == ""

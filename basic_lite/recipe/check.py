@@ -6,6 +6,7 @@ import re
 import shlex
 import types
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -30,8 +31,10 @@ _SWITCHES: dict[KeyPath, str] = {
 # Such as 3,5 and 1,5e-4. What 1,000 means isn't known: one, or a thousand.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # A number with something behind it, or with commas at its thousands.
-_NUMBER_AND_MORE = re.compile(r"(?:(?P<thousands>\d{1,3}(?:,\d{3})+)|(?P<number>\d+(?:[.,]\d+)?))\s*(?P<unit>[^\d\s]*)")
-_UNITS = {"%": 0.01, "k": 1_000, "m": 1_000_000}
+_NUMBER_AND_MORE = re.compile(
+    r"(?:(?P<thousands>\d{1,3}(?:,\d{3}){1,5})|(?P<number>\d{1,15}(?:[.,]\d{1,15})?))\s*(?P<unit>[^\d\s]*)"
+)
+_UNITS = {"%": Decimal("0.01"), "k": Decimal(1_000), "m": Decimal(1_000_000)}
 # Unknown keys of a section that are told one by one.
 _SHOWN = 20
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -132,7 +135,7 @@ class Checker:
         if isinstance(value, bool) and bool not in members:
             return self.report(path, message + _mend(value, members, texts_allowed, path))
         if isinstance(value, float) and float not in members:
-            whole = f"; write {int(value)}" if math.isfinite(value) and int in members else ""
+            whole = f"; write {int(value)}" if math.isfinite(value) and int in members and abs(value) >= 1 else ""
             return self.report(path, message + whole)
         for text in texts_in(value):
             if problem := text_problem(_last_name(path), text):
@@ -164,8 +167,8 @@ def _switch(value: Any, path: KeyPath) -> str:
 def _number_in(parts: re.Match[str], *, whole: bool) -> int | float:
     """The number of a match of ``_NUMBER_AND_MORE``, rounded down to a whole one if need be."""
     digits = parts["thousands"].replace(",", "") if parts["thousands"] else parts["number"].replace(",", ".")
-    number = float(digits) * _UNITS.get(parts["unit"].lower(), 1)
-    return int(number) if whole else number
+    number = Decimal(digits) * _UNITS.get(parts["unit"].lower(), 1)
+    return int(number) if whole else float(number)
 
 
 def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> str:
@@ -185,8 +188,9 @@ def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> st
             return f"; write {number}, without quotes, spaces or underscores"
         if float in members and _DECIMAL_COMMA.fullmatch(value):
             return f"; write {value.replace(',', '.')}, with a point"
-        if {int, float} & set(members) and (parts := _NUMBER_AND_MORE.fullmatch(value.strip())):
-            return f"; write a number alone, such as {_number_in(parts, whole=float not in members)}"
+        parts = _NUMBER_AND_MORE.fullmatch(value.strip()) if {int, float} & set(members) else None
+        if parts is not None and (alone := _number_in(parts, whole=float not in members)):
+            return f"; write a number alone, such as {alone}"
         lists = any(get_origin(option) is list for option in members)
         if lists and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
             return f"; write [{value}], in brackets"

@@ -155,6 +155,9 @@ kernels: triton
         ("training.keep", "2GB", ", found the text '2GB'; write a number alone, such as 2"),
         ("training.keep", "2.5", ", found the number 2.5; write 2"),
         ("data.held_out", "5%", ", found the text '5%'; write a number alone, such as 0.05"),
+        pytest.param("training.epochs", "9" * 400 + "k", "found the text '999", id="400 digits"),
+        pytest.param("training.max_steps", "9" * 400 + "k", "found the text '999", id="400 digits of a whole number"),
+        ("data.held_out", "0.7%", "; write a number alone, such as 0.007"),
         ("lora.dropout", "1", "expected a number of at least 0 and less than 1, found the number 1"),
         ("lora.targets", "q_proj", "expected all-linear or a list, each entry text, found the text 'q_proj'"),
         ("model.llm", "{a: 1}", "expected text, found keys (a)"),
@@ -182,6 +185,12 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
     line = problem(tmp_path, GOOD, f"{key}={value}")
     assert line.startswith(f"command line: {key}: ")
     assert says in line
+
+
+@pytest.mark.parametrize(("key", "value"), [("training.max_steps", "5%"), ("training.micro_batch", "0.5")])
+def test_for_a_part_of_one_no_whole_number_is_named(tmp_path: Path, key: str, value: str) -> None:
+    """It was told to write 0, which is refused."""
+    assert "write" not in problem(tmp_path, GOOD, f"{key}={value}")
 
 
 @pytest.mark.parametrize("written", ["null", "~"])
