@@ -10,5 +10,5 @@ _WORDS = re.compile(rf"[{_LETTER}]|[^\s{_LETTER}]+")
 
 
 def word_count(text: str) -> int:
-    """Words of a text; of scripts that are written without spaces each letter is one."""
+    """Words of a text; of Chinese and Japanese, which have no spaces, each letter or sign is one."""
     return len(_WORDS.findall(text))
