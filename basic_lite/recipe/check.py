@@ -6,6 +6,7 @@ import re
 import shlex
 import types
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -32,7 +33,9 @@ _SWITCHES: dict[KeyPath, str] = {
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,\d{1,2})(?:e[+-]?\d+)?", re.IGNORECASE)
 # A number with something behind it, or with commas at its thousands.
 _NUMBER_AND_MORE = re.compile(
-    r"(?:(?P<thousands>\d{1,3}(?:,\d{3}){1,5})|(?P<number>\d{1,15}(?:[.,]\d{1,15})?))\s*(?P<unit>[^\d\s]*)"
+    r"(?:(?P<thousands>\d{1,3}(?:,\d{3}){1,5})|(?P<number>\d{1,15}(?:[.,]\d{1,15})?(?:e[+-]?\d{1,2})?))\s*"
+    r"(?P<unit>[^\d\s]*)",
+    re.IGNORECASE,
 )
 _UNITS = {"%": Decimal("0.01"), "k": Decimal(1_000), "m": Decimal(1_000_000)}
 # Unknown keys of a section that are told one by one.
@@ -131,22 +134,22 @@ class Checker:
             return self.report(path, "expected text, found an empty text; write null, or leave the key out")
         found = plain(list(value) if isinstance(value, tuple) else value)
         message = f"expected {wanted(annotation, metadata)}, found {found}"
-        # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
-        if isinstance(value, bool) and bool not in members:
-            return self.report(path, message + _mend(value, members, texts_allowed, path))
-        if isinstance(value, float) and float not in members:
-            whole = f"; write {int(value)}" if math.isfinite(value) and int in members and abs(value) >= 1 else ""
-            return self.report(path, message + whole)
-        for text in texts_in(value):
-            if problem := text_problem(_last_name(path), text):
-                return self.report(path, f"{plain(text)} {problem}")
         adapter: TypeAdapter[Any] = TypeAdapter(
             Annotated[annotation, *metadata] if metadata else annotation, config=_STRICT
         )
+        # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
+        if isinstance(value, bool) and bool not in members:
+            return self.report(path, message + _mend(value, adapter, members, texts_allowed, path))
+        if isinstance(value, float) and float not in members:
+            whole = [(int(value), f"; write {int(value)}")] if math.isfinite(value) and int in members else []
+            return self.report(path, message + _first_taken(whole, adapter))
+        for text in texts_in(value):
+            if problem := text_problem(_last_name(path), text):
+                return self.report(path, f"{plain(text)} {problem}")
         try:
             return adapter.validate_python(value)
         except ValidationError:
-            return self.report(path, message + _mend(value, members, texts_allowed, path))
+            return self.report(path, message + _mend(value, adapter, members, texts_allowed, path))
 
 
 def _last_name(path: KeyPath) -> str:
@@ -171,7 +174,31 @@ def _number_in(parts: re.Match[str], *, whole: bool) -> int | float:
     return int(number) if whole else float(number)
 
 
-def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> str:
+def _number_meant(text: str, members: list[Any], adapter: TypeAdapter[Any]) -> str:
+    """The hint of which number a text was to be, of those that the key takes; empty if the text is none."""
+    hints: list[tuple[Any, str]] = []
+    number = read_scalar(text.strip(" \t'\"").replace("_", ""))
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        hints.append((number, f"; write {number}, without quotes, spaces or underscores"))
+    if float in members and _DECIMAL_COMMA.fullmatch(text):
+        point = text.replace(",", ".")
+        hints.append((float(point), f"; write {point}, with a point"))
+    if parts := _NUMBER_AND_MORE.fullmatch(text.strip()):
+        number = _number_in(parts, whole=float not in members)
+        hints.append((number, f"; write a number alone, such as {number}"))
+    return _first_taken(hints, adapter) or ("; write a number alone" if hints else "")
+
+
+def _first_taken(hints: list[tuple[Any, str]], adapter: TypeAdapter[Any]) -> str:
+    """The first hint whose value the key takes; empty if there is none."""
+    for value, hint in hints:
+        with suppress(ValidationError):
+            adapter.validate_python(value)
+            return hint
+    return ""
+
+
+def _mend(value: Any, adapter: TypeAdapter[Any], members: list[Any], words: list[Any], path: KeyPath) -> str:
     """The hint of what to write instead; empty if there is none."""
     if types.NoneType in members and _is_off(value):
         return "; to turn it off, write null"
@@ -183,14 +210,8 @@ def _mend(value: Any, members: list[Any], words: list[Any], path: KeyPath) -> st
         near = meant(value, [word for word in words if isinstance(word, str)])
         if near:
             return f"; did you mean {near}?"
-        number = read_scalar(value.strip(" \t'\"").replace("_", ""))
-        if isinstance(number, int | float) and not isinstance(number, bool) and {int, float} & set(members):
-            return f"; write {number}, without quotes, spaces or underscores"
-        if float in members and _DECIMAL_COMMA.fullmatch(value):
-            return f"; write {value.replace(',', '.')}, with a point"
-        parts = _NUMBER_AND_MORE.fullmatch(value.strip()) if {int, float} & set(members) else None
-        if parts is not None and (alone := _number_in(parts, whole=float not in members)):
-            return f"; write a number alone, such as {alone}"
+        if {int, float} & set(members) and (number := _number_meant(value, members, adapter)):
+            return number
         lists = any(get_origin(option) is list for option in members)
         if lists and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
             return f"; write [{value}], in brackets"

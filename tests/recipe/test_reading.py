@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -158,6 +159,7 @@ kernels: triton
         pytest.param("training.epochs", "9" * 400 + "k", "found the text '999", id="400 digits"),
         pytest.param("training.max_steps", "9" * 400 + "k", "found the text '999", id="400 digits of a whole number"),
         ("data.held_out", "0.7%", "; write a number alone, such as 0.007"),
+        ("training.learning_rate", "2e-4x", ", found the text '2e-4x'; write a number alone, such as 0.0002"),
         ("lora.dropout", "1", "expected a number of at least 0 and less than 1, found the number 1"),
         ("lora.targets", "q_proj", "expected all-linear or a list, each entry text, found the text 'q_proj'"),
         ("model.llm", "{a: 1}", "expected text, found keys (a)"),
@@ -187,10 +189,15 @@ def test_wrong_types_are_said_in_plain_words(tmp_path: Path, key: str, value: st
     assert says in line
 
 
-@pytest.mark.parametrize(("key", "value"), [("training.max_steps", "5%"), ("training.micro_batch", "0.5")])
-def test_for_a_part_of_one_no_whole_number_is_named(tmp_path: Path, key: str, value: str) -> None:
-    """It was told to write 0, which is refused."""
-    assert "write" not in problem(tmp_path, GOOD, f"{key}={value}")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("training.keep", "0.5GB"), ("training.keep", "0.5"), ("training.micro_batch", "0.5")],
+        *[("data.held_out", "80%"), ("data.held_out", "'0.8'"), ("training.max_steps", "5%")],
+    ],
+)
+def test_no_number_is_told_that_the_key_refuses(tmp_path: Path, key: str, value: str) -> None:
+    assert not re.search(r"; write .*\d", problem(tmp_path, GOOD, f"{key}={value}"))
 
 
 @pytest.mark.parametrize("written", ["null", "~"])
