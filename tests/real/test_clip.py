@@ -12,7 +12,8 @@ from tests.support.clip_bug import largest_drift
 from tests.support.programs import llama_cpp_answers, transformers_answers
 from tests.support.served import Served, serve
 
-pytestmark = pytest.mark.real
+# A training and three programs: five to ten minutes of a processor.
+pytestmark = [pytest.mark.real, pytest.mark.soak]
 
 # Log-probabilities of llama.cpp are this close to a right computation from its f16 files.
 CLOSE = 0.05

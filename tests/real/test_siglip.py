@@ -7,7 +7,8 @@ import pytest
 from tests.support.programs import llama_cpp_answers, transformers_answers
 from tests.support.served import Served, serve
 
-pytestmark = pytest.mark.real
+# A training and three programs: five to ten minutes of a processor.
+pytestmark = [pytest.mark.real, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
