@@ -116,6 +116,7 @@ def test_no_step_is_without_tests() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
+@pytest.mark.long
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = suite("--out", str(tmp_path / "out"))
     assert done.returncode == 2 and "needs a GPU" in done.stderr and "--dry" in done.stderr

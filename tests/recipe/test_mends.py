@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import basic_lite
 from basic_lite.recipe import describe_keys
 
@@ -47,6 +49,7 @@ def test_the_pattern_finds_what_it_should() -> None:
     assert not MEND.search("data.train: 3 records; set training.micro_batch=2")
 
 
+@pytest.mark.long
 def test_a_key_with_its_value_is_written_as_it_is_typed() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text}"

@@ -260,7 +260,7 @@ ALONE = {"training.global_batch": 4}
 @pytest.mark.parametrize(
     "changes, images",
     [
-        pytest.param({}, 1, id="accumulating, 1"),
+        pytest.param({}, 1, id="accumulating, 1", marks=pytest.mark.long),
         pytest.param({}, 9, id="accumulating, 9", marks=pytest.mark.soak),
         pytest.param(ALONE, 1, id="not accumulating, 1", marks=pytest.mark.soak),
         pytest.param(ALONE, 9, id="not accumulating, 9", marks=pytest.mark.long),

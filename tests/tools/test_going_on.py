@@ -73,6 +73,7 @@ def test_a_file_that_is_not_ours_is_of_another(tmp_path: Path, text: str) -> Non
     assert is_of_another(tmp_path / "p.jsonl", SETTINGS) is bool(text)
 
 
+@pytest.mark.long
 def test_a_broken_off_evaluation_goes_on(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

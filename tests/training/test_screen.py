@@ -65,6 +65,7 @@ def test_held_out_answers_change_no_training_number(tmp_path: Path) -> None:
     assert not [line for line in log_of(without) if "answers" in line]
 
 
+@pytest.mark.long
 def test_an_evaluation_is_on_the_terminal(tmp_path: Path) -> None:
     changes = with_held_out(tmp_path, **{"training.eval_every": 2, "supervision.refinement_batches": 1})
     folder, lines = shown(tmp_path, changes)

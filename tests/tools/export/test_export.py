@@ -141,6 +141,7 @@ def test_weights_in_pytorchs_own_format(tmp_path: Path) -> None:
     assert_same_model(run, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_tied_tables_are_written_once(tmp_path: Path) -> None:
     write_llm(tmp_path / "llm", tie_word_embeddings=True)
     write_vision(tmp_path / "vision")

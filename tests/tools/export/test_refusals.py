@@ -185,6 +185,7 @@ def test_places_that_people_name(run: Path, tmp_path: Path, monkeypatch: pytest.
     assert export(run, Path("new/deep/"), samples=0, console=quiet()) and Path("new/deep/config.json").is_file()
 
 
+@pytest.mark.long
 def test_generation_settings_of_the_llm_change_no_answer(tmp_path: Path) -> None:
     write_llm(tmp_path / "llm")
     settings = tmp_path / "llm" / "generation_config.json"

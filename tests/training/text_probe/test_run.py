@@ -64,6 +64,7 @@ def made(folder: Path) -> tuple[Path, list[str]]:
     return run(folder, "on")
 
 
+@pytest.mark.long
 def test_on_or_off_the_training_is_the_same(folder: Path, made: tuple[Path, list[str]]) -> None:
     on, _ = made
     off, said = run(folder, "off", **{"training.text_probe": False})
