@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Recipe
@@ -84,6 +86,41 @@ def test_no_file_is_written_through_a_link(made: Path, tmp_path: Path, there: bo
     assert state_of(tmp_path / "two") == before
     for name in ("log.jsonl", "recipe.yaml", "final", "report.html"):
         assert not (run / name).is_symlink() and (run / name).exists(), name
+
+
+def test_clean_follows_no_link(made: Path, tmp_path: Path) -> None:
+    runs, outside, nothing = tmp_path / "runs", tmp_path / "outside", tmp_path / "runs" / "saved-nothing"
+    for copy in (outside, runs / "a", runs / "b"):
+        shutil.copytree(made / "runs" / "a", copy)
+    for folder, names in ((nothing, ("log.jsonl",)), (runs / "curves", ("log.jsonl", "parts.json"))):
+        folder.mkdir()
+        for name in ("parts.json", *names):
+            shutil.copy2(outside / name, folder / name)
+    shutil.copytree(outside / "final", outside / ".basic-lite-old")
+    shutil.rmtree(runs / "a" / "checkpoint-2")
+    same = runs / "b" / "checkpoint-3" / "projector.safetensors"
+    same.unlink()
+    links = {
+        runs / "linked": outside,  # a run, and what an export has left in it
+        runs / ".basic-lite-linked": outside / ".basic-lite-old",
+        runs / "a" / "checkpoint-2": outside / "checkpoint-2",
+        runs / "a" / "checkpoint-9.part": outside / "final",
+        runs / "a" / "checkpoint-3" / "inside": outside,
+        same: outside / "checkpoint-3" / "projector.safetensors",
+        runs / "curves" / "tensorboard": outside,
+    }
+    for place, target in links.items():
+        place.symlink_to(target)
+    (nothing / "checkpoint-5.part").symlink_to(outside / "final")
+    for path in outside.rglob("*"):
+        os.utime(path, (0, 0))
+    before, console = state_of(outside), Console(file=io.StringIO(), width=400)
+    clean([runs], yes=True, console=console)
+    assert state_of(outside) == before
+    assert [place for place in links if not place.is_symlink()] == []
+    assert not nothing.exists() and not (runs / "b" / "checkpoint-2").exists()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"changed: {name}; move them" in text for name in ("inside", "tensorboard", "projector.safetensors"))
 
 
 @pytest.mark.parametrize("name", [".lock", "tensorboard", "tensorboard/a/hparams.yml"])

@@ -288,25 +288,12 @@ def test_a_training_that_begins_while_clean_asks_is_left_alone(place: Path) -> N
     assert files_in(done) == before
 
 
-def test_clean_follows_no_link(place: Path) -> None:
-    runs, outside = place / "runs", place / "outside"
-    shutil.copytree(runs / "done", outside)
-    before = files_in(outside)
-    (runs / "linked").symlink_to(outside)
-    shutil.rmtree(runs / "done" / "checkpoint-1")
-    (runs / "done" / "checkpoint-1").symlink_to(outside / "checkpoint-1")
-    for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"):  # somebody's own
-        shutil.copytree(runs / "done" / "checkpoint-2", runs / "done" / copy)
-    (runs / "done" / "checkpoint-2" / "inside").symlink_to(outside)
-    (runs / "failed" / "tensorboard").symlink_to(outside)
-    console = Console(file=io.StringIO(), width=400)
-    clean([runs], yes=True, console=console)
-    assert files_in(outside) == before and (runs / "done" / "checkpoint-1").is_symlink()
-    # Somebody has put them there.
-    assert (runs / "done" / "checkpoint-2" / "inside").is_symlink() and (runs / "failed" / "tensorboard").is_symlink()
-    assert all((runs / "done" / copy).is_dir() for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "changed: inside; move them" in text and "changed: tensorboard; move them" in text
+def test_clean_leaves_folders_that_only_look_like_checkpoints(place: Path) -> None:
+    done = place / "runs" / "done"
+    for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"):
+        shutil.copytree(done / "checkpoint-2", done / copy)
+    clean([done], yes=True, console=quiet())
+    assert all((done / copy).is_dir() for copy in ("checkpoint-99", "checkpoint-0002", "checkpoint-best"))
 
 
 def test_clean_leaves_what_a_person_has_put_into_a_checkpoint(place: Path) -> None:
