@@ -4,7 +4,7 @@ import codecs
 import itertools
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +63,7 @@ class FolderSource:
             raise UserError(f"{self.name}: pictures with .txt files have no columns; remove `columns`.")
         if not pictures:
             raise UserError(f"{self.name}: there is no picture in this folder; correct `folder` of this data source.")
-        self.notes = (*_orphans(pictures, self._texts, self.name), *_read_once(again, self.name))
+        self.notes = (*_orphans(pictures, self._texts, self.name), *read_once(again, self.name))
         self._pictures = list(itertools.islice(pictures, section.limit))
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class FolderSource:
 def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     """Pictures below a folder, the texts by their path without the ending, and links to folders that are read already.
 
-    Paths have forward slashes. Each folder is read once, so links that lead back to one end.
+    Paths have forward slashes.
 
     Raises:
         UserError: a folder among them can't be read, so what is in it would be missing.
@@ -103,21 +103,7 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     pictures: list[str] = []
     texts: dict[str, str] = {}
     again: list[str] = []
-    seen = {_identity(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        inside = Path(place).relative_to(folder)
-        new = []
-        # A folder itself comes before links to it.
-        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
-            if is_aside(name):
-                continue
-            identity = _identity(Path(place, name))
-            if identity in seen:
-                again.append((inside / name).as_posix())
-            else:
-                new.append(name)
-            seen.add(identity)
-        folders[:] = sorted(new)
+    for inside, names in each_once(folder, lambda one: set() if is_aside(one.name) else {0}, again):
         for name in names:
             stem, ending = os.path.splitext(name)
             if name.startswith("."):  # among them macOS's "._cat.jpg"
@@ -131,12 +117,43 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     return sorted(pictures), texts, again
 
 
+def each_once(folder: Path, met: Callable[[Path], set[int]], again: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, by their path inside, with the names of their files.
+
+    Links are followed. A folder is read once, so links that lead back to one end.
+
+    Args:
+        met: what a path inside has met of what is looked for. Where that is nothing, the folder isn't read; and where
+            it is more than by another path, it is read again.
+        again: gets the paths inside of links to folders that are read already.
+
+    Raises:
+        UserError: a folder can't be read, so what is in it would be missing.
+    """
+    seen = {_identity(folder): met(Path())}
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        inside = Path(place).relative_to(folder)
+        new = []
+        # A folder itself comes before links to it.
+        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
+            if not (here := met(inside / name)):
+                continue
+            known = seen.setdefault(_identity(Path(place, name)), set())
+            if here <= known:
+                again.append((inside / name).as_posix())
+            else:
+                new.append(name)
+            known |= here
+        folders[:] = sorted(new)
+        yield inside, names
+
+
 def is_aside(name: str) -> bool:
     """Whether a folder of this name is passed over: hidden, or a system's own."""
     return name.startswith((".", "__")) or name in _OF_SYSTEMS
 
 
-def unreadable(error: OSError) -> NoReturn:
+def _unreadable(error: OSError) -> NoReturn:
     """For ``os.walk``, which passes over folders that can't be read.
 
     Raises:
@@ -160,7 +177,8 @@ def text_of(picture: str, texts: Mapping[str, str]) -> str | None:
     return texts.get(stem) or texts.get(unicodedata.normalize("NFC", stem))
 
 
-def _read_once(again: list[str], name: str) -> tuple[str, ...]:
+def read_once(again: list[str], name: str) -> tuple[str, ...]:
+    """The note on links to folders that are read already; none where there are none."""
     if not again:
         return ()
     return (f"{name}: links to folders that are read already are left out: {_first(again)}",)

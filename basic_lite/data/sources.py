@@ -14,7 +14,7 @@ from typing import Any
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
-from basic_lite.data.folder_source import FolderSource, is_aside, metadata_of, require_no_split, unreadable
+from basic_lite.data.folder_source import FolderSource, each_once, is_aside, metadata_of, read_once, require_no_split
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -108,18 +108,19 @@ def _missing(what: str, name: str, mend: str) -> UserError:
     return UserError(f"{what} {name if name.isprintable() else quoted(name)}; {mend}")
 
 
-def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing) -> list[str]:
-    """The files that a name means, or a pattern.
+def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing) -> tuple[list[str], tuple[str, ...]]:
+    """The files that a name means, or a pattern, and what the user should know about them.
 
     Raises:
         UserError: there is none, or a folder that the pattern leads through can't be read.
     """
     path = place_in(root, name)
-    files = [str(path)] if os.path.isfile(path) else _matching(path)
+    again: list[str] = []
+    files = [str(path)] if os.path.isfile(path) else _matching(path, again)
     if not files:
         known = "" if glob.has_magic(name) else mend(Path(name))
         raise _missing(f"{key}: no file matches", name, known or _OTHERWISE)
-    return files
+    return files, read_once(again, name)
 
 
 def _open_source(section: SourceSection, root: Path) -> Source:
@@ -148,7 +149,8 @@ class DatasetsSource:
     """Rows of a memory-mapped Arrow table. Image bytes stay in the file until an image is decoded."""
 
     def __init__(self, section: SourceSection, root: Path) -> None:
-        dataset, self.name, folder = _open_dataset(section, root)
+        self.notes: tuple[str, ...]
+        dataset, self.name, folder, self.notes = _open_dataset(section, root)
         if section.image_dir is not None:
             folder = place_in(root, section.image_dir)
         self.image_dir = str(folder.absolute())
@@ -156,7 +158,6 @@ class DatasetsSource:
         self.columns: Mapping[str, str] = dict(section.columns)
         found = require_columns(section.columns, self.present, self.name)
         self.prompts = prompts_of(section)
-        self.notes: tuple[str, ...] = ()
         # A class is stored as a number; its name is what is meant.
         self._classes = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
         if section.limit is not None:
@@ -241,24 +242,36 @@ def _library(*, away: bool) -> Any:
     return datasets
 
 
-def _matching(pattern: Path) -> list[str]:
-    """The files of a pattern.
+def _matching(pattern: Path, again: list[str]) -> list[str]:
+    """The files of a pattern. Not by the library for patterns: it passes over folders that can't be read.
+
+    Args:
+        again: gets links to folders that are read already.
 
     Raises:
         UserError: a folder that the pattern leads through can't be read.
     """
     fixed = next((place for place in pattern.parents if not glob.has_magic(str(place))), pattern.parent)
     parts = pattern.parts[len(fixed.parts) :]
-    # The library for patterns passes over folders that can't be read.
-    for place, folders, _ in os.walk(fixed, onerror=unreadable) if os.path.isdir(fixed) else ():
-        depth = len(Path(place).parts) - len(fixed.parts)
-        if "**" in parts[: depth + 1]:
-            folders[:] = [name for name in folders if not is_aside(name)]
-        elif depth < len(parts) - 1:
-            folders[:] = [name for name in folders if _is_meant(name, parts[depth])]
-        else:
-            folders.clear()
-    return sorted(glob.glob(str(pattern), recursive=True))
+    met = partial(_met, parts)
+    return sorted(
+        str(fixed / inside / name)
+        for inside, names in (each_once(fixed, met, again) if os.path.isdir(fixed) else ())
+        if len(parts) - 1 in met(inside)
+        for name in fnmatch.filter(names, parts[-1])
+        if parts[-1].startswith(".") or not name.startswith(".")
+    )
+
+
+def _met(parts: Sequence[str], folder: Path) -> set[int]:
+    """How many parts of a pattern a folder's path may have met, the last one not among them."""
+    met, count = {0}, len(parts) - 1
+    for name in (None, *folder.parts):
+        if name is not None:
+            met = {at + (parts[at] != "**") for at in met if _is_meant(name, parts[at])} - {count + 1}
+        for at in range(count):  # "**" stands for any folders, or for none
+            met |= {at + 1} if at in met and parts[at] == "**" else set()
+    return met
 
 
 def _is_meant(name: str, part: str) -> bool:
@@ -267,23 +280,23 @@ def _is_meant(name: str, part: str) -> bool:
     return fnmatch.fnmatch(name, part) and (said or not is_aside(name))
 
 
-def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path]:
-    """The data set, its name in messages, and the folder its image paths are relative to by default."""
+def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path, tuple[str, ...]]:
+    """The data set, its name in messages, the folder its image paths are relative to by default, and notes."""
     datasets = _library(away=bool(section.hub) and hub_is_away())
     try:
         if section.hub:
             dataset = datasets.load_dataset(section.hub, section.config, split=section.split)
-            return dataset, f"{section.hub} [{section.split}]", root
+            return dataset, f"{section.hub} [{section.split}]", root, ()
         if section.parquet:
-            files = _parquet_files("parquet", section.parquet, root)
+            files, notes = _parquet_files("parquet", section.parquet, root)
             # The library takes names for patterns, too.
             escaped = [glob.escape(file) for file in files]
             dataset = datasets.load_dataset("parquet", data_files=escaped, split="train")
-            return dataset, section.parquet, Path(files[0]).parent
+            return dataset, section.parquet, Path(files[0]).parent, notes
         assert section.saved is not None
         path = place_in(root, section.saved)
         dataset = datasets.load_from_disk(str(sound_folder(path, section.saved, section.split)))
-        return dataset, section.saved, path
+        return dataset, section.saved, path, ()
     except UserError:
         raise
     # The library raises its own errors, the hub client's, fsspec's and Arrow's, with no common base.
