@@ -178,7 +178,11 @@ class Model:
         return _answer(self._speaker, Dialogue(pictures=_refs(pictures)).asked(question), manner)
 
     def chat(self, *, max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 0.0) -> Conversation:
-        """Start a conversation."""
+        """Start a conversation.
+
+        Raises:
+            UserError: a number is out of bounds.
+        """
         return Conversation(self._speaker, _manner(max_new_tokens, temperature))
 
     def evaluate(self, *records: Any, **options: Any) -> EvalResult:

@@ -104,6 +104,9 @@ class ChatFormat:
         """Ids up to where the last answer starts, the same as in training, for generation.
 
         A record that ends with a human turn is a question: the answer starts after it.
+
+        Raises:
+            RecordProblem: the record can't be written in this format.
         """
         try:
             turns = conversation(record, answered=False)

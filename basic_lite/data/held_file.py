@@ -54,7 +54,11 @@ class HeldFile:
         return self._map[start:end]
 
     def require_same(self) -> None:
-        """Refuse a mapped file that has changed: what is at a position is another text, or there is none."""
+        """Refuse a mapped file that has changed: what is at a position is another text, or there is none.
+
+        Raises:
+            UserError: it has changed.
+        """
         if self._bytes is None and self._now() != self._state:
             raise UserError(
                 f"{self.name}: the file has changed since the start; put it back as it was and continue with "

@@ -63,7 +63,11 @@ class Records(Sequence[Record]):
         return [note for source in self.sources for note in source.notes]
 
     def place(self, index: int) -> str:
-        """The place of a record that may not be readable."""
+        """The place of a record that may not be readable.
+
+        Raises:
+            IndexError: there is no such record.
+        """
         source, number = self._find(index)
         return source.place(number - 1)
 

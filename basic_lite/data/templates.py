@@ -175,6 +175,11 @@ class OwnTemplate:
 
     @at_most_bytes(_MOST_BYTES)
     def pieces(self, turns: list[Turn]) -> Pieces:
+        """See ``Format``.
+
+        Raises:
+            TemplateRefused: the template refuses the turns, changes an answer's text, or leaves the system turn out.
+        """
         harmless = [replace(turn, text=self.tokens.harmless(turn.text)) for turn in turns]
         text, marked = self._render(harmless, marked=False), self._render(harmless, marked=True)
         answers = [turn for turn in turns if turn.role == "gpt" and turn.text.strip()]

@@ -90,6 +90,9 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
     Args:
         text: the file's beginning, from its "[" on.
         whole, asked, name: as in ``spread``.
+
+    Raises:
+        UserError: it is one; with a command that writes the records as one list.
     """
     start = _behind_space(text, 1)
     if asked or text[start : start + 1] != "{":

@@ -116,14 +116,7 @@ def _require_llm(config: LlavaConfig, name: str, key: str) -> None:
 
 
 def unreadable(name: str, key: str, error: Exception, what: str = "checkpoint") -> UserError:
-    """The error for the file of a checkpoint that a library refused.
-
-    Args:
-        name: folder or hub name, as the recipe has it.
-        key: recipe key that names it.
-        error: what the library raised.
-        what: what was read.
-    """
+    """The error for a checkpoint's file that a library refused: ``key`` names the checkpoint, and ``what`` was read."""
     folder = Path(name)
     if not os.path.isdir(folder) and (folder.is_absolute() or len(folder.parts) != 2):
         return UserError(
@@ -210,7 +203,7 @@ def wrong_kind(name: str, key: str, kind: str, remark: str = "") -> UserError:
     return UserError(f"{key}: {name} is {kind} checkpoint{f' ({remark})' if remark else ''}, {_WANTED[key]}")
 
 
-def vision_config_of(name: str) -> PreTrainedConfig:
+def _vision_config_of(name: str) -> PreTrainedConfig:
     """The vision part's configuration of a CLIP or SigLIP checkpoint."""
     config = read_config(name, "model.vision")
     if config.model_type not in VISION_TYPES:
@@ -228,7 +221,11 @@ def vision_config_of(name: str) -> PreTrainedConfig:
 
 
 def llm_config_of(name: str) -> PreTrainedConfig:
-    """The configuration of a causal LLM."""
+    """The configuration of a causal LLM.
+
+    Raises:
+        UserError: it can't be read, is of another kind, is quantised, or changes its logits.
+    """
     config = read_config(name, "model.llm")
     if config.model_type in VISION_TYPES or getattr(config, "vision_config", None) is not None:
         raise wrong_kind(name, "model.llm", f"a {config.model_type}")
@@ -240,7 +237,11 @@ def llm_config_of(name: str) -> PreTrainedConfig:
 
 
 def llava_config_of(name: str) -> LlavaConfig:
-    """The configuration of a llava-hf checkpoint."""
+    """The configuration of a llava-hf checkpoint.
+
+    Raises:
+        UserError: as in ``llm_config_of``, or it feeds several vision layers to its projector.
+    """
     config = read_config(name, "model.base")
     if config.model_type != "llava":
         raise wrong_kind(name, "model.base", f"a {config.model_type}")
@@ -271,12 +272,16 @@ def composed_config(section: ModelSection) -> LlavaConfig:
         UserError: one of them can't be read or is of a wrong kind, or both; or they don't fit together.
     """
     assert section.vision is not None and section.llm is not None
-    vision, llm = all_at_once(partial(vision_config_of, section.vision), partial(llm_config_of, section.llm))
+    vision, llm = all_at_once(partial(_vision_config_of, section.vision), partial(llm_config_of, section.llm))
     return put_together(section, vision, llm)
 
 
 def put_together(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> LlavaConfig:
-    """The LLaVA configuration of two parts' configurations."""
+    """The LLaVA configuration of two parts' configurations.
+
+    Raises:
+        UserError: the vision part has no such layer as ``model.vision_feature_layer``.
+    """
     count = vision.num_hidden_layers
     if not -count - 1 <= section.vision_feature_layer <= count or section.vision_feature_layer == 0:
         raise UserError(
@@ -325,16 +330,11 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
 
 
 def _check_image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, section: ModelSection) -> None:
-    """See that tokenizer and configuration of an existing checkpoint mean the same image token.
-
-    Raises:
-        UserError: the tokenizer has no such token, or the checkpoint's configuration means another.
-    """
+    """See that tokenizer and configuration of an existing checkpoint mean the same image token."""
     vocabulary = tokenizer.get_vocab()
     if section.image_token not in vocabulary:
-        named = (
-            tokenizer.convert_ids_to_tokens(config.image_token_id) if config.image_token_id < len(tokenizer) else None
-        )
+        known = config.image_token_id < len(tokenizer)
+        named = tokenizer.convert_ids_to_tokens(config.image_token_id) if known else None
         hint = f"; its image token is {named!r}: set model.image_token" if named else ""
         raise UserError(
             f"the tokenizer of {section.base} has no token {section.image_token!r}, "

@@ -56,6 +56,9 @@ class BasicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         ``labelled``: ``labelled_positions`` of the labels; None: computed here, and the host waits for the device.
         ``image_positions``: those of the image tokens, [M] int64 into the flattened [B, T]; None: the parent looks for
         them, and the host waits for the device in the forward and in the backward.
+
+        Raises:
+            ValueError: the pictures give another number of tokens than there are ``image_positions``.
         """
         if image_positions is not None and input_ids is not None and pixel_values is not None:
             kwargs["inputs_embeds"] = self._embeddings_with_images(input_ids, pixel_values, image_positions)

@@ -68,6 +68,9 @@ def find_layout(batch: Mapping[str, Tensor], image_token_id: int, text_queries: 
     Args:
         batch: best the host's: a GPU's is copied to the CPU first, which waits for the GPU. ``visual`` [B, T] bool says
             which placeholders hold a patch, where not all of them do.
+
+    Raises:
+        ValueError: ``prompt`` or ``response`` are asked for, and there are no labels.
     """
     ids = batch["input_ids"].cpu()
     mask = batch.get("attention_mask")

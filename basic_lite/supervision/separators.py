@@ -18,7 +18,11 @@ class _Seen(Exception):
 
 @torch.no_grad()
 def decoder_input(parts: Parts, batch: Mapping[str, Tensor]) -> Tensor:
-    """What goes into the first decoder layer, [B, T, D]; no layer runs."""
+    """What goes into the first decoder layer, [B, T, D]; no layer runs.
+
+    Raises:
+        RuntimeError: the forward doesn't come to that layer.
+    """
 
     def stop(hidden: Tensor) -> None:
         raise _Seen(hidden)

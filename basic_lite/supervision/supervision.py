@@ -207,7 +207,11 @@ class Supervision:
         return open_taps(self.plan, self.operations, layout, embeddings=not attention_only)
 
     def masses(self, captured: Capture) -> Tensor:
-        """Σ_i a_i as attention gives it, per sample with an image, [S] float32 (S may be 0)."""
+        """Σ_i a_i as attention gives it, per sample with an image, [S] float32 (S may be 0).
+
+        Raises:
+            RuntimeError: no forward ran inside the capture.
+        """
         if captured.layout.samples_with_image == 0:
             return torch.zeros(0, device=captured.layout.positions.device)
         _check_filled(captured, captured.mass)
@@ -232,6 +236,9 @@ class Supervision:
 
         Returns:
             Exact zeros with a graph for a batch without images and for a loss whose λ is 0.
+
+        Raises:
+            RuntimeError: no forward ran inside the capture.
         """
         projector, layout = self.parts.projector, captured.layout
         samples = layout.samples_with_image

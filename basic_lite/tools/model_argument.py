@@ -14,6 +14,9 @@ def require_model(model: str, command: str) -> None:
 
     Args:
         command: that has the argument, for the message.
+
+    Raises:
+        UserError: it is a file, or a folder of pictures.
     """
     place = Path(model).expanduser()
     if place.is_dir():

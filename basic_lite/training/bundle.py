@@ -143,7 +143,11 @@ def restore_projector(bundle: Bundle, parts: Parts, key: str = "model.projector"
 
 
 def require_same_model(bundle: Bundle, config: LlavaConfig, key: str) -> None:
-    """Refuse a bundle of another kind of model: even where shapes agree, its projector speaks to another LLM."""
+    """Refuse a bundle of another kind of model: even where shapes agree, its projector speaks to another LLM.
+
+    Raises:
+        UserError: it is of another kind.
+    """
     theirs, ours = bundle.manifest.get("model_facts", {}), model_facts(config)
     wrong = [
         f"{name}: {theirs[name]}, here {ours[name]}" for name in ours if theirs.get(name, ours[name]) != ours[name]

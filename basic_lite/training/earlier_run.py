@@ -94,7 +94,11 @@ def require_same_recipe(run: Path, bundle: Path, changed: list[str]) -> None:
 
 
 def require_free(recipe: Recipe, path: Path, saved: list[Path], final: Path | None) -> None:
-    """Refuse a folder in which a run saved something."""
+    """Refuse a folder in which a run saved something.
+
+    Raises:
+        UserError: one did.
+    """
     newest = final or (saved[-1] if saved else None)
     if newest is None:
         return

@@ -61,7 +61,11 @@ class Processes:
         return self.index == 0
 
     def sum(self, numbers: Iterable[float]) -> list[Any]:
-        """The sums of numbers over all processes, in their own type: host numbers where there is one process."""
+        """The sums of numbers over all processes, in their own type: host numbers where there is one process.
+
+        Raises:
+            UserError: another process is gone.
+        """
         numbers = list(numbers)
         if self.count == 1:
             return numbers
@@ -71,7 +75,11 @@ class Processes:
         return list(self._with_others(lambda: reduce(values, "sum").tolist()))
 
     def sum_tensor(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum over all processes.
+
+        Raises:
+            UserError: another process is gone.
+        """
         return value if self.count == 1 else self._with_others(lambda: reduce(value, "sum"))
 
     def any(self, flag: bool) -> bool:
@@ -79,11 +87,19 @@ class Processes:
         return flag if self.count == 1 else self.sum([int(flag)])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Give what every process has, in their order."""
+        """Give what every process has, in their order.
+
+        Raises:
+            UserError: another process is gone.
+        """
         return [value] if self.count == 1 else self._with_others(lambda: list(gather_object([value])))
 
     def from_main(self, value: Any) -> Any:
-        """Give the main process's value."""
+        """Give the main process's value.
+
+        Raises:
+            UserError: another process is gone.
+        """
         return value if self.count == 1 else self._with_others(lambda: broadcast_object_list([value])[0])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -96,7 +112,11 @@ class Processes:
 
     @torch.no_grad()
     def copy_main_weights(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the main process's weights."""
+        """Give every process the main process's weights.
+
+        Raises:
+            UserError: another process is gone.
+        """
 
         def copy_all() -> None:
             for parameter in parameters:
@@ -146,7 +166,11 @@ ALONE = Processes()
 
 
 def take_device(recipe: Recipe) -> torch.device:
-    """This process's device. From here on it is torch's current one: what asks "the" GPU must not open the first."""
+    """This process's device. From here on it is torch's current one: what asks "the" GPU must not open the first.
+
+    Raises:
+        UserError: there is no such device.
+    """
     device = pick_device(recipe.training.device)
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():

@@ -144,6 +144,9 @@ def memory_needed(when: str) -> Iterator[None]:
 
     Args:
         when: the time for messages, such as "while the model was loaded".
+
+    Raises:
+        OutOfMemory: it does.
     """
     try:
         yield

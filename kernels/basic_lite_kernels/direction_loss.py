@@ -233,6 +233,11 @@ class TritonTargetStream(eager_direction_loss.EagerTargetStream):
     def finish(
         self, hidden: Tensor, positions: Tensor, weight: float, v: Tensor, scaling: RowScaling | None = None
     ) -> None:
+        """See ``TargetStream``.
+
+        Raises:
+            ValueError: v isn't of the target's shape.
+        """
         if self.kind is None or _has_graph(self.target, hidden):
             super().finish(hidden, positions, weight, v, scaling)
             return
@@ -243,6 +248,11 @@ class TritonTargetStream(eager_direction_loss.EagerTargetStream):
         self._v = v
 
     def loss(self, weights: Tensor) -> Tensor:
+        """See ``TargetStream``.
+
+        Raises:
+            ValueError: ``weights`` aren't one for each row of v.
+        """
         if self._measured is None:  # v̂ has a graph
             return super().loss(weights)
         assert self._v is not None and self.target is not None

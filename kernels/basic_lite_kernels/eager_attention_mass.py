@@ -38,6 +38,9 @@ def attention_mass(
     Returns:
         [B, T] float32 (float64 for float64 inputs), 0 but at visual tokens. No graph. Deterministic: no atomics.
 
+    Raises:
+        ValueError: ``sliding_window`` is below 1.
+
     Peak extra bytes: 4·B·T for the result + at most 14·chunk_elements, never less than one row of one key head's group.
     """
     B, H, T, d = query.shape

@@ -84,6 +84,9 @@ def direction_loss(v: Tensor, target: Tensor, weights: Tensor, kind: Kind = "cos
     Returns:
         A scalar, float32 (float64 for float64 inputs).
 
+    Raises:
+        ValueError: there is no such kind.
+
     Peak extra bytes: forward at most SCRATCH_BYTES and 4·M·D; backward 4·M·D, the gradient itself (SCRATCH_BYTES
     more where v or target is no float32); 64·M of row statistics.
     Source: method section, direction alignment supervision; ``mse`` from the ablations.
@@ -199,6 +202,11 @@ class EagerTargetStream:
         self._v = v
 
     def loss(self, weights: Tensor) -> Tensor:
+        """See ``TargetStream``.
+
+        Raises:
+            RuntimeError: the target isn't finished, or the stream was given no kind.
+        """
         if self.kind is None or self.target is None or self._v is None:
             raise RuntimeError("a target stream has a loss once it is finished, and where it was given a kind")
         return self._direction_loss(self._v, self.target, weights, self.kind)

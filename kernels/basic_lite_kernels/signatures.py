@@ -95,7 +95,11 @@ class MassTokens:
 
     @classmethod
     def of(cls, text_queries: Tensor, visual: Tensor, valid: Tensor) -> "MassTokens":
-        """From masks, each [B, T] bool; best on the host, since the lengths of lists on a GPU are waited for."""
+        """From masks, each [B, T] bool; best on the host, since the lengths of lists on a GPU are waited for.
+
+        Raises:
+            ValueError: one isn't bool, or has another shape.
+        """
         if any(mask.dtype != torch.bool or mask.shape != valid.shape for mask in (text_queries, visual, valid)):
             raise ValueError(f"text_queries, visual and valid must be bool, each {list(valid.shape)}")
         visual = visual & valid

@@ -246,7 +246,11 @@ def texts_in(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 @contextmanager
 def placed(place: str) -> Iterator[None]:
-    """Around reading a record: whatever is wrong with it is told with its place."""
+    """Around reading a record: whatever is wrong with it is told with its place.
+
+    Raises:
+        RecordProblem: what was raised inside, with the place.
+    """
     try:
         yield
     except RecordProblem as problem:

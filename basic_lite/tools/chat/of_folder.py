@@ -71,7 +71,11 @@ class FolderSpeaker:
         return sorted(one for one in named if isinstance(one, int) and 0 <= one < rows) or None
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
-        """See ``Speaker``."""
+        """See ``Speaker``.
+
+        Raises:
+            UserError: the conversation is too long, or has no picture where the model needs one.
+        """
         made = self._asked_alone(messages) if self.alone else self._conversation(messages)
         inputs = made.to(self.model.device, self.model.dtype)  # only numbers with a fraction change their type
         room = room_for_answer(manner, inputs["input_ids"].shape[1], self._limit)

@@ -37,7 +37,11 @@ class RunSpeaker:
         self._limit = most_tokens(self.loaded.frontend.config.text_config)
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
-        """See ``Speaker``."""
+        """See ``Speaker``.
+
+        Raises:
+            UserError: the conversation is too long, or can't be written in the run's format.
+        """
         record = record_of(messages)
         try:
             prompt = self.chat.prompt(record)

@@ -244,7 +244,11 @@ def broken_of(report: DataReport, pictures: Pictures) -> dict[int, BadImage]:
 
 
 def without_picture(data: Data, report: DataReport, model: str, say: Say) -> Finding:
-    """What a language model makes of the answers without the pictures."""
+    """What a language model makes of the answers without the pictures.
+
+    Raises:
+        UserError: no record has a picture, a question and an answer, or the model can't be opened or has no room.
+    """
     from basic_lite.tools.check.blind import blind  # loads a model's code, for this option alone
 
     with enough_memory("name a smaller model with --model, or leave the option out", f"with {model}"):

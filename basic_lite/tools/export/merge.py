@@ -48,7 +48,11 @@ _HEADS = (HEAD, "lm_head.weight")
 
 
 def written_name(name: str) -> str:
-    """The name in a llava-hf checkpoint of a tensor that transformers 5 calls ``name``."""
+    """The name in a llava-hf checkpoint of a tensor that transformers 5 calls ``name``.
+
+    Raises:
+        ValueError: LLaVA has no such part.
+    """
     if name == "lm_head.weight":
         return HEAD
     for ours, written in _WRITTEN.items():

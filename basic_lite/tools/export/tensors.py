@@ -106,7 +106,11 @@ class Checkpoint:
         return next((name for name in names if name in self._files), None)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type of a tensor, without reading it."""
+        """The type of a tensor, without reading it.
+
+        Raises:
+            UserError: its file, of PyTorch's own format, can't be read.
+        """
         path = self._files[name]
         if path.suffix != ".safetensors":
             return self._unpickled(path)[name].dtype
@@ -114,14 +118,22 @@ class Checkpoint:
             return file.get_slice(name)[:0].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """The shape of a tensor, without reading it.
+
+        Raises:
+            UserError: as in ``dtype``.
+        """
         path = self._files[name]
         if path.suffix != ".safetensors":
             return tuple(self._unpickled(path)[name].shape)
         return tensor_shape(path, name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor of this name, in memory of its own."""
+        """A tensor of this name, in memory of its own.
+
+        Raises:
+            UserError: its file can't be read.
+        """
         path = self._files[name]
         if path.suffix != ".safetensors":
             return self._unpickled(path)[name].clone()

@@ -77,7 +77,11 @@ def read_family(name: str) -> tuple[PreTrainedConfig, Family]:
 
 
 def planned_parts(config: PreTrainedConfig, family: Family, name: str) -> Parts:
-    """The parts of a model that has no weights."""
+    """The parts of a model that has no weights.
+
+    Raises:
+        UserError: no model can be made of its configuration.
+    """
     try:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)

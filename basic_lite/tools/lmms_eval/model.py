@@ -49,7 +49,11 @@ class BasicLite(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> BasicLite:
-        """What lmms-eval calls with `--model_args` and its own options."""
+        """What lmms-eval calls with `--model_args` and its own options.
+
+        Raises:
+            SystemExit: what they name can't be opened; why is said.
+        """
         with _one_sentence(ends=True):
             found = opening(_parsed(arg_string), additional_config or {})
             model = cls(found.run, found.device, found.batch_size)
@@ -63,7 +67,11 @@ class BasicLite(lmms):
 
     @property
     def chat_template(self) -> NoReturn:
-        """What lmms-eval asks for with `--apply_chat_template`."""
+        """What lmms-eval asks for with `--apply_chat_template`.
+
+        Raises:
+            UserError: always; under lmms-eval's own command it is said, and ``SystemExit`` ends the program.
+        """
         with _one_sentence(self._ends):
             raise UserError("--apply_chat_template: a run is always asked in its own template; leave it out")
 
