@@ -203,15 +203,16 @@ def _in_part(one: PictureMaps) -> str:
 
 
 def _attention(one: PictureMaps, strongest: float) -> str:
+    text = f"<strong>Attention a</strong>: {escape(attention_text(one))}"
     if one.attention is None:
-        return f"<figure><figcaption><strong>Attention a</strong>: {attention_text(one)}</figcaption></figure>"
+        return f"<figure><figcaption>{text}</figcaption></figure>"
     mass, heats = one.mass or 1.0, heat_of(one, strongest)
     sinks = set(one.sinks)
     cells = []
     for n, (a, heat) in enumerate(zip(one.attention, heats, strict=True)):
         tip = f"{a / mass:.1%} (a = {a:.4f})" + ", sink" * (n in sinks)
         cells.append(_cell(one, n, tip, "s" if n in sinks else "", style=f"background:rgba{(*HEAT, round(heat, 2))}"))
-    return _figure(one, cells, f"<strong>Attention a</strong>: {attention_text(one)}", "Attention", grey=True)
+    return _figure(one, cells, text, "Attention", grey=True)
 
 
 def heat_of(one: PictureMaps, strongest: float) -> list[float]:
@@ -221,7 +222,8 @@ def heat_of(one: PictureMaps, strongest: float) -> list[float]:
 
 def _words(one: PictureMaps, place: int, colours: Mapping[str, int]) -> str:
     title, meaning = title_of(one, place)
-    text = f"<strong>{title}</strong>: {meaning}. {in_text_text(one, place)}<br>{_legend(one, place, colours)}"
+    says = f"<strong>{escape(title)}</strong>: {escape(meaning)}. {in_text_text(one, place)}"
+    text = f"{says}<br>{_legend(one, place, colours)}"
     if not one.rows:
         return f"<figure><figcaption>{text}</figcaption></figure>"
     fits, own, sinks = words_fit(one), set(one.in_text[place]), set(one.sinks)

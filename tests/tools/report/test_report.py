@@ -116,6 +116,9 @@ def test_text_of_data_and_recipes_breaks_nothing(place: Path) -> None:
     lines = [line for line in log_of(place) if "answers" not in line]
     asked = {"picture": bad, "question": bad, "answer": bad, "reference": bad, "number": 1}
     lines.append({"step": 4, "answers": [asked]})
+    for line in lines:
+        if "refinement" in line:
+            line["refinement"]["places"][1] = bad
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "samples.json").write_text(json.dumps({"1": 'x" onerror="alert(1)'}))
     (place / "recipe.yaml").write_text(f"name: run\n# {bad}\n")

@@ -56,6 +56,21 @@ def test_the_report_shows_what_the_run_kept(made: Path) -> None:
     assert len(text) < 3_000_000 and "<script" not in text and not page.links
 
 
+def test_texts_of_a_strangers_maps_break_nothing(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    found = kept(run)
+    for one in found["pictures"]:
+        for name in ("name", "part", "text", "whose"):
+            one[name] = f'"><script>{name}</script>'
+        one["words"] = [['"><script>word</script>' for _ in row] for row in one["words"]]
+        one["places"] = ['"><script>place</script>' for _ in one["places"]]
+    (run / "maps.json").write_text(json.dumps(found))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<script" not in text and all(
+        f"script&gt;{name}&lt;/script" in text for name in ("name", "part", "word", "whose")
+    )
+
+
 def test_they_are_those_of_the_finished_model(made: Path) -> None:
     run = OpenRun.of(made, torch.device("cpu"))
     folder = made.parent.parent
