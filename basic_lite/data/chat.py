@@ -159,7 +159,6 @@ class ChatFormat:
             raise NoSupervisedToken("its answers have no token for this tokenizer", "correct the answers")
         if cut <= 0:
             return Encoded(ids, labels, images)
-        self._require_room(images, max_length)
         of_images = images * self.tokens_per_image
         text = [n for n, one in enumerate(ids) if one != self.image_token_id]
         gone = set(text[-cut:])

@@ -47,7 +47,17 @@ def test_paths_that_stay_inside(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.png", "sub/../../out.png", "OUT", "away/../../out.png", "../pics-more/x.png", "../missing.png", ".."],
+    [
+        "../out.png",
+        "sub/../../out.png",
+        "OUT",
+        "away/../../out.png",
+        "../pics-more/x.png",
+        "../missing.png",
+        "..",
+        "..\\out.png",
+        "sub\\..\\..\\out.png",
+    ],
 )
 @pytest.mark.parametrize("how", ["open", "exists", "none"])
 def test_paths_that_leave_the_folder(folder: Path, name: str, how: Any) -> None:

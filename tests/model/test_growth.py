@@ -6,15 +6,17 @@ import base64
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from basic_lite.errors import UserError
 from basic_lite.model import growth
 from basic_lite.model.frontend import load_tokenizer
 from basic_lite.model.growth import require_bounded_growth
+from basic_lite.tools.written import read_processor
 
 WORDS = {"<unk>": 0, "a": 1, "e": 2, "▁": 3}
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -177,8 +179,12 @@ def test_which_patterns_may_match_nothing(pattern: str, empty: bool) -> None:
     assert growth._may_be_empty(pattern) == empty
 
 
-def test_it_is_looked_at_where_a_tokenizer_is_read(tmp_path: Path) -> None:
+def test_it_is_looked_at_where_a_tokenizer_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change, _ = BOMBS["five rules"]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer(change), pad_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"--model: the tokenizer of .* can't be used"):
         load_tokenizer(str(tmp_path), "--model")
+    made = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(tmp_path), image_processor=None)
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: made)
+    with pytest.raises(UserError, match=r"MODEL: the tokenizer of x can't be used"):
+        read_processor("x", None)

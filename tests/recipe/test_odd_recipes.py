@@ -15,7 +15,7 @@ from tests.support.fuzzing import require_good
 from tests.support.recipes import GOOD, problem, write_recipe
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 6)
 )
 
 
@@ -24,6 +24,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "more than 20,000 values"),
         ("a: " + "[" * 100_000, "nested too deeply"),
+        ("a: " + "[" * 150 + "]" * 150, "nested too deeply"),
         ("a: " + "{b: " * 1000 + "1" + "}" * 1000, "nested too deeply"),
         ("".join(f"k{n}: 1\n" for n in range(12_000)), "11,980 more keys from `k20` on are none"),
         ("training:\n" + "".join(f"  k{n}: 1\n" for n in range(10_000)), "9,980 more keys"),
