@@ -152,7 +152,8 @@ def test_the_hours_that_a_recipe_names_are_the_estimates(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     header = text.partition("\nname:")[0]
     named = re.findall(r"((?:RTX|A100|H100) [\w ]+?) ((?:\d+ h )?\d+ min|\d+ h|[\d.]+ days)[,: ]", header)
-    length, steps = re.search(r"data\.max_length=\d+", header), re.search(r"about ([\d,]+) steps", text)
+    timed = header.partition("# Time: ")[2]  # before it is another length, for the memory
+    length, steps = re.search(r"data\.max_length=\d+", timed), re.search(r"about ([\d,]+) steps", text)
     assert length is not None and steps is not None and len(named) >= 3
     recipe = load_recipe(path, [length[0]])
     frontend, machine, shape = known_frontend(recipe.model), Machine.card(recipe), Shape.of(recipe)
