@@ -1,6 +1,6 @@
 """Circular evaluation (MMBench): a question that is asked in several orders of its options counts once, as its worst.
 
-Liu et al. (2023), arXiv 2307.06281, section 4.1: it is right only if it is right in every order.
+CircularEval of Liu et al. (2023), arXiv 2307.06281: it is right only if it is right in every order.
 """
 
 from collections.abc import Sequence

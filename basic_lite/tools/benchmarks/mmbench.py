@@ -1,7 +1,7 @@
 """MMBench (open-compass): a table with tabs, its pictures in it as base64.
 
 Each question is asked once for each of its options, which move on by one each time, and it is right only if it is right
-each time: CircularEval, Liu et al. (2023), arXiv 2307.06281, section 4.2.
+each time: CircularEval, Liu et al. (2023), arXiv 2307.06281.
 """
 
 import base64
