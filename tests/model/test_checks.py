@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     DiffLlamaConfig,
     Gemma2Config,
@@ -29,8 +30,8 @@ from transformers import (
 
 from basic_lite.errors import UserError
 from basic_lite.model import hub
-from basic_lite.model.frontend import load_frontend, load_image_processor, read_config, tokens_per_image
-from basic_lite.model.load import load_base
+from basic_lite.model.frontend import load_frontend, load_image_processor, load_tokenizer, read_config, tokens_per_image
+from basic_lite.model.load import load_base, read_checkpoint
 from basic_lite.recipe.schema import ModelSection
 from basic_lite.run import train
 from basic_lite.training.assembly import check_machine
@@ -251,11 +252,14 @@ def test_a_models_own_program_is_never_run(models_: Path, tmp_path: Path, monkey
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     classes = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"], "AutoImageProcessor": "evil.I"}
+    classes["AutoModel"] = "evil.M"
     text = json.dumps({"model_type": "evil", "auto_map": classes})
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text(text)
     assert "those aren't run here" in refused(lambda: read_config(str(tmp_path), "model.llm"))
     refused(lambda: load_image_processor(tmp_path))
+    refused(lambda: load_tokenizer(str(tmp_path), "model.llm"))
+    refused(lambda: read_checkpoint(AutoModel, str(tmp_path), "model.llm"))
     refused(lambda: load_frontend(section(models_, vision=str(tmp_path))))
     assert not (tmp_path / "ran").exists()
 
