@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Params4bit
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -260,7 +259,7 @@ def broken_weights(model: nn.Module, most: int = 10) -> list[str]:
 
 def _numbers_of(parameter: nn.Parameter) -> list[Tensor]:
     """The weights themselves, or the statistics that 4-bit ones are scaled by: NaN in a block is NaN in its own."""
-    state = parameter.quant_state if isinstance(parameter, Params4bit) else None
+    state = getattr(parameter, "quant_state", None)
     if state is None:
         return [parameter]
     return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]

@@ -157,3 +157,14 @@ def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         changed = getattr(recipe, section).model_copy(update={key: value})
         recipe = recipe.model_copy(update={section: changed})
     return recipe
+
+
+def steps_an_epoch(recipe: Recipe, samples: int) -> int:
+    """The steps of a pass over so many samples; the last one may have fewer."""
+    return max(1, math.ceil(samples / recipe.training.global_batch))
+
+
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """The steps of a run on so many samples."""
+    training = recipe.training
+    return training.max_steps or max(1, math.ceil(steps_an_epoch(recipe, samples) * training.epochs))

@@ -1,25 +1,20 @@
 """``basic-lite train RECIPE --dry-run``: all of a run that needs neither weights nor a GPU."""
 
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 from basic_lite.console import Say, Sheet, quiet_libraries, show, shows_colours, speaker
-from basic_lite.data.chat import Encoded
 from basic_lite.data.check import DataReport
 from basic_lite.data.pixel_table import on_device
 from basic_lite.data.prepare import Prepared
-from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError, in_one
 from basic_lite.model.audit import Part, planned_parts, render
 from basic_lite.model.device import tell_device
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.load import pick_device, pick_dtype
-from basic_lite.printable import printable
 from basic_lite.recipe.presets import MEASURED
 from basic_lite.recipe.rules import accumulation
 from basic_lite.recipe.schema import Recipe
@@ -32,6 +27,7 @@ from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import size_text
 from basic_lite.supervision.target import supervised_layers
 from basic_lite.tools.runs import row_of
+from basic_lite.tools.sample import IMAGE, SUPERVISED, UNSUPERVISED, render_sample
 from basic_lite.training.assembly import check_machine, doubts, preflight
 from basic_lite.training.basic_text import basic_text, why_off
 from basic_lite.training.batches import Schedule
@@ -41,10 +37,6 @@ from basic_lite.training.own_files import not_the_runs_own
 from basic_lite.training.places import is_run
 from basic_lite.training.run_folder import kept_place, look_at_run_folder, try_writing
 from basic_lite.training.start import Origin, find_origin
-
-SUPERVISED = "bold green"
-UNSUPERVISED = "dim"
-IMAGE = "cyan"
 
 
 def dry_run(recipe: Recipe, console: Console | None = None, *, overwrite: bool = False) -> None:
@@ -207,41 +199,3 @@ def _show_sample(recipe: Recipe, frontend: Frontend, data: Prepared, console: Co
     console.print(head)
     console.print(render_sample(encoded, frontend.tokenizer, frontend.image_token_id))
     console.print()
-
-
-def render_sample(encoded: Encoded, tokenizer: Any, image_token_id: int) -> Text:
-    """Decoded tokens: supervised ones green, the rest dim, each run of image tokens as `<image>×576`.
-
-    Special tokens are written out; a line break that is supervised shows as ⏎. Images in a row are one run.
-    """
-    text = Text()
-    kinds = [
-        IMAGE if one == image_token_id else UNSUPERVISED if label == IGNORE else SUPERVISED
-        for one, label in zip(encoded.input_ids, encoded.labels, strict=True)
-    ]
-    position = 0
-    before: list[int] = []
-    for style, run in groupby(kinds):
-        length = len(list(run))
-        ids = encoded.input_ids[position : position + length]
-        position += length
-        if style == IMAGE:
-            text.append(f"<image>×{length}", style=style)
-            before = []
-            continue
-        words = _continued(tokenizer, before, ids)
-        before = ids[-1:]
-        if style == SUPERVISED:
-            words = words.replace("\n", "⏎\n")
-        text.append(printable(words), style=style)
-    return text
-
-
-def _continued(tokenizer: Any, before: list[int], ids: list[int]) -> str:
-    """Text of tokens that stand after others: decoded alone, many lose the space before their first word."""
-
-    def decode(some: list[int]) -> str:
-        return str(tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    head, whole = decode(before), decode(before + ids)
-    return whole[len(head) :] if before and whole.startswith(head) else decode(ids)

@@ -15,7 +15,7 @@ from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.device import memory_of
 from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.model.known import known_frontend
-from basic_lite.recipe.rules import evaluates, sources_in
+from basic_lite.recipe.rules import evaluates, sources_in, steps_of
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
@@ -30,7 +30,6 @@ from basic_lite.rehearsal.step import BASIC, BATCH, GRADIENTS, KEPT, LAYER, LM_L
 from basic_lite.sizes import GIB, MIB, size_text
 from basic_lite.tools.measure import measure_and_show, require_gpu
 from basic_lite.tools.shipped import shipped_for
-from basic_lite.training.batches import steps_of
 from basic_lite.training.plan import given_keys
 from basic_lite.training.start_names import resolve_start
 

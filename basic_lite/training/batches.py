@@ -1,7 +1,6 @@
 """The batches of a run: which samples each optimizer step has, and the loader that reads them."""
 
 import ctypes
-import math
 import multiprocessing
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -14,21 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sampler import GroupedSampler
+from basic_lite.recipe.rules import steps_an_epoch, steps_of
 from basic_lite.recipe.schema import Recipe
 from basic_lite.training.interruption import start_worker
 from basic_lite.training.processes import Processes
 from basic_lite.training.step import Batch
-
-
-def steps_an_epoch(recipe: Recipe, samples: int) -> int:
-    """The steps of a pass over so many samples; the last one may have fewer."""
-    return max(1, math.ceil(samples / recipe.training.global_batch))
-
-
-def steps_of(recipe: Recipe, samples: int) -> int:
-    """The steps of a run on so many samples."""
-    training = recipe.training
-    return training.max_steps or max(1, math.ceil(steps_an_epoch(recipe, samples) * training.epochs))
 
 
 class Schedule:

@@ -2,9 +2,8 @@
 
 import math
 
-from basic_lite.recipe.rules import evaluates
+from basic_lite.recipe.rules import evaluates, steps_an_epoch
 from basic_lite.recipe.schema import Recipe
-from basic_lite.training.batches import steps_an_epoch
 
 # Optimizer steps.
 _TOO_FEW, _SENSIBLE = 50, 100

@@ -21,7 +21,7 @@ from basic_lite.data.problems import (
 )
 from basic_lite.data.templates import V1_SYSTEM
 from basic_lite.errors import UserError
-from basic_lite.tools.dry_run import render_sample
+from basic_lite.tools.sample import render_sample
 from tests.support.data import CHATML, KINDS, TEMPLATES, N, image_id, record, supervised, tokenizer
 
 FORMATS = ["plain", "v1", *TEMPLATES]

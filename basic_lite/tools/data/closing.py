@@ -11,8 +11,8 @@ from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import IMAGE_PLACEHOLDER
 from basic_lite.data.records import Records
 from basic_lite.printable import printable
+from basic_lite.recipe.rules import steps_of
 from basic_lite.recipe.schema import Recipe, SourceSection
-from basic_lite.training.batches import steps_of
 from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"

@@ -33,15 +33,14 @@ from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
-from basic_lite.recipe.rules import changed_recipe
+from basic_lite.recipe.rules import changed_recipe, steps_an_epoch
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
 from basic_lite.tools.data.look import Found, look, short_answers
 from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
 from basic_lite.tools.data_argument import data_source
-from basic_lite.tools.dry_run import render_sample
-from basic_lite.training.batches import steps_an_epoch
+from basic_lite.tools.sample import render_sample
 from basic_lite.training.files import saving
 from basic_lite.training.sanity import MANY_EPOCHS
 from basic_lite.whole_file import write_whole
