@@ -120,3 +120,15 @@ def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
         assert asked == command and left == f"= {status}", block
         assert said == [] if not text else text.removeprefix("error: ") in said[0], block
         assert text.startswith("error: ") == "".join(said).startswith("error: "), block
+
+
+@pytest.mark.long
+def test_data_and_check_import_nothing_that_only_a_training_needs() -> None:
+    """A third of what they took from start to end."""
+    program = (
+        "import sys, basic_lite.tools.check.command, basic_lite.tools.data.command\n"
+        "training = {'bitsandbytes', 'peft', 'liger_kernel', 'datasets', 'basic_lite.run'} & set(sys.modules)\n"
+        "assert not training, training\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

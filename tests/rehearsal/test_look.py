@@ -13,19 +13,19 @@ from transformers import CLIPVisionModel
 
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import changed_recipe
-from basic_lite.rehearsal import Machine, Rehearser, Shape
+from basic_lite.rehearsal import Machine, Rehearser
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import see_patches
 from basic_lite.tools.estimate import estimate
-from basic_lite.tools.measure import LongestStep
-from basic_lite.training.assembly import autocast_of, load_for_training
+from basic_lite.training.assembly import autocast_of
 from basic_lite.training.pull import Pull
-from bench.measure import held_bytes, peak_bytes
+from basic_lite.training.step import Batch
+from bench.measure import peak_bytes
 from tests.support.models import clip_config, write_llm
+from tests.support.peaks import CPU, held_by, warmed_step
 from tests.support.runs import whole_recipe
 from tests.support.shapes import write_image_processor
 
-CPU = torch.device("cpu")
 MEASURED = {"supervision.preset": "measured", "data.held_out": 0.1}
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -79,21 +79,18 @@ def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, A
     rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
     look = rehearsed.look
     assert look is not None and look.samples == 8 and sum(look.by_part.values()) == look.peak_bytes
-    frontend = load_frontend(recipe.model)
-    loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
-    step()
-    supervision, autocast = step.supervision, autocast_of(recipe, CPU)
+    step = warmed_step(recipe)
+    loaded, supervision, autocast = step.loaded, step.supervision, autocast_of(recipe, CPU)
     assert supervision is not None
     curve = step.batches[:1] * 4  # 32 samples
     kept = range(1, 32, 2) if "data.held_out" in changes else range(0)
 
-    def measure() -> None:
+    def measure(curve: list[Batch] = curve) -> None:
         with autocast():
             see_patches(supervision, moved(curve, CPU), loaded.tokenizer, kept=kept)
 
-    measure()  # mean ‖E‖ is computed once
-    measured = held_bytes(loaded.model, step.step.optimizer) + peak_bytes(measure, CPU)
+    measure(curve[:1])  # mean ‖E‖ is computed once
+    measured = held_by(step) + peak_bytes(measure, CPU)
     print(f"rehearsed {look.peak_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f}", look.by_part)
     assert look.peak_bytes == pytest.approx(measured, rel=0.02)
 
@@ -108,12 +105,10 @@ def test_a_trial_of_the_pull_needs_no_more_than_a_step(
     sizes = {"data.max_length": 256, "training.micro_batch": 8, "training.global_batch": 8 * accumulation}
     recipe = whole_recipe(folder, {**MEASURED, **sizes, **changes})
     rehearsed = Rehearser(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe)).rehearse()
-    loaded = load_for_training(recipe, CPU, load_frontend(recipe.model), lambda text: None)
-    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None)
-    step()
-    held = held_bytes(loaded.model, step.step.optimizer)
+    step = warmed_step(recipe)
+    held = held_by(step)
     pull = Pull(step.step, step.batches[:1] * 2, step.batches[:1] * 2, lambda: 8)
     measured = held + peak_bytes(pull.tried, CPU)
-    projector = sum(weight.nbytes for weight in loaded.parts.projector.parameters())
+    projector = sum(weight.nbytes for weight in step.loaded.parts.projector.parameters())
     print(f"step {rehearsed.peak_bytes / 2**20:.1f} MiB, trial {measured / 2**20:.1f}, {projector / 2**20:.1f}")
     assert 0.7 * rehearsed.peak_bytes < measured <= 1.001 * rehearsed.peak_bytes + projector

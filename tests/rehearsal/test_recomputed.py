@@ -24,13 +24,7 @@ BF16 = {"model.dtype": "bfloat16", "training.autocast": "bfloat16"}
 CASES: dict[str, dict[str, Any]] = {
     "one": {KEY: 1},
     "two, target with a graph": {KEY: 2, "supervision.detach": False},
-    "four on the host, bf16 autocast": {
-        KEY: 4,
-        **BF16,
-        "training.offload_activations": True,
-        "training.micro_batch": 8,
-        "training.global_batch": 16,
-    },
+    "four on the host, bf16 autocast": {KEY: 4, **BF16, "training.offload_activations": True},
     "all but one, eager, robust": {
         KEY: 5,
         "model.attention": "eager",
@@ -54,7 +48,7 @@ def test_rehearsed_peak_is_the_measured_one(
     folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(folder, changes)
-    monkeypatch.setattr(offload, "MIN_BYTES", 2**19)
+    monkeypatch.setattr(offload, "MIN_BYTES", 2**18)
     rehearsed = rehearse(recipe, load_frontend(recipe.model), Machine.this_cpu(recipe))
     assert (rehearsed.recomputed, rehearsed.layers) == (changes[KEY], LAYERS)
     monkeypatch.setattr(offload, "empty_host", unseen)

@@ -33,11 +33,14 @@ def unseen(like: Tensor, *, pinned: bool) -> Tensor:
 
 
 def warmed_step(recipe: Recipe, make: MakeStep = make_step) -> LongestStep:
-    """The training step of a real model on the CPU; one has run, so that the optimizer has its state."""
-    frontend = load_frontend(recipe.model)
+    """The training step of a real model on the CPU. The optimizer has its state: one sample's step has run."""
+    frontend, shape = load_frontend(recipe.model), Shape.of(recipe)
     loaded = load_for_training(recipe, CPU, frontend, lambda text: None)
-    step = LongestStep(recipe, loaded, Shape.of(recipe), CPU, lambda text: None, make)
+    step = LongestStep(recipe, loaded, shape, CPU, lambda text: None, make)
+    whole = step.batches
+    step.batches = [{name: values[: len(values) // shape.samples] for name, values in whole[0].items()}]
     step()
+    step.batches = whole
     return step
 
 
