@@ -11,10 +11,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from basic_lite.cards import Card
 from basic_lite.console import Sheet, quiet_libraries, show, show_entry
 from basic_lite.demo.report import Phases, refinement_table
 from basic_lite.model.audit import Part, render
-from basic_lite.rehearsal.cards import Card
 from basic_lite.rehearsal.hours import CardTimes, Work, cards_table
 from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.estimate import estimate

@@ -18,6 +18,16 @@ REFUSED = {
     "data fotos": "fotos: there is no such file or folder; did you mean photos?",
     "data my photos": "a name with spaces goes in quotes, as in",
     "check fotos": "fotos: there is no such file or folder; did you mean photos?",
+    "data photos traning.max_steps=1": "traning: there is no such key; did you mean `training`?",
+    "data photos training.max_steps=many": "training.max_steps: expected an integer",
+    "data photos --recipe my_foto": "the recipe my_foto doesn't exist; did you mean recipes/my_photos.yaml?",
+    "data photos --out photos.yaml": "photos.yaml is there already; add --overwrite",
+    "check photos traning.max_steps=1": "traning: there is no such key; did you mean `training`?",
+    "check photos --out nowhere/page.html": "--out: there is no folder nowhere; make it first",
+    "estimate photos.yaml --gpu rtx4091": "--gpu is 'rtx4091', which isn't in the table of cards",
+    "estimate photos.yaml 4090": "a card, or its memory, is named with --gpu",
+    "run photos.yaml traning.max_steps=1": "traning: there is no such key; did you mean `training`?",
+    "run photo.yaml": "the recipe photo.yaml doesn't exist; did you mean photos.yaml?",
     "compare runs/photos runs/other": "runs/photos has no predictions yet; ",
     "compare runs/photos runs/nowhere": "has no predictions yet; ",
     "compare runs/photo runs/other": "there is no run runs/photo; did you mean runs/photos?",
@@ -27,6 +37,8 @@ REFUSED = {
     "chat runs/done p0.png why": "there is no picture p0.png; did you mean photos/p00.png?",
     "chat runs/photos p00.png why": "there is no picture p00.png; correct its path",  # its bundle can't be read
     "inspect runs/photo": "there is no folder runs/photo; did you mean runs/photos?",
+    "inspect runs/photos p00.png": "there is no picture p00.png; correct its path",
+    "inspect runs/photos --data b.json": "b.json: there is no such file or folder",
     "report runs/photo": "runs/photo is no run folder; did you mean runs/photos?",
     "eval runs/photo --held-out": "there is no folder runs/photo; did you mean runs/photos?",
     "eval runs/photos --data a.json": "a.json: there is no such file or folder",
@@ -118,7 +130,7 @@ def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
     for (command, (text, status)), block in zip(expected.items(), blocks, strict=True):
         asked, *said, left = block.splitlines()
         assert asked == command and left == f"= {status}", block
-        assert said == [] if not text else text.removeprefix("error: ") in said[0], block
+        assert said == [] if not text else text.removeprefix("error: ") in "\n".join(said), block
         assert text.startswith("error: ") == "".join(said).startswith("error: "), block
 
 

@@ -26,6 +26,7 @@ FLOORS = (
     (
         "kernels", "endings", "errors", "signals", "console", "choices", "version", "sizes", "printable", "outside",
         "whole_file", "wrapping", "resampling", "intervals", "cores", "to_device", "unspaced",
+        "cards", "asked_card",
     ),
 )  # fmt: skip
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

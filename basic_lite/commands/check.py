@@ -45,7 +45,11 @@ def check(
     for word teach nothing about pictures.
     """
     if path.suffix.lower() not in RECIPE_ENDINGS:
-        require_place_and_keys("check", path, overrides or [])
+        require_place_and_keys("check", path, overrides or [], recipe)
+    if out is not None:
+        from basic_lite.tools.report.html import require_own
+
+        require_own(out, "check")
     from basic_lite.tools.check.command import check as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, model=model)

@@ -29,7 +29,11 @@ def data(
     docs/DATA.md shows each. Every picture is opened.
     """
     # What can be told by the path alone is told before seconds of imports.
-    require_place_and_keys("data", path, overrides or [])
+    require_place_and_keys("data", path, overrides or [], recipe)
+    if out is not None:
+        from basic_lite.tools.data.write import require_new
+
+        require_new(out, overwrite=overwrite)
     from basic_lite.tools.data.command import data as look_and_write
 
     look_and_write(path, base=recipe, overrides=overrides or [], out=out, overwrite=overwrite)

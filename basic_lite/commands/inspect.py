@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.choices import require_place
 from basic_lite.commands.common import Device, NumberType
 from basic_lite.errors import UserError
 
@@ -62,13 +63,17 @@ def inspect(
     what its configuration says, and no weight is read.
     """
     from basic_lite.console import command_line
-    from basic_lite.tools.chat.words import names_picture
+    from basic_lite.tools.chat.words import names_picture, require_there
     from basic_lite.tools.model_place import look_at_model
 
     look_at_model(model, "inspect")
     if asked := next((word for word in pictures or [] if not names_picture(word)), None):
         chat = command_line(["basic-lite", "chat", model, asked])
         raise UserError(f"`inspect` takes pictures and asks nothing, and {asked} is none; ask with {chat}")
+    for picture in pictures or []:
+        require_there(picture)
+    if data is not None:
+        require_place(data)
     from basic_lite.tools.inspect.command import inspect as look_into
 
     look_into(

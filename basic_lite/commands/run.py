@@ -35,11 +35,12 @@ def run(
     """
     from basic_lite.console import command_line
     from basic_lite.recipe.sequence import load_sequence
-    from basic_lite.tools.stages import look_ahead
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("`run` works in one process; with several, train each recipe with `basic-lite train`")
     recipes = load_sequence(words, note)
+    from basic_lite.tools.stages import look_ahead
+
     exported = look_ahead(recipes, export, dry_run=dry_run)
     if dry_run:
         return

@@ -40,11 +40,12 @@ class Command(TyperCommand):
         return spare
 
 
-def require_place_and_keys(command: str, path: Path, following: Sequence[str]) -> None:
-    """Refuse a place of data where nothing is, or a recipe behind it where keys with their values stand.
+def require_place_and_keys(command: str, path: Path, following: Sequence[str], base: str) -> None:
+    """Refuse a place of data where nothing is, a recipe behind it where keys with their values stand, or a wrong key.
 
     Args:
         command: that has both, for the message.
+        base: the recipe whose keys they are. Those of the data have their place once that was looked at.
 
     Raises:
         UserError: with what mends it.
@@ -55,6 +56,9 @@ def require_place_and_keys(command: str, path: Path, following: Sequence[str]) -
         again = _line(command, path, what[1], stray)
         raise UserError(f"{one_line(stray, 100)}: a {what[0]} is named with {what[1]}; write {again}")
     require_place(path, following)
+    from basic_lite.recipe.load import require_keys
+
+    require_keys(base, [word for word in following if not word.startswith("data.")])
 
 
 def meant_by_option(command: str, option: str) -> str:
@@ -77,7 +81,7 @@ def require_no_card(recipe: str, overrides: Sequence[str]) -> None:
 
 
 def _names_card(word: str) -> bool:
-    from basic_lite.rehearsal.asked_card import asked_card
+    from basic_lite.asked_card import asked_card
 
     try:
         asked_card(word)

@@ -136,14 +136,15 @@ def estimate(
     minute of a processor's time, on a busy machine longer.
     The exit status is 0 whether it fits or not.
     """
+    from basic_lite.asked_card import asked_card
     from basic_lite.recipe import load_recipe
 
     require_no_card(recipe, overrides or [])
+    card = None if gpu is None else asked_card(gpu)
     loaded = load_recipe(recipe, overrides or [])
-    from basic_lite.rehearsal.asked_card import asked_card
     from basic_lite.tools.estimate import estimate as rehearse_and_show
 
-    rehearse_and_show(loaded, gpu=None if gpu is None else asked_card(gpu), measure=measure)
+    rehearse_and_show(loaded, gpu=card, measure=measure)
 
 
 def keys(

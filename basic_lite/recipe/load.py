@@ -51,19 +51,13 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
             f"load_recipe takes a file, or the name of a shipped recipe, and this is {quoted(path)}; name one"
         )
     path = find_recipe(path)
-    document = read_document(_read_text(path), path.name)
-    apply_overrides(document, overrides)
-    checked: Any = None
+    document, checked = _each_key_checked(path, overrides)
     if document.values is not None:
-        checked = Checker(document).section(Recipe, with_preset(document.values), ())
         for keys, message in combinations.findings(checked):
             paths = [tuple(key.split(".")) for key in keys]
             written = next((one for one in paths if one in document.places), paths[0])
             document.report(document.place_of(written), paths[0], message)
-    if document.problems:
-        unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
-        count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
-        raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
+    _refuse(path, document)
     checked["output"] = os.path.expanduser(checked["output"])
     for key in ("base", "vision", "llm", "projector", "start"):
         if (place := checked["model"][key]) is not None:
@@ -73,6 +67,33 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
         given = (document.values or {}).get(name) or {}
         checked[name] = {key: value for key, value in checked[name].items() if key in given}
     return _with_packaged_models(Recipe.model_validate(checked))
+
+
+def require_keys(path: str | os.PathLike[str], overrides: Sequence[str]) -> None:
+    """Refuse a recipe, or overrides, of which a key is wrong by itself; how keys go together isn't looked at.
+
+    Raises:
+        UserError: as ``load_recipe``.
+    """
+    path = find_recipe(path)
+    _refuse(path, _each_key_checked(path, overrides)[0])
+
+
+def _each_key_checked(path: Path, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Document, Any]:
+    """A recipe's document with the problems of single keys, and what it holds; None: it isn't YAML."""
+    document = read_document(_read_text(path), path.name)
+    apply_overrides(document, overrides)
+    if document.values is None:
+        return document, None
+    return document, Checker(document).section(Recipe, with_preset(document.values), ())
+
+
+def _refuse(path: Path, document: Document) -> None:
+    """Raise what was found wrong, if anything was."""
+    if document.problems:
+        unique = sorted(set(document.problems), key=lambda problem: (problem.place, problem.key))
+        count = "a problem" if len(unique) == 1 else f"{len(unique)} problems"
+        raise UserError("\n".join([f"the recipe {path} has {count}:", *(f"  {problem}" for problem in unique)]))
 
 
 def _with_packaged_models(recipe: Recipe) -> Recipe:

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from basic_lite.cards import card_of
 from basic_lite.console import Say
 from basic_lite.data.check import DataReport
 from basic_lite.model.device import memory_of
@@ -15,7 +16,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.rules import batch_problem
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import card_of, measured_card
+from basic_lite.rehearsal.ceilings import measured_card
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.outlook import product_dtype
 from basic_lite.rehearsal.planner import ROOM, Option, Planner

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from basic_lite.cards import Card
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import Card
 from basic_lite.rehearsal.machine import Machine
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.training.plan import Plan

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from basic_lite.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
 from basic_lite.console import Sheet, show, speaker
-from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card
 from basic_lite.rehearsal.planner import Planner
 
 # A guess: what follows if large products reach .5 to .95 of a data sheet in place of the .8 that is counted with, or

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from basic_lite.cards import CARDS, Card
 from basic_lite.data.check import DataReport
 from basic_lite.data.prepare import Prepared
 from basic_lite.model.audit import Part
@@ -12,7 +13,7 @@ from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import pick_dtype
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import CARDS, Card, measured_card
+from basic_lite.rehearsal.ceilings import measured_card
 from basic_lite.rehearsal.cost import basic_products, evaluation_products, looks_products, mean_sizes
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.disk import disk_lines, disk_of, free_bytes

@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from basic_lite.cards import CARDS, Card
 from basic_lite.data.check import DataReport
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal.advice import ENOUGH_LESS
 from basic_lite.rehearsal.batch import Shape
-from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.counts import MicroBatchTime
 from basic_lite.rehearsal.look import samples_at_once
 from basic_lite.rehearsal.step import Rehearsal, Rehearser

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from basic_lite.asked_card import require_memory
+from basic_lite.cards import Card, card_of
 from basic_lite.console import Sheet, quiet_libraries, show, speaker
 from basic_lite.data.sources import load_records
 from basic_lite.errors import UserError
@@ -19,9 +21,8 @@ from basic_lite.recipe.rules import evaluates, sources_in, steps_of
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
 from basic_lite.rehearsal.advice import Advice, advice_lines, advise
-from basic_lite.rehearsal.asked_card import require_memory
 from basic_lite.rehearsal.build import LORA, NF4, OTHER, PROJECTOR, TOWER
-from basic_lite.rehearsal.cards import Card, card_of, measured_card
+from basic_lite.rehearsal.ceilings import measured_card
 from basic_lite.rehearsal.cost import basic_products, looks_products, sizes_of
 from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, show_cards, time_line
 from basic_lite.rehearsal.outlook import disk_outlook, product_dtype

@@ -17,7 +17,7 @@ from basic_lite.model.load import pick_device
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearsal, Rehearser, Shape
-from basic_lite.rehearsal.cards import measured_card
+from basic_lite.rehearsal.ceilings import measured_card
 from basic_lite.rehearsal.choice import LATER, settle_plan
 from basic_lite.rehearsal.disk import disk_of, free_bytes
 from basic_lite.rehearsal.hours import ON_A_CPU, CardTimes, Work, hours_text, rests_on, show_cards

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from basic_lite.asked_card import asked_card
+from basic_lite.cards import CARDS, card_of
 from basic_lite.errors import UserError
-from basic_lite.rehearsal.asked_card import asked_card
-from basic_lite.rehearsal.cards import CARDS, card_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from basic_lite.rehearsal import cards
-from basic_lite.rehearsal.cards import BYTES_SHARE, CARDS, LAUNCH_S, PRODUCTS_SHARE, Card, card_of
+from basic_lite.cards import BYTES_SHARE, CARDS, LAUNCH_S, PRODUCTS_SHARE, Card, card_of
+from basic_lite.rehearsal import ceilings
 from basic_lite.rehearsal.counts import operations_seconds
 
 # Multiprocessors, boost clock in GHz, bfloat16 operations of one in a clock summed in float32; bits of the memory's
@@ -92,14 +92,14 @@ def test_a_launch_here_is_some_additions(monkeypatch: pytest.MonkeyPatch) -> Non
     """Of a card of the table it is assumed. A slow host makes small operations as slow, and nothing else."""
     assert CARDS[0].launch_s == LAUNCH_S
     cpu = torch.device("cpu")
-    real = cards._addition_s(cpu)
+    real = ceilings._addition_s(cpu)
     assert 1e-7 < real < 1e-3
-    monkeypatch.setattr(cards, "_addition_s", lambda device: 7.1e-6)
-    cards.measured_card.cache_clear()
+    monkeypatch.setattr(ceilings, "_addition_s", lambda device: 7.1e-6)
+    ceilings.measured_card.cache_clear()
     try:
-        assert cards.measured_card(cpu, torch.float32).launch_s == pytest.approx(49.7e-6)
+        assert ceilings.measured_card(cpu, torch.float32).launch_s == pytest.approx(49.7e-6)
     finally:
-        cards.measured_card.cache_clear()
+        ceilings.measured_card.cache_clear()
     two = Counter({(1e6, 1e3): 4})
     slow, fast = (operations_seconds(two, Card("c", 1, 1, 1, 1, 1, launch_s=s)) for s in (50e-6, 25e-6))
     assert slow[1] == pytest.approx(4 * 50e-6) == 2 * fast[1] and slow[0] == fast[0]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from basic_lite.cards import Card
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model.audit import Part, planned_parts
 from basic_lite.model.frontend import load_frontend
-from basic_lite.rehearsal.cards import Card, products_a_second
+from basic_lite.rehearsal.ceilings import products_a_second
 from basic_lite.rehearsal.cost import basic_products, forward_products, looks_products, mean_sizes, products
 from basic_lite.rehearsal.disk import Disk, disk_lines, disk_of
 from basic_lite.rehearsal.hours import ON_A_CPU, rests_on, time_line

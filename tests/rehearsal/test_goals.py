@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from basic_lite.cards import card_of
 from basic_lite.model.known import known_frontend
 from basic_lite.recipe import load_recipe, shipped_recipe
 from basic_lite.rehearsal import Machine, Shape
-from basic_lite.rehearsal.cards import card_of
 from basic_lite.rehearsal.planner import Option, Planner
 from basic_lite.rehearsal.step import Rehearser
 from basic_lite.sizes import GIB

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from basic_lite.cards import CARDS, Card, card_of
 from basic_lite.data.prepare import prepare_data
 from basic_lite.model import liger_kernels
 from basic_lite.model.audit import planned_parts
@@ -22,7 +23,6 @@ from basic_lite.recipe import load_recipe, shipped_recipes
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
 from basic_lite.rehearsal import outlook as outlooks
-from basic_lite.rehearsal.cards import CARDS, Card, card_of
 from basic_lite.rehearsal.hours import CardTimes, Work, hours_text, time_line
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools.dry_run import dry_run

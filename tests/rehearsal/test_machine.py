@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from basic_lite.cards import CARDS, Card
 from basic_lite.data.prepare import Prepared
 from basic_lite.model import liger_kernels
 from basic_lite.model.frontend import Frontend
@@ -16,7 +17,6 @@ from basic_lite.model.liger import fusions
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal import Machine, Rehearser, advice, choice, rehearse
-from basic_lite.rehearsal.cards import CARDS, Card
 from basic_lite.rehearsal.hours import CardTimes, Work, show_cards
 from basic_lite.rehearsal.planner import Planner
 from basic_lite.tools import stages

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from basic_lite.cards import Card, card_of
 from basic_lite.model import offload
 from basic_lite.model.frontend import load_frontend
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, Shape
-from basic_lite.rehearsal.cards import Card, card_of
 from basic_lite.rehearsal.counts import MicroBatchTime, _count, operations_seconds
 from basic_lite.rehearsal.planner import Planner, best_of
 from basic_lite.training.plan import FIELDS, Plan

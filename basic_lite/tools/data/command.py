@@ -38,7 +38,7 @@ from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
 from basic_lite.tools.data.look import Found, look, short_answers
-from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text
+from basic_lite.tools.data.write import from_here, head_of, legal_name, recipe_text, require_new
 from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.sample import render_sample
 from basic_lite.training.files import saving
@@ -96,7 +96,8 @@ def data(
     elif not held_out:
         changes["data.held_out"] = None
     recipe = with_changes(base, changes, overrides)
-    target = _target(out or Path(f"{recipe.name}.yaml"), overwrite)
+    target = out or Path(f"{recipe.name}.yaml")
+    require_new(target, overwrite=overwrite)
     section = recipe.data.train
     if isinstance(section, list):
         raise UserError("data.train is a list of sources here, and one is looked at; leave that override out")
@@ -197,16 +198,6 @@ def plain_section(section: SourceSection) -> dict[str, Any]:
 def with_changes(base: str, changes: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe with the changes, and then the user's overrides."""
     return load_recipe(base, [*(f"{key}={json.dumps(value)}" for key, value in changes.items()), *overrides])
-
-
-def _target(path: Path, overwrite: bool) -> Path:
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'photos.yaml').as_posix()}")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; add --overwrite to replace it, or name another file with --out")
-    if not path.parent.is_dir():
-        raise UserError(f"--out: there is no folder {path.parent}; make it first")
-    return path
 
 
 class Words:

@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from basic_lite.errors import UserError
 from basic_lite.recipe.combinations import is_device
 from basic_lite.recipe.schema import SourceSection
 
@@ -38,6 +39,23 @@ def recipe_text(base: str, head: Sequence[str], changes: Mapping[str, Any]) -> s
     # A section whose last value was replaced has lost the empty line after it.
     text = re.sub(r"(?m)^((?!#).*\S.*)\n(?=\w+:(?: *#.*)?\n +\w)", r"\1\n\n", out.getvalue())
     return "".join(f"# {line}".rstrip() + "\n" for line in head) + "\n" + text
+
+
+def require_new(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no recipe can be written, or where a file is.
+
+    Args:
+        overwrite: a file that is there is replaced.
+
+    Raises:
+        UserError: with what mends it.
+    """
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'photos.yaml').as_posix()}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already; add --overwrite to replace it, or name another file with --out")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}; make it first")
 
 
 def head_of(base: str) -> list[str]:

@@ -3,8 +3,8 @@
 import re
 from difflib import get_close_matches
 
+from basic_lite.cards import CARDS, Card, named_card, plain_name
 from basic_lite.errors import UserError
-from basic_lite.rehearsal.cards import CARDS, Card, named_card, plain_name
 
 # GiB of a card.
 _LEAST_GIB, _MOST_GIB = 0.01, 1000
