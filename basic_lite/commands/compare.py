@@ -36,7 +36,8 @@ def compare(
     Each difference has its 95 % interval, from questions that are weighed anew at random, the same for all, and from
     runs that are drawn anew where a side has several. Scores have the intervals that `eval` shows.
     Two single runs also have McNemar's test: of the questions that one alone has right, is the split uneven beyond
-    chance? Beside that stand the losses of the runs at the same steps.
+    chance? A run is called better only where interval and test both say so. Beside that stand the losses of the runs
+    at the same steps.
     """
     from basic_lite.tools.compare.answers import require_answers
     from basic_lite.tools.compare.comparison import sides_of

@@ -20,6 +20,8 @@ from basic_lite.tools.runs import short_path
 
 # With fewer runs a side, drawing among them shows too little of how runs with other seeds differ.
 FEW_RUNS = 5
+# With a p below it McNemar's test finds a difference: as likely by chance as that a 95 % interval leaves 0 out.
+CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Against:
     questions: int
 
     @property
+    def agree(self) -> bool:
+        """Whether interval and test, where there is one, both find a difference, or both none."""
+        return self.test is None or (self.test.p < CHANCE) == (self.gain.low > 0 or self.gain.high < 0)
+
+    @property
     def verdict(self) -> str:
-        """In words."""
-        what = self.gain.verdict(self.questions)
+        """In words: better or worse only where interval and test both find a difference."""
+        what = self.gain.verdict(self.questions) if self.agree else "can't tell"
         return {"holds": "better", "fails": "worse", "can't tell": "no clear difference"}[what]
 
 
@@ -202,5 +209,7 @@ def remarks(found: Comparison) -> Iterator[str]:
     yield from found.notes
     if found.n < LEAST_SAMPLES:
         yield f"too few to tell better from worse: {found.questions}"
+    elif not all(one.agree for one in found.against):
+        yield f"no clear difference where the interval and McNemar's p (below {CHANCE}) don't both find one"
     if len(found.against) > 2:
         yield f"of {len(found.against)} comparisons one may seem clear by chance: each is wrong in 1 of 20 cases"

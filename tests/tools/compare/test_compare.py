@@ -84,6 +84,24 @@ def test_the_numbers(runs: Callable[..., list[Path]]) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "counts, verdict",
+    [((20, 9, 2), "no clear difference"), ((20, 2, 9), "no clear difference"), ((20, 9, 1), "better"),
+     ((20, 1, 9), "worse"), ((300, 16, 7), "no clear difference")],
+)  # fmt: skip
+def test_better_is_said_where_interval_and_test_find_it(
+    runs: Callable[..., list[Path]], counts: tuple[int, int, int], verdict: str
+) -> None:
+    """Of 20 questions 9 that one alone has right against 2 were called better, beside a p of .065."""
+    n, second, first = counts
+    rest = "r" * (n - first - second)
+    found = compared(sides_of(runs("w" * second + "r" * first + rest, "r" * second + "w" * first + rest), []))
+    (one,) = found.against
+    assert one.gain.low > 0 or one.gain.high < 0
+    assert one.verdict == verdict
+    assert any("don't both find one" in line for line in remarks(found)) == (not one.agree) == (verdict[0] == "n")
+
+
 def test_answers_of_a_checkpoint_are_told(runs: Callable[..., list[Path]]) -> None:
     """Those of a run that wasn't finished stood in the table as any other's."""
     places = runs("rw" * 10, "rr" * 10, bundle="final")
