@@ -34,6 +34,7 @@ from basic_lite.training.places import (
     FINAL,
     KEPT,
     LOCK,
+    LOOK_S,
     PARTS,
     RECIPE_YAML,
     SCRATCH,
@@ -183,7 +184,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path / LOCK)
     try:
-        lock.acquire(timeout=0.5)  # `basic-lite runs` holds it for a moment to see who does
+        lock.acquire(timeout=LOOK_S)
     except Timeout as error:
         raise in_use(path) from error
     except OSError as error:  # some network disks have no locks
