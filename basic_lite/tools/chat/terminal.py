@@ -43,9 +43,11 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
     attended = sys.stdin.isatty()
     if attended:
         note("/image PATH adds a picture, /help lists what else there is, an empty line stops")
-    asked = False
-    while line := next_line(dialogue, attended):
-        asked = True
+    asked, rest = False, ""
+    while line := rest or next_line(dialogue, attended):
+        asked, rest = True, ""
+        if line.startswith("/"):  # of pasted lines the others are what comes after the command
+            line, _, rest = (part.strip() for part in line.partition("\n"))
         if line.lower() in ("/quit", "quit", "exit"):
             return
         try:
@@ -55,6 +57,7 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
                 continue
         except UserError as error:
             note(f"error: {error}")
+            rest = ""
             continue
         try:
             ask(speaker, dialogue, manner, line)

@@ -152,6 +152,22 @@ def test_a_pasted_text_is_one_question_with_its_empty_lines() -> None:
     assert b"'one\\n\\ntwo'" in said
 
 
+def test_a_pasted_command_ends_with_its_line(
+    talk: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question below a pasted `/image` was taken for more pictures."""
+    spaced = tmp_path / "my photo.png"
+    shutil.copy(images / "0.png", spaced)
+    question = f"what is\n\n/image {images / '1.png'} ?"
+    lines = [f"/image {spaced}\n/image {images / '1.png'}\n\n{question}", "/image gone.png\nwhat is it ?", ""]
+    monkeypatch.setattr("basic_lite.tools.chat.terminal.next_line", lambda *_: lines.pop(0))
+    parrot = Parrot()
+    _, err = talk(parrot)
+    (asked,) = parrot.asked  # not about a picture that isn't there
+    assert asked[-1].text == question and [len(one.pictures) for one in asked] == [2]
+    assert err.count("error: ") == 1 and "there is no picture gone.png; correct its path" in err
+
+
 def test_a_mistyped_picture_is_not_asked(talk: Any, images: Path) -> None:
     parrot = Parrot()
     _, err = talk(parrot, "gone.png", f"{images / '0.png'} gone.jpg", "/far/gone.jpg", "is gone.png red ?")
