@@ -17,7 +17,7 @@ from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.records import Turn
 from basic_lite.data.time_limit import TookTooLong, at_most, at_most_bytes
 from basic_lite.data.tokens import Tokens
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, UserError
 from basic_lite.recipe.schema import Template
 from basic_lite.sizes import GIB
 
@@ -145,7 +145,6 @@ class OwnTemplate:
         self.end_of_turn, self.lead = "", ""
         self._probe()
 
-    @at_most_bytes(_MOST_BYTES)
     def _probe(self) -> None:
         """Learn from a small dialogue how the template ends an answer; see that answers can be found."""
         dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
@@ -173,7 +172,6 @@ class OwnTemplate:
         if before.startswith(prompt) and before[len(prompt) :].isspace():
             self.lead = before[len(prompt) :]
 
-    @at_most_bytes(_MOST_BYTES)
     def pieces(self, turns: list[Turn]) -> Pieces:
         """See ``Format``.
 
@@ -225,7 +223,7 @@ class OwnTemplate:
         variables["date_string"] = DATE
         limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
         try:
-            with at_most(limit_s):
+            with at_most_bytes(_MOST_BYTES), at_most(limit_s):
                 texts, _ = render_jinja_template(
                     conversations=[messages], chat_template=self.source, add_generation_prompt=generation, **variables
                 )
@@ -234,6 +232,8 @@ class OwnTemplate:
             raise TemplateRefused(what, _MEND) from None
         except MemoryError:
             raise TemplateRefused("the tokenizer's chat template fills the memory", _MEND) from None
+        except NoMemory:
+            raise
         # A template is a program: it raises jinja's errors, and those of whatever it calls.
         except Exception as error:
             raise TemplateRefused(

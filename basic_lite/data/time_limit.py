@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from basic_lite.errors import NoMemory
 from basic_lite.outside import read_file
+from basic_lite.sizes import size_text
 
 if sys.platform == "linux":
     import resource
@@ -33,7 +35,13 @@ class _Watch:
         self.process = os.getpid()  # a fork has no threads
         self.lock = threading.Lock()
         self.due: dict[int, float] = {}  # thread → when its work must be done
-        threading.Thread(target=self._look, name="time limit", daemon=True).start()
+        try:
+            threading.Thread(target=self._look, name="time limit", daemon=True).start()
+        except RuntimeError as error:
+            raise NoMemory(
+                f"this process can't start a thread ({error}): a limit on it is too low; raise that (`ulimit -v "
+                "unlimited`, `ulimit -u unlimited`)"
+            ) from error
 
     def _look(self) -> None:
         while True:
@@ -54,6 +62,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
     Raises:
         TookTooLong: it took more than ``seconds``, and is broken off between two of its instructions.
+        NoMemory: the thread that looks can't be started.
     """
     global _watch
     if _watch is None or _watch.process != os.getpid():
@@ -77,14 +86,23 @@ def at_most_bytes(count: int) -> Iterator[None]:
 
     Raises:
         MemoryError: the process's address space would have grown by more than ``count`` bytes.
+        NoMemory: it would have, and a limit that the process has anyway (``ulimit -v``) leaves it less than ``count``.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = int(read_file(_SIZES).split()[0]) * resource.getpagesize() + count
+    taken = int(read_file(_SIZES).split()[0]) * resource.getpagesize()
+    own = count if soft == resource.RLIM_INFINITY else soft - taken
     try:  # Ctrl-C may come right after the limit is set
-        resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (taken + min(count, own), hard))
         yield
+    except MemoryError as error:
+        if own >= count:
+            raise
+        raise NoMemory(
+            f"a limit on this process leaves it {size_text(max(0, own))} of memory, and that wasn't enough; raise it "
+            "(`ulimit -v unlimited`)"
+        ) from error
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.problems import TemplateRefused
 from basic_lite.data.time_limit import TookTooLong, at_most, at_most_bytes
-from basic_lite.errors import UserError
+from basic_lite.errors import NoMemory, UserError
+from basic_lite.sizes import MIB
 from tests.support.data import CHATML, N, image_id, record, tokenizer
 
 if sys.platform == "linux":
@@ -101,6 +103,34 @@ def test_a_template_that_fills_the_memory_unseen(filling: str, monkeypatch: pyte
     finally:
         made.chat_template = before
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there memory is held to an amount")
+def test_a_limit_of_the_process_is_no_fault_of_the_template() -> None:
+    """Under `ulimit -v` a template that needed a tenth of what each may take was said to fill the memory."""
+    made = tokenizer("byte", "chatml")
+    ChatFormat("tokenizer", made, image_id(made), N)  # what it loads and starts once is there
+    before, limits = made.chat_template, resource.getrlimit(resource.RLIMIT_AS)
+    made.chat_template = CHATML + "{{ ('a' * 9999 * 9999 * 2) | length }}"
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 100 * MIB, limits[1]))
+        with pytest.raises(NoMemory, match=r"a limit on this process leaves it \d+ MiB .* \(`ulimit -v unlimited`\)"):
+            ChatFormat("tokenizer", made, image_id(made), N)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        made.chat_template = before
+
+
+def test_a_thread_that_cant_start_is_no_fault_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = tokenizer("byte", "chatml")
+    monkeypatch.setattr("basic_lite.data.time_limit._watch", None)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(NoMemory, match="a limit on it is too low; raise that"):
+        ChatFormat("tokenizer", made, image_id(made), N)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there memory is held to an amount")
