@@ -50,6 +50,7 @@ from basic_lite.tools.data.command import (
     frontend_or_why,
     plain_section,
     with_changes,
+    with_question,
 )
 from basic_lite.tools.data.look import look
 from basic_lite.tools.data.write import from_here, legal_name
@@ -155,10 +156,8 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         recipe = with_changes(base, {"name": name, "data.train": plain_section(section), **alone}, overrides)
         train = recipe.data.train
         if not isinstance(train, list) and train.prompt is None:
-            seen = look(train)
-            if seen.captions and recipe.data.template != "plain":
-                prompted = train.model_copy(update={"prompt": list(seen.prompts)})
-                recipe = changed_recipe(recipe, {"data.train": prompted})
+            asked = with_question(train, look(train), recipe, load_recipe(base))
+            recipe = changed_recipe(recipe, {"data.train": asked})
     own_file = recipe.data.eval and with_prompts_of_training(recipe.data.eval, recipe.data)
     sections = {TRAIN: recipe.data.train} | ({EVAL: own_file} if own_file else {})
     looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]

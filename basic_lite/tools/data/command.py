@@ -105,8 +105,7 @@ def data(
         # Without the names of the columns it could not be looked for.
         section = section.model_copy(update={"image_dir": folder})
     found = look(section.model_copy(update={"prompt": None}))
-    if found.captions and section.prompt is None and recipe.data.template != "plain":
-        section = section.model_copy(update={"prompt": _own_prompt(own) or list(found.prompts)})
+    section = with_question(section, found, recipe, own)
     recipe = changed_recipe(recipe, {"data.train": section})
     report = _check_and_show(recipe, found, console, say)
     fitted = _fitted(recipe, found, report, given, say)
@@ -127,10 +126,16 @@ def _needs_held_out(own: Recipe) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (0, "off", "auto")}
 
 
-def _own_prompt(own: Recipe) -> str | list[str] | None:
-    """The question that the recipe itself has for captions: its model may know it best."""
-    train = own.data.train
-    return None if isinstance(train, list) else train.prompt
+def with_question(section: SourceSection, found: Found, recipe: Recipe, own: Recipe) -> SourceSection:
+    """A source of captions with what is asked before each; any other as it is.
+
+    Args:
+        own: the recipe that was taken. The question that it has itself comes first: its model may know it best.
+    """
+    if not found.captions or section.prompt is not None or recipe.data.template == "plain":
+        return section
+    theirs = None if isinstance(own.data.train, list) else own.data.train.prompt
+    return section.model_copy(update={"prompt": theirs or list(found.prompts)})
 
 
 def _fitted(recipe: Recipe, found: Found, report: DataReport, given: set[str], say: Say) -> dict[str, Any]:

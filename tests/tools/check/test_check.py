@@ -15,8 +15,9 @@ from rich.console import Console
 
 from basic_lite.cli import main
 from basic_lite.recipe import dump_recipe, load_recipe
+from basic_lite.recipe.rules import sources_in
 from basic_lite.tools.check import blind
-from basic_lite.tools.check.command import check
+from basic_lite.tools.check.command import check, opened
 from basic_lite.tools.check.findings import Finding
 from tests.support.data import scene
 from tests.support.models import write_llm
@@ -61,6 +62,14 @@ def test_good_data_has_no_faults(made: Callable[..., Path]) -> None:
     assert faults == {"pictures made small", "unknown words in answers", "unknown words in questions"}
     assert "doesn't know 25% of the words of the answers (<unk> stands" in found["unknown words in answers"].text
     assert found["length"].text.endswith("a picture is 36 of them") and found["pictures made small"].count == "100%"
+
+
+def test_captions_are_looked_at_with_the_recipes_own_question(tmp_path: Path) -> None:
+    """As `data` writes it. The demo's model was said not to know the words of another question."""
+    scene(0).save(tmp_path / "0.png")
+    (tmp_path / "captions.csv").write_text("image,caption\n0.png,a red circle\n")
+    assert sources_in(opened(tmp_path, "demo_photos", []).recipe.data.train)[0].prompt == "describe the image."
+    assert isinstance(sources_in(opened(tmp_path, "my_photos", []).recipe.data.train)[0].prompt, list)
 
 
 def test_every_fault_is_found(made: Callable[..., Path], tmp_path: Path) -> None:
