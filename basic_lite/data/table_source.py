@@ -29,6 +29,9 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 _HEAD_LINES, _MOST_OF_CELL = 50, 1 << 26
 # A cell in quotes, and spaces behind it that are no part of it.
 _SPACES_BEHIND = re.compile(r'("[^"]*(?:""[^"]*)*")(?: +(?=[,;\t\r\n]|\Z))?')
+# Bytes that are looked at to see what else a file may be.
+_HEAD_BYTES = 4096
+_AS_UTF8 = 'save the file again as UTF-8 (in Excel: Save As, "CSV UTF-8 (Comma delimited)")'
 _AFTER_QUOTE = "a cell begins with a double quote, and more text follows where that is closed"
 _QUOTES = 'write "" for each quote inside a text, and one more at both of its ends'
 
@@ -48,8 +51,10 @@ class TableSource:
         self.name, self.prompts = section.path or "", prompts_of(section)
         self.notes: tuple[str, ...] = ()
         self._file = HeldFile(self.path, self.name)
-        head = self._file.bytes(0, 4)
+        head = self._file.bytes(0, _HEAD_BYTES)
         mark, self.encoding = next((one for one in _MARKS if head.startswith(one[0])), (b"", "utf-8"))
+        if self.encoding == "utf-8" and (other := _what_else(head.removeprefix(mark), self.name)):
+            raise UserError(f"{self.name}: {other}.")
         lines = list(itertools.islice(self._lines(len(mark)), _HEAD_LINES))
         skipped = bool(lines) and lines[0][2].lower().startswith("sep=")  # Excel's own hint, no row
         texts = [_SPACES_BEHIND.sub(r"\1", line) for _, _, line in lines[skipped:]]
@@ -172,10 +177,7 @@ class TableSource:
                     line.decode(self.encoding)
                 except UnicodeDecodeError:
                     break
-        return UserError(
-            f"{self.name}, line {number}: this isn't UTF-8; save the file again as UTF-8 (in Excel: Save As, "
-            '"CSV UTF-8 (Comma delimited)").'
-        )
+        return UserError(f"{self.name}, line {number}: this isn't UTF-8; {_AS_UTF8}.")
 
     def _spans(self, start: int, skipped: bool) -> Iterator[tuple[int, int, int]]:
         """Byte range and first line of each row that has a value."""
@@ -241,6 +243,17 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
     """Rows that have a value; up to a broken one, of which the scan tells the line."""
     with suppress(csv.Error):
         yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
+
+
+def _what_else(head: bytes, name: str) -> str:
+    """What a file is that is no table, by its first bytes, and what mends that; empty: it may be one."""
+    if head.startswith(b"PK\3\4"):
+        return f"it is no text but an archive, as Excel's workbooks are; {_AS_UTF8}"
+    if b"\0" in head[:2]:
+        return f"it is UTF-16 without the mark that says so; {_AS_UTF8}"
+    if head.lstrip().startswith((b'{"', b'[{"')):
+        return f"it holds JSON and no table; rename it to {Path(name).with_suffix('.jsonl').as_posix()}"
+    return ""
 
 
 def _delimiter(lines: Sequence[str], ending: str) -> str:

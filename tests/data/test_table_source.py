@@ -142,6 +142,22 @@ def test_columns_and_prompts(tmp_path: Path) -> None:
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from('",;\n\r\t ö'), max_size=8)
 
 
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ('{"image": "a.png", "caption": "a cat, asleep"}\n', r"it holds JSON .*; rename it to captions\.jsonl"),
+        ('\ufeff\n[{"image": "a.png", "caption": "a cat"}]', r"it holds JSON .*; rename it to captions\.jsonl"),
+        ("image,caption\na.png,a cat\n".encode("utf-16-le"), "UTF-16 without the mark that says so; save"),
+        ("image,caption\na.png,a cat\n".encode("utf-16-be"), "UTF-16 without the mark that says so; save"),
+        (b"PK\3\4" + bytes(range(256)), "an archive, as Excel's workbooks are; save"),
+    ],
+)
+def test_what_is_no_table_is_told(tmp_path: Path, content: str | bytes, says: str) -> None:
+    """JSON was said to have a wrong quote, a workbook to lack UTF-8 in its line 2, UTF-16 to have odd columns."""
+    with pytest.raises(UserError, match=says):
+        table(tmp_path, content)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), ends=st.sampled_from(["\n", "\r\n"]),
        delimiter=st.sampled_from(",;\t"), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))  # fmt: skip
