@@ -27,6 +27,8 @@ _BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dic
 _NOTE = 1 << 16
 # Records that are looked at to find the folder of their pictures.
 _LOOKED_AT = 20
+# Files of spreadsheets, and what makes tables of them.
+_SHEETS = {".xlsx": "save it as CSV UTF-8 in Excel", ".xls": "save it as CSV UTF-8 in Excel", ".ods": "save it as CSV"}
 
 
 def source_of(
@@ -58,14 +60,7 @@ def _of_file(path: Path) -> SourceSection:
         return SourceSection(path=path.as_posix())
     if ending == ".parquet":
         return SourceSection(parquet=path.as_posix())
-    mends = {
-        ".xlsx": "save it as CSV UTF-8 in Excel",
-        ".xls": "save it as CSV UTF-8 in Excel",
-        ".ods": "save it as CSV",
-        ".zip": "unpack it first",
-        ".tar": "unpack it first",
-        ".gz": "unpack it first",
-    }
+    mends = _SHEETS | {".zip": "unpack it first", ".tar": "unpack it first", ".gz": "unpack it first"}
     mend = mends.get(ending, "name one of these")
     if ending == ".txt":
         # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
@@ -137,6 +132,8 @@ def _pictures_in(folder: Path) -> SourceSection:
     pictures, texts, _ = files_of(folder)
     if any(text_of(one, texts) for one in pictures):
         return SourceSection(folder=folder.as_posix())
+    if sheet := next((one for one in sorted(folder.iterdir()) if one.suffix.lower() in _SHEETS), None):
+        return _of_file(sheet)  # says what mends it
     if pictures:
         raise UserError(
             f"{folder}: it has {len(pictures):,} picture{'s' * (len(pictures) != 1)}, but no text; "

@@ -64,7 +64,7 @@ class TableSource:
             broken = any(line.strip() for line in texts)
             what = f"its first line can't be read: {_AFTER_QUOTE}" if broken else "the file is empty"
             raise UserError(f"{self.name}: {what}; write a header line into it, and a row for each picture.")
-        headed = not first[0].lower().endswith(PICTURE_ENDINGS) or bool(set(first) & set(section.columns.values()))
+        headed = not _names_picture(first[0]) or bool(set(first) & set(section.columns.values()))
         if headed:
             self._require_header(first, texts, section)
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
@@ -85,6 +85,7 @@ class TableSource:
             flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
         self._file.require_same()
+        self._require_right_way(found)
 
     def __len__(self) -> int:
         return len(self._spans_of)
@@ -119,6 +120,19 @@ class TableSource:
             return next(_cells(io.StringIO(_SPACES_BEHIND.sub(r"\1", text), newline=""), self.delimiter))
         except csv.Error as error:
             raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
+
+    def _require_right_way(self, found: Mapping[str, str]) -> None:
+        """Refuse columns whose names are swapped: the first row has a text where its picture belongs, and a picture
+        where its text does.
+        """
+        with suppress(BadRecord):  # told when it is read
+            row = self.row(0) if len(self) and not self.columns else {}
+            image, text = (row.get(found.get(ours, "")) or "" for ours in ("image", "answer"))
+            if " " in image and not _names_picture(image) and _names_picture(text):
+                raise UserError(
+                    f"{self.name}: its column {found['image']!r} has texts, and {found['answer']!r} names of pictures; "
+                    "swap these two names in its first line."
+                )
 
     def _require_header(self, first: Sequence[str], lines: Sequence[str], section: SourceSection) -> None:
         """Refuse a first line that names no column, where another separator or a picture in it says why."""
@@ -243,6 +257,10 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
     """Rows that have a value; up to a broken one, of which the scan tells the line."""
     with suppress(csv.Error):
         yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
+
+
+def _names_picture(cell: str) -> bool:
+    return cell.lower().endswith(PICTURE_ENDINGS)
 
 
 def _what_else(head: bytes, name: str) -> str:

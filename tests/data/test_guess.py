@@ -101,6 +101,8 @@ def test_what_is_no_data() -> None:
     write("several/a.csv", "")
     write("several/b.json", "")
     write("empty/notes.md", "")
+    pictures("excel", "a.png")
+    write("excel/captions.xlsx", "")
     for name in ("table.xlsx", "list.csv.txt", "list.txt"):
         write(name, "")
     cases = {
@@ -108,6 +110,7 @@ def test_what_is_no_data() -> None:
         "bare": r"1 picture, but no text; .*a.txt for a.png",
         "several": r"2 data files \(a.csv, b.json\); name one of them",
         "empty": "no data in this folder",
+        "excel": r"^excel/captions\.xlsx: this kind of file isn't read .* save it as CSV UTF-8 in Excel",
         "bare/a.png": r"isn't read .*; name the folder that the pictures are in, bare\.$",
         "table.xlsx": "CSV UTF-8",
         # Windows hides endings.

@@ -158,6 +158,20 @@ def test_what_is_no_table_is_told(tmp_path: Path, content: str | bytes, says: st
         table(tmp_path, content)
 
 
+def test_names_of_columns_that_are_swapped_are_told(tmp_path: Path) -> None:
+    """Each text was said to be a picture that doesn't exist."""
+    rows = "a small cat,a.png\na dog,b.png\n"
+    with pytest.raises(
+        UserError, match="its column 'image' has texts, and 'caption' names of pictures; swap these two"
+    ):
+        table(tmp_path, "image,caption\n" + rows)
+    assert pairs(table(tmp_path, "caption,image\n" + rows))[0] == ("a.png", "a small cat")
+    mapped = table(tmp_path, "image,caption\n" + rows, columns={"image": "caption", "answer": "image"})
+    assert pairs(mapped)[0] == ("a.png", "a small cat")
+    for said in ("image,caption\nmy cat.png,b.png\n", "image,caption\n,b.png\n", "image,caption\n17,b.png\n"):
+        assert len(table(tmp_path, said)) == 1
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), ends=st.sampled_from(["\n", "\r\n"]),
        delimiter=st.sampled_from(",;\t"), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))  # fmt: skip
