@@ -38,6 +38,9 @@ DRAFT_SIDES = 2
 # Pixels of the square around a picture up to which it is made whole; of one that is longer than 4 times its breadth.
 _MOST_PIXELS, _MOST_PIXELS_OF_STRIP = 100_000_000, 16_000_000
 
+# Folders beside the image folder that are looked into for a missing picture.
+_MOST_BESIDE = 20
+
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -117,7 +120,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
         elif os.path.islink(path):
             hint = f"it is a link to {quoted(os.readlink(path))}, where nothing is: correct it"
         elif not other:
-            hint = _inside(image.name, root) or hint
+            hint = _inside(image.name, root) or _beside(image.name, root) or hint
         raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
 
@@ -128,6 +131,20 @@ def _inside(name: str, root: str) -> str | None:
     if last in ("", name) or not os.path.isfile(os.path.join(root, last)):
         return None
     return f"{last!r} is in that folder: give the name alone, without the folders before it"
+
+
+def _beside(name: str, root: str) -> str | None:
+    """What to do about a picture that is in a folder beside the image folder, as of another part; None: in none."""
+    above = os.path.dirname(root)
+    found = _stat(above)
+    folders = sorted(_names(above, found.st_mtime_ns).values())[:_MOST_BESIDE] if found is not None else []
+    other = next((one for one in folders if os.path.isfile(os.path.join(above, one, name))), None)
+    if other is None:
+        return None
+    return (
+        f"there is one in the folder {other!r} beside it: name each picture with its folder, as in {other}/{name}, and "
+        f"set image_dir of this source to {above}"
+    )
 
 
 def in_other_case(path: str) -> str | None:

@@ -75,6 +75,19 @@ def test_names_in_another_unicode_form_or_case(folder: Path) -> None:
             locate(ImageRef("NEAR.PNG", str(folder)))
 
 
+def test_a_picture_of_another_part_is_told(tmp_path: Path) -> None:
+    """Pictures of one table lay in train/ and val/: those of val were to be fetched."""
+    for name in ("train/a.png", "val/b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    with pytest.raises(BadImage, match=r"folder 'val' beside it: .* as in val/b\.png, and set image_dir") as told:
+        check_image(ImageRef("b.png", str(tmp_path / "train")), "exists")
+    assert str(told.value).endswith(f"to {tmp_path}")
+    check_image(ImageRef("val/b.png", str(tmp_path)), "open")
+    with pytest.raises(BadImage, match="fetch it, or correct image_dir"):
+        check_image(ImageRef("c.png", str(tmp_path / "train")), "exists")
+
+
 def test_missing_images(folder: Path) -> None:
     (folder / "dangling.png").symlink_to(folder / "nothing.png")
     for name in ["no.png", "sub/no/x.png", "dangling.png", "sub/in.png/x", "a" * 300 + ".png"]:
