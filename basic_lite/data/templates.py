@@ -40,6 +40,8 @@ _CODE = re.compile(r"\{[{%].*?[}%]\}", re.DOTALL)
 _HUGE = re.compile(r"\d\s*\*\*\s*\d|\*\s*\d{5}|\d{5}\s*\*")
 # Memory that a template may take, and characters that it may write besides the turns.
 _MOST_BYTES, _MOST_WRITTEN = 2 * GIB, 1_000_000
+# Conversations of which a template may be broken off, each after seconds: of many records they would be days.
+_MOST_BREAKS = 3
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 
 
@@ -141,7 +143,7 @@ class OwnTemplate:
             ) from error
         if "strftime_now(" in self.source:
             raise UserError(f"the tokenizer's chat template writes today's date, so each day another text; {_MEND}.")
-        self.in_parts = False
+        self.in_parts, self.breaks = False, 0
         self.end_of_turn, self.lead = "", ""
         self._probe()
 
@@ -229,9 +231,9 @@ class OwnTemplate:
                 )
         except TookTooLong:
             what = f"the tokenizer's chat template hasn't written this conversation in {limit_s:.0f} s"
-            raise TemplateRefused(what, _MEND) from None
+            raise self._broken_off(what) from None
         except MemoryError:
-            raise TemplateRefused("the tokenizer's chat template fills the memory", _MEND) from None
+            raise self._broken_off("the tokenizer's chat template fills the memory") from None
         except NoMemory:
             raise
         # A template is a program: it raises jinja's errors, and those of whatever it calls.
@@ -245,6 +247,13 @@ class OwnTemplate:
             what = f"the tokenizer's chat template makes {len(texts[0]):,} characters of this conversation"
             raise TemplateRefused(what, _MEND)
         return str(texts[0])
+
+    def _broken_off(self, what: str) -> UserError:
+        """The error for a conversation that the template didn't get done with; after some, for the template itself."""
+        self.breaks += 1
+        if self.breaks < _MOST_BREAKS:
+            return TemplateRefused(what, _MEND)
+        return UserError(f"{what}, and {_MOST_BREAKS - 1} others weren't done either; {_MEND}.")
 
 
 FORMATS: dict[Template, Callable[[Tokens], Format]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}
