@@ -234,8 +234,9 @@ class OwnTemplate:
             raise self._broken_off(what) from None
         except MemoryError:
             raise self._broken_off("the tokenizer's chat template fills the memory") from None
-        except NoMemory:
-            raise
+        except NoMemory as error:
+            what = f"the tokenizer's chat template wasn't rendered: {error}"
+            raise NoMemory(f"{what}; if that doesn't help, {_MEND}.") from error
         # A template is a program: it raises jinja's errors, and those of whatever it calls.
         except Exception as error:
             raise TemplateRefused(
