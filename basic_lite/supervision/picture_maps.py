@@ -3,13 +3,14 @@
 import base64
 import binascii
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,7 @@ SIDE = 336
 _URI = "data:image/jpeg;base64,"
 # A page shows at most so many tokens of one picture, and so many characters of its text.
 _MOST_TOKENS, _MOST_TEXT = 20_000, 600
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 _WHOSE: dict[TextQueries, str] = {
     "all": "the text after the picture",
     "prompt": "the question",
@@ -64,13 +66,13 @@ class PictureMaps:
     places: list[str]
     words: list[list[str]]
     in_text: list[list[int]]
-    attention: list[float] | None
+    attention: list[_Finite] | None
     whose: str
     attended: int
     sinks: list[int]
-    trace: list[tuple[float, float, float]]
+    trace: list[tuple[_Finite, _Finite, _Finite]]
     layers: int
-    number: int = 0
+    number: int = 0  # older files have none
 
     @property
     def tokens(self) -> int:
@@ -97,41 +99,16 @@ class PictureMaps:
         Raises:
             KeyError, TypeError, ValueError: it isn't whole.
         """
-        tokens = max(int(given["rows"]), 1) * int(given["columns"])
-        if not 0 < tokens <= _MOST_TOKENS or not _is_jpeg(given["picture"]) or (given["rows"] and not given["picture"]):
+        found = TypeAdapter(cls).validate_python(given)
+        tokens = found.tokens
+        if not 0 < tokens <= _MOST_TOKENS or not _is_jpeg(found.picture) or (found.rows and not found.picture):
             raise ValueError("no picture with a grid")
-        words = [[str(word) for word in words] for words in given["words"]]
-        places, attention = [str(place) for place in given["places"]], given["attention"]
-        attention = None if attention is None else [_finite(a) for a in attention]
-        in_text = [_tokens(own, tokens) for own in given["in_text"]]
-        lengths = {*map(len, words), tokens if attention is None else len(attention)}
-        if lengths != {tokens} or not len(words) == len(places) == len(in_text):
+        lengths = {*map(len, found.words), tokens if found.attention is None else len(found.attention)}
+        if lengths != {tokens} or not len(found.words) == len(found.places) == len(found.in_text):
             raise ValueError("as many words as tokens")
-        named: dict[str, Any] = {key: str(given[key]) for key in ("name", "part", "text", "picture", "whose")}
-        named |= {key: int(given[key]) for key in ("rows", "columns", "attended", "layers")}
-        named["number"] = int(given.get("number", 0))  # older files have none
-        return cls(
-            **named,
-            places=places,
-            words=words,
-            in_text=in_text,
-            attention=attention,
-            sinks=_tokens(given["sinks"], tokens),
-            trace=[(_finite(mean), _finite(low), _finite(high)) for mean, low, high in given["trace"]],
-        )
-
-
-def _finite(value: Any) -> float:
-    if not isfinite(number := float(value)):
-        raise ValueError("no number")
-    return number
-
-
-def _tokens(values: Any, tokens: int) -> list[int]:
-    found = [int(value) for value in values]
-    if found and not 0 <= min(found) <= max(found) < tokens:
-        raise ValueError("no token")
-    return found
+        if not all(0 <= token < tokens for some in (*found.in_text, found.sinks) for token in some):
+            raise ValueError("no token")
+        return found
 
 
 def _is_jpeg(uri: str) -> bool:
@@ -209,20 +186,14 @@ def picture_maps(
         )
 
     if firsts is None or views is None:
-        starts = _starts(layout.patches[layout.rows_with_image].tolist())
-        return [of(where, n, row, None) for n, (where, row) in enumerate(zip(starts, rows, strict=True))]
+        counts = layout.patches[layout.rows_with_image].tolist()
+        places = [range(end - count, end) for count, end in zip(counts, itertools.accumulate(counts), strict=True)]
+        return [of(where, n, row, None) for n, (where, row) in enumerate(zip(places, rows, strict=True))]
     found = []
     for first, view in zip(firsts, views, strict=True):
         where = range(first, first + view.rows * view.columns)
         found.append(of(where, view.picture, int(layout.sample[first]), view))
     return found
-
-
-def _starts(counts: Sequence[int]) -> Iterator[range]:
-    at = 0
-    for count in counts:
-        yield range(at, at + count)
-        at += count
 
 
 def as_jpeg(pixels: Tensor, image_processor: Any) -> str:

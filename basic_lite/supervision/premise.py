@@ -85,15 +85,9 @@ class RefinementCurve:
     def from_dict(cls, record: Mapping[str, Any]) -> "RefinementCurve":
         """What ``to_dict`` gave. Older logs have no intervals, no health, or intervals of too few samples."""
         health, enough = record.get("health"), record["samples"] >= LEAST_SAMPLES
-        return cls(
-            places=record["places"],
-            own=record["own"],
-            control=record["control"],
-            samples=record["samples"],
-            patches=record["patches"],
-            gains=[Interval(*gain) for gain in record.get("gains", []) if enough],
-            health=None if health is None else Health(**health),
-        )
+        gains = [Interval(*gain) for gain in record.get("gains", []) if enough]
+        always = {name: record[name] for name in ("places", "own", "control", "samples", "patches")}
+        return cls(**always, gains=gains, health=None if health is None else Health(**health))
 
     def comparison(self, which: str = "samples", *, judged: bool = True) -> str:
         """v against v̂ with the interval and the verdict, as log, report and card say it.

@@ -13,7 +13,7 @@ from basic_lite.resampling import LEAST_SAMPLES, Interval, draws_of
 from basic_lite.scoring.looking import points
 from basic_lite.scoring.metrics.estimate import Estimate, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS
-from basic_lite.training.known_before import met_before
+from basic_lite.training.data_json import met_before
 from basic_lite.training.loss_text import NO_NUMBER
 from basic_lite.training.places import BEST, best_record
 

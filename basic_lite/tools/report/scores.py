@@ -15,7 +15,7 @@ from basic_lite.tools.report.charts import Chart, Line
 from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import GENERATED, best_of
-from basic_lite.training.known_before import UNKNOWN, known_before, met_before
+from basic_lite.training.data_json import UNKNOWN, known_before, met_before
 from basic_lite.training.places import HELD_OUT
 
 OWN, OTHER, NONE = "own picture", "another picture", "no picture"

@@ -1,12 +1,13 @@
 """What the text probe found, in numbers and in words. No torch is needed here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from basic_lite.intervals import difference, ratio_interval
 from basic_lite.resampling import Interval
@@ -37,19 +38,6 @@ class Change:
     def direction(self) -> int:
         """1: it rose beyond doubt; −1: it fell; 0: it can't be told, or nothing changed."""
         return {"holds": 1, "fails": -1}.get(self.difference.verdict(self.n), 0)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Change":
-        """What ``dataclasses.asdict`` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
-        """
-        before, after = float(values["before"]), float(values["after"])
-        found = cls(int(values["n"]), before, after, Interval(*map(float, values["difference"])))
-        if not all(map(math.isfinite, (before, after, *found.difference))):
-            raise ValueError("no numbers")
-        return found
 
 
 @dataclass(frozen=True)
@@ -116,22 +104,6 @@ class Outcome:
         """For the log."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Outcome":
-        """What ``to_dict`` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError, OverflowError: somebody changed it.
-        """
-        kinds = [
-            Kind(str(one["of"]), str(one["name"]), int(one["n"]), float(one["before"]), float(one["after"]))
-            for one in values["kinds"]
-        ]
-        changes = Change.from_dict(values["bits"]), Change.from_dict(values["right"])
-        if changes[0].before <= 0:
-            raise ValueError("no text has no bits")
-        return cls(*changes, kinds, int(values["left_out"]))
-
 
 @dataclass(frozen=True)
 class NoOutcome:
@@ -149,13 +121,22 @@ class NoOutcome:
         return {"why": self.why}
 
 
+_READER = TypeAdapter(Outcome)
+
+
 def outcome_from(values: Any) -> Outcome | NoOutcome:
     """What either ``to_dict`` wrote.
 
     Raises:
         KeyError, TypeError, ValueError, OverflowError: somebody changed it.
     """
-    return NoOutcome(str(values["why"])) if "why" in values else Outcome.from_dict(values)
+    if "why" in values:
+        return NoOutcome(str(values["why"]))
+    found = _READER.validate_python(values)
+    numbers = [number for one in (found.bits, found.right) for number in (one.before, one.after, *one.difference)]
+    if not all(map(math.isfinite, numbers)) or found.bits.before <= 0:  # no text has no bits
+        raise ValueError("no numbers of a probe")
+    return found
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from basic_lite.training.processes import ALONE
 from basic_lite.training.text_probe import at_end
 from basic_lite.training.text_probe import measure as measuring
 from basic_lite.training.text_probe.measure import FROZEN
-from basic_lite.training.text_probe.outcome import NoOutcome, Outcome
+from basic_lite.training.text_probe.outcome import NoOutcome, outcome_from
 from basic_lite.training.text_probe.scoring import Stopped
 from tests.support.readers import few_passages, few_questions, write_reader
 from tests.support.runs import assert_same_weights, log_of, quiet, tiny_recipe
@@ -80,12 +80,12 @@ def test_the_end_says_and_logs_it(made: tuple[Path, list[str]]) -> None:
     assert len(lines) == 1 and said.index(lines[0]) < len(said) - 1, "the run's last line is the last"
     record = log_of(path)[-1]
     assert set(record) == {"step", "text_probe"} and record["step"] == 2
-    found = Outcome.from_dict(record["text_probe"])
+    found = outcome_from(record["text_probe"])
     assert lines[0] == f"text probe: {found.text}" and found.bits.difference.value != 0
 
 
 def test_the_report_shows_it(made: tuple[Path, list[str]], tmp_path: Path) -> None:
-    found = Outcome.from_dict(log_of(made[0])[-1]["text_probe"])
+    found = outcome_from(log_of(made[0])[-1]["text_probe"])
     page = (made[0] / "report.html").read_text(encoding="utf-8")
     assert "<h2>The LLM&#39;s own ability with text</h2>" in page or "<h2>The LLM's own ability with text</h2>" in page
     assert f"<td>{found.kinds[0].name}</td><td>{found.kinds[0].n}</td>" in page.replace("\n", "")
@@ -108,7 +108,7 @@ def test_the_command_finds_the_same_and_the_report_takes_it(
         main(["text-probe", str(run), "--device", "cpu"])
     out = capsys.readouterr().out
     logged = log_of(made[0])[-1]["text_probe"]
-    assert not ended.value.code and out.splitlines()[-1] == Outcome.from_dict(logged).text
+    assert not ended.value.code and out.splitlines()[-1] == outcome_from(logged).text
     kept = json.loads((run / "text_probe_final.json").read_text())
     assert kept["text_probe"] == logged and kept["step"] == 2
     assert "own ability with text" in write_report(run).read_text(encoding="utf-8")
