@@ -190,12 +190,10 @@ def _count(rehearser: Rehearser, shape: Shape, *, recomputed: int) -> dict[str, 
             counts.place = REST
             (out[0] if isinstance(out, tuple) else out).register_hook(now(BACKWARD))
 
-    handles = [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     rehearser.ledger.watch = counts
     try:
-        rehearser.rehearse(shape, recomputed=recomputed)
+        with layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave):
+            rehearser.rehearse(shape, recomputed=recomputed)
     finally:
         rehearser.ledger.watch = None
-        for handle in handles:
-            handle.remove()
     return counts.of

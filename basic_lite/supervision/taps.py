@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from basic_lite.errors import UserError
 from basic_lite.model.parts import Parts
@@ -120,27 +121,17 @@ def open_taps(plan: TapPlan, operations: Operations, layout: Layout, *, embeddin
         yield capture
 
 
-@contextmanager
-def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> Iterator[None]:
-    """Let ``take`` see each output of ``module``, the first tensor of a tuple, for a while.
+def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> RemovableHandle:
+    """Let ``take`` see each output of ``module``, the first tensor of a tuple, for as long as the ``with`` lasts.
 
     A tensor that ``take`` returns takes the output's place.
     """
-    handle = module.register_forward_hook(lambda _module, _args, out: take(out[0] if isinstance(out, tuple) else out))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return module.register_forward_hook(lambda _module, _args, out: take(out[0] if isinstance(out, tuple) else out))
 
 
-@contextmanager
-def entered(module: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Let ``take`` see the first input of each call of ``module``, for a while."""
-    handle = module.register_forward_pre_hook(lambda _module, args: take(args[0]))
-    try:
-        yield
-    finally:
-        handle.remove()
+def entered(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
+    """Let ``take`` see the first input of each call of ``module``, in the same way."""
+    return module.register_forward_pre_hook(lambda _module, args: take(args[0]))
 
 
 def watch_layers(

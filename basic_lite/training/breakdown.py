@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -146,11 +146,11 @@ class Breakdown:
     @contextmanager
     def watching(self, parts: Parts, *, basic: bool) -> Iterator[None]:
         """Time the model's parts apart inside this context; ``basic``: what is outside the model is BASIC's."""
-        hooks: list[Any] = []
+        hooks = ExitStack()
 
         def part(module: nn.Module, name: str) -> None:
-            hooks.append(module.register_forward_pre_hook(lambda *_: self.enter(name)))
-            hooks.append(module.register_forward_hook(lambda *_: self.leave()))
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_: self.enter(name)))
+            hooks.enter_context(module.register_forward_hook(lambda *_: self.leave()))
 
         def entering(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             """The gradient of its input is the last that the LLM's backward makes."""
@@ -164,18 +164,15 @@ class Breakdown:
 
         if basic:
             self.base(MEASURES)
-            hooks.append(parts.model.register_forward_pre_hook(lambda *_: self.base(OTHER)))
-            hooks.append(parts.model.register_forward_hook(lambda *_: self.base(MEASURES)))
+            hooks.enter_context(parts.model.register_forward_pre_hook(lambda *_: self.base(OTHER)))
+            hooks.enter_context(parts.model.register_forward_hook(lambda *_: self.base(MEASURES)))
         part(parts.vision_tower, VISION)
         part(parts.projector, PROJECTOR)
         part(parts.language_model, LLM)
-        hooks.append(parts.language_model.register_forward_pre_hook(entering, with_kwargs=True))
-        hooks.append(parts.language_model.register_forward_hook(left))
-        try:
+        hooks.enter_context(parts.language_model.register_forward_pre_hook(entering, with_kwargs=True))
+        hooks.enter_context(parts.language_model.register_forward_hook(left))
+        with hooks:
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 class TimedStream:
