@@ -19,6 +19,7 @@ from basic_lite.demo.report import Phases, refinement_of, show_report
 from basic_lite.demo.world import write_world
 from basic_lite.errors import UserError
 from basic_lite.model.load import Loaded, load_base
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.run import run_stage
 from basic_lite.tools.report.page import write_report
 from basic_lite.training.bundle import load_trained
@@ -96,7 +97,7 @@ def _train_and_score(
 
     with phases.phase("answers before training"):
         # A fresh projector: the pictures reach the LLM as noise.
-        fresh = two.model_copy(update={"model": two.model.model_copy(update={"projector": None})})
+        fresh = changed_recipe(two, {"model.projector": None})
         transformers.set_seed(two.seed)
         measured("before training", "before", lambda: load_base(fresh, CPU))
     with phases.phase("stage 1: the projector learns captions") as name:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from basic_lite.recipe.rules import evaluates
+from basic_lite.recipe.rules import changed_recipe, evaluates
 from basic_lite.recipe.schema import Recipe
 from basic_lite.rehearsal.ledger import HOST, Ledger, fake
 from basic_lite.supervision import Supervision
@@ -43,8 +43,7 @@ def look_is_made(recipe: Recipe) -> bool:
 
 def samples_at_once(recipe: Recipe, micro_batch: int) -> int:
     """Samples of a look's batch, at another micro-batch than the recipe's."""
-    training = recipe.training.model_copy(update={"micro_batch": micro_batch})
-    return curve_batches(recipe.model_copy(update={"training": training}))[1]
+    return curve_batches(changed_recipe(recipe, {"training.micro_batch": micro_batch}))[1]
 
 
 class _FewPlaces(HealthMeter):

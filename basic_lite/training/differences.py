@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from basic_lite.recipe import Recipe, flat_values
-from basic_lite.recipe.rules import in_order, measured_keys
+from basic_lite.recipe.rules import changed_recipe, in_order, measured_keys
 
 # Keys that may differ between a run and its continuation: they don't change what is computed.
 FREE = {
@@ -48,7 +48,6 @@ def _as_written(value: Any) -> str:
 def _matters(recipe: Recipe) -> dict[str, Any]:
     # The order of several sources changes nothing.
     if isinstance(recipe.data.train, list):
-        data = recipe.data.model_copy(update={"train": in_order(recipe.data.train)})
-        recipe = recipe.model_copy(update={"data": data})
+        recipe = changed_recipe(recipe, {"data.train": in_order(recipe.data.train)})
     free = FREE if measured_keys(partial(getattr, recipe.supervision)) else FREE | {"supervision.refinement_batches"}
     return {key: value for key, value in flat_values(recipe).items() if key not in free}

@@ -9,6 +9,7 @@ from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe
 from basic_lite.recipe.load import as_override
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.places import newest_first
 
@@ -41,7 +42,7 @@ def resolve_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:
         return recipe
     if (projector := recipe.model.projector) is not None:
         say(f"note: {PROJECTOR}={projector} isn't read: {START} takes the projector of {place}")
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"projector": None})})
+        recipe = changed_recipe(recipe, {PROJECTOR: None})
     if resume:
         for bundle in newest_first(recipe.run_path):
             with suppress(UserError):  # which of them is damaged is said where one is chosen

@@ -19,6 +19,7 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.errors import UserError
 from basic_lite.model.families.llava import LLAVA
 from basic_lite.model.load import Loaded
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.supervision import Supervision
 from basic_lite.tools.inspect.conversations import DESCRIBED, QUESTION, SAMPLES
@@ -95,12 +96,11 @@ class OpenRun:
             broken = broken_at_start(self.bundle.folder.parent) if recipe.data.bad_records == "drop" else None
         else:
             source = with_prompts_of_training(data, recipe.data)
-            changed = {"train": source, "eval": None, "held_out": None, "bad_records": "drop"}
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=changed)})
+            changed = {"data.train": source, "data.eval": None, "data.held_out": None, "data.bad_records": "drop"}
+            recipe = changed_recipe(recipe, changed)
         own = recipe.supervision.refinement_batches or SAMPLES // SAMPLES_PER_BATCH
         wanted = own if samples is None else math.ceil(samples / SAMPLES_PER_BATCH)
-        settings = recipe.supervision.model_copy(update={"refinement_batches": wanted})
-        recipe = recipe.model_copy(update={"supervision": settings})
+        recipe = changed_recipe(recipe, {"supervision.refinement_batches": wanted})
         try:
             prepared = prepare_data(recipe, self.loaded.frontend, say=say, shown=False, broken=broken)
         except UserError as error:
