@@ -15,11 +15,18 @@ from basic_lite.errors import UserError
 from basic_lite.printable import printable
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
-from basic_lite.tools.chat.keyboard import typed
 from basic_lite.tools.chat.lines import Lines
 from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.words import PICTURE_ENDING, missing_pictures, require_there
+
+# With it, ``input`` lets a line be edited and earlier ones be called back. Not every system has it.
+with contextlib.suppress(ImportError):
+    import readline
+
+    # Python turns that off. A pasted text is one line then; else an empty line in it would end the conversation, and
+    # the shell would run the rest.
+    readline.parse_and_bind("set enable-bracketed-paste on")
 
 HELP = """\
 /image PATH   show a picture with the next question (several paths, or dir/*.png: several pictures)
@@ -77,8 +84,8 @@ def next_line(dialogue: Dialogue, attended: bool) -> str:
     shown = f"[{count} picture{'s' * (count != 1)}] " if count else ""
     try:
         if sys.stdout.isatty():
-            return typed(f"{shown}> ").strip()
-        # ``typed`` would write its prompt among the answers.
+            return input(f"{shown}> ").strip()  # with the line breaks of a pasted text
+        # ``input`` would write its prompt among the answers.
         print(f"{shown}> ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip()
     except EOFError:

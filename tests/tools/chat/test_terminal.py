@@ -134,7 +134,7 @@ def test_a_pasted_text_is_one_question_with_its_empty_lines() -> None:
     if "libedit" in (readline.__doc__ or ""):
         pytest.skip("libedit knows no pasted text")
     terminal, screen = pty.openpty()
-    program = "from basic_lite.tools.chat.keyboard import typed; print(repr(typed('> ')))"
+    program = "import basic_lite.tools.chat.terminal; print(repr(input('> ')))"
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=screen, stdout=screen, stderr=screen, env=environment
