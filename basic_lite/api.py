@@ -259,7 +259,7 @@ class TrainedModel(Model):
             if place is not None:
                 _require_path(place, name, "path")
         path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
-        asked = _asked(records, File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
+        asked = _asked(records, file := File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
         rule = asked.metric(metric)
         check_pictures([one.record for one in asked.questions])
         ready = make_ready(
@@ -268,8 +268,7 @@ class TrainedModel(Model):
             asked,
             shown := Console(stderr=True),
             data=os.path.abspath(path) if path else None,
-            image_dir=image_dir,
-            limit=limit,
+            file=file,
             max_new_tokens=max_new_tokens,
             template=template,
             metric=rule.name,

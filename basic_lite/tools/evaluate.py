@@ -34,7 +34,7 @@ from basic_lite.training.answer_file import FIX, Answers, answers_kept, part_of
 from basic_lite.training.bundle import load_trained
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import saving
-from basic_lite.training.interview import Interview, Pictures
+from basic_lite.training.interview import Interview, Pictures, ways
 from basic_lite.training.places import HELD_OUT, best_record
 from basic_lite.training.run_data import held_out_records
 from basic_lite.training.trained_on import Compared, compare, record_of
@@ -76,7 +76,8 @@ def evaluate(
         pictures = other_images(asked, shuffle_images)
     most = max_new_tokens or answer_length(chat, asked)
     interview = Interview(loaded, recipe, chat, batch_size, most, kept or Answers(), progress)
-    interview.ask_all(asked, pictures, again)
+    for way in ways(asked, pictures, again):
+        interview.ask(*way)
     predictions = [
         replace(
             interview.prediction(at, question, asked[at], pictures(at), rule),
@@ -133,8 +134,7 @@ def make_ready(
     console: Console,
     *,
     data: str | None,
-    image_dir: str | os.PathLike[str] | None,
-    limit: int | None,
+    file: File,
     max_new_tokens: int | None,
     template: Template | None,
     metric: MetricName,
@@ -145,6 +145,7 @@ def make_ready(
     Args:
         console: counts what is compared.
         data: the file's path; None: the records come from none.
+        file: how it was read.
         max_new_tokens: None: as many as the records' own answers need.
 
     Raises:
@@ -161,8 +162,8 @@ def make_ready(
         "step": bundle.step,
         "model_sha256": bundle.digest,
         "data": data,
-        "image_dir": None if image_dir is None else os.path.abspath(image_dir),
-        "limit": limit,
+        "image_dir": None if file.image_dir is None else os.path.abspath(file.image_dir),
+        "limit": file.limit,
         "benchmark": asked.benchmark.name if asked.benchmark is not None else None,
         "instruction": asked.added if asked.benchmark is not None else None,
         "metric": metric,
@@ -235,8 +236,7 @@ def evaluate_run(
         asked,
         notes,
         data=HELD_OUT if data is None else os.path.abspath(data),
-        image_dir=image_dir,
-        limit=limit,
+        file=file,
         max_new_tokens=max_new_tokens,
         template=template,
         metric=rule.name,

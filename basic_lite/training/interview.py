@@ -53,11 +53,6 @@ class Interview:
     kept: Answers
     progress: Callable[[int], None]
 
-    def ask_all(self, asked: Sequence[Record], pictures: Pictures, again: Again | None) -> None:
-        """Ask in all ``ways``."""
-        for shown, places, record, shows in ways(asked, pictures, again):
-            self.ask(shown, places, record, shows)
-
     def ask(self, shown: Shown, places: Iterable[int], record: Callable[[int], Record], pictures: Pictures) -> None:
         """Ask the questions of some places in one of the ways."""
         wanted = list(places)
