@@ -23,8 +23,8 @@ from basic_lite.sizes import size_text
 from basic_lite.tools.score import ALL, NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
+from basic_lite.training.data_json import UNKNOWN, known_before
 from basic_lite.training.files import sha256
-from basic_lite.training.known_before import UNKNOWN, known_before
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
@@ -162,7 +162,9 @@ def row_of(run: Path, read: ReadLog | None = None) -> RunRow:
     recipe = recipe_of(run, bundles)
     read = read or read_log(run)
     log = read.rare
-    summaries = _summaries(run, log)
+    # The latest at the end.
+    found = sorted(summaries_of(run, log), key=lambda one: later(one[0], one[1].get("settings")))
+    summaries = [summary for _, summary in found]
     size_bytes, changed = size_and_time(run)
     model = as_object(recipe.get("model"))
     return RunRow(
@@ -235,13 +237,6 @@ def _held_out(run: Path, log: list[dict[str, Any]]) -> str:
     return f"held-out loss {loss_text(losses[-1])}{known}" if losses else ""
 
 
-def _summaries(run: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of its evaluations, the latest at the end."""
-    return [
-        summary for _, summary in sorted(summaries_of(run, log), key=lambda one: later(one[0], one[1].get("settings")))
-    ]
-
-
 def _matches(every: Sequence[dict[str, Any]], recipe: dict[str, Any], last: Any) -> Iterator[str]:
     """Shares of exact matches, of answers that weren't trained on if there are any.
 
@@ -294,13 +289,9 @@ def _table_of(summary: dict[str, Any]) -> str:
 
 def _tables_of(recipe: dict[str, Any]) -> set[str]:
     """Paths of the tables that a recipe names."""
-    data = as_object(recipe.get("data"))
-    sections = [one for key in ("train", "eval") for one in _listed(data.get(key))]
+    given = [as_object(recipe.get("data")).get(key) for key in ("train", "eval")]
+    sections = [section for one in given for section in (one if isinstance(one, list) else [one])]
     return {os.path.abspath(path) for one in sections if isinstance(path := as_object(one).get("path"), str)}
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def short_path(path: str, others: Iterable[str]) -> str:

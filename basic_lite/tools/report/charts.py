@@ -60,9 +60,12 @@ class Chart:
         if not lines:
             return ""
         places = {x for line in lines for x, _ in line.points}
-        across, up = Scale.of(list(places)), Scale.of(_heights(lines), log=self.log_y)
+        heights = [y for line in lines for _, y in line.points]
+        heights += [end for line in lines for bar in line.bars if bar is not None for end in bar]
+        across, up = Scale.of(list(places)), Scale.of(heights, log=self.log_y)
         if len(places) == 1:  # nothing leads to the points, so they don't stand on the edge
-            up = up.with_margin()
+            room = 0.15 * (up.high - up.low)
+            up = Scale(up.low - room, up.high + room, up.log)
         parts = [*self._grid(across, up, places)]
         for number, line in enumerate(lines):
             parts += _draw(line, number, across, up)
@@ -118,11 +121,6 @@ class Scale:
             return cls(low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1))
         return cls(low, high)
 
-    def with_margin(self) -> "Scale":
-        """The same with room below and above."""
-        room = 0.15 * (self.high - self.low)
-        return Scale(self.low - room, self.high + room, self.log)
-
     def at(self, value: float) -> float:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
@@ -163,11 +161,6 @@ def _whole(bar: tuple[float, float] | None, *, log_y: bool) -> tuple[float, floa
 
 def _has_place(value: float, *, log_y: bool) -> bool:
     return abs(value) < FAR and (value > 0 or not log_y)
-
-
-def _heights(lines: Sequence[Line]) -> list[float]:
-    ends = [end for line in lines for bar in line.bars if bar is not None for end in bar]
-    return [y for line in lines for _, y in line.points] + ends
 
 
 def _draw(line: Line, number: int, across: Scale, up: Scale) -> list[str]:

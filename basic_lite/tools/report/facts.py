@@ -96,7 +96,7 @@ class RunFacts:
     Attributes:
         gated: BASIC is on where its premise is found to hold.
         log: its lines that have more than a step's numbers, and the newest.
-        steps: by name, numbers with their steps.
+        series: by name, the steps that have a finite number of that name, with it.
         damaged: how many lines of the log aren't whole.
     """
 
@@ -106,7 +106,7 @@ class RunFacts:
     recipe: str
     gated: bool
     log: list[dict[str, Any]]
-    steps: Mapping[str, Series]
+    series: Mapping[str, Series]
     damaged: int
     curves: list[tuple[int, RefinementCurve]]
     looks: list[GateLook]
@@ -114,10 +114,6 @@ class RunFacts:
     maps: ShownMaps | None
     data: dict[str, Any]
     software: list[dict[str, Any]]
-
-    def series(self, name: str) -> Series:
-        """The steps that have a finite number of that name, with it."""
-        return self.steps[name]
 
     @property
     def state(self) -> str:
@@ -155,7 +151,7 @@ class RunFacts:
 
     def _seconds_until(self, step: int) -> float:
         """Of the steps up to one, from those of them that are logged."""
-        timed = [seconds for at, seconds in self.series("step_s") if at <= step]
+        timed = [seconds for at, seconds in self.series["step_s"] if at <= step]
         return sum(timed) / len(timed) * step if timed else 0.0
 
     @property
@@ -166,12 +162,12 @@ class RunFacts:
     @property
     def steps_with_basic(self) -> int | None:
         """Logged steps that had BASIC, of those that are logged; None: no step is logged."""
-        return len(self.series("das")) if self.series("lm") else None
+        return len(self.series["das"]) if self.series["lm"] else None
 
     @property
     def train_seconds(self) -> float | None:
         """Of all steps, from those that are logged; None: none is."""
-        timed = self.series("step_s")
+        timed = self.series["step_s"]
         return self._seconds_until(timed[-1][0]) if timed else None
 
 
@@ -187,6 +183,7 @@ def read_run(run: Path) -> RunFacts:
     if not log:
         raise UserError(f"{run} has no {LOG} yet, so there is nothing to report; train it first")
     bundles = newest_first(run)
+    supervision = as_object(recipe_of(run, bundles).get("supervision"))
     try:
         recipe = read_text(run / RECIPE_YAML)
     except (OSError, UnicodeDecodeError):
@@ -196,7 +193,7 @@ def read_run(run: Path) -> RunFacts:
         row_of(run, read),
         as_object(read_json(bundles[0] / MANIFEST)) if bundles else {},
         recipe,
-        _is_gated(as_object(recipe_of(run, bundles).get("supervision"))),
+        supervision.get("enabled") is True and supervision.get("gate") is True,
         log,
         read.series,
         read.damaged,
@@ -207,10 +204,6 @@ def read_run(run: Path) -> RunFacts:
         as_object(read_json(run / DATA)),
         read_software(run),
     )
-
-
-def _is_gated(supervision: Mapping[str, Any]) -> bool:
-    return supervision.get("enabled") is True and supervision.get("gate") is True
 
 
 def _curves(log: Sequence[dict[str, Any]]) -> list[tuple[int, RefinementCurve]]:

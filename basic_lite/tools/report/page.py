@@ -19,7 +19,7 @@ from basic_lite.tools.report.html import fill, write_page
 from basic_lite.tools.report.scores import score_charts, verdict_of
 from basic_lite.tools.report.text_probe import text_probe_section
 from basic_lite.training.best_text import best_of
-from basic_lite.training.known_before import known_before
+from basic_lite.training.data_json import known_before
 from basic_lite.training.log_lines import damaged_text
 from basic_lite.training.loss_text import NO_NUMBER, RISE, loss_text
 from basic_lite.training.places import REPORT
@@ -92,7 +92,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
         yield Card(*fact)
     if best := best_of(facts.path, facts.log):
         yield Card("Best step", f"{best.step:,}", "; ".join(best.lines()))
-    held, trained = facts.held_out, facts.series("lm")
+    held, trained = facts.held_out, facts.series["lm"]
     if held:
         start = f"{loss_text(held[0][1])} → " if len(held) > 1 else ""
         known = known_before(facts.path)
@@ -110,7 +110,7 @@ def cards(facts: RunFacts) -> Iterator[Card]:
     yield Card("BASIC", *_basic(facts))
     if premise := _premise_card(facts):
         yield premise
-    memory = facts.series("peak_memory_gib")
+    memory = facts.series["peak_memory_gib"]
     if memory:
         yield Card("Peak memory", size_text(round(max(value for _, value in memory) * GIB)), _machine(facts))
     yield from _time_card(facts)
@@ -143,7 +143,7 @@ def _time_card(facts: RunFacts) -> Iterator[Card]:
     """How long all of it took, and the steps' share; of a run that goes on the steps alone are known."""
     if (seconds := facts.train_seconds) is None:
         return
-    speed = facts.series("tokens_per_s")
+    speed = facts.series["tokens_per_s"]
     notes = [f"{sum(value for _, value in speed) / len(speed):,.0f} tokens a second"] if speed else []
     if (whole := facts.whole_time) is None:
         yield Card("Time of the steps", _lasted(seconds), "; ".join(notes))
@@ -160,7 +160,7 @@ def _lasted(seconds: float) -> str:
 
 
 def _basic(facts: RunFacts) -> tuple[str, str]:
-    on, steps = facts.steps_with_basic, len(facts.series("lm"))
+    on, steps = facts.steps_with_basic, len(facts.series["lm"])
     if not steps:
         return "no step is logged", ""
     if on == steps:
@@ -185,7 +185,7 @@ def _premise(facts: RunFacts) -> str:
 
 def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     """The charts that there is something for, each with its title."""
-    trained, held = facts.series("lm"), facts.held_out
+    trained, held = facts.series["lm"], facts.held_out
     over = max(1, len(trained) // 50)
     lines = [Line(f"training, mean of {over}" if over > 1 else "training", smoothed(trained, over))]
     lines.append(Line("held-out", held, marks=True))
@@ -194,15 +194,15 @@ def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     yield from score_charts(facts.path, facts.log)
     if facts.curves:
         yield "Refinement curve", _curve_chart(facts.curves, judged=not facts.looks)
-    basic = [Line(name, facts.series(key)) for key, name in (("das", "DAS"), ("sds", "SDS")) if facts.series(key)]
+    basic = [Line(name, facts.series[key]) for key, name in (("das", "DAS"), ("sds", "SDS")) if facts.series[key]]
     if basic:
         yield "BASIC's losses", Chart("DAS and SDS by step.", "step", "loss", basic, log_y=True)
-    alike = facts.series("pairwise_cos")
+    alike = facts.series["pairwise_cos"]
     if alike:
-        cos = Line("v with v̂", facts.series("cos"))
+        cos = Line("v with v̂", facts.series["cos"])
         says = f"Mean cosine of two of a picture's visual tokens: {_ends(alike)}. Near 1 is collapse."
         yield "Likeness", Chart(says, "step", "cosine", [Line("v with other v", alike), cos])
-    lengths = facts.series("norm_to_vocabulary")
+    lengths = facts.series["norm_to_vocabulary"]
     if lengths:
         says = f"Length of v against word embeddings: {_ends(lengths)}."
         yield "Length of v", Chart(says, "step", "‖v‖ / ‖E‖", [Line("‖v‖ / ‖E‖", lengths)], log_y=True)

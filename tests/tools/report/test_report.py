@@ -228,7 +228,7 @@ def test_a_long_run_has_a_small_page(place: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(log_lines, "json_lines", reading)
     text = render(found := read_run(place))
-    assert len(read) == 1 and len(found.curves) == 400 and len(found.series("lm")) == 20_000
+    assert len(read) == 1 and len(found.curves) == 400 and len(found.series["lm"]) == 20_000
     assert len(text.encode()) < 200_000 and "mean of 400" in text
 
 
