@@ -72,9 +72,7 @@ demo/place.py: scores_of: load
 """,
     "tensors: no format that holds a program is read": """
 model/load.py: _projector_state: safe_open
-tools/export/gguf/weights.py: __init__: safe_open
 tools/export/gguf/weights.py: rows: safe_open
-tools/export/gguf/weights.py: shape: safe_open
 tools/export/gguf/weights.py: whole: safe_open
 tools/export/tensors.py: _unpickled: torch.load
 tools/export/tensors.py: dtype: safe_open

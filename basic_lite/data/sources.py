@@ -83,22 +83,19 @@ def _looks_at(section: SourceSection, root: Path, before: str, mend: Mend) -> It
     """
     check_source(section)
     folders = {"image_dir": section.image_dir, "folder": section.folder, "saved": section.saved}
-    yield from (partial(_require_folder, before + key, one, root, mend) for key, one in folders.items() if one)
+    for key, name in folders.items():
+        if name:
+            yield partial(_require_there, os.path.isdir, "folder", before + key, name, root, mend)
     if section.path:
-        yield partial(_require_file, before + "path", section.path, root, mend)
+        yield partial(_require_there, os.path.exists, "file", before + "path", section.path, root, mend)
     if section.parquet:
         yield partial(_parquet_files, before + "parquet", section.parquet, root, mend)
 
 
-def _require_folder(key: str, name: str, root: Path, mend: Mend) -> None:
-    if not os.path.isdir(place_in(root, name)):
+def _require_there(is_there: Callable[[Path], bool], kind: str, key: str, name: str, root: Path, mend: Mend) -> None:
+    if not is_there(place_in(root, name)):
         otherwise = "put it there, correct the path, or leave the key out" if key.endswith("image_dir") else _OTHERWISE
-        raise _missing(f"{key}: there is no folder", name, mend(Path(name)) or otherwise)
-
-
-def _require_file(key: str, name: str, root: Path, mend: Mend) -> None:
-    if not os.path.exists(place_in(root, name)):
-        raise _missing(f"{key}: there is no file", name, mend(Path(name)) or _OTHERWISE)
+        raise _missing(f"{key}: there is no {kind}", name, mend(Path(name)) or otherwise)
 
 
 def _missing(what: str, name: str, mend: str) -> UserError:

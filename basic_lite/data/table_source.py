@@ -174,14 +174,13 @@ class TableSource:
             text = io.TextIOWrapper(raw, encoding=self.encoding, newline="")
             try:
                 for line in text:
-                    end = start + (len(line) if line.isascii() and self.encoding == "utf-8" else self._size(line))
+                    # Most lines are ASCII, and needn't be encoded to be counted.
+                    plain = line.isascii() and self.encoding == "utf-8"
+                    end = start + len(line if plain else line.encode(self.encoding))
                     yield start, end, line
                     start = end
             except UnicodeDecodeError:
                 raise self._not_unicode() from None
-
-    def _size(self, line: str) -> int:
-        return len(line.encode(self.encoding))
 
     def _not_unicode(self) -> UserError:
         number = 0

@@ -143,18 +143,14 @@ class Checker:
         if isinstance(value, float) and float not in members:
             whole = [(int(value), f"; write {int(value)}")] if math.isfinite(value) and int in members else []
             return self.report(path, message + _first_taken(whole, adapter))
+        key = next((part for part in reversed(path) if not part.isdigit()), "")  # a list's entry has only a number
         for text in texts_in(value):
-            if problem := text_problem(_last_name(path), text):
+            if problem := text_problem(key, text):
                 return self.report(path, f"{plain(text)} {problem}")
         try:
             return adapter.validate_python(value)
         except ValidationError:
             return self.report(path, message + _mend(value, adapter, members, texts_allowed, path))
-
-
-def _last_name(path: KeyPath) -> str:
-    """The key that a value belongs to: an entry of a list has only a number."""
-    return next((part for part in reversed(path) if not part.isdigit()), "")
 
 
 def _is_off(value: Any) -> bool:

@@ -146,12 +146,16 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
         raise UserError(f"overrides are a list of texts, or a mapping of keys to values; write [{overrides!r}]")
     if isinstance(overrides, Mapping):
         for number, (dotted, value) in enumerate(overrides.items(), start=1):
-            place = Place.in_call(number)
-            if document.values is not None and _is_key(dotted, document, place):
+            place = Place(1, 0, number, "overrides")
+            if document.values is None:
+                continue
+            if not isinstance(dotted, str) or not all(dotted.split(".")):
+                document.report(place, (), f"expected a key such as training.micro_batch, found {dotted!r}")
+            else:
                 _override(document, tuple(dotted.split(".")), _as_yaml(value), place)
         return
     for number, text in enumerate(_joined(overrides), start=1):
-        place = Place.on_command_line(number)
+        place = Place(1, 0, number, "command line")
         if isinstance(text, _Spaced):
             what = f"found spaces round the = of {plain(text)}; write it without: {command_line([text.joined])}"
             document.report(place, (), what)
@@ -159,9 +163,8 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
         dotted, equals, value_text = text.partition("=")
         path = tuple(dotted.strip().split("."))
         if not equals or not all(path):
-            second = text.endswith(RECIPE_ENDINGS)
             what = f"expected key.path=value, found {text!r}; for example training.micro_batch=2"
-            if second:
+            if text.endswith(RECIPE_ENDINGS):
                 what = (
                     f"this command takes one recipe, found {text!r} too; `basic-lite run` takes several, in their order"
                 )
@@ -203,13 +206,6 @@ def _ends_at_equals(word: str, rest: list[str]) -> bool:
     if not rest or not _KEY.fullmatch(word.removesuffix("=")):
         return False
     return "=" not in rest[0] if word.endswith("=") else rest[0].startswith("=")
-
-
-def _is_key(dotted: Any, document: Document, place: Place) -> bool:
-    if isinstance(dotted, str) and all(dotted.split(".")):
-        return True
-    document.report(place, (), f"expected a key such as training.micro_batch, found {dotted!r}")
-    return False
 
 
 def _as_yaml(value: Any) -> Any:

@@ -21,7 +21,7 @@ class Wrong:
 class Place:
     """Where something stands: 1-based line and column of a file; ``line == 0``: on the command line or in a call."""
 
-    rank: int
+    rank: int  # by which problems are put in order: 0 in a file, 1 in an override, whose number ``column`` is
     line: int
     column: int
     source: str
@@ -29,14 +29,6 @@ class Place:
     @classmethod
     def in_file(cls, source: str, line: int, column: int) -> Place:
         return cls(0, line, column, source)
-
-    @classmethod
-    def on_command_line(cls, number: int) -> Place:
-        return cls(1, 0, number, "command line")
-
-    @classmethod
-    def in_call(cls, number: int) -> Place:
-        return cls(1, 0, number, "overrides")
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source

@@ -262,15 +262,12 @@ class Planner:
         low, high = self._sizes
         for size in (low, high):
             if size not in self._corners:
-                self._corners[size] = self._rehearsed_corner(size)
+                own = replace(self.own, micro_batch=size, offload_activations=False)
+                plans = (replace(own, recomputed=count) for count in (0, self.layers // 2, self.layers))
+                self._corners[size] = _Corner(*(self.rehearse(plan).peak_bytes for plan in plans))
         if low == high:
             return self._corners[low]
         return self._corners[low].between(self._corners[high], (samples - low) / (high - low))
-
-    def _rehearsed_corner(self, samples: int) -> _Corner:
-        own = replace(self.own, micro_batch=samples, offload_activations=False)
-        counts = 0, self.layers // 2, self.layers
-        return _Corner(*(self.rehearse(replace(own, recomputed=count)).peak_bytes for count in counts))
 
     def _spared(self, samples: int) -> int:
         """Bytes that leave the card when the inputs of all layers do; the peak may then lie outside of the layers."""

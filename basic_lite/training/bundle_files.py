@@ -87,8 +87,9 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
                 "here; name a llava-hf checkpoint in model.base, or CLIP or SigLIP in model.vision and an LLM in "
                 "model.llm"
             )
-        # What a shipped recipe starts from is a run of another one.
-        made = f"`basic-lite train {place.name}` makes it" if place in _runs_of_shipped() else ""
+        # What a shipped recipe starts from is a run of another one. The demo's have other names.
+        shipped = {RUNS / path.stem for path in shipped_recipes() if not path.stem.startswith("demo_")}
+        made = f"`basic-lite train {place.name}` makes it" if place in shipped else ""
         hint = made or meant_run(place, runs) or "give a run folder (runs/NAME) or a bundle inside one"
         raise UserError(f"{key}: there is no folder {place}; {hint}")
     if place.is_file():
@@ -105,11 +106,6 @@ def find_bundle(place: Path, key: str = "run folder", runs: Path = RUNS) -> Path
         "the run wrote none yet, or this is not a run folder; "
         + (meant_run(place, runs) or "give a run folder (runs/NAME) that has saved a checkpoint")
     )
-
-
-def _runs_of_shipped() -> set[Path]:
-    """Where runs of the shipped recipes would be, if they were made here. The demo's have other names."""
-    return {RUNS / path.stem for path in shipped_recipes() if not path.stem.startswith("demo_")}
 
 
 def meant_run(place: Path, runs: Path = RUNS, fits: Callable[[Path], bool] = holds_bundle) -> str:

@@ -220,10 +220,6 @@ class Gate:
             ),
         )
 
-    def _may_ask(self, step: int) -> bool:
-        """Whether to ask further at a step where the premise holds."""
-        return step >= 2 * (self.state.refused or 0) and self.trials.left(self.state.asked)
-
     def ask_again(self) -> RefinementCurve:
         """v and v̂ of the other samples."""
         return self._gain_on(self.again)
@@ -258,7 +254,8 @@ class Gate:
         verdict: str = curve.verdict
         goes_on = verdict == "holds"
         if goes_on and not was:
-            goes_on = self._may_ask(step)
+            # Whether to ask further, as ``tried`` says.
+            goes_on = step >= 2 * (state.refused or 0) and self.trials.left(state.asked)
             if goes_on:
                 second = again()  # there may be no memory for it, and then nothing has changed
                 state.asked += self.trials.again_passes

@@ -26,9 +26,9 @@ def require_inputs(recipe: Recipe, *, earlier: bool = True) -> None:
     Raises:
         UserError: names all that is missing or of a wrong kind, each with its key and a mend.
     """
-    all_at_once(
-        *(_looks_at_earlier(recipe) if earlier else ()), *_looks_at_models(recipe.model), *_looks_at_data(recipe)
-    )
+    named = earlier_run_of(recipe) if earlier else None
+    looks = [partial(look_at_bundle, *named, Path(recipe.output))] if named is not None else []
+    all_at_once(*looks, *_looks_at_models(recipe.model), *_looks_at_data(recipe))
 
 
 def open_inputs(recipe: Recipe, *, earlier: bool) -> Origin | None:
@@ -68,11 +68,6 @@ def require_inputs_of_plan(recipe: Recipe) -> None:
     except UserError:
         require_inputs(recipe)
         raise
-
-
-def _looks_at_earlier(recipe: Recipe) -> Iterator[Callable[[], object]]:
-    if (named := earlier_run_of(recipe)) is not None:
-        yield partial(look_at_bundle, *named, Path(recipe.output))
 
 
 def _looks_at_models(section: ModelSection) -> Iterator[Callable[[], object]]:

@@ -372,13 +372,9 @@ class Loop:
                 save_final(self.run.folder, self._write_bundle)
 
     def _write_bundle(self, folder: Path, more: dict[str, Any] | None = None) -> None:
-        facts = self._facts() | (more or {})
-        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, facts)
-
-    def _facts(self) -> dict[str, Any]:
-        """Facts about the run for a bundle's manifest."""
+        """Write the model as it is now; ``more``: facts for its manifest beside the run's own."""
         step = self.progress.step
-        return {
+        facts = {
             "step": step,
             "total_steps": self.schedule.steps,
             "data": {
@@ -393,4 +389,6 @@ class Loop:
             "model_files": self.model_files,
             "started_from": self.run.started_from,
             "target": None if self.gate is None else self.gate.state.plan,
+            **(more or {}),
         }
+        write_bundle(folder, self.run.loaded.parts, self.run.loaded.tokenizer, self.recipe, facts)

@@ -114,7 +114,8 @@ class Watch:
 
     def _stop(self, step: int, seen: Sequence[_Seen]) -> NoReturn:
         """Say where the numbers are, and how to go on."""
-        terms = [f"the {name} loss" for key, name in _LOSSES.items() if not _all_finite(key, seen)]
+        every_term = {key: [one.terms.get(key, 0.0) for one in seen] for key in _LOSSES}
+        terms = [f"the {name} loss" for key, name in _LOSSES.items() if not all(map(math.isfinite, every_term[key]))]
         norms = list(dict.fromkeys(n for one in seen for n, value in one.norms.items() if not math.isfinite(value)))
         # What one process has, all must know of: a checkpoint is saved by all of them, or by none.
         every = self._processes.gather(broken_weights(self._parts.model))
@@ -201,10 +202,6 @@ def _state_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _numbers(seen: Sequence[_Seen]) -> Iterator[float]:
     for one in seen:
         yield from (*one.terms.values(), *one.norms.values(), *(loss for loss, _, _ in one.batches))
-
-
-def _all_finite(term: str, seen: Sequence[_Seen]) -> bool:
-    return all(math.isfinite(one.terms.get(term, 0.0)) for one in seen)
 
 
 def _some(names: Sequence[str]) -> list[str]:

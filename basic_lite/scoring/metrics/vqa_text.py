@@ -27,14 +27,10 @@ _CONTRACTED = """
 """
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:at] + word[at + 1 :] for at, sign in enumerate(word) if sign == "'"]
-
-
 # What people write → the contraction. Each lacks one apostrophe; the last is the script's, the wrong way round.
-_CONTRACTIONS = {short: word for word in _CONTRACTED.split() for short in _without_one_apostrophe(word)} | {
-    "somebody'd": "somebodyd"
-}
+_CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, sign in enumerate(word) if sign == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def without_punctuation(text: str) -> str:

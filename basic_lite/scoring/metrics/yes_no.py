@@ -46,10 +46,7 @@ def figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Estimate]:
         "yes ratio": (hits + false, len(said)),
     }
     found: dict[str, Estimate] = {name: Share(*pair) for name, pair in counted.items() if pair[1]}
-    if hits + false + missed:
-        found["F1"] = _f1(hits, false + missed, len(said))
+    wrong = false + missed
+    if hits + wrong:
+        found["F1"] = Mean(2 * hits / (2 * hits + wrong), len(said), f1_interval(hits, wrong))
     return found
-
-
-def _f1(hits: int, wrong: int, n: int) -> Mean:
-    return Mean(2 * hits / (2 * hits + wrong), n, f1_interval(hits, wrong))

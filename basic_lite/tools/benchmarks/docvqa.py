@@ -5,10 +5,6 @@ from collections.abc import Iterator
 from basic_lite.tools.benchmarks.form import SHORT, Benchmark, Published, Row, placed, text_in, texts_in
 
 
-def _is_its(file: Published) -> bool:
-    return file.lists("data", "questionId")
-
-
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:
     for place, row in file.listed("data"):
         with placed(place):
@@ -22,4 +18,4 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
         yield place, one
 
 
-DOCVQA = Benchmark("docvqa", "anls", SHORT, _is_its, _rows)
+DOCVQA = Benchmark("docvqa", "anls", SHORT, lambda file: file.lists("data", "questionId"), _rows)

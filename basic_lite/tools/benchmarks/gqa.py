@@ -9,10 +9,6 @@ from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.tools.benchmarks.form import SHORT, Benchmark, Published, Row, placed, text_in
 
 
-def _is_its(file: Published) -> bool:
-    return file.holds({"imageId", "question"})
-
-
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:
     assert file.top is not None
     for identity, row in file.top.items():
@@ -34,4 +30,4 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
         yield place, one
 
 
-GQA = Benchmark("gqa", "exact", SHORT, _is_its, _rows)
+GQA = Benchmark("gqa", "exact", SHORT, lambda file: file.holds({"imageId", "question"}), _rows)

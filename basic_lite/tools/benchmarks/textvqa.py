@@ -5,10 +5,6 @@ from collections.abc import Iterator
 from basic_lite.tools.benchmarks.form import SHORT, Benchmark, Published, Row, placed, text_in, texts_in
 
 
-def _is_its(file: Published) -> bool:
-    return file.lists("data", "flickr_original_url")
-
-
 def _rows(file: Published) -> Iterator[tuple[str, Row]]:
     for place, row in file.listed("data"):
         with placed(place):
@@ -17,4 +13,4 @@ def _rows(file: Published) -> Iterator[tuple[str, Row]]:
         yield place, one
 
 
-TEXTVQA = Benchmark("textvqa", "textvqa", SHORT, _is_its, _rows)
+TEXTVQA = Benchmark("textvqa", "textvqa", SHORT, lambda file: file.lists("data", "flickr_original_url"), _rows)

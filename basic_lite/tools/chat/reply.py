@@ -78,7 +78,7 @@ class Reply:
         thread.start()
         said = 0
         try:
-            for ids in self._streamer.arriving():
+            for ids in iter(self._streamer.arrived.get, None):
                 self._seen += ids
                 sure = self._sure()
                 if len(sure) > said:
@@ -122,22 +122,17 @@ class _Streamer(BaseStreamer):
     """Carries the tokens from ``generate``'s thread to the one that reads the answer."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[list[int] | None] = queue.Queue()
+        self.arrived: queue.Queue[list[int] | None] = queue.Queue()  # new ids; None at the end
         self._prompt = True
 
     def put(self, value: Tensor) -> None:
         """Called with the prompt's ids first, then with each new token."""
         if not self._prompt:
-            self._queue.put(value.flatten().tolist())
+            self.arrived.put(value.flatten().tolist())
         self._prompt = False
 
     def end(self) -> None:
-        self._queue.put(None)
-
-    def arriving(self) -> Iterator[list[int]]:
-        """New ids as they come, until the end."""
-        while (ids := self._queue.get()) is not None:
-            yield ids
+        self.arrived.put(None)
 
 
 class _Stopped(StoppingCriteria):

@@ -39,11 +39,11 @@ class Blind:
     on: str
 
 
-def blind(records: Records, indices: Sequence[int], model: str, sample: int = SAMPLE) -> Blind:
+def blind(records: Records, indices: Sequence[int], model: str) -> Blind:
     """Ask a language model without pictures.
 
     Args:
-        indices: of records with a picture and an answer; ``sample`` of them are drawn.
+        indices: of records with a picture and an answer; ``SAMPLE`` of them are drawn.
         model: a causal language model: a folder or a hub name.
 
     Raises:
@@ -54,7 +54,7 @@ def blind(records: Records, indices: Sequence[int], model: str, sample: int = SA
     options = {"dtype": pick_dtype("auto", device), "device_map": {"": device}}
     llm = read_checkpoint(AutoModelForCausalLM, model, "--model", **options).eval()
     require_rows_for_tokens(tokenizer, llm.get_input_embeddings().weight.shape[0], model, "--model", added=False)
-    chosen = sorted(random.Random(SEED).sample(list(indices), min(sample, len(indices))))
+    chosen = sorted(random.Random(SEED).sample(list(indices), min(SAMPLE, len(indices))))
     losses, right = [], []
     for index in chosen:
         found = _answer_loss(llm, tokenizer, records[index])

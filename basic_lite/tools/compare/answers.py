@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,12 @@ def candidates(place: Path) -> list[Answers]:
         raise faults[0]
     # The last part of a message says what to do.
     passed = tuple(str(error).rpartition("; ")[0] for error in faults)
-    found = [replace(one, passed=passed, notes=(*one.notes, *_before_the_end(one, place))) for one in found]
+    for n, one in enumerate(found):
+        bundle, notes = str(one.settings.get("bundle") or ""), one.notes
+        if bundle.startswith("checkpoint-"):
+            notes = (*notes, f"{place.name} answered as it was at {bundle}, before its end")
+        found[n] = replace(one, passed=passed, notes=notes)
     return sorted(found, key=lambda one: later(one.path, one.settings), reverse=True)
-
-
-def _before_the_end(one: Answers, run: Path) -> Iterator[str]:
-    bundle = str(one.settings.get("bundle") or "")
-    if bundle.startswith("checkpoint-"):
-        yield f"{run.name} answered as it was at {bundle}, before its end"
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:

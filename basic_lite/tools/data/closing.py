@@ -45,7 +45,7 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
     if asked := asking(recipe, report):
         say(f"`training.eval_generate`: {asked}")
-    if left_out := to_leave_out(recipe, report):
+    if left_out := sorted({f"{key_of(one)}=drop" for one in report.problems if policy(one, recipe.data) == "refuse"}):
         keys = " and ".join(f"`{one.partition('.')[2].replace('=', ': ')}`" for one in left_out)
         say(
             f"note: `train` won't start until the records above are mended; or leave them out: write {keys} below "
@@ -77,12 +77,6 @@ def asking(recipe: Recipe, report: DataReport) -> str:
         f"at each evaluation the model answers {asked} of the held-out questions, and the step that answers best is "
         f"kept as best/ beside final/; predicted to take {share:.0%} of the run's time, 0 turns it off"
     )
-
-
-def to_leave_out(recipe: Recipe, report: DataReport) -> list[str]:
-    """What to set so that records with a problem don't stop a run."""
-    refused = [one for one in report.problems if policy(one, recipe.data) == "refuse"]
-    return sorted({f"{key_of(one)}=drop" for one in refused})
 
 
 def held_out_count(report: DataReport, share: float, seed: int) -> int:

@@ -4,7 +4,6 @@ Inputs are compared first, token ids and pixel values bit for bit. Then, for equ
 answer's tokens, and greedy answers. The exported folder is opened as a stranger would, by plain transformers.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -163,7 +163,7 @@ def check(
     """
     length = answer_length(source.chat, [sample.record for sample in samples])
     ours = _trained(source, samples, length, device, progress)
-    _free()
+    clear_device_cache(garbage_collection=True)
     theirs = _exported(source, folder, samples, length, gguf, device, progress)
     references = [source.chat.reference(sample.record) for sample in samples]
     scored = [place for place, reference in enumerate(references) if reference]
@@ -370,9 +370,3 @@ def _put(model: Any, merge: Merge, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if (written := written_name(name)) in merge.layout.quantized:
             parameter.copy_(merge.tensor(written).to(dtype))
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -109,7 +109,10 @@ def panels(found: Sequence[PictureMaps]) -> str:
     shown = [picture_panels(one, strongest_of(found)) for one in found]
     if len(shown) > 1:
         last = len(shown)
-        shown = [_folded(f"picture {n}", html, unfolded=n == last) for n, html in enumerate(shown, start=1)]
+        shown = [
+            f"<details{' open' * (n == last)}><summary>picture {n}</summary>{html}</details>"
+            for n, html in enumerate(shown, start=1)
+        ]
     return f"<style>{STYLE}</style>" + "".join(reversed(shown))
 
 
@@ -117,10 +120,6 @@ def strongest_of(found: Sequence[PictureMaps]) -> float:
     """The largest a_i that no sink has, so that several pictures can have one scale of heat, and a sink hides none."""
     values = [(n in sinks, a) for one in found for sinks in [set(one.sinks)] for n, a in enumerate(one.attention or [])]
     return max((a for is_sink, a in values if not is_sink), default=max((a for _, a in values), default=0.0))
-
-
-def _folded(title: str, html: str, *, unfolded: bool) -> str:
-    return f"<details{' open' if unfolded else ''}><summary>{title}</summary>{html}</details>"
 
 
 def picture_panels(one: PictureMaps, strongest: float, *, trace: bool = True) -> str:
@@ -178,28 +177,18 @@ def attention_text(one: PictureMaps) -> str:
     over = f"mean over layers 1 to {one.layers}"
     if one.attended < one.layers:
         over = f"mean over the {one.attended} of layers 1 to {one.layers} whose attention is a softmax"
-    whole = "This part" if one.part else "The picture"
+    whole, count = "This part" if one.part else "The picture", len(one.sinks)
+    sinks = f" {count} sink{'s' * (count != 1)} (ring), left out of the colours’ scale." if count else ""
     return (
         f"How much {one.whose} looks at each patch, {over}. {whole} gets {one.mass:.0%} of its attention; the "
-        f"strongest patch has {max(one.attention) / mass:.0%} of that.{sinks_text(one)}"
+        f"strongest patch has {max(one.attention) / mass:.0%} of that.{sinks}"
     )
-
-
-def sinks_text(one: PictureMaps) -> str:
-    """How many sinks there are; empty: none."""
-    count = len(one.sinks)
-    return f" {count} sink{'s' * (count != 1)} (ring), left out of the colours’ scale." if count else ""
 
 
 def _plain(one: PictureMaps) -> str:
-    text = (
-        f"<strong>The picture{_in_part(one)}</strong>, as the vision tower gets it: {one.rows} × {one.columns} patches."
-    )
+    part = f", {escape(one.part)}" if one.part else ""
+    text = f"<strong>The picture{part}</strong>, as the vision tower gets it: {one.rows} × {one.columns} patches."
     return _figure(one, [], text, "The picture")
-
-
-def _in_part(one: PictureMaps) -> str:
-    return f", {escape(one.part)}" if one.part else ""
 
 
 def _attention(one: PictureMaps, strongest: float) -> str:

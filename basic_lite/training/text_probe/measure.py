@@ -109,8 +109,10 @@ def measure(
     score = partial(nats_of, loaded.parts, probe.samples, tokens_at_once, progress, stopped)
     with adapter_off(loaded.parts):
         before = probe.scores(score())
-    if (guessing := _guessing(probe, loaded)) <= (found := float(before.bits.sum())):
-        size = sum(probe.sizes)
+    found, size = float(before.bits.sum()), sum(probe.sizes)
+    # What the passages would cost if all tokens were equally likely.
+    guessing = float(np.log2(len(loaded.vocabulary_ids))) * sum(one.scored for one in probe.texts)
+    if guessing <= found:
         return NoOutcome(
             "the LLM itself, without the LoRA, doesn't know the language of the text probe: it needs "
             f"{found / size:.1f} bits a byte, and with every token as likely as any other it would need "
@@ -124,11 +126,6 @@ def measure(
         )
     kinds = [one.kind for one in probe.passages], [one.kind for one in probe.questions]
     return compared(before, after, probe.sizes, *kinds, probe.left_out)
-
-
-def _guessing(probe: Probe, loaded: Loaded) -> float:
-    """Bits of the passages if all tokens were equally likely."""
-    return float(np.log2(len(loaded.vocabulary_ids))) * sum(one.scored for one in probe.texts)
 
 
 def _is_whole(tokens: Tokens, sample: Sample, text: str) -> bool:

@@ -145,17 +145,12 @@ def text_entries(arch: str, config: PreTrainedConfig, weights: Weights, kind: Gg
 
 def _change(arch: str, source: str, config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
     if arch.startswith("gemma") and source.endswith("norm.weight"):
-        return _plus_one
+        return lambda weight: weight + 1  # Gemma's norms multiply by 1 + weight, llama.cpp's by the weight
     part = source.split(".")[-2]
     if arch == "llama" and part in ("q_proj", "k_proj"):
         heads = int(config.num_attention_heads if part == "q_proj" else config.num_key_value_heads)
         return lambda weight: interleaved(weight, heads)
     return None
-
-
-def _plus_one(weight: Tensor) -> Tensor:
-    """Gemma's norms multiply by 1 + weight, llama.cpp's by the weight."""
-    return weight + 1
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:

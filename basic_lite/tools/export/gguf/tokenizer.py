@@ -169,11 +169,7 @@ def _scores(model: dict[str, Any], types: list[int], rows: int) -> list[float]:
     for text in normal:
         for cut in range(1, len(text)):
             pair = (text[:cut], text[cut:])
-            if (
-                pair not in known
-                and all(vocabulary.get(part, -1) >= 0 for part in pair)
-                and _plain(pair, vocabulary, types)
-            ):
+            if pair not in known and all(part in vocabulary and types[vocabulary[part]] == NORMAL for part in pair):
                 raise UserError(
                     f"the tokenizer never merges {pair[0]!r} and {pair[1]!r}, and llama.cpp would; {OTHERWISE}"
                 )
@@ -185,10 +181,6 @@ def _scores(model: dict[str, Any], types: list[int], rows: int) -> list[float]:
     for order, text in enumerate(made):
         scores[vocabulary[text]] = -float(order)
     return scores
-
-
-def _plain(pair: tuple[str, str], vocabulary: dict[str, int], types: list[int]) -> bool:
-    return all(types[vocabulary[part]] == NORMAL for part in pair)
 
 
 def _added_spaces(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:

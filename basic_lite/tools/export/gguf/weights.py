@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from basic_lite.errors import UserError
+from basic_lite.tools.export.tensors import tensor_names, tensor_shape
 
 GgufType = Literal["f32", "f16", "q8_0"]
 
@@ -43,16 +44,14 @@ class Weights:
         for path in (folder / file for file in sorted(files)):
             if not path.is_file():
                 raise UserError(f"{folder} has no {path.name}; export the run again")
-            with safe_open(path, framework="pt") as file:
-                self._files.update(dict.fromkeys(file.keys(), path))
+            self._files.update(dict.fromkeys(tensor_names(path), path))
 
     def names(self, prefix: str) -> list[str]:
         """Names under a prefix, in the order of the files."""
         return [name for name in self._files if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self._files[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+        return tensor_shape(self._files[name], name)
 
     def whole(self, name: str) -> Tensor:
         """A tensor in float32, in memory of its own."""
