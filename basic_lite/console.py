@@ -79,7 +79,7 @@ def _windows_word(word: str) -> str:
 
 
 @contextmanager
-def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[float], None]]:
     """A bar on a terminal, gone when it is full. Gives a function that takes how many more are done."""
     bar = Progress(
         TextColumn("{task.description}"),

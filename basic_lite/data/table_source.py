@@ -23,7 +23,7 @@ from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 
-_DELIMITERS = (",", ";", "\t")
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Lines that are looked at to find the delimiter, and characters of a cell.
 _HEAD_LINES, _MOST_OF_CELL = 50, 1 << 26
@@ -107,7 +107,7 @@ class TableSource:
         if extra:
             raise BadRecord(
                 f"it has {len(cells)} cells for {len(self.header)} columns ({shorten(extra[0])} is too many)",
-                f"put a text that has {_sign(self.delimiter)} in it into double quotes",
+                f"put a text that has {_DELIMITERS[self.delimiter]} in it into double quotes",
             )
         pairs = itertools.zip_longest(self.header, cells[: len(self.header)], fillvalue="")
         return {name: cell.strip() or None for name, cell in pairs if name}
@@ -289,7 +289,3 @@ def _delimiter(lines: Sequence[str], ending: str) -> str:
         return known, alike, delimiter == "\t" and ending == ".tsv"
 
     return max(_DELIMITERS, key=score)
-
-
-def _sign(delimiter: str) -> str:
-    return {"\t": "a tab", ",": "a comma", ";": "a semicolon"}[delimiter]

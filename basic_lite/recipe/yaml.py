@@ -85,7 +85,9 @@ def read_document(text: str, source: str) -> Document:
         document.report(top, (), f"{len(text):,} characters are too many for a recipe; name its own file")
         return document
     try:
-        if _depth(text) > _DEEPEST:
+        # Brackets in texts and comments count too.
+        steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+        if max(itertools.accumulate(steps), default=0) > _DEEPEST:
             raise RecursionError
         with warnings.catch_warnings():
             # YAML allows a name that is given twice, and takes the later one.
@@ -111,12 +113,6 @@ def read_document(text: str, source: str) -> Document:
             what = f"expected keys with values (`name: ...`), found {plain(value)}"
             document.report(_start(root, source), (), what)
     return document
-
-
-def _depth(text: str) -> int:
-    """How deep brackets are nested, at most: those in texts and comments count too."""
-    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
-    return max(itertools.accumulate(steps), default=0)
 
 
 def _start(node: Any, source: str) -> Place:

@@ -64,8 +64,5 @@ def _told(run: Path) -> dict[str, Any]:
 
 def _counts(told: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Name → how many are trained on, and of how many. What somebody changed is passed over."""
-    return {name: (one[0], one[1]) for name, one in as_object(told.get("of")).items() if _is_counts(one)}
-
-
-def _is_counts(counts: Any) -> bool:
-    return isinstance(counts, list) and len(counts) == 2 and all(isinstance(one, int) for one in counts)
+    pairs = {name: one for name, one in as_object(told.get("of")).items() if isinstance(one, list) and len(one) == 2}
+    return {name: (one[0], one[1]) for name, one in pairs.items() if all(isinstance(n, int) for n in one)}

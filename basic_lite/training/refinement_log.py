@@ -10,8 +10,8 @@ from torch import Tensor
 
 from basic_lite.console import Say
 from basic_lite.errors import is_out_of_memory
-from basic_lite.recipe.schema import Recipe, SupervisionSection
-from basic_lite.supervision import RefinementCurve, Supervision
+from basic_lite.recipe.schema import Recipe
+from basic_lite.supervision import Supervision
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.premise import SeenPatches, see_patches
 from basic_lite.training.step import Autocast
@@ -89,12 +89,9 @@ class RefinementLog:
         warning = None if supervision.settings.gate or (step == 0 and self.fresh) else curve.warning()
         if warning is not None:
             self.say(f"warning: step {step}: {warning}")
-        self._tell_illnesses(step, supervision.settings, curve)
-        return {"refinement": curve.to_dict()}, seen
-
-    def _tell_illnesses(self, step: int, settings: SupervisionSection, curve: RefinementCurve) -> None:
-        illnesses = {} if curve.health is None else curve.health.illnesses(settings)
+        illnesses = {} if curve.health is None else curve.health.illnesses(supervision.settings)
         for name, text in illnesses.items():
             if name not in self._told:
                 self._told.add(name)
                 self.say(f"note: step {step}: {name}: {text}")
+        return {"refinement": curve.to_dict()}, seen

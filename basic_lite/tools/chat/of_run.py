@@ -16,7 +16,6 @@ from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, room_for_answer
 from basic_lite.training.answer import asked_otherwise, chat_format, generation_options
 from basic_lite.training.bundle import load_trained
-from basic_lite.training.bundle_files import Bundle
 from basic_lite.training.places import MANIFEST
 
 
@@ -32,8 +31,11 @@ class RunSpeaker:
         self.recipe = self.bundle.recipe
         self.chat = chat_format(self.recipe, self.loaded.frontend)
         self.name = str(place)
-        unfinished = "" if (place / MANIFEST).is_file() else unfinished_note(self.bundle)
-        self.note = "\n".join(filter(None, [unfinished, asked_otherwise(self.recipe, self.chat)]))
+        notes = [asked_otherwise(self.recipe, self.chat)]
+        step, total = self.bundle.step, self.bundle.manifest["total_steps"]
+        if step < total and not (place / MANIFEST).is_file():  # the newest checkpoint of a run, not a bundle by name
+            notes.insert(0, f"not finished: step {step} of {total}")
+        self.note = "\n".join(filter(None, notes))
         self._limit = most_tokens(self.loaded.frontend.config.text_config)
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
@@ -67,12 +69,6 @@ class RunSpeaker:
         batch = Collator(int(self.loaded.tokenizer.pad_token_id))([sample])
         device = self.loaded.parts.device
         return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def unfinished_note(bundle: Bundle) -> str:
-    """A note for the user where the newest checkpoint of a run isn't its last; else empty."""
-    step, total = bundle.step, bundle.manifest["total_steps"]
-    return f"not finished: step {step} of {total}" if step < total else ""
 
 
 def record_of(messages: Sequence[Message]) -> Record:

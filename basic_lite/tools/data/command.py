@@ -89,7 +89,9 @@ def data(
     changes: dict[str, Any] = {"name": name, "data.train": plain_section(from_here(data_source(path)))}
     held_out = "data.held_out" in given
     own = load_recipe(base)
-    needing = _needs_held_out(own)
+    # Those that the recipe itself sets, with their values.
+    needing = {key: getattr(own.training, key.removeprefix("training.")) for key in _OFF}
+    needing = {key: value for key, value in needing.items() if value not in (0, "off", "auto")}
     if not any(key.startswith("data.eval") for key in given):
         off = {"training.eval_every": None, **{key: _OFF[key] for key in needing}}
         changes |= {"data.eval": None} | ({} if held_out else off)
@@ -118,12 +120,6 @@ def data(
         write_whole(target, text)
     say_next(recipe, found.records, report, target, say, console)
     return target
-
-
-def _needs_held_out(own: Recipe) -> dict[str, Any]:
-    """Those of them that the recipe itself sets, with their values."""
-    found = {key: getattr(own.training, key.removeprefix("training.")) for key in _OFF}
-    return {key: value for key, value in found.items() if value not in (0, "off", "auto")}
 
 
 def with_question(section: SourceSection, found: Found, recipe: Recipe, own: Recipe) -> SourceSection:

@@ -79,7 +79,7 @@ def export(
         if gguf is not None:
             check_gguf(scratch, llama_cpp=llama_cpp)  # before an hour is spent
         with counting(terminal, "MiB written", source.size_bytes // MIB) as count:
-            write_weights(scratch, source, _Megabytes(count).add)
+            write_weights(scratch, source, lambda more: count(more / MIB))
         files = None
         if gguf is not None:
             files = write_gguf(scratch, scratch / GGUF, kind=gguf, llama_cpp=llama_cpp, name=out.name, say=say)
@@ -108,19 +108,6 @@ def export(
         say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")
         say(f"publish it: {command_line(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
     return passed
-
-
-class _Megabytes:
-    """Bytes as a bar counts them."""
-
-    def __init__(self, count: Any) -> None:
-        self.count = count
-        self.bytes = 0
-
-    def add(self, more: int) -> None:
-        before = self.bytes // MIB
-        self.bytes += more
-        self.count(self.bytes // MIB - before)
 
 
 def exported_from(out: Path, manifest: Path | None) -> bool | None:

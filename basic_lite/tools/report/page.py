@@ -71,7 +71,10 @@ def render(facts: RunFacts) -> str:
         answers=facts.answers,
         maps=facts.maps,
         map_style=STYLE,
-        map_panels=list(_map_panels(facts)),
+        map_panels=[
+            (heading(one), one.text, picture_panels(one, strongest_of([one]), trace=False))
+            for one in (facts.maps.pictures if facts.maps is not None else ())
+        ],
         map_trace=_map_trace(facts),
         reading=reading(),
         known=known_before(facts.path),
@@ -206,12 +209,6 @@ def charts(facts: RunFacts) -> Iterator[tuple[str, Chart]]:
     if lengths:
         says = f"Length of v against word embeddings: {_ends(lengths)}."
         yield "Length of v", Chart(says, "step", "‖v‖ / ‖E‖", [Line("‖v‖ / ‖E‖", lengths)], log_y=True)
-
-
-def _map_panels(facts: RunFacts) -> Iterator[tuple[str, str, str]]:
-    """For each picture with token maps its name, its text, and the panels."""
-    for one in facts.maps.pictures if facts.maps is not None else ():
-        yield heading(one), one.text, picture_panels(one, strongest_of([one]), trace=False)
 
 
 def _map_trace(facts: RunFacts) -> tuple[Chart, tuple[list[str], list[list[str]]]] | None:
