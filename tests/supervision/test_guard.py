@@ -13,6 +13,8 @@ from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.recipe.schema import SupervisionSection
 from basic_lite.supervision.guard import Guard
 from basic_lite.supervision.layout import Layout, find_layout
+from basic_lite.training.processes import ALONE
+from basic_lite.training.step import StepCounts, TrainStep
 from bench.measure import peak_bytes
 from tests.support import supervision as kit
 
@@ -97,6 +99,24 @@ def test_the_projectors_gradient_is_the_one_by_the_book(
     assert losses.guard is not None
     assert {name: float(x) for name, x in losses.guard.metrics.items()} == pytest.approx(logged, rel=1e-4)
     assert logged["guard_conflict"] > 0.001 and (rho > 1 or logged["guard_ratio"] > 2 * logged["guard_ratio_after"])
+
+
+@pytest.mark.parametrize("token_weights", ["attention", "uniform", 0.6])
+def test_a_step_of_two_micro_batches_is_the_one_by_the_book(token_weights: Any) -> None:
+    model = kit.tiny_llava(seed=6, cls=BasicLlavaForConditionalGeneration)
+    batch, lambdas = kit.tiny_batch(seed=6), (50.0, 20.0)
+    supervision = kit.build(model, guard=0.5, token_weights=token_weights)
+    expected, logged = by_the_book(model, batch, supervision.settings, 0.5, lambdas)
+    images = 3  # of the first two samples
+    micro = [
+        {name: x[cut] if name == "pixel_values" else x[rows] for name, x in batch.items()}
+        for rows, cut in ((slice(0, 2), slice(0, images)), (slice(2, 4), slice(images, None)))
+    ]
+    step = TrainStep(supervision.parts, supervision, device=torch.device("cpu"))
+    terms = step.gradients(micro, StepCounts.of(micro, kit.IMAGE), lambdas).values(ALONE)
+    found = [parameter.grad for parameter in supervision.parts.projector.parameters() if parameter.grad is not None]
+    assert kit.grad_error(found, expected) <= TOLERANCE
+    assert {name: terms[name] for name in logged} == pytest.approx(logged, rel=1e-4)
 
 
 def test_values_and_types_are_as_without_it() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
@@ -97,12 +98,50 @@ def test_oracle_of_the_robust_target(plan: TargetPlan, more: dict[str, Any], che
 @pytest.mark.parametrize(
     ("kind", "attention"),
     # gemma2 caps its scores, which transformers' sdpa refuses.
-    [*product(["llama", "mistral", "phi3", "gemma", "qwen2", "qwen3"], ["sdpa", "eager"]), ("gemma2", "eager")],
+    [
+        *product(["llama", "mistral", "phi3", "gemma", "gemma3", "qwen2", "qwen3"], ["sdpa", "eager"]),
+        ("gemma2", "eager"),
+    ],
 )
 def test_oracle_for_every_llm(kind: str, attention: str, padding_side: str) -> None:
     assert_matches_oracle(
         kit.tiny_llava(kind, attention=attention), kit.tiny_batch(padding_side=padding_side), layers=3
     )
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3"])
+def test_oracle_of_the_head_where_embeddings_are_scaled(kind: str) -> None:
+    """The scale is the embedding module's, and the head's rows count as they are."""
+    assert_matches_oracle(kit.tiny_llava(kind), kit.tiny_batch(), vocabulary="lm_head")
+
+
+@pytest.mark.parametrize("settings", [{}, {"direction": "mse"}, {"target_norm": "layer"}, {"detach": False}], ids=str)
+@pytest.mark.parametrize("patches", [1, 16])
+def test_oracle_for_other_numbers_of_visual_tokens(
+    patches: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One visual token in an image, and more of them than text."""
+    monkeypatch.setattr(kit, "PATCHES", patches)
+    assert_matches_oracle(kit.tiny_llava(), kit.tiny_batch(padding_side="left"), **settings)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_oracle_with_lora(detach: bool, checkpointing: bool) -> None:
+    """The adapted LLM makes v̂ and a_i; BASIC trains the adapter only where v̂ isn't detached."""
+    model = kit.tiny_llava()
+    inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]), model.model.language_model
+    )
+    adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    with torch.no_grad():
+        for parameter in adapter:
+            parameter.normal_(std=0.25)
+    batch = kit.tiny_batch()
+    assert_matches_oracle(model, batch, checkpointing, detach=detach)
+    losses = kit.run(kit.build(model, detach=detach), batch)[1]
+    found = torch.autograd.grad(losses.das + losses.sds, adapter, allow_unused=True)
+    assert any(gradient is not None and bool(gradient.any()) for gradient in found) != detach
 
 
 def test_oracle_where_everything_is_small() -> None:

@@ -99,6 +99,7 @@ def test_lambdas_warm_up_and_rest() -> None:
     assert steps[0] == (0.0, 0.0) and steps[4] == (1.0, 0.25) and steps[8] == steps[10] == (2.0, 0.5)
     assert all(pair == (0.0, 0.0) for pair in steps[1::2])
     assert kit.build(model).lambdas(0, 10) == (1.0, 0.01)
+    assert kit.build(model, warmup_ratio=0.5).lambdas(1, 3) == (0.5, 0.005), "a step and a half are two"
     assert kit.build(model, direction="off").lambdas(3, 10) == (0.0, 0.01)
 
 

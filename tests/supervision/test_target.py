@@ -69,6 +69,11 @@ def test_sinks_are_told_sample_by_sample() -> None:
     assert sinks([first, second], layout).tolist() == [True, False, True, True, False, True, False]
 
 
+def test_the_median_of_an_even_number_is_the_lower_one() -> None:
+    layout = find_layout({"input_ids": torch.tensor([[kit.IMAGE] * 4])}, kit.IMAGE, "all")
+    assert sinks([torch.tensor([1.0, 3.0, 1.0, 5.0])], layout).tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_use_changes_the_layers(padding_side: str) -> None:
     """As if the settings had named them; another plan and back leaves no trace."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     LlavaConfig,
@@ -32,7 +34,7 @@ from basic_lite_kernels.operations import EAGER, Operations
 VOCAB = 40  # rows of the table
 WORDS = 33  # ids the tokenizer has, the image token among them; the rest pads the table
 IMAGE = 7
-PATCHES = 4  # N of one image
+PATCHES = 4  # N of one image, a square
 WIDTH = 32  # D
 LAYERS = 4  # L
 COMMON: dict[str, Any] = {
@@ -64,6 +66,11 @@ def llm_config(kind: str) -> PreTrainedConfig:
             **COMMON, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0, query_pre_attn_scalar=4,
             layer_types=["sliding_attention", "full_attention"] * 2,
         )  # fmt: skip
+    if kind == "gemma3":  # scaled embeddings, normed queries and keys, sliding layers with another RoPE
+        return Gemma3TextConfig(
+            **COMMON, head_dim=8, sliding_window=5, query_pre_attn_scalar=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        )  # fmt: skip
     if kind == "qwen2":  # sliding in some layers only
         return Qwen2Config(
             **COMMON, use_sliding_window=True, sliding_window=5,
@@ -84,8 +91,9 @@ def tiny_llava(
     """A random model in float32, weights large enough that attention and logits are far from flat."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
-    )
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8,
+        patch_size=8 // math.isqrt(PATCHES),
+    )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=llm_config(kind), image_token_id=IMAGE, image_seq_length=PATCHES,
         vision_feature_layer=-1,
