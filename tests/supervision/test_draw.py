@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.supervision.draw import draw_tokens
 from basic_lite.supervision.layout import Layout, find_layout
+from basic_lite.training.processes import ALONE
+from basic_lite.training.step import StepCounts, TrainStep
 from basic_lite_kernels.eager_vocab_kl import vocab_kl
 from basic_lite_kernels.operations import EAGER
 from bench.sds_draw import relative_error, smooth_terms
@@ -70,6 +73,19 @@ def test_the_draw_is_the_samples_whatever_the_batch(side: str) -> None:
         assert rows is not None
         alone += [first + i for i in rows.tolist()]
     assert whole.sds_rows.tolist() == alone
+
+
+def test_a_step_draws_by_its_number() -> None:
+    model, batch = kit.tiny_llava(cls=BasicLlavaForConditionalGeneration), kit.tiny_batch("image")
+    supervision = kit.build(model, sds_tokens=1)
+    step = TrainStep(supervision.parts, supervision, device=torch.device("cpu"))
+    counts, found, expected = StepCounts.of([batch], kit.IMAGE), [], []
+    for number in range(4):
+        found.append(step.gradients([batch], counts, (0.0, 1.0), number=number).values(ALONE)["sds"])
+        with supervision.capture(supervision.layout(batch, number)) as captured:
+            model(**kit.inputs(batch), use_cache=False)
+        expected.append(supervision.losses(captured).sds.item())
+    assert found == pytest.approx(expected, rel=1e-5) and len(set(expected)) > 1
 
 
 def sds_and_gradient(model: Any, batch: dict[str, Tensor], sds_tokens: int | None, steps: int) -> Tensor:

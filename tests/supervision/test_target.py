@@ -74,6 +74,18 @@ def test_the_median_of_an_even_number_is_the_lower_one() -> None:
     assert sinks([torch.tensor([1.0, 3.0, 1.0, 5.0])], layout).tolist() == [False, False, False, True]
 
 
+def test_sinks_are_told_by_whole_states() -> None:
+    """Massive dimensions, which are left out of v̂, are where a sink is long."""
+    model = kit.tiny_llava()
+    supervision = kit.build(model, target_norm="layer", sinks="drop", layers=1)
+    supervision.use(TargetPlan((1.0,), ((5, 9),)))
+    seen: list[Tensor] = []
+    model.model.language_model.layers[0].register_forward_hook(lambda m, a, out: seen.append(out))
+    captured, _ = kit.run(supervision, kit.tiny_batch("image"))
+    rows = seen[0].flatten(0, 1)[captured.layout.positions]
+    torch.testing.assert_close(captured.norms[0], rows.norm(dim=1))
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_use_changes_the_layers(padding_side: str) -> None:
     """As if the settings had named them; another plan and back leaves no trace."""
