@@ -13,6 +13,7 @@ from torch import Tensor
 from basic_lite.model.llava import BasicLlavaForConditionalGeneration
 from basic_lite.supervision.patch_weights import patch_weights
 from basic_lite.supervision.target import TargetPlan
+from basic_lite.training.step import StepCounts, TrainStep
 from tests.support import supervision as kit
 
 torch.set_num_threads(1)
@@ -125,23 +126,36 @@ def test_oracle_for_other_numbers_of_visual_tokens(
     assert_matches_oracle(kit.tiny_llava(), kit.tiny_batch(padding_side="left"), **settings)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("detach", [True, False])
-def test_oracle_with_lora(detach: bool, checkpointing: bool) -> None:
-    """The adapted LLM makes v̂ and a_i; BASIC trains the adapter only where v̂ isn't detached."""
-    model = kit.tiny_llava()
-    inject_adapter_in_model(
-        LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]), model.model.language_model
-    )
+def with_lora(dropout: float = 0.0) -> tuple[Any, list[Tensor]]:
+    """A tiny model whose LLM has adapters that are far from 0, and their weights."""
+    model = kit.tiny_llava(cls=BasicLlavaForConditionalGeneration)
+    config = LoraConfig(r=2, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "down_proj"])
+    inject_adapter_in_model(config, model.model.language_model)
     adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     with torch.no_grad():
         for parameter in adapter:
             parameter.normal_(std=0.25)
-    batch = kit.tiny_batch()
+    return model, list(adapter)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_oracle_with_lora(detach: bool, checkpointing: bool) -> None:
+    """The adapted LLM makes v̂ and a_i; BASIC trains the adapter only where v̂ isn't detached."""
+    (model, adapter), batch = with_lora(), kit.tiny_batch()
     assert_matches_oracle(model, batch, checkpointing, detach=detach)
     losses = kit.run(kit.build(model, detach=detach), batch)[1]
     found = torch.autograd.grad(losses.das + losses.sds, adapter, allow_unused=True)
     assert any(gradient is not None and bool(gradient.any()) for gradient in found) != detach
+
+
+def test_the_mean_mass_is_measured_without_dropout() -> None:
+    (model, _), batch = with_lora(dropout=0.5), kit.tiny_batch()
+    supervision = kit.build(model, token_weights="uniform")
+    step = TrainStep(supervision.parts, supervision, device=torch.device("cpu"))
+    mean = step.mean_mass([batch], StepCounts.of([batch], kit.IMAGE), (1.0, 0.01))
+    assert mean is not None
+    assert float(mean) == pytest.approx(float(kit.oracle(model, batch, supervision.settings).masses.mean()), rel=1e-5)
 
 
 def test_oracle_where_everything_is_small() -> None:
