@@ -7,7 +7,6 @@ from pathlib import Path
 from basic_lite.console import command_line
 from basic_lite.data.images import ImageRef, check_image
 from basic_lite.data.problems import RecordProblem
-from basic_lite.endings import DATA_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.tools.chat.words import PICTURE_ENDING, names_picture, require_there, split_words
 
@@ -59,11 +58,6 @@ def picture(name: str | Path) -> ImageRef:
         UserError: there is none, or it can't be decoded.
     """
     path = Path(name).expanduser()
-    if path.suffix.lower() in DATA_ENDINGS:
-        raise UserError(
-            f"{name} is a file of data and no picture; give it with --data: `basic-lite eval` asks its questions, and "
-            "`basic-lite inspect` looks at its pictures"
-        )
     require_there(name)
     if path.is_dir():
         ending = next((one.suffix for one in sorted(path.iterdir()) if PICTURE_ENDING.search(one.name)), ".jpg")

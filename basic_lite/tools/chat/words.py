@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basic_lite.choices import meant_beside, mend_of_missing
 from basic_lite.console import command_line
-from basic_lite.endings import PICTURE_ENDINGS
+from basic_lite.endings import DATA_ENDINGS, PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.recipe.rules import sources_in
 from basic_lite.training.bundle_files import look_at_bundle
@@ -42,17 +42,22 @@ def split_words(words: Sequence[str], question: str | None, run: str = "") -> tu
 
 
 def require_there(name: str | Path, run: str = "") -> None:
-    """Refuse the name of a picture where nothing is.
+    """Refuse the name of a picture where nothing is, or that of a file of data.
 
     Args:
         run: whose own pictures may be meant.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or it is no picture.
     """
     if not str(name).strip():
         raise UserError("the name of a picture is empty; write one")
     path = Path(name).expanduser()
+    if path.suffix.lower() in DATA_ENDINGS:
+        raise UserError(
+            f"{name} is a file of data and no picture; give it with --data: `basic-lite eval` asks its questions, and "
+            "`basic-lite inspect` looks at its pictures"
+        )
     if not os.path.exists(path):  # unlike pathlib's, it says no to a name that is too long
         if "://" in str(name):
             raise UserError(f"{name} is an address, and pictures are files; download it, and name the file")
