@@ -19,6 +19,7 @@ from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.text_probe import probe_run
 from basic_lite.whole_file import whole_file, write_whole
+from tests.support.marks import rest_long
 from tests.support.runs import quiet, tiny_recipe
 
 FILES = ("report.html", "log.jsonl", "recipe.yaml", "parts.json", "data.json", "maps.json", "samples.json",
@@ -61,7 +62,7 @@ def state_of(folder: Path) -> dict[str, bytes | None]:
             for path in sorted(folder.rglob("*"))}  # fmt: skip
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["to-a-file", "to-nothing"])
+@pytest.mark.parametrize("there", rest_long(True, False))
 def test_no_file_is_written_through_a_link(made: Path, tmp_path: Path, there: bool) -> None:
     run = Path(shutil.copytree(made / "runs" / "a", tmp_path / "runs" / "a"))
     recipe = recipe_in(made).model_copy(update={"output": str(tmp_path / "runs")})

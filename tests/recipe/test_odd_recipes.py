@@ -27,7 +27,9 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "[" * 150 + "]" * 150, "nested too deeply"),
         ("a: " + "{b: " * 1000 + "1" + "}" * 1000, "nested too deeply"),
         ("".join(f"k{n}: 1\n" for n in range(12_000)), "11,980 more keys from `k20` on are none"),
-        ("training:\n" + "".join(f"  k{n}: 1\n" for n in range(10_000)), "9,980 more keys"),
+        pytest.param(
+            "training:\n" + "".join(f"  k{n}: 1\n" for n in range(10_000)), "9,980 more keys", marks=pytest.mark.long
+        ),
         ("? " + "x" * 150_000 + "\n: 1\n", "there is no such key"),
         ("name: " + "x" * 10_000_000, "characters are too many for a recipe"),
         (GOOD + "---\n", "a second document begins with `---`"),

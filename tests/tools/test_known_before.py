@@ -94,6 +94,7 @@ def grown_seen(place: Path) -> int:
     return len(first & second)
 
 
+@pytest.mark.long
 def test_a_loss_on_pictures_that_were_trained_on_is_marked(place: Path, said: Said) -> None:
     assert "held-out loss" in (list_of := said("runs")) and "trained on" not in list_of
     text = said("train", "grown.yaml", "model.start=runs/photos")

@@ -119,6 +119,7 @@ def test_a_pull_that_raises_the_loss_is_refused_although_the_premise_holds(tmp_p
     )
 
 
+@pytest.mark.long
 def test_a_look_for_which_there_is_no_memory_is_made_once_a_step(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -50,6 +50,7 @@ def shown(folder: Path, changes: dict[str, Any]) -> tuple[Path, list[str]]:
     return path, console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_held_out_answers_change_no_training_number(tmp_path: Path) -> None:
     """Generation in the middle of training with dropout: every loss and weight is bit for bit the same."""
     changes = with_held_out(tmp_path, **LOUD, **{"lora.dropout": 0.3, "training.eval_every": 2})

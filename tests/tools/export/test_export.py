@@ -93,7 +93,7 @@ def test_every_kind_of_recipe(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert set(check["drift"]) == ({"original"} if "quantization.mode" in changes else {"quantized", "original"})
 
 
-@pytest.mark.parametrize("kind", ["siglip", "clip_full"])
+@pytest.mark.parametrize("kind", rest_long("siglip", "clip_full"))
 @pytest.mark.parametrize("fit", rest_long("square", "pad"))
 def test_every_kind_of_tower(tmp_path: Path, kind: str, fit: str) -> None:
     recipe_of_llm = whole_recipe(tmp_path)

@@ -56,7 +56,7 @@ def test_it_is_exported(kind: Any, own: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"image_mean": 0.5, "image_std": 0.25}, {"do_normalize": False, "image_mean": None}]
+    "settings", rest_long({"image_mean": 0.5, "image_std": 0.25}, {"do_normalize": False, "image_mean": None})
 )
 @pytest.mark.parametrize("fit", rest_long("pad", "square"))
 def test_a_processor_without_a_number_for_each_channel(fit: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from basic_lite.tools.export import check
 from basic_lite.tools.export.command import export
 from tests.support.bundles import random_run
+from tests.support.marks import rest_long
 from tests.support.runs import quiet
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", rest_long(False, True))
 def test_the_check_computes_in_what_the_processor_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], known: bool
 ) -> None:
@@ -34,6 +35,7 @@ def test_the_check_computes_in_what_the_processor_can(
     assert (told in " ".join(capsys.readouterr().err.split())) is not known
 
 
+@pytest.mark.long
 def test_other_merges_are_rounded_as_an_export_rounds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that the merge that wasn't written would look better than it is."""
     put, seen = check._put, []
