@@ -63,7 +63,7 @@ class FolderSource:
             raise UserError(f"{self.name}: pictures with .txt files have no columns; remove `columns`.")
         if not pictures:
             raise UserError(f"{self.name}: there is no picture in this folder; correct `folder` of this data source.")
-        self.notes = (*_orphans(pictures, self._texts, self.name), *read_once(again, self.name))
+        self.notes = (*_orphans(pictures, self._texts, self.name), *links_note(again, self.name))
         self._pictures = list(itertools.islice(pictures, section.limit))
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     pictures: list[str] = []
     texts: dict[str, str] = {}
     again: list[str] = []
-    for inside, names in each_once(folder, lambda one: set() if is_aside(one.name) else {0}, again):
+    for inside, names in walked_once(folder, lambda one: set() if is_aside(one.name) else {0}, again):
         for name in names:
             stem, ending = os.path.splitext(name)
             if name.startswith("."):  # among them macOS's "._cat.jpg"
@@ -117,15 +117,15 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     return sorted(pictures), texts, again
 
 
-def each_once(folder: Path, met: Callable[[Path], set[int]], again: list[str]) -> Iterator[tuple[Path, list[str]]]:
+def walked_once(folder: Path, met: Callable[[Path], set[int]], again: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """A folder and those below it, by their path inside, with the names of their files.
 
     Links are followed. A folder is read once, so links that lead back to one end.
 
     Args:
-        met: what a path inside has met of what is looked for. Where that is nothing, the folder isn't read; and where
-            it is more than by another path, it is read again.
-        again: gets the paths inside of links to folders that are read already.
+        met: which parts of a pattern a folder meets, by its path inside. One that meets none isn't read. One that is
+            reached by two paths is read again where the second meets parts that the first doesn't.
+        again: gets the paths of links to folders that are read already.
 
     Raises:
         UserError: a folder can't be read, so what is in it would be missing.
@@ -177,7 +177,7 @@ def text_of(picture: str, texts: Mapping[str, str]) -> str | None:
     return texts.get(stem) or texts.get(unicodedata.normalize("NFC", stem))
 
 
-def read_once(again: list[str], name: str) -> tuple[str, ...]:
+def links_note(again: list[str], name: str) -> tuple[str, ...]:
     """The note on links to folders that are read already; none where there are none."""
     if not again:
         return ()

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
-from basic_lite.data.folder_source import FolderSource, each_once, is_aside, metadata_of, read_once, require_no_split
+from basic_lite.data.folder_source import FolderSource, is_aside, links_note, metadata_of, require_no_split, walked_once
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -85,15 +85,16 @@ def _looks_at(section: SourceSection, root: Path, before: str, mend: Mend) -> It
     folders = {"image_dir": section.image_dir, "folder": section.folder, "saved": section.saved}
     for key, name in folders.items():
         if name:
-            yield partial(_require_there, os.path.isdir, "folder", before + key, name, root, mend)
+            yield partial(_require_there, "folder", before + key, name, root, mend)
     if section.path:
-        yield partial(_require_there, os.path.exists, "file", before + "path", section.path, root, mend)
+        yield partial(_require_there, "file", before + "path", section.path, root, mend)
     if section.parquet:
         yield partial(_parquet_files, before + "parquet", section.parquet, root, mend)
 
 
-def _require_there(is_there: Callable[[Path], bool], kind: str, key: str, name: str, root: Path, mend: Mend) -> None:
-    if not is_there(place_in(root, name)):
+def _require_there(kind: Literal["file", "folder"], key: str, name: str, root: Path, mend: Mend) -> None:
+    place = place_in(root, name)
+    if not (os.path.isdir(place) if kind == "folder" else os.path.exists(place)):
         otherwise = "put it there, correct the path, or leave the key out" if key.endswith("image_dir") else _OTHERWISE
         raise _missing(f"{key}: there is no {kind}", name, mend(Path(name)) or otherwise)
 
@@ -117,7 +118,7 @@ def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing
     if not files:
         known = "" if glob.has_magic(name) else mend(Path(name))
         raise _missing(f"{key}: no file matches", name, known or _OTHERWISE)
-    return files, read_once(again, name)
+    return files, links_note(again, name)
 
 
 def _open_source(section: SourceSection, root: Path) -> Source:
@@ -250,24 +251,32 @@ def _matching(pattern: Path, again: list[str]) -> list[str]:
     """
     fixed = next((place for place in pattern.parents if not glob.has_magic(str(place))), pattern.parent)
     parts = pattern.parts[len(fixed.parts) :]
-    met = partial(_met, parts)
+    met = partial(_parts_met, parts)
     return sorted(
         str(fixed / inside / name)
-        for inside, names in (each_once(fixed, met, again) if os.path.isdir(fixed) else ())
+        for inside, names in (walked_once(fixed, met, again) if os.path.isdir(fixed) else ())
         if len(parts) - 1 in met(inside)
         for name in fnmatch.filter(names, parts[-1])
         if parts[-1].startswith(".") or not name.startswith(".")
     )
 
 
-def _met(parts: Sequence[str], folder: Path) -> set[int]:
-    """How many parts of a pattern a folder's path may have met, the last one not among them."""
-    met, count = {0}, len(parts) - 1
-    for name in (None, *folder.parts):
-        if name is not None:
-            met = {at + (parts[at] != "**") for at in met if _is_meant(name, parts[at])} - {count + 1}
-        for at in range(count):  # "**" stands for any folders, or for none
+def _parts_met(parts: Sequence[str], folder: Path) -> set[int]:
+    """How many parts of a pattern a folder's path meets, of those before the last, which is for files.
+
+    Several numbers may be right, since "**" stands for any folders, or for none.
+    """
+    last = len(parts) - 1
+
+    def and_without(met: set[int]) -> set[int]:
+        """These, and those where a "**" that comes next stands for no folder."""
+        for at in range(last):
             met |= {at + 1} if at in met and parts[at] == "**" else set()
+        return met
+
+    met = and_without({0})
+    for name in folder.parts:
+        met = and_without({at + (parts[at] != "**") for at in met if _is_meant(name, parts[at])} - {last + 1})
     return met
 
 
