@@ -85,7 +85,7 @@ class TableSource:
             flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
         self._file.require_same()
-        self._require_right_way(found)
+        self._require_not_swapped(found)
 
     def __len__(self) -> int:
         return len(self._spans_of)
@@ -121,10 +121,8 @@ class TableSource:
         except csv.Error as error:
             raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
 
-    def _require_right_way(self, found: Mapping[str, str]) -> None:
-        """Refuse columns whose names are swapped: the first row has a text where its picture belongs, and a picture
-        where its text does.
-        """
+    def _require_not_swapped(self, found: Mapping[str, str]) -> None:
+        """Refuse two columns whose names are swapped, by the first row: where its picture belongs it has a text."""
         with suppress(BadRecord):  # told when it is read
             row = self.row(0) if len(self) and not self.columns else {}
             image, text = (row.get(found.get(ours, "")) or "" for ours in ("image", "answer"))
@@ -150,7 +148,7 @@ class TableSource:
                 f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. Write "
                 f'it with commas: python -c "{code}" {command_line([self.name, target])}'
             )
-        pictures = [at for at, cell in enumerate(first) if cell.strip().lower().endswith(PICTURE_ENDINGS)]
+        pictures = [at for at, cell in enumerate(first) if _names_picture(cell.strip())]
         if pictures:
             header = "caption,image" if len(first) == 2 else "a name for each column, image for the pictures"
             raise UserError(
@@ -284,7 +282,7 @@ def _delimiter(lines: Sequence[str], ending: str) -> str:
         rows = list(_rows(lines, delimiter))
         if not rows or len(rows[0]) < 2:
             return 0, 0.0, delimiter == ("\t" if ending == ".tsv" else ",")
-        known = sum(plain_name(cell) in KNOWN for cell in rows[0]) + rows[0][0].lower().endswith(PICTURE_ENDINGS)
+        known = sum(plain_name(cell) in KNOWN for cell in rows[0]) + _names_picture(rows[0][0])
         alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
         return known, alike, delimiter == "\t" and ending == ".tsv"
 
