@@ -146,7 +146,7 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
         raise UserError(f"overrides are a list of texts, or a mapping of keys to values; write [{overrides!r}]")
     if isinstance(overrides, Mapping):
         for number, (dotted, value) in enumerate(overrides.items(), start=1):
-            place = Place(1, 0, number, "overrides")
+            place = Place.of_override("overrides", number)
             if document.values is None:
                 continue
             if not isinstance(dotted, str) or not all(dotted.split(".")):
@@ -155,7 +155,7 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
                 _override(document, tuple(dotted.split(".")), _as_yaml(value), place)
         return
     for number, text in enumerate(_joined(overrides), start=1):
-        place = Place(1, 0, number, "command line")
+        place = Place.of_override("command line", number)
         if isinstance(text, _Spaced):
             what = f"found spaces round the = of {plain(text)}; write it without: {command_line([text.joined])}"
             document.report(place, (), what)

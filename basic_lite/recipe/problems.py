@@ -19,9 +19,9 @@ class Wrong:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where something stands: 1-based line and column of a file; ``line == 0``: on the command line or in a call."""
+    """Where something stands: 1-based line and column of a file; of an override line 0 and its number."""
 
-    rank: int  # by which problems are put in order: 0 in a file, 1 in an override, whose number ``column`` is
+    rank: int  # problems of the file come before those of overrides
     line: int
     column: int
     source: str
@@ -29,6 +29,10 @@ class Place:
     @classmethod
     def in_file(cls, source: str, line: int, column: int) -> Place:
         return cls(0, line, column, source)
+
+    @classmethod
+    def of_override(cls, source: str, number: int) -> Place:
+        return cls(1, 0, number, source)
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
