@@ -77,13 +77,17 @@ def write_bundle(
 def _write_adapter(folder: Path, parts: Parts, recipe: Recipe) -> None:
     """LoRA in PEFT's own layout."""
     folder.mkdir()
-    # Of LoRA alone: else the whole model's state is made, with the statistics of each 4-bit layer packed anew.
-    state = get_peft_model_state_dict(parts.model, lora_parameters(parts.model), adapter_name=ADAPTER)
-    save_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    state = {PEFT_PREFIX + name: tensor for name, tensor in _lora_state(parts).items()}
+    save_tensors(state, folder / "adapter_model.safetensors")
     config = copy.deepcopy(parts.model.peft_config[ADAPTER])
     config.base_model_name_or_path = recipe.model.base or recipe.model.llm
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def _lora_state(parts: Parts) -> dict[str, Tensor]:
+    """LoRA's weights by PEFT's names. Asked for the whole model, PEFT would pack each 4-bit layer's statistics anew."""
+    return get_peft_model_state_dict(parts.model, lora_parameters(parts.model), adapter_name=ADAPTER)
 
 
 def _require_finite(parts: Parts, step: int) -> None:
@@ -209,7 +213,7 @@ def restore_adapter(bundle: Bundle, parts: Parts) -> None:
         UserError: names or shapes differ from the adapter of this recipe.
     """
     state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors_of(bundle, ADAPTER_WEIGHTS).items()}
-    own = get_peft_model_state_dict(parts.model, lora_parameters(parts.model), adapter_name=ADAPTER)
+    own = _lora_state(parts)
     if _layout(state) != _layout(own):
         raise UserError(
             f"the adapter in {bundle.folder} doesn't fit this model's LoRA ({len(state)} tensors against {len(own)}, "
