@@ -114,8 +114,11 @@ class Watch:
 
     def _stop(self, step: int, seen: Sequence[_Seen]) -> NoReturn:
         """Say where the numbers are, and how to go on."""
-        every_term = {key: [one.terms.get(key, 0.0) for one in seen] for key in _LOSSES}
-        terms = [f"the {name} loss" for key, name in _LOSSES.items() if not all(map(math.isfinite, every_term[key]))]
+        terms = [
+            f"the {name} loss"
+            for key, name in _LOSSES.items()
+            if not all(math.isfinite(one.terms.get(key, 0.0)) for one in seen)
+        ]
         norms = list(dict.fromkeys(n for one in seen for n, value in one.norms.items() if not math.isfinite(value)))
         # What one process has, all must know of: a checkpoint is saved by all of them, or by none.
         every = self._processes.gather(broken_weights(self._parts.model))

@@ -31,11 +31,10 @@ class RunSpeaker:
         self.recipe = self.bundle.recipe
         self.chat = chat_format(self.recipe, self.loaded.frontend)
         self.name = str(place)
-        notes = [asked_otherwise(self.recipe, self.chat)]
         step, total = self.bundle.step, self.bundle.manifest["total_steps"]
-        if step < total and not (place / MANIFEST).is_file():  # the newest checkpoint of a run, not a bundle by name
-            notes.insert(0, f"not finished: step {step} of {total}")
-        self.note = "\n".join(filter(None, notes))
+        is_run = not (place / MANIFEST).is_file()  # whoever names a checkpoint knows that it isn't the end
+        unfinished = f"not finished: step {step} of {total}" if is_run and step < total else ""
+        self.note = "\n".join(filter(None, [unfinished, asked_otherwise(self.recipe, self.chat)]))
         self._limit = most_tokens(self.loaded.frontend.config.text_config)
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:

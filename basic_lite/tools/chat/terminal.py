@@ -53,7 +53,7 @@ def converse(speaker: Speaker, dialogue: Dialogue, manner: Manner, question: str
     asked, rest = False, ""
     while line := rest or next_line(dialogue, attended):
         asked, rest = True, ""
-        if line.startswith("/"):  # of pasted lines the others are what comes after the command
+        if line.startswith("/"):  # a command ends with its line; pasted lines behind it are read next
             line, _, rest = (part.strip() for part in line.partition("\n"))
         if line.lower() in ("/quit", "quit", "exit"):
             return
