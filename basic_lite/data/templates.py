@@ -40,7 +40,7 @@ _CODE = re.compile(r"\{[{%].*?[}%]\}", re.DOTALL)
 _HUGE = re.compile(r"\d\s*\*\*\s*\d|\*\s*\d{5}|\d{5}\s*\*")
 # Memory that a template may take, and characters that it may write besides the turns.
 _MOST_BYTES, _MOST_WRITTEN = 2 * GIB, 1_000_000
-# Conversations of which a template may be broken off, each after seconds: of many records they would be days.
+# So many conversations may take too long. Each costs seconds, and with all of a data set's records that would be days.
 _MOST_BREAKS = 3
 _MEND = "set data.template to v1 or plain, or give the tokenizer another chat template"
 

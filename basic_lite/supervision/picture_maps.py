@@ -97,7 +97,7 @@ class PictureMaps:
         """What ``to_dict`` gave, perhaps changed by a person.
 
         Raises:
-            KeyError, TypeError, ValueError: it isn't whole.
+            ValueError: it isn't whole.
         """
         found = TypeAdapter(cls).validate_python(given)
         tokens = found.tokens

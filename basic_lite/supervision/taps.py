@@ -130,7 +130,7 @@ def hooked(module: nn.Module, take: Callable[[Any], Tensor | None]) -> Removable
 
 
 def entered(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
-    """Let ``take`` see the first input of each call of ``module``, in the same way."""
+    """Let ``take`` see the first input of each call of ``module``, for as long as the ``with`` lasts."""
     return module.register_forward_pre_hook(lambda _module, args: take(args[0]))
 
 

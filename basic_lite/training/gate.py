@@ -254,7 +254,7 @@ class Gate:
         verdict: str = curve.verdict
         goes_on = verdict == "holds"
         if goes_on and not was:
-            # Whether to ask further, as ``tried`` says.
+            # Not soon after a refused pull, and not past the run's share: see ``tried`` above.
             goes_on = step >= 2 * (state.refused or 0) and self.trials.left(state.asked)
             if goes_on:
                 second = again()  # there may be no memory for it, and then nothing has changed

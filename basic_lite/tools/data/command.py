@@ -89,7 +89,7 @@ def data(
     changes: dict[str, Any] = {"name": name, "data.train": plain_section(from_here(data_source(path)))}
     held_out = "data.held_out" in given
     own = load_recipe(base)
-    # Those that the recipe itself sets, with their values.
+    # What the recipe itself sets of the keys that need held-out data.
     needing = {key: getattr(own.training, key.removeprefix("training.")) for key in _OFF}
     needing = {key: value for key, value in needing.items() if value not in (0, "off", "auto")}
     if not any(key.startswith("data.eval") for key in given):

@@ -96,7 +96,7 @@ class RunFacts:
     Attributes:
         gated: BASIC is on where its premise is found to hold.
         log: its lines that have more than a step's numbers, and the newest.
-        series: by name, the steps that have a finite number of that name, with it.
+        series: by the name of a number, the steps at which it is logged and finite, and its values.
         damaged: how many lines of the log aren't whole.
     """
 

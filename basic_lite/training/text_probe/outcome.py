@@ -128,7 +128,7 @@ def outcome_from(values: Any) -> Outcome | NoOutcome:
     """What either ``to_dict`` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: somebody changed it.
+        TypeError, ValueError: somebody changed it.
     """
     if "why" in values:
         return NoOutcome(str(values["why"]))
