@@ -148,6 +148,21 @@ def new_place(out: Path) -> Path:
     return place
 
 
+def require_file_place(out: Path, example: str) -> None:
+    """Refuse an `--out` that is a folder, or lies in one that isn't there.
+
+    Args:
+        example: a name for the file, for the message.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file, as in {(out / example).as_posix()}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {out.parent}; make it first")
+
+
 def meant_beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     """`did you mean PATH?` for a path where nothing is: a file or one of its folders is spelled a little otherwise.
 

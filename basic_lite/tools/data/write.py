@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from basic_lite.choices import require_file_place
 from basic_lite.errors import UserError
 from basic_lite.recipe.combinations import is_device
 from basic_lite.recipe.schema import SourceSection
@@ -50,12 +51,9 @@ def require_new(path: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: with what mends it.
     """
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / 'photos.yaml').as_posix()}")
+    require_file_place(path, "photos.yaml")
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; add --overwrite to replace it, or name another file with --out")
-    if not path.parent.is_dir():
-        raise UserError(f"--out: there is no folder {path.parent}; make it first")
 
 
 def head_of(base: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from basic_lite.choices import require_file_place
 from basic_lite.errors import UserError
 from basic_lite.outside import read_text
 from basic_lite.whole_file import write_whole
@@ -35,15 +36,12 @@ def require_own(path: Path, command: str) -> None:
     Raises:
         UserError: something else is there, or no file can be there.
     """
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; name a file, as in {(path / f'{command}.html').as_posix()}")
+    require_file_place(path, f"{command}.html")
     try:
         if path.exists() and mark_of(command) not in read_text(path, errors="replace")[:2000]:
             raise UserError(f"--out: {path} is there already and is no page of `{command}`; choose another name")
     except OSError as error:
         raise UserError(f"--out: {path} can't be read ({error.strerror or error}); choose another name") from error
-    if not path.parent.is_dir():
-        raise UserError(f"--out: there is no folder {path.parent}; make it first")
 
 
 def write_page(path: Path, text: str) -> None:
