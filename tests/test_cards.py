@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-import torch
 
-from basic_lite.cards import BYTES_SHARE, CARDS, LAUNCH_S, PRODUCTS_SHARE, Card, card_of
-from basic_lite.rehearsal import ceilings
-from basic_lite.rehearsal.counts import operations_seconds
+from basic_lite.cards import BYTES_SHARE, CARDS, PRODUCTS_SHARE, Card, card_of
 
 # Multiprocessors, boost clock in GHz, bfloat16 operations of one in a clock summed in float32; bits of the memory's
 # bus, 10⁹ bits a second of each.
@@ -86,20 +81,3 @@ def test_a_share_is_assumed_of_a_data_sheet_and_of_nothing_measured() -> None:
     assert (sheet.reached_flops, sheet.reached_bytes) == (100e12 * PRODUCTS_SHARE, 1000e9 * BYTES_SHARE)
     here = Card("one", 100, 1000, 25, 24, 300, measured=True)
     assert (here.reached_flops, here.reached_bytes) == (100e12, 1000e9)
-
-
-def test_a_launch_here_is_some_additions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a card of the table it is assumed. A slow host makes small operations as slow, and nothing else."""
-    assert CARDS[0].launch_s == LAUNCH_S
-    cpu = torch.device("cpu")
-    real = ceilings._addition_s(cpu)
-    assert 1e-7 < real < 1e-3
-    monkeypatch.setattr(ceilings, "_addition_s", lambda device: 7.1e-6)
-    ceilings.measured_card.cache_clear()
-    try:
-        assert ceilings.measured_card(cpu, torch.float32).launch_s == pytest.approx(49.7e-6)
-    finally:
-        ceilings.measured_card.cache_clear()
-    two = Counter({(1e6, 1e3): 4})
-    slow, fast = (operations_seconds(two, Card("c", 1, 1, 1, 1, 1, launch_s=s)) for s in (50e-6, 25e-6))
-    assert slow[1] == pytest.approx(4 * 50e-6) == 2 * fast[1] and slow[0] == fast[0]
