@@ -359,6 +359,6 @@ def _verdict(recipe: Recipe, found: Estimate) -> Iterator[str]:
         yield line
     yield (
         f"assumed: every sample has data.max_length ({r.shape.tokens}) tokens and {r.shape.images} image; "
-        "if yours are shorter, set data.max_length to what the longest has for the memory, and for the time to "
-        "what they have on average"
+        "if yours are shorter, set data.max_length to the longest one's length for the memory, and to their mean "
+        "length for the time"
     )
