@@ -16,7 +16,7 @@ from basic_lite.supervision.picture_maps import PictureMaps, picture_maps
 from basic_lite.supervision.token_maps import measure_maps, shown_layers
 from basic_lite.tools.inspect.look import Inspection
 from basic_lite.tools.inspect.of_folder import OpenModel
-from basic_lite.tools.maps.page import require_place, write_folder
+from basic_lite.tools.maps.page import require_own_folder, write_folder
 
 # Samples whose maps are made at most: each takes some hundred kilobytes of the page.
 MOST = 12
@@ -54,7 +54,7 @@ class WantedMaps:
             return cls(None, None)
         if not looks:
             raise UserError("--maps shows what a model makes of pictures; name some, or --data FILE")
-        require_place(folder.expanduser())
+        require_own_folder(folder.expanduser())
         return cls(folder.expanduser(), None if layers is None else _numbers(layers))
 
     def chosen(self, supervision: Supervision) -> list[int]:

@@ -20,7 +20,7 @@ COMMAND, PAGE = "inspect --maps", "maps.html"
 _LIST, _NAME = re.compile(r'<meta name="maps" content="([^"]*)">'), re.compile(r"[0-9]+[A-Za-z0-9_-]*\.png")
 
 
-def require_place(folder: Path) -> None:
+def require_own_folder(folder: Path) -> None:
     """Refuse a folder for maps that holds something else.
 
     Raises:

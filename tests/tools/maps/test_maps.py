@@ -13,7 +13,7 @@ from basic_lite import cli
 from basic_lite.errors import UserError
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.inspect.command import inspect
-from basic_lite.tools.maps.page import PAGE, png_names, require_place, write_folder
+from basic_lite.tools.maps.page import PAGE, png_names, require_own_folder, write_folder
 from basic_lite.tools.maps.panels import COLOURS, HEAT
 from basic_lite.tools.maps.png import GAP, PANEL, drawable, sheet
 from tests.support.maps import drawn_maps
@@ -149,13 +149,13 @@ def test_what_is_refused(options: dict[str, object], said: str, place: Path) -> 
 
 
 def test_a_folder_of_maps_may_be_taken_again(tmp_path: Path) -> None:
-    require_place(tmp_path / "new")
-    require_place(tmp_path)
+    require_own_folder(tmp_path / "new")
+    require_own_folder(tmp_path)
     write_folder(tmp_path, "x", [], [drawn_maps(2, ["dog"])])
-    require_place(tmp_path)
+    require_own_folder(tmp_path)
     (tmp_path / PAGE).write_text("my own")
     with pytest.raises(UserError, match="are no token maps"):
-        require_place(tmp_path)
+        require_own_folder(tmp_path)
 
 
 def test_a_persons_own_files_stay(tmp_path: Path) -> None:
