@@ -129,12 +129,14 @@ def candidates(place: Path) -> list[Answers]:
         raise faults[0]
     # The last part of a message says what to do.
     passed = tuple(str(error).rpartition("; ")[0] for error in faults)
-    for n, one in enumerate(found):
-        bundle, notes = str(one.settings.get("bundle") or ""), one.notes
-        if bundle.startswith("checkpoint-"):
-            notes = (*notes, f"{place.name} answered as it was at {bundle}, before its end")
-        found[n] = replace(one, passed=passed, notes=notes)
+    found = [replace(one, passed=passed, notes=(*one.notes, *_before_the_end(one, place))) for one in found]
     return sorted(found, key=lambda one: later(one.path, one.settings), reverse=True)
+
+
+def _before_the_end(answers: Answers, run: Path) -> list[str]:
+    """The note on answers that a run gave before its end; none of others."""
+    bundle = str(answers.settings.get("bundle") or "")
+    return [f"{run.name} answered as it was at {bundle}, before its end"] * bundle.startswith("checkpoint-")
 
 
 def scores_of(answers: Sequence[Answers]) -> tuple[list[str], NDArray[np.float64]]:
