@@ -259,7 +259,8 @@ class TrainedModel(Model):
             if place is not None:
                 _require_path(place, name, "path")
         path = os.fspath(records) if isinstance(records, str | os.PathLike) else ""
-        asked = _asked(records, file := File(path, image_dir, limit, benchmark, annotations, instruction), self.recipe)
+        file = File(path, image_dir, limit, benchmark, annotations, instruction)
+        asked = _asked(records, file, self.recipe)
         rule = asked.metric(metric)
         check_pictures([one.record for one in asked.questions])
         ready = make_ready(

@@ -250,7 +250,7 @@ class OwnTemplate:
         return str(texts[0])
 
     def _broken_off(self, what: str) -> UserError:
-        """The error for a conversation that the template didn't get done with; after some, for the template itself."""
+        """The error for a conversation in which the template was stopped; after some, for the template itself."""
         self.breaks += 1
         if self.breaks < _MOST_BREAKS:
             return TemplateRefused(what, _MEND)
