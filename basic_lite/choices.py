@@ -1,6 +1,7 @@
-"""The choice or the path that someone meant: a usual other name of it, or the one that is spelled most like it.
+"""Choices and paths that people give.
 
-And what makes a path that isn't there, where a command of this program does.
+What was meant by one that isn't there: a usual other name, or the one that is spelled most like it; and what makes it,
+where a command of this program does. And where files and folders may be written.
 """
 
 import os
