@@ -4,13 +4,14 @@ import codecs
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from basic_lite.data.images import in_other_case
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
+from basic_lite.data.walk import first_few, is_aside, links_note, walked_once
 from basic_lite.endings import PICTURE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import place_in, read_file
@@ -18,8 +19,6 @@ from basic_lite.recipe.schema import ANY_SPLIT, SourceSection
 
 # How the `datasets` library calls the file that describes a folder of pictures.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-# Folders that systems make on a disk, and let nobody read.
-_OF_SYSTEMS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 
 
 def metadata_of(folder: Path, split: str) -> str | None:
@@ -117,71 +116,10 @@ def files_of(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     return sorted(pictures), texts, again
 
 
-def walked_once(folder: Path, met: Callable[[Path], set[int]], again: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below it, by their path inside, with the names of their files.
-
-    Links are followed. A folder is read once, so links that lead back to one end.
-
-    Args:
-        met: which parts of a pattern a folder meets, by its path inside. One that meets none isn't read. One that is
-            reached by two paths is read again where the second meets parts that the first doesn't.
-        again: gets the paths of links to folders that are read already.
-
-    Raises:
-        UserError: a folder can't be read, so what is in it would be missing.
-    """
-    seen = {_identity(folder): met(Path())}
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        inside = Path(place).relative_to(folder)
-        new = []
-        # A folder itself comes before links to it.
-        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
-            if not (here := met(inside / name)):
-                continue
-            known = seen.setdefault(_identity(Path(place, name)), set())
-            if here <= known:
-                again.append((inside / name).as_posix())
-            else:
-                new.append(name)
-            known |= here
-        folders[:] = sorted(new)
-        yield inside, names
-
-
-def is_aside(name: str) -> bool:
-    """Whether a folder of this name is passed over: hidden, or a system's own."""
-    return name.startswith((".", "__")) or name in _OF_SYSTEMS
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    """For ``os.walk``, which passes over folders that can't be read.
-
-    Raises:
-        UserError: names the folder.
-    """
-    raise UserError(
-        f"the folder {error.filename} can't be read ({error.strerror or error}), so what is in it would be missing; "
-        "allow reading it (chmod), or move it elsewhere"
-    ) from error
-
-
-def _identity(folder: Path) -> tuple[int, int] | Path:
-    """What tells a folder from others, however it is reached; the path where the system has no number for it."""
-    found = folder.stat()
-    return (found.st_dev, found.st_ino) if found.st_ino else folder
-
-
 def text_of(picture: str, texts: Mapping[str, str]) -> str | None:
     """The text of a picture's name. macOS takes "ä" apart in names; the text may have it in one piece."""
     stem = os.path.splitext(picture)[0]
     return texts.get(stem) or texts.get(unicodedata.normalize("NFC", stem))
-
-
-def links_note(again: list[str], name: str) -> tuple[str, ...]:
-    """The note on links to folders that are read already; none where there are none."""
-    if not again:
-        return ()
-    return (f"{name}: links to folders that are read already are left out: {_first(again)}",)
 
 
 def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str, ...]:
@@ -191,12 +129,8 @@ def _orphans(pictures: list[str], texts: dict[str, str], name: str) -> tuple[str
     one = len(lonely) == 1
     return (
         f"{name}: {'a text has' if one else f'{len(lonely)} texts have'} no picture of the same name and "
-        f"{'is' if one else 'are'} left out: {_first(lonely)}",
+        f"{'is' if one else 'are'} left out: {first_few(lonely)}",
     )
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def _read(path: str, name: str) -> str:

@@ -4,7 +4,6 @@ They are JSON and JSONL files, tables, folders of pictures, and what the `datase
 parquet files, or a folder saved by `save_to_disk`.
 """
 
-import fnmatch
 import glob
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from basic_lite.choices import mend_of_missing
 from basic_lite.data.columns import SPLIT, TEXTS, options_columns, plain_name, require_columns
-from basic_lite.data.folder_source import FolderSource, is_aside, links_note, metadata_of, require_no_split, walked_once
+from basic_lite.data.folder_source import FolderSource, metadata_of, require_no_split
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
@@ -23,6 +22,7 @@ from basic_lite.data.records import Records, Source
 from basic_lite.data.saved_folder import sound_folder
 from basic_lite.data.table_source import TableSource
 from basic_lite.data.unfit import holding_files, looked_at
+from basic_lite.data.walk import links_note, matching
 from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.hub import hub_is_away
@@ -114,7 +114,7 @@ def _parquet_files(key: str, name: str, root: Path, mend: Mend = mend_of_missing
     """
     path = place_in(root, name)
     again: list[str] = []
-    files = [str(path)] if os.path.isfile(path) else _matching(path, again)
+    files = [str(path)] if os.path.isfile(path) else matching(path, again)
     if not files:
         known = "" if glob.has_magic(name) else mend(Path(name))
         raise _missing(f"{key}: no file matches", name, known or _OTHERWISE)
@@ -238,52 +238,6 @@ def _library(*, away: bool) -> Any:
     if offline:
         datasets.config.HF_HUB_OFFLINE = True
     return datasets
-
-
-def _matching(pattern: Path, again: list[str]) -> list[str]:
-    """The files of a pattern. Not by the library for patterns: it passes over folders that can't be read.
-
-    Args:
-        again: gets links to folders that are read already.
-
-    Raises:
-        UserError: a folder that the pattern leads through can't be read.
-    """
-    fixed = next((place for place in pattern.parents if not glob.has_magic(str(place))), pattern.parent)
-    parts = pattern.parts[len(fixed.parts) :]
-    met = partial(_parts_met, parts)
-    return sorted(
-        str(fixed / inside / name)
-        for inside, names in (walked_once(fixed, met, again) if os.path.isdir(fixed) else ())
-        if len(parts) - 1 in met(inside)
-        for name in fnmatch.filter(names, parts[-1])
-        if parts[-1].startswith(".") or not name.startswith(".")
-    )
-
-
-def _parts_met(parts: Sequence[str], folder: Path) -> set[int]:
-    """How many parts of a pattern a folder's path meets, of those before the last, which is for files.
-
-    Several numbers may be right, since "**" stands for any folders, or for none.
-    """
-    last = len(parts) - 1
-
-    def and_without(met: set[int]) -> set[int]:
-        """These, and those where a "**" that comes next stands for no folder."""
-        for at in range(last):
-            met |= {at + 1} if at in met and parts[at] == "**" else set()
-        return met
-
-    met = and_without({0})
-    for name in folder.parts:
-        met = and_without({at + (parts[at] != "**") for at in met if _is_meant(name, parts[at])} - {last + 1})
-    return met
-
-
-def _is_meant(name: str, part: str) -> bool:
-    """Whether a pattern's part leads into a folder; into one that is passed over only if the part says so."""
-    said = name == part or part.startswith((".", "__"))
-    return fnmatch.fnmatch(name, part) and (said or not is_aside(name))
 
 
 def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path, tuple[str, ...]]:

@@ -12,11 +12,11 @@ from typing import Any
 import datasets
 import pytest
 
-from basic_lite.data import sources
 from basic_lite.data.images import locate, open_image
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
+from basic_lite.data.walk import matching
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 from tests.support.data import write_image
@@ -206,5 +206,5 @@ def test_a_pattern_leads_only_into_folders_that_match_it(
             yield place, folders, names
 
     monkeypatch.setattr(os, "walk", noted)
-    sources._matching(tmp_path / pattern, [])
+    matching(tmp_path / pattern, [])
     assert seen == walked
