@@ -21,7 +21,7 @@ from basic_lite.training.places import (
     FINAL,
     HELD,
     LOCK,
-    LOOK_S,
+    LOCK_WAIT_S,
     OLD,
     UNFINISHED,
     checkpoints_of,
@@ -180,7 +180,7 @@ def _delete_in(run: Path, shown: dict[Path, str], *, best: bool) -> list[Path]:
         return []
     lock = FileLock(run / LOCK)
     try:
-        lock.acquire(timeout=LOOK_S)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:  # a training has begun since
         return []
     except OSError as error:

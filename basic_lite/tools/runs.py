@@ -31,7 +31,7 @@ from basic_lite.training.places import (
     BEFORE_A_RUN,
     HELD_OUT,
     LOCK,
-    LOOK_S,
+    LOCK_WAIT_S,
     MANIFEST,
     RECIPE_JSON,
     RECIPE_YAML,
@@ -142,7 +142,7 @@ def is_held(path: Path) -> bool:
         return False
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=LOOK_S)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:
         return True
     except OSError:  # another user's folder

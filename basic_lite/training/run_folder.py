@@ -34,7 +34,7 @@ from basic_lite.training.places import (
     FINAL,
     KEPT,
     LOCK,
-    LOOK_S,
+    LOCK_WAIT_S,
     PARTS,
     RECIPE_YAML,
     SCRATCH,
@@ -184,7 +184,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path / LOCK)
     try:
-        lock.acquire(timeout=LOOK_S)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout as error:
         raise in_use(path) from error
     except OSError as error:  # some network disks have no locks
