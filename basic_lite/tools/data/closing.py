@@ -45,11 +45,13 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
         say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
     if asked := asking(recipe, report):
         say(f"`training.eval_generate`: {asked}")
-    if left_out := sorted({f"{key_of(one)}=drop" for one in report.problems if policy(one, recipe.data) == "refuse"}):
-        keys = " and ".join(f"`{one.partition('.')[2].replace('=', ': ')}`" for one in left_out)
+    refusing = sorted({key_of(one) for one in report.problems if policy(one, recipe.data) == "refuse"})
+    if refusing:
+        keys = " and ".join(f"`{key.removeprefix('data.')}: drop`" for key in refusing)
+        again = command_line(["basic-lite", "train", target.as_posix(), *(f"{key}=drop" for key in refusing)])
         say(
             f"note: `train` won't start until the records above are mended; or leave them out: write {keys} below "
-            f"`data` in {target.name}, or type {command_line(['basic-lite', 'train', target.as_posix(), *left_out])}"
+            f"`data` in {target.name}, or type {again}"
         )
     run, file = (command_line([path.as_posix()]) for path in (recipe.run_path, target))
     say("next:")
