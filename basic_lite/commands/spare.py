@@ -1,4 +1,4 @@
-"""Words and options that a command has no place for: what they were meant for, and how that is written."""
+"""Words of a command line that are refused before heavy imports: what they were meant for, and how that is written."""
 
 import os
 from collections.abc import Mapping, Sequence

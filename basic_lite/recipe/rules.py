@@ -1,6 +1,7 @@
-"""Rules that are looked at twice: when a recipe is read, and when the machine or the model is known.
+"""Rules of a recipe that several places follow: what must hold of its keys, and what follows from them.
 
-Each has one home and one wording here. A function returns a message for what is wrong, without the key's name.
+Each has one home and one wording here. A function named ``…_problem`` returns a message for what is wrong, without the
+key's name.
 """
 
 import math

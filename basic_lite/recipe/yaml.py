@@ -85,7 +85,7 @@ def read_document(text: str, source: str) -> Document:
         document.report(top, (), f"{len(text):,} characters are too many for a recipe; name its own file")
         return document
     try:
-        # Brackets in texts and comments count too.
+        # How deep brackets are nested; those in texts and comments count too.
         steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
         if max(itertools.accumulate(steps), default=0) > _DEEPEST:
             raise RecursionError

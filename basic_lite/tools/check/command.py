@@ -156,8 +156,8 @@ def opened(path: Path, base: str, overrides: Sequence[str]) -> Data:
         recipe = with_changes(base, {"name": name, "data.train": plain_section(section), **alone}, overrides)
         train = recipe.data.train
         if not isinstance(train, list) and train.prompt is None:
-            asked = with_question(train, look(train), recipe, load_recipe(base))
-            recipe = changed_recipe(recipe, {"data.train": asked})
+            train = with_question(train, look(train), recipe, load_recipe(base))
+            recipe = changed_recipe(recipe, {"data.train": train})
     own_file = recipe.data.eval and with_prompts_of_training(recipe.data.eval, recipe.data)
     sections = {TRAIN: recipe.data.train} | ({EVAL: own_file} if own_file else {})
     looks = [partial(load_records, section, root=Path.cwd(), key=key) for key, section in sections.items()]

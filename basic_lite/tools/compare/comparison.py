@@ -20,7 +20,7 @@ from basic_lite.tools.runs import short_path
 
 # With fewer runs a side, drawing among them shows too little of how runs with other seeds differ.
 FEW_RUNS = 5
-# With a p below it McNemar's test finds a difference: as likely by chance as that a 95 % interval leaves 0 out.
+# McNemar's test finds a difference where its p is below this, as a 95 % interval does where it leaves 0 out.
 CHANCE = 0.05
 
 

@@ -1,4 +1,4 @@
-"""A recipe's text with other values in it, and its comments kept."""
+"""A recipe that is written for data: its place, its name, its text with other values in it and its comments kept."""
 
 import io
 import os
