@@ -33,7 +33,7 @@ from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
 from basic_lite.recipe.load import read_override
-from basic_lite.recipe.rules import changed_recipe, steps_an_epoch
+from basic_lite.recipe.rules import changed_recipe, steps_an_epoch, steps_of
 from basic_lite.recipe.schema import Recipe, SourceSection
 from basic_lite.resampling import LEAST_SAMPLES
 from basic_lite.tools.data.closing import asking, held_out_count, say_next
@@ -149,14 +149,13 @@ def _fitted(recipe: Recipe, found: Found, report: DataReport, given: set[str], s
     share = changes.get("data.held_out", recipe.data.held_out) or 0.0
     held = held_out_count(report, share, recipe.seed)
     trained = len(report.kept) - held
-    epochs = recipe.training.epochs
     if not given & {"training.epochs", "training.max_steps"}:
         epochs = fitted_epochs(recipe, trained)
         if epochs != recipe.training.epochs:
             changes["training.epochs"] = epochs
+            recipe = changed_recipe(recipe, {"training.epochs": epochs})
     if share and "training.eval_every" not in given:
-        steps = recipe.training.max_steps or math.ceil(steps_an_epoch(recipe, trained) * epochs)
-        changes["training.eval_every"] = max(1, round(steps / _EVALUATIONS))
+        changes["training.eval_every"] = max(1, round(steps_of(recipe, trained) / _EVALUATIONS))
     # A long answer is hardly ever right word for word, and the plain template has no questions.
     asks = held >= LEAST_SAMPLES and recipe.data.template != "plain" and "training.eval_generate" not in given
     if asks and short_answers(found.records, report.kept[:_LOOKED_AT]):
