@@ -18,6 +18,7 @@ import torch
 
 from basic_lite.console import quiet_libraries
 from basic_lite.model.frontend import load_frontend
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.rehearsal import Machine, Rehearser, rehearse
 from basic_lite.sizes import GIB, MIB
 from bench import measure
@@ -86,7 +87,7 @@ def rehearse_row(setting: Setting, shapes: Path) -> Row:
     batch = {"micro_batch": setting.samples, "max_length": setting.tokens}
     recipe = shape_recipe(shapes, setting.size, **batch, rank=setting.rank)
     # Only eager attention hands out its maps.
-    eager = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "eager"})})
+    eager = changed_recipe(recipe, {"model.attention": "eager"})
     frontend, machine = load_frontend(recipe.model), Machine.card(recipe)
     ways: list[Way] = []
     for rehearsal_of in (

@@ -25,6 +25,7 @@ from basic_lite.recipe import combinations
 from basic_lite.recipe.check import Checker
 from basic_lite.recipe.presets import with_preset
 from basic_lite.recipe.problems import KeyPath, Place, plain
+from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe
 from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_yaml
 
@@ -99,11 +100,11 @@ def _refuse(path: Path, document: Document) -> None:
 def _with_packaged_models(recipe: Recipe) -> Recipe:
     """The demo's models come with the package; their paths in a recipe hold wherever the command is run."""
     own = {
-        key: str(_PACKAGE.parent / name)
+        f"model.{key}": str(_PACKAGE.parent / name)
         for key in ("vision", "llm")
         if (name := getattr(recipe.model, key) or "").startswith(f"{_PACKAGE.name}/") and not os.path.exists(name)
     }
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)}) if own else recipe
+    return changed_recipe(recipe, own)
 
 
 def _read_text(path: Path) -> str:
