@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from basic_lite.recipe import Recipe, load_recipe
+from basic_lite.recipe.load import require_keys
 from basic_lite.training.files import sha256
 
 RECIPE = "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json, image_dir: photos}}\n"
@@ -20,6 +21,7 @@ REFUSED = {
     "check fotos": "fotos: there is no such file or folder; did you mean photos?",
     "data photos traning.max_steps=1": "traning: there is no such key; did you mean `training`?",
     "data photos training.max_steps=many": "training.max_steps: expected an integer",
+    "data photos data.held_out = 0.3": "write it without: data.held_out=0.3",
     "data photos --recipe my_foto": "the recipe my_foto doesn't exist; did you mean recipes/my_photos.yaml?",
     "data photos --out photos.yaml": "photos.yaml is there already; add --overwrite",
     "check photos traning.max_steps=1": "traning: there is no such key; did you mean `training`?",
@@ -132,6 +134,13 @@ def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
         assert asked == command and left == f"= {status}", block
         assert said == [] if not text else text.removeprefix("error: ") in "\n".join(said), block
         assert text.startswith("error: ") == "".join(said).startswith("error: "), block
+
+
+def test_data_of_a_recipe_is_not_missed_where_other_data_is_given(tmp_path: Path) -> None:
+    """`check photos --recipe mine.yaml` puts the photos where that recipe has nothing."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.partition("data:")[0] + "data: {template: v1}\n")
+    require_keys(path, ["data.train.columns.answer=text"])
 
 
 @pytest.mark.long

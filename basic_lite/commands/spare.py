@@ -45,7 +45,7 @@ def require_place_and_keys(command: str, path: Path, following: Sequence[str], b
 
     Args:
         command: that has both, for the message.
-        base: the recipe whose keys they are. Those of the data have their place once that was looked at.
+        base: the recipe whose keys they are.
 
     Raises:
         UserError: with what mends it.
@@ -58,7 +58,7 @@ def require_place_and_keys(command: str, path: Path, following: Sequence[str], b
     require_place(path, following)
     from basic_lite.recipe.load import require_keys
 
-    require_keys(base, [word for word in following if not word.startswith("data.")])
+    require_keys(base, following)
 
 
 def meant_by_option(command: str, option: str) -> str:

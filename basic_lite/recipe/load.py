@@ -73,11 +73,15 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
 def require_keys(path: str | os.PathLike[str], overrides: Sequence[str]) -> None:
     """Refuse a recipe, or overrides, of which a key is wrong by itself; how keys go together isn't looked at.
 
+    Keys of ``data`` aren't either: a command that is given data has others in their place.
+
     Raises:
         UserError: as ``load_recipe``.
     """
     path = find_recipe(path)
-    _refuse(path, _each_key_checked(path, overrides)[0])
+    document, _ = _each_key_checked(path, overrides)
+    document.problems = [one for one in document.problems if one.key.partition(".")[0] != "data"]
+    _refuse(path, document)
 
 
 def _each_key_checked(path: Path, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Document, Any]:
