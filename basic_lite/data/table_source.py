@@ -31,6 +31,7 @@ _HEAD_LINES, _MOST_OF_CELL = 50, 1 << 26
 _SPACES_BEHIND = re.compile(r'("[^"]*(?:""[^"]*)*")(?: +(?=[,;\t\r\n]|\Z))?')
 # Bytes that are looked at to see what else a file may be.
 _HEAD_BYTES = 4096
+_JSON = re.compile(rb'\s*(\[\s*)?\{\s*"')
 _AS_UTF8 = 'save the file again as UTF-8 (in Excel: Save As, "CSV UTF-8 (Comma delimited)")'
 _AFTER_QUOTE = "a cell begins with a double quote, and more text follows where that is closed"
 _QUOTES = 'write "" for each quote inside a text, and one more at both of its ends'
@@ -266,7 +267,7 @@ def _what_else(head: bytes, name: str) -> str:
         return f"it is no text but an archive, as Excel's workbooks are; {_AS_UTF8}"
     if b"\0" in head[:2]:
         return f"it is UTF-16 without the mark that says so; {_AS_UTF8}"
-    if head.lstrip().startswith((b'{"', b'[{"')):
+    if _JSON.match(head):
         return f"it holds JSON and no table; rename it to {Path(name).with_suffix('.jsonl').as_posix()}"
     return ""
 

@@ -147,6 +147,10 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sample
     [
         ('{"image": "a.png", "caption": "a cat, asleep"}\n', r"it holds JSON .*; rename it to captions\.jsonl"),
         ('\ufeff\n[{"image": "a.png", "caption": "a cat"}]', r"it holds JSON .*; rename it to captions\.jsonl"),
+        (
+            '[\n  {\n    "image": "a.png",\n    "caption": "a cat"\n  }\n]\n',
+            r"it holds JSON .*; rename it to captions\.jsonl",
+        ),
         ("image,caption\na.png,a cat\n".encode("utf-16-le"), "UTF-16 without the mark that says so; save"),
         ("image,caption\na.png,a cat\n".encode("utf-16-be"), "UTF-16 without the mark that says so; save"),
         (b"PK\3\4" + bytes(range(256)), "an archive, as Excel's workbooks are; save"),
