@@ -132,7 +132,8 @@ def _pictures_in(folder: Path) -> SourceSection:
     pictures, texts, _ = files_of(folder)
     if any(text_of(one, texts) for one in pictures):
         return SourceSection(folder=folder.as_posix())
-    if sheet := next((one for one in sorted(folder.iterdir()) if one.suffix.lower() in _SHEETS), None):
+    sheets = (one for one in sorted(folder.iterdir()) if one.suffix.lower() in _SHEETS)
+    if sheet := next((one for one in sheets if not one.name.startswith((".", "~$"))), None):  # "~$": Excel has it open
         return _of_file(sheet)  # says what mends it
     if pictures:
         raise UserError(

@@ -137,14 +137,10 @@ def _beside(name: str, root: str) -> str | None:
     """What to do about a picture that is in a folder beside the image folder, as of another part; None: in none."""
     above = os.path.dirname(root)
     found = _stat(above)
-    folders = sorted(_names(above, found.st_mtime_ns).values())[:_MOST_BESIDE] if found is not None else []
+    folders = _folders(above, found.st_mtime_ns) if found is not None else []
     other = next((one for one in folders if os.path.isfile(os.path.join(above, one, name))), None)
-    if other is None:
-        return None
-    return (
-        f"there is one in the folder {other!r} beside it: name each picture with its folder, as in {other}/{name}, and "
-        f"set image_dir of this source to {above}"
-    )
+    mend = f"name each picture with its folder, as in {other}/{name}, and set image_dir of this source to {above}"
+    return None if other is None else f"there is one in the folder {other!r} beside it: {mend}"
 
 
 def in_other_case(path: str) -> str | None:
@@ -161,6 +157,13 @@ def _names(folder: str, changed: int) -> dict[str, str]:
         return {name.casefold(): name for name in os.listdir(folder)}
     except OSError:
         return {}
+
+
+@lru_cache(maxsize=8)
+def _folders(folder: str, changed: int) -> list[str]:
+    """The first folders in a folder, without hidden ones; ``changed`` as in ``_names``."""
+    names = sorted(one for one in _names(folder, changed).values() if not one.startswith("."))
+    return [one for one in names if os.path.isdir(os.path.join(folder, one))][:_MOST_BESIDE]
 
 
 def _stat(path: str) -> os.stat_result | None:

@@ -80,6 +80,9 @@ def test_a_picture_of_another_part_is_told(tmp_path: Path) -> None:
     for name in ("train/a.png", "val/b.png"):
         (tmp_path / name).parent.mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for n in range(20):
+        (tmp_path / f"log {n}.txt").touch()
+        (tmp_path / f".hidden {n}").mkdir()
     with pytest.raises(BadImage, match=r"folder 'val' beside it: .* as in val/b\.png, and set image_dir") as told:
         check_image(ImageRef("b.png", str(tmp_path / "train")), "exists")
     assert str(told.value).endswith(f"to {tmp_path}")
