@@ -254,7 +254,7 @@ class OwnTemplate:
         self.breaks += 1
         if self.breaks < _MOST_BREAKS:
             return TemplateRefused(what, _MEND)
-        return UserError(f"{what}, and {_MOST_BREAKS - 1} others weren't done either; {_MEND}.")
+        return UserError(f"{what}, and {_MOST_BREAKS - 1} times before it wasn't done either; {_MEND}.")
 
 
 FORMATS: dict[Template, Callable[[Tokens], Format]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}

@@ -166,7 +166,9 @@ def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(TemplateRefused, match="hasn't written this conversation"):
             chat.encode(record("round", "a"), 100)
         # Of each of 150,000 records 10 s are 17 days.
-        with pytest.raises(UserError, match=r"0 s, and 2 others weren't done either; set data\.template to") as told:
+        with pytest.raises(
+            UserError, match=r"0 s, and 2 times before it wasn't done either; set data\.template to"
+        ) as told:
             chat.encode(record("round", "a"), 100)
         assert not isinstance(told.value, RecordProblem)
     finally:
