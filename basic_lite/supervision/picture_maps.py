@@ -106,6 +106,8 @@ class PictureMaps:
         lengths = {*map(len, found.words), tokens if found.attention is None else len(found.attention)}
         if lengths != {tokens} or not len(found.words) == len(found.places) == len(found.in_text):
             raise ValueError("as many words as tokens")
+        if len(found.trace) < 2:
+            raise ValueError("a layer and v̂")
         if not all(0 <= token < tokens for some in (*found.in_text, found.sinks) for token in some):
             raise ValueError("no token")
         return found

@@ -241,7 +241,7 @@ def _maps(kept: Any) -> ShownMaps | None:
         pictures = [PictureMaps.of(one) for one in kept["pictures"]]
         patches = accumulate(one.tokens for one in pictures)
         shown = [one for one, count in zip(pictures, patches, strict=True) if count <= MOST_PATCHES]
-        if shown:
+        if len({len(one.trace) for one in shown}) == 1:  # they are of one model, and one chart has all
             return ShownMaps(int(kept["step"]), bool(kept["held_out"]), shown)
     return None
 

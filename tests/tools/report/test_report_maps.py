@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ def test_a_person_may_have_changed_them(made: Path, tmp_path: Path) -> None:
     (run / "maps.json").write_text(json.dumps(found))
     text = write_report(run).read_text(encoding="utf-8")
     assert "http://x" not in text and "What the visual tokens say" not in PageText(text).text
+
+
+@pytest.mark.parametrize("change", [lambda trace: [], lambda trace: trace[:1], lambda trace: trace * 2])
+def test_a_chart_that_a_person_has_changed(
+    made: Path, tmp_path: Path, change: Callable[[list[Any]], list[Any]]
+) -> None:
+    """One that was empty, or longer than another's, ended `report` with a traceback."""
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    found = kept(run)
+    found["pictures"][1]["trace"] = change(found["pictures"][1]["trace"])
+    (run / "maps.json").write_text(json.dumps(found))
+    assert "What the visual tokens say" not in PageText(write_report(run).read_text(encoding="utf-8")).text
 
 
 def test_a_page_stays_small(made: Path, tmp_path: Path) -> None:
