@@ -151,12 +151,12 @@ class OwnTemplate:
         """Learn from a small dialogue how the template ends an answer; see that answers can be found."""
         dialogue = [Turn("human", "question"), Turn("gpt", "answer")]
         try:
-            text = self._render(dialogue, marked=True)
+            (text,) = self._render(dialogue, True)
             if "question" not in text:
                 # Templates of multimodal models want a list of parts where those of LLMs want a string.
                 self.in_parts = True
-                text = self._render(dialogue, marked=True)
-            prompt = self._render(dialogue[:1], marked=True, generation=True)
+                (text,) = self._render(dialogue, True)
+            (prompt,) = self._render(dialogue[:1], True, generation=True)
         except TemplateRefused as error:
             raise UserError(f"the tokenizer's chat template can't be used: {error.what}; {_MEND}.") from error
         if "question" not in text or text.count(START) != 1 or text.count(END) != 1:
@@ -181,7 +181,7 @@ class OwnTemplate:
             TemplateRefused: the template refuses the turns, changes an answer's text, or leaves the system turn out.
         """
         harmless = [replace(turn, text=self.tokens.harmless(turn.text)) for turn in turns]
-        text, marked = self._render(harmless, marked=False), self._render(harmless, marked=True)
+        text, marked = self._render(harmless, False, True)
         answers = [turn for turn in turns if turn.role == "gpt" and turn.text.strip()]
         whole = re.sub(f"[^{START}{END}]", "", marked) == (START + END) * len(answers)
         if not whole or marked.replace(START, "").replace(END, "") != text:
@@ -190,7 +190,7 @@ class OwnTemplate:
             )
         # Not rendered without it: some templates write one of their own then, which a record's may equal.
         other = [replace(harmless[0], text=f"{harmless[0].text} other"), *harmless[1:]]
-        if turns[0].role == "system" and turns[0].text.strip() and text == self._render(other, marked=False):
+        if turns[0].role == "system" and turns[0].text.strip() and [text] == self._render(other, False):
             raise TemplateRefused(
                 "the chat template leaves the system turn out, as Mistral's does where an answer follows",
                 "put its text into the first question, or set data.template=v1",
@@ -211,7 +211,7 @@ class OwnTemplate:
             prompt = after[len(ending) :]
         return [*pieces, (prompt, False)]
 
-    def _render(self, turns: list[Turn], *, marked: bool, generation: bool = False) -> str:
+    def _messages(self, turns: list[Turn], marked: bool) -> list[dict[str, Any]]:
         names = {"human": "user", "gpt": "assistant", "system": "system"}
         messages: list[dict[str, Any]] = []
         for turn in turns:
@@ -221,13 +221,20 @@ class OwnTemplate:
                 text = START + text + END
             content: Any = [{"type": "text", "text": text}] if self.in_parts else text
             messages.append({"role": names[turn.role], "content": content})
+        return messages
+
+    def _render(self, turns: list[Turn], *marked: bool, generation: bool = False) -> list[str]:
+        """The conversation's text for each of ``marked``: with marks around its answers, or without."""
         variables: dict[str, Any] = dict(self.tokens.tokenizer.special_tokens_map)
         variables["date_string"] = DATE
-        limit_s = _LIMIT_S + len(messages) * _LIMIT_OF_TURN_S
+        limit_s = _LIMIT_S + len(turns) * _LIMIT_OF_TURN_S
         try:
             with at_most_bytes(_MOST_BYTES), at_most(limit_s):
                 texts, _ = render_jinja_template(
-                    conversations=[messages], chat_template=self.source, add_generation_prompt=generation, **variables
+                    conversations=[self._messages(turns, one) for one in marked],
+                    chat_template=self.source,
+                    add_generation_prompt=generation,
+                    **variables,
                 )
         except TookTooLong:
             what = f"the tokenizer's chat template hasn't written this conversation in {limit_s:.0f} s"
@@ -244,10 +251,10 @@ class OwnTemplate:
                 "change its turns (some templates take no system turn), or set data.template=v1",
             ) from error
         most = _MOST_WRITTEN + 100 * sum(len(turn.text) for turn in turns)
-        if len(texts[0]) > most:
-            what = f"the tokenizer's chat template makes {len(texts[0]):,} characters of this conversation"
+        if (longest := max(map(len, texts))) > most:
+            what = f"the tokenizer's chat template makes {longest:,} characters of this conversation"
             raise TemplateRefused(what, _MEND)
-        return str(texts[0])
+        return [str(text) for text in texts]
 
     def _broken_off(self, what: str) -> UserError:
         """The error for a conversation in which the template was stopped; after some, for the template itself."""
