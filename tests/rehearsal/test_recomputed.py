@@ -54,7 +54,9 @@ def test_rehearsed_peak_is_the_measured_one(
     monkeypatch.setattr(offload, "empty_host", unseen)
     measured = measured_peak(recipe)
     print(f"rehearsed {rehearsed.peak_bytes / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB", rehearsed.by_part)
-    assert rehearsed.peak_bytes == pytest.approx(measured, rel=0.02)
+    # What goes to the host is 2.4 % of the peak.
+    most = 0.005 if recipe.training.offload_activations else 0.02
+    assert rehearsed.peak_bytes == pytest.approx(measured, rel=most)
 
 
 @pytest.mark.parametrize(
