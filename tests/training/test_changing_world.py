@@ -69,7 +69,9 @@ def goes_on(whole: Path, output: Path) -> None:
     assert not [path for path in part.iterdir() if path.name.endswith((".part", ".old", ".lock"))]
 
 
-@pytest.mark.parametrize("what", ["the folder", pytest.param("the log", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "what", [pytest.param("the folder", marks=pytest.mark.long), pytest.param("the log", marks=pytest.mark.soak)]
+)
 def test_rights_that_are_taken(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     path = tmp_path / "tiny" if what == "the folder" else tmp_path / "tiny" / "log.jsonl"
     saying = {

@@ -146,6 +146,7 @@ def test_a_single_sample_without_memory_stops_with_advice_and_can_be_resumed(
     assert steps_of(resumed)[-1]["step"] == 3
 
 
+@pytest.mark.long
 def test_a_step_without_memory_leaves_the_dropout_of_the_next_try_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
