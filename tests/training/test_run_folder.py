@@ -205,7 +205,6 @@ def test_a_dry_run_says_what_overwrite_would_replace(models: Path, old: Path) ->
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_overwrite_keeps_answers_and_what_people_have_changed(models: Path, old: Path) -> None:
     mine = ["predictions_data_final.jsonl", "predictions_data_final.summary.json", "final/why.md", "recipe.yaml"]
     mine[2:2] = ["tensorboard/mine/plot.png", "checkpoint-1/notes/a.txt"]
