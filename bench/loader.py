@@ -30,9 +30,10 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 from basic_lite.console import quiet_libraries
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import DRAFT_SIDES, ImageRef, open_image, pixel_parts, pixels
+from basic_lite.data.images import ImageRef, open_image
 from basic_lite.data.json_source import JsonSource
 from basic_lite.data.pixel_table import on_device
+from basic_lite.data.pixels import DRAFT_SIDES, pixel_parts, pixels
 from basic_lite.data.records import Records
 from basic_lite.model.frontend import mean_colour
 from basic_lite.recipe.schema import ImageFit, SourceSection

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.sources import load_records
 from basic_lite.recipe import describe_keys, dump_recipe, load_recipe

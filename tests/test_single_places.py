@@ -94,7 +94,7 @@ ALLOWED = {line for lines in KNOWN.values() for line in lines.split("\n") if lin
 # Functions that print what no stranger has written, or text that is made fit before.
 PRINTERS = {
     "cli.py": {"_print_version", "_options"}, "console.py": {"show", "show_entry"},
-    "commands/common.py": {"note"}, "data/prepare.py": {"show"}, "training/progress.py": {"show"},
+    "commands/common.py": {"note"}, "data/check.py": {"show"}, "training/progress.py": {"show"},
     "tools/dry_run.py": {"_show_sample"}, "tools/estimate.py": {"estimate", "_show"},
     "tools/data/command.py": {"_check_and_show"}, "tools/doctor/looks.py": {"main"},
     "tools/chat/terminal.py": {"next_line", "ask"}, "tools/inspect/command.py": {"inspect"},

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import pixel_parts
 from basic_lite.data.pixel_table import TABLE
+from basic_lite.data.pixels import pixel_parts
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE

@@ -1,7 +1,7 @@
 """A record as the model gets it: token ids, label mask, and the prompt of a generation."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from basic_lite.data.conversation import conversation
 from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TooLong
@@ -9,8 +9,10 @@ from basic_lite.data.records import Record, Turn
 from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import Template
+
+if TYPE_CHECKING:
+    from basic_lite.model.frontend import Frontend
 
 # Of the pictures of one question: no model reads as many, and their ids alone would fill the memory.
 _MOST_TOKENS = 10_000_000
@@ -60,7 +62,7 @@ class ChatFormat:
         self.stop_token_ids = self._stops()
 
     @classmethod
-    def of(cls, template: Template, frontend: Frontend) -> "ChatFormat":
+    def of(cls, template: Template, frontend: "Frontend") -> "ChatFormat":
         """That of a model."""
         return cls(template, frontend.tokenizer, frontend.image_token_id, frontend.tokens_per_image)
 

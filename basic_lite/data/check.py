@@ -103,6 +103,19 @@ class DataReport:
         return lines
 
 
+def counter(name: str) -> Progress | None:
+    """A counter that is rewritten on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(what: str, done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        verb = "looked at" if what == "pictures" else "checked"
+        print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
 def check_data(
     records: Records,
     chat: Encoder,

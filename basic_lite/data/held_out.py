@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from basic_lite.data.check import DataReport
 from basic_lite.data.groups import first_of, join
-from basic_lite.data.sampler import generator_of
 from basic_lite.errors import UserError
 
 # Draws from the recipe's seed, apart from everything else that is drawn from it.
@@ -26,6 +24,10 @@ def hold_out(report: DataReport, share: float, seed: int) -> tuple[DataReport, D
     Raises:
         UserError: all records hang together by their pictures.
     """
+    import torch
+
+    from basic_lite.data.sampler import generator_of
+
     assert report.pictures is not None
     groups = _groups(report.pictures)
     if len(groups) < 2:

@@ -1,6 +1,5 @@
 """A recipe's data section, made ready: records read and checked, samples, order, batches."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import DataReport, Progress, check_data
+from basic_lite.data.check import DataReport, check_data, counter
 from basic_lite.data.held_out import hold_out
 from basic_lite.data.names import (
     BROKEN,
@@ -182,19 +181,6 @@ def prepare_data(
     )
     collator = Collator(int(frontend.tokenizer.pad_token_id), section.padding_side)
     return Prepared(train, report, sampler, collator, held_out, eval_report, section.bad_records == "drop")
-
-
-def counter(name: str) -> Progress | None:
-    """A counter that is rewritten on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(what: str, done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        verb = "looked at" if what == "pictures" else "checked"
-        print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def _counts(report: DataReport) -> dict[str, Any]:

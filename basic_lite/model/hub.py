@@ -7,8 +7,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from transformers.utils import cached_file
-
 _SECONDS = 3.0
 # What the hub's client and transformers read, and what they take for yes.
 _OFFLINE, _YES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), {"1", "ON", "YES", "TRUE"}
@@ -48,6 +46,8 @@ def file_of(name: str, file: str, *, fetch: bool = True) -> str | None:
     Raises:
         OSError, ValueError: there is no such folder, and it is no name on the hub.
     """
+    from transformers.utils import cached_file
+
     return cached_file(
         name,
         file,

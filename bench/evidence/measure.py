@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from basic_lite.data.batches import Collator
-from basic_lite.data.images import pixels
+from basic_lite.data.pixels import pixels
 from basic_lite.data.records import Record
 from basic_lite.data.tokens import IGNORE
 from basic_lite.model.load import Loaded

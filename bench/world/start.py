@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from basic_lite.data.images import pixels
+from basic_lite.data.pixels import pixels
 from basic_lite.data.records import Record
 from basic_lite.data.sources import load_records
 from basic_lite.model.load import Loaded, load_base

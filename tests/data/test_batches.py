@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
 from basic_lite.data.check import check_data
-from basic_lite.data.images import fit, open_image
+from basic_lite.data.images import open_image
 from basic_lite.data.pixel_table import TABLE, on_device, processed
+from basic_lite.data.pixels import fit
 from basic_lite.data.problems import BadImage
 from basic_lite.data.records import Records
 from basic_lite.data.sampler import GroupedSampler

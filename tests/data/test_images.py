@@ -16,9 +16,11 @@ from transformers import SiglipImageProcessorPil
 
 from basic_lite.console import quiet_libraries
 from basic_lite.data import heic, images
-from basic_lite.data.images import ImageRef, check_image, fit, locate, open_image, picture_key, pixels
+from basic_lite.data import pixels as pixel_values
+from basic_lite.data.images import ImageRef, check_image, locate, open_image, picture_key
 from basic_lite.data.pictures import image_at
 from basic_lite.data.pixel_table import processed, table_of
+from basic_lite.data.pixels import fit, pixels
 from basic_lite.data.problems import BadImage
 from tests.support.data import processor, write_image
 
@@ -310,7 +312,7 @@ def test_a_large_square_of_padding_is_never_made(
     made, refs = processor(32), (ImageRef("a.png", str(tmp_path)),)
     made.resample = how
     whole = pixels(refs, made, "pad")
-    monkeypatch.setattr(images, "_wasteful", lambda width, height: True)
+    monkeypatch.setattr(pixel_values, "_wasteful", lambda width, height: True)
     level = 1 / 255 / min(made.image_std)
     assert (pixels(refs, made, "pad") - whole).abs().max() <= 1.01 * level
 
@@ -318,9 +320,9 @@ def test_a_large_square_of_padding_is_never_made(
 def test_which_pictures_are_padded_whole() -> None:
     """Photographs whose square takes up to 400 MB; no strips whose square would take more than 64 MB."""
     for size in [(4000, 6000), (9000, 10_000), (500, 4000), (1, 4000)]:
-        assert not images._wasteful(*size), size
+        assert not pixel_values._wasteful(*size), size
     for size in [(1, 30_000), (4001, 900), (20_000, 3_000), (9_000, 12_000)]:
-        assert images._wasteful(*size), size
+        assert pixel_values._wasteful(*size), size
     assert fit(Image.new("RGB", (1, 30_000)), "pad", processor(32)).size == (32, 32)
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from basic_lite.data import room
-from basic_lite.data.images import ImageRef, open_image, pixels, require_whole
+from basic_lite.data.images import ImageRef, open_image, require_whole
+from basic_lite.data.pixels import pixels
 from basic_lite.data.problems import BadImage
 from basic_lite.data.room import to_rgb
 from tests.support.data import processor

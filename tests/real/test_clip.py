@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from basic_lite.data.images import fit
+from basic_lite.data.pixels import fit
 from basic_lite.model.frontend import load_image_processor
 from tests.support.answers import Prompt
 from tests.support.clip_bug import largest_drift

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from basic_lite.data.images import ImageRef, fit, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import fit, pixels
 from basic_lite.model.load import Loaded, load_base
 from basic_lite.recipe.rules import changed_recipe
 from basic_lite.recipe.schema import Recipe

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.record import Record, Turn
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import Recipe

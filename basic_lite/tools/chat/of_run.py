@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from basic_lite.data.batches import Collator
-from basic_lite.data.images import pixels
+from basic_lite.data.pixels import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from basic_lite.errors import UserError

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
 from basic_lite.console import Say, Sheet, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import DataReport, check_data
+from basic_lite.data.check import DataReport, check_data, counter
 from basic_lite.data.held_out import can_hold_out, hold_out
 from basic_lite.data.names import EVAL, TRAIN
-from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Records
@@ -22,7 +22,6 @@ from basic_lite.data.split_column import parts_of
 from basic_lite.data.unknown_words import unknown_words
 from basic_lite.endings import RECIPE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, enough_memory
-from basic_lite.model.frontend import Frontend, input_side
 from basic_lite.printable import printable
 from basic_lite.recipe import load_recipe
 from basic_lite.recipe.rules import changed_recipe
@@ -57,6 +56,9 @@ from basic_lite.tools.data.write import from_here, legal_name
 from basic_lite.tools.data_argument import data_source
 from basic_lite.tools.report.html import require_own
 
+if TYPE_CHECKING:
+    from basic_lite.model.frontend import Frontend
+
 _ORDER = ("bad", "look", "fact")
 
 
@@ -76,7 +78,7 @@ class Data:
     recipe: Recipe
     train: Records
     held: Records | None
-    frontend: Frontend | None
+    frontend: "Frontend | None"
     why: str
     held_out: float
     held_out_from: int
@@ -184,7 +186,7 @@ def read(data: Data, records: Records, say: Say) -> DataReport:
     )
 
 
-def _special(frontend: Frontend | None) -> set[str]:
+def _special(frontend: "Frontend | None") -> set[str]:
     """The model's special tokens; a single letter is none that a text could hold by mistake."""
     if frontend is None:
         return set()
@@ -210,6 +212,8 @@ def findings(
     same, near = pictures.groups()
     yield from of_pictures(pictures, same, near, sides)
     if frontend is not None:
+        from basic_lite.model.frontend import input_side  # seconds, which are spent by now
+
         chat = ChatFormat.of(section.template, frontend)
         yield from of_unknown_words(unknown_words(chat, data.train, report.kept, section.max_length))
         yield lengths(report, frontend.tokens_per_image)

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,14 +13,13 @@ from rich.text import Text
 from basic_lite.choices import require_place
 from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
-from basic_lite.data.check import DataReport, check_data, listing
+from basic_lite.data.check import DataReport, check_data, counter, listing
 from basic_lite.data.columns import candidates, has_text, mapping_example, plain_name
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
 from basic_lite.data.guess import image_dir_of
 from basic_lite.data.held_out import can_hold_out
 from basic_lite.data.opened import cache_folder
-from basic_lite.data.prepare import counter
 from basic_lite.data.problems import BadImage
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.record import Record
@@ -28,7 +27,6 @@ from basic_lite.data.sources import load_records
 from basic_lite.data.split_column import SPLIT_MEND, counted, parts_of
 from basic_lite.data.unknown_words import unknown_words
 from basic_lite.errors import UserError
-from basic_lite.model.frontend import Frontend, load_frontend
 from basic_lite.outside import at_home, read_text
 from basic_lite.printable import printable
 from basic_lite.recipe import find_recipe, load_recipe, shipped_recipes
@@ -44,6 +42,9 @@ from basic_lite.tools.sample import render_sample
 from basic_lite.training.files import saving
 from basic_lite.training.sanity import MANY_EPOCHS
 from basic_lite.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from basic_lite.model.frontend import Frontend
 
 # Optimizer steps that small data should get, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 100, MANY_EPOCHS
@@ -209,7 +210,7 @@ class Words:
         return Encoded([0], [0], len(record.images))
 
 
-def encoder_of(recipe: Recipe, frontend: Frontend | None) -> Encoder:
+def encoder_of(recipe: Recipe, frontend: "Frontend | None") -> Encoder:
     """What makes tokens of records; words, where the model's files aren't here."""
     return Words() if frontend is None else ChatFormat.of(recipe.data.template, frontend)
 
@@ -256,8 +257,11 @@ def _check_and_show(recipe: Recipe, found: Found, console: Console, say: Say) ->
     return report
 
 
-def frontend_or_why(recipe: Recipe) -> tuple[Frontend | None, str]:
+def frontend_or_why(recipe: Recipe) -> "tuple[Frontend | None, str]":
     """The model's tokenizer and image processor, or why they can't be had."""
+    # Not above: data that can't be read is told before the seconds that this takes.
+    from basic_lite.model.frontend import load_frontend
+
     try:
         return load_frontend(recipe.model), ""
     except UserError as error:

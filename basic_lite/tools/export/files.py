@@ -127,7 +127,7 @@ def _adds_to_prompts(chat: ChatFormat) -> bool:
 
 
 def image_processor_config(frontend: Frontend, image_fit: ImageFit) -> dict[str, Any]:
-    """``preprocessor_config.json`` of a processor that does what ``data.images.pixels`` did in training."""
+    """``preprocessor_config.json`` of a processor that does what ``data.pixels.pixels`` did in training."""
     ours = frontend.image_processor
     side = input_side(ours) or int(frontend.config.vision_config.image_size)
     crop = dict(getattr(ours, "crop_size", None) or {})

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from basic_lite.data.check import policy
 from basic_lite.data.conversation import conversation
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.problems import RecordProblem
 from basic_lite.data.records import Record, Records, Turn
 from basic_lite.data.sources import load_records

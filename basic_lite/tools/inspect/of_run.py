@@ -12,7 +12,8 @@ from torch import Tensor
 
 from basic_lite.console import Say, command_line
 from basic_lite.data.batches import Collator
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.prepare import prepare_data
 from basic_lite.data.prompts import with_prompts_of_training
 from basic_lite.data.records import Record, Turn

@@ -7,7 +7,8 @@ import torch
 
 from basic_lite.data.batches import Collator
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.images import ImageRef, pixels
+from basic_lite.data.images import ImageRef
+from basic_lite.data.pixels import pixels
 from basic_lite.data.records import Record
 from basic_lite.model.llava import likelihoods_of
 from basic_lite.model.load import Loaded

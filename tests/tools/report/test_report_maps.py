@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from basic_lite.data.batches import Collator
-from basic_lite.data.images import pixels
+from basic_lite.data.pixels import pixels
 from basic_lite.data.sources import load_records
 from basic_lite.recipe.schema import SourceSection
 from basic_lite.run import train

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from basic_lite.data.images import fit
+from basic_lite.data.pixels import fit
 from basic_lite.tools.export.gguf.weights import GgufType
 
 _PAD_COLOUR = (122, 116, 104)
