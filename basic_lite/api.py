@@ -31,13 +31,13 @@ from basic_lite.scoring.questions import as_questions, check_pictures
 from basic_lite.tools.asked import Asked, File, read_asked
 from basic_lite.tools.chat.arguments import is_picture, picture, require_picture
 from basic_lite.tools.chat.command import find_speaker
-from basic_lite.tools.chat.dialogue import Dialogue, Message
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS, Dialogue, Message
 from basic_lite.tools.chat.of_run import RunSpeaker
 from basic_lite.tools.chat.speaker import Manner, Speaker, require_temperature
 from basic_lite.tools.evaluate import make_ready
 from basic_lite.tools.report.page import write_report
 from basic_lite.tools.score import EvalResult
-from basic_lite.training.answer import AT_ONCE, MAX_NEW_TOKENS, enough_for
+from basic_lite.training.answer import AT_ONCE, enough_for
 
 Pictures = Picture | Sequence[Picture] | None
 Rows = str | os.PathLike[str] | SourceSection | Iterable[Record | Mapping[str, Any] | SourceSection]

@@ -18,8 +18,6 @@ from basic_lite.recipe.schema import ImageFit, Recipe, Template
 
 # Questions that are answered at once, if nobody says otherwise.
 AT_ONCE = 16
-# The most tokens of an answer in a conversation.
-MAX_NEW_TOKENS = 256
 
 
 def enough_for(batch_size: int, option: str, of_one: str) -> AbstractContextManager[None]:

@@ -7,17 +7,12 @@ from pathlib import Path
 from basic_lite.console import note, quiet_libraries
 from basic_lite.data.turns import clean
 from basic_lite.errors import UserError
-from basic_lite.model.device import tell_device, warn_of_slow_types
-from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.tools.chat.arguments import pictures_and_question
-from basic_lite.tools.chat.dialogue import Dialogue
-from basic_lite.tools.chat.of_folder import FolderSpeaker
-from basic_lite.tools.chat.of_run import RunSpeaker
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS, Dialogue
 from basic_lite.tools.chat.speaker import Manner, Speaker, require_temperature
 from basic_lite.tools.chat.terminal import converse
 from basic_lite.tools.model_argument import require_model
 from basic_lite.tools.model_place import is_run
-from basic_lite.training.answer import MAX_NEW_TOKENS
 
 
 def chat(
@@ -74,6 +69,12 @@ def find_speaker(model: str, device: str, dtype: str) -> Speaker:
     Raises:
         UserError: it is neither, or can't be loaded.
     """
+    # Not above: what is wrong with the words of the command is told before the seconds that these take.
+    from basic_lite.model.device import tell_device, warn_of_slow_types
+    from basic_lite.model.load import pick_device, pick_dtype
+    from basic_lite.tools.chat.of_folder import FolderSpeaker
+    from basic_lite.tools.chat.of_run import RunSpeaker
+
     where = pick_device(device, "--device")
     tell_device(where, device, note)
     folder = Path(model).expanduser()

@@ -8,6 +8,9 @@ from basic_lite.data.images import ImageRef
 from basic_lite.data.records import IMAGE_PLACEHOLDER
 from basic_lite.errors import UserError
 
+# The most tokens of an answer.
+MAX_NEW_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class Message:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from basic_lite.errors import UserError
-from basic_lite.tools.chat.dialogue import Message
-from basic_lite.tools.chat.reply import Reply
-from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS, Message
+
+if TYPE_CHECKING:
+    from basic_lite.tools.chat.reply import Reply
 
 # Below it, a logit divided by it may be no number any more.
 _LEAST_TEMPERATURE = 0.001
@@ -46,7 +47,7 @@ class Speaker(Protocol):
     name: str
     note: str  # what the user should know before the first question; may be empty
 
-    def reply(self, messages: Sequence[Message], manner: Manner) -> Reply:
+    def reply(self, messages: Sequence[Message], manner: Manner) -> "Reply":
         """The answer to the last message.
 
         Raises:

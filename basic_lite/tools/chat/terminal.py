@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from basic_lite.console import note
 from basic_lite.errors import UserError
@@ -16,9 +17,11 @@ from basic_lite.printable import printable
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.lines import Lines
-from basic_lite.tools.chat.reply import Reply
 from basic_lite.tools.chat.speaker import Manner, Speaker
 from basic_lite.tools.chat.words import PICTURE_ENDING, missing_pictures, require_there
+
+if TYPE_CHECKING:
+    from basic_lite.tools.chat.reply import Reply
 
 # With it, ``input`` lets a line be edited and earlier ones be called back. Not every system has it.
 with contextlib.suppress(ImportError):
@@ -195,7 +198,7 @@ def ask(speaker: Speaker, dialogue: Dialogue, manner: Manner, text: str) -> None
 
 
 @contextlib.contextmanager
-def _stopped_by_interrupt(reply: Reply) -> Iterator[None]:
+def _stopped_by_interrupt(reply: "Reply") -> Iterator[None]:
     """For a while Ctrl-C ends the answer, not the program."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

@@ -17,8 +17,8 @@ from basic_lite.data.chat import ChatFormat
 from basic_lite.model.device import dtype_name
 from basic_lite.model.frontend import Frontend, input_side, resampling
 from basic_lite.recipe.schema import ImageFit
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS
 from basic_lite.tools.export.template import chat_template
-from basic_lite.training.answer import MAX_NEW_TOKENS
 from basic_lite.training.files import write_json
 from basic_lite.whole_file import write_whole
 

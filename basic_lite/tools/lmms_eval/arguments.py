@@ -7,7 +7,7 @@ from typing import Any
 
 from basic_lite.data.problems import nearest, shorten
 from basic_lite.errors import UserError
-from basic_lite.training.answer import MAX_NEW_TOKENS
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS
 
 MODEL_ARGS = ("run", "device")
 # lmms-eval's own models name the model so.

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from basic_lite.errors import UserError
+from basic_lite.tools.chat.dialogue import MAX_NEW_TOKENS
 from basic_lite.tools.lmms_eval.arguments import Opening, generation, opening
 from basic_lite.tools.lmms_eval.pictures import references, shown_by
-from basic_lite.training.answer import MAX_NEW_TOKENS
 from tests.support.data import write_image
 
 ROOT = Path(__file__).parents[3]
