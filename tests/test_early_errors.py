@@ -1,4 +1,7 @@
-"""What a name alone tells is told at once: before torch and transformers are imported, which takes seconds."""
+"""What a name alone tells is told at once: before torch and transformers are imported, which takes seconds.
+
+What a look into a file tells comes before torch.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +72,23 @@ SAID = {
     "RANK=1 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml": ("", 2),
     "RANK=1 LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 train photos.yaml --resume name=done": ("", 0),
 }
+# With what it says of things that take a look into files; torch isn't imported for it.
+WITHOUT_TORCH = {
+    "train photos.yaml name=new": "data.train.path: there is no file a.json; put it there, or correct the path",
+    "train photos.yaml name=new --dry-run": "data.train.path: there is no file a.json; put it there, or correct",
+    "train photos.yaml name=new model.projector=gone": "model.projector: there is no folder gone; ",
+    "train start.yaml name=new model.start=gone": "data.train.path: there is no file a.json; ",
+    "data broken.csv": "broken.csv, line 2: a double quote is opened in this row and never closed; ",
+    "check broken.csv": "broken.csv, line 2: a double quote is opened in this row and never closed; ",
+    "chat runs/done photos/p00.png why": "photos/p00.png can't be used as a picture: ",
+    "chat photos why": "photos is a folder of pictures; did you mean runs/photos? Give the model first: ",
+    "chat runs/done --web why": "--web takes pictures and questions on its page; leave them out",
+}
 PROGRAM = """
 import os, sys
 class Heavy:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "transformers", "accelerate", "datasets", "PIL"):
+        if name in sys.argv[1:]:
             raise AssertionError(f"{name} is imported")
 sys.meta_path.insert(0, Heavy())
 from basic_lite.cli import main
@@ -92,6 +107,10 @@ for line in sys.stdin.read().splitlines():
 def here(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "p00.png").touch()
+    (tmp_path / "broken.csv").write_text('image,caption\nphotos/p00.png,"a')
+    for model in ("v", "l"):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "config.json").write_text("{}")
     for name in ("photos", "other"):
         final = tmp_path / "runs" / name / "final"
         final.mkdir(parents=True)
@@ -123,9 +142,19 @@ def _write_run(here: Path, recipe: Recipe, *, bundle: str = "final") -> None:
 
 def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
     expected = {command: (f"error: {text}", 2) for command, text in REFUSED.items()} | SAID
+    require_said(expected, here, "torch", "transformers", "accelerate", "datasets", "PIL")
+
+
+def test_errors_that_a_file_tells_come_before_torch(here: Path) -> None:
+    require_said({command: (f"error: {text}", 2) for command, text in WITHOUT_TORCH.items()}, here, "torch._C")
+
+
+def require_said(expected: dict[str, tuple[str, int]], here: Path, *without: str) -> None:
+    """The commands say that, with that status, where these packages can't be imported."""
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input="\n".join(expected), capture_output=True, text=True, cwd=here, timeout=60
-    )
+        [sys.executable, "-c", PROGRAM, *without],
+        input="\n".join(expected), capture_output=True, text=True, cwd=here, timeout=60,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     blocks = result.stderr.split("> ")[1:]
     assert len(blocks) == len(expected), result.stderr

@@ -50,11 +50,14 @@ def train(
     if dry_run:
         if resume:
             raise UserError("--dry-run starts nothing, so there is nothing to --resume; leave one of the two out")
+        from basic_lite.training.inputs import look_at_inputs
+
+        look_at_inputs(loaded, plan=True)
         from basic_lite.tools.dry_run import dry_run as show_plan
 
         show_plan(loaded, overwrite=overwrite)
         return
-    said = None if checkpoint else _said_of_earlier(loaded, resume=resume, overwrite=overwrite)
+    said = None if checkpoint else _said_at_once(loaded, resume=resume, overwrite=overwrite)
     if said is not None:
         if _speaks():
             note(said)
@@ -74,8 +77,8 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str | None:
-    """What the run folder tells, before seconds of imports (``look_at_earlier_run``).
+def _said_at_once(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str | None:
+    """What the run folder tells, before seconds of imports; refused is what is missing (``look_at_inputs``).
 
     A launcher's processes all look, and the first one speaks. On several machines the folder may be on one of them,
     and then the run itself looks.
@@ -87,7 +90,12 @@ def _said_of_earlier(recipe: "Recipe", *, resume: bool, overwrite: bool) -> str 
         return None
     try:
         require_one_way(resume=resume, overwrite=overwrite)
-        return None if overwrite else look_at_earlier_run(recipe, resume=resume)
+        said = None if overwrite else look_at_earlier_run(recipe, resume=resume)
+        if not resume:
+            from basic_lite.training.inputs import look_at_inputs
+
+            look_at_inputs(recipe, plan=False)
+        return said
     except UserError:
         if _speaks():
             raise
