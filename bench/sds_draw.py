@@ -69,7 +69,7 @@ def run_terms(folder: Path) -> list[Tensor]:
     assert supervision is not None, "the run had BASIC off"
     words, terms = supervision.vocabulary, []
     data = prepare_data(bundle.recipe, loaded.frontend, say=print)
-    for batch in moved(data.batches_with_images(4, 4), supervision.device):
+    for batch in moved(data.batches_with_images(16, 4), supervision.device):
         layout = supervision.layout(batch)
         with supervision.capture(layout) as captured:
             loaded.model.model(**{name: x for name, x in batch.items() if name != "labels"}, use_cache=False)

@@ -82,8 +82,8 @@ class Prepared:
         return sum(int(one.has_image.sum()) for one in (self.report, self.eval_report) if one is not None)
 
     def batches_with_images(self, count: int, size: int) -> list[dict[str, Tensor]]:
-        """``count`` batches of ``size`` samples with images, as ``samples_with_images`` has them."""
-        return self.collated(self.samples_with_images(count * size), size)
+        """``count`` samples with images, as ``samples_with_images`` has them, in batches of ``size``."""
+        return self.collated(self.samples_with_images(count), size)
 
     def collated(self, samples: Sequence[dict[str, Any]], size: int) -> list[dict[str, Tensor]]:
         """Samples as batches of ``size``; the last one may have fewer."""
@@ -92,25 +92,23 @@ class Prepared:
     def samples_with_images(self, count: int) -> list[dict[str, Any]]:
         """``count`` samples with images, always the same: held-out ones, then training ones.
 
+        A sample that broke since the check is left out, and the next one takes its place.
+
         Raises:
-            RecordProblem: one of them broke since the check, and broken records aren't dropped.
+            RecordProblem: one of them broke, and broken records aren't dropped.
         """
-        picked: list[tuple[SupervisedDataset, int]] = []
+        samples: list[dict[str, Any]] = []
         for data, report in ((self.eval, self.eval_report), (self.train, self.report)):
             if data is not None and report is not None:
                 chosen = report.has_image.nonzero()[0]
-                order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
-                picked += [(data, int(chosen[i])) for i in order[: max(0, count - len(picked))]]
-        return self._samples(picked)
-
-    def _samples(self, picked: Sequence[tuple[SupervisedDataset, int]]) -> list[dict[str, Any]]:
-        samples = []
-        for data, index in picked:
-            try:
-                samples.append(data[index])
-            except RecordProblem:
-                if not self.drops:
-                    raise
+                for i in torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist():
+                    if len(samples) == count:
+                        break
+                    try:
+                        samples.append(data[int(chosen[i])])
+                    except RecordProblem:
+                        if not self.drops:
+                            raise
         return samples
 
 

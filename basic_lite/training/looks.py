@@ -106,8 +106,8 @@ def shared_out(most: int, there: int, *, parted: bool) -> tuple[int, int]:
         parted: half of a look's samples choose the target, and don't decide.
     """
     parts = 2 if parted else 1
-    seen = min(most, there - there // (parts + 1))
-    return seen, min(seen // parts, there - seen)
+    deciding = min(most // parts, there // (parts + 1))
+    return parts * deciding, deciding
 
 
 def plan_looks(

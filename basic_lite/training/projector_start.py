@@ -17,7 +17,7 @@ from basic_lite.supervision.vocabulary import Vocabulary
 from basic_lite.training.assembly import autocast_of
 
 # Always the same ones. Norms of some thousand visual tokens differ little, so a few samples are enough.
-BATCHES, SAMPLES_PER_BATCH = 2, 4
+SAMPLES, SAMPLES_PER_BATCH = 8, 4
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def match_projector(
     """
     if recipe.model.projector_start == "default" or resumed:
         return
-    batches = data.batches_with_images(BATCHES, SAMPLES_PER_BATCH)
+    batches = data.batches_with_images(SAMPLES, SAMPLES_PER_BATCH)
     norms = [norm for batch in batches for norm in _norms(recipe, loaded, batch, device).tolist()]
     before = statistics.fmean(norms) if norms else 0.0
     wanted = float(Vocabulary(loaded.parts, "input_embeddings", loaded.vocabulary_ids).mean_norm())

@@ -1,6 +1,5 @@
 """The refinement curve of a run: measured beside its steps, where there is memory for it."""
 
-import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -36,13 +35,13 @@ def if_memory_allows(work: Callable[[], T], autocast: Autocast, too_little: Call
 
 
 def curve_batches(recipe: Recipe) -> tuple[int, int]:
-    """How many batches of how many samples the refinement curve is measured on.
+    """How many samples the refinement curve is measured on, and how many of them a batch has.
 
-    They are as large as micro-batches, so that they need no more memory than a step, but no more than a quarter of all.
+    A batch is as large as a micro-batch, so that it needs no more memory than a step, but a quarter of all at most.
     """
     samples = recipe.supervision.refinement_batches * SAMPLES_PER_BATCH
     size = max(1, min(recipe.training.micro_batch, samples // 4))
-    return math.ceil(samples / size), size
+    return samples, size
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def test_a_runs_terms_add_up_to_its_loss(tmp_path: Path) -> None:
     assert supervision is not None
     totals = []
     data = prepare_data(bundle.recipe, loaded.frontend, say=lambda text: None)
-    for batch in moved(data.batches_with_images(4, 4), supervision.device):
+    for batch in moved(data.batches_with_images(16, 4), supervision.device):
         with supervision.capture(supervision.layout(batch)) as captured:
             loaded.model.model(**{name: x for name, x in batch.items() if name != "labels"}, use_cache=False)
         totals.append(float(supervision.losses(captured).sds))

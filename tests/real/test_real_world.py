@@ -88,7 +88,7 @@ def test_gemma_learns_from_pictures_with_basic(gemma: Path, world: RealWorld) ->
     assert supervision is not None
     assert supervision.vocabulary.scale == pytest.approx(math.sqrt(640), rel=1e-3)
     step = make_step(recipe, loaded, supervision, CPU)
-    (batch,) = data.batches_with_images(1, 2)
+    (batch,) = data.batches_with_images(2, 2)
     counts = StepCounts.of([batch], loaded.parts.image_token_id)
     terms = step.gradients([batch], counts, supervision.lambdas(0, 1), number=1).values(ALONE)
     assert terms["lm"] < math.log(supervision.vocabulary.rows) and 0 < terms["sum_a"] <= 1

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from basic_lite.data.batches import SupervisedDataset
 from basic_lite.data.prepare import Prepared, prepare_data
+from basic_lite.data.problems import RecordProblem
 from basic_lite.model.frontend import load_frontend
 from basic_lite.resampling import Interval
 from basic_lite.supervision.premise import RefinementCurve
 from basic_lite.training.gate import Gate
 from basic_lite.training.pull import Pull
 from basic_lite.training.recovery import samples_in
+from basic_lite.training.refinement_log import curve_batches
 from tests.support.runs import gate_of, tiny_recipe, write_data
 
 MEASURED: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinement_batches": 8}
@@ -41,10 +45,10 @@ def measured_gate(folder: Path, pictures: int, **changes: Any) -> Gate:
     return gate_of(tiny_recipe(folder, MEASURED | changed))[0]
 
 
-@pytest.mark.parametrize(("count", "decide"), [(17, 5), (47, 15), (48, 16), (60, 16)])
+@pytest.mark.parametrize(("count", "decide"), [(17, 5), (47, 15), (48, 16), (50, 16), (60, 20)])
 def test_every_process_knows_how_many_decide(tmp_path: Path, count: int, decide: int) -> None:
-    gate = measured_gate(tmp_path, count)
-    assert gate.deciding == samples_in(gate.again) == decide and samples_in(gate.testing) >= decide
+    gate = measured_gate(tmp_path, count, supervision__refinement_batches=16, training__max_steps=10**6)
+    assert gate.deciding == samples_in(gate.again) == samples_in(gate.testing) == samples_in(gate.choosing) == decide
     assert gate.due(0, evaluated=True) is (decide >= 16)
 
 
@@ -67,6 +71,26 @@ def test_samples_that_broke_are_missed_by_all_parts(tmp_path: Path) -> None:
         patch.setattr(Prepared, "samples_with_images", lambda self, count: every(self, count)[:45])
         gate = gate_of(recipe)[0]
     assert gate.deciding == samples_in(gate.again) == 15 and samples_in(gate.choosing) == samples_in(gate.testing) == 15
+
+
+def test_a_sample_that_broke_has_the_next_one_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the curve, whose samples a look at an evaluation takes by their numbers."""
+    write_data(tmp_path, 60)
+    uneven = {"training.micro_batch": 3, "training.global_batch": 3}
+    recipe = tiny_recipe(tmp_path, MEASURED | uneven | {"data.bad_records": "drop"})
+    load, fourth = SupervisedDataset.__getitem__, int(torch.randperm(60, generator=torch.Generator().manual_seed(0))[3])
+
+    def broken(self: SupervisedDataset, index: int) -> dict[str, Any]:
+        if index == fourth:
+            raise RecordProblem("the picture is gone", "bring it back")
+        return load(self, index)
+
+    monkeypatch.setattr(SupervisedDataset, "__getitem__", broken)
+    gate, data = gate_of(recipe)
+    assert gate.deciding == samples_in(gate.again) == 16
+    curve = rows_of(data.batches_with_images(*curve_batches(recipe)))
+    assert len(curve) == 32
+    assert curve[::2] == rows_of(gate.choosing) and curve[1::2] == rows_of(gate.testing)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 32])

@@ -41,7 +41,7 @@ def test_the_output_is_as_long_as_the_words(tmp_path: Path, kind: str, basic: bo
     match_projector(recipe, loaded, data, CPU, said.append)
     found = []
     with torch.no_grad(), hooked(parts.projector, lambda out: found.append(out.flatten(0, 1).norm(dim=1))):
-        for batch in moved(data.batches_with_images(2, 4), CPU):
+        for batch in moved(data.batches_with_images(8, 4), CPU):
             parts.model.model(**{k: v for k, v in batch.items() if k != "labels"})
         words = parts.embeddings(loaded.vocabulary_ids).norm(dim=1).mean()
     assert float(torch.cat(found).mean()) == pytest.approx(float(words), rel=1e-5)
