@@ -342,8 +342,8 @@ class Loop:
             # Where a gate judges, some of these samples chose the target.
             judged = self.gate is None or not self.gate.decides
             measured = self.refinement.measure(step, kept, judged=judged)
-            if measured is not None:
-                record, self._seen = measured
+            record, self._seen = measured or ({}, None)
+            if record:
                 self.log.write(step, record)
 
     def _save(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from basic_lite.supervision import Health, Interval, RefinementCurve
 from basic_lite.training import refinement_log
+from basic_lite.training.loop import Loop
 from basic_lite.training.refinement_log import RefinementLog
 from tests.support import supervision as kit
 
@@ -41,3 +43,12 @@ def test_a_failing_premise_is_warned_of_and_an_illness_told_once(monkeypatch: py
     assert measured(4, unknown, GIANT) == measured(6, Interval(0.02, 0.01, 0.03), GIANT) == []
     log = RefinementLog(kit.build(kit.tiny_llava()), [{}], None, said.append, nullcontext, fresh=True)
     assert measured(0, fails, GIANT)[0].startswith("note: step 0: giant target"), "the LLM makes giants of noise too"
+
+
+def test_where_there_was_no_memory_no_earlier_curve_takes_its_place() -> None:
+    """The gate would decide on what the model was at an earlier step."""
+    loop = cast(Any, SimpleNamespace(progress=SimpleNamespace(step=1), gate=None, _seen="of step 0"))
+    loop.log = SimpleNamespace(has=lambda *_: False, write=pytest.fail)
+    loop.refinement = SimpleNamespace(measure=lambda *_, **__: None)
+    Loop._measure_premise(loop)
+    assert loop._seen is None
