@@ -51,10 +51,17 @@ def test_massive_dimensions_are_found_behind_each_other() -> None:
     assert massive_dimensions(energy(128, d3=0.1)) == (), "thirteen times the mean"
     assert massive_dimensions(energy(4096, d3=0.01)) == (), "forty times the mean, but little in all"
     assert massive_dimensions(energy(4096, d3=0.06)) == (3,)
+    giants = {f"d{i}": 0.19 for i in range(5)}
+    assert massive_dimensions(energy(128, **giants, d9=0.0077)) == tuple(range(5)), (
+        "19.6 times the mean of the other 123, 20.4 of all"
+    )
+    assert massive_dimensions(energy(128, **giants, d9=0.0081)) == (*range(5), 9)
 
 
 def test_nothing_is_no_dimension_and_a_few_dimensions_are_never_massive() -> None:
     assert massive_dimensions(torch.zeros(64)) == ()
+    for count, found in ((16, 16), (17, 0)):
+        assert len(massive_dimensions(energy(4096, **{f"d{i}": 0.056 for i in range(count)}))) == found
     assert len(massive_dimensions(0.5 ** torch.arange(64.0))) < 64 - 15
 
 

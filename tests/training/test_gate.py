@@ -148,6 +148,7 @@ def test_a_pull_that_is_not_seen_to_lower_the_loss_opens_nothing(high: float) ->
         "; but its pull has to lower the loss, and couldn't be tried; it isn't tried again before step 56. " in said[-1]
         and gate.state.refused == 28
     )
+    assert gate.state.asked == 3 * (20 + 128), "a trial without memory counts"
     assert gate.decide(56, curve(0.01, 0.1), lambda: curve(0.01, 0.1), lambda: LOWER)["open"]
 
 

@@ -13,6 +13,9 @@ def test_looks_double_their_distance_and_leave_noise_out() -> None:
     looks = plan_looks(350, fresh=True, most_samples=64, passes=64_000, passes_a_look=1)
     assert looks == Looks((16, 32, 64, 128, 256), 64, fresh=True, passes=1, deciding_passes=0, run_passes=64_000)
     assert plan_looks(350, fresh=False, most_samples=64, passes=1e9, passes_a_look=1).steps[:3] == (0, 16, 32)
+    # One alone: before the first step, or in the middle of them, when a fresh projector has learnt something.
+    assert plan_looks(350, fresh=False, most_samples=64, passes=9_000, passes_a_look=1).steps == (0,)
+    assert plan_looks(350, fresh=True, most_samples=64, passes=9_000, passes_a_look=1).steps == (64,)
 
 
 @given(
@@ -61,6 +64,12 @@ def test_a_long_run_tries_on_all_samples_and_within_one_percent() -> None:
     trials = looks.trials(again=32, pulling=32, asked=64)
     assert (trials.pulling, trials.asked) == (32, 64) and trials.left(8 * (trials.again_passes + trials.passes))
     assert looks.cost(looks.samples) + trials.cost <= PLANNED + ASKED < COST
+
+
+def test_two_trials_with_their_second_opinions_fit_the_share() -> None:
+    """Of .4 % of 100,000: two second opinions of 32 × 1.5, and two trials of 19 × 4 + 38 × 2."""
+    trials = Looks((0,), 32, False, 1, 1.5, 1e5).trials(again=32, pulling=32, asked=64)
+    assert (trials.pulling, trials.asked) == (19, 38) and trials.left(200) and not trials.left(201)
 
 
 def test_too_few_samples_are_all_of_them() -> None:
