@@ -24,7 +24,7 @@ def test_layer_weights_are_the_gains_above_v() -> None:
     ("layers", "gains", "weights"),
     [
         ("measured", [0.1, 0.3, 0.3, -0.2], (0.25, 0.75)),  # the lowest of equals
-        ("measured", [-0.1, 0.0, 0.0, -0.2], (0.2, 0.8)),  # none is better: half of the layers, h²
+        ("measured", [0.0, 0.0, -0.1, -0.2], (0.2, 0.8)),  # none is better: half of the layers, h²
         (2, [0.1, 0.3, 0.9, 0.0], (0.25, 0.75)),
         (2, [-0.1, 0.0, 0.9, 0.0], (0.2, 0.8)),  # none up to K
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -109,3 +110,13 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     assert rows_of(gate.pull.asked) == samples[1::2][:16]
     more = [sample["input_ids"] for sample in data.samples_with_images(size + gate.deciding)]
     assert rows_of(gate.again) == more[size:] and len(more) - size == gate.deciding >= 16
+
+
+def test_where_no_score_chooses_all_of_a_look_decide_and_others_try_the_pull(tmp_path: Path) -> None:
+    gate = measured_gate(tmp_path, 40, supervision__layers=2, supervision__layer_weights="quadratic")
+    assert rows_of(gate.choosing) == rows_of(gate.testing) and gate.deciding == samples_in(gate.testing) == 20
+    assert rows_of(gate.pull.pulling) == rows_of(gate.testing)[:8]
+    assert rows_of(gate.pull.asked) == rows_of(gate.again)[:16] != rows_of(gate.testing)[:16]
+    # Of an evaluation's curve they are the first ones.
+    curve = cast(Any, SimpleNamespace(curve=list))
+    assert cast(Any, gate._tested(curve, changed=False)) == list(range(20))

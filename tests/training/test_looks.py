@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from basic_lite.training.gate_state import GateState
 from basic_lite.training.looks import ASKED, COST, FEWEST_SAMPLES, PLANNED, Looks, plan_looks
+from basic_lite.training.loop import Loop
+from basic_lite.training.processes import ALONE
 
 
 def test_looks_double_their_distance_and_leave_noise_out() -> None:
@@ -75,3 +81,20 @@ def test_two_trials_with_their_second_opinions_fit_the_share() -> None:
 def test_too_few_samples_are_all_of_them() -> None:
     trials = Looks((0,), 32, False, 1, 1.5, 1e4).trials(again=0, pulling=0, asked=0)
     assert (trials.pulling, trials.asked, trials.passes) == (0, 0, 0)
+
+
+def test_a_look_of_the_loop() -> None:
+    """It sees the curve of its own step alone, and makes none after the last. A shut gate leaves no value of BASIC."""
+    seen: list[Any] = []
+    gate = SimpleNamespace(
+        due=lambda *_, **__: True, look=lambda *given: seen.append(given), state=GateState(open=True)
+    )
+    loop = cast(Any, SimpleNamespace(gate=gate, processes=ALONE, schedule=SimpleNamespace(steps=4)))
+    loop.log, loop.progress = SimpleNamespace(has=lambda *_: False), SimpleNamespace(last_terms={"das": 1.0})
+    for step, evaluated in ((1, False), (2, True), (3, True), (4, True)):
+        loop._seen, loop._basic_terms = f"of step {step - (not evaluated)}", f"of step {step}"
+        gate.state.open = step != 3
+        Loop._look(loop, step, evaluated=evaluated)
+        assert loop._seen is None and (loop._basic_terms is None) == (loop.progress.last_terms == {}) == (step == 3)
+        loop.progress.last_terms = {"das": 1.0}
+    assert seen == [(1, None), (2, "of step 2"), (3, "of step 3")]
