@@ -112,7 +112,9 @@ def test_enough_samples_decide_and_they_are_not_those_that_chose(
     assert rows_of(gate.again) == more[size:] and len(more) - size == gate.deciding >= 16
 
 
-def test_where_no_score_chooses_all_of_a_look_decide_and_others_try_the_pull(tmp_path: Path) -> None:
+def test_where_no_score_chooses_all_of_a_look_decide_and_others_try_the_pull(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = measured_gate(tmp_path, 40, supervision__layers=2, supervision__layer_weights="quadratic")
     assert rows_of(gate.choosing) == rows_of(gate.testing) and gate.deciding == samples_in(gate.testing) == 20
     assert rows_of(gate.pull.pulling) == rows_of(gate.testing)[:8]
@@ -120,3 +122,5 @@ def test_where_no_score_chooses_all_of_a_look_decide_and_others_try_the_pull(tmp
     # Of an evaluation's curve they are the first ones.
     curve = cast(Any, SimpleNamespace(curve=list))
     assert cast(Any, gate._tested(curve, changed=False)) == list(range(20))
+    monkeypatch.setattr(Gate, "_gain_on", lambda self, batches: rows_of(batches))
+    assert cast(Any, gate.ask_again()) == rows_of(gate.again) != rows_of(gate.testing)
