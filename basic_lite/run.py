@@ -31,6 +31,7 @@ from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.earlier_run import finished_text
 from basic_lite.training.files import remove, saving
 from basic_lite.training.inputs import open_inputs, with_start
+from basic_lite.training.lock import locked
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
 from basic_lite.training.made import Run
@@ -41,7 +42,6 @@ from basic_lite.training.projector_start import match_projector
 from basic_lite.training.recovery import memory_needed
 from basic_lite.training.run_folder import (
     RunFolder,
-    locked,
     look_at_run_folder,
     missing_folders,
     remove_empty,

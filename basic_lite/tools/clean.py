@@ -6,22 +6,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from basic_lite.console import speaker
 from basic_lite.errors import UserError
 from basic_lite.sizes import size_text
-from basic_lite.tools.runs import folders_of, is_held, is_running, runs_in, size_and_time
+from basic_lite.tools.runs import folders_of, is_running, runs_in, size_and_time
 from basic_lite.training.bundle_files import open_bundle, require_checkpoint
 from basic_lite.training.files import remove
+from basic_lite.training.lock import InUse, is_held, locked
 from basic_lite.training.own_files import foreign_in, not_the_runs_own
 from basic_lite.training.places import (
     BEST,
     FINAL,
     HELD,
     LOCK,
-    LOCK_WAIT_S,
     OLD,
     UNFINISHED,
     checkpoints_of,
@@ -178,24 +177,14 @@ def _delete_in(run: Path, shown: dict[Path, str], *, best: bool) -> list[Path]:
     """Delete what was shown and still isn't needed, while no training can begin there."""
     if not shown:
         return []
-    lock = FileLock(run / LOCK)
     try:
-        lock.acquire(timeout=LOCK_WAIT_S)
-    except Timeout:  # a training has begun since
+        with locked(run):
+            gone = [path for path in _plan(run, best=best).items if path in shown]
+            for path in gone:
+                for one in remains_of(run) if path == run else [path]:
+                    _delete(one)
+    except InUse:  # a training has begun since
         return []
-    except OSError as error:
-        raise UserError(
-            f"{run / LOCK} can't be locked ({error.strerror or error}), so nothing there is deleted; remove that file"
-        ) from error
-    try:
-        gone = [path for path in _plan(run, best=best).items if path in shown]
-        for path in gone:
-            for one in remains_of(run) if path == run else [path]:
-                _delete(one)
-    finally:
-        with suppress(PermissionError):  # Windows removes no open file; there the lock goes when it is released
-            (run / LOCK).unlink(missing_ok=True)  # while it is still ours
-        lock.release()
     if run in gone:
         with suppress(OSError):  # a training has begun since
             run.rmdir()

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -25,13 +24,13 @@ from basic_lite.tools.summaries import summaries_of
 from basic_lite.training.best_text import best_of
 from basic_lite.training.data_json import UNKNOWN, known_before
 from basic_lite.training.files import sha256
+from basic_lite.training.lock import is_held
 from basic_lite.training.log_lines import ReadLog, damaged_text, read_log
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.places import (
     BEFORE_A_RUN,
     HELD_OUT,
     LOCK,
-    LOCK_WAIT_S,
     MANIFEST,
     RECIPE_JSON,
     RECIPE_YAML,
@@ -134,21 +133,6 @@ def is_running(folder: Path) -> bool:
     lock = folder / LOCK
     ours = lock.is_file() and (is_run(folder) or all(path.name in BEFORE_A_RUN for path in folder.iterdir()))
     return ours and is_held(lock)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process holds a lock file. That it is there doesn't say so: a kill leaves it."""
-    if not path.is_file():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOCK_WAIT_S)
-    except Timeout:
-        return True
-    except OSError:  # another user's folder
-        return False
-    lock.release()
-    return False
 
 
 def row_of(run: Path, read: ReadLog | None = None) -> RunRow:

@@ -29,9 +29,10 @@ from basic_lite.tools.runs import is_running
 from basic_lite.training.assembly import doubts, preflight
 from basic_lite.training.bundle import model_facts
 from basic_lite.training.inputs import require_inputs
+from basic_lite.training.lock import InUse
 from basic_lite.training.places import MANIFEST, holds_bundle
 from basic_lite.training.plan import Plan
-from basic_lite.training.run_folder import RunFolder, in_use, require_same_data, try_writing
+from basic_lite.training.run_folder import RunFolder, require_same_data, try_writing
 from basic_lite.training.stage import look_at_stage
 from basic_lite.training.start import find_origin
 
@@ -133,7 +134,7 @@ def _look(
     """
     recipe, folder = look_at_stage(recipe, say)
     if is_running(folder.path):
-        raise in_use(folder.path)
+        raise InUse(folder.path)
     if not folder.finished:
         require_inputs(recipe, earlier=folder.checkpoint is None and not awaited)
     frontend = load_frontend(recipe.model)

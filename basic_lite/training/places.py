@@ -27,8 +27,6 @@ from basic_lite.whole_file import PART
 # Where runs are, if a recipe's `output` names no other folder.
 RUNS = Path("runs")
 LOCK, SCRATCH = ".lock", ".writable"
-# Seconds that a lock is waited for: whoever only looks whether it is held, as `basic-lite runs`, holds it for a moment.
-LOCK_WAIT_S = 0.5
 RECIPE_YAML, PARTS, DATA, TRAINED_ON = "recipe.yaml", "parts.json", "data.json", "trained_on.safetensors"
 # What a start leaves before it has taken its folder.
 BEFORE_A_RUN = frozenset((LOCK, SCRATCH, PARTS + PART))

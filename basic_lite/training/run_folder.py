@@ -3,12 +3,10 @@
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from basic_lite.console import new_run_from
 from basic_lite.data.names import EVAL, FINGERPRINT, HELD_OUT_FINGERPRINT, TRAIN
@@ -33,8 +31,6 @@ from basic_lite.training.places import (
     DATA,
     FINAL,
     KEPT,
-    LOCK,
-    LOCK_WAIT_S,
     PARTS,
     RECIPE_YAML,
     SCRATCH,
@@ -166,38 +162,6 @@ class RunFolder:
 def kept_place(run: Path) -> Path:
     """The folder that the next files of people's own are moved to."""
     return next(place for n in itertools.count(1) if not os.path.lexists(place := run / f"{KEPT}{n}"))
-
-
-def in_use(path: Path) -> UserError:
-    """The error for a run folder that another process trains in."""
-    return UserError(
-        f"another process trains in {path} now. Wait until it ends, or choose another folder with name=… or output=…"
-    )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Own a run folder. The lock goes with the process, however that ends.
-
-    Raises:
-        UserError: another process owns it.
-    """
-    lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(timeout=LOCK_WAIT_S)
-    except Timeout as error:
-        raise in_use(path) from error
-    except OSError as error:  # some network disks have no locks
-        raise UserError(
-            f"{path} can't be locked against other processes ({error.strerror or error}); "
-            "choose a folder on a disk of this machine with output=…"
-        ) from error
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):  # Windows removes no file that is open; the library does it there, afterwards
-            (path / LOCK).unlink(missing_ok=True)  # while it is still ours
-        lock.release()
 
 
 def missing_folders(path: Path) -> list[Path]:

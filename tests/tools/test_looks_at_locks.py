@@ -15,8 +15,8 @@ from filelock import FileLock
 from basic_lite.errors import UserError
 from basic_lite.tools.clean import clean
 from basic_lite.tools.runs import is_running
+from basic_lite.training.lock import locked
 from basic_lite.training.places import LOCK
-from basic_lite.training.run_folder import locked
 from tests.support.runs import quiet
 
 

@@ -24,8 +24,8 @@ from basic_lite.tools.clean import BEST_STEP, LOST, clean
 from basic_lite.tools.evaluate import evaluate_run
 from basic_lite.tools.export.command import export
 from basic_lite.tools.runs import RunRow, row_of, show_runs
+from basic_lite.training.lock import locked
 from basic_lite.training.places import MANIFEST
-from basic_lite.training.run_folder import locked
 from tests.support.runs import assert_same_weights, quiet, run, tiny_recipe
 
 BASE = {"training.max_steps": 3, "training.save_every": 1, "training.keep": 9}

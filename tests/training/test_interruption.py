@@ -17,7 +17,7 @@ from basic_lite.recipe import dump_recipe
 from basic_lite.run import run_stage
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.interruption import Interruption
-from basic_lite.training.run_folder import locked
+from basic_lite.training.lock import locked
 from basic_lite.training.step import TrainStep
 from tests.support.runs import LOUD, assert_same_terms, assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe
 

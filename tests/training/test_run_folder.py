@@ -18,7 +18,7 @@ from basic_lite.tools.dry_run import dry_run
 from basic_lite.tools.runs import show_runs
 from basic_lite.training import loop, saving
 from basic_lite.training.files import remove
-from basic_lite.training.run_folder import locked
+from basic_lite.training.lock import locked
 from basic_lite.training.step import TrainStep
 from tests.support.marks import rest_long
 from tests.support.runs import assert_same_weights, log_of, quiet, run, steps_of, tiny_recipe, weights_of
