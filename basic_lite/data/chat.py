@@ -1,10 +1,12 @@
 """A record as the model gets it: token ids, label mask, and the prompt of a generation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basic_lite.data.conversation import conversation
-from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TooLong
+from basic_lite.data.problems import BadPlaceholders, NoSupervisedToken, RecordProblem, TemplateStopped, TooLong
 from basic_lite.data.records import Record, Turn
 from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
@@ -37,6 +39,17 @@ class Encoder(Protocol):
     def encode(self, record: Record, max_length: int) -> Encoded:
         """Ids and labels of a record, at most ``max_length`` of them."""
         ...
+
+
+@contextmanager
+def _named(record: Record) -> Iterator[None]:
+    """Around work with a record: its place is in what is raised."""
+    try:
+        yield
+    except RecordProblem as problem:
+        raise problem.at(record.place) from problem.__cause__
+    except TemplateStopped as error:
+        raise TemplateStopped(f"{record.place}: {error}") from error.__cause__
 
 
 class ChatFormat:
@@ -94,13 +107,12 @@ class ChatFormat:
             TooLong: the images and at least one supervised token don't fit.
             NoSupervisedToken: it has no answer.
             BadPlaceholders, BadRecord, TemplateRefused: the conversation can't be encoded.
+            TemplateStopped: neither could others, and each took seconds.
         """
-        try:
+        with _named(record):
             turns = conversation(record)
             self._require_room(len(record.images), max_length)
             return self._fit(*self._encode(self.format.pieces(turns), record), max_length)
-        except RecordProblem as problem:
-            raise problem.at(record.place) from problem.__cause__
 
     def prompt(self, record: Record) -> list[int]:
         """Ids up to where the last answer starts, the same as in training, for generation.
@@ -108,9 +120,9 @@ class ChatFormat:
         A record that ends with a human turn is a question: the answer starts after it.
 
         Raises:
-            RecordProblem: the record can't be written in this format.
+            RecordProblem, TemplateStopped: the record can't be written in this format.
         """
-        try:
+        with _named(record):
             turns = conversation(record, answered=False)
             asked = turns[:-1] if turns[-1].role == "gpt" else turns
             pieces = self.format.pieces([*asked, Turn("gpt", "a")])
@@ -120,8 +132,6 @@ class ChatFormat:
             while pieces and pieces[-1][1]:
                 pieces.pop()
             return self._encode(pieces, record)[0]
-        except RecordProblem as problem:
-            raise problem.at(record.place) from problem.__cause__
 
     def reference(self, record: Record) -> str:
         """The last answer: that of the last gpt turn, else the record's own ``answer``, else empty."""

@@ -67,6 +67,10 @@ class TemplateRefused(RecordProblem):
     kind = "refused by the chat template"
 
 
+class TemplateStopped(UserError):
+    """The tokenizer's own chat template had to be stopped too often: no other record is tried."""
+
+
 class NoSupervisedToken(RecordProblem):
     """Nothing in the record is an answer: training on it would teach nothing."""
 

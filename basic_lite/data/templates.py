@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from basic_lite.data.conversation import END, IMAGE, START
-from basic_lite.data.problems import TemplateRefused
+from basic_lite.data.problems import TemplateRefused, TemplateStopped
 from basic_lite.data.records import Turn
 from basic_lite.data.time_limit import TookTooLong, at_most, at_most_bytes
 from basic_lite.data.tokens import Tokens
@@ -261,7 +261,7 @@ class OwnTemplate:
         self.breaks += 1
         if self.breaks < _MOST_BREAKS:
             return TemplateRefused(what, _MEND)
-        return UserError(f"{what}, and {_MOST_BREAKS - 1} times before it wasn't done either; {_MEND}.")
+        return TemplateStopped(f"{what}, and {_MOST_BREAKS - 1} times before it wasn't done either; {_MEND}.")
 
 
 FORMATS: dict[Template, Callable[[Tokens], Format]] = {"plain": Plain, "v1": V1, "tokenizer": OwnTemplate}

@@ -167,7 +167,8 @@ def test_a_template_that_one_record_sends_round(monkeypatch: pytest.MonkeyPatch)
             chat.encode(record("round", "a"), 100)
         # Of each of 150,000 records 10 s are 17 days.
         with pytest.raises(
-            UserError, match=r"0 s, and 2 times before it wasn't done either; set data\.template to"
+            UserError,
+            match=r"^data\.json, record 7 \(id x7\): the .*0 s, and 2 times before it wasn't done either; set data\.",
         ) as told:
             chat.encode(record("round", "a"), 100)
         assert not isinstance(told.value, RecordProblem)
