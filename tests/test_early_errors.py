@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, load_recipe
 from basic_lite.recipe.load import require_keys
 from basic_lite.training.files import sha256
@@ -170,6 +171,14 @@ def test_data_of_a_recipe_is_not_missed_where_other_data_is_given(tmp_path: Path
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.partition("data:")[0] + "data: {template: v1}\n")
     require_keys(path, ["data.train.columns.answer=text"])
+
+
+def test_wrong_keys_of_data_are_told_with_the_others(tmp_path: Path) -> None:
+    """Those of data were told once the others were right."""
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    with pytest.raises(UserError, match="has 3 problems") as told:
+        require_keys(tmp_path / "mine.yaml", ["traning.max_steps=1", "data.templat=v1", "data.train.colums.answer=a"])
+    assert "did you mean `data.template`" in str(told.value) and "`data.train.columns" in str(told.value)
 
 
 @pytest.mark.long

@@ -73,14 +73,13 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
 def require_keys(path: str | os.PathLike[str], overrides: Sequence[str]) -> None:
     """Refuse a recipe, or overrides, of which a key is wrong by itself; how keys go together isn't looked at.
 
-    Keys of ``data`` aren't either: a command that is given data has others in their place.
+    Other data takes the place of what the recipe says of its own.
 
     Raises:
         UserError: as ``load_recipe``.
     """
     path = find_recipe(path)
-    document, _ = _each_key_checked(path, overrides)
-    document.problems = [one for one in document.problems if one.key.partition(".")[0] != "data"]
+    document, _ = _each_key_checked(path, ["data.train={path: data.jsonl}", "data.eval=null", *overrides])
     _refuse(path, document)
 
 
