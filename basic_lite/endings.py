@@ -8,3 +8,8 @@ PICTURE_ENDINGS = (
 TABLE_ENDINGS, JSON_ENDINGS = (".csv", ".tsv"), (".json", ".jsonl")
 DATA_ENDINGS = (*TABLE_ENDINGS, *JSON_ENDINGS, ".parquet")
 RECIPE_ENDINGS = (".yaml", ".yml")
+
+
+def ends_as_picture(text: str) -> bool:
+    """Whether a text ends as the name of a picture does."""
+    return text.lower().endswith(PICTURE_ENDINGS)

@@ -39,7 +39,7 @@ _BEFORE_LETTERS = ("", "option_", "choice_")
 _LETTERS = "abcdefghij"
 # What is a number, holds pictures, or says something about them.
 _NO_TEXT = re.compile(
-    r"(.*_)?(idx|index|ids?|width|height)|(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?"
+    r"(.*_)?(idx|index|ids?|width|height|path|file|file_?name|url)|(image|img|picture|photo)s?(_?(path|file|name|url|id|width|height|size|bytes|\d+))*s?"
 )
 
 TEXTS = {name for ours in ("conversations", "question", "answer") for name in COLUMNS[ours]}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.images import in_other_case
+from basic_lite.data.missing import in_other_case
 from basic_lite.data.problems import BadRecord
 from basic_lite.data.prompts import prompts_of
 from basic_lite.data.walk import first_few, is_aside, links_note, walked_once

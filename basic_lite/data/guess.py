@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from basic_lite.data.columns import KNOWN, plain_name
 from basic_lite.data.folder_source import files_of, metadata_of, text_of
 from basic_lite.data.images import ImageRef, locate
 from basic_lite.data.json_source import as_table
+from basic_lite.data.missing import folders_in, in_other_ending
 from basic_lite.data.problems import BadImage, RecordProblem
 from basic_lite.data.records import Records
 from basic_lite.data.sources import load_records
+from basic_lite.data.table_source import AS_UTF8
 from basic_lite.endings import JSON_ENDINGS, PICTURE_ENDINGS, TABLE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file, parse_json
@@ -27,8 +29,11 @@ _BESIDE = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dic
 _NOTE = 1 << 16
 # Records that are looked at to find the folder of their pictures.
 _LOOKED_AT = 20
-# Files of spreadsheets, and what makes tables of them.
-_SHEETS = {".xlsx": "save it as CSV UTF-8 in Excel", ".xls": "save it as CSV UTF-8 in Excel", ".ods": "save it as CSV"}
+# Files of spreadsheets and archives, and what makes data of them.
+_SHEETS = dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods", ".numbers"), AS_UTF8)
+_PACKED = dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it first")
+# Endings of texts that may be tables.
+_TEXT_ENDINGS = (".txt", ".tab", ".psv", ".token", ".dat", "")
 
 
 def source_of(
@@ -60,15 +65,24 @@ def _of_file(path: Path) -> SourceSection:
         return SourceSection(path=path.as_posix())
     if ending == ".parquet":
         return SourceSection(parquet=path.as_posix())
-    mends = _SHEETS | {".zip": "unpack it first", ".tar": "unpack it first", ".gz": "unpack it first"}
-    mend = mends.get(ending, "name one of these")
-    if ending == ".txt":
-        # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
-        named = Path(path.stem).suffix.lower() in TABLE_ENDINGS + JSON_ENDINGS
-        mend = f"if it is a table, rename it to {path.stem if named else path.stem + '.csv'}"
-    elif ending in PICTURE_ENDINGS:
+    mend = (_SHEETS | _PACKED).get(ending) or _by_content(path) or "name one of these"
+    if ending in PICTURE_ENDINGS:
         mend = f"name the folder that the pictures are in, {path.parent.as_posix()}"
     raise UserError(f"{path}: this kind of file isn't read ({_READ}); {mend}.")
+
+
+def _by_content(path: Path) -> str:
+    """How a file that isn't called as data is should be called; empty: it is no data."""
+    # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
+    if Path(path.stem).suffix.lower() in TABLE_ENDINGS + JSON_ENDINGS:
+        return f"if it is a table, rename it to {path.stem}"
+    with suppress(OSError), open_file(path) as opened:
+        start = opened.read(_NOTE).decode("utf-8", "ignore").lstrip("\ufeff \n\r\t")
+        if start.startswith(("{", "[")):
+            return f"if it is JSON, rename it to {path.stem}.jsonl"
+        if table := as_table(start, path.name):
+            return f"rename it to {table}"
+    return f"if it is a table, rename it to {path.stem}.csv" if path.suffix.lower() in _TEXT_ENDINGS else ""
 
 
 def _of_folder(folder: Path) -> SourceSection:
@@ -94,12 +108,20 @@ def _of_folder(folder: Path) -> SourceSection:
 
 
 def _without_notes(tables: list[Path], folder: Path) -> list[Path]:
-    """Data files without those that only tell of pictures which have texts, as img2dataset writes them."""
+    """Data files without those that only tell of one picture, or of counts, as img2dataset and Google write them."""
     pictures, texts, _ = files_of(folder)
-    if not any(text_of(one, texts) for one in pictures):
-        return tables
     stems = {os.path.splitext(one)[0] for one in pictures}
-    return [one for one in tables if one.suffix.lower() not in JSON_ENDINGS or not (one.stem in stems or _is_note(one))]
+    named = {one for one in tables if one.suffix.lower() in JSON_ENDINGS and _is_of_one(one.name, stems)}
+    others = [one for one in tables if one not in named]
+    if not any(text_of(one, texts) for one in pictures):
+        return others if len(named) > 1 else tables
+    return [one for one in others if one.suffix.lower() not in JSON_ENDINGS or not _is_note(one)]
+
+
+def _is_of_one(name: str, stems: Collection[str]) -> bool:
+    """Whether a file beside pictures is called as one of them, as cat.json, cat.jpg.json and cat.jpg.info.json are."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in stems for end in range(1, len(parts)))
 
 
 def _is_note(file: Path) -> bool:
@@ -132,7 +154,8 @@ def _pictures_in(folder: Path) -> SourceSection:
     pictures, texts, _ = files_of(folder)
     if any(text_of(one, texts) for one in pictures):
         return SourceSection(folder=folder.as_posix())
-    sheets = (one for one in sorted(folder.iterdir()) if one.suffix.lower() in _SHEETS)
+    known = _SHEETS if pictures else _SHEETS | _PACKED
+    sheets = (one for one in sorted(folder.iterdir()) if one.suffix.lower() in known)
     if sheet := next((one for one in sheets if not one.name.startswith((".", "~$"))), None):  # "~$": Excel has it open
         return _of_file(sheet)  # says what mends it
     if pictures:
@@ -158,14 +181,21 @@ def _texts_by_other_names(folder: Path, pictures: Sequence[str], texts: Mapping[
             if os.path.isfile(folder / name):
                 named = f"{stem}.txt"
                 return f"{name} lies beside {picture}, and the text's name must be {named}; rename them all so"
+    first = folder / pictures[0]
+    for name in sorted(one.name for one in first.parent.glob("*.json")):
+        if _is_of_one(name, {first.stem}):
+            return (
+                f"{name} lies beside {first.name}, and no text is read from there; write each picture's text into a "
+                f"file of its own, as {first.stem}.txt"
+            )
     for text in sorted(set(texts.values()))[:_LOOKED_AT]:
         with suppress(OSError), open_file(folder / text) as opened:
             start = opened.read(_NOTE).decode("utf-8", "ignore")
             if table := as_table(start, text):
                 return f"{text} is a table by its first line; rename it to {table}, and name that file"
     if texts:
-        first = sorted(texts.values())[0]
-        return f"{first} has no picture of the same name; {_how_to_write(Path(pictures[0]))}"
+        text = sorted(texts.values())[0]
+        return f"{text} has no picture of the same name; {_how_to_write(Path(pictures[0]))}"
     return ""
 
 
@@ -214,7 +244,9 @@ def _candidates(beside: Path, names: Sequence[str]) -> Iterator[Path]:
     yield beside
     with suppress(PermissionError):  # one may read a file in a folder that one may not list
         yield from sorted(one for one in beside.iterdir() if one.is_dir() and not one.name.startswith("."))
-    yield Path(os.path.normpath(beside / ".."))
+    above = Path(os.path.normpath(beside / ".."))
+    yield above
+    yield from (above / one for one in folders_in(str(above)))  # COCO's texts and pictures have a folder each
     absolute = [name for name in names if os.path.isabs(name)]
     if absolute:
         yield Path(os.path.commonpath([os.path.dirname(name) for name in absolute]))
@@ -224,5 +256,5 @@ def _is_there(name: str, folder: Path) -> bool:
     try:
         locate(ImageRef(name, str(folder)))
     except BadImage:
-        return False
+        return in_other_ending(os.path.join(folder, name)) is not None  # that is told once the folder is known
     return True

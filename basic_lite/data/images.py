@@ -12,25 +12,19 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from basic_lite.data.heic import formats, lacking
+from basic_lite.data.missing import mend_by_folder, mend_of_missing_picture
 from basic_lite.data.not_a_picture import HEAD, what_it_is
 from basic_lite.data.problems import BadImage
 from basic_lite.data.room import require_room, require_room_to_turn, to_rgb
 from basic_lite.outside import open_file
 from basic_lite.printable import quoted
 from basic_lite.recipe.schema import ImageCheck
-
-# Published lists name a picture with one ending while the download has another (OCR-VQA is known for it).
-_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
-
-# Folders beside the image folder that are looked into for a missing picture.
-_MOST_BESIDE = 20
 
 # Not the picture's fault: too many open files, no memory.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -87,7 +81,7 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
     if not os.path.normcase(path).startswith(os.path.normcase(root.rstrip(os.sep) + os.sep)):
         raise BadImage(
             f"image {quoted(image.name)} leaves the image folder {root}",
-            _inside(image.name, root)
+            mend_by_folder(image.name, root)
             or "move it inside, or set image_dir of this source to a folder that holds all its images",
         )
     found = _stat(path)
@@ -100,61 +94,9 @@ def _find(image: ImageRef, *, must_exist: bool = True) -> tuple[str, os.stat_res
     if must_exist and (found is None or not stat.S_ISREG(found.st_mode)):
         if found is not None:
             raise BadImage(f"image {quoted(image.name)} is not a file in {root}", "correct the path")
-        stem = os.path.splitext(path)[0]
-        other = next((os.path.basename(stem + end) for end in _ENDINGS if os.path.isfile(stem + end)), None)
-        other = other or in_other_case(path)
-        hint = f"there is {other!r} beside it; rename one of the two" if other else "fetch it, or correct image_dir"
-        above = os.path.dirname(root)
-        if not other and os.path.isfile(os.path.join(above, image.name)):
-            # `photos/a.png` in the folder `photos`: people name the folder twice.
-            hint = f"it is in {above}: set image_dir of this source to that folder"
-        elif os.path.islink(path):
-            hint = f"it is a link to {quoted(os.readlink(path))}, where nothing is: correct it"
-        elif not other:
-            hint = _inside(image.name, root) or _beside(image.name, root) or hint
+        hint = mend_of_missing_picture(image.name, root, path)
         raise BadImage(f"image {quoted(image.name)} does not exist in {root}", hint)
     return path, found
-
-
-def _inside(name: str, root: str) -> str | None:
-    """What to do about a whole path, perhaps of another computer, whose file is in the image folder; None: it isn't."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    if last in ("", name) or not os.path.isfile(os.path.join(root, last)):
-        return None
-    return f"{last!r} is in that folder: give the name alone, without the folders before it"
-
-
-def _beside(name: str, root: str) -> str | None:
-    """What to do about a picture that is in a folder beside the image folder, as of another part; None: in none."""
-    above = os.path.dirname(root)
-    found = _stat(above)
-    folders = _folders(above, found.st_mtime_ns) if found is not None else []
-    other = next((one for one in folders if os.path.isfile(os.path.join(above, one, name))), None)
-    mend = f"name each picture with its folder, as in {other}/{name}, and set image_dir of this source to {above}"
-    return None if other is None else f"there is one in the folder {other!r} beside it: {mend}"
-
-
-def in_other_case(path: str) -> str | None:
-    """A file beside a missing one whose name differs in small and capital letters alone."""
-    folder, name = os.path.split(path)
-    changed = _stat(folder)
-    return _names(folder, changed.st_mtime_ns).get(name.casefold()) if changed is not None else None
-
-
-@lru_cache(maxsize=8)
-def _names(folder: str, changed: int) -> dict[str, str]:
-    """Names in a folder by their small letters; ``changed`` is its time, so that an old list isn't used."""
-    try:
-        return {name.casefold(): name for name in os.listdir(folder)}
-    except OSError:
-        return {}
-
-
-@lru_cache(maxsize=8)
-def _folders(folder: str, changed: int) -> list[str]:
-    """The first folders in a folder, without hidden ones; ``changed`` as in ``_names``."""
-    names = sorted(one for one in _names(folder, changed).values() if not one.startswith("."))
-    return [one for one in names if os.path.isdir(os.path.join(folder, one))][:_MOST_BESIDE]
 
 
 def _stat(path: str) -> os.stat_result | None:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from basic_lite.data.images import ImageRef
 from basic_lite.data.problems import BadImage, BadRecord, shorten
 from basic_lite.data.unclear import is_written_list
 
+# Characters of a path, as systems have it; what is longer and has these signs alone is a picture itself.
+_LONGEST_PATH = 255
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 # Two usual names for the same column.
 _TWINS = ("image", "images")
 
@@ -172,6 +176,10 @@ def _named(text: str, image_dir: str) -> ImageRef:
         raise BadImage(
             f"its picture is a list written as one text ({shorten(text)})",
             "write one path, or make the file JSON or parquet, where a list is one",
+        )
+    if len(text) > _LONGEST_PATH and _BASE64.fullmatch(text):
+        raise BadImage(
+            f"its picture is base64 without its kind ({shorten(text)})", "write data:image/jpeg;base64, before it"
         )
     scheme = text[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):

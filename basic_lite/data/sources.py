@@ -27,7 +27,7 @@ from basic_lite.endings import TABLE_ENDINGS
 from basic_lite.errors import UserError, all_at_once, reason_of
 from basic_lite.model.hub import hub_is_away
 from basic_lite.outside import place_in
-from basic_lite.printable import quoted
+from basic_lite.printable import one_line, quoted
 from basic_lite.recipe.combinations import check_source
 from basic_lite.recipe.not_yaml import BACKSLASH
 from basic_lite.recipe.rules import in_order
@@ -263,7 +263,7 @@ def _open_dataset(section: SourceSection, root: Path) -> tuple[Any, str, Path, t
     except Exception as error:
         where = section.hub or section.parquet or section.saved
         cause = error.__cause__ or error  # the library says of some errors only that there was one
-        reason = reason_of(cause)
+        reason = one_line(" ".join(str(cause).split()) or reason_of(cause))
         if section.hub and hub_is_away():
             raise UserError(
                 f"{where}: the data set isn't here, and the hub can't be reached ({reason}). Connect to the "

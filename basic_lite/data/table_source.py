@@ -19,7 +19,7 @@ from basic_lite.data.held_file import HeldFile
 from basic_lite.data.json_source import places
 from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.data.prompts import prompts_of
-from basic_lite.endings import PICTURE_ENDINGS
+from basic_lite.endings import ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
 
@@ -32,7 +32,7 @@ _SPACES_BEHIND = re.compile(r'("[^"]*(?:""[^"]*)*")(?: +(?=[,;\t\r\n]|\Z))?')
 # Bytes that are looked at to see what else a file may be.
 _HEAD_BYTES = 4096
 _JSON = re.compile(rb'\s*(\[\s*)?\{\s*"')
-_AS_UTF8 = 'save the file again as UTF-8 (in Excel: Save As, "CSV UTF-8 (Comma delimited)")'
+AS_UTF8 = 'save it as a table in UTF-8 (in Excel: Save As, "CSV UTF-8 (Comma delimited)")'
 _AFTER_QUOTE = "a cell begins with a double quote, and more text follows where that is closed"
 _QUOTES = 'write "" for each quote inside a text, and one more at both of its ends'
 
@@ -65,7 +65,7 @@ class TableSource:
             broken = any(line.strip() for line in texts)
             what = f"its first line can't be read: {_AFTER_QUOTE}" if broken else "the file is empty"
             raise UserError(f"{self.name}: {what}; write a header line into it, and a row for each picture.")
-        headed = not _names_picture(first[0]) or bool(set(first) & set(section.columns.values()))
+        headed = not ends_as_picture(first[0]) or bool(set(first) & set(section.columns.values()))
         if headed:
             self._require_header(first, texts, section)
         self.header = [cell.strip() for cell in first] if headed else self._no_header(first)
@@ -86,7 +86,6 @@ class TableSource:
             flat.extend(span)
         self._spans_of = np.array(flat, dtype=np.int64).reshape(-1, 3)
         self._file.require_same()
-        self._require_not_swapped(found)
 
     def __len__(self) -> int:
         return len(self._spans_of)
@@ -122,40 +121,56 @@ class TableSource:
         except csv.Error as error:
             raise BadRecord(_AFTER_QUOTE, _QUOTES) from error
 
-    def _require_not_swapped(self, found: Mapping[str, str]) -> None:
-        """Refuse two columns whose names are swapped, by the first row: where its picture belongs it has a text."""
-        with suppress(BadRecord):  # told when it is read
-            row = self.row(0) if len(self) and not self.columns else {}
-            image, text = (row.get(found.get(ours, "")) or "" for ours in ("image", "answer"))
-            if " " in image and not _names_picture(image) and _names_picture(text):
-                raise UserError(
-                    f"{self.name}: its column {found['image']!r} has texts, and {found['answer']!r} names of pictures; "
-                    "swap these two names in its first line."
-                )
-
     def _require_header(self, first: Sequence[str], lines: Sequence[str], section: SourceSection) -> None:
-        """Refuse a first line that names no column, where another separator or a picture in it says why."""
-        if set(map(plain_name, first)) & KNOWN or {cell.strip() for cell in first} & set(section.columns.values()):
+        """Refuse a first line that names no column, where what it is, or a line below it, says why."""
+        cells = [cell.strip() for cell in first]
+        if set(map(plain_name, cells)) & KNOWN or set(cells) & set(section.columns.values()):
             return
         filled = [line for line in lines if line.strip()]
         if all("|" in line for line in filled):
-            cells = filled[0].count("|")
-            code = (
-                "import csv,sys; csv.writer(open(sys.argv[2],'w',newline='',encoding='utf-8')).writerows([c.strip() "
-                f"for c in l.split('|',{cells})] for l in open(sys.argv[1],encoding='utf-8-sig') if l.strip())"
-            )
-            target = self.path.with_name(f"{self.path.stem}_commas.csv").name
+            each = f"[c.strip() for c in l.split('|',{filled[0].count('|')})]"
             raise UserError(
                 f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. Write "
-                f'it with commas: python -c "{code}" {command_line([self.name, target])}'
+                f"it with commas: {self._rewritten(each)}"
             )
-        pictures = [at for at, cell in enumerate(first) if _names_picture(cell.strip())]
+        if _is_numbered(cells[0]):
+            each = f"[l.split({self.delimiter!r})[0].rpartition('#')[0],l.split({self.delimiter!r},1)[1].strip()]"
+            raise UserError(
+                f"{self.name}: a number follows the pictures' names ({shorten(cells[0])}), as in Flickr8k's token "
+                f"file, and no file is called so. Write the names alone: {self._rewritten(each, 'image', 'caption')}"
+            )
+        if {plain_name(cell.strip("'‘’“”`")) for cell in cells} & KNOWN:
+            raise UserError(
+                f"{self.name}: its cells are in quotes that are no double ones ({cells[0]}), so they belong to the "
+                'text; write " for each of them, or none.'
+            )
+        if header := next((number for number, line in enumerate(lines) if _names_columns(line)), None):
+            raise UserError(
+                f"{self.name}: its first line is {shorten(filled[0].strip())}, and one that names the columns comes "
+                f"later ({shorten(lines[header].strip())}); remove the lines before that."
+            )
+        pictures = [cell for cell in cells if ends_as_picture(cell) or cell.startswith(("http://", "https://"))]
         if pictures:
-            header = "caption,image" if len(first) == 2 else "a name for each column, image for the pictures"
+            names = "caption,image" if len(first) == 2 else "a name for each column, image for the pictures"
             raise UserError(
                 f"{self.name}: the table has no header, since its first line names a picture "
-                f"({shorten(first[pictures[0]])}); write the names of the columns above it: {header}."
+                f"({shorten(pictures[0])}); write the names of the columns above it: {names}."
             )
+
+    def _rewritten(self, each: str, *header: str) -> str:
+        """A command that writes the table anew, beside it.
+
+        Args:
+            each: Python for the cells of a line ``l``.
+            header: cells of a first line that it lacks.
+        """
+        code = (
+            "import csv,sys; csv.writer(open(sys.argv[2],'w',newline='',encoding='utf-8')).writerows("
+            f"{[[*header]] if header else ''}{'+' * bool(header)}[{each} for l in open(sys.argv[1],encoding="
+            "'utf-8-sig') if l.strip()])"
+        )
+        target = Path(self.name).with_name(f"{self.path.stem}_commas.csv").as_posix()
+        return f'python -c "{code}" {command_line([self.name, target])}'
 
     def _no_header(self, first: Sequence[str]) -> list[str]:
         if len(first) != 2:
@@ -189,7 +204,7 @@ class TableSource:
                     line.decode(self.encoding)
                 except UnicodeDecodeError:
                     break
-        return UserError(f"{self.name}, line {number}: this isn't UTF-8; {_AS_UTF8}.")
+        return UserError(f"{self.name}, line {number}: this isn't UTF-8; {AS_UTF8}.")
 
     def _spans(self, start: int, skipped: bool) -> Iterator[tuple[int, int, int]]:
         """Byte range and first line of each row that has a value."""
@@ -257,16 +272,23 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
         yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
 
 
-def _names_picture(cell: str) -> bool:
-    return cell.lower().endswith(PICTURE_ENDINGS)
+def _is_numbered(cell: str) -> bool:
+    """Whether a cell is the name of a picture with # and a number behind it."""
+    name, _, number = cell.rpartition("#")
+    return ends_as_picture(name) and number.isdigit()
+
+
+def _names_columns(line: str) -> bool:
+    """Whether a line has two names of columns or more."""
+    return any(len(KNOWN & set(map(plain_name, line.split(sign)))) > 1 for sign in _DELIMITERS)
 
 
 def _what_else(head: bytes, name: str) -> str:
     """What a file is that is no table, by its first bytes, and what mends that; empty: it may be one."""
     if head.startswith(b"PK\3\4"):
-        return f"it is no text but an archive, as Excel's workbooks are; {_AS_UTF8}"
+        return f"it is no text but an archive, as Excel's workbooks are; {AS_UTF8}"
     if b"\0" in head[:2]:
-        return f"it is UTF-16 without the mark that says so; {_AS_UTF8}"
+        return f"it is UTF-16 without the mark that says so; {AS_UTF8}"
     if _JSON.match(head):
         return f"it holds JSON and no table; rename it to {Path(name).with_suffix('.jsonl').as_posix()}"
     return ""
@@ -283,7 +305,7 @@ def _delimiter(lines: Sequence[str], ending: str) -> str:
         rows = list(_rows(lines, delimiter))
         if not rows or len(rows[0]) < 2:
             return 0, 0.0, delimiter == ("\t" if ending == ".tsv" else ",")
-        known = sum(plain_name(cell) in KNOWN for cell in rows[0]) + _names_picture(rows[0][0])
+        known = sum(plain_name(cell) in KNOWN for cell in rows[0]) + ends_as_picture(rows[0][0])
         alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
         return known, alike, delimiter == "\t" and ending == ".tsv"
 

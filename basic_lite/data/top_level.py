@@ -3,6 +3,7 @@
 Told from the file's first megabyte, so that a file of any size is refused at once, with what would mend it.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from basic_lite.console import command_line
 from basic_lite.data.columns import COLUMNS, KNOWN, find_columns, plain_name
 from basic_lite.data.problems import shorten
 from basic_lite.data.turns import is_turns
+from basic_lite.endings import ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.printable import one_line
 
@@ -22,6 +24,8 @@ HEAD, TAIL = 1 << 20, 1 << 12
 _SPACE = re.compile(r"[ \t\r\n]*")
 # Keys of records that say less than a file's name or a text; `KNOWN` has the others.
 _HALF_KNOWN = {"image_id", "sentences", "question_id"}
+# Keys that are looked at to see whether they name pictures.
+_NAMES = 3
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # Lines of Python for the forms that everybody has. Each takes the names of files.
 _JOIN_COCO = (
@@ -36,8 +40,14 @@ _JOIN_KARPATHY = (
 )
 _JOIN_VQA = (
     "import json,sys; q,a=(json.load(open(f,'rb')) for f in sys.argv[1:3]); a={x['question_id']:x for x in "
-    "a['annotations']}; open(sys.argv[3],'w').writelines(json.dumps({'image':'COCO_train2014_%012d.jpg'%x['image_id'],"
-    "'question':x['question'],'answer':a[x['question_id']]['multiple_choice_answer']})+chr(10) for x in q['questions'])"
+    "a['annotations']}; s=q.get('data_subtype','train2014'); open(sys.argv[3],'w').writelines(json.dumps({"
+    "**a[x['question_id']],'image':'COCO_%s_%012d.jpg'%(s,x['image_id']),'question':x['question']})+chr(10) "
+    "for x in q['questions'])"
+)
+_JOIN_NAMES = (
+    "import json,sys; open(sys.argv[2],'w').writelines(json.dumps({'image':k,**(r if isinstance(r,dict) else "
+    "{'caption':r})})+chr(10) for k,v in json.load(open(sys.argv[1],'rb')).items() for r in (v if isinstance(v,list) "
+    "else [v]))"
 )
 
 
@@ -101,11 +111,16 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
     (path, one), *_ = [*_lists(entry), ((), None)]
     if one is None or len(path) > 1 or find_columns({}, entry).keys() - {"id"} or not _SIMPLE_KEY.fullmatch(path[0]):
         return
+    if path == ("annotations",) and "result" in one:
+        raise UserError(
+            f"{name}: this is Label Studio's whole export, with what was written inside lists of each task, and a "
+            "record has picture and text side by side; export it again as JSON-MIN or CSV."
+        )
     code = (
         f"import json,sys; json.dump([r for e in json.load(open(sys.argv[1],'rb')) for r in e['{path[0]}']],"
         "open(sys.argv[2],'w'))"
     )
-    written = _python(code, name, f"{Path(name).stem}_{path[0]}.json")
+    written = _python(code, name, _beside(name, path[0]))
     raise UserError(
         f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. Write them as one "
         f"list: {written}{_no_picture(one)}"
@@ -191,21 +206,31 @@ def _first_record(value: Any) -> dict[str, Any] | None:
 
 
 def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> None:
-    """Refuse COCO, Karpathy's splits and VQA, each with the line of Python that makes records of it."""
+    """Refuse forms that everybody has, each with the line of Python that makes records of it.
+
+    Texts under the names of their pictures, Karpathy's splits, VQA, COCO.
+    """
     image, note = _first_record(entries.get("images")), _first_record(entries.get("annotations"))
     question = _first_record(entries.get("questions"))
-    lines = Path(name).with_suffix(".jsonl").name
+    lines = Path(name).with_suffix(".jsonl").as_posix()
+    if entries and all(map(ends_as_picture, itertools.islice(entries, _NAMES))):
+        raise UserError(
+            f"{name}: the file is one object with what belongs to each picture under its name "
+            f"({shorten(next(iter(entries)))}, …), and a record has both. Write records, one a line: "
+            f"{_python(_JOIN_NAMES, name, lines)}"
+        )
     if image is not None and "sentences" in image:
         raise UserError(
             f"{name}: this has the form of Karpathy's splits, one object whose `images` have several sentences each, "
             f"and a record is one picture with one text. Write them, one a line: "
             f"{_python(_JOIN_KARPATHY, name, lines)}"
         )
-    if (question and "image_id" in question) or (note and "multiple_choice_answer" in note):
+    answered = note and ("multiple_choice_answer" in note or {"question_id", "answers"} <= note.keys())
+    if (question and "image_id" in question) or answered:
         files = [name, "ANNOTATIONS.json"] if question else ["QUESTIONS.json", name]
         raise UserError(
             f"{name}: this has the form of VQA, whose questions and answers are in two files, and a record has both. "
-            "Write records, one a line, with the names of train2014's pictures: "
+            "Write records, one a line, with the names of COCO's pictures: "
             f"{_python(_JOIN_VQA, *files, lines)}"
         )
     coco = (image is not None and "file_name" in image) or (
@@ -241,8 +266,7 @@ def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
         code = "import json,sys; json.dump(list(json.load(open(sys.argv[1],'rb')).values()),open(sys.argv[2],'w'))"
     mend = "write that list alone into a file"
     if all(_SIMPLE_KEY.fullmatch(key) for key in path):
-        target = Path(name).stem + "_" + ("_".join(path) or "list") + ".json"
-        mend = f"write the list alone: {_python(code, name, target)}"
+        mend = f"write the list alone: {_python(code, name, _beside(name, '_'.join(path) or 'list'))}"
     picture = _no_picture(one)
     raise UserError(
         f"{name}: the file's top level is an object, not a list of records; {where}. "
@@ -267,6 +291,12 @@ def _lists(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[s
         elif isinstance(value, dict):
             deeper = ((inner, _first_record(held)) for inner, held in value.items())
             yield from (((key, inner), first) for inner, first in deeper if first is not None)
+
+
+def _beside(name: str, what: str) -> str:
+    """A new file beside one, where its pictures are looked for as well."""
+    path = Path(name)
+    return path.with_name(f"{path.stem}_{what}.json").as_posix()
 
 
 def _python(code: str, *files: str) -> str:

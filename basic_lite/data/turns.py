@@ -19,7 +19,13 @@ from basic_lite.data.placeholders import as_ours
 from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, ROLES, Role, Turn
-from basic_lite.data.unclear import refuse_written_lists, require_one_question, require_shown_options
+from basic_lite.data.unclear import (
+    refuse_no_text,
+    refuse_swapped,
+    refuse_written_lists,
+    require_one_question,
+    require_shown_options,
+)
 from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
@@ -89,7 +95,10 @@ def read_row(one: NamedRow, prompts: Sequence[str], number: int) -> Content:
     images = tuple(images_of(row.get(column or ""), one.image_dir))
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
+    for turn in turns:
+        refuse_no_text(turn.text)
     if one.get("conversations") is None:
+        refuse_swapped(row, one.columns)
         refuse_written_lists(row, one.columns, prompted=bool(prompts))
         asked = "\n".join(turn.text for turn in turns if turn.role != "gpt")
         require_shown_options(row, asked, one.get("answer"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from basic_lite.data.columns import TEXTS, options_columns, plain_name
 from basic_lite.data.problems import BadRecord, shorten
+from basic_lite.endings import ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
 
@@ -79,6 +80,41 @@ def require_one_question(name: str, question: Any, answer: Any) -> None:
         raise BadRecord(
             f"its {name!r} is a list of {len(question)} question{'s' * (len(question) != 1)}{answers}",
             "write one record a question, each with its picture and its answer",
+        )
+
+
+def refuse_swapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuse a record with a text where its picture belongs, and a picture's name for a text.
+
+    Args:
+        columns: our names to the row's.
+
+    Raises:
+        BadRecord: names both columns.
+    """
+    image = row.get(columns.get("image", ""))
+    if not isinstance(image, str) or " " not in image or ends_as_picture(image):
+        return
+    for name in (columns[ours] for ours in ("question", "answer") if ours in columns):
+        if isinstance(row[name], str) and ends_as_picture(row[name]):
+            raise BadRecord(
+                f"its {columns['image']!r} is a text ({shorten(image)}), and {name!r} names a picture "
+                f"({shorten(row[name])})",
+                "swap the names of these two columns in the file, or in `columns` of this data source",
+            )
+
+
+def refuse_no_text(text: str) -> None:
+    """Refuse a NUL character, which no text has.
+
+    Raises:
+        BadRecord: there is one.
+    """
+    if "\0" in text:
+        at = text.index("\0")
+        raise BadRecord(
+            f"its text has a NUL character ({shorten(text[max(0, at - 20) : at + 20])})",
+            "take it out; a program wrote it, or the file is damaged",
         )
 
 

@@ -96,6 +96,15 @@ def test_pictures_are_looked_for_elsewhere_too() -> None:
     assert "image_dir" not in given(source_of("deep/down/list.csv", also=[Path("far/photos")]))
 
 
+def test_pictures_in_a_folder_beside_that_of_the_texts() -> None:
+    """COCO's: annotations/ and train2017/. And where names lack their ending, the folder is found all the same."""
+    pictures("coco/train2017", "a.png")
+    write("coco/annotations/list.csv", "image,caption\na.png,a cat\n")
+    write("coco/bare.csv", "image,caption\na,a cat\n")
+    assert given(source_of("coco/annotations/list.csv"))["image_dir"] == "coco/train2017"
+    assert given(source_of("coco/bare.csv"))["image_dir"] == "coco/train2017"
+
+
 def test_what_is_no_data() -> None:
     pictures("bare", "a.png")
     write("several/a.csv", "")
@@ -104,19 +113,27 @@ def test_what_is_no_data() -> None:
     pictures("excel", "a.png")
     for name in ("captions.xlsx", "._captions.xlsx"):  # macOS writes the second
         write(f"excel/{name}", "")
-    for name in ("table.xlsx", "list.csv.txt", "list.txt"):
+    for name in ("table.xlsx", "list.csv.txt", "list.txt", "packed/00000.tar", "a.7z", "list.psv", "list.docx"):
         write(name, "")
+    write("list.ndjson", '{"image": "a.png", "caption": "x"}\n')
+    write("list", "image\tcaption\na.png\tx\n")
     cases = {
         "nowhere": "no such file or folder",
         "bare": r"1 picture, but no text; .*a.txt for a.png",
         "several": r"2 data files \(a.csv, b.json\); name one of them",
         "empty": "no data in this folder",
-        "excel": r"^excel/captions\.xlsx: this kind of file isn't read .* save it as CSV UTF-8 in Excel",
+        "excel": r"^excel/captions\.xlsx: this kind of file isn't read .* save it as a table in UTF-8 \(in Excel",
         "bare/a.png": r"isn't read .*; name the folder that the pictures are in, bare\.$",
         "table.xlsx": "CSV UTF-8",
         # Windows hides endings.
         "list.csv.txt": r"; if it is a table, rename it to list\.csv\.$",
         "list.txt": r"; if it is a table, rename it to list\.csv\.$",
+        "list.psv": r"; if it is a table, rename it to list\.csv\.$",
+        "list.ndjson": r"; if it is JSON, rename it to list\.jsonl\.$",
+        "list": r"; rename it to list\.tsv\.$",
+        "list.docx": r"; name one of these\.$",
+        "a.7z": r"; unpack it first\.$",
+        "packed": r"^packed/00000\.tar: this kind .*; unpack it first\.$",
     }
     for name, expected in cases.items():
         with pytest.raises(UserError, match=expected):
@@ -133,6 +150,17 @@ def test_notes_beside_pictures_are_no_data() -> None:
     assert given(source_of("shard")) == {"folder": "shard"}
     write("shard/talk.json", json.dumps([{"image": "0.png", "caption": "x"}]))
     assert given(source_of("shard")) == {"path": "shard/talk.json"}
+
+
+@pytest.mark.parametrize("ending", [".json", ".png.json", ".png.supplemental-metadata.json"])
+def test_texts_in_json_beside_pictures_are_told(ending: str) -> None:
+    """As img2dataset and Google's export of photos write them: one of these files was to be named as the data."""
+    pictures("takeout", "a.png", "b.png")
+    for name in "ab":
+        write(f"takeout/{name}{ending}", '{"description": "x"}')
+    said = rf"2 pictures, but no text; a{ending} lies beside a\.png, and no text is read from there; .*, as a\.txt\.$"
+    with pytest.raises(UserError, match=said):
+        source_of("takeout")
 
 
 @pytest.mark.parametrize(

@@ -163,17 +163,27 @@ def test_what_is_no_table_is_told(tmp_path: Path, content: str | bytes, says: st
 
 
 def test_names_of_columns_that_are_swapped_are_told(tmp_path: Path) -> None:
-    """Each text was said to be a picture that doesn't exist."""
+    """Each text was said to be a picture that doesn't exist. Questions still were, and columns that the recipe maps."""
     rows = "a small cat,a.png\na dog,b.png\n"
     with pytest.raises(
-        UserError, match="its column 'image' has texts, and 'caption' names of pictures; swap these two"
+        BadRecord,
+        match=r"line 2: its 'image' is a text \('a small cat'\), and 'caption' names a picture \('a.png'\); sw",
     ):
-        table(tmp_path, "image,caption\n" + rows)
+        pairs(table(tmp_path, "image,caption\n" + rows))
+    told = (
+        r"line 2: its '\w+' is a text \('a small cat\?'\), and '\w+' names a picture \('a.png'\); swap the names of th"
+    )
+    asked = "a small cat?,a.png,yes\n"
+    with pytest.raises(BadRecord, match=told):
+        pairs(table(tmp_path, "image,question,answer\n" + asked))
+    with pytest.raises(BadRecord, match=told):
+        pairs(table(tmp_path, "q,i,a\n" + asked, columns={"image": "q", "question": "i", "answer": "a"}))
     assert pairs(table(tmp_path, "caption,image\n" + rows))[0] == ("a.png", "a small cat")
     mapped = table(tmp_path, "image,caption\n" + rows, columns={"image": "caption", "answer": "image"})
     assert pairs(mapped)[0] == ("a.png", "a small cat")
     for said in ("image,caption\nmy cat.png,b.png\n", "image,caption\n,b.png\n", "image,caption\n17,b.png\n"):
         assert len(table(tmp_path, said)) == 1
+    assert pairs(table(tmp_path, "image,caption\nmy cat.png,b.png\n17,b.png\n"))[1] == ("17", "b.png")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -228,3 +238,37 @@ def test_a_path_that_lost_its_backslashes_says_so_in_one_line(tmp_path: Path, ke
     said = str(caught.value)
     assert said.isprintable() and r"'photos\new\table.csv'; it was probably written with backslashes in double" in said
     assert said.endswith("write / instead, or put the text in single quotes")
+
+
+def test_numbers_behind_names_are_named_and_left_out(tmp_path: Path) -> None:
+    """Flickr8k's token file: its first line was taken for names of columns, and lost if one followed the advice."""
+    (tmp_path / "text").mkdir()
+    said = "a number follows the pictures' names \\('a.jpg#0'\\)"
+    with pytest.raises(UserError, match=said) as caught:
+        table(tmp_path, 'a.jpg#0\tA dog , "so" .\na.jpg#1\tA cat .\n', "text/token.tsv")
+    words = shlex.split(str(caught.value).partition("python ")[2])
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+    assert words[-1] == "text/token_commas.csv"  # pictures are looked for around it
+    read = load_records(SourceSection(path=words[-1]), root=tmp_path)
+    assert pairs(read) == [("a.jpg", 'A dog , "so" .'), ("a.jpg", "A cat .")]
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("My captions,\n,\n", r"its first line is 'My captions,', and one that names the columns comes later"),
+        ("# made by me\n", r"\('image;caption'\); remove the lines before that"),
+    ],
+)
+def test_a_header_that_comes_later_is_told(tmp_path: Path, first: str, says: str) -> None:
+    """The column was said to have a name that doesn't say which is the text."""
+    with pytest.raises(UserError, match=says):
+        table(tmp_path, first + "image,caption\na.png,a cat\n".replace(",", "," if "," in first else ";"))
+
+
+def test_a_first_line_in_other_quotes_or_with_an_address_is_no_header(tmp_path: Path) -> None:
+    """`none of its columns ('image', 'caption')`, which are the right names."""
+    with pytest.raises(UserError, match=r"in quotes that are no double ones \('image'\), so they belong to the text; "):
+        table(tmp_path, "'image','caption'\n'a.png','a cat'\n")
+    with pytest.raises(UserError, match=r"no header, since its first line names a picture \('https://a\.org/b\?c=1'\)"):
+        table(tmp_path, "a bus\thttps://a.org/b?c=1\n", "a.tsv")

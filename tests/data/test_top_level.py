@@ -76,11 +76,36 @@ def test_other_forms_that_everybody_has(tmp_path: Path) -> None:
     records = done(tmp_path, refused(tmp_path, karpathy))
     assert [(one.images[0].name, one.answer) for one in records] == [("val/a.jpg", "one"), ("val/a.jpg", "two")]
     answers = [{"question_id": 1, "image_id": 9, "multiple_choice_answer": "yes", "answers": [{"answer": "yes"}]}]
-    (tmp_path / "ANNOTATIONS.json").write_text(json.dumps({"annotations": answers}))
-    said = refused(tmp_path, {"questions": [{"question_id": 1, "image_id": 9, "question": "Is it?"}]})
-    [record] = done(tmp_path, said)
-    assert record.images[0].name == "COCO_train2014_000000000009.jpg"
-    assert [turn.text for turn in record.turns] == ["Is it?", "yes"]
+    for part in ("train2014", "val2014"):
+        (tmp_path / "ANNOTATIONS.json").write_text(json.dumps({"annotations": answers}))
+        questions = [{"question_id": 1, "image_id": 9, "question": "Is it?"}]
+        [record] = done(tmp_path, refused(tmp_path, {"questions": questions, "data_subtype": part}))
+        assert record.images[0].name == f"COCO_{part}_000000000009.jpg"
+        assert [turn.text for turn in record.turns] == ["Is it?", "yes"]
+        answers[0].pop("multiple_choice_answer", None)  # OK-VQA has none, which ended the command
+    assert "this has the form of VQA" in refused(tmp_path, {"annotations": answers})
+
+
+@pytest.mark.parametrize(
+    "value", ["x", ["x"], {"caption": "x"}, [{"caption": "x", "id": 1}]], ids=["text", "list", "object", "objects"]
+)
+def test_texts_under_the_names_of_pictures(tmp_path: Path, value: Any) -> None:
+    """A list was said to be a table of pandas; of objects the commands left the names out."""
+    (tmp_path / "in").mkdir()
+    data = {"a.png": value, "b/c.JPG": value}
+    with pytest.raises(UserError, match=r"what belongs to each picture under its name \('a\.png', …\)") as caught:
+        load(tmp_path, "in/all.json", json.dumps(data, indent=1))
+    records = done(tmp_path, str(caught.value))
+    assert [(one.source, one.images[0].name, one.answer) for one in records] == [
+        ("in/all.jsonl", name, "x") for name in data
+    ]
+
+
+def test_label_studios_whole_export_is_named(tmp_path: Path) -> None:
+    """The command wrote its annotations without the pictures."""
+    result = [{"value": {"text": ["a cat"]}, "from_name": "caption"}]
+    task = {"id": 1, "annotations": [{"id": 2, "result": result}], "data": {"image": "/data/upload/1/a.png"}}
+    assert "export it again as JSON-MIN or CSV" in refused(tmp_path, [task, task])
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,12 @@ def test_hints_name_no_pictures_and_no_options(tmp_path: Path) -> None:
         "as in data.train.columns.image=image_name data.train.columns.answer=Worte."
     )
     assert hint("choices,Worte").endswith("as in data.train.columns.answer=Worte.")
+
+
+@pytest.mark.parametrize("row", [
+    {"answer": "a\0cat"}, {"question": "\0"}, {"messages": [*TURNS, TURNS[0], {"role": "assistant", "content": "\0b"}]},
+])  # fmt: skip
+def test_a_nul_character_is_refused(tmp_path: Path, row: Any) -> None:
+    """It was learned, of a table's cell too."""
+    with pytest.raises(BadRecord, match=r"line 1: its text has a NUL character \('.*\\x00.*'\); take it out"):
+        load(tmp_path, {**ASKED, "answer": "x"} | row)[0]

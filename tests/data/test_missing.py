@@ -1,0 +1,47 @@
+"""A picture that isn't there: what is nearly its name, or has it elsewhere, is told with what to write."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from basic_lite.data.images import ImageRef, locate
+from basic_lite.data.pictures import image_at
+from basic_lite.data.problems import BadImage
+from tests.support.data import write_image
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("in/a", r"; there is 'a\.png'; write the endings behind the names$"),
+        ("in/v1.5", r"; there is 'v1\.5\.png' beside it; rename one"),
+        ("in/my%20b.png", r"; there is 'in/my b\.png'; write names as files have them, and not as web addresses do$"),
+        ("in/a.png;in/c.png", r"; these are 2 names, and a cell has one; write JSON, where `images` can be a list$"),
+        ("in/a.png in/c.png in/a.png", r"; these are 3 names, and a cell has one; write JSON"),
+        ("/data/upload/1/a.png", r"leaves the image folder .*; 'a\.png' is in its folder 'in': write in/a\.png$"),
+        ("/data/local-files/?d=in/a.png", r"leaves the image folder .*; 'a\.png' is in its folder 'in': write in/a"),
+        ("C:\\Users\\me\\a.png", r"does not exist .*; 'a\.png' is in its folder 'in': write in/a\.png$"),
+        ("a.png", r"does not exist .*; 'a\.png' is in its folder 'in': write in/a\.png$"),
+        ("in/a.png;in/d.png", "; fetch it, or correct image_dir$"),
+    ],
+)
+def test_what_was_meant(tmp_path: Path, name: str, mend: str) -> None:
+    """All of these were to be fetched, or moved inside."""
+    for one in ("a.png", "my b.png", "c.png", "v1.5.png"):
+        write_image(tmp_path / "in" / one)
+    with pytest.raises(BadImage, match=mend):
+        locate(ImageRef(name, str(tmp_path)))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff\xe0", b"\x89PNG"])
+def test_a_picture_in_base64_without_its_kind_is_told(start: bytes, breaks: bool) -> None:
+    """It was said to lie in no folder, or to leave it: a JPEG's base64 begins with /9j/."""
+    data = start + bytes(range(256))
+    text = (base64.encodebytes(data) if breaks else base64.b64encode(data)).decode()
+    with pytest.raises(BadImage, match=r"base64 without its kind \('.*'\); write data:image/jpeg;base64, before it$"):
+        image_at(text, "photos")
+    assert image_at("a" * 250 + ".png", "photos").blob is None
