@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.console import command_line
-from basic_lite.endings import RECIPE_ENDINGS
+from basic_lite.endings import DATA_ENDINGS, PICTURE_ENDINGS, RECIPE_ENDINGS, ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.outside import at_home, read_text
 from basic_lite.printable import quoted
@@ -31,6 +31,8 @@ from basic_lite.recipe.yaml import Document, read_document, read_scalar, write_y
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KEY = re.compile(r"\w+(\.\w+)*")
+# Of files that are no recipes; one may be written as JSON.
+_DATA_ENDINGS = {*DATA_ENDINGS, *PICTURE_ENDINGS} - {".json"}
 # Recipes of a folder that a message lists.
 _MOST_NAMED = 5
 
@@ -290,6 +292,10 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     named = os.fspath(path).strip() != ""
     path = at_home(path)
     if os.path.isfile(path):
+        if path.suffix.lower() in _DATA_ENDINGS:
+            place = path.parent if ends_as_picture(path.name) else path
+            again = command_line(["basic-lite", "data", place.as_posix()])
+            raise UserError(f"{path} is data, and a recipe belongs here; `{again}` writes one for it")
         return path
     shipped = {file.stem: file for file in shipped_recipes()}
     by_name = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")

@@ -203,7 +203,9 @@ def between(one: Estimate) -> str:
 
 def remarks(result: EvalResult) -> Iterator[str]:
     """What belongs below the table, so that nobody reads too much into it."""
-    told = result.not_trained_on or result.not_known
+    told, total = result.not_trained_on or result.not_known, len(result.predictions)
+    if result.counts and (left_out := sum(one.correct is None for one in result.predictions)):
+        yield f"{left_out:,} of {total:,} questions have no answer in the data, so what the model said isn't scored"
     for name, one in result.figures.items():
         yield f"{name} {percent(one)}"
     if told is None:

@@ -342,6 +342,18 @@ def test_a_folder_in_a_recipes_place_is_told_what_was_meant(tmp_path: Path) -> N
         load_recipe(photos)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("a b.csv", '"PHOTOS/a b.csv"'), ("x.parquet", "PHOTOS/x.parquet"), ("p.JPG", "PHOTOS")]
+)
+def test_data_in_a_recipes_place_is_told(tmp_path: Path, name: str, meant: str) -> None:
+    """A table was said to have no keys with values, a picture not to be saved as UTF-8."""
+    (tmp_path / name).write_bytes(b"image,caption\n\xff")
+    with pytest.raises(UserError) as told:
+        load_recipe(tmp_path / name)
+    again = f"`basic-lite data {meant.replace('PHOTOS', tmp_path.as_posix())}` writes one for it"
+    assert str(told.value) == f"{tmp_path / name} is data, and a recipe belongs here; {again}"
+
+
 def test_any_text_gives_a_report_never_a_traceback(tmp_path: Path) -> None:
     lines = GOOD.splitlines()
     for number in range(len(lines)):

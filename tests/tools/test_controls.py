@@ -79,6 +79,7 @@ def test_the_note_says_what_is_asked_again() -> None:
     assert again(*two, template="plain") == (2, "each question is asked twice: with its picture and with another")
     same = question(0, "a.png"), question(1, "a.png"), question(2)
     assert again(*same) == (2, "2 of the 3 questions are asked twice: with its picture and without one")
+    assert again(*same[1:]) == (1, "1 of the 2 questions is asked twice: with its picture and without one")
     assert again(*same, template="plain") == again(*two, most=0) == (0, "")
     pair = question(2, "a.png")
     pair = replace(pair, record=replace(pair.record, images=pair.record.images * 2))

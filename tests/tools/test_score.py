@@ -73,3 +73,11 @@ def test_remarks_say_few_and_long_and_no_more_than_needed() -> None:
         (only,) = remarks(result)
         assert only.startswith("exact match wants the reference word for word")
     assert list(remarks(EvalResult([]))) == []
+
+
+def test_questions_without_an_answer_are_counted() -> None:
+    """They were left out of the score, and nobody said so."""
+    asked = Prediction(1, "", "", [], "", "", "red", None)
+    (said,) = remarks(EvalResult([*results((False, 20, 40)).predictions, asked, asked]))
+    assert said == "2 of 42 questions have no answer in the data, so what the model said isn't scored"
+    assert list(remarks(EvalResult([asked]))) == []  # the table's place says it

@@ -1,6 +1,7 @@
 """The model card of an exported folder: its ``README.md``, as model hubs show it."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCardData, RepoCard
@@ -83,6 +84,11 @@ def is_local(base: str) -> bool:
 def public_name(base: str) -> str:
     """The name of a base model without the folders of this machine."""
     return Path(base).name if is_local(base) else base
+
+
+def hub_name(folder: str) -> str:
+    """A folder's name as the hub takes it for a model's."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", folder).strip("-.") or "NAME"
 
 
 def licence_of(base: str) -> str | None:

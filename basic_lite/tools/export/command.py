@@ -16,7 +16,7 @@ from basic_lite.model.load import pick_device
 from basic_lite.printable import printable
 from basic_lite.rehearsal.disk import free_bytes
 from basic_lite.sizes import MIB, size_text
-from basic_lite.tools.export.card import model_card, public_name
+from basic_lite.tools.export.card import hub_name, model_card, public_name
 from basic_lite.tools.export.check import Checked, check, dtype_of_check
 from basic_lite.tools.export.folder import ExportDtype, Source, open_source, write_settings, write_weights
 from basic_lite.tools.export.gguf import GgufFiles, check_gguf, write_gguf
@@ -106,7 +106,7 @@ def export(
     if passed := checked is None or checked.passed:
         say(f"model card: {out / CARD} (see to its licence before you publish)")
         say(f"ask it:     {command_line(['basic-lite', 'chat', str(out)])} picture.jpg")
-        say(f"publish it: {command_line(['hf', 'upload', f'OWNER/{out.name}', str(out)])}")
+        say(f"publish it: {command_line(['hf', 'upload', f'OWNER/{hub_name(out.name)}', str(out)])}")
     return passed
 
 

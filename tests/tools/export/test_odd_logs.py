@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from basic_lite.tools.export.card import _measured
+from basic_lite.tools.export.card import _measured, hub_name
 from basic_lite.tools.export.command import export
 from tests.support.bundles import random_run
 from tests.support.runs import quiet
@@ -80,3 +80,8 @@ def test_an_export_is_finished_whatever_the_log_holds(tmp_path: Path) -> None:
     assert export(run, tmp_path / "out", samples=0, console=quiet())
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "3.2500" in card and f"{len(ODD)} lines of log.jsonl are damaged and left out" in card
+
+
+def test_the_name_to_publish_under_is_one_that_the_hub_takes() -> None:
+    """It was the folder's, with spaces and all."""
+    assert [hub_name(one) for one in ("llava_1.5", "out é 🐱 2", "模型")] == ["llava_1.5", "out-2", "NAME"]
