@@ -26,7 +26,14 @@ from basic_lite.data.unclear import (
     require_one_question,
     require_shown_options,
 )
-from basic_lite.data.unfit import holds_pictures, refuse_marks, refuse_media_in, refuse_unfit, refuse_unread_pictures
+from basic_lite.data.unfit import (
+    holds_pictures,
+    refuse_marks,
+    refuse_media_in,
+    refuse_numbered_pictures,
+    refuse_unfit,
+    refuse_unread_pictures,
+)
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
 
@@ -106,6 +113,8 @@ def read_row(one: NamedRow, prompts: Sequence[str], number: int) -> Content:
     # A column of an unusual name was mapped by the user, who so says which pictures there are.
     if not placed and plain_name(one.asked.get("image", "image")) in COLUMNS["image"]:
         refuse_unread_pictures(row, one.columns)
+    if "image" not in one.asked:
+        refuse_numbered_pictures(row, one.columns)
     return Content(placed, as_ours(turns, len(placed)), answer, name_of(one.get("question_type")))
 
 

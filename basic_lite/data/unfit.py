@@ -24,6 +24,7 @@ _FILE_WORDS = {"file", "files", "filename", "filenames", "path", "paths"}
 _PICTURE_IN_TEXT = re.compile(
     rf"<img>[^<>]{{1,1000}}(?:{'|'.join(map(re.escape, PICTURE_ENDINGS))})[^<>]{{0,1000}}</img>", re.IGNORECASE
 )
+_DIGITS = "0123456789"
 # To such a question false isn't a verdict on the answer.
 _YES_OR_NO = {"yes", "no", "true", "false"}
 
@@ -52,7 +53,7 @@ def _names(present: tuple[str, ...]) -> _Names:
 
 
 def _words_of(name: str) -> set[str]:
-    return set(plain_name(name).split("_"))
+    return {word.rstrip(_DIGITS) or word for word in plain_name(name).split("_")}
 
 
 def _of(row: Mapping[str, Any]) -> _Names:
@@ -198,6 +199,23 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
             f"it has no picture, but {name!r} looks like one ({shown(row[name])})",
             f"set data.train.columns.image={name} if it is the record's picture, or remove {name!r}",
         )
+
+
+def refuse_numbered_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuse a record with a picture in a column such as image2 beside that of its pictures, image or image1.
+
+    Raises:
+        BadRecord: names both columns.
+    """
+    used, own = set(columns.values()), columns.get("image")
+    for name in _of(row).pictures if own is not None else ():
+        alike = plain_name(name).rstrip(f"{_DIGITS}_") == plain_name(str(own)).rstrip(f"{_DIGITS}_")
+        if name not in used and alike and _is_picture(row[name], by_name=True):
+            raise BadRecord(
+                f"it has a picture under {name!r} too ({shown(row[name])}), and those under {own!r} are read",
+                f"list all of them under `images` (JSON or parquet), set data.train.columns.image={own}, or remove "
+                f"{name!r}",
+            )
 
 
 def holds_pictures(name: str, value: Any) -> bool:

@@ -219,6 +219,18 @@ def test_image_and_images_that_differ_are_refused(tmp_path: Path) -> None:
     assert "different" in refusal(asking("q", image="a.png", images=["b.png"]))
 
 
+def test_pictures_in_numbered_columns_are_not_left_out(tmp_path: Path) -> None:
+    """The second of `image,image2,question,answer` was never shown, and with image1 and image2 none was."""
+    for row in (TALK, PAIR):
+        for name in ("image2", "image_2", "image_1"):
+            told = refusal({**row, "image": "a.png", name: "b.png"}, tmp_path)
+            assert f"it has a picture under {name!r} too ('b.png'), and those under 'image' are read; list all" in told
+        told = refusal({**row, "image1": "a.png", "image2": "b.png"}, tmp_path)
+        assert "it has no picture, but 'image1' looks like one ('a.png'); set data.train.columns.image=image1" in told
+        assert len(read({**row, "image1": "a.png", "image2": "b.png"}, tmp_path, image="image1").images) == 1
+        assert len(read({**row, "image": "a.png", "image2": None, "image_id": 2}, tmp_path).images) == 1
+
+
 @pytest.mark.parametrize(
     ("turn", "names", "asked"),
     [
