@@ -199,3 +199,11 @@ def test_columns_that_cannot_be_trained_on_are_seen(columns: dict[str, Any], exp
         records[0]
     assert expected in str(caught.value) and "b'" not in str(caught.value)
     assert [turn.text for turn in records[1].turns] == ["q", "a"] and not records[1].images
+
+
+def test_parquet_files_of_different_columns_are_told(tmp_path: Path) -> None:
+    """The reason ended after its first line, `Couldn't cast`."""
+    datasets.Dataset.from_dict({"image": ["a.png"], "caption": ["x"]}).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"image": ["a.png"], "text": ["x"]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"Couldn't cast .*text: string .*'caption': .* column names don't match\)"):
+        load(tmp_path, parquet="*.parquet")

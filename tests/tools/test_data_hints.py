@@ -23,6 +23,7 @@ def test_hints_name_no_picture_and_no_options_as_the_answer() -> None:
     known = {"image": "image", "question": "question", "answer": "answer"}
     found = Found(source, "", known, ("image_path", "choices"), False, ())  # type: ignore[arg-type]
     assert _meaning(found)[1] == "columns that aren't used: 'image_path', 'choices'"
+    assert _meaning(replace(found, unused=("local_path", "source_url")))[1].endswith("'local_path', 'source_url'")
     (_, line) = _meaning(replace(found, unused=("options", "image_id", "correct_choice_idx", "wort")))
     assert line.endswith("(to take another one: data.train.columns.answer=wort)")
     # A question without an answer lacks an answer, not a conversation.
