@@ -224,6 +224,12 @@ def _pair(
                 "add one of them; or where a column has it under another name, name that with columns.image or "
                 "columns.question of this data source",
             )
+        if IMAGE_PLACEHOLDER in answer:
+            raise BadRecord(
+                f"its {row.columns['answer']!r} has {IMAGE_PLACEHOLDER} in it, as a whole conversation has that was "
+                f"written as one text ({shorten(answer)}), and all of it would be learned",
+                "write question and answer apart, or the turns under `messages`; if it is a caption, take the mark out",
+            )
         question = drawn(prompts, number)
     else:
         require_one_question(row.columns["question"], question, row.get("answer"))

@@ -276,3 +276,15 @@ def test_a_nul_character_is_refused(tmp_path: Path, row: Any) -> None:
     """It was learned, of a table's cell too."""
     with pytest.raises(BadRecord, match=r"line 1: its text has a NUL character \('.*\\x00.*'\); take it out"):
         load(tmp_path, {**ASKED, "answer": "x"} | row)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["USER: <image>\nWhat? ASSISTANT: A cat.", "<s>[INST] <image> What? [/INST] A cat.</s>"]
+)
+def test_a_conversation_written_as_one_text_is_refused(tmp_path: Path, text: str) -> None:
+    """It was taken for a caption, and its question was learned."""
+    with pytest.raises(
+        BadRecord, match=r"its 'text' has <image> in it, as a whole conversation has .* under `messages`"
+    ):
+        load(tmp_path, {"image": "a.png", "text": text})[0]
+    assert load(tmp_path, {"image": "a.png", "question": "What marks a picture?", "answer": "<image>"})[0].answer
