@@ -1,6 +1,7 @@
 """What a path means: the data source that a user has in mind who names a file or a folder."""
 
 import glob
+import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -225,8 +226,11 @@ def folder_of(names: Sequence[str], beside: Path, also: Sequence[Path] = ()) -> 
     names = names[:_LOOKED_AT]
     if not names or not beside.is_dir():
         return None
-    folders = [*_candidates(beside, names), *also]
-    counts = {folder: sum(_is_there(name, folder) for name in names) for folder in folders}
+    counts: dict[Path, int] = {}
+    for folder in itertools.chain(_candidates(beside, names), also):
+        counts[folder] = sum(_is_there(name, folder) for name in names)
+        if counts[folder] == len(names):
+            break
     best = max(counts, key=lambda folder: counts[folder])
     return None if counts[best] <= counts[beside] else best
 
