@@ -22,7 +22,7 @@ from basic_lite.training.pull import Pull
 from basic_lite.training.step import Batch
 from bench.measure import peak_bytes
 from tests.support.models import clip_config, write_llm
-from tests.support.peaks import CPU, held_by, warmed_step
+from tests.support.peaks import CPU, held_by, quick_products, warmed_step
 from tests.support.runs import whole_recipe
 from tests.support.shapes import write_image_processor
 
@@ -86,7 +86,7 @@ def test_a_rehearsed_look_is_the_measured_one(folder: Path, changes: dict[str, A
     kept = range(1, 32, 2) if "data.held_out" in changes else range(0)
 
     def measure(curve: list[Batch] = curve) -> None:
-        with autocast():
+        with autocast(), quick_products():
             see_patches(supervision, moved(curve, CPU), loaded.tokenizer, kept=kept)
 
     measure(curve[:1])  # mean ‖E‖ is computed once
