@@ -51,8 +51,8 @@ tools/export/gguf/weights.py: __init__: index.read_text
 tools/export/gguf/weights.py: __init__: json.loads
 tools/export/gguf/write.py: _facts: folder / 'preprocessor_config.json'.read_text
 tools/export/gguf/write.py: _facts: json.loads
+tools/report/html.py: _compiled: resources.files(package).joinpath(template).read_text
 tools/report/html.py: fill: resources.files('basic_lite.tools.report').joinpath('style.css').read_text
-tools/report/html.py: fill: resources.files(package).joinpath(template).read_text
 training/answer_file.py: _read: json.loads
 training/answer_file.py: answers_kept: part.open
 training/text_probe/texts.py: _rows: json.loads

@@ -1,10 +1,11 @@
 """Pages of one look: a template filled in, and written as one file that needs no network."""
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from basic_lite.choices import require_file_place
 from basic_lite.errors import UserError
@@ -19,10 +20,14 @@ def fill(package: str, template: str, **values: Any) -> str:
         package: the one that the template lies in.
         values: what stands in it, beside ``style``.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style = resources.files("basic_lite.tools.report").joinpath("style.css").read_text(encoding="utf-8")
-    text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(style=style, **values)
+    return _compiled(package, template).render(style=style, **values)
+
+
+@cache
+def _compiled(package: str, template: str) -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(resources.files(package).joinpath(template).read_text(encoding="utf-8"))
 
 
 def mark_of(command: str) -> str:
