@@ -8,6 +8,7 @@ import types
 from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -134,9 +135,7 @@ class Checker:
             return self.report(path, "expected text, found an empty text; write null, or leave the key out")
         found = plain(list(value) if isinstance(value, tuple) else value)
         message = f"expected {wanted(annotation, metadata)}, found {found}"
-        adapter: TypeAdapter[Any] = TypeAdapter(
-            Annotated[annotation, *metadata] if metadata else annotation, config=_STRICT
-        )
+        adapter = _adapter(annotation, *metadata)
         # Before pydantic: 1 == True == 1.0, and a Literal takes them for one another.
         if isinstance(value, bool) and bool not in members:
             return self.report(path, message + _mend(value, adapter, members, texts_allowed, path))
@@ -151,6 +150,11 @@ class Checker:
             return adapter.validate_python(value)
         except ValidationError:
             return self.report(path, message + _mend(value, adapter, members, texts_allowed, path))
+
+
+@cache
+def _adapter(annotation: Any, *metadata: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[annotation, *metadata] if metadata else annotation, config=_STRICT)
 
 
 def _is_off(value: Any) -> bool:
