@@ -35,7 +35,7 @@ def test_a_real_run_equals_its_own_curve(world: RealWorld, tmp_path: Path) -> No
             "model": {"llm": str(smollm2()), "vision": str(tower()), "vision_feature_select": "full"},
             "lora": {"enabled": False},
             "data": {
-                "train": {"path": str(world.eval_captions), "image_dir": str(world.images), "limit": 4},
+                "train": {"path": str(world.eval_captions), "image_dir": str(world.images), "limit": 2},
                 "template": "plain",
                 "image_fit": "square",
                 "max_length": 96,
@@ -43,8 +43,8 @@ def test_a_real_run_equals_its_own_curve(world: RealWorld, tmp_path: Path) -> No
             },
             "supervision": {"refinement_batches": 1},
             "training": {
-                "global_batch": 4,
-                "micro_batch": 4,
+                "global_batch": 2,
+                "micro_batch": 2,
                 "max_steps": 1,
                 "device": "cpu",
                 "trackers": [],
