@@ -9,9 +9,11 @@ import socket
 import sys
 import tempfile
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import pytest
+import typer.main
 from hypothesis import settings
 
 # Before anything imports torch or a Hugging Face library: both read these once. Subprocesses inherit them.
@@ -54,6 +56,8 @@ LONGEST = (
     "test_shipped_runs.py",
     "test_plan.py",
     "test_bench.py",
+    "test_export.py",
+    "test_training.py",
 )
 
 
@@ -75,6 +79,7 @@ def pytest_runtestloop() -> None:
 
 
 def pytest_configure() -> None:
+    typer.main.get_command = cache(typer.main.get_command)  # a process has one command; tests call it many times
     socket.socket.connect = _connect_locally  # type: ignore[method-assign, assignment]
 
 
