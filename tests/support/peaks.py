@@ -56,6 +56,7 @@ def quick_products() -> Iterator[None]:
 
 
 def _as_array(values: Tensor) -> np.ndarray:
+    values = values.detach()
     if values.dtype != torch.bfloat16:
         return values.numpy()
     return (values.view(torch.uint16).numpy().astype(np.uint32) << 16).view(np.float32)
