@@ -12,6 +12,7 @@ from basic_lite.data.templates import FORMATS, Format, Pieces
 from basic_lite.data.tokens import IGNORE, Tokens
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import Template
+from basic_lite.sizes import number_of
 
 if TYPE_CHECKING:
     from basic_lite.model.frontend import Frontend
@@ -147,8 +148,8 @@ class ChatFormat:
         of_images = images * self.tokens_per_image
         if of_images + 1 > max_length:
             raise TooLong(
-                f"its {images} image{'s' * (images != 1)} take {of_images} tokens, which with at least one "
-                f"of text is more than data.max_length {max_length}",
+                f"its {number_of(images, 'image')} take{'s' * (images == 1)} {of_images} tokens, which with at least "
+                f"one of text is more than data.max_length {max_length}",
                 "raise data.max_length, or set data.too_long=drop",
             )
 

@@ -28,6 +28,7 @@ from basic_lite.data.records import Record, Records
 from basic_lite.data.tokens import IGNORE
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, ImageCheck
+from basic_lite.sizes import number_of
 from basic_lite.whole_file import write_whole
 
 # What is counted (records, pictures), how many are done, and of how many.
@@ -93,12 +94,10 @@ class DataReport:
             f"longest {int(self.lengths.max(initial=0)):,}, mean {self.lengths.mean() if n else 0:,.0f}",
         ]
         if cut := int((self.cut > 0).sum()):
-            records = "1 record" if cut == 1 else f"{cut:,} records"
-            lines.append(
-                f"{records} had text cut off at the end to fit into data.max_length ({int(self.cut.sum()):,} tokens)"
-            )
+            records, tokens = number_of(cut, "record"), number_of(int(self.cut.sum()), "token")
+            lines.append(f"{records} had text cut off at the end to fit into data.max_length ({tokens})")
         if self.problems:
-            lines.append(f"{len(self.problems):,} records dropped:")
+            lines.append(f"{number_of(len(self.problems), 'record')} dropped:")
             lines += listing(self.problems)
         return lines
 
@@ -252,10 +251,9 @@ def _refusal(problems: list[RecordProblem], total: int) -> str:
     kinds = sorted({problem.kind for problem in problems})
     counts = ", ".join(f"{kind}: {sum(one.kind == kind for one in problems):,}" for kind in kinds)
     keys = sorted({key_of(problem) for problem in problems})
-    s = "s" * (total != 1)
     return "\n".join(
         [
-            f"{len(problems):,} of {total:,} record{s} can't be used ({counts}):",
+            f"{len(problems):,} of {number_of(total, 'record')} can't be used ({counts}):",
             *listing(problems),
             f"Fix them, or leave them out with {' and '.join(f'{key}=drop' for key in keys)}.",
         ]

@@ -22,6 +22,7 @@ from basic_lite.endings import JSON_ENDINGS, PICTURE_ENDINGS, TABLE_ENDINGS
 from basic_lite.errors import UserError
 from basic_lite.outside import open_file, parse_json
 from basic_lite.recipe.schema import SourceSection
+from basic_lite.sizes import number_of
 
 _READ = "CSV, TSV, JSON, JSONL and parquet files are read, folders of pictures, and folders written by save_to_disk"
 # What lies beside data and is none.
@@ -161,7 +162,7 @@ def _pictures_in(folder: Path) -> SourceSection:
         return _of_file(sheet)  # says what mends it
     if pictures:
         raise UserError(
-            f"{folder}: it has {len(pictures):,} picture{'s' * (len(pictures) != 1)}, but no text; "
+            f"{folder}: it has {number_of(len(pictures), 'picture')}, but no text; "
             f"{_texts_by_other_names(folder, pictures, texts) or _how_to_write(Path(pictures[0]))}."
         )
     raise UserError(f"{folder}: there is no data in this folder ({_READ}); name another.")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from basic_lite.data.problems import BadPlaceholders, shorten
 from basic_lite.data.record import IMAGE_PLACEHOLDER, Turn
+from basic_lite.sizes import number_of
 
 # Phi-3's <|image_1|>, MMMU's <image 1>, and <Image>: one for each picture.
 _TAKEN = re.compile(r"<image[_ ]?(\d{1,6})>|<\|image_(\d{1,6})\|>|<image>", re.IGNORECASE)
@@ -54,8 +55,8 @@ def as_ours(turns: tuple[Turn, ...], pictures: int) -> tuple[Turn, ...]:
     in_order = numbers in ([], list(range(1, len(marks) + 1)))
     if places or len(marks) != pictures or not in_order:
         raise BadPlaceholders(
-            f"its questions have {shorten(_listed([mark[0] for mark in marks]))} but it has {pictures} "
-            f"picture{'s' * (pictures != 1)}{f', and {IMAGE_PLACEHOLDER} besides' * bool(places)}",
+            f"its questions have {shorten(_listed([mark[0] for mark in marks]))} but it has "
+            f"{number_of(pictures, 'picture')}{f', and {IMAGE_PLACEHOLDER} besides' * bool(places)}",
             f"write {IMAGE_PLACEHOLDER} once for each picture, where it belongs",
         )
     return tuple(

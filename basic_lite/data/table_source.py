@@ -22,6 +22,7 @@ from basic_lite.data.prompts import prompts_of
 from basic_lite.endings import ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.recipe.schema import SourceSection
+from basic_lite.sizes import number_of
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -176,8 +177,8 @@ class TableSource:
         if len(first) != 2:
             raise UserError(
                 f"{self.name}: the first line is no header, since it starts with a picture ({first[0]}), and it has "
-                f"{len(first)} column{'s' * (len(first) != 1)}, not picture and caption; write a first line with "
-                f"their names, as image,question,answer."
+                f"{number_of(len(first), 'column')}, not picture and caption; write a first line with their names, as "
+                "image,question,answer."
             )
         return ["image", "caption"]
 

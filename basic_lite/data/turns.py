@@ -36,6 +36,7 @@ from basic_lite.data.unfit import (
 )
 from basic_lite.data.unlearned import is_learned
 from basic_lite.outside import parse_json
+from basic_lite.sizes import number_of
 
 # A turn with no other keys says who speaks, and what.
 _USUAL = frozenset(("from", "value", "role", "content"))
@@ -135,7 +136,7 @@ def _placed(row: NamedRow, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]
     if open_places != len(images):
         own = row.columns.get("image", "images")
         raise BadPlaceholders(
-            f"its messages have {places} picture{'s' * (places != 1)}, {open_places} of them without a file, "
+            f"its messages have {number_of(places, 'picture')}, {open_places} of them without a file, "
             f"and the record lists {len(images) or 'none'} under {own!r}",
             f"give each part of type image its file ({', '.join(_PICTURE_KEYS)}), or list the files under {own!r}",
         )
@@ -313,9 +314,9 @@ def _with_own_pictures(text: str, own: list[ImageRef], first: int, number: int, 
         return IMAGE_PLACEHOLDER * len(own) + (f"\n{text}" if text else "")
     places = [n for n in range(first, len(row.pictures)) if row.pictures[n] is None]
     if len(places) != len(own):
-        count = f"{len(own)} picture{'s' * (len(own) != 1)}"
         raise BadPlaceholders(
-            f"turn {number} has {count} of its own, and {len(places)} places for them",
+            f"turn {number} has {number_of(len(own), 'picture')} of its own, and {number_of(len(places), 'place')} for "
+            "them",
             f"write {IMAGE_PLACEHOLDER} once for each of them in its text, or leave it out altogether",
         )
     for n, picture in zip(places, own, strict=True):

@@ -11,6 +11,7 @@ from basic_lite.data.problems import BadRecord, shorten
 from basic_lite.endings import ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
+from basic_lite.sizes import number_of
 
 # An answer that points at an option: B, (B), B. and so on.
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
@@ -76,9 +77,9 @@ def require_one_question(name: str, question: Any, answer: Any) -> None:
     if not isinstance(question, (list, tuple)) or not all(isinstance(one, str) for one in question):
         return
     if len(question) > 1 or (isinstance(answer, (list, tuple)) and len(answer) > 1):
-        answers = f" and {len(answer)} answers" if isinstance(answer, (list, tuple)) else ""
+        answers = f" and {number_of(len(answer), 'answer')}" if isinstance(answer, (list, tuple)) else ""
         raise BadRecord(
-            f"its {name!r} is a list of {len(question)} question{'s' * (len(question) != 1)}{answers}",
+            f"its {name!r} is a list of {number_of(len(question), 'question')}{answers}",
             "write one record a question, each with its picture and its answer",
         )
 

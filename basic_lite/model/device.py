@@ -14,7 +14,7 @@ import torch
 
 from basic_lite.console import Say
 from basic_lite.cores import usable_cores
-from basic_lite.sizes import GIB, MIB, size_text
+from basic_lite.sizes import GIB, MIB, number_of, size_text
 
 if sys.platform != "win32":
     import resource
@@ -90,7 +90,7 @@ def device_text(device: torch.device) -> str:
         free, total = torch.cuda.mem_get_info(device)
         return f"{torch.cuda.get_device_name(device)} ({size_text(total)}, {size_text(free)} free)"
     count = usable_cores()
-    return f"CPU ({count} core{'s' * (count != 1)})"
+    return f"CPU ({number_of(count, 'core')})"
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

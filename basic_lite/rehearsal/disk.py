@@ -9,7 +9,7 @@ from pathlib import Path
 from basic_lite.model.audit import Part
 from basic_lite.recipe.rules import best_by
 from basic_lite.recipe.schema import Recipe
-from basic_lite.sizes import size_text
+from basic_lite.sizes import number_of, size_text
 from basic_lite.training.optimizer_state import STATE_BLOCK
 
 
@@ -60,7 +60,7 @@ def free_bytes(folder: Path) -> int:
 def disk_lines(disk: Disk, free: int, folder: Path) -> Iterator[str]:
     """What the run writes and what is free, with a warning where that is too little."""
     one, last = size_text(disk.weights_bytes + disk.state_bytes), size_text(disk.weights_bytes)
-    many = f"{disk.checkpoints} checkpoint{'s' * (disk.checkpoints != 1)} of {one}"
+    many = f"{number_of(disk.checkpoints, 'checkpoint')} of {one}"
     results = f"the result {last}"
     if disk.results > 1:
         results += ", the best step as much, and once more while a better one replaces it"

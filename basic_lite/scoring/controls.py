@@ -48,11 +48,8 @@ class Again:
         ]
         if not ways:
             return ""
-        which = (
-            "each question is"
-            if count == self.of
-            else f"{count:,} of the {self.of:,} questions {'is' if count == 1 else 'are'}"
-        )
+        are = "are" if count > 1 else "is"
+        which = "each question is" if count == self.of else f"{count:,} of the {self.of:,} questions {are}"
         times = "three times: with its picture, " if len(ways) > 1 else "twice: with its picture and "
         return f"{which} asked {times}{' and '.join(ways)} (--no-controls: once)"
 

@@ -14,6 +14,7 @@ from basic_lite.errors import UserError
 from basic_lite.model.frontend import Frontend
 from basic_lite.recipe.schema import DataSection
 from basic_lite.scoring.metrics.named import Metric
+from basic_lite.sizes import number_of
 
 # Longer than any published scaling of rotary positions.
 _MOST_SCALED = 10_000
@@ -85,8 +86,7 @@ def check_pictures(records: Iterable[Record]) -> None:
             except RecordProblem as problem:
                 problems.append(problem.at(record.place))
     if problems:
-        s = "s" * (len(problems) > 1)
-        lines = [f"{len(problems):,} picture{s} can't be shown:", *listing(problems)]
+        lines = [f"{number_of(len(problems), 'picture')} can't be shown:", *listing(problems)]
         raise UserError(
             "\n".join([*lines, "Every question is asked, so mend what is named, or take it out of the file"])
         )
@@ -179,7 +179,7 @@ def _require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Me
         answers = one.right_answers(chat)
         if 0 < (count := len(answers)) < metric.least_answers:
             raise BadRecord(
-                f"it has {count} right answer{'s' * (count > 1)}, and the metric {metric.name} needs "
+                f"it has {number_of(count, 'right answer')}, and the metric {metric.name} needs "
                 f"{metric.least_answers}: it counts how many people agree",
                 f"choose another with {key}, or name the benchmark's own file",
                 one.record.place,
@@ -195,6 +195,6 @@ def _require_answers(questions: Sequence[Question], chat: ChatFormat, metric: Me
 
 def several_questions(records: Iterable[Record]) -> str | None:
     """The note on records with several questions; None where there are none."""
-    several = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
-    what = "only the last one is asked, the others are its context"
-    return f"note: {several} records have several questions; {what}" if several else None
+    count = sum(1 for record in records if sum(turn.role == "human" for turn in record.turns) > 1)
+    several = f"{number_of(count, 'record')} with several questions"
+    return f"note: {several}: only the last one is asked, the others are its context" if count else None

@@ -15,6 +15,7 @@ from basic_lite.scoring.metrics.circular import as_one, worst
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_json, estimated, percent
 from basic_lite.scoring.metrics.named import METRICS, MetricName
 from basic_lite.scoring.prediction import Prediction
+from basic_lite.sizes import number_of
 from basic_lite.tools.predictions import require_free, require_writable, write_predictions
 from basic_lite.unspaced import word_count
 
@@ -203,9 +204,10 @@ def between(one: Estimate) -> str:
 
 def remarks(result: EvalResult) -> Iterator[str]:
     """What belongs below the table, so that nobody reads too much into it."""
-    told, total = result.not_trained_on or result.not_known, len(result.predictions)
+    told = result.not_trained_on or result.not_known
     if result.counts and (left_out := sum(one.correct is None for one in result.predictions)):
-        yield f"{left_out:,} of {total:,} questions have no answer in the data, so what the model said isn't scored"
+        of, have = number_of(len(result.predictions), "question"), "has" if left_out == 1 else "have"
+        yield f"{left_out:,} of {of} {have} no answer in the data, so what the model said isn't scored"
     for name, one in result.figures.items():
         yield f"{name} {percent(one)}"
     if told is None:

@@ -15,6 +15,7 @@ from basic_lite.errors import enough_memory
 from basic_lite.model.frontend import Frontend
 from basic_lite.model.load import Loaded
 from basic_lite.recipe.schema import ImageFit, Recipe, Template
+from basic_lite.sizes import number_of
 
 # Questions that are answered at once, if nobody says otherwise.
 AT_ONCE = 16
@@ -28,7 +29,7 @@ def enough_for(batch_size: int, option: str, of_one: str) -> AbstractContextMana
         of_one: what mends it where it is one question already.
     """
     mend = f"lower {option}" if batch_size > 1 else of_one
-    return enough_memory(mend, f"with {batch_size} question{'s' * (batch_size > 1)} at once")
+    return enough_memory(mend, f"with {number_of(batch_size, 'question')} at once")
 
 
 def chat_format(recipe: Recipe, frontend: Frontend, template: Template | None = None) -> ChatFormat:

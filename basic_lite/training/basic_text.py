@@ -6,6 +6,7 @@ from basic_lite.data.prepare import Prepared
 from basic_lite.recipe.rules import computes_das, computes_sds
 from basic_lite.recipe.schema import Recipe, SupervisionSection
 from basic_lite.resampling import LEAST_SAMPLES
+from basic_lite.sizes import number_of
 from basic_lite.supervision.calibration import scores_decide
 from basic_lite.training.looks import shared_out
 from basic_lite.training.refinement_log import SAMPLES_PER_BATCH
@@ -33,7 +34,7 @@ def basic_text(recipe: Recipe, data: Prepared, *, shown: bool = False) -> str:
         return f"BASIC is off in this run: {reason}"
     settings = recipe.supervision
     if not settings.gate:
-        few = f", in every {settings.every_n_steps}th" if settings.every_n_steps > 1 else ""
+        few = f", in one step of {settings.every_n_steps}" if settings.every_n_steps > 1 else ""
         rising = f"; its weights rise over the first {settings.warmup_ratio:.0%}" if settings.warmup_ratio else ""
         return f"BASIC is on from the first step to the last{few}{rising}"
     if shown:
@@ -57,9 +58,7 @@ def _too_few(settings: SupervisionSection, data: Prepared) -> str | None:
     batches, least = math.ceil(LEAST_SAMPLES * parts / SAMPLES_PER_BATCH), LEAST_SAMPLES * (parts + 1)
     mends = []
     if (more := least - pictures) > 0:
-        mends.append(
-            f"take {more} more sample{'s' * (more > 1)} with pictures (here are {pictures}; {least} are enough)"
-        )
+        mends.append(f"take {number_of(more, 'more sample')} with pictures (here are {pictures}; {least} are enough)")
     if settings.refinement_batches < batches:
         mends.append(f"set supervision.refinement_batches={batches} or more")
     choose = ", as many others choose its target" if parted else ""

@@ -8,6 +8,7 @@ import torch
 
 from basic_lite.console import Say
 from basic_lite.errors import UserError
+from basic_lite.sizes import number_of
 from basic_lite.training.assembly import autocast_of
 from basic_lite.training.batches import Schedule, loading
 from basic_lite.training.best import BestStep
@@ -162,4 +163,4 @@ class Evaluation:
         self._told = True
         if not (left := sum(self.due(later) for later in range(step + 1, self.schedule.steps + 1))):
             return ""
-        return f"; so {duration_text(seconds * left)} for the {left} evaluation{'s' * (left > 1)} left"
+        return f"; so {duration_text(seconds * left)} for the {number_of(left, 'evaluation')} left"

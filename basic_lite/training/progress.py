@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from basic_lite.console import Say, command_line
-from basic_lite.sizes import GIB, size_text
+from basic_lite.sizes import GIB, number_of, size_text
 from basic_lite.training.loss_text import loss_text
 from basic_lite.training.time_left import TimeLeft
 
@@ -171,13 +171,7 @@ def finished_text(
         first: steps that were done before this program began.
         values: a name's steps and values in the log.
     """
-    steps = (
-        f"{last} {'step' if last == 1 else 'steps'}"
-        if not first
-        else f"steps {first + 1} to {last}"
-        if first < last
-        else "no step left"
-    )
+    steps = number_of(last, "step") if not first else f"steps {first + 1} to {last}" if first < last else "no step left"
     # Those of this program's steps: what it began with is not what it fell from.
     losses = [(step, loss) for step, loss in values("loss") if step > first] or values("loss")[-1:]
     held_out = values("eval_loss")

@@ -4,6 +4,7 @@ import math
 
 from basic_lite.recipe.rules import evaluates, steps_an_epoch
 from basic_lite.recipe.schema import Recipe
+from basic_lite.sizes import number_of
 
 # Optimizer steps.
 _TOO_FEW, _SENSIBLE = 50, 100
@@ -36,9 +37,9 @@ def few_steps(recipe: Recipe, samples: int, steps: int) -> str | None:
     training = recipe.training
     if steps >= _TOO_FEW or recipe.model.start is not None:
         return None
-    s = "s" * (steps != 1)
     what = (
-        f"the run has {steps} optimizer step{s} ({samples:,} samples, {training.global_batch} a step): too few to teach"
+        f"the run has {number_of(steps, 'optimizer step')} ({number_of(samples, 'sample')}, {training.global_batch} a "
+        "step): too few to teach"
     )
     if training.max_steps is not None:
         return f"{what}; set training.max_steps={_SENSIBLE} or more, or leave it out and set training.epochs"

@@ -117,7 +117,7 @@ def test_what_a_run_will_warn_of_and_words_that_the_model_lacks() -> None:
     assert "note: the run has 30 optimizer steps (3 samples, 8 a step): too few to teach" in said
     assert re.search(r"note: the model doesn't know \d+% of the words of the answers \(<unk> stands", said)
     Path("p/captions.csv").write_text("image,caption\np0.png,red circle\n")
-    assert "30 passes over one record\n" in run("p", overwrite=True, width=1000)[1]
+    assert "30 passes over 1 record\n" in run("p", overwrite=True, width=1000)[1]
     said = run("p", "training.max_steps=50", overwrite=True, width=1000)[1]
     assert "too few" not in said and "doesn't know" not in said
     rows = [{"image": "p0.png", "question": "what is a zeppelin ?", "answer": "red circle"}]
@@ -243,6 +243,8 @@ def test_a_part_is_held_out_where_there_is_enough() -> None:
     assert (recipe.data.held_out, recipe.training.epochs, recipe.training.eval_every) == (0.1, 30.0, 24)
     assert "120 steps of 8 samples, 30 passes over 27 records" in said
     assert "3 records are kept for evaluation, every 24 steps" in said
+    said = run("many", "data.held_out=0.04", "training.eval_every=1", "training.max_steps=1", overwrite=True)[1]
+    assert "training is 1 step of 8 samples" in said and "1 record is kept for evaluation, every step (" in said
     run("many", "data.held_out=0.2", "training.eval_every=7", "training.max_steps=50", overwrite=True)
     recipe = load_recipe("many.yaml")
     assert (recipe.data.held_out, recipe.training.eval_every, recipe.training.epochs) == (0.2, 7, 30.0)

@@ -80,4 +80,6 @@ def test_questions_without_an_answer_are_counted() -> None:
     asked = Prediction(1, "", "", [], "", "", "red", None)
     (said,) = remarks(EvalResult([*results((False, 20, 40)).predictions, asked, asked]))
     assert said == "2 of 42 questions have no answer in the data, so what the model said isn't scored"
+    (said, *_) = remarks(EvalResult([*results((False, 1, 1)).predictions, asked]))
+    assert said.startswith("1 of 2 questions has no answer in the data, ")
     assert list(remarks(EvalResult([asked]))) == []  # the table's place says it

@@ -30,7 +30,7 @@ GATE: dict[str, Any] = {"supervision.preset": "measured", "supervision.refinemen
     ("changes", "says"),
     [
         ({}, "BASIC is on from the first step to the last"),
-        ({"supervision.every_n_steps": 4}, "BASIC is on from the first step to the last, in every 4th"),
+        ({"supervision.every_n_steps": 4}, "BASIC is on from the first step to the last, in one step of 4"),
         (GATE, "BASIC is off at first. It goes on once its premise is shown to hold and its pull to lower the loss"),
         (GATE | {"data.train.limit": 9}, "warning: BASIC stays off in this run: 3 samples decide whether its premise"),
         ({"supervision.enabled": False}, "BASIC is off in this run: supervision.enabled is false"),

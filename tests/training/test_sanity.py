@@ -54,7 +54,8 @@ def test_shipped_recipes_raise_no_doubt(path: Path) -> None:
 def test_what_is_advised_against_few_steps_is_enough(tmp_path: Path, samples: int) -> None:
     keys: dict[str, Any] = {"training__global_batch": 128, "training__micro_batch": 16}
     (text,) = found(recipe_of(tmp_path, **keys), samples)
-    assert f"the run has {math.ceil(samples / 128)} optimizer step" in text and f"{samples:,} samples" in text
+    assert f"the run has {math.ceil(samples / 128)} optimizer step" in text
+    assert f" ({samples:,} sample{'s' * (samples > 1)}, " in text
     advised = {f"training__{key}": float(value) for key, value in re.findall(r"training\.(\w+)=(\d+)", text)}
     assert advised
     whole = {key: value if key.endswith("epochs") else int(value) for key, value in advised.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from basic_lite.console import note
 from basic_lite.errors import UserError
 from basic_lite.printable import printable
+from basic_lite.sizes import number_of
 from basic_lite.tools.chat.arguments import is_picture, picture
 from basic_lite.tools.chat.dialogue import Dialogue, pictures_of
 from basic_lite.tools.chat.lines import Lines
@@ -84,7 +85,7 @@ def next_line(dialogue: Dialogue, attended: bool) -> str:
     if not attended:
         return sys.stdin.readline().strip()
     count = len(pictures_of(dialogue.asked("")))
-    shown = f"[{count} picture{'s' * (count != 1)}] " if count else ""
+    shown = f"[{number_of(count, 'picture')}] " if count else ""
     try:
         if sys.stdout.isatty():
             return input(f"{shown}> ").strip()  # with the line breaks of a pasted text

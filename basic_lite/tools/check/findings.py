@@ -13,6 +13,7 @@ from basic_lite.data.problems import BadImage, NoSupervisedToken, RecordProblem,
 from basic_lite.data.split_column import SPLIT_MEND, counted
 from basic_lite.data.unknown_words import UnknownWords
 from basic_lite.recipe.schema import DataSection
+from basic_lite.sizes import number_of
 from basic_lite.tools.check.languages import UNSURE, languages_of
 from basic_lite.tools.check.survey import FLAT, Pictures
 from basic_lite.tools.check.texts import COMMON, Texts
@@ -170,7 +171,7 @@ def of_texts(texts: Texts, total: int) -> Iterator[Finding]:
         )  # fmt: skip
     scripts = ", ".join(f"{name} {_of(count, total)}" for name, count in texts.scripts.most_common(5))
     yield Finding(
-        "fact", "scripts", _counted(len(texts.scripts), "script"),
+        "fact", "scripts", number_of(len(texts.scripts), "script"),
         f"the answers' letters: {scripts}; a model must know them all",
         examples=[Example(name, (place, 0)) for name, place in list(texts.examples.items())[:MOST_EXAMPLES]],
     )  # fmt: skip
@@ -194,11 +195,7 @@ def _languages(texts: Texts) -> Finding:
         parts.append(f"{name}{of}: {shares or 'no letters'}")
     short = "; a text of one to three words is too short to know its language"
     text = "; ".join(parts) + (short if UNSURE in "".join(parts) else "")
-    return Finding("fact", "languages", _counted(len(known), "language"), text)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return Finding("fact", "languages", number_of(len(known), "language"), text)
 
 
 def _tokens(texts: Texts) -> str:
@@ -224,7 +221,7 @@ def of_pictures(
         if groups:
             extra = sum(len(group) - 1 for group in groups)
             yield Finding(
-                "look", name, _of(extra, count), f"{text}; {len(groups):,} such group{'s' * (len(groups) > 1)}",
+                "look", name, _of(extra, count), f"{text}; {number_of(len(groups), 'such group')}",
                 "a picture that is there twice is trained on twice as often as others; keep one of each where that "
                 "isn't meant",
                 [Example("", None, tuple(group[:4])) for group in groups[:MOST_EXAMPLES]], "Largest",

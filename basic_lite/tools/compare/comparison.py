@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from basic_lite.errors import UserError
 from basic_lite.intervals import difference, mean_interval
 from basic_lite.resampling import LEAST_SAMPLES, Interval
+from basic_lite.sizes import number_of
 from basic_lite.tools.compare.answers import Answers, pictures_known, scores_of, trained_on
 from basic_lite.tools.compare.losses import Losses, losses_of
 from basic_lite.tools.compare.mcnemar import McNemar, mcnemar
@@ -98,11 +99,7 @@ class Comparison:
     @property
     def questions(self) -> str:
         """How many, in words."""
-        return _questions(self.n)
-
-
-def _questions(count: int) -> str:
-    return f"{count:,} question{'s' * (count != 1)}"
+        return number_of(self.n, "question")
 
 
 def sides_of(runs: Sequence[Path], groups: Sequence[str]) -> list[Side]:
@@ -144,7 +141,7 @@ def compared(sides: Sequence[Side]) -> Comparison:
     notes = [f"passed over: {why}" for one in flat for why in one.passed]
     notes += [note for one in flat for note in one.notes]
     if seen and kept:
-        left_out = _questions(len(digests) - len(kept))
+        left_out = number_of(len(digests) - len(kept), "question")
         notes.append(f"left out: {left_out} whose pictures a run was trained on")
     elif seen:
         notes.append("the pictures of all questions were trained on, so this says nothing of new ones")

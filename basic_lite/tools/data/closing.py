@@ -13,6 +13,7 @@ from basic_lite.data.records import Records
 from basic_lite.printable import printable
 from basic_lite.recipe.rules import steps_of
 from basic_lite.recipe.schema import Recipe, SourceSection
+from basic_lite.sizes import number_of
 from basic_lite.training.sanity import few_steps
 
 _ASKED = "What is this?"
@@ -36,13 +37,14 @@ def say_next(recipe: Recipe, records: Records, report: DataReport, target: Path,
     held_out = held_out_count(report, recipe.data.held_out or 0.0, recipe.seed)
     trained = len(report.kept) - held_out
     steps = steps_of(recipe, trained)
-    over = "one record" if trained == 1 else f"{trained:,} records"
-    passes = "" if training.max_steps else f", {training.epochs:g} passes over {over}"
-    say(f"training is {steps:,} steps of {training.global_batch} samples{passes}")
+    passes = "" if training.max_steps else f", {training.epochs:g} passes over {number_of(trained, 'record')}"
+    say(f"training is {number_of(steps, 'step')} of {number_of(training.global_batch, 'sample')}{passes}")
     if few := few_steps(recipe, trained, steps):
         say(f"note: {few}")
     if held_out:
-        say(f"{held_out:,} records are kept for evaluation, every {training.eval_every} steps (`data.held_out`)")
+        every = "step" if training.eval_every == 1 else f"{training.eval_every} steps"
+        are = "is" if held_out == 1 else "are"
+        say(f"{number_of(held_out, 'record')} {are} kept for evaluation, every {every} (`data.held_out`)")
     if asked := asking(recipe, report):
         say(f"`training.eval_generate`: {asked}")
     refusing = sorted({key_of(one) for one in report.problems if policy(one, recipe.data) == "refuse"})

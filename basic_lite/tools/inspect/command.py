@@ -17,6 +17,7 @@ from basic_lite.model.device import tell_device, warn_of_slow_types
 from basic_lite.model.load import pick_device, pick_dtype
 from basic_lite.printable import printable
 from basic_lite.recipe.schema import SourceSection
+from basic_lite.sizes import number_of
 from basic_lite.supervision.calibration import moved
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.tools.chat.arguments import picture
@@ -105,9 +106,9 @@ class _Wanted:
     def text(self, count: int) -> str:
         """What was looked at, in words."""
         if self.images:
-            return f"{count} picture{'s' * (count != 1)}; {_DESCRIBED}"
+            return f"{number_of(count, 'picture')}; {_DESCRIBED}"
         whose = "the run's own data" if self.data is None else printable(self.data.name)
-        return f"{count} sample{'s' * (count != 1)} of {whose}"
+        return f"{number_of(count, 'sample')} of {whose}"
 
     def names(self, first: int, count: int) -> list[str]:
         """Of ``count`` samples from number ``first`` on, of a run."""

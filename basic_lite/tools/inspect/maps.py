@@ -10,6 +10,7 @@ from torch import Tensor
 from basic_lite.console import Say
 from basic_lite.errors import UserError
 from basic_lite.model.families.views import View
+from basic_lite.sizes import number_of
 from basic_lite.supervision import Supervision
 from basic_lite.supervision.layout import TextQueries
 from basic_lite.supervision.picture_maps import PictureMaps, picture_maps
@@ -105,7 +106,7 @@ class WantedMaps:
         if found.look is not None:
             seen = found.look.curve.samples
         rest = f", the first of {seen}" if seen > kept else ""
-        say(f"token maps of {kept} sample{'s' * (kept != 1)}{rest}: {page}, and a PNG file of each picture beside it")
+        say(f"token maps of {number_of(kept, 'sample')}{rest}: {page}, and a PNG file of each picture beside it")
 
 
 def _numbers(text: str) -> list[int]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from basic_lite.sizes import number_of
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.report.charts import Chart, Line
 
@@ -156,7 +157,7 @@ def listed(one: PictureMaps, place: int) -> tuple[list[tuple[str, int]], str]:
     """The most frequent words of a place, with how many tokens they name, and how many others there are, in words."""
     words = Counter(one.words[place]).most_common()
     rest = len(words) - MOST_LISTED
-    return words[:MOST_LISTED], f"and {rest} other{'s' * (rest != 1)}" if rest > 0 else ""
+    return words[:MOST_LISTED], f"and {number_of(rest, 'other')}" if rest > 0 else ""
 
 
 def title_of(one: PictureMaps, place: int) -> tuple[str, str]:
@@ -178,7 +179,7 @@ def attention_text(one: PictureMaps) -> str:
     if one.attended < one.layers:
         over = f"mean over the {one.attended} of layers 1 to {one.layers} whose attention is a softmax"
     whole, count = "This part" if one.part else "The picture", len(one.sinks)
-    sinks = f" {count} sink{'s' * (count != 1)} (ring), left out of the colours’ scale." if count else ""
+    sinks = f" {number_of(count, 'sink')} (ring), left out of the colours’ scale." if count else ""
     return (
         f"How much {one.whose} looks at each patch, {over}. {whole} gets {one.mass:.0%} of its attention; the "
         f"strongest patch has {max(one.attention) / mass:.0%} of that.{sinks}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from basic_lite.errors import UserError
 from basic_lite.outside import CHANGED, as_object, read_text
+from basic_lite.sizes import number_of
 from basic_lite.supervision import RefinementCurve
 from basic_lite.supervision.picture_maps import PictureMaps
 from basic_lite.tools.runs import RunRow, recipe_of, row_of
@@ -120,7 +121,7 @@ class RunFacts:
         """How far it had come when the page was written. A run that ends without a page makes no page untrue."""
         step, total = max(line["step"] for line in self.log), self.manifest.get("total_steps")
         if is_finished(self.path):
-            return f"finished, {step:,} {'step' if step == 1 else 'steps'}"
+            return f"finished, {number_of(step, 'step')}"
         return (
             f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "") + " when this page was written"
         )

@@ -11,6 +11,7 @@ from basic_lite.outside import CHANGED
 from basic_lite.scoring.looking import Controls
 from basic_lite.scoring.metrics.estimate import Estimate, estimate_of, percent
 from basic_lite.scoring.metrics.named import METRICS
+from basic_lite.sizes import number_of
 from basic_lite.tools.report.charts import Chart, Line
 from basic_lite.tools.score import NOT_KNOWN, NOT_TRAINED_ON, TRAINED_ON
 from basic_lite.tools.summaries import summaries_of
@@ -51,7 +52,7 @@ class Verdict:
     def count(self) -> str:
         """How many questions, and of what."""
         kind, named = self.of.split("questions", 1)
-        return f"{self.score.n:,} {kind}question{'s' * (self.score.n != 1)}{named}"
+        return f"{number_of(self.score.n, f'{kind}question')}{named}"
 
     def cards(self) -> Iterator[tuple[str, str, str]]:
         """Title, value and note of each fact for the top of the page."""
