@@ -30,7 +30,7 @@ from basic_lite.training.breakdown import Breakdown, Clock
 from basic_lite.training.bundle_files import open_bundle
 from basic_lite.training.earlier_run import finished_text
 from basic_lite.training.files import remove, saving
-from basic_lite.training.inputs import open_inputs, with_start
+from basic_lite.training.inputs import with_start
 from basic_lite.training.lock import locked
 from basic_lite.training.log import trackers_of
 from basic_lite.training.loop import Loop
@@ -49,6 +49,7 @@ from basic_lite.training.run_folder import (
     require_writable,
 )
 from basic_lite.training.stage import changes, look_at_stage
+from basic_lite.training.start import open_inputs
 from basic_lite.training.trained_on import TrainedOn, compare, read_record, record_at_start
 from basic_lite_kernels.operations import KernelUnavailable
 

@@ -6,7 +6,6 @@ Nothing heavy is imported here before a model is looked at.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from basic_lite.console import Say
 from basic_lite.data.names import EVAL, TRAIN
@@ -17,9 +16,6 @@ from basic_lite.recipe.fetched import mend_of_missing_data
 from basic_lite.recipe.schema import ModelSection, Recipe
 from basic_lite.training.bundle_files import look_at_bundle
 from basic_lite.training.start_names import earlier_run_of, resolve_start
-
-if TYPE_CHECKING:
-    from basic_lite.training.start import Origin
 
 
 def look_at_inputs(recipe: Recipe, *, plan: bool) -> None:
@@ -61,18 +57,6 @@ def require_inputs(recipe: Recipe, *, earlier: bool = True, models: bool = True)
     named = earlier_run_of(recipe) if earlier else None
     looks = [partial(look_at_bundle, *named, Path(recipe.output))] if named is not None else []
     all_at_once(*looks, *(_looks_at_models(recipe.model) if models else ()), *_looks_at_data(recipe))
-
-
-def open_inputs(recipe: Recipe, *, earlier: bool) -> "Origin | None":
-    """The earlier run whose weights this one begins with, its files verified; None: it begins with none.
-
-    Raises:
-        UserError: as ``require_inputs``, or the earlier run's files aren't as it wrote them.
-    """
-    from basic_lite.training.start import find_origin
-
-    require_inputs(recipe, earlier=earlier)
-    return find_origin(recipe) if earlier else None
 
 
 def with_start(recipe: Recipe, say: Say, *, resume: bool = False) -> Recipe:

@@ -15,6 +15,7 @@ from basic_lite.model.parts import Parts
 from basic_lite.recipe import Recipe, flat_values
 from basic_lite.training.bundle import changed_files, restore_adapter, restore_projector
 from basic_lite.training.bundle_files import Bundle, look_at_bundle, open_bundle
+from basic_lite.training.inputs import require_inputs
 from basic_lite.training.start_names import PROJECTOR, START, earlier_run_of, same_model
 
 # What the start's weights see otherwise where a key differs.
@@ -56,6 +57,16 @@ class Origin:
             say(f"note: it was trained with {names}; this recipe names other models of the same kind and size")
         elif changed := changed_files(earlier, digests_of_models(recipe.model)):
             say(f"note: {changed}. This run trains with the files as they are now")
+
+
+def open_inputs(recipe: Recipe, *, earlier: bool) -> Origin | None:
+    """The earlier run whose weights this one begins with, its files verified; None: it begins with none.
+
+    Raises:
+        UserError: as ``require_inputs``, or the earlier run's files aren't as it wrote them.
+    """
+    require_inputs(recipe, earlier=earlier)
+    return find_origin(recipe) if earlier else None
 
 
 def find_origin(recipe: Recipe) -> Origin | None:
