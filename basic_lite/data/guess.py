@@ -78,13 +78,19 @@ def _by_content(path: Path) -> str:
     # Windows hides endings: a table that was saved as `list.csv` may be `list.csv.txt`.
     if Path(path.stem).suffix.lower() in TABLE_ENDINGS + JSON_ENDINGS:
         return f"if it is a table, rename it to {path.stem}"
-    with suppress(OSError), open_file(path) as opened:
-        start = opened.read(_NOTE).decode("utf-8", "ignore").lstrip("\ufeff \n\r\t")
-        if start.startswith(("{", "[")):
-            return f"if it is JSON, rename it to {path.stem}.jsonl"
-        if table := as_table(start, path.name):
-            return f"rename it to {table}"
+    start = _start_of(path)
+    if start.startswith(("{", "[")):
+        return f"if it is JSON, rename it to {path.stem}.jsonl"
+    if table := as_table(start, path.name):
+        return f"rename it to {table}"
     return f"if it is a table, rename it to {path.stem}.csv" if path.suffix.lower() in _TEXT_ENDINGS else ""
+
+
+def _start_of(path: Path) -> str:
+    """The first text of a file; empty where it can't be read."""
+    with suppress(OSError), open_file(path) as opened:
+        return opened.read(_NOTE).decode("utf-8", "ignore").lstrip("\ufeff \n\r\t")
+    return ""
 
 
 def _of_folder(folder: Path) -> SourceSection:
@@ -191,10 +197,8 @@ def _texts_by_other_names(folder: Path, pictures: Sequence[str], texts: Mapping[
                 f"file of its own, as {first.stem}.txt"
             )
     for text in sorted(set(texts.values()))[:_LOOKED_AT]:
-        with suppress(OSError), open_file(folder / text) as opened:
-            start = opened.read(_NOTE).decode("utf-8", "ignore")
-            if table := as_table(start, text):
-                return f"{text} is a table by its first line; rename it to {table}, and name that file"
+        if table := as_table(_start_of(folder / text), text):
+            return f"{text} is a table by its first line; rename it to {table}, and name that file"
     if texts:
         text = sorted(texts.values())[0]
         return f"{text} has no picture of the same name; {_how_to_write(Path(pictures[0]))}"

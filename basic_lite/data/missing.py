@@ -49,8 +49,7 @@ def in_other_ending(path: str) -> str | None:
 def in_other_case(path: str) -> str | None:
     """A file beside a missing one whose name differs in small and capital letters alone."""
     folder, name = os.path.split(path)
-    changed = _changed(folder)
-    return None if changed is None else _names(folder, changed).get(name.casefold())
+    return _names(folder, _changed(folder)).get(name.casefold())
 
 
 def mend_by_folder(name: str, root: str) -> str | None:
@@ -75,8 +74,7 @@ def _beside(name: str, root: str) -> str | None:
 
 def folders_in(folder: str) -> list[str]:
     """The first folders in a folder, without hidden ones."""
-    changed = _changed(folder)
-    return [] if changed is None else _folders(folder, changed)
+    return _folders(folder, _changed(folder))
 
 
 def _changed(folder: str) -> int | None:
@@ -88,15 +86,15 @@ def _changed(folder: str) -> int | None:
 
 
 @lru_cache(maxsize=8)
-def _names(folder: str, changed: int) -> dict[str, str]:
+def _names(folder: str, changed: int | None) -> dict[str, str]:
     """Names in a folder by their small letters."""
     try:
         return {name.casefold(): name for name in os.listdir(folder)}
-    except OSError:
+    except (OSError, ValueError):
         return {}
 
 
 @lru_cache(maxsize=8)
-def _folders(folder: str, changed: int) -> list[str]:
+def _folders(folder: str, changed: int | None) -> list[str]:
     names = sorted(one for one in _names(folder, changed).values() if not one.startswith("."))
     return [one for one in names if os.path.isdir(os.path.join(folder, one))][:_MOST_FOLDERS]

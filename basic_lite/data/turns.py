@@ -20,7 +20,7 @@ from basic_lite.data.problems import BadPlaceholders, BadRecord, shorten
 from basic_lite.data.prompts import drawn
 from basic_lite.data.record import IMAGE_PLACEHOLDER, ROLES, Role, Turn
 from basic_lite.data.unclear import (
-    refuse_no_text,
+    refuse_nul,
     refuse_swapped,
     refuse_written_lists,
     require_one_question,
@@ -104,7 +104,7 @@ def read_row(one: NamedRow, prompts: Sequence[str], number: int) -> Content:
     answer = _answer(one.get("answer"))
     turns = _turns(one, answer, bool(images), prompts, number)
     for turn in turns:
-        refuse_no_text(turn.text)
+        refuse_nul(turn.text)
     if one.get("conversations") is None:
         refuse_swapped(row, one.columns)
         refuse_written_lists(row, one.columns, prompted=bool(prompts))

@@ -105,7 +105,7 @@ def refuse_swapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
             )
 
 
-def refuse_no_text(text: str) -> None:
+def refuse_nul(text: str) -> None:
     """Refuse a NUL character, which no text has.
 
     Raises:
