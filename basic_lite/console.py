@@ -21,6 +21,8 @@ from basic_lite.printable import one_line, printable
 from basic_lite.wrapping import wrapped
 
 Say = Callable[[str], None]
+# What is counted (records, pictures), how many are done, and of how many.
+Count = Callable[[str, int, int], None]
 # A column of notes may be wrapped, but not to less than this.
 NOTE_WIDTH = 24
 INDENT = 2
@@ -55,6 +57,11 @@ def note(text: str) -> None:
 def command_line(words: Sequence[str]) -> str:
     """A command as it is typed: as every shell takes it where that can be, else as this system's does."""
     return " ".join(map(_typed, words))
+
+
+def python_line(code: str, *files: str) -> str:
+    """A command that runs a line of Python, without double quotes in it, on files."""
+    return f'python -c "{code}" {command_line(files)}'
 
 
 def new_run_from(start: Path) -> str:
@@ -93,6 +100,19 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[floa
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def counter(name: str) -> Count | None:
+    """A line on stderr that is rewritten on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(what: str, done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        verb = "looked at" if what == "pictures" else "checked"
+        print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 def quiet_libraries() -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basic_lite.console import Say
+from basic_lite.console import Count, Say
 from basic_lite.data.chat import Encoder
 from basic_lite.data.images import check_image, picture_key
 from basic_lite.data.opened import OpenedBefore, Unopened, open_all
@@ -30,9 +30,6 @@ from basic_lite.errors import UserError
 from basic_lite.recipe.schema import DataSection, ImageCheck
 from basic_lite.sizes import number_of
 from basic_lite.whole_file import write_whole
-
-# What is counted (records, pictures), how many are done, and of how many.
-Progress = Callable[[str, int, int], None]
 
 # Problems listed in a refusal; the rest is counted.
 _SHOWN = 20
@@ -102,26 +99,13 @@ class DataReport:
         return lines
 
 
-def counter(name: str) -> Progress | None:
-    """A counter that is rewritten on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(what: str, done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        verb = "looked at" if what == "pictures" else "checked"
-        print(f"\r{name}: {verb} {done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
 def check_data(
     records: Records,
     chat: Encoder,
     section: DataSection,
     *,
     processes: int | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     say: Say = lambda text: None,
     cache: Path | None = None,
     broken: Collection[int] | None = None,
@@ -182,7 +166,7 @@ def check_data(
 
 
 def _open_rest(
-    records: Records, parts: list[Checked], before: OpenedBefore, say: Say, progress: Progress | None
+    records: Records, parts: list[Checked], before: OpenedBefore, say: Say, progress: Count | None
 ) -> dict[int, RecordProblem]:
     """Open the pictures that aren't known to be whole. Gives the problem of each record that has a broken one."""
     unopened = [one for part in parts for one in part.unopened]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basic_lite.console import Say
+from basic_lite.console import Say, counter
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import DataReport, check_data, counter
+from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.held_out import hold_out
 from basic_lite.data.names import (
     BROKEN,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from basic_lite.console import command_line
+from basic_lite.console import python_line
 from basic_lite.data.columns import KNOWN, plain_name, require_columns
 from basic_lite.data.held_file import HeldFile
 from basic_lite.data.json_source import places
@@ -171,7 +171,7 @@ class TableSource:
             "'utf-8-sig') if l.strip()])"
         )
         target = Path(self.name).with_name(f"{self.path.stem}_commas.csv").as_posix()
-        return f'python -c "{code}" {command_line([self.name, target])}'
+        return python_line(code, self.name, target)
 
     def _no_header(self, first: Sequence[str]) -> list[str]:
         if len(first) != 2:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from basic_lite.console import command_line
+from basic_lite.console import python_line
 from basic_lite.data.columns import COLUMNS, KNOWN, find_columns, plain_name
 from basic_lite.data.problems import shorten
 from basic_lite.data.turns import is_turns
@@ -120,7 +120,7 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
         f"import json,sys; json.dump([r for e in json.load(open(sys.argv[1],'rb')) for r in e['{path[0]}']],"
         "open(sys.argv[2],'w'))"
     )
-    written = _python(code, name, _beside(name, path[0]))
+    written = python_line(code, name, _beside(name, path[0]))
     raise UserError(
         f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. Write them as one "
         f"list: {written}{_no_picture(one)}"
@@ -217,13 +217,13 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
         raise UserError(
             f"{name}: the file is one object with what belongs to each picture under its name "
             f"({shorten(next(iter(entries)))}, …), and a record has both. Write records, one a line: "
-            f"{_python(_JOIN_NAMES, name, lines)}"
+            f"{python_line(_JOIN_NAMES, name, lines)}"
         )
     if image is not None and "sentences" in image:
         raise UserError(
             f"{name}: this has the form of Karpathy's splits, one object whose `images` have several sentences each, "
             f"and a record is one picture with one text. Write them, one a line: "
-            f"{_python(_JOIN_KARPATHY, name, lines)}"
+            f"{python_line(_JOIN_KARPATHY, name, lines)}"
         )
     answered = note and ("multiple_choice_answer" in note or {"question_id", "answers"} <= note.keys())
     if (question and "image_id" in question) or answered:
@@ -231,7 +231,7 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
         raise UserError(
             f"{name}: this has the form of VQA, whose questions and answers are in two files, and a record has both. "
             "Write records, one a line, with the names of COCO's pictures: "
-            f"{_python(_JOIN_VQA, *files, lines)}"
+            f"{python_line(_JOIN_VQA, *files, lines)}"
         )
     coco = (image is not None and "file_name" in image) or (
         note is not None and "image_id" in note and "images" in entries
@@ -239,7 +239,7 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
     if coco and '"caption"' in seen:
         raise UserError(
             f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and a record is "
-            f"one picture with its text. This joins them, one record a line: {_python(_JOIN_COCO, name, lines)}"
+            f"one picture with its text. This joins them, one record a line: {python_line(_JOIN_COCO, name, lines)}"
         )
     if coco:
         raise UserError(
@@ -266,7 +266,7 @@ def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
         code = "import json,sys; json.dump(list(json.load(open(sys.argv[1],'rb')).values()),open(sys.argv[2],'w'))"
     mend = "write that list alone into a file"
     if all(_SIMPLE_KEY.fullmatch(key) for key in path):
-        mend = f"write the list alone: {_python(code, name, _beside(name, '_'.join(path) or 'list'))}"
+        mend = f"write the list alone: {python_line(code, name, _beside(name, '_'.join(path) or 'list'))}"
     picture = _no_picture(one)
     raise UserError(
         f"{name}: the file's top level is an object, not a list of records; {where}. "
@@ -297,7 +297,3 @@ def _beside(name: str, what: str) -> str:
     """A new file beside one, where its pictures are looked for as well."""
     path = Path(name)
     return path.with_name(f"{path.stem}_{what}.json").as_posix()
-
-
-def _python(code: str, *files: str) -> str:
-    return f'python -c "{code}" {command_line(files)}'

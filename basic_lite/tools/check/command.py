@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from basic_lite.console import Say, Sheet, counting, quiet_libraries, show, speaker
+from basic_lite.console import Say, Sheet, counter, counting, quiet_libraries, show, speaker
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import DataReport, check_data, counter
+from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.held_out import can_hold_out, hold_out
 from basic_lite.data.names import EVAL, TRAIN
 from basic_lite.data.problems import BadImage

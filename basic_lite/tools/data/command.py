@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from basic_lite.choices import require_place
-from basic_lite.console import Say, command_line, quiet_libraries, shows_colours, speaker
+from basic_lite.console import Say, command_line, counter, quiet_libraries, shows_colours, speaker
 from basic_lite.data.chat import ChatFormat, Encoded, Encoder
-from basic_lite.data.check import DataReport, check_data, counter, listing
+from basic_lite.data.check import DataReport, check_data, listing
 from basic_lite.data.columns import candidates, has_text, mapping_example, plain_name
 from basic_lite.data.conversation import IMAGE, conversation
 from basic_lite.data.folder_source import FolderSource
