@@ -8,7 +8,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from basic_lite.choices import require_place
-from basic_lite.endings import PICTURE_ENDINGS, RECIPE_ENDINGS
+from basic_lite.endings import RECIPE_ENDINGS, ends_as_picture
 from basic_lite.errors import UserError
 from basic_lite.printable import one_line
 from basic_lite.training.places import holds_bundle
@@ -123,7 +123,7 @@ def _of_eval(given: Mapping[str, Any], words: Sequence[str]) -> str:
     run, word = given["run"], words[0]
     if word.lower().replace("_", "-") in ("held-out", "heldout"):
         return f"write {_line('eval', run, '--held-out')}"
-    if word.lower().endswith(PICTURE_ENDINGS):
+    if ends_as_picture(word):
         return f"it asks all questions of a file; ask about a picture with {_line('chat', run, *words)}"
     if "=" in word or given["data"] is not None or given["held_out"]:
         return _LEAVE_OUT

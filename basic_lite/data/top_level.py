@@ -27,27 +27,22 @@ _HALF_KNOWN = {"image_id", "sentences", "question_id"}
 # Keys that are looked at to see whether they name pictures.
 _NAMES = 3
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-# Lines of Python for the forms that everybody has. Each takes the names of files.
-_JOIN_COCO = (
-    "import json,sys; d=json.load(open(sys.argv[1],'rb')); n={i['id']:i['file_name'] for i in d['images']}; "
-    "open(sys.argv[2],'w').writelines(json.dumps({'image':n[a['image_id']],'caption':a['caption']})+chr(10) "
+# Records in Python, of the forms that everybody has: ``d`` is what the file holds, ``o`` what others hold.
+_OF_COCO = (
+    "({'image':n[a['image_id']],'caption':a['caption']} for n in [{i['id']:i['file_name'] for i in d['images']}] "
     "for a in d['annotations'])"
 )
-_JOIN_KARPATHY = (
-    "import json,sys; d=json.load(open(sys.argv[1],'rb')); open(sys.argv[2],'w').writelines(json.dumps({'image':"
-    "'/'.join(filter(None,[i.get('filepath'),i['filename']])),'caption':s['raw']})+chr(10) "
-    "for i in d['images'] for s in i['sentences'])"
+_OF_KARPATHY = (
+    "({'image':'/'.join(filter(None,[i.get('filepath'),i['filename']])),'caption':s['raw']} for i in d['images'] "
+    "for s in i['sentences'])"
 )
-_JOIN_VQA = (
-    "import json,sys; q,a=(json.load(open(f,'rb')) for f in sys.argv[1:3]); a={x['question_id']:x for x in "
-    "a['annotations']}; s=q.get('data_subtype','train2014'); open(sys.argv[3],'w').writelines(json.dumps({"
-    "**a[x['question_id']],'image':'COCO_%s_%012d.jpg'%(s,x['image_id']),'question':x['question']})+chr(10) "
-    "for x in q['questions'])"
+_OF_VQA = (
+    "({**a[x['question_id']],'image':'COCO_%s_%012d.jpg'%(d.get('data_subtype','train2014'),x['image_id']),"
+    "'question':x['question']} for a in [{x['question_id']:x for x in o[0]['annotations']}] for x in d['questions'])"
 )
-_JOIN_NAMES = (
-    "import json,sys; open(sys.argv[2],'w').writelines(json.dumps({'image':k,**(r if isinstance(r,dict) else "
-    "{'caption':r})})+chr(10) for k,v in json.load(open(sys.argv[1],'rb')).items() for r in (v if isinstance(v,list) "
-    "else [v]))"
+_OF_NAMES = (
+    "({'image':k,**(r if isinstance(r,dict) else {'caption':r})} for k,v in d.items() "
+    "for r in (v if isinstance(v,list) else [v]))"
 )
 
 
@@ -116,14 +111,10 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
             f"{name}: this is Label Studio's whole export, with what was written inside lists of each task, and a "
             "record has picture and text side by side; export it again as JSON-MIN or CSV."
         )
-    code = (
-        f"import json,sys; json.dump([r for e in json.load(open(sys.argv[1],'rb')) for r in e['{path[0]}']],"
-        "open(sys.argv[2],'w'))"
-    )
-    written = python_line(code, name, _beside(name, path[0]))
+    written = _written(f"(r for e in d for r in e['{path[0]}'])", name, called=path[0])
     raise UserError(
-        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. Write them as one "
-        f"list: {written}{_no_picture(one)}"
+        f"{name}: each entry of the list has its records in a list of its own, {path[0]!r}. Write them, one "
+        f"a line: {written}{_no_picture(one)}"
     )
 
 
@@ -212,26 +203,25 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
     """
     image, note = _first_record(entries.get("images")), _first_record(entries.get("annotations"))
     question = _first_record(entries.get("questions"))
-    lines = Path(name).with_suffix(".jsonl").as_posix()
     if entries and all(map(ends_as_picture, itertools.islice(entries, _NAMES))):
         raise UserError(
             f"{name}: the file is one object with what belongs to each picture under its name "
             f"({shorten(next(iter(entries)))}, …), and a record has both. Write records, one a line: "
-            f"{python_line(_JOIN_NAMES, name, lines)}"
+            f"{_written(_OF_NAMES, name)}"
         )
     if image is not None and "sentences" in image:
         raise UserError(
             f"{name}: this has the form of Karpathy's splits, one object whose `images` have several sentences each, "
             f"and a record is one picture with one text. Write them, one a line: "
-            f"{python_line(_JOIN_KARPATHY, name, lines)}"
+            f"{_written(_OF_KARPATHY, name)}"
         )
     answered = note and ("multiple_choice_answer" in note or {"question_id", "answers"} <= note.keys())
     if (question and "image_id" in question) or answered:
-        files = [name, "ANNOTATIONS.json"] if question else ["QUESTIONS.json", name]
+        files = (name, "ANNOTATIONS.json") if question else ("QUESTIONS.json", name)
         raise UserError(
             f"{name}: this has the form of VQA, whose questions and answers are in two files, and a record has both. "
             "Write records, one a line, with the names of COCO's pictures: "
-            f"{python_line(_JOIN_VQA, *files, lines)}"
+            f"{_written(_OF_VQA, name, *files)}"
         )
     coco = (image is not None and "file_name" in image) or (
         note is not None and "image_id" in note and "images" in entries
@@ -239,7 +229,7 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
     if coco and '"caption"' in seen:
         raise UserError(
             f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and a record is "
-            f"one picture with its text. This joins them, one record a line: {python_line(_JOIN_COCO, name, lines)}"
+            f"one picture with its text. This joins them, one record a line: {_written(_OF_COCO, name)}"
         )
     if coco:
         raise UserError(
@@ -259,18 +249,15 @@ def _refuse_a_holder(entries: Mapping[str, Any], name: str) -> None:
     if found:
         lists = one_line(", ".join(repr(".".join(keys)) for keys, _ in [(path, one), *more][:5]), 120)
         where = f"its records are in the list{'s' * bool(more)} {lists}"
-        picked = "".join(f"['{key}']" for key in path)
-        code = f"import json,sys; json.dump(json.load(open(sys.argv[1],'rb')){picked},open(sys.argv[2],'w'))"
+        records = "d" + "".join(f"['{key}']" for key in path)
     else:
         where = f"each record has a name there ({shorten(next(iter(entries)))}, …)"
-        code = "import json,sys; json.dump(list(json.load(open(sys.argv[1],'rb')).values()),open(sys.argv[2],'w'))"
-    mend = "write that list alone into a file"
+        records = "d.values()"
+    mend = "Write that list alone into a file"
     if all(_SIMPLE_KEY.fullmatch(key) for key in path):
-        mend = f"write the list alone: {python_line(code, name, _beside(name, '_'.join(path) or 'list'))}"
-    picture = _no_picture(one)
+        mend = f"Write the list alone, one record a line: {_written(records, name, called='_'.join(path) or 'list')}"
     raise UserError(
-        f"{name}: the file's top level is an object, not a list of records; {where}. "
-        f"{mend[0].upper()}{mend[1:]}{picture}"
+        f"{name}: the file's top level is an object, not a list of records; {where}. {mend}{_no_picture(one)}"
     )
 
 
@@ -293,7 +280,18 @@ def _lists(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[s
             yield from (((key, inner), first) for inner, first in deeper if first is not None)
 
 
-def _beside(name: str, what: str) -> str:
-    """A new file beside one, where its pictures are looked for as well."""
+def _written(records: str, name: str, *files: str, called: str = "") -> str:
+    """A command that writes records, one a line, into a file beside ``name``, where their pictures are found.
+
+    Args:
+        records: as ``_OF_COCO``.
+        files: those that are read, if it isn't ``name`` alone.
+        called: what is added to the new file's name.
+    """
+    code = (
+        "import json,sys; d,*o=(json.load(open(f,'rb')) for f in sys.argv[1:-1]); "
+        f"open(sys.argv[-1],'w').writelines(json.dumps(r)+chr(10) for r in {records})"
+    )
     path = Path(name)
-    return path.with_name(f"{path.stem}_{what}.json").as_posix()
+    target = path.with_name(f"{'_'.join(filter(None, (path.stem, called)))}.jsonl").as_posix()
+    return python_line(code, *(files or [name]), target)
