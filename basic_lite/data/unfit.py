@@ -212,9 +212,9 @@ def refuse_numbered_pictures(row: Mapping[str, Any], columns: Mapping[str, str])
         alike = plain_name(name).rstrip(f"{_DIGITS}_") == plain_name(str(own)).rstrip(f"{_DIGITS}_")
         if name not in used and alike and _is_picture(row[name], by_name=True):
             raise BadRecord(
-                f"it has a picture under {name!r} too ({shown(row[name])}), and those under {own!r} are read",
-                f"list all of them under `images` (JSON or parquet), set data.train.columns.image={own}, or remove "
-                f"{name!r}",
+                f"it has a picture under {name!r} too ({shown(row[name])}), and only {own!r} is read",
+                "list all of them under `images` (JSON or parquet); or leave the others out with "
+                f"data.train.columns.image={own}",
             )
 
 

@@ -27,6 +27,7 @@ from basic_lite.data.records import Record
 from basic_lite.errors import UserError
 from basic_lite.outside import parse_json
 from basic_lite.recipe.rules import sources_in
+from basic_lite.sizes import number_of
 from basic_lite.training.bundle_files import Bundle, look_at_bundle
 from basic_lite.training.files import give_usual_rights
 from basic_lite.training.places import TRAINED_ON
@@ -198,7 +199,8 @@ def _told_by_data(bundle: Bundle, bar: Bar) -> TrainedOn:
         why = "an older version made it, and its data isn't where or as it was"
         return TrainedOn(unknown=(f"what {run} was trained on is not known: {why}",))
     digests, unread = _collect(found, found.total, bar)
-    gone = f"{unread:,} pictures that {run} was trained on aren't where they were, so copies of them aren't recognised"
+    pictures = number_of(unread, "picture")
+    gone = f"{pictures} that {run} was trained on can't be found any more, so no copy of them is recognised"
     return TrainedOn(frozenset(digests), (gone,) if unread else ())
 
 

@@ -224,7 +224,7 @@ def test_pictures_in_numbered_columns_are_not_left_out(tmp_path: Path) -> None:
     for row in (TALK, PAIR):
         for name in ("image2", "image_2", "image_1"):
             told = refusal({**row, "image": "a.png", name: "b.png"}, tmp_path)
-            assert f"it has a picture under {name!r} too ('b.png'), and those under 'image' are read; list all" in told
+            assert f"it has a picture under {name!r} too ('b.png'), and only 'image' is read; list all" in told
         told = refusal({**row, "image1": "a.png", "image2": "b.png"}, tmp_path)
         assert "it has no picture, but 'image1' looks like one ('a.png'); set data.train.columns.image=image1" in told
         assert len(read({**row, "image1": "a.png", "image2": "b.png"}, tmp_path, image="image1").images) == 1

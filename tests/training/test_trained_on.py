@@ -183,7 +183,7 @@ def test_what_an_older_version_made_is_known_as_long_as_its_data_is_as_it_was(pl
     assert told.marks == [True if seen and n != first else None for n, seen in enumerate(expected)]
     count, gone = list(told.notes())
     assert count == f"note: 5 of these {COUNT} pictures were trained on; of the others that isn't known"
-    assert gone.startswith(f"note: 1 pictures that {found} was trained on aren't where they were")
+    assert gone.startswith(f"note: 1 picture that {found} was trained on can't be found any more")
     table(place, [f"{n}.png" for n in range(COUNT + 1)])
     told = look(found, *kept)
     assert told.marks == [None] * COUNT
