@@ -179,7 +179,7 @@ def _named(text: str, image_dir: str) -> ImageRef:
         )
     if len(text) > _LONGEST_PATH and _BASE64.fullmatch(text):
         raise BadImage(
-            f"its picture is base64 without its kind ({shorten(text)})", "write data:image/jpeg;base64, before it"
+            f"its picture is base64 without its kind ({shorten(text)})", "write `data:image/jpeg;base64,` before it"
         )
     scheme = text[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):

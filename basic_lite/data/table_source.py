@@ -137,13 +137,13 @@ class TableSource:
         if _is_numbered(cells[0]):
             each = f"[l.split({self.delimiter!r})[0].rpartition('#')[0],l.split({self.delimiter!r},1)[1].strip()]"
             raise UserError(
-                f"{self.name}: a number follows the pictures' names ({shorten(cells[0])}), as in Flickr8k's token "
-                f"file, and no file is called so. Write the names alone: {self._rewritten(each, 'image', 'caption')}"
+                f"{self.name}: a number follows each picture's name ({shorten(cells[0])}), as in Flickr8k's token "
+                f"file, so none is found. Write the names alone: {self._rewritten(each, 'image', 'caption')}"
             )
         if {plain_name(cell.strip("'‘’“”`")) for cell in cells} & KNOWN:
             raise UserError(
-                f"{self.name}: its cells are in quotes that are no double ones ({cells[0]}), so they belong to the "
-                'text; write " for each of them, or none.'
+                f"{self.name}: its cells are in quotes that a table doesn't know ({cells[0]}), so they are taken as "
+                'text; write " in their place, or nothing.'
             )
         if header := next((number for number, line in enumerate(lines) if _names_columns(line)), None):
             raise UserError(

@@ -108,8 +108,8 @@ def require_flat(text: str, whole: bool, asked: Mapping[str, str], name: str) ->
         return
     if path == ("annotations",) and "result" in one:
         raise UserError(
-            f"{name}: this is Label Studio's whole export, with what was written inside lists of each task, and a "
-            "record has picture and text side by side; export it again as JSON-MIN or CSV."
+            f"{name}: this is Label Studio's JSON export, where each task has its texts in lists, and a record has its "
+            "picture and text side by side; export it again as JSON-MIN or CSV."
         )
     written = _written(f"(r for e in d for r in e['{path[0]}'])", name, called=path[0])
     raise UserError(

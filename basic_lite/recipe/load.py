@@ -75,7 +75,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
 def require_keys(path: str | os.PathLike[str], overrides: Sequence[str]) -> None:
     """Refuse a recipe, or overrides, of which a key is wrong by itself; how keys go together isn't looked at.
 
-    Other data takes the place of what the recipe says of its own.
+    The recipe's own data isn't looked at either, since a command that is given data puts that in its place.
 
     Raises:
         UserError: as ``load_recipe``.

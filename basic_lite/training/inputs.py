@@ -19,10 +19,12 @@ from basic_lite.training.start_names import earlier_run_of, resolve_start
 
 
 def look_at_inputs(recipe: Recipe, *, plan: bool) -> None:
-    """Tell in a moment what is missing of data and earlier runs, if of the models nothing is: that takes seconds.
+    """Refuse missing data and a missing earlier run before torch is imported, which takes seconds.
+
+    Where a model isn't here either, nothing is said yet: the look at the models tells all at once.
 
     Args:
-        plan: what is missing of a run that is only shown.
+        plan: the run is only shown.
 
     Raises:
         UserError: as ``require_inputs``, or ``require_inputs_of_plan``.

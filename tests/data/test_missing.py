@@ -42,6 +42,6 @@ def test_a_picture_in_base64_without_its_kind_is_told(start: bytes, breaks: bool
     """It was said to lie in no folder, or to leave it: a JPEG's base64 begins with /9j/."""
     data = start + bytes(range(256))
     text = (base64.encodebytes(data) if breaks else base64.b64encode(data)).decode()
-    with pytest.raises(BadImage, match=r"base64 without its kind \('.*'\); write data:image/jpeg;base64, before it$"):
+    with pytest.raises(BadImage, match=r"base64 without its kind \('.*'\); write `data:image/jpeg;base64,` before it$"):
         image_at(text, "photos")
     assert image_at("a" * 250 + ".png", "photos").blob is None

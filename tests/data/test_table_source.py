@@ -243,7 +243,7 @@ def test_a_path_that_lost_its_backslashes_says_so_in_one_line(tmp_path: Path, ke
 def test_numbers_behind_names_are_named_and_left_out(tmp_path: Path) -> None:
     """Flickr8k's token file: its first line was taken for names of columns, and lost if one followed the advice."""
     (tmp_path / "text").mkdir()
-    said = "a number follows the pictures' names \\('a.jpg#0'\\)"
+    said = "a number follows each picture's name \\('a.jpg#0'\\)"
     with pytest.raises(UserError, match=said) as caught:
         table(tmp_path, 'a.jpg#0\tA dog , "so" .\na.jpg#1\tA cat .\n', "text/token.tsv")
     words = shlex.split(str(caught.value).partition("python ")[2])
@@ -268,7 +268,9 @@ def test_a_header_that_comes_later_is_told(tmp_path: Path, first: str, says: str
 
 def test_a_first_line_in_other_quotes_or_with_an_address_is_no_header(tmp_path: Path) -> None:
     """`none of its columns ('image', 'caption')`, which are the right names."""
-    with pytest.raises(UserError, match=r"in quotes that are no double ones \('image'\), so they belong to the text; "):
+    with pytest.raises(
+        UserError, match=r"in quotes that a table doesn't know \('image'\), so they are taken as text; "
+    ):
         table(tmp_path, "'image','caption'\n'a.png','a cat'\n")
     with pytest.raises(UserError, match=r"no header, since its first line names a picture \('https://a\.org/b\?c=1'\)"):
         table(tmp_path, "a bus\thttps://a.org/b?c=1\n", "a.tsv")
