@@ -190,12 +190,12 @@ def _texts_by_other_names(folder: Path, pictures: Sequence[str], texts: Mapping[
                 named = f"{stem}.txt"
                 return f"{name} lies beside {picture}, and the text's name must be {named}; rename them all so"
     first = folder / pictures[0]
-    for name in sorted(one.name for one in first.parent.glob("*.json")):
-        if _is_of_one(name, {first.stem}):
-            return (
-                f"{name} lies beside {first.name}, and no text is read from there; write each picture's text into a "
-                f"file of its own, as {first.stem}.txt"
-            )
+    of_first = (one.name for one in sorted(first.parent.glob("*.json")) if _is_of_one(one.name, {first.stem}))
+    if name := next(of_first, ""):
+        return (
+            f"{name} lies beside {first.name}, and no text is read from there; write each picture's text into a file "
+            f"of its own, as {first.stem}.txt"
+        )
     for text in sorted(set(texts.values()))[:_LOOKED_AT]:
         if table := as_table(_start_of(folder / text), text):
             return f"{text} is a table by its first line; rename it to {table}, and name that file"

@@ -36,7 +36,12 @@ def mend_of_missing_picture(name: str, root: str, path: str) -> str:
         return f"there is {plain!r}; write names as files have them, and not as web addresses do"
     if len(parts) > 1 and all(os.path.isfile(os.path.join(root, part)) for part in parts):
         return f"these are {len(parts)} names, and a cell has one; write JSON, where `images` can be a list"
-    return mend_by_folder(name, root) or _beside(name, root) or "fetch it, or correct image_dir"
+    if inside := mend_by_folder(name, root):
+        return inside
+    if other := _folder_with(name, above):
+        mend = f"name each picture with its folder, as in {other}/{name}, and set image_dir of this source to {above}"
+        return f"there is one in the folder {other!r} beside it: {mend}"
+    return "fetch it, or correct image_dir"
 
 
 def in_other_ending(path: str) -> str | None:
@@ -60,16 +65,13 @@ def mend_by_folder(name: str, root: str) -> str | None:
     last = name.replace("\\", "/").rpartition("/")[2]
     if last not in ("", name) and os.path.isfile(os.path.join(root, last)):
         return f"{last!r} is in that folder: give the name alone, without the folders before it"
-    inside = (one for one in folders_in(root) if last and os.path.isfile(os.path.join(root, one, last)))
-    return next((f"{last!r} is in its folder {one!r}: write {one}/{last}" for one in inside), None)
+    inside = _folder_with(last, root)
+    return f"{last!r} is in its folder {inside!r}: write {inside}/{last}" if inside else None
 
 
-def _beside(name: str, root: str) -> str | None:
-    """What to do about a picture that is in a folder beside the image folder, as of another part; None: in none."""
-    above = os.path.dirname(root)
-    other = next((one for one in folders_in(above) if os.path.isfile(os.path.join(above, one, name))), None)
-    mend = f"name each picture with its folder, as in {other}/{name}, and set image_dir of this source to {above}"
-    return None if other is None else f"there is one in the folder {other!r} beside it: {mend}"
+def _folder_with(name: str, parent: str) -> str | None:
+    """The first folder in another one that has a file of this name."""
+    return next((one for one in folders_in(parent) if os.path.isfile(os.path.join(parent, one, name))), None)
 
 
 def folders_in(folder: str) -> list[str]:

@@ -134,7 +134,8 @@ class TableSource:
                 f"{self.name}: its columns are separated by '|', and a table has commas, semicolons or tabs. Write "
                 f"it with commas: {self._rewritten(each)}"
             )
-        if _is_numbered(cells[0]):
+        picture, _, number = cells[0].rpartition("#")
+        if ends_as_picture(picture) and number.isdigit():
             each = f"[l.split({self.delimiter!r})[0].rpartition('#')[0],l.split({self.delimiter!r},1)[1].strip()]"
             raise UserError(
                 f"{self.name}: a number follows each picture's name ({shorten(cells[0])}), as in Flickr8k's token "
@@ -271,12 +272,6 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
     """Rows that have a value; up to a broken one, of which the scan tells the line."""
     with suppress(csv.Error):
         yield from (row for row in _cells(lines, delimiter) if any(cell.strip() for cell in row))
-
-
-def _is_numbered(cell: str) -> bool:
-    """Whether a cell is the name of a picture with # and a number behind it."""
-    name, _, number = cell.rpartition("#")
-    return ends_as_picture(name) and number.isdigit()
 
 
 def _names_columns(line: str) -> bool:

@@ -226,16 +226,15 @@ def _refuse_known_forms(entries: Mapping[str, Any], seen: str, name: str) -> Non
     coco = (image is not None and "file_name" in image) or (
         note is not None and "image_id" in note and "images" in entries
     )
-    if coco and '"caption"' in seen:
-        raise UserError(
-            f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and a record is "
-            f"one picture with its text. This joins them, one record a line: {_written(_OF_COCO, name)}"
-        )
     if coco:
-        raise UserError(
-            f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and no caption "
-            "is at its beginning or its end. A model learns from texts: take the file of captions "
+        mend = (
+            f"a record is one picture with its text. This joins them, one record a line: {_written(_OF_COCO, name)}"
+            if '"caption"' in seen
+            else "no caption is at its beginning or its end. A model learns from texts: take the file of captions "
             "(captions_train2017.json), or write one record a line with image and caption."
+        )
+        raise UserError(
+            f"{name}: this has the form of COCO, one object with the lists `images` and `annotations`, and {mend}"
         )
 
 
