@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from basic_lite.data.batches import Collator, SupervisedDataset
 from basic_lite.data.chat import ChatFormat
-from basic_lite.data.check import check_data
+from basic_lite.data.check import DataReport, check_data
 from basic_lite.data.images import open_image
 from basic_lite.data.pixel_table import TABLE, on_device, processed
 from basic_lite.data.pixels import fit
@@ -321,3 +321,12 @@ def test_sampler_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="lengths"):
         GroupedSampler(np.array([1, 2]), np.array([True]), global_batch=8)
     assert N == 5
+
+
+def test_one_record_is_no_several() -> None:
+    """It was "1 records dropped"."""
+    one = np.array([1])
+    report = DataReport(2, one, one, one, one, one, problems=[BadImage("it is bad", "mend it", "a.json, record 2")])
+    said = "\n".join(report.summary())
+    assert "\n1 record dropped:\n" in said
+    assert "\n1 record had text cut off at the end to fit into data.max_length (1 token)\n" in said
