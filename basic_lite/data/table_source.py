@@ -167,7 +167,7 @@ class TableSource:
             header: cells of a first line that it lacks.
         """
         code = (
-            "import csv,sys; csv.writer(open(sys.argv[2],'w',newline='',encoding='utf-8')).writerows("
+            "import csv,sys; csv.writer(open(sys.argv[2],'x',newline='',encoding='utf-8')).writerows("
             f"{[[*header]] if header else ''}{'+' * bool(header)}[{each} for l in open(sys.argv[1],encoding="
             "'utf-8-sig') if l.strip()])"
         )

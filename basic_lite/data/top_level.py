@@ -280,7 +280,7 @@ def _lists(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[s
 
 
 def _written(records: str, name: str, *files: str, called: str = "") -> str:
-    """A command that writes records, one a line, into a file beside ``name``, where their pictures are found.
+    """A command that writes records, one a line, into a new file beside ``name``, where their pictures are found.
 
     Args:
         records: as ``_OF_COCO``.
@@ -289,8 +289,9 @@ def _written(records: str, name: str, *files: str, called: str = "") -> str:
     """
     code = (
         "import json,sys; d,*o=(json.load(open(f,'rb')) for f in sys.argv[1:-1]); "
-        f"open(sys.argv[-1],'w').writelines(json.dumps(r)+chr(10) for r in {records})"
+        f"open(sys.argv[-1],'x').writelines(json.dumps(r)+chr(10) for r in {records})"
     )
     path = Path(name)
+    called = called or "records" * (path.suffix.lower() == ".jsonl")
     target = path.with_name(f"{'_'.join(filter(None, (path.stem, called)))}.jsonl").as_posix()
     return python_line(code, *(files or [name]), target)

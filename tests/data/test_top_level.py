@@ -79,6 +79,7 @@ def test_other_forms_that_everybody_has(tmp_path: Path) -> None:
     for part in ("train2014", "val2014"):
         (tmp_path / "ANNOTATIONS.json").write_text(json.dumps({"annotations": answers}))
         questions = [{"question_id": 1, "image_id": 9, "question": "Is it?"}]
+        (tmp_path / "all.jsonl").unlink()
         [record] = done(tmp_path, refused(tmp_path, {"questions": questions, "data_subtype": part}))
         assert record.images[0].name == f"COCO_{part}_000000000009.jpg"
         assert [turn.text for turn in record.turns] == ["Is it?", "yes"]
@@ -99,6 +100,20 @@ def test_texts_under_the_names_of_pictures(tmp_path: Path, value: Any) -> None:
     assert [(one.source, one.images[0].name, one.answer) for one in records] == [
         ("in/all.jsonl", name, "x") for name in data
     ]
+
+
+@pytest.mark.parametrize("data", [COCO, {"a.png": "x"}], ids=["coco", "names"])
+def test_no_command_overwrites_data(tmp_path: Path, data: Any) -> None:
+    """In a .jsonl file the command named it twice, and emptied it before it was read; it replaced others, too."""
+    text = json.dumps(data, indent=1)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, "all.jsonl", text)
+    [record] = done(tmp_path, str(caught.value))
+    assert record.source == "all_records.jsonl" and (tmp_path / "all.jsonl").read_text() == text
+    said = refused(tmp_path, data)
+    with pytest.raises(subprocess.CalledProcessError):
+        done(tmp_path, said)
+    assert (tmp_path / "all.jsonl").read_text() == text
 
 
 def test_label_studios_whole_export_is_named(tmp_path: Path) -> None:
