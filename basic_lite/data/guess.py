@@ -263,7 +263,7 @@ def _candidates(beside: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def _is_there(name: str, folder: Path) -> bool:
     try:
-        locate(ImageRef(name, str(folder)))
+        path = locate(ImageRef(name, str(folder)), must_exist=False)
     except BadImage:
-        return in_other_ending(os.path.join(folder, name)) is not None  # that is told once the folder is known
-    return True
+        return False
+    return os.path.isfile(path) or in_other_ending(path) is not None  # that is told once the folder is known

@@ -27,8 +27,9 @@ def mend_of_missing_picture(name: str, root: str, path: str) -> str:
     if os.path.islink(path):
         return f"it is a link to {quoted(os.readlink(path))}, where nothing is: correct it"
     if other := in_other_ending(path) or in_other_case(path):
-        mend = f"there is {other!r} beside it; rename one of the two"
-        return mend if os.path.splitext(name)[1] else f"there is {other!r}; write the endings behind the names"
+        if not os.path.splitext(name)[1] and os.path.splitext(other)[1]:
+            return f"there is {other!r}; write the endings behind the names"
+        return f"there is {other!r} beside it; rename one of the two"
     if os.path.isfile(os.path.join(above, name)):
         # `photos/a.png` in the folder `photos`: people name the folder twice.
         return f"it is in {above}: set image_dir of this source to that folder"
@@ -46,6 +47,8 @@ def mend_of_missing_picture(name: str, root: str, path: str) -> str:
 
 def in_other_ending(path: str) -> str | None:
     """A file beside a missing one whose name has another ending, or has one at all."""
+    if _changed(os.path.dirname(path)) is None:
+        return None
     stems = dict.fromkeys((os.path.splitext(path)[0], path))
     files = (stem + end for stem in stems for end in _ENDINGS if stem + end != path)
     return next((os.path.basename(file) for file in files if os.path.isfile(file)), None)
@@ -98,5 +101,8 @@ def _names(folder: str, changed: int | None) -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _folders(folder: str, changed: int | None) -> list[str]:
-    names = sorted(one for one in _names(folder, changed).values() if not one.startswith("."))
-    return [one for one in names if os.path.isdir(os.path.join(folder, one))][:_MOST_FOLDERS]
+    try:
+        with os.scandir(folder) as entries:  # of a picture it knows without asking the disk that it is no folder
+            return sorted(one.name for one in entries if one.is_dir() and one.name[0] != ".")[:_MOST_FOLDERS]
+    except (OSError, ValueError):
+        return []

@@ -94,7 +94,7 @@ def refuse_swapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         BadRecord: names both columns.
     """
     image = row.get(columns.get("image", ""))
-    if not isinstance(image, str) or " " not in image or ends_as_picture(image):
+    if not isinstance(image, str) or " " not in image or ends_as_picture(image) or image.startswith("data:"):
         return
     for name in (columns[ours] for ours in ("question", "answer") if ours in columns):
         if isinstance(row[name], str) and ends_as_picture(row[name]):

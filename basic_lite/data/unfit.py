@@ -202,15 +202,15 @@ def refuse_unread_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -
 
 
 def refuse_numbered_pictures(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Refuse a record with a picture in a column such as image2 beside that of its pictures, image or image1.
+    """Refuse a record with another picture in a column such as image2 beside that of its pictures.
 
     Raises:
         BadRecord: names both columns.
     """
-    used, own = set(columns.values()), columns.get("image")
-    for name in _of(row).pictures if own is not None else ():
-        alike = plain_name(name).rstrip(f"{_DIGITS}_") == plain_name(str(own)).rstrip(f"{_DIGITS}_")
-        if name not in used and alike and _is_picture(row[name], by_name=True):
+    used, own = set(columns.values()), columns.get("image", "")
+    for name in _of(row).pictures if own else ():
+        alike = plain_name(name).rstrip(f"{_DIGITS}_") == plain_name(own).rstrip(f"{_DIGITS}_")
+        if name not in used and alike and row[name] != row[own] and _is_picture(row[name], by_name=True):
             raise BadRecord(
                 f"it has a picture under {name!r} too ({shown(row[name])}), and only {own!r} is read",
                 "list all of them under `images` (JSON or parquet); or leave the others out with "

@@ -105,6 +105,13 @@ def test_pictures_in_a_folder_beside_that_of_the_texts() -> None:
     assert given(source_of("coco/bare.csv"))["image_dir"] == "coco/train2017"
 
 
+def test_whole_paths_without_their_ending_are_found_where_they_lead(tmp_path: Path) -> None:
+    """They counted as found in each folder, so the first one, beside the list, was taken."""
+    pictures("far", "a.png")
+    write("deep/down/list.csv", f"image,caption\n{(tmp_path / 'far' / 'a').as_posix()},a cat\n")
+    assert given(source_of("deep/down/list.csv"))["image_dir"] == (tmp_path / "far").as_posix()
+
+
 def test_what_is_no_data() -> None:
     pictures("bare", "a.png")
     write("several/a.csv", "")

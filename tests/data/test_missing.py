@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.data import write_image
     ("name", "mend"),
     [
         ("in/a", r"; there is 'a\.png'; write the endings behind the names$"),
+        ("in/LICENSE", r"; there is 'license' beside it; rename one of the two$"),
         ("in/v1.5", r"; there is 'v1\.5\.png' beside it; rename one"),
         ("in/my%20b.png", r"; there is 'in/my b\.png'; write names as files have them, and not as web addresses do$"),
         ("in/a.png;in/c.png", r"; these are 2 names, and a cell has one; write JSON, where `images` can be a list$"),
@@ -32,8 +34,22 @@ def test_what_was_meant(tmp_path: Path, name: str, mend: str) -> None:
     """All of these were to be fetched, or moved inside."""
     for one in ("a.png", "my b.png", "c.png", "v1.5.png"):
         write_image(tmp_path / "in" / one)
+    (tmp_path / "in/license").touch()
     with pytest.raises(BadImage, match=mend):
         locate(ImageRef(name, str(tmp_path)))
+
+
+def test_a_missing_picture_costs_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder of pictures each was asked whether it is a folder, and in one that isn't there endings were tried."""
+    for number in range(30):
+        (tmp_path / f"{number}.png").touch()
+    looks: list[str] = []
+    for name in ("isfile", "isdir"):
+        real = getattr(os.path, name)
+        monkeypatch.setattr(os.path, name, lambda path, real=real: looks.append(path) or real(path))
+    with pytest.raises(BadImage, match="does not exist"):
+        locate(ImageRef("gone/a.png", str(tmp_path)))
+    assert 0 < len([one for one in looks if one.startswith(str(tmp_path))]) < 6
 
 
 @pytest.mark.parametrize("breaks", [False, True])

@@ -288,3 +288,9 @@ def test_a_conversation_written_as_one_text_is_refused(tmp_path: Path, text: str
     ):
         load(tmp_path, {"image": "a.png", "text": text})[0]
     assert load(tmp_path, {"image": "a.png", "question": "What marks a picture?", "answer": "<image>"})[0].answer
+
+
+def test_a_picture_in_the_record_is_no_text(tmp_path: Path) -> None:
+    """With a space behind its comma, and an answer that ends in a file's name, the two were said to be swapped."""
+    row = {"image": "data:image/png;base64, AAAA", "question": "Where do I click?", "answer": "On the file a.png"}
+    assert load(tmp_path, row)[0].answer == row["answer"]

@@ -229,6 +229,7 @@ def test_pictures_in_numbered_columns_are_not_left_out(tmp_path: Path) -> None:
         assert "it has no picture, but 'image1' looks like one ('a.png'); set data.train.columns.image=image1" in told
         assert len(read({**row, "image1": "a.png", "image2": "b.png"}, tmp_path, image="image1").images) == 1
         assert len(read({**row, "image": "a.png", "image2": None, "image_id": 2}, tmp_path).images) == 1
+        assert len(read({**row, "image": "a.png", "image2": "a.png"}, tmp_path).images) == 1
 
 
 @pytest.mark.parametrize(
