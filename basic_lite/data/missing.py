@@ -36,7 +36,7 @@ def mend_of_missing_picture(name: str, root: str, path: str) -> str:
     if os.path.isfile(os.path.join(root, plain := unquote(name))):
         return f"there is {plain!r}; write names as files have them, and not as web addresses do"
     if len(parts) > 1 and all(os.path.isfile(os.path.join(root, part)) for part in parts):
-        return f"these are {len(parts)} names, and a cell has one; write JSON, where `images` can be a list"
+        return f"these are {len(parts)} names in one text; list them under `images` (JSON or parquet)"
     if inside := mend_by_folder(name, root):
         return inside
     if other := _folder_with(name, above):

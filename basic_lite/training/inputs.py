@@ -21,7 +21,7 @@ from basic_lite.training.start_names import earlier_run_of, resolve_start
 def look_at_inputs(recipe: Recipe, *, plan: bool) -> None:
     """Refuse missing data and a missing earlier run before torch is imported, which takes seconds.
 
-    Where a model isn't here either, nothing is said yet: the look at the models tells all at once.
+    Where a model's configuration isn't on this machine, nothing is said yet: the look at the models tells all at once.
 
     Args:
         plan: the run is only shown.
