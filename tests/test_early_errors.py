@@ -16,6 +16,7 @@ from basic_lite.errors import UserError
 from basic_lite.recipe import Recipe, load_recipe
 from basic_lite.recipe.load import require_keys
 from basic_lite.training.files import sha256
+from basic_lite.training.inputs import look_at_inputs
 
 RECIPE = "name: photos\nstage: 1\nmodel: {vision: v, llm: l}\ndata: {train: {path: a.json, image_dir: photos}}\n"
 # Each command with what it says, given in a folder that holds a finished run `runs/photos` without predictions.
@@ -148,6 +149,17 @@ def test_errors_that_a_name_tells_come_before_heavy_imports(here: Path) -> None:
 
 def test_errors_that_a_file_tells_come_before_torch(here: Path) -> None:
     require_said({command: (f"error: {text}", 2) for command, text in WITHOUT_TORCH.items()}, here, "torch._C")
+
+
+@pytest.mark.parametrize("model", ["gone", "no/such", "/gone"])
+def test_where_a_model_is_missing_too_the_run_tells_all_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(here)
+    for plan in (False, True):
+        look_at_inputs(load_recipe("photos.yaml", [f"model.llm={model}"]), plan=plan)
+        with pytest.raises(UserError, match=r"data\.train\.path: there is no file a\.json"):
+            look_at_inputs(load_recipe("photos.yaml"), plan=plan)
 
 
 def require_said(expected: dict[str, tuple[str, int]], here: Path, *without: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
+from basic_lite.data import guess
 from basic_lite.data.guess import source_of
 from basic_lite.data.images import open_image
 from basic_lite.data.sources import load_records
@@ -103,6 +104,16 @@ def test_pictures_in_a_folder_beside_that_of_the_texts() -> None:
     write("coco/bare.csv", "image,caption\na,a cat\n")
     assert given(source_of("coco/annotations/list.csv"))["image_dir"] == "coco/train2017"
     assert given(source_of("coco/bare.csv"))["image_dir"] == "coco/train2017"
+
+
+def test_where_all_pictures_are_found_no_other_folder_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures("all/b", "a.png")
+    pictures("all/c", "a.png")
+    write("all/list.csv", "image,caption\na.png,a cat\n")
+    looked: list[str] = []
+    there = guess._is_there
+    monkeypatch.setattr(guess, "_is_there", lambda name, folder: looked.append(folder.name) or there(name, folder))
+    assert given(source_of("all/list.csv"))["image_dir"] == "all/b" and looked == ["all", "b"]
 
 
 def test_whole_paths_without_their_ending_are_found_where_they_lead(tmp_path: Path) -> None:
