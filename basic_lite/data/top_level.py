@@ -42,7 +42,8 @@ _OF_VQA = (
 )
 _OF_NAMES = (
     "({'image':k,**(r if isinstance(r,dict) else {'caption':r})} for k,v in d.items() "
-    "for r in (v if isinstance(v,list) else [v]))"
+    "for r in ([v] if not isinstance(v,list) else [{'messages':v}] if {'from','role'}&{*sum(map(list,v[:1]),[])} "
+    "else v))"
 )
 
 

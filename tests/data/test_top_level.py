@@ -116,6 +116,13 @@ def test_no_command_overwrites_data(tmp_path: Path, data: Any) -> None:
     assert (tmp_path / "all.jsonl").read_text() == text
 
 
+def test_conversations_under_the_names_of_pictures(tmp_path: Path) -> None:
+    """The command made a record of each turn, without a text."""
+    talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "x"}]
+    [record] = done(tmp_path, refused(tmp_path, {"a.png": talk, "b.png": []}))
+    assert record.images[0].name == "a.png" and [turn.text for turn in record.turns] == ["What is it?", "x"]
+
+
 def test_label_studios_whole_export_is_named(tmp_path: Path) -> None:
     """The command wrote its annotations without the pictures."""
     result = [{"value": {"text": ["a cat"]}, "from_name": "caption"}]
