@@ -159,7 +159,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", rest_long(*reversed(WRONG)))
+@pytest.mark.parametrize("case", rest_long("data", *(case for case in WRONG if case != "data")))
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(here: Path, command: Command, case: str) -> None:
     write_llm(here / "other", hidden_size=128)
     (here / "runs" / "taken").mkdir(parents=True)

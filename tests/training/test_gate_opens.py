@@ -107,6 +107,7 @@ def test_what_the_trial_promises_is_what_training_gives(world: Path) -> None:
     assert losses(on)[-1] < losses(off)[-1] - 0.03
 
 
+@pytest.mark.long
 def test_a_pull_that_raises_the_loss_is_refused_although_the_premise_holds(tmp_path: Path) -> None:
     folder = write_helping_world(tmp_path, noise=0.2)
     short = LOOKS | {"training.max_steps": 2}

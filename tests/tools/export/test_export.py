@@ -78,10 +78,10 @@ def test_every_family(tmp_path: Path, kind: str) -> None:
     [
         pytest.param({"data.image_fit": "square"}, marks=pytest.mark.long),
         {"data.template": "v1"},
-        {"data.template": "plain", "stage": 1, "lora.enabled": False},
+        pytest.param({"data.template": "plain", "stage": 1, "lora.enabled": False}, marks=pytest.mark.long),
         {"quantization.mode": "none"},
         pytest.param({"quantization.double": False}, marks=pytest.mark.long),
-        {"model.vision_feature_layer": -1, "model.vision_feature_select": "full"},
+        pytest.param({"model.vision_feature_layer": -1, "model.vision_feature_select": "full"}, marks=pytest.mark.long),
         pytest.param({"lora.targets": ["q_proj", "down_proj"]}, marks=pytest.mark.long),
     ],
     ids=lambda changes: ",".join(changes),
