@@ -60,7 +60,7 @@ def _check_web(words: Sequence[str], question: str | None) -> None:
     if words or question is not None:
         raise UserError("--web takes pictures and questions on its page; leave them out of the command")
     if importlib.util.find_spec("gradio") is None:
-        raise UserError('--web needs gradio, which is not installed: pip install -e ".[web]"')
+        raise UserError('--web needs gradio, which is not installed; install it: pip install -e ".[web]"')
 
 
 def find_speaker(model: str, device: str, dtype: str) -> Speaker:

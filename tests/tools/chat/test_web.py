@@ -42,7 +42,7 @@ def session(page: Any) -> Any:
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r'pip install -e "\.\[web\]"'):
+    with pytest.raises(UserError, match=r'; install it: pip install -e "\.\[web\]"'):
         chat("nowhere", [], web=True)
     with pytest.raises(UserError, match="on its page"):
         chat("nowhere", ["photo.jpg"], web=True)
