@@ -93,7 +93,7 @@ def write_synthetic_bundle(folder: Path, recipe: Recipe, layers: int, vision_siz
         for path in folder.rglob("*")
         if path.is_file()
     }
-    manifest = {"format": 1, **facts(), "models": {}, "model_facts": {}, "files": files}
+    manifest = {"format": 1, "stage": recipe.stage, **facts(), "models": {}, "model_facts": {}, "files": files}
     manifest["machine"] = {"dtype": "torch.bfloat16"}
     write_json(folder / "manifest.json", manifest)
 
